@@ -1,0 +1,31 @@
+"""The only place that reads a clock."""
+
+import time
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """Source of time."""
+
+    def now(self) -> float:
+        """Monotonic seconds; only differences mean something."""
+        ...
+
+    def wall_time(self) -> float:
+        """Seconds since the epoch, for what people read."""
+        ...
+
+
+class SystemClock:
+    """The system's clocks."""
+
+    def now(self) -> float:
+        return time.monotonic()
+
+    def wall_time(self) -> float:
+        return time.time()
+
+
+def block_for(seconds: float) -> None:
+    """Block this thread; for processes without an event loop."""
+    time.sleep(seconds)

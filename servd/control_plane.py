@@ -1,0 +1,196 @@
+"""What the admin server, the CLI and `servd.run` ask of the control plane, and the values that travel between them."""
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from servd.states import ApplicationStatus, DeployMode, DeploymentStatus, ProxyStatus, ReplicaState
+
+
+@dataclass(frozen=True, slots=True)
+class HttpWish:
+    """HTTP options that a document sent; None = not sent, so it never conflicts."""
+
+    host: str | None = None
+    port: int | None = None
+    root_path: str | None = None
+    location: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ApplicationDocument:
+    """One validated application.
+
+    stored: the config that GET shows (only keys the client sent, 2.5 spelling); None for an application without one
+    (Python `run`, `servd run` with an import path). deployments: the override objects, 2.5 spelling, only sent keys.
+    route_prefix counts only if route_prefix_given. application_hash: of the shipped pickle, "" with an import path.
+    """
+
+    name: str
+    import_path: str = ""
+    args: dict[str, Any] = field(default_factory=dict)
+    runtime_env: dict[str, Any] = field(default_factory=dict)
+    deployments: tuple[dict[str, Any], ...] = ()
+    route_prefix: str | None = None
+    route_prefix_given: bool = False
+    stored: dict[str, Any] | None = None
+    application_hash: str = ""
+    driver_path: tuple[str, ...] = ()
+    python_path: str = ""
+    logging_config: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GoalDocument:
+    """A whole validated PUT: V1 (mode SINGLE_APP, one application "default") or V2 (MULTI_APP)."""
+
+    mode: DeployMode
+    http: HttpWish
+    applications: tuple[ApplicationDocument, ...]
+    stored: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaView:
+    """One replica as it is now. pid None until the process exists; start_time_s wall time."""
+
+    replica_id: str
+    state: ReplicaState
+    pid: int | None
+    start_time_s: float
+    actor_id: str
+    worker_id: str
+    ongoing: int = 0
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DeadReplicaView:
+    """A replica that is gone. exit_code negative = killed by that signal; None = unknown."""
+
+    replica_id: str
+    pid: int | None
+    exit_code: int | None
+    age_s: float
+    reason: str
+    ongoing: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DeploymentView:
+    """One deployment: name is the full one. config: `deployment_config` of GET V2, keys in order."""
+
+    name: str
+    bare_name: str
+    status: DeploymentStatus
+    status_trigger: str
+    message: str
+    config: dict[str, Any]
+    target_num_replicas: int
+    replicas: tuple[ReplicaView, ...]
+    recent_dead: tuple[DeadReplicaView, ...] = ()
+    autoscaling: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ApplicationView:
+    """One application, in order of first deployment."""
+
+    name: str
+    route_prefix: str | None
+    docs_path: str | None
+    status: ApplicationStatus
+    message: str
+    last_deployed_time_s: float
+    config: dict[str, Any] | None
+    deployments: tuple[DeploymentView, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyView:
+    """One proxy process."""
+
+    proxy_id: str
+    slot: int
+    status: ProxyStatus
+    pid: int | None
+    actor_id: str
+    worker_id: str
+    connections: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class HttpView:
+    """Options of the data plane in force; listening: at least one proxy accepts."""
+
+    host: str
+    port: int
+    root_path: str
+    location: str
+    listening: bool
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceView:
+    """Everything that statuses show, computed from the goal and the facts of one moment.
+
+    version grows with every visible change; see `ControlPlane.changed`.
+    """
+
+    revision: int
+    version: int
+    running: bool
+    mode: DeployMode
+    http: HttpView
+    proxies: tuple[ProxyView, ...]
+    applications: tuple[ApplicationView, ...]
+    controller_pid: int
+    controller_actor_id: str
+    controller_worker_id: str
+    node_id: str
+    node_ip: str
+
+    def application(self, name: str) -> ApplicationView | None:
+        """The application of that name, if there is one."""
+        return next((app for app in self.applications if app.name == name), None)
+
+
+class ControlPlane(Protocol):
+    """The verbs on the goal. Implemented by the controller's `ControlLoop`, spoken to by `rest/`.
+
+    Raises of all changing verbs: ConfigError (400), RevisionConflictError (412), GoalNotSavedError (507), ListenError (500); nothing
+    was changed then. They return once the goal is on disk.
+    """
+
+    def view(self) -> InstanceView:
+        """The instance as it is now."""
+        ...
+
+    async def changed(self, seen: int, timeout_s: float) -> int:
+        """Wait until the version of the view differs from `seen` or the time is over; gives the current version."""
+        ...
+
+    async def put(self, document: GoalDocument, *, if_match: str | None = None, origin: str = "") -> int:
+        """Replace the goal's applications; gives the new revision."""
+        ...
+
+    async def put_application(
+        self, application: ApplicationDocument, *, http: HttpWish | None = None, origin: str = ""
+    ) -> int:
+        """Add or replace one application, others stay (`run`); gives the new revision."""
+        ...
+
+    async def delete_application(self, name: str, *, origin: str = "") -> int:
+        """Take one application out of the goal; unknown name changes nothing. Does not wait. Gives the revision."""
+        ...
+
+    async def start_instance(self, http: HttpWish, *, origin: str = "") -> int:
+        """Make Serve run with an empty goal if it does not run; gives the revision."""
+        ...
+
+    async def delete(self, *, if_match: str | None = None, origin: str = "") -> None:
+        """Empty the goal and wait up to 60 s until everything is gone.
+
+        Raises:
+            DeployError: not finished in time; names the deployments still alive.
+        """
+        ...

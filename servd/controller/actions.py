@@ -1,0 +1,134 @@
+"""What a plan asks for, imperative. Ids are minted by the plan; the executor records the intent, then does it."""
+
+from dataclasses import dataclass
+
+from servd.messages import BuildOrder, ProxyGoal, ReplicaGoal, ReplicaStart, Routing
+
+
+@dataclass(frozen=True, slots=True)
+class StartForkServer:
+    """Start a process that builds `order`. start_method etc. are the supervisor's. Results: ForkServerStarted or ForkServerFailed,
+    then BuildFinished."""
+
+    order: BuildOrder
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StopForkServer:
+    """End it (also in the middle of a build: kill). Result: ForkServerExited."""
+
+    fork_server_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StartReplica:
+    """Fork it from that fork server, or spawn it with the fork server's BuildOrder. Result: ReplicaForked or ReplicaStartFailed."""
+
+    fork_server_id: str
+    start: ReplicaStart
+    spawn: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SetReplicaGoal:
+    """Tell the replica its new goal (also again when its line comes back)."""
+
+    goal: ReplicaGoal
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class DrainReplica:
+    """After every caller has acknowledged a routing without it, or `wait_s` passed: send `goal` (drain=True)."""
+
+    goal: ReplicaGoal
+    wait_s: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class KillReplica:
+    """SIGKILL now. Result: ReplicaExited."""
+
+    replica_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StartProxy:
+    """Start a proxy on that slot's listening socket of host:port. Result: ProxyStarted or ProxyStartFailed."""
+
+    proxy_id: str
+    slot: int
+    host: str
+    port: int
+    root_path: str
+    token: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SetProxyGoal:
+    """Tell the proxy its new goal (drain)."""
+
+    goal: ProxyGoal
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class KillProxy:
+    """SIGKILL now. Result: ProxyExited."""
+
+    proxy_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """New routing for proxies and callers. `routing.targets` holds every deployment; the executor gives it the next generation
+    and sends each receiver its part."""
+
+    routing: Routing
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseListeners:
+    """No proxy uses host:port any more and none is wanted there: the daemon closes its sockets."""
+
+    host: str
+    port: int
+    reason: str
+
+
+Action = (
+    StartForkServer
+    | StopForkServer
+    | StartReplica
+    | SetReplicaGoal
+    | DrainReplica
+    | KillReplica
+    | StartProxy
+    | SetProxyGoal
+    | KillProxy
+    | Publish
+    | ReleaseListeners
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Actions in order, and when to look again at the latest (monotonic seconds; inf = only on news)."""
+
+    actions: tuple[Action, ...]
+    wake_at: float
+
+    def summary(self) -> str:
+        """`StartReplica=2 (goal 3, running 1) ...` for the log."""
+        counts: dict[tuple[str, str], int] = {}
+        for action in self.actions:
+            key = (type(action).__name__, getattr(action, "reason", ""))
+            counts[key] = counts.get(key, 0) + 1
+        return " ".join(f"{verb}={n}{f' ({why})' if why else ''}" for (verb, why), n in counts.items())

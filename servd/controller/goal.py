@@ -1,0 +1,51 @@
+"""The goal: what users asked for, as one immutable value. The goal store keeps every revision of it."""
+
+from dataclasses import dataclass, field
+
+from servd.control_plane import ApplicationDocument
+from servd.states import DeployMode
+
+
+@dataclass(frozen=True, slots=True)
+class HttpGoal:
+    """Stored HTTP options of the data plane."""
+
+    host: str
+    port: int
+    root_path: str = ""
+    location: str = "EveryNode"
+
+
+@dataclass(frozen=True, slots=True)
+class ApplicationGoal:
+    """One wanted application.
+
+    deploy_id grows with every accepted change that names the application; each one builds anew. snapshots: local directory as
+    written -> directory of its snapshot. deployed_at: wall time, seconds. scale: bare name -> pinned replica count.
+    """
+
+    document: ApplicationDocument
+    deploy_id: int
+    deployed_at: float
+    snapshots: dict[str, str] = field(default_factory=dict)
+    scale: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The application's name."""
+        return self.document.name
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """Everything that is wanted. http: None until Serve first ran with options of its own."""
+
+    revision: int = 0
+    running: bool = False
+    mode: DeployMode = DeployMode.UNSET
+    http: HttpGoal | None = None
+    applications: tuple[ApplicationGoal, ...] = ()
+
+    def application(self, name: str) -> ApplicationGoal | None:
+        """The wanted application of that name, if any."""
+        return next((app for app in self.applications if app.name == name), None)

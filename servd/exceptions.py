@@ -1,0 +1,148 @@
+"""Every error that servd raises: whose fault it is, its HTTP status, whether another try can help."""
+
+
+class ServdError(Exception):
+    """Base of all errors of servd. Public name in the API: `RayServeException`."""
+
+    status_code = 500
+    retryable = False
+
+
+RayServeException = ServdError
+
+
+class ConfigError(ServdError):
+    """A document or request is wrong. The text lists every fault with its place."""
+
+    status_code = 400
+
+
+class RevisionConflictError(ConfigError):
+    """`If-Match` names another revision than the current one."""
+
+    status_code = 412
+
+    def __init__(self, wanted: str, current: int) -> None:
+        super().__init__(wanted, current)
+        self.wanted, self.current = wanted, current
+
+    def __str__(self) -> str:
+        return f'the goal is at revision "{self.current}", If-Match asks for {self.wanted}: nothing was changed'
+
+
+class GoalNotSavedError(ServdError):
+    """The goal could not be written to disk; the accepted goal goes on."""
+
+    status_code = 507
+
+
+class StateError(ServdError):
+    """The state directory or a store in it cannot be used: damaged, emptied, owned by somebody else."""
+
+
+class ListenError(ServdError):
+    """A listening socket could not be bound."""
+
+    def __init__(self, host: str, port: int, reason: str, option: str = "") -> None:
+        super().__init__(host, port, reason, option)
+        self.host, self.port, self.reason, self.option = host, port, reason, option
+
+    def __str__(self) -> str:
+        hint = f"; choose another with {self.option}" if self.option else ""
+        return f"cannot listen on {self.host}:{self.port}: {self.reason}{hint}"
+
+
+class AlreadyRunningError(ServdError):
+    """A daemon runs on this state directory."""
+
+    def __init__(self, state_dir: str, pid: int) -> None:
+        super().__init__(state_dir, pid)
+        self.state_dir, self.pid = state_dir, pid
+
+    def __str__(self) -> str:
+        return f"a daemon already runs on {self.state_dir}: pid {self.pid} (stop it with `servd stop`)"
+
+
+class DeployError(ServdError):
+    """Environment, import, build or start of an application failed."""
+
+
+class RequestError(ServdError):
+    """A request could not be served."""
+
+
+class NoRouteError(RequestError):
+    """No application serves the path."""
+
+    status_code = 404
+
+
+class BackPressureError(RequestError):
+    """The deployment's waiting line is full."""
+
+    status_code = 503
+    retryable = True
+
+    def __init__(self, deployment: str, queued: int, limit: int) -> None:
+        super().__init__(deployment, queued, limit)
+        self.deployment, self.queued, self.limit = deployment, queued, limit
+
+    def __str__(self) -> str:
+        return f"{self.deployment}: {self.queued} requests waiting, {self.limit} allowed"
+
+
+class DeploymentUnavailableError(RequestError):
+    """The deployment is UNHEALTHY and has no running replica."""
+
+    status_code = 503
+    retryable = True
+
+    def __init__(self, deployment: str, message: str) -> None:
+        super().__init__(deployment, message)
+        self.deployment, self.message = deployment, message
+
+    def __str__(self) -> str:
+        return f"{self.deployment} is unavailable: {self.message}"
+
+
+class ReplicaDiedError(RequestError):
+    """The replica died, or left, with a request that it had accepted."""
+
+    status_code = 502
+    retryable = True
+
+    def __init__(self, replica_id: str, reason: str = "") -> None:
+        super().__init__(replica_id, reason)
+        self.replica_id, self.reason = replica_id, reason
+
+    def __str__(self) -> str:
+        return f"replica {self.replica_id} died during the request{': ' + self.reason if self.reason else ''}"
+
+
+class RequestCancelledError(RequestError):
+    """The call was cancelled by its caller."""
+
+    status_code = 499
+
+
+class UserCodeError(ServdError):
+    """User code raised something that cannot be rebuilt here; carries the remote traceback as text."""
+
+    def __init__(self, summary: str, remote_traceback: str = "") -> None:
+        super().__init__(summary, remote_traceback)
+        self.summary, self.remote_traceback = summary, remote_traceback
+
+    def __str__(self) -> str:
+        return f"{self.summary}\n{self.remote_traceback}" if self.remote_traceback else self.summary
+
+
+class ProtocolError(ServdError):
+    """A peer sent something that is no valid record: drop the peer."""
+
+
+class TransportError(ServdError):
+    """A socket failed."""
+
+
+class InvariantError(AssertionError):
+    """A bug of servd: fail this process loudly, its supervisor restarts it."""

@@ -1,0 +1,44 @@
+"""Identities: frozen, ordered, printable."""
+
+import random
+import string
+from dataclasses import dataclass
+
+_LETTERS = string.ascii_letters
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class DeploymentID:
+    """A deployment: the pair (application, bare name). `str()` is the full name `<app>_<name>`."""
+
+    app: str
+    name: str
+
+    @property
+    def full_name(self) -> str:
+        """`<app>_<name>`, or the bare name when the application has none."""
+        return f"{self.app}_{self.name}" if self.app else self.name
+
+    def __str__(self) -> str:
+        return self.full_name
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ReplicaID:
+    """One replica process of a deployment. `str()` is the replica tag `<full name>#<6 letters>`."""
+
+    deployment: DeploymentID
+    suffix: str
+
+    def __str__(self) -> str:
+        return f"{self.deployment.full_name}#{self.suffix}"
+
+
+def random_letters(count: int, rng: random.Random | None = None) -> str:
+    """`count` random ASCII letters, from `rng` or the global generator."""
+    return "".join((rng or random).choices(_LETTERS, k=count))
+
+
+def random_hex(digits: int, rng: random.Random | None = None) -> str:
+    """`digits` random lower-case hexadecimal digits."""
+    return f"{(rng or random).getrandbits(digits * 4):0{digits}x}"

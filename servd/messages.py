@@ -1,0 +1,337 @@
+"""Everything that crosses a process boundary on the control lines, one dataclass each.
+
+Fields hold msgpack values, tuples of them, or other messages. All news are level-based: a report or a goal holds the
+whole truth of its sender at that moment, so a lost, repeated or late one does no harm.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+# --- child -> controller: first record of every control line -------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """Who speaks. role: "proxy", "replica" or "caller" (a process that only holds handles).
+
+    token is the one from the intent (empty for a caller); start_ticks is field 22 of /proc/<pid>/stat.
+    """
+
+    role: str
+    id: str
+    pid: int
+    start_ticks: int
+    token: str = ""
+
+
+# --- replicas -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaGoal:
+    """Controller -> replica: how the replica shall be, whole. Sent after Hello and at each change.
+
+    config_version names (user_config, graceful_shutdown_wait_loop_s): another one than the applied one asks for a
+    `reconfigure`. user_config is JSON text, "" for none. drain: finish what runs, then exit.
+    """
+
+    replica_id: str
+    config_version: str
+    user_config: str
+    max_concurrent_queries: int
+    health_check_period_s: float
+    health_check_timeout_s: float
+    graceful_shutdown_timeout_s: float
+    cancel_on_disconnect: bool = True
+    drain: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaReport:
+    """Replica -> controller: how the replica is. Sent after Hello, at each change and every 0.25 s when a count changed.
+
+    phase: a `states.ReplicaPhase`. applied: config_version in effect ("" before the first). error: shortened traceback when
+    the start or the last reconfigure failed. health_failures: consecutive failed checks, 0 = well.
+    """
+
+    replica_id: str
+    phase: str
+    applied: str = ""
+    error: str = ""
+    ongoing: int = 0
+    queued: int = 0
+    health_failures: int = 0
+    health_message: str = ""
+    model_ids: tuple[str, ...] = ()
+    stack: str = ""
+
+
+# --- routing: controller -> proxies and callers ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A routable replica. address: ZeroMQ address of its ROUTER, never used again by another replica."""
+
+    replica_id: str
+    address: str
+    model_ids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DeploymentTargets:
+    """Where requests to one deployment go.
+
+    deployment: full name. exists: False for a subscribed name that nothing serves. unavailable: message to refuse
+    requests with at once; "" means wait when there is no replica. request_timeout_s: None = no limit.
+    """
+
+    deployment: str
+    app: str = ""
+    exists: bool = True
+    endpoints: tuple[Endpoint, ...] = ()
+    max_queued_requests: int = 10_000
+    request_timeout_s: float | None = None
+    unavailable: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """prefix -> full name of the ingress deployment."""
+
+    prefix: str
+    deployment: str
+    app: str
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """Controller -> proxy or caller: everything it may route to, whole.
+
+    Proxies get all routes and the targets of all ingress deployments; callers the targets of what they subscribed to.
+    The receiver answers with a CallerReport of the same generation once its table holds exactly this.
+    """
+
+    generation: int
+    routes: tuple[Route, ...] = ()
+    targets: tuple[DeploymentTargets, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Subscribe:
+    """Caller (proxy, replica or driver) -> controller: full names it holds handles to, whole list."""
+
+    deployments: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CallerReport:
+    """Proxy or caller -> controller: the routing generation in its table, and requests waiting per deployment."""
+
+    generation: int
+    queued: dict[str, int] = field(default_factory=dict)
+
+
+# --- proxies --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyStart:
+    """What a proxy process is started with (beside its listening socket)."""
+
+    proxy_id: str
+    slot: int
+    token: str
+    host: str
+    port: int
+    root_path: str
+    state_dir: str
+    socket_dir: str
+    log_dir: str
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyGoal:
+    """Controller -> proxy. drain: stop accepting, finish, exit within drain_timeout_s."""
+
+    proxy_id: str
+    drain: bool = False
+    drain_timeout_s: float = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyReport:
+    """Proxy -> controller, after Hello, at each change and every few seconds as a sign of life."""
+
+    proxy_id: str
+    listening: bool
+    connections: int = 0
+    ongoing: int = 0
+
+
+# --- fork servers ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class BuildOrder:
+    """What a fork server imports. It is started with this.
+
+    import_path: `module:attr` or `module.attr`, "" for an application by value. application_file: path of the cloudpickle
+    file of an application by value, "" otherwise. args: arguments of an application builder. runtime_env: the effective one
+    of this fork server, local directories already replaced by their snapshots (plain paths). start_dir and python_path: of the
+    daemon (runtime.md section 12, "no working_dir"). driver_path: sys.path of the shipping driver, by-value only.
+    """
+
+    fork_server_id: str
+    build_id: str
+    app: str
+    import_path: str
+    args: dict[str, Any]
+    runtime_env: dict[str, Any]
+    application_file: str = ""
+    start_dir: str = ""
+    python_path: str = ""
+    driver_path: tuple[str, ...] = ()
+    token: str = ""
+    socket_path: str = ""
+    state_dir: str = ""
+    socket_dir: str = ""
+    log_dir: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltDeployment:
+    """One deployment of a built application.
+
+    name: bare name. options: only those that the user set in code, by their 2.5 names, JSON values
+    (`ray_actor_options`, `autoscaling_config`, ... as in the DeploymentSchema). is_function: no class. docs_path: FastAPI's.
+    """
+
+    name: str
+    options: dict[str, Any]
+    is_function: bool = False
+    is_driver_deployment: bool = False
+    docs_path: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BuildResult:
+    """Fork server -> controller: how the build ended.
+
+    error: "" or the text for the application's message (shortened traceback). code_version: hex digest over the import path, args,
+    application runtime_env and the content of the modules imported from outside site-packages. deployments: dependencies
+    first, ingress last. route_prefix: of the ingress, from code; None = not exposed. fork_unsafe: "" or why replicas must be spawned.
+    """
+
+    build_id: str
+    error: str = ""
+    code_version: str = ""
+    deployments: tuple[BuiltDeployment, ...] = ()
+    ingress: str = ""
+    route_prefix: str | None = "/"
+    fork_unsafe: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaStart:
+    """Everything a replica process needs to start."""
+
+    replica_id: str
+    app: str
+    deployment: str
+    token: str
+    address: str
+    goal: ReplicaGoal
+    max_sync_threads: int
+    state_dir: str
+    socket_dir: str
+    log_dir: str
+    route_prefix: str | None = None
+    max_queued_requests: int = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class ForkOrder:
+    """Controller -> fork server: fork one replica."""
+
+    start: ReplicaStart
+
+
+@dataclass(frozen=True, slots=True)
+class Forked:
+    """Fork server -> controller: the order was carried out; error is "" or why not."""
+
+    replica_id: str
+    pid: int
+    start_ticks: int
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ChildExited:
+    """Fork server -> controller: a replica is gone. exit_code as `subprocess` has it: negative = killed by that signal."""
+
+    replica_id: str
+    pid: int
+    exit_code: int
+
+
+@dataclass(frozen=True, slots=True)
+class ForkServerHello:
+    """Fork server -> controller, first record to every controller that connects: build (None while it runs) and living children."""
+
+    fork_server_id: str
+    pid: int
+    result: BuildResult | None = None
+    children: tuple[Forked, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ForkServerStop:
+    """Controller -> fork server: exit; living replicas go on under the daemon."""
+
+
+# --- daemon and controller ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class OpenListeners:
+    """Controller -> daemon: bind (or hand out again) one reuse-port socket per slot."""
+
+    request_id: int
+    host: str
+    port: int
+    slots: int
+
+
+@dataclass(frozen=True, slots=True)
+class ListenersOpened:
+    """Daemon -> controller: sockets travel beside this record in slot order; error: "" or why there are none."""
+
+    request_id: int
+    host: str
+    port: int
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CloseListeners:
+    """Controller -> daemon: close its copies of the sockets of that address."""
+
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class OrphanExited:
+    """Daemon -> controller: a process that had become the daemon's child is gone."""
+
+    pid: int
+    exit_code: int
+
+
+@dataclass(frozen=True, slots=True)
+class StopController:
+    """Daemon -> controller: end proxies and replicas gracefully within timeout_s, then exit; the goal stays."""
+
+    timeout_s: float

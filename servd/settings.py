@@ -1,0 +1,115 @@
+"""What `servd start` decided, and where a daemon keeps its files and sockets. Standard library only: every process loads this."""
+
+import hashlib
+import os
+import stat
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from servd.exceptions import StateError
+
+DEFAULT_HTTP_HOST = "127.0.0.1"
+DEFAULT_HTTP_PORT = 8000
+DEFAULT_ADMIN_HOST = "127.0.0.1"
+DEFAULT_ADMIN_PORT = 52365
+MAX_SOCKET_PATH_BYTES = 107
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Options of one daemon. None = the flag was not given (rest.md section 11: flags win over stored options)."""
+
+    state_dir: str
+    socket_dir: str
+    http_host: str | None = None
+    http_port: int | None = None
+    http_location: str | None = None
+    open_http: bool = True
+    proxies: int = 1
+    admin_host: str = DEFAULT_ADMIN_HOST
+    admin_port: int = DEFAULT_ADMIN_PORT
+    admin_allowed_hosts: tuple[str, ...] = ()
+    admin_token_file: str | None = None
+    num_cpus: float | None = None
+    num_gpus: float | None = None
+    metrics_port: int | None = None
+    start_dir: str = ""
+    python_path: str = ""
+
+    @property
+    def log_dir(self) -> str:
+        """Root of the log files."""
+        return str(Path(self.state_dir) / "logs")
+
+
+def variable(name: str, default: str) -> str:
+    """Value of an environment variable of servd.
+
+    Args:
+        name: the name without prefix, e.g. "HTTP_REQUEST_MAX_RETRIES". `SERVD_<name>` wins; `RAY_SERVE_<name>`,
+            `SERVE_<name>` and the bare name are aliases, in this order.
+    """
+    for key in (f"SERVD_{name}", f"RAY_SERVE_{name}", f"SERVE_{name}", name):
+        value = os.environ.get(key)
+        if value is not None:
+            return value
+    return default
+
+
+def default_state_dir() -> str:
+    """`SERVD_STATE_DIR`, else `$XDG_STATE_HOME/servd`, else `~/.local/state/servd`; absolute."""
+    given = os.environ.get("SERVD_STATE_DIR")
+    if given:
+        return str(Path(given).absolute())
+    home = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    return str(Path(home).absolute() / "servd")
+
+
+def socket_dir_for(state_dir: str) -> str:
+    """Directory of the sockets of a state directory. Nothing is created."""
+    digest = hashlib.sha256(os.path.realpath(state_dir).encode()).hexdigest()[:12]
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    if runtime and os.path.isdir(runtime) and os.stat(runtime).st_uid == os.getuid():
+        return str(Path(runtime) / f"servd-{digest}")
+    return str(Path(tempfile.gettempdir()) / f"servd-{os.getuid()}-{digest}")
+
+
+def make_private_dir(path: str) -> None:
+    """Create `path` with mode 0700, or check that it is such a directory of this user.
+
+    Raises:
+        StateError: it is a link or no directory, belongs to somebody else, cannot be created, or others may enter it and the
+            mode cannot be mended.
+    """
+    try:
+        os.makedirs(path, mode=0o700, exist_ok=True)
+        status = os.lstat(path)
+    except OSError as error:
+        raise StateError(f"cannot use directory {path}: {error.strerror}") from error
+    if not stat.S_ISDIR(status.st_mode):
+        raise StateError(f"{path} is not a directory")
+    if status.st_uid != os.getuid():
+        raise StateError(f"directory {path} belongs to uid {status.st_uid}, not to you (uid {os.getuid()})")
+    if stat.S_IMODE(status.st_mode) != 0o700:
+        os.chmod(path, 0o700)
+
+
+def control_socket(socket_dir: str) -> str:
+    """Path of the control endpoint, bound by the controller."""
+    return f"{socket_dir}/control.sock"
+
+
+def admin_socket(socket_dir: str) -> str:
+    """Path of the admin API's Unix socket."""
+    return f"{socket_dir}/admin.sock"
+
+
+def fork_server_socket(socket_dir: str, fork_server_id: str) -> str:
+    """Path of a fork server's endpoint."""
+    return f"{socket_dir}/f-{fork_server_id}.sock"
+
+
+def replica_address(socket_dir: str, name: str) -> str:
+    """ZeroMQ address of a replica; `name` is unique for ever (the plan takes 12 hex digits of its actor id)."""
+    return f"ipc://{socket_dir}/r-{name}"

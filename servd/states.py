@@ -1,0 +1,73 @@
+"""States of applications, deployments, replicas and proxies, as they appear on the wire.
+
+Source: Ray Serve REST API 2.5.
+"""
+
+from enum import StrEnum
+
+
+class ApplicationStatus(StrEnum):
+    """Status of an application. RUNNING and DEPLOY_FAILED stay until the next deploy."""
+
+    NOT_STARTED = "NOT_STARTED"
+    DEPLOYING = "DEPLOYING"
+    RUNNING = "RUNNING"
+    DEPLOY_FAILED = "DEPLOY_FAILED"
+    DELETING = "DELETING"
+
+
+class DeploymentStatus(StrEnum):
+    """Status of a deployment."""
+
+    UPDATING = "UPDATING"
+    HEALTHY = "HEALTHY"
+    UNHEALTHY = "UNHEALTHY"
+
+
+class ReplicaState(StrEnum):
+    """State of a replica, in the order in which replicas are listed."""
+
+    STARTING = "STARTING"
+    UPDATING = "UPDATING"
+    RECOVERING = "RECOVERING"
+    RUNNING = "RUNNING"
+    STOPPING = "STOPPING"
+
+
+class ReplicaPhase(StrEnum):
+    """What a replica says of itself in its reports."""
+
+    STARTING = "starting"
+    RUNNING = "running"
+    UPDATING = "updating"
+    DRAINING = "draining"
+    FAILED = "failed"
+
+
+class ProxyStatus(StrEnum):
+    """Status of a proxy."""
+
+    STARTING = "STARTING"
+    HEALTHY = "HEALTHY"
+    UNHEALTHY = "UNHEALTHY"
+
+
+class DeployMode(StrEnum):
+    """Which REST version owns the goal."""
+
+    UNSET = "UNSET"
+    SINGLE_APP = "SINGLE_APP"
+    MULTI_APP = "MULTI_APP"
+
+
+class ProxyLocation(StrEnum):
+    """Where proxies run. On one host HeadOnly and EveryNode mean the same."""
+
+    NO_SERVER = "NoServer"
+    HEAD_ONLY = "HeadOnly"
+    EVERY_NODE = "EveryNode"
+    FIXED_NUMBER = "FixedNumber"
+
+
+ROUTABLE = frozenset({ReplicaState.RUNNING, ReplicaState.UPDATING})
+"""Replicas in these states receive traffic."""
