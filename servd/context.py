@@ -1,4 +1,4 @@
-"""What the running code can ask about itself: the request it serves, the replica it lives in, the process's line to others.
+"""What running code can ask about itself: its request, its replica, its process's way to deployments.
 
 Standard library only: every replica and every driver loads this.
 """
@@ -23,8 +23,8 @@ MAX_DEPTH = 64
 class RequestContext:
     """The request that the current task serves; travels with every handle call made on its behalf.
 
-    deadline: monotonic seconds of this process, None = no limit. depth: handle calls between the entry and here. ancestors:
-    replica ids that hold a slot for this request, outermost first.
+    deadline: monotonic seconds of this process, None = no limit. depth: handle calls between the entry
+    and here. ancestors: replica ids that hold a slot for this request, outermost first.
     """
 
     __slots__ = ("ancestors", "app_name", "deadline", "depth", "multiplexed_model_id", "request_id", "route")
@@ -49,9 +49,9 @@ class RequestContext:
 
     def __repr__(self) -> str:
         return (
-            f"RequestContext(request_id={self.request_id!r}, route={self.route!r}, app_name={self.app_name!r}, "
-            f"multiplexed_model_id={self.multiplexed_model_id!r}, deadline={self.deadline}, depth={self.depth}, "
-            f"ancestors={self.ancestors})"
+            f"RequestContext(request_id={self.request_id!r}, route={self.route!r}, "
+            f"app_name={self.app_name!r}, multiplexed_model_id={self.multiplexed_model_id!r}, "
+            f"deadline={self.deadline}, depth={self.depth}, ancestors={self.ancestors})"
         )
 
 
@@ -67,12 +67,12 @@ def get_multiplexed_model_id() -> str:
     return current_request.get().multiplexed_model_id
 
 
-# --- the replica ----------------------------------------------------------------------------------------------------
-
-
 @dataclass(slots=True)
 class ReplicaContext:
-    """Who this replica is. deployment: full name. servable_object: the user's instance or function, None while constructing."""
+    """Who this replica is.
+
+    deployment: full name. servable_object: the user's instance or function, None while constructing.
+    """
 
     deployment: str
     replica_tag: str
@@ -102,11 +102,10 @@ def get_replica_context() -> ReplicaContext:
         ServdError: not inside a replica.
     """
     if _replica is None:
-        raise ServdError("`get_replica_context()` works only inside a replica: call it in the code of a deployment")
+        raise ServdError(
+            "`get_replica_context()` works only inside a replica: call it in the code of a deployment"
+        )
     return _replica
-
-
-# --- calls of this process to deployments ---------------------------------------------------------------------------
 
 
 class Ticket(Protocol):
@@ -155,7 +154,10 @@ _process: Process | None = None
 def install_process(
     caller: Calls, loop: asyncio.AbstractEventLoop, *, socket_dir: str = "", thread_id: int | None = None
 ) -> Process:
-    """Give this process its caller; replaces an earlier one. thread_id: the loop's thread, by default the current one."""
+    """Give this process its caller; replaces an earlier one.
+
+    thread_id: of the thread that runs `loop`, by default the current one.
+    """
     global _process
     _process = Process(caller, loop, threading.get_ident() if thread_id is None else thread_id, socket_dir)
     return _process
