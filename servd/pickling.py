@@ -1,0 +1,171 @@
+"""Python values to bytes and back: arguments and results of calls, exceptions, applications by value."""
+
+import os
+import pickle
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import cloudpickle
+
+from servd.exceptions import DeployError, UserCodeError
+
+OUT_OF_BAND_BYTES = 64 * 1024
+"""Buffers from this size on stay outside the pickle, so they are not copied into it."""
+
+_PROTOCOL = 5
+_PACKAGE_DIR = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_APPLICATION_MAGIC = b"servd application, python "
+_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+_MAIN = b"__main__"
+
+
+def dumps(value: Any) -> list[Any]:
+    """Parts that hold `value`: the pickle first, then its large buffers in order.
+
+    The buffers are views of the value's own memory: send them before it changes.
+
+    Raises:
+        TypeError: `value` cannot be pickled; the text names its type and the reason.
+    """
+    buffers: list[Any] = []
+
+    def keep(buffer: pickle.PickleBuffer) -> bool:
+        view = buffer.raw()
+        if view.nbytes < OUT_OF_BAND_BYTES:
+            return True
+        buffers.append(view)
+        return False
+
+    try:
+        data = _pickle(value, keep, buffers)
+    except Exception as error:
+        raise TypeError(f"cannot send {type(value).__name__} to another process: {error}") from error
+    return [data, *buffers]
+
+
+def loads(parts: list[Any]) -> Any:
+    """The value behind the parts of `dumps`. Arrays with a buffer of their own are as writable as it is."""
+    if len(parts) == 1:
+        return pickle.loads(parts[0])
+    return pickle.loads(parts[0], buffers=parts[1:])
+
+
+def dump_exception(error: BaseException) -> list[Any]:
+    """Parts that hold an exception and its traceback as text. Never raises."""
+    summary = "".join(traceback.format_exception_only(error)).strip()
+    text = user_traceback(error)
+    return [pickle.dumps((summary, text, _exception_bytes(error)), _PROTOCOL)]
+
+
+def load_exception(parts: list[Any]) -> Exception:
+    """The exception behind the parts of `dump_exception`, to be raised here.
+
+    Returns:
+        An instance of the original class whose `__cause__` is a `UserCodeError` with the remote traceback;
+        that `UserCodeError` itself when the original cannot be rebuilt in this process.
+    """
+    try:
+        summary, text, data = pickle.loads(parts[0])
+    except Exception as error:
+        return UserCodeError(f"an error that cannot be read: {error!r}")
+    remote = UserCodeError(summary, text)
+    if data is None:
+        return remote
+    try:
+        rebuilt = _rebuild(data)
+    except Exception:
+        return remote
+    rebuilt.__cause__ = remote
+    return rebuilt
+
+
+def user_traceback(error: BaseException) -> str:
+    """The traceback as text, with causes, without servd's own frames."""
+    report = traceback.TracebackException.from_exception(error)
+    seen: set[int] = set()
+    waiting: list[traceback.TracebackException | None] = [report]
+    while waiting:
+        item = waiting.pop()
+        if item is None or id(item) in seen:
+            continue
+        seen.add(id(item))
+        kept = [frame for frame in item.stack if not frame.filename.startswith(_PACKAGE_DIR)]
+        item.stack = traceback.StackSummary.from_list(kept)
+        waiting += [item.__cause__, item.__context__, *(item.exceptions or ())]
+    return "".join(report.format()).rstrip()
+
+
+def dump_application(application: Any) -> bytes:
+    """An application by value, readable by the same minor version of Python.
+
+    Raises:
+        TypeError: something in it cannot be pickled; the text says what.
+    """
+    try:
+        data: bytes = cloudpickle.dumps(application, _PROTOCOL)
+    except Exception as error:
+        raise TypeError(f"cannot ship the application to the daemon: {error}") from error
+    return _APPLICATION_MAGIC + _PYTHON.encode() + b"\n" + data
+
+
+def load_application(data: bytes) -> Any:
+    """The application behind `dump_application`.
+
+    Raises:
+        DeployError: no such bytes, or another minor version of Python wrote them; both are named.
+    """
+    head, _, body = data.partition(b"\n")
+    if not head.startswith(_APPLICATION_MAGIC):
+        raise DeployError("the shipped application is damaged: it does not start as one")
+    written = head[len(_APPLICATION_MAGIC) :].decode(errors="replace")
+    if written != _PYTHON:
+        raise DeployError(
+            f"the application was shipped from Python {written}, the daemon runs Python {_PYTHON}: "
+            "use the same version on both sides"
+        )
+    return pickle.loads(body)
+
+
+def _pickle(
+    value: Any, keep: Callable[[pickle.PickleBuffer], bool] | None, kept: list[Any] | None = None
+) -> bytes:
+    try:
+        data = pickle.dumps(value, _PROTOCOL, buffer_callback=keep)
+        # what a script defines in __main__ cannot be imported by other processes: ship it by value
+        if _MAIN not in data:
+            return data
+    except Exception:
+        pass
+    if kept is not None:
+        kept.clear()
+    shipped: bytes = cloudpickle.dumps(value, _PROTOCOL, buffer_callback=keep)
+    return shipped
+
+
+def _exception_bytes(error: BaseException) -> bytes | None:
+    """Bytes of which `_rebuild` makes an equal exception, None when nothing can."""
+    # a future refuses StopIteration, and exits belong to the process that wanted them
+    if not isinstance(error, Exception) or isinstance(error, StopIteration | StopAsyncIteration):
+        return None
+    for form in (error, (type(error), error.args, dict(error.__dict__))):
+        try:
+            data = _pickle(form, None)
+            if type(_rebuild(data)) is type(error):
+                return data
+        except Exception:
+            continue
+    return None
+
+
+def _rebuild(data: bytes) -> Exception:
+    thing = pickle.loads(data)
+    if isinstance(thing, Exception):
+        return thing
+    # the constructor wants something else than `args`: make the instance without it
+    kind, args, state = thing
+    rebuilt: Exception = kind.__new__(kind, *args)
+    rebuilt.args = args
+    rebuilt.__dict__.update(state)
+    return rebuilt

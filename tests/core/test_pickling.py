@@ -1,0 +1,122 @@
+"""Values, exceptions and applications survive the way to another process."""
+
+import os
+import pickle
+import sys
+import types
+from typing import Any
+
+import numpy as np
+import pytest
+
+from servd import pickling
+from servd.exceptions import BackPressureError, DeployError, UserCodeError
+
+
+class NeedsKeyword(Exception):
+    def __init__(self, *, code: int) -> None:
+        self.code = code
+
+
+class HoldsSocket(Exception):
+    def __init__(self) -> None:
+        super().__init__("holds a file")
+        self.file = os.fdopen(os.dup(0))
+
+
+def raised(error: Exception) -> Exception:
+    try:
+        raise error
+    except Exception as caught:
+        return caught
+
+
+@pytest.mark.parametrize("value", [None, 1, "text", b"bytes", {"a": [1, (2, {3})]}, 2**100])
+def test_plain_values_come_back_equal(value: Any) -> None:
+    assert pickling.loads(pickling.dumps(value)) == value
+
+
+def test_large_arrays_travel_beside_the_pickle() -> None:
+    array = np.arange(20_000, dtype=np.float64)
+    parts = pickling.dumps({"x": array})
+    assert len(parts) == 2
+    assert len(parts[0]) < 1000
+    assert np.array_equal(pickling.loads(parts)["x"], array)
+
+
+def test_small_arrays_stay_inside() -> None:
+    parts = pickling.dumps(np.arange(3))
+    assert len(parts) == 1
+    assert pickling.loads(parts).tolist() == [0, 1, 2]
+
+
+def test_functions_defined_in_place_travel_by_value() -> None:
+    offset = 5
+    assert pickling.loads(pickling.dumps(lambda x: x + offset))(1) == 6
+
+
+def test_unpicklable_values_are_refused_with_their_type() -> None:
+    with open(os.devnull) as file, pytest.raises(TypeError, match="cannot send dict to another process"):
+        pickling.dumps({"file": file})
+
+
+def test_an_exception_keeps_its_class_and_brings_its_traceback() -> None:
+    error = pickling.load_exception(pickling.dump_exception(raised(ValueError("boom", 3))))
+    assert type(error) is ValueError
+    assert error.args == ("boom", 3)
+    assert isinstance(error.__cause__, UserCodeError)
+    assert "test_pickling.py" in str(error.__cause__)
+
+
+def test_an_exception_whose_constructor_wants_keywords_is_rebuilt() -> None:
+    error = pickling.load_exception(pickling.dump_exception(raised(NeedsKeyword(code=7))))
+    assert type(error) is NeedsKeyword
+    assert error.code == 7
+
+
+def test_servds_own_errors_cross() -> None:
+    error = pickling.load_exception(pickling.dump_exception(BackPressureError("app_d", 3, 2)))
+    assert isinstance(error, BackPressureError)
+    assert (error.queued, error.limit) == (3, 2)
+
+
+def test_an_exception_that_cannot_be_pickled_arrives_as_text() -> None:
+    original = HoldsSocket()
+    error = pickling.load_exception(pickling.dump_exception(raised(original)))
+    original.file.close()
+    assert type(error) is UserCodeError
+    assert "HoldsSocket: holds a file" in str(error)
+
+
+def test_an_exception_whose_class_is_unknown_here_arrives_as_text() -> None:
+    module = types.ModuleType("gone_module")
+    exec("class Gone(Exception): pass", module.__dict__)
+    sys.modules["gone_module"] = module
+    try:
+        parts = pickling.dump_exception(module.Gone("left"))
+    finally:
+        del sys.modules["gone_module"]
+    error = pickling.load_exception(parts)
+    assert type(error) is UserCodeError
+    assert "Gone: left" in str(error)
+
+
+@pytest.mark.parametrize("error", [StopIteration(1), SystemExit(2), KeyboardInterrupt()])
+def test_what_futures_refuse_arrives_as_text(error: BaseException) -> None:
+    assert type(pickling.load_exception(pickling.dump_exception(error))) is UserCodeError
+
+
+def test_damaged_exception_parts_give_an_error_not_a_crash() -> None:
+    assert isinstance(pickling.load_exception([b"junk"]), UserCodeError)
+
+
+def test_an_application_needs_the_same_python() -> None:
+    data = pickling.dump_application({"x": 1})
+    assert pickling.load_application(data) == {"x": 1}
+    head, _, body = data.partition(b"\n")
+    here = f"{sys.version_info.major}.{sys.version_info.minor}"
+    other = head.replace(here.encode(), b"3.99") + b"\n" + body
+    with pytest.raises(DeployError, match=rf"3\.99.*{here}"):
+        pickling.load_application(other)
+    with pytest.raises(DeployError, match="damaged"):
+        pickling.load_application(pickle.dumps(1))
