@@ -1,0 +1,401 @@
+"""Options of deployments and of the data plane as users write them, in the 2.5 names and the later ones."""
+
+import json
+import logging
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from servd import runtime_env
+
+logger = logging.getLogger(__name__)
+
+Fault = tuple[tuple[str | int, ...], str]
+"""Where (keys and indexes from the object down) and why."""
+
+
+class DeploymentMode(StrEnum):
+    """Where proxies run. On one host HeadOnly and EveryNode mean the same."""
+
+    NoServer = "NoServer"
+    HeadOnly = "HeadOnly"
+    EveryNode = "EveryNode"
+    FixedNumber = "FixedNumber"
+
+
+class Document(BaseModel):
+    """A model that refuses unknown keys and reports all its faults at once, cross-field ones included.
+
+    Subclasses override `prepare` for what is more than one field's type; `hints` says how to get what a key of
+    later releases gives.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True, protected_namespaces=()
+    )
+    later_names: ClassVar[Mapping[str, str]] = {}
+    hints: ClassVar[Mapping[str, str]] = {}
+
+    @classmethod
+    def prepare(cls, raw: dict[str, Any]) -> list[Fault]:  # noqa: ARG003
+        """Bring `raw` (a private copy) into the 2.5 form, in place; gives the faults that no field type shows."""
+        return []
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _report_everything(cls, value: Any, handler: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return handler(value)
+        raw = dict(value)
+        faults = to_era_names(raw, cls.later_names)
+        written = {era: later for later, era in cls.later_names.items() if later in value}
+        faults += cls.prepare(raw)
+        details = [_detail(loc, "value_error", reason, _at(value, loc)) for loc, reason in faults]
+        result = None
+        try:
+            result = handler(raw)
+        except ValidationError as error:
+            for found in error.errors(include_url=False):
+                loc = found["loc"]
+                first = written.get(str(loc[0]), loc[0]) if loc else ""
+                details.append(
+                    _detail(
+                        (first, *loc[1:]) if loc else (), found["type"], cls._reason(found), found["input"]
+                    )
+                )
+        if details:
+            raise ValidationError.from_exception_data(cls.__name__, details)
+        return result
+
+    @classmethod
+    def _reason(cls, found: Any) -> str:
+        if found["type"] != "extra_forbidden" or len(found["loc"]) != 1:
+            return str(found["msg"]).removeprefix("Value error, ")
+        key = str(found["loc"][0])
+        if key in cls.hints:
+            return f"servd has no {key}" + (f": {cls.hints[key]}" if cls.hints[key] else "")
+        return f"unknown key; {cls.__name__} has {', '.join(cls.model_fields)}"
+
+
+def _detail(loc: tuple[str | int, ...], kind: str, reason: str, given: Any) -> InitErrorDetails:
+    return InitErrorDetails(type=PydanticCustomError(kind, reason), loc=loc, input=given)
+
+
+def _at(value: Any, loc: tuple[str | int, ...]) -> Any:
+    for key in loc:
+        try:
+            value = value[key]
+        except (KeyError, IndexError, TypeError):
+            return value
+    return value
+
+
+def to_era_names(raw: dict[str, Any], later_names: Mapping[str, str]) -> list[Fault]:
+    """Rename keys of later releases to their 2.5 names, in place; a fault for each option given twice."""
+    faults: list[Fault] = []
+    for later, era in later_names.items():
+        if later not in raw:
+            continue
+        if era in raw:
+            faults.append(((later,), f"{era} and {later} are two spellings of one option: give one of them"))
+            del raw[later]
+        else:
+            raw[era] = raw.pop(later)
+    return faults
+
+
+def check_route_prefix(prefix: str) -> str:
+    """The prefix itself.
+
+    Raises:
+        ValueError: no leading slash, a trailing one, or a wildcard.
+    """
+    if not prefix.startswith("/"):
+        raise ValueError(f"route_prefix must start with '/', got {prefix!r}")
+    if len(prefix) > 1 and prefix.endswith("/"):
+        raise ValueError(f"route_prefix must not end with '/', got {prefix!r}")
+    if "{" in prefix or "}" in prefix:
+        raise ValueError(f"route_prefix must not hold wildcards (braces), got {prefix!r}")
+    return prefix
+
+
+def _check_json(value: Any) -> Any:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"user_config must be JSON-serialisable: {error}") from error
+    return value
+
+
+def _check_queue_bound(value: int) -> int:
+    if value > 0 or value == -1:
+        return value
+    raise ValueError("must be greater than 0, or -1 for no bound")
+
+
+RoutePrefix = Annotated[str, AfterValidator(check_route_prefix)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+
+
+class AutoscalingConfig(Document):
+    """Bounds and pace of autoscaling."""
+
+    min_replicas: Annotated[int, Field(ge=0)] = 1
+    initial_replicas: Annotated[int, Field(ge=0)] | None = None
+    max_replicas: Annotated[int, Field(gt=0)] = 1
+    target_num_ongoing_requests_per_replica: Positive = 1.0
+    metrics_interval_s: Positive = 10.0
+    look_back_period_s: Positive = 30.0
+    smoothing_factor: Positive = 1.0
+    downscale_delay_s: NotNegative = 600.0
+    upscale_delay_s: NotNegative = 30.0
+
+    later_names: ClassVar[Mapping[str, str]] = {
+        "target_ongoing_requests": "target_num_ongoing_requests_per_replica"
+    }
+    ignored: ClassVar[tuple[str, ...]] = (
+        "upscale_smoothing_factor",
+        "downscale_smoothing_factor",
+        "upscaling_factor",
+        "downscaling_factor",
+        "downscale_to_zero_delay_s",
+        "aggregation_function",
+        "policy",
+    )
+
+    @classmethod
+    def prepare(cls, raw: dict[str, Any]) -> list[Fault]:
+        for key in cls.ignored:
+            if key in raw:
+                del raw[key]
+                logger.warning("option_ignored option=autoscaling_config.%s (of a later release)", key)
+        low, high = _whole(raw.get("min_replicas", 1)), _whole(raw.get("max_replicas", 1))
+        first = _whole(raw.get("initial_replicas"))
+        faults: list[Fault] = []
+        if low is not None and high is not None and high < low:
+            faults.append((("max_replicas",), f"max_replicas ({high}) must be at least min_replicas ({low})"))
+        if first is not None and low is not None and first < low:
+            faults.append(
+                (("initial_replicas",), f"initial_replicas ({first}) must be at least min_replicas ({low})")
+            )
+        if first is not None and high is not None and first > high:
+            faults.append(
+                (("initial_replicas",), f"initial_replicas ({first}) must be at most max_replicas ({high})")
+            )
+        return faults
+
+
+AUTO_REPLICAS = {"min_replicas": 1, "max_replicas": 100, "target_num_ongoing_requests_per_replica": 2}
+"""What `num_replicas: auto` stands for."""
+
+
+def _whole(value: Any) -> int | None:
+    try:
+        return int(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+class LoggingConfig(Document):
+    """How an application or deployment logs; other keys of later releases only with empty values."""
+
+    encoding: Literal["TEXT", "JSON"] = "TEXT"
+    log_level: str = "INFO"
+    enable_access_log: bool = True
+
+    empty_only: ClassVar[tuple[str, ...]] = ("logs_dir", "additional_log_standard_attrs")
+    hints: ClassVar[Mapping[str, str]] = {
+        "logs_dir": "log files are in <state directory>/logs, which `servd start --state-dir` sets",
+        "additional_log_standard_attrs": "",
+    }
+
+    @classmethod
+    def prepare(cls, raw: dict[str, Any]) -> list[Fault]:
+        for key in cls.empty_only:
+            if key in raw and not raw[key]:
+                del raw[key]
+        level = raw.get("log_level")
+        if isinstance(level, int) and not isinstance(level, bool):
+            raw["log_level"] = level = logging.getLevelName(level)
+        if isinstance(level, str):
+            raw["log_level"] = level = level.upper()
+            if level not in logging.getLevelNamesMapping():
+                known = ", ".join(("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"))
+                return [(("log_level",), f"unknown level, one of {known}")]
+        return []
+
+
+class DeploymentOptions(Document):
+    """What a decorator and a document's override have in common."""
+
+    max_concurrent_queries: Annotated[int, Field(gt=0)] = 100
+    graceful_shutdown_wait_loop_s: NotNegative = 2.0
+    graceful_shutdown_timeout_s: NotNegative = 20.0
+    health_check_period_s: Positive = 10.0
+    health_check_timeout_s: Positive = 30.0
+    is_driver_deployment: bool = False
+    max_queued_requests: Annotated[int, AfterValidator(_check_queue_bound)] = 10_000
+    request_timeout_s: Positive | None = None
+    cancel_on_disconnect: bool = True
+    max_sync_threads: Annotated[int, Field(gt=0)] = 1
+    memory_limit_bytes: Annotated[int, Field(gt=0)] | None = None
+    start_method: Literal["fork", "spawn"] = "fork"
+    logging_config: LoggingConfig | None = None
+
+    later_names: ClassVar[Mapping[str, str]] = {"max_ongoing_requests": "max_concurrent_queries"}
+    hints: ClassVar[Mapping[str, str]] = {
+        "placement_group_bundles": "replicas run on this host; num_gpus in ray_actor_options reserves devices",
+        "placement_group_strategy": "all replicas run on this host",
+        "placement_group_bundle_label_selector": "all replicas run on this host",
+        "placement_group_fallback_strategy": "all replicas run on this host",
+        "max_replicas_per_node": "there is one host; num_replicas bounds it",
+        "request_router_config": "requests go to the less busy of two replicas or to one that holds the model",
+        "gang_scheduling_config": "replicas start one by one",
+        "deployment_actors": "a deployment of its own that the others hold a handle to does the same",
+    }
+
+    @classmethod
+    def prepare(cls, raw: dict[str, Any]) -> list[Fault]:
+        faults = _expand_auto(raw)
+        replicas, scaling = raw.get("num_replicas"), raw.get("autoscaling_config")
+        if replicas is not None and scaling is not None:
+            faults.append(
+                (
+                    ("num_replicas",),
+                    "num_replicas and autoscaling_config exclude each other: set one of them to null",
+                )
+            )
+        driver = raw.get("is_driver_deployment") in (True, 1, "true", "True", "yes", "on")
+        if driver and (scaling is not None or _whole(1 if replicas is None else replicas) != 1):
+            faults.append(
+                (
+                    ("is_driver_deployment",),
+                    "a driver deployment has one replica: no other num_replicas, no autoscaling_config",
+                )
+            )
+        _warn_of_low_limit(raw)
+        return faults
+
+
+def _expand_auto(raw: dict[str, Any]) -> list[Fault]:
+    if raw.get("num_replicas") != "auto":
+        return []
+    del raw["num_replicas"]
+    beside = raw.get("autoscaling_config")
+    if isinstance(beside, AutoscalingConfig):
+        beside = beside.model_dump(exclude_unset=True)
+    own: dict[str, Any] = dict(beside) if isinstance(beside, Mapping) else {}
+    faults = to_era_names(own, AutoscalingConfig.later_names)
+    if beside is None or isinstance(beside, Mapping):
+        raw["autoscaling_config"] = {**AUTO_REPLICAS, **own}
+    return [(("autoscaling_config", *loc), reason) for loc, reason in faults]
+
+
+def _warn_of_low_limit(raw: Mapping[str, Any]) -> None:
+    scaling = raw.get("autoscaling_config")
+    if not isinstance(scaling, Mapping):
+        return
+    target = scaling.get(
+        "target_num_ongoing_requests_per_replica", scaling.get("target_ongoing_requests", 1.0)
+    )
+    limit = raw.get("max_concurrent_queries", 100)
+    if isinstance(target, int | float) and isinstance(limit, int | float) and limit < target:
+        logger.warning("autoscaling_target_out_of_reach max_concurrent_queries=%s target=%s", limit, target)
+
+
+class DeploymentConfig(DeploymentOptions):
+    """Options of `@deployment`, `.options` and `.set_options`; `given()` holds those that the user set."""
+
+    num_replicas: Annotated[int, Field(gt=0)] | None = 1
+    user_config: Annotated[Any, AfterValidator(_check_json)] = None
+    autoscaling_config: AutoscalingConfig | None = None
+    ray_actor_options: dict[str, Any] | None = None
+
+    @classmethod
+    def prepare(cls, raw: dict[str, Any]) -> list[Fault]:
+        if raw.get("num_replicas", 1) is None:
+            raw.pop("num_replicas")
+        return super().prepare(raw)
+
+    def given(self) -> dict[str, Any]:
+        """Options that were set, by their 2.5 names, as JSON values."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+
+class RayActorOptions(Document):
+    """Resources and environment of the replicas of one deployment."""
+
+    runtime_env: dict[str, Any] = Field(default_factory=dict)
+    num_cpus: NotNegative | None = None
+    num_gpus: NotNegative | None = None
+    memory: NotNegative | None = None
+    object_store_memory: NotNegative | None = None
+    resources: dict[str, Any] = Field(default_factory=dict)
+    accelerator_type: str | None = None
+
+    hints: ClassVar[Mapping[str, str]] = {
+        "label_selector": "there is one host",
+        "fallback_strategy": "there is one host",
+        "max_concurrency": "max_concurrent_queries of the deployment bounds the requests in flight",
+        "max_restarts": "replicas that die are always replaced",
+        "scheduling_strategy": "there is one host",
+    }
+    reserved: ClassVar[tuple[str, ...]] = ("CPU", "GPU", "memory", "object_store_memory")
+
+    @classmethod
+    def prepare(cls, raw: dict[str, Any]) -> list[Fault]:
+        """Moves the `env_vars` shorthand, turns absolute paths into `file:` URIs."""
+        faults: list[Fault] = []
+        env = raw.get("runtime_env", {})
+        shorthand = raw.get("env_vars")
+        if isinstance(shorthand, Mapping) and isinstance(env, Mapping):
+            del raw["env_vars"]
+            nested = env.get("env_vars") or {}
+            env = {**env, "env_vars": {**shorthand, **nested} if isinstance(nested, Mapping) else nested}
+        elif "env_vars" in raw:
+            del raw["env_vars"]
+            faults.append((("env_vars",), "must map names to strings"))
+        if isinstance(env, Mapping):
+            faults += [(("runtime_env", *loc), reason) for loc, reason in runtime_env.uri_faults(env)]
+            if env or "runtime_env" in raw:
+                raw["runtime_env"] = runtime_env.normalised(env)
+        resources = raw.get("resources")
+        for key in resources if isinstance(resources, Mapping) else ():
+            if key in cls.reserved:
+                faults.append(
+                    (("resources", key), f"{key} has an option of its own, it is no custom resource")
+                )
+        return faults
+
+
+class HTTPOptions(Document):
+    """Options of the data plane in Python's `start`."""
+
+    host: str | None = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    middlewares: list[Any] = Field(default_factory=list)
+    location: DeploymentMode | None = DeploymentMode.EveryNode
+    num_cpus: int = 0
+    root_url: str = ""
+    root_path: str = ""
+    fixed_number_replicas: int | None = None
+    fixed_number_selection_seed: int = 0
+
+    @classmethod
+    def prepare(cls, raw: dict[str, Any]) -> list[Fault]:
+        """No host or no location means `NoServer`."""
+        if raw.get("location") == "Disabled":
+            raw["location"] = DeploymentMode.NoServer
+        if raw.get("host", "") is None or raw.get("location", "") is None:
+            raw["location"] = DeploymentMode.NoServer
+        faults: list[Fault] = []
+        if raw.get("middlewares"):
+            reason = "servd runs no user code in a proxy: wrap the application's own ASGI app in the middleware instead"
+            faults.append((("middlewares",), reason))
+        if raw.get("location") == "FixedNumber" and not raw.get("fixed_number_replicas"):
+            faults.append((("fixed_number_replicas",), "is required with location FixedNumber"))
+        return faults

@@ -1,0 +1,222 @@
+"""Runtime environments: which ones are valid, and how two of them merge. Touches no disk.
+
+An environment is a plain dictionary as users write it. `faults` checks it, `normalised` brings its URIs into the form in
+which they are stored, `merge` lays a deployment's environment over its application's.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import quote, unquote, urlsplit
+
+Fault = tuple[tuple[str | int, ...], str]
+"""Where (keys and indexes from the environment down) and why."""
+
+FORMS = (
+    "an https: URI of a .zip, a file: URI of a .zip, an http: URI of a .zip on a loopback host, "
+    "or an absolute local directory"
+)
+REFUSED = {
+    "conda": "servd has no conda environments: start the daemon in one, or use pip",
+    "container": "servd has no containers: start the daemon in one",
+}
+PIP_KEYS = ("packages", "pip_check", "pip_version")
+_LOOPBACK = re.compile(r"(localhost|127(\.\d{1,3}){3}|::1)\Z")
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+
+
+def uri_fault(uri: Any) -> str:
+    """Why `uri` is no `working_dir` or item of `py_modules`; "" if it is one."""
+    if not isinstance(uri, str):
+        return f"must be a string, got {type(uri).__name__}"
+    if "\0" in uri:
+        return "holds a NUL character"
+    if uri.startswith("/"):
+        return ""
+    if not _SCHEME.match(uri):
+        return (
+            f"{uri!r} is a relative path; give {FORMS} (the CLI resolves relative paths of a file by itself)"
+        )
+    try:
+        parts = urlsplit(uri)
+        host = parts.hostname or ""
+    except ValueError as error:
+        return f"{uri!r} is no valid URI: {error}"
+    if parts.scheme == "file":
+        if host not in ("", "localhost") or not parts.path.startswith("/"):
+            return f"{uri!r} must name an absolute path on this host: file:///..."
+        return ""
+    if parts.scheme not in ("https", "http") or not host:
+        return f"{uri!r} is not supported; give {FORMS}"
+    if parts.scheme == "http" and not _LOOPBACK.match(host):
+        return f"{uri!r} is neither https: nor on a loopback host; give {FORMS}"
+    return "" if parts.path.endswith(".zip") else f"{uri!r} must point to a .zip file"
+
+
+def is_remote(uri: str) -> bool:
+    """Whether the valid `uri` has to be fetched."""
+    return uri.startswith(("http:", "https:"))
+
+
+def local_path(uri: str) -> str:
+    """Path behind an absolute path or `file:` URI."""
+    return unquote(urlsplit(uri).path) if uri.startswith("file:") else uri
+
+
+def is_local_directory(uri: str) -> bool:
+    """Whether the valid `uri` stands for a local directory, by its name: local and not a `.zip`."""
+    return not is_remote(uri) and not local_path(uri).endswith(".zip")
+
+
+def file_uri(path: str) -> str:
+    """`file:` URI of an absolute path."""
+    return "file://" + quote(path)
+
+
+def uri_faults(env: Mapping[str, Any]) -> list[Fault]:
+    """Faults of `working_dir` and `py_modules`."""
+    found: list[Fault] = []
+    if env.get("working_dir") is not None and (reason := uri_fault(env["working_dir"])):
+        found.append((("working_dir",), reason))
+    modules = env.get("py_modules")
+    if modules is None:
+        return found
+    if not isinstance(modules, list | tuple):
+        return [*found, (("py_modules",), f"must be a list of URIs, got {type(modules).__name__}")]
+    for index, module in enumerate(modules):
+        if module is not None and (reason := uri_fault(module)):
+            found.append((("py_modules", index), reason))
+    return found
+
+
+def content_faults(env: Mapping[str, Any]) -> list[Fault]:
+    """Faults of everything but the URIs: `env_vars`, `pip`, `excludes`, `config`, refused keys."""
+    found: list[Fault] = [((key,), reason) for key, reason in REFUSED.items() if env.get(key) is not None]
+    found += _env_vars_faults(env.get("env_vars"))
+    found += _pip_faults(env.get("pip"))
+    excludes = env.get("excludes")
+    if excludes is not None and not _is_strings(excludes):
+        found.append((("excludes",), "must be a list of patterns (strings)"))
+    found += _config_faults(env.get("config"))
+    return found
+
+
+def faults(env: Mapping[str, Any]) -> list[Fault]:
+    """Everything that is wrong with an environment, as far as it shows without looking at the disk."""
+    return uri_faults(env) + content_faults(env)
+
+
+def unknown_keys(env: Mapping[str, Any]) -> list[str]:
+    """Keys without effect here; worth a warning."""
+    known = {"working_dir", "py_modules", "env_vars", "pip", "excludes", "config", *REFUSED}
+    return [str(key) for key in env if key not in known]
+
+
+def normalised(env: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy with absolute paths as `file:` URIs, null items of `py_modules` left out; the rest as written."""
+    result = dict(env)
+    if isinstance(result.get("working_dir"), str):
+        result["working_dir"] = _as_uri(result["working_dir"])
+    if isinstance(result.get("py_modules"), list | tuple):
+        result["py_modules"] = [_as_uri(module) for module in result["py_modules"] if module is not None]
+    return result
+
+
+def local_uris(env: Mapping[str, Any]) -> Iterator[str]:
+    """Every `working_dir` and `py_modules` entry of a valid environment that lies on this host, as written."""
+    for uri in (env.get("working_dir"), *(env.get("py_modules") or ())):
+        if isinstance(uri, str) and not is_remote(uri):
+            yield uri
+
+
+def merge(app_env: Mapping[str, Any], own_env: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Environment of a deployment's replicas.
+
+    Args:
+        app_env: of the application.
+        own_env: of the deployment, from its override or from code; None = the deployment has none.
+
+    Returns:
+        `app_env` updated key by key with `own_env`; lists replace. `env_vars` are merged variable by variable (the deployment
+        wins) and always present, unless `own_env` is None.
+
+    Source: Ray Serve 2.5, override_runtime_envs_except_env_vars.
+    """
+    if own_env is None:
+        return dict(app_env)
+    variables = {**(app_env.get("env_vars") or {}), **(own_env.get("env_vars") or {})}
+    return {**app_env, **own_env, "env_vars": variables}
+
+
+def fingerprint(env: Mapping[str, Any]) -> str:
+    """Text that is equal for environments that mean the same: order of keys and an empty `env_vars` do not count."""
+    relevant = {
+        key: value for key, value in env.items() if value is not None and (key != "env_vars" or value)
+    }
+    return json.dumps(relevant, sort_keys=True, default=str)
+
+
+def _as_uri(uri: str) -> str:
+    return file_uri(uri) if uri.startswith("/") else uri
+
+
+def _is_strings(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
+
+
+def _env_vars_faults(variables: Any) -> list[Fault]:
+    if variables is None:
+        return []
+    if not isinstance(variables, Mapping):
+        return [(("env_vars",), f"must map names to strings, got {type(variables).__name__}")]
+    found: list[Fault] = []
+    for key, value in variables.items():
+        if not isinstance(key, str) or not key or "=" in key or "\0" in key:
+            found.append((("env_vars", str(key)), f"{key!r} is no name of an environment variable"))
+        elif not isinstance(value, str):
+            found.append(
+                (("env_vars", key), f"must be a string, got {value!r} ({type(value).__name__}): quote it")
+            )
+        elif "\0" in value:
+            found.append((("env_vars", key), "holds a NUL character"))
+    return found
+
+
+def _pip_faults(pip: Any) -> list[Fault]:
+    if pip is None or isinstance(pip, str):
+        return []
+    if isinstance(pip, list | tuple):
+        return [] if _is_strings(pip) else [(("pip",), "must be a list of requirements (strings)")]
+    if not isinstance(pip, Mapping):
+        return [(("pip",), "must be a list of requirements, the path of a requirements file, or an object")]
+    found: list[Fault] = [
+        (("pip", str(key)), f"unknown key; pip has {', '.join(PIP_KEYS)}")
+        for key in pip
+        if key not in PIP_KEYS
+    ]
+    if "packages" not in pip:
+        found.append((("pip", "packages"), "is required"))
+    elif not (_is_strings(pip["packages"]) or isinstance(pip["packages"], str)):
+        found.append((("pip", "packages"), "must be a list of requirements (strings)"))
+    if not isinstance(pip.get("pip_check", False), bool):
+        found.append((("pip", "pip_check"), "must be true or false"))
+    if not isinstance(pip.get("pip_version", ""), str):
+        found.append((("pip", "pip_version"), "must be a string"))
+    return found
+
+
+def _config_faults(config: Any) -> list[Fault]:
+    if config is None:
+        return []
+    if not isinstance(config, Mapping):
+        return [(("config",), "must be an object")]
+    found: list[Fault] = []
+    timeout = config.get("setup_timeout_seconds", 600)
+    if not isinstance(timeout, int) or isinstance(timeout, bool) or not (timeout > 0 or timeout == -1):
+        found.append(
+            (("config", "setup_timeout_seconds"), f"must be a whole number > 0, or -1, got {timeout!r}")
+        )
+    if not isinstance(config.get("eager_install", True), bool):
+        found.append((("config", "eager_install"), "must be true or false"))
+    return found
