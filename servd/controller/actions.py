@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from servd.controller.facts import ForkServerFact, ProxyFact, ReplicaFact
 from servd.messages import BuildOrder, ProxyGoal, ReplicaGoal, ReplicaStart, Routing
 
 
@@ -10,8 +11,13 @@ class StartForkServer:
     """Start a process that builds `order`. start_method etc. are the supervisor's. Results: ForkServerStarted or ForkServerFailed,
     then BuildFinished."""
 
-    order: BuildOrder
+    fact: ForkServerFact
     reason: str
+
+    @property
+    def order(self) -> BuildOrder:
+        """What it builds."""
+        return self.fact.order
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +32,19 @@ class StopForkServer:
 class StartReplica:
     """Fork it from that fork server, or spawn it with the fork server's BuildOrder. Result: ReplicaForked or ReplicaStartFailed."""
 
-    fork_server_id: str
-    start: ReplicaStart
+    fact: ReplicaFact
     spawn: bool
     reason: str
+
+    @property
+    def fork_server_id(self) -> str:
+        """Where to fork it."""
+        return self.fact.fork_server_id
+
+    @property
+    def start(self) -> ReplicaStart:
+        """What the process gets."""
+        return self.fact.start
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +76,7 @@ class KillReplica:
 class StartProxy:
     """Start a proxy on that slot's listening socket of host:port. Result: ProxyStarted or ProxyStartFailed."""
 
-    proxy_id: str
-    slot: int
-    host: str
-    port: int
-    root_path: str
-    token: str
+    fact: ProxyFact
     reason: str
 
 

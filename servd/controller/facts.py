@@ -1,0 +1,216 @@
+"""Facts about the world, one frozen value each. The fact store keeps them over a restart of the controller.
+
+A fact says what was ordered and what was heard; statuses are computed from facts and never stored.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from servd.codec import register_message
+from servd.control_plane import ApplicationDocument
+from servd.controller.goal import ApplicationGoal, Goal, HttpGoal
+from servd.messages import BuildOrder, BuildResult, ReplicaStart
+from servd.states import ReplicaState
+
+
+@dataclass(frozen=True, slots=True)
+class ForkServerFact:
+    """A fork server. is_builder: it was started to build `deploy_id`; else it is a further template with its own environment.
+
+    template_version: code version whose replicas it forks, "" while unknown. env_key: digest of its runtime environment.
+    """
+
+    fork_server_id: str
+    app: str
+    deploy_id: int
+    is_builder: bool
+    env_key: str
+    order: BuildOrder
+    created_at: float
+    template_version: str = ""
+    pid: int = 0
+    start_ticks: int = 0
+    result: BuildResult | None = None
+    stopping: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaFact:
+    """A replica process, from its order to its exit.
+
+    start.goal is the goal last sent. kill_at: when a draining one is killed (inf = not draining). Times are monotonic seconds.
+    """
+
+    replica_id: str
+    app: str
+    deployment: str
+    version: str
+    fork_server_id: str
+    start: ReplicaStart
+    actor_id: str
+    worker_id: str
+    created_at: float
+    state: ReplicaState = ReplicaState.STARTING
+    state_since: float = 0.0
+    pid: int = 0
+    start_ticks: int = 0
+    drain_sent: bool = False
+    kill_at: float = float("inf")
+    killed_at: float = float("-inf")
+    stop_reason: str = ""
+    error: str = ""
+    ongoing: int = 0
+    queued: int = 0
+    health_failures: int = 0
+    health_message: str = ""
+    model_ids: tuple[str, ...] = ()
+    stack: str = ""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """(application, bare deployment name)."""
+        return (self.app, self.deployment)
+
+    @property
+    def config_version(self) -> str:
+        """The config version it was last told to take."""
+        return self.start.goal.config_version
+
+
+@dataclass(frozen=True, slots=True)
+class DeadReplicaFact:
+    """A replica that is gone, for the post-mortem list."""
+
+    replica_id: str
+    pid: int
+    exit_code: int | None
+    age_s: float
+    reason: str
+    ongoing: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeploymentFact:
+    """What is remembered of one deployment between turns.
+
+    target_key: digest of the target that the counters belong to. failures: consecutive failed starts. trouble: why it is
+    UNHEALTHY, "" if it is not. desired: replica count that the autoscaler decided, None before the first decision.
+    lean / lean_since: direction (-1, 0, 1) in which the autoscaler leans, and since when.
+    """
+
+    app: str
+    name: str
+    target_key: str
+    failures: int = 0
+    failed_at: float = float("-inf")
+    last_error: str = ""
+    trouble: str = ""
+    trigger: str = "CONFIG_UPDATE_STARTED"
+    desired: int | None = None
+    lean: int = 0
+    lean_since: float = 0.0
+    reason: str = ""
+    dead: tuple[DeadReplicaFact, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ApplicationFact:
+    """An application from its first PUT until its last process is gone.
+
+    goal: the latest wish. built_deploy_id: last deploy whose build ended. active: build that serves, with the wish it was
+    built for. failure: why the current deploy failed to build. settled: "" while DEPLOYING, else RUNNING or DEPLOY_FAILED (sticky).
+    """
+
+    name: str
+    ordinal: int
+    goal: ApplicationGoal
+    built_deploy_id: int = 0
+    build_attempts: int = 0
+    active: BuildResult | None = None
+    active_goal: ApplicationGoal | None = None
+    code_version: str = ""
+    settled: str = ""
+    message: str = ""
+    deleting: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyFact:
+    """A proxy process."""
+
+    proxy_id: str
+    slot: int
+    host: str
+    port: int
+    root_path: str
+    token: str
+    actor_id: str
+    worker_id: str
+    created_at: float
+    pid: int = 0
+    start_ticks: int = 0
+    listening: bool = False
+    reported_at: float = float("-inf")
+    connections: int = 0
+    draining: bool = False
+    kill_at: float = float("inf")
+    killed_at: float = float("-inf")
+
+
+@dataclass(frozen=True, slots=True)
+class DataPlaneFact:
+    """closed: a DELETE closed the listener that `servd start` had opened; failures of proxy starts, for their back-off."""
+
+    closed: bool = False
+    proxy_failures: int = 0
+    proxy_failed_at: float = float("-inf")
+    proxy_error: str = ""
+
+
+Fact = (
+    ForkServerFact | ReplicaFact | DeploymentFact | ApplicationFact | ProxyFact | DataPlaneFact
+)
+
+
+@dataclass(frozen=True, slots=True)
+class QueueFact:
+    """Requests that wait at one caller, and when it said so. Not stored: worthless after a restart."""
+
+    queued: int
+    at: float
+
+
+@dataclass(slots=True)
+class Samples:
+    """(time, running + queued) of one replica, newest last. Not stored."""
+
+    points: list[tuple[float, float]] = field(default_factory=list)
+
+    def add(self, at: float, load: float, keep_s: float) -> None:
+        """Append a sample and forget those older than `keep_s`."""
+        self.points.append((at, load))
+        while len(self.points) > 1 and self.points[0][0] < at - keep_s:
+            self.points.pop(0)
+
+
+register_message(
+    ApplicationDocument, ApplicationGoal, Goal, HttpGoal,
+    ForkServerFact, ReplicaFact, DeadReplicaFact, DeploymentFact, ApplicationFact, ProxyFact, DataPlaneFact,
+)  # fmt: skip
+
+
+def fact_key(fact: Any) -> tuple[str, str]:
+    """(kind, key) under which the fact store keeps it."""
+    match fact:
+        case ForkServerFact():
+            return "fork_server", fact.fork_server_id
+        case ReplicaFact():
+            return "replica", fact.replica_id + "/" + fact.actor_id
+        case DeploymentFact():
+            return "deployment", f"{fact.app}/{fact.name}"
+        case ApplicationFact():
+            return "application", fact.name
+        case ProxyFact():
+            return "proxy", fact.proxy_id
+        case _:
+            return "data_plane", ""

@@ -1,0 +1,358 @@
+"""The facts of this moment: intents recorded and news applied. No effects, no clock."""
+
+import math
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from servd.controller import actions, events
+from servd.controller.facts import (
+    ApplicationFact,
+    DataPlaneFact,
+    DeadReplicaFact,
+    DeploymentFact,
+    Fact,
+    ForkServerFact,
+    ProxyFact,
+    QueueFact,
+    ReplicaFact,
+    Samples,
+    fact_key,
+)
+from servd.controller.targets import DeploymentTarget
+from servd.messages import ReplicaReport, Routing
+from servd.states import ROUTABLE, ReplicaPhase, ReplicaState
+
+DEAD_KEPT = 5
+UNHEALTHY_AFTER_FAILURES = 3
+REPLICA_LISTS = (ReplicaState.STARTING, ReplicaState.RECOVERING)
+
+
+@dataclass(slots=True)
+class Observed:
+    """All facts, by id. `changed` collects the keys of facts that the fact store has not seen yet.
+
+    epoch: wall time minus monotonic time, seconds, fixed at the start of this controller.
+    targets: derived once per turn from the active builds, (app, bare name) -> target; not stored.
+    """
+
+    epoch: float = 0.0
+    applications: dict[str, ApplicationFact] = field(default_factory=dict)
+    deployments: dict[tuple[str, str], DeploymentFact] = field(default_factory=dict)
+    fork_servers: dict[str, ForkServerFact] = field(default_factory=dict)
+    replicas: dict[str, ReplicaFact] = field(default_factory=dict)
+    proxies: dict[str, ProxyFact] = field(default_factory=dict)
+    data_plane: DataPlaneFact = field(default_factory=DataPlaneFact)
+    targets: dict[tuple[str, str], DeploymentTarget] = field(default_factory=dict)
+    queued: dict[tuple[str, str], QueueFact] = field(default_factory=dict)
+    samples: dict[str, Samples] = field(default_factory=dict)
+    published: Routing | None = None
+    notes: deque[str] = field(default_factory=lambda: deque(maxlen=100))
+    changed: dict[tuple[str, str], Fact | None] = field(default_factory=dict)
+
+    # --- storage --------------------------------------------------------------------------------------------------
+
+    def put(self, fact: Any) -> None:
+        """Remember a fact, new or changed."""
+        match fact:
+            case ForkServerFact():
+                self.fork_servers[fact.fork_server_id] = fact
+            case ReplicaFact():
+                self.replicas[fact.replica_id] = fact
+            case DeploymentFact():
+                self.deployments[(fact.app, fact.name)] = fact
+            case ApplicationFact():
+                self.applications[fact.name] = fact
+            case ProxyFact():
+                self.proxies[fact.proxy_id] = fact
+            case DataPlaneFact():
+                self.data_plane = fact
+        self.changed[fact_key(fact)] = fact
+
+    def forget(self, fact: Any) -> None:
+        """Drop a fact: what it spoke of is gone."""
+        match fact:
+            case ForkServerFact():
+                self.fork_servers.pop(fact.fork_server_id, None)
+            case ReplicaFact():
+                self.replicas.pop(fact.replica_id, None)
+                self.samples.pop(fact.replica_id, None)
+            case DeploymentFact():
+                self.deployments.pop((fact.app, fact.name), None)
+            case ApplicationFact():
+                self.applications.pop(fact.name, None)
+            case ProxyFact():
+                self.proxies.pop(fact.proxy_id, None)
+        self.changed[fact_key(fact)] = None
+
+    def take_changes(self) -> dict[tuple[str, str], Fact | None]:
+        """Facts that changed since the last call; None = forgotten."""
+        changes, self.changed = self.changed, {}
+        return changes
+
+    @classmethod
+    def restore(cls, facts: Iterable[Any], epoch: float, now: float) -> "Observed":
+        """Facts of an earlier controller: its replicas are RECOVERING until they report."""
+        observed = cls(epoch=epoch)
+        for fact in facts:
+            if isinstance(fact, ReplicaFact):
+                state = ReplicaState(fact.state)
+                if state is not ReplicaState.STOPPING:
+                    state = ReplicaState.RECOVERING
+                fact = replace(fact, state=state, state_since=now, killed_at=-math.inf)
+            elif isinstance(fact, ProxyFact):
+                fact = replace(fact, listening=False, reported_at=now)
+            observed.put(fact)
+        return observed
+
+    # --- lookups --------------------------------------------------------------------------------------------------
+
+    def replicas_of(self, app: str, deployment: str) -> list[ReplicaFact]:
+        """Replicas of one deployment, any state, oldest first."""
+        return [r for r in self.replicas.values() if r.app == app and r.deployment == deployment]
+
+    # --- intents ----------------------------------------------------------------------------------------------------
+
+    def record(self, action: actions.Action, now: float) -> None:
+        """Note that `action` is being carried out; called before its effect, so nothing is ordered twice."""
+        match action:
+            case actions.StartForkServer():
+                self.put(action.fact)
+            case actions.StopForkServer():
+                self._change(self.fork_servers.get(action.fork_server_id), stopping=True)
+            case actions.StartReplica():
+                self.put(action.fact)
+            case actions.SetReplicaGoal():
+                self._record_replica_goal(action, now)
+            case actions.DrainReplica():
+                self._record_drain(action, now)
+            case actions.KillReplica():
+                fact = self.replicas.get(action.replica_id)
+                self._change(
+                    fact,
+                    state=ReplicaState.STOPPING,
+                    killed_at=now,
+                    stop_reason=(fact.stop_reason if fact else "") or action.reason,
+                )
+            case actions.StartProxy():
+                self.put(action.fact)
+            case actions.SetProxyGoal():
+                if action.goal.drain:
+                    self._change(
+                        self.proxies.get(action.goal.proxy_id),
+                        draining=True,
+                        kill_at=now + action.goal.drain_timeout_s + 1.0,
+                    )
+            case actions.KillProxy():
+                self._change(self.proxies.get(action.proxy_id), draining=True, killed_at=now)
+            case actions.Publish():
+                self.published = action.routing
+            case actions.ReleaseListeners():
+                pass
+
+    def _change(self, fact: Any, **fields: Any) -> None:
+        if fact is not None:
+            self.put(replace(fact, **fields))
+
+    def _record_replica_goal(self, action: actions.SetReplicaGoal, now: float) -> None:
+        fact = self.replicas.get(action.goal.replica_id)
+        if fact is None:
+            return
+        changes_config = action.goal.config_version != fact.config_version
+        updating = changes_config and fact.state is ReplicaState.RUNNING
+        self.put(
+            replace(
+                fact,
+                start=replace(fact.start, goal=action.goal),
+                state=ReplicaState.UPDATING if updating else fact.state,
+                state_since=now if updating else fact.state_since,
+            )
+        )
+
+    def _record_drain(self, action: actions.DrainReplica, now: float) -> None:
+        fact = self.replicas.get(action.goal.replica_id)
+        if fact is None:
+            return
+        self.put(
+            replace(
+                fact,
+                start=replace(fact.start, goal=action.goal),
+                state=ReplicaState.STOPPING,
+                state_since=now,
+                drain_sent=True,
+                kill_at=now + action.goal.graceful_shutdown_timeout_s,
+                stop_reason=fact.stop_reason or action.reason,
+            )
+        )
+
+    # --- news -------------------------------------------------------------------------------------------------------
+
+    def apply(self, event: events.Event, now: float) -> None:
+        """Turn one piece of news into facts. News of something unknown, repeated or late, changes nothing."""
+        match event:
+            case events.ForkServerStarted():
+                self._change(
+                    self.fork_servers.get(event.fork_server_id), pid=event.pid, start_ticks=event.start_ticks
+                )
+            case events.BuildFinished():
+                fact = self.fork_servers.get(event.fork_server_id)
+                if fact is not None and fact.result is None:
+                    self.put(replace(fact, result=event.result))
+            case events.ForkServerFailed():
+                self._fork_server_gone(event.fork_server_id, event.error)
+            case events.ForkServerExited():
+                self._fork_server_gone(event.fork_server_id, f"exited with {_exit_text(event.exit_code)}")
+            case events.ReplicaForked():
+                self._change(self.replicas.get(event.replica_id), pid=event.pid, start_ticks=event.start_ticks)
+            case events.ReplicaStartFailed():
+                self._replica_gone(event.replica_id, None, event.error, now)
+            case events.ReplicaReported():
+                self._replica_reported(event.report, now)
+            case events.ReplicaExited():
+                self._replica_gone(event.replica_id, event.exit_code, "", now)
+            case events.ProxyStarted():
+                self._change(self.proxies.get(event.proxy_id), pid=event.pid, start_ticks=event.start_ticks)
+            case events.ProxyReported():
+                self._proxy_reported(event, now)
+            case events.ProxyStartFailed():
+                self._proxy_gone(event.proxy_id, event.error, now)
+            case events.ProxyExited():
+                self._proxy_gone(event.proxy_id, f"exited with {_exit_text(event.exit_code)}", now)
+            case events.QueueReported():
+                self.queued[(event.caller_id, event.deployment)] = QueueFact(event.queued, now)
+
+    def _fork_server_gone(self, fork_server_id: str, error: str) -> None:
+        fact = self.fork_servers.get(fork_server_id)
+        if fact is None:
+            return
+        self.forget(fact)
+        app = self.applications.get(fact.app)
+        if fact.is_builder and fact.result is None and not fact.stopping and app is not None:
+            self._build_died(app, fact, error)
+
+    def _build_died(self, app: ApplicationFact, fact: ForkServerFact, error: str) -> None:
+        if fact.deploy_id != app.goal.deploy_id or app.built_deploy_id >= fact.deploy_id:
+            return
+        attempts = app.build_attempts + 1
+        if attempts < 3:
+            self.put(replace(app, build_attempts=attempts))
+            return
+        message = f"Deploying application {app.name} failed: its build process {error}, {attempts} times in a row"
+        self.put(
+            replace(
+                app, build_attempts=attempts, built_deploy_id=fact.deploy_id,
+                settled="DEPLOY_FAILED", message=message,
+            )  # fmt: skip
+        )
+
+    def _replica_reported(self, report: ReplicaReport, now: float) -> None:
+        fact = self.replicas.get(report.replica_id)
+        if fact is None:
+            return
+        state = self._state_after(fact, report)
+        if state is not fact.state:
+            fact = replace(fact, state=state, state_since=now)
+        if fact.state is ReplicaState.STARTING and report.error and not fact.error:
+            fact = replace(fact, error=report.error)
+        updated = replace(
+            fact,
+            error=report.error or fact.error,
+            ongoing=report.ongoing,
+            queued=report.queued,
+            health_failures=report.health_failures,
+            health_message=report.health_message,
+            model_ids=report.model_ids,
+            stack=report.stack,
+        )
+        before = self.replicas[report.replica_id]
+        if updated != before:
+            self.put(updated)
+        samples = self.samples.setdefault(report.replica_id, Samples())
+        samples.add(now, report.ongoing + report.queued, keep_s=3600.0)
+        self._judge(before, updated, report, now)
+
+    @staticmethod
+    def _state_after(fact: ReplicaFact, report: ReplicaReport) -> ReplicaState:
+        if fact.state is ReplicaState.STOPPING:
+            return fact.state
+        if report.phase == ReplicaPhase.RUNNING:
+            if report.applied == fact.config_version:
+                return ReplicaState.RUNNING
+            return ReplicaState.UPDATING if fact.state in (ReplicaState.RECOVERING, *ROUTABLE) else fact.state
+        if fact.state is ReplicaState.RECOVERING:
+            return {
+                ReplicaPhase.UPDATING: ReplicaState.UPDATING,
+                ReplicaPhase.DRAINING: ReplicaState.STOPPING,
+            }.get(ReplicaPhase(report.phase), ReplicaState.STARTING)
+        return fact.state
+
+    def _judge(self, before: ReplicaFact, fact: ReplicaFact, report: ReplicaReport, now: float) -> None:
+        """A failed reconfigure counts as a failed start; too many failed checks make the deployment UNHEALTHY."""
+        if fact.state is ReplicaState.STOPPING:
+            return
+        if fact.state is ReplicaState.UPDATING and report.phase == ReplicaPhase.FAILED:
+            self.put(replace(fact, state=ReplicaState.STOPPING, state_since=now, kill_at=now, stop_reason="reconfigure failed"))
+            self._count_failure(fact, report.error, now)
+        elif report.health_failures >= UNHEALTHY_AFTER_FAILURES > before.health_failures:
+            self.put(replace(fact, state=ReplicaState.STOPPING, state_since=now, kill_at=now, stop_reason="unhealthy"))
+            self._trouble(fact, f"replica {fact.replica_id} failed its health check: {report.health_message}")
+
+    def _replica_gone(self, replica_id: str, exit_code: int | None, error: str, now: float) -> None:
+        fact = self.replicas.get(replica_id)
+        if fact is None:
+            return
+        self.forget(fact)
+        reason = fact.stop_reason or error or fact.error or f"exited with {_exit_text(exit_code)}"
+        dead = DeadReplicaFact(replica_id, fact.pid, exit_code, now - fact.created_at, reason, fact.ongoing)
+        deployment = self.deployments.get(fact.key)
+        if deployment is not None:
+            self.put(replace(deployment, dead=(*deployment.dead, dead)[-DEAD_KEPT:]))
+        if fact.state is ReplicaState.STARTING:
+            text = fact.error or error or f"the replica process exited with {_exit_text(exit_code)} before it was ready"
+            self._count_failure(fact, text, now)
+        elif fact.state is not ReplicaState.STOPPING:
+            self._trouble(fact, f"replica {replica_id} exited with {_exit_text(exit_code)}")
+
+    def _count_failure(self, fact: ReplicaFact, error: str, now: float) -> None:
+        deployment = self.deployments.get(fact.key)
+        target = self.targets.get(fact.key)
+        if deployment is None or (target is not None and target.version != fact.version):
+            return
+        self.put(replace(deployment, failures=deployment.failures + 1, failed_at=now, last_error=error))
+
+    def _trouble(self, fact: ReplicaFact, message: str) -> None:
+        deployment = self.deployments.get(fact.key)
+        target = self.targets.get(fact.key)
+        if deployment is None or (target is not None and target.version != fact.version):
+            return
+        text = f"{message}. It stays UNHEALTHY until the replica is replaced or the deployment is deployed again."
+        self.put(replace(deployment, trouble=text, trigger="REPLICA_FAILED"))
+
+    def _proxy_reported(self, event: events.ProxyReported, now: float) -> None:
+        fact = self.proxies.get(event.report.proxy_id)
+        if fact is None:
+            return
+        report = event.report
+        updated = replace(fact, listening=report.listening, connections=report.connections, reported_at=now)
+        if report.listening and not fact.listening:
+            self.put(updated)
+            self.put(DataPlaneFact(closed=self.data_plane.closed))
+        else:
+            self.proxies[fact.proxy_id] = updated  # a sign of life is not worth a write
+
+    def _proxy_gone(self, proxy_id: str, error: str, now: float) -> None:
+        fact = self.proxies.get(proxy_id)
+        if fact is None:
+            return
+        self.forget(fact)
+        if not fact.draining:
+            # a proxy that served is replaced at once; one that never listened makes the next one wait
+            failures = 0 if fact.listening else self.data_plane.proxy_failures + 1
+            self.put(replace(self.data_plane, proxy_failures=failures, proxy_failed_at=now, proxy_error=error))
+
+
+def _exit_text(exit_code: int | None) -> str:
+    if exit_code is None:
+        return "an unknown status"
+    return f"signal {-exit_code}" if exit_code < 0 else f"code {exit_code}"

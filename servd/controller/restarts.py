@@ -1,0 +1,35 @@
+"""Failed starts: how many are too many, and how long to wait before the next try.
+
+Source: Ray Serve 2.5 (threshold, doubling back-off, jitter).
+"""
+
+import random
+from dataclasses import dataclass
+
+MAX_FAILURES = 100
+FAILURES_PER_REPLICA = 3
+JITTER_S = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class BackOff:
+    """Shape of the back-off: first delay is 1 s, times `factor` per failure beyond the threshold, at most `limit_s`."""
+
+    factor: float = 2.0
+    limit_s: float = 64.0
+
+
+def failure_threshold(target: int) -> int:
+    """Consecutive failed starts after which the deployment counts as failing, for a target of replicas >= 0."""
+    return min(MAX_FAILURES, FAILURES_PER_REPLICA * max(target, 1))
+
+
+def retry_delay_s(name: str, failures: int, threshold: int, back_off: BackOff) -> float:
+    """Seconds from the last failure to the next try; 0 below the threshold.
+
+    The jitter of 0 to 3 s follows from (name, failures), so the same facts give the same plan.
+    """
+    if failures < threshold:
+        return 0.0
+    delay = min(back_off.factor ** min(failures - threshold, 32), back_off.limit_s)
+    return delay + random.Random(f"{name}/{failures}").uniform(0.0, JITTER_S)

@@ -1,0 +1,77 @@
+"""One deployment, one moment: which replicas to start, drain, reconfigure or kill.
+
+How this works: T is the wanted count, R = max(floor(0.2 T), 1) the step. A new replica is RUNNING and routed before an old one
+drains: at most T + R processes that are not STOPPING, and at no moment fewer routed than the lower of old and new goal.
+
+Source: Ray Serve 2.5 rolling steps; start-first order is servd's.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from servd.controller.facts import ReplicaFact
+from servd.states import ROUTABLE, ReplicaState
+
+STOP_ORDER = (ReplicaState.STARTING, ReplicaState.UPDATING, ReplicaState.RECOVERING, ReplicaState.RUNNING)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Decisions for one deployment. drain: (replica, reason); reconfigure: may enter UPDATING now."""
+
+    start: int
+    drain: tuple[tuple[ReplicaFact, str], ...]
+    reconfigure: tuple[ReplicaFact, ...]
+
+
+def rolling_step(target: int) -> int:
+    """Replicas that may be replaced or updated at a time, for a target >= 0."""
+    return max(target // 5, 1)
+
+
+def next_step(replicas: Sequence[ReplicaFact], version: str, config_version: str, target: int) -> Step:
+    """What to do now.
+
+    Args:
+        replicas: all replicas of the deployment, any state.
+        version, config_version: of the target.
+        target: wanted replicas, >= 0.
+
+    Returns:
+        The step; nothing to do once `target` replicas run at both versions and no other is left.
+    """
+    alive = [replica for replica in replicas if replica.state is not ReplicaState.STOPPING]
+    new = [replica for replica in alive if replica.version == version]
+    old = [replica for replica in alive if replica.version != version]
+    surplus = rolling_step(target)
+    start = max(min(target - len(new), target + surplus - len(alive)), 0) if target else 0
+    drain = [*_drain_old(old, new, target), *_drain_surplus(new, target)]
+    leaving = {replica.replica_id for replica, _ in drain}
+    updating = sum(replica.state is ReplicaState.UPDATING for replica in new)
+    behind = [
+        replica
+        for replica in new
+        if replica.config_version != config_version
+        and replica.state is ReplicaState.RUNNING
+        and replica.replica_id not in leaving
+    ]
+    return Step(start, tuple(drain), tuple(behind[: max(surplus - updating, 0)]))
+
+
+def _drain_old(
+    old: Sequence[ReplicaFact], new: Sequence[ReplicaFact], target: int
+) -> list[tuple[ReplicaFact, str]]:
+    starting = [replica for replica in old if replica.state is ReplicaState.STARTING]
+    serving = [replica for replica in old if replica.state in ROUTABLE]
+    ready = sum(replica.state in ROUTABLE for replica in new)
+    excess = max(ready + len(serving) - target, 0)
+    oldest_first = sorted(serving, key=lambda replica: replica.created_at)
+    return [(replica, "replaced") for replica in [*starting, *oldest_first[:excess]]]
+
+
+def _drain_surplus(new: Sequence[ReplicaFact], target: int) -> list[tuple[ReplicaFact, str]]:
+    too_many = len(new) - target
+    if too_many <= 0:
+        return []
+    ranked = sorted(new, key=lambda replica: (STOP_ORDER.index(replica.state), replica.ongoing, -replica.created_at))
+    return [(replica, "fewer wanted") for replica in ranked[:too_many]]

@@ -1,0 +1,237 @@
+"""From a build and the document's overrides to what each deployment shall be.
+
+How this works: options of a deployment are defaults, then code, then the override of the document; `ray_actor_options` of the
+document replace those of the code as a whole; the runtime environment is the application's, shallowly updated. Three digests
+say what a change does: `version` (restart), `config_version` (reconfigure in place), everything else is told or counted.
+
+Source: Ray Serve 2.5, deployment versions; servd's own options.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from servd.controller.goal import ApplicationGoal
+from servd.exceptions import DeployError
+from servd.ids import DeploymentID
+from servd.messages import BuildResult, BuiltDeployment, ReplicaGoal
+
+DEFAULTS: dict[str, Any] = {
+    "num_replicas": 1,
+    "max_concurrent_queries": 100,
+    "user_config": None,
+    "autoscaling_config": None,
+    "graceful_shutdown_wait_loop_s": 2.0,
+    "graceful_shutdown_timeout_s": 20.0,
+    "health_check_period_s": 10.0,
+    "health_check_timeout_s": 30.0,
+    "ray_actor_options": {},
+    "is_driver_deployment": False,
+    "max_queued_requests": 10_000,
+    "request_timeout_s": None,
+    "cancel_on_disconnect": True,
+    "max_sync_threads": 1,
+    "memory_limit_bytes": None,
+    "start_method": "fork",
+}
+OWN_OPTIONS = (
+    "max_queued_requests",
+    "request_timeout_s",
+    "cancel_on_disconnect",
+    "max_sync_threads",
+    "memory_limit_bytes",
+    "start_method",
+    "logging_config",
+)
+AUTOSCALING_DEFAULTS: dict[str, Any] = {
+    "min_replicas": 1,
+    "initial_replicas": None,
+    "max_replicas": 1,
+    "target_num_ongoing_requests_per_replica": 1.0,
+    "metrics_interval_s": 10.0,
+    "look_back_period_s": 30.0,
+    "smoothing_factor": 1.0,
+    "downscale_delay_s": 600.0,
+    "upscale_delay_s": 30.0,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DeploymentTarget:
+    """What one deployment shall be. runtime_env: with local directories replaced by their snapshots.
+
+    autoscaling: full config, None when the count is fixed. pinned: count set by `scale`, None if not. options: effective
+    values by 2.5 names. shown: `deployment_config` of GET V2, without the count keys' conditions applied yet.
+    """
+
+    id: DeploymentID
+    version: str
+    config_version: str
+    env_key: str
+    runtime_env: dict[str, Any]
+    num_replicas: int
+    autoscaling: dict[str, Any] | None
+    pinned: int | None
+    options: dict[str, Any]
+    shown: dict[str, Any]
+    key: str
+
+    @property
+    def drain_timeout_s(self) -> float:
+        """Seconds a draining replica may take before it is killed."""
+        return float(self.options["graceful_shutdown_timeout_s"])
+
+    def replica_goal(self, replica_id: str) -> ReplicaGoal:
+        """The goal that every replica of this target gets."""
+        options = self.options
+        user_config = options["user_config"]
+        return ReplicaGoal(
+            replica_id=replica_id,
+            config_version=self.config_version,
+            user_config="" if user_config is None else json.dumps(user_config),
+            max_concurrent_queries=options["max_concurrent_queries"],
+            health_check_period_s=float(options["health_check_period_s"]),
+            health_check_timeout_s=float(options["health_check_timeout_s"]),
+            graceful_shutdown_timeout_s=float(options["graceful_shutdown_timeout_s"]),
+            cancel_on_disconnect=options["cancel_on_disconnect"],
+        )
+
+
+def digest(*values: Any) -> str:
+    """Stable digest of JSON values, 16 hex digits."""
+    text = json.dumps(values, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def without_empty_variables(runtime_env: Mapping[str, Any]) -> dict[str, Any]:
+    """The environment as it counts in comparisons: an empty `env_vars` is none."""
+    return {key: value for key, value in runtime_env.items() if value or key != "env_vars"}
+
+
+def merge_runtime_env(base: Mapping[str, Any], update: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` shallowly updated; `env_vars` merged key by key and always present afterwards."""
+    variables = {**(base.get("env_vars") or {}), **(update.get("env_vars") or {})}
+    return {**base, **update, "env_vars": variables}
+
+
+def resolve_directories(runtime_env: Mapping[str, Any], snapshots: Mapping[str, str]) -> dict[str, Any]:
+    """The environment with every snapshotted local directory replaced by its snapshot's path."""
+    resolved = dict(runtime_env)
+    if resolved.get("working_dir"):
+        resolved["working_dir"] = snapshots.get(resolved["working_dir"], resolved["working_dir"])
+    if resolved.get("py_modules"):
+        resolved["py_modules"] = [snapshots.get(item, item) for item in resolved["py_modules"]]
+    return resolved
+
+
+def base_environment(app: ApplicationGoal) -> tuple[str, dict[str, Any]]:
+    """(env_key, environment with snapshots) of an application's builder."""
+    resolved = resolve_directories(app.document.runtime_env, app.snapshots)
+    return digest(without_empty_variables(resolved)), resolved
+
+
+def resolve(app: ApplicationGoal, build: BuildResult, code_version: str) -> tuple[DeploymentTarget, ...]:
+    """Targets of all deployments of a build, dependencies first, ingress last.
+
+    Args:
+        app: the wish with its overrides and snapshots.
+        build: a successful build of it.
+        code_version: of the replicas; differs from the build's for applications shipped by value.
+
+    Raises:
+        DeployError: an override names a deployment that the build does not have.
+    """
+    overrides = {override["name"]: override for override in app.document.deployments}
+    unknown = [name for name in overrides if name not in {d.name for d in build.deployments}]
+    if unknown:
+        there = ", ".join(d.name for d in build.deployments)
+        raise DeployError(
+            f"application {app.name}: the document overrides {', '.join(unknown)}, "
+            f"but the application has only {there}"
+        )
+    return tuple(_target(app, built, overrides.get(built.name), code_version) for built in build.deployments)
+
+
+def _target(
+    app: ApplicationGoal, built: BuiltDeployment, override: Mapping[str, Any] | None, code_version: str
+) -> DeploymentTarget:
+    options = _effective_options(built, override or {})
+    actor_options = dict(options["ray_actor_options"])
+    own_env = actor_options.pop("runtime_env", None) or {}
+    if override is not None or own_env:
+        shown_env = merge_runtime_env(app.document.runtime_env, own_env)
+    else:
+        shown_env = dict(app.document.runtime_env)
+    resolved = resolve_directories(shown_env, app.snapshots)
+    shown_options = {"runtime_env": shown_env, "num_cpus": 1.0, **actor_options}
+    autoscaling = options["autoscaling_config"]
+    if autoscaling is not None:
+        autoscaling = {**AUTOSCALING_DEFAULTS, **autoscaling}
+    identifier = DeploymentID(app.name, built.name)
+    version = digest(
+        code_version,
+        {**actor_options, "num_cpus": shown_options["num_cpus"]},
+        without_empty_variables(resolved),
+        [options[name] for name in ("max_sync_threads", "memory_limit_bytes", "start_method")],
+        options.get("version"),
+    )
+    config_version = digest(options["user_config"], float(options["graceful_shutdown_wait_loop_s"]))
+    pinned = app.scale.get(built.name)
+    return DeploymentTarget(
+        id=identifier,
+        version=version,
+        config_version=config_version,
+        env_key=digest(without_empty_variables(resolved)),
+        runtime_env=resolved,
+        num_replicas=options["num_replicas"],
+        autoscaling=autoscaling,
+        pinned=pinned,
+        options=options,
+        shown=_shown(identifier, options, shown_options, autoscaling, pinned, built, override or {}),
+        key=digest(version, config_version, autoscaling, options["num_replicas"], pinned, options),
+    )
+
+
+def _effective_options(built: BuiltDeployment, override: Mapping[str, Any]) -> dict[str, Any]:
+    sent = {key: value for key, value in override.items() if key not in ("name", "route_prefix")}
+    if sent.get("num_replicas", 0) is None:
+        del sent["num_replicas"]
+    code = {key: value for key, value in built.options.items() if value is not None or key == "user_config"}
+    options = {**DEFAULTS, **code, **sent}
+    options["is_driver_deployment"] = built.is_driver_deployment or options["is_driver_deployment"]
+    options["ray_actor_options"] = options["ray_actor_options"] or {}
+    return options
+
+
+def _shown(
+    identifier: DeploymentID,
+    options: Mapping[str, Any],
+    actor_options: Mapping[str, Any],
+    autoscaling: Mapping[str, Any] | None,
+    pinned: int | None,
+    built: BuiltDeployment,
+    override: Mapping[str, Any],
+) -> dict[str, Any]:
+    shown: dict[str, Any] = {"name": identifier.full_name}
+    if pinned is not None:
+        shown["num_replicas"] = pinned
+    elif autoscaling is None:
+        shown["num_replicas"] = options["num_replicas"]
+    shown["max_concurrent_queries"] = options["max_concurrent_queries"]
+    shown["user_config"] = options["user_config"]
+    if autoscaling is not None:
+        shown["autoscaling_config"] = {
+            key: value for key, value in autoscaling.items() if value is not None or key != "initial_replicas"
+        }
+    for name in ("graceful_shutdown_wait_loop_s", "graceful_shutdown_timeout_s"):
+        shown[name] = float(options[name])
+    for name in ("health_check_period_s", "health_check_timeout_s"):
+        shown[name] = float(options[name])
+    shown["ray_actor_options"] = dict(actor_options)
+    shown["is_driver_deployment"] = options["is_driver_deployment"]
+    for name in OWN_OPTIONS:
+        if name in override or name in built.options:
+            shown[name] = options[name]
+    return shown
