@@ -29,3 +29,8 @@ class SystemClock:
 def block_for(seconds: float) -> None:
     """Block this thread; for processes without an event loop."""
     time.sleep(seconds)
+
+
+def local_stamp(second: int) -> str:
+    """`2023-06-20 12:00:00`, local time, of a wall clock's second."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))

@@ -1,0 +1,228 @@
+"""One logging setup: lines on stderr in the foreground, and rotating files under `<log root>/serve/`.
+
+Lines: level, time, component, component id, then request id, route and application when known, then
+`file:line - message`.
+"""
+
+import fcntl
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from servd.clock import local_stamp
+from servd.settings import variable
+
+MAX_FILE_BYTES = 512 * 1024 * 1024
+BACKUP_FILES = 5
+LOGGER_NAMES = ("servd", "ray.serve")
+"""Loggers that are set up; the second is an alias that Ray Serve applications write to."""
+
+RequestFields = Callable[[], tuple[str, str, str]]
+"""Gives request id, route and application of the running request, each "" when unknown."""
+
+
+def controller_file(pid: int) -> str:
+    """Name of a controller's log file."""
+    return f"controller_{pid}.log"
+
+
+def proxy_file(ip: str) -> str:
+    """Name of the proxies' log file; all proxies of the host share it."""
+    return f"http_proxy_{ip}.log"
+
+
+def replica_file(deployment: str, replica_tag: str) -> str:
+    """Name of a replica's log file; `deployment` is the full name."""
+    return f"deployment_{deployment}_{replica_tag}.log".replace("/", "_")
+
+
+def setup(
+    component: str,
+    component_id: str,
+    log_dir: str,
+    file_name: str,
+    *,
+    stderr_level: int = logging.INFO,
+    request_fields: RequestFields | None = None,
+) -> "LogFile":
+    """Send servd's log lines of this process to its file and to stderr.
+
+    Args:
+        component, component_id: e.g. "http_proxy" and its ip, "replica" and its tag.
+        log_dir: the log root; the file lies in `serve/` under it.
+        stderr_level: lowest level shown on stderr; a detached daemon shows none (`SERVD_LOG_TO_STDERR=0`).
+        request_fields: where the fields of the running request come from.
+
+    Returns:
+        The file, for an `AccessLog`.
+    """
+    file = LogFile(Path(log_dir) / "serve" / file_name)
+    formatter = LineFormatter(component, component_id, request_fields, is_json=_is_on("ENABLE_JSON_LOGGING"))
+    handlers: list[logging.Handler] = [_FileHandler(file)]
+    if variable("LOG_TO_STDERR", "1") != "0":
+        handlers.append(logging.StreamHandler(sys.stderr))
+        handlers[-1].setLevel(stderr_level)
+    for handler in handlers:
+        handler.setFormatter(formatter)
+    for name in LOGGER_NAMES:
+        logger = logging.getLogger(name)
+        for old in logger.handlers[:]:
+            logger.removeHandler(old)
+            old.close()
+        for handler in handlers:
+            logger.addHandler(handler)
+        logger.setLevel(logging.DEBUG if _is_on("DEBUG_LOG") else logging.INFO)
+        logger.propagate = False
+    return file
+
+
+def _is_on(name: str) -> bool:
+    return variable(name, "0").lower() in ("1", "true", "yes")
+
+
+class LogFile:
+    """A log file that several processes may append to and that rotates by size."""
+
+    def __init__(self, path: Path, max_bytes: int = MAX_FILE_BYTES, backups: int = BACKUP_FILES) -> None:
+        self._path = path
+        self._max_bytes = max_bytes
+        self._backups = backups
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._fd = self._open()
+
+    def __repr__(self) -> str:
+        return f"LogFile({self._path})"
+
+    def write(self, data: bytes) -> None:
+        """Append whole lines; a full or broken disk loses them silently."""
+        try:
+            size = os.fstat(self._fd).st_size
+            if size and size + len(data) > self._max_bytes:
+                self._rotate()
+            os.write(self._fd, data)
+        except OSError:
+            pass
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._fd)
+
+    def _open(self) -> int:
+        return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def _rotate(self) -> None:
+        # whoever comes second finds another file under the name and only opens it
+        fcntl.flock(self._fd, fcntl.LOCK_EX)
+        if self._path.exists() and os.path.samestat(os.fstat(self._fd), os.stat(self._path)):
+            for number in range(self._backups - 1, 0, -1):
+                backup = Path(f"{self._path}.{number}")
+                if backup.exists():
+                    backup.replace(f"{self._path}.{number + 1}")
+            self._path.replace(f"{self._path}.1")
+        successor = self._open()
+        os.close(self._fd)
+        self._fd = successor
+
+
+class _FileHandler(logging.Handler):
+    def __init__(self, file: LogFile) -> None:
+        super().__init__()
+        self._file = file
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._file.write(f"{self.format(record)}\n".encode(errors="backslashreplace"))
+        except Exception:
+            self.handleError(record)
+
+
+class LineFormatter(logging.Formatter):
+    """Lines as the module says, or JSON objects with the same fields."""
+
+    def __init__(
+        self,
+        component: str,
+        component_id: str,
+        request_fields: RequestFields | None,
+        *,
+        is_json: bool = False,
+    ) -> None:
+        super().__init__()
+        self._component = component
+        self._component_id = component_id
+        self._request_fields = request_fields
+        self._is_json = is_json
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line of one record, its traceback on the lines after it."""
+        message = record.getMessage()
+        if record.exc_info:
+            message = f"{message}\n{self.formatException(record.exc_info)}"
+        request = self._request_fields() if self._request_fields else ("", "", "")
+        place = f"{record.filename}:{record.lineno}"
+        if self._is_json:
+            return self._json(record, message, request)
+        known = " ".join(filter(None, (self._component, self._component_id, *request)))
+        return f"{record.levelname} {self.formatTime(record)} {known} {place} - {message}"
+
+    def _json(self, record: logging.LogRecord, message: str, request: tuple[str, str, str]) -> str:
+        fields = {
+            "levelname": record.levelname,
+            "asctime": self.formatTime(record),
+            "component_name": self._component,
+            "component_id": self._component_id,
+            "request_id": request[0],
+            "route": request[1],
+            "application": request[2],
+            "filename": record.filename,
+            "lineno": record.lineno,
+            "message": message,
+        }
+        return json.dumps({key: value for key, value in fields.items() if value != ""})
+
+
+class AccessLog:
+    """Access lines of one process, gathered and written together.
+
+    A logger call per request would cost too much. The owner calls `flush()` from a timer and at its end.
+    """
+
+    def __init__(self, file: LogFile, component: str, component_id: str, place: str) -> None:
+        self._file = file
+        self._head = f"{component} {component_id}"
+        self._place = place
+        self._lines: list[str] = []
+        self._second = -1
+        self._stamp = ""
+
+    def add(
+        self,
+        wall_time: float,
+        method: str,
+        status: str,
+        latency_s: float,
+        request_id: str,
+        route: str,
+        app: str,
+    ) -> None:
+        """Note one request: `<method> <status> <latency>ms`, one decimal."""
+        second = int(wall_time)
+        if second != self._second:
+            self._second = second
+            self._stamp = local_stamp(second)
+        millis = int((wall_time - second) * 1000)
+        known = " ".join(filter(None, (request_id, route, app)))
+        self._lines.append(
+            f"INFO {self._stamp},{millis:03d} {self._head} {known} {self._place}"
+            f" - {method} {status} {latency_s * 1000:.1f}ms\n"
+        )
+
+    def flush(self) -> None:
+        """Write what was noted since the last flush."""
+        if self._lines:
+            data = "".join(self._lines).encode(errors="backslashreplace")
+            self._lines.clear()
+            self._file.write(data)

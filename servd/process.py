@@ -1,0 +1,65 @@
+"""What every child does first: its title, signals, descriptors, its loop, the watch on the daemon's life."""
+
+import asyncio
+import os
+import resource
+import signal
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+import setproctitle
+import uvloop
+
+LIFETIME_DRAIN_S = 4.0
+"""How long a process may go on after the daemon is gone, seconds."""
+
+_T = TypeVar("_T")
+
+
+def begin(title: str, state_dir: str, *inherited_fds: int) -> None:
+    """First lines of a child: its title, no Ctrl-C, its descriptors for itself.
+
+    Args:
+        title: what it is, e.g. "proxy 0"; shown as `servd: proxy 0 <state dir>`.
+        inherited_fds: descriptors it was started with; the user's own subprocesses shall not get them.
+    """
+    setproctitle.setproctitle(f"servd: {title} {state_dir}")
+    # Ctrl-C reaches the whole foreground group; only the daemon acts on it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for fd in inherited_fds:
+        os.set_inheritable(fd, False)
+
+
+def run(main: Coroutine[Any, Any, _T]) -> _T:
+    """Run a child's main coroutine on a loop of its own."""
+    # a Runner does not care which loop policy the user's module set
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(main)
+
+
+def watch_lifetime(
+    loop: asyncio.AbstractEventLoop, fd: int, on_end: Callable[[], None], limit_s: float = LIFETIME_DRAIN_S
+) -> None:
+    """Call `on_end` on `loop` when the daemon is gone, and end the process at the latest `limit_s` after.
+
+    Args:
+        fd: read end of the lifetime pipe; nothing is ever written to it, so readable means end of file.
+    """
+
+    def ended() -> None:
+        loop.remove_reader(fd)
+        loop.call_later(limit_s, os._exit, 1)
+        on_end()
+
+    loop.add_reader(fd, ended)
+
+
+def raise_file_limit() -> None:
+    """Lift the soft limit of open files to the hard one: a process with many connections needs it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        except (OSError, ValueError):
+            # "unlimited" is refused by some kernels; the soft limit stays
+            pass
