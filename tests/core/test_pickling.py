@@ -1,8 +1,8 @@
 """Values, exceptions and applications survive the way to another process."""
 
-import os
 import pickle
 import sys
+import threading
 import types
 from typing import Any
 
@@ -18,10 +18,10 @@ class NeedsKeyword(Exception):
         self.code = code
 
 
-class HoldsSocket(Exception):
+class HoldsLock(Exception):
     def __init__(self) -> None:
-        super().__init__("holds a file")
-        self.file = os.fdopen(os.dup(0))
+        super().__init__("holds a lock")
+        self.lock = threading.Lock()
 
 
 def raised(error: Exception) -> Exception:
@@ -56,8 +56,8 @@ def test_functions_defined_in_place_travel_by_value() -> None:
 
 
 def test_unpicklable_values_are_refused_with_their_type() -> None:
-    with open(os.devnull) as file, pytest.raises(TypeError, match="cannot send dict to another process"):
-        pickling.dumps({"file": file})
+    with pytest.raises(TypeError, match="cannot send dict to another process"):
+        pickling.dumps({"lock": threading.Lock()})
 
 
 def test_an_exception_keeps_its_class_and_brings_its_traceback() -> None:
@@ -81,11 +81,10 @@ def test_servds_own_errors_cross() -> None:
 
 
 def test_an_exception_that_cannot_be_pickled_arrives_as_text() -> None:
-    original = HoldsSocket()
+    original = HoldsLock()
     error = pickling.load_exception(pickling.dump_exception(raised(original)))
-    original.file.close()
     assert type(error) is UserCodeError
-    assert "HoldsSocket: holds a file" in str(error)
+    assert "HoldsLock: holds a lock" in str(error)
 
 
 def test_an_exception_whose_class_is_unknown_here_arrives_as_text() -> None:
