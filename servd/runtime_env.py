@@ -49,9 +49,14 @@ def uri_fault(uri: Any) -> str:
         return ""
     if parts.scheme not in ("https", "http") or not host:
         return f"{uri!r} is not supported; give {FORMS}"
-    if parts.scheme == "http" and not _LOOPBACK.match(host):
+    if parts.scheme == "http" and not is_loopback(host):
         return f"{uri!r} is neither https: nor on a loopback host; give {FORMS}"
     return "" if parts.path.endswith(".zip") else f"{uri!r} must point to a .zip file"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address is this host's loopback, by its spelling."""
+    return _LOOPBACK.match(host) is not None
 
 
 def is_remote(uri: str) -> bool:
