@@ -6,15 +6,12 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic import AfterValidator, Field
 
 from servd import runtime_env
+from servd.document import Document, Fault, to_era_names
 
 logger = logging.getLogger(__name__)
-
-Fault = tuple[tuple[str | int, ...], str]
-"""Where (keys and indexes from the object down) and why."""
 
 
 class DeploymentMode(StrEnum):
@@ -24,87 +21,6 @@ class DeploymentMode(StrEnum):
     HeadOnly = "HeadOnly"
     EveryNode = "EveryNode"
     FixedNumber = "FixedNumber"
-
-
-class Document(BaseModel):
-    """A model that refuses unknown keys and reports all its faults at once, cross-field ones included.
-
-    Subclasses override `prepare` for what is more than one field's type; `hints` says how to get what a key of
-    later releases gives.
-    """
-
-    model_config = ConfigDict(
-        extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True, protected_namespaces=()
-    )
-    later_names: ClassVar[Mapping[str, str]] = {}
-    hints: ClassVar[Mapping[str, str]] = {}
-
-    @classmethod
-    def prepare(cls, raw: dict[str, Any]) -> list[Fault]:  # noqa: ARG003
-        """Bring `raw` (a private copy) into the 2.5 form, in place; gives the faults that no field type shows."""
-        return []
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _report_everything(cls, value: Any, handler: Any) -> Any:
-        if not isinstance(value, Mapping):
-            return handler(value)
-        raw = dict(value)
-        faults = to_era_names(raw, cls.later_names)
-        written = {era: later for later, era in cls.later_names.items() if later in value}
-        faults += cls.prepare(raw)
-        details = [_detail(loc, "value_error", reason, _at(value, loc)) for loc, reason in faults]
-        result = None
-        try:
-            result = handler(raw)
-        except ValidationError as error:
-            for found in error.errors(include_url=False):
-                loc = found["loc"]
-                first = written.get(str(loc[0]), loc[0]) if loc else ""
-                details.append(
-                    _detail(
-                        (first, *loc[1:]) if loc else (), found["type"], cls._reason(found), found["input"]
-                    )
-                )
-        if details:
-            raise ValidationError.from_exception_data(cls.__name__, details)
-        return result
-
-    @classmethod
-    def _reason(cls, found: Any) -> str:
-        if found["type"] != "extra_forbidden" or len(found["loc"]) != 1:
-            return str(found["msg"]).removeprefix("Value error, ")
-        key = str(found["loc"][0])
-        if key in cls.hints:
-            return f"servd has no {key}" + (f": {cls.hints[key]}" if cls.hints[key] else "")
-        return f"unknown key; {cls.__name__} has {', '.join(cls.model_fields)}"
-
-
-def _detail(loc: tuple[str | int, ...], kind: str, reason: str, given: Any) -> InitErrorDetails:
-    return InitErrorDetails(type=PydanticCustomError(kind, reason), loc=loc, input=given)
-
-
-def _at(value: Any, loc: tuple[str | int, ...]) -> Any:
-    for key in loc:
-        try:
-            value = value[key]
-        except (KeyError, IndexError, TypeError):
-            return value
-    return value
-
-
-def to_era_names(raw: dict[str, Any], later_names: Mapping[str, str]) -> list[Fault]:
-    """Rename keys of later releases to their 2.5 names, in place; a fault for each option given twice."""
-    faults: list[Fault] = []
-    for later, era in later_names.items():
-        if later not in raw:
-            continue
-        if era in raw:
-            faults.append(((later,), f"{era} and {later} are two spellings of one option: give one of them"))
-            del raw[later]
-        else:
-            raw[era] = raw.pop(later)
-    return faults
 
 
 def check_route_prefix(prefix: str) -> str:
@@ -248,12 +164,12 @@ class DeploymentOptions(Document):
 
     later_names: ClassVar[Mapping[str, str]] = {"max_ongoing_requests": "max_concurrent_queries"}
     hints: ClassVar[Mapping[str, str]] = {
-        "placement_group_bundles": "replicas run on this host; num_gpus in ray_actor_options reserves devices",
+        "placement_group_bundles": "num_gpus in ray_actor_options reserves devices of this host",
         "placement_group_strategy": "all replicas run on this host",
         "placement_group_bundle_label_selector": "all replicas run on this host",
         "placement_group_fallback_strategy": "all replicas run on this host",
         "max_replicas_per_node": "there is one host; num_replicas bounds it",
-        "request_router_config": "requests go to the less busy of two replicas or to one that holds the model",
+        "request_router_config": "requests go to the less busy of two replicas or a holder of the model",
         "gang_scheduling_config": "replicas start one by one",
         "deployment_actors": "a deployment of its own that the others hold a handle to does the same",
     }
@@ -394,7 +310,7 @@ class HTTPOptions(Document):
             raw["location"] = DeploymentMode.NoServer
         faults: list[Fault] = []
         if raw.get("middlewares"):
-            reason = "servd runs no user code in a proxy: wrap the application's own ASGI app in the middleware instead"
+            reason = "no user code runs in a proxy: wrap the application's own ASGI app in the middleware"
             faults.append((("middlewares",), reason))
         if raw.get("location") == "FixedNumber" and not raw.get("fixed_number_replicas"):
             faults.append((("fixed_number_replicas",), "is required with location FixedNumber"))

@@ -1,7 +1,7 @@
 """Runtime environments: which ones are valid, and how two of them merge. Touches no disk.
 
-An environment is a plain dictionary as users write it. `faults` checks it, `normalised` brings its URIs into the form in
-which they are stored, `merge` lays a deployment's environment over its application's.
+An environment is a plain dictionary as users write it. `faults` checks it, `normalised` brings its URIs into
+the form in which they are stored, `merge` lays a deployment's environment over its application's.
 """
 
 import json
@@ -119,7 +119,7 @@ def unknown_keys(env: Mapping[str, Any]) -> list[str]:
 
 
 def normalised(env: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy with absolute paths as `file:` URIs, null items of `py_modules` left out; the rest as written."""
+    """A copy with absolute paths as `file:` URIs, null items of `py_modules` left out."""
     result = dict(env)
     if isinstance(result.get("working_dir"), str):
         result["working_dir"] = _as_uri(result["working_dir"])
@@ -129,7 +129,7 @@ def normalised(env: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def local_uris(env: Mapping[str, Any]) -> Iterator[str]:
-    """Every `working_dir` and `py_modules` entry of a valid environment that lies on this host, as written."""
+    """Every `working_dir` and `py_modules` entry of a valid environment that lies on this host."""
     for uri in (env.get("working_dir"), *(env.get("py_modules") or ())):
         if isinstance(uri, str) and not is_remote(uri):
             yield uri
@@ -143,8 +143,8 @@ def merge(app_env: Mapping[str, Any], own_env: Mapping[str, Any] | None) -> dict
         own_env: of the deployment, from its override or from code; None = the deployment has none.
 
     Returns:
-        `app_env` updated key by key with `own_env`; lists replace. `env_vars` are merged variable by variable (the deployment
-        wins) and always present, unless `own_env` is None.
+        `app_env` updated key by key with `own_env`; lists replace. `env_vars` are merged variable by variable
+        (the deployment wins) and always present, unless `own_env` is None.
 
     Source: Ray Serve 2.5, override_runtime_envs_except_env_vars.
     """
@@ -155,7 +155,7 @@ def merge(app_env: Mapping[str, Any], own_env: Mapping[str, Any] | None) -> dict
 
 
 def fingerprint(env: Mapping[str, Any]) -> str:
-    """Text that is equal for environments that mean the same: order of keys and an empty `env_vars` do not count."""
+    """Text that is equal for environments that mean the same: key order and empty `env_vars` do not count."""
     relevant = {
         key: value for key, value in env.items() if value is not None and (key != "env_vars" or value)
     }

@@ -1,0 +1,305 @@
+"""REST documents, V1 and V2: what a PUT may hold, its 2.5 form for storage, and the shapes of the answers."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
+
+from pydantic import AfterValidator, Field
+
+from servd import runtime_env
+from servd.answers import (
+    ApplicationDetails,
+    DeploymentDetails,
+    HTTPProxyDetails,
+    ReplicaDetails,
+    ServeActorDetails,
+    ServeInstanceDetails,
+    ServeStatusSchema,
+)
+from servd.config import (
+    AutoscalingConfig,
+    DeploymentMode,
+    DeploymentOptions,
+    LoggingConfig,
+    RayActorOptions,
+    RoutePrefix,
+)
+from servd.control_plane import ApplicationDocument, GoalDocument, HttpWish
+from servd.document import Document, Fault, validated
+from servd.exceptions import ConfigError
+from servd.states import DeployMode
+
+__all__ = [
+    "EMPTY_CONFIG",
+    "ApplicationDetails",
+    "DeploymentDetails",
+    "DeploymentSchema",
+    "HTTPOptionsSchema",
+    "HTTPProxyDetails",
+    "RayActorOptionsSchema",
+    "ReplicaDetails",
+    "ServeActorDetails",
+    "ServeApplicationSchema",
+    "ServeDeploySchema",
+    "ServeInstanceDetails",
+    "ServeStatusSchema",
+    "check_import_path",
+    "parse_v1",
+    "parse_v2",
+]
+
+EMPTY_CONFIG: dict[str, Any] = {"import_path": "", "runtime_env": {}, "deployments": []}
+"""What GET V1 and `servd config` show where nothing is stored."""
+
+
+def check_import_path(path: str) -> str:
+    """The import path itself.
+
+    Raises:
+        ValueError: it is neither `module:attribute` nor `module.attribute`.
+    """
+    if path.count(":") > 1:
+        raise ValueError(f"import_path {path!r} holds more than one ':'")
+    if ":" in path:
+        if path.startswith(":") or path.endswith(":"):
+            raise ValueError(f"import_path {path!r} must not begin or end with ':'")
+    elif "." not in path:
+        raise ValueError(f"import_path {path!r} must have the form module:attribute or module.attribute")
+    elif path.startswith(".") or path.endswith("."):
+        raise ValueError(f"import_path {path!r} must not begin or end with '.'")
+    return path
+
+
+ImportPath = Annotated[str, AfterValidator(check_import_path)]
+Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+class RayActorOptionsSchema(RayActorOptions):
+    """`ray_actor_options` of a document."""
+
+
+class HTTPOptionsSchema(Document):
+    """`http_options` of a V2 document."""
+
+    host: str = "127.0.0.1"
+    port: Port = 8000
+    root_path: str = ""
+
+    hints: ClassVar[Mapping[str, str]] = {
+        "request_timeout_s": "set request_timeout_s of the ingress deployment",
+        "keep_alive_timeout_s": "",
+        "ssl_keyfile": "put a TLS terminator in front",
+        "ssl_certfile": "put a TLS terminator in front",
+        "ssl_keyfile_password": "put a TLS terminator in front",
+        "ssl_ca_certs": "put a TLS terminator in front",
+        "middlewares": "wrap the application's own ASGI app in the middleware",
+        "location": "set proxy_location at the top level",
+    }
+
+
+class DeploymentSchema(DeploymentOptions):
+    """Overrides of one deployment; a key that is missing keeps the value from code."""
+
+    name: str
+    num_replicas: Annotated[int, Field(gt=0)] | None = None
+    route_prefix: RoutePrefix | None = None
+    user_config: dict[str, Any] | None = None
+    autoscaling_config: AutoscalingConfig | None = None
+    ray_actor_options: RayActorOptionsSchema = Field(default_factory=RayActorOptionsSchema)
+
+    key_order: ClassVar[tuple[str, ...]] = (
+        "name",
+        "num_replicas",
+        "route_prefix",
+        "max_concurrent_queries",
+        "user_config",
+        "autoscaling_config",
+        "graceful_shutdown_wait_loop_s",
+        "graceful_shutdown_timeout_s",
+        "health_check_period_s",
+        "health_check_timeout_s",
+        "ray_actor_options",
+    )
+
+    def stored(self) -> dict[str, Any]:
+        """Only what was sent, in the order of the contract."""
+        sent = self.model_dump(mode="json", exclude_unset=True)
+        first = {key: sent[key] for key in self.key_order if key in sent}
+        return {**first, **{key: value for key, value in sent.items() if key not in first}}
+
+
+class ServeApplicationSchema(Document):
+    """One application: the V1 document, and an item of the V2 one."""
+
+    name: str = "default"
+    route_prefix: RoutePrefix | None = "/"
+    import_path: ImportPath
+    runtime_env: dict[str, Any] = Field(default_factory=dict)
+    host: str = "127.0.0.1"
+    port: Port = 8000
+    deployments: list[DeploymentSchema] = Field(default_factory=list)
+    args: dict[str, Any] = Field(default_factory=dict)
+    logging_config: LoggingConfig | None = None
+
+    hints: ClassVar[Mapping[str, str]] = {
+        "autoscaling_policy": "set autoscaling_config of its deployments",
+        "http_options": "it belongs to the top level of a multi-app config, ServeDeploySchema",
+        "applications": "it belongs to a multi-app config, ServeDeploySchema",
+        "proxy_location": "it belongs to the top level of a multi-app config, ServeDeploySchema",
+    }
+
+    @classmethod
+    def prepare(cls, raw: dict[str, Any]) -> list[Fault]:
+        """Refuses one deployment twice; turns absolute paths of the environment into `file:` URIs."""
+        raw.pop("external_scaler_enabled", None)
+        faults: list[Fault] = []
+        env = raw.get("runtime_env")
+        if isinstance(env, Mapping):
+            faults += [(("runtime_env", *loc), reason) for loc, reason in runtime_env.uri_faults(env)]
+            raw["runtime_env"] = runtime_env.normalised(env)
+        for index, name in _repeated(raw.get("deployments"), "name", None):
+            faults.append((("deployments", index, "name"), f'deployment "{name}" is listed twice'))
+        return faults
+
+    def stored(self) -> dict[str, Any]:
+        """Only what was sent, in the order of the contract."""
+        sent = self.model_dump(mode="json", exclude_unset=True)
+        if "deployments" in sent:
+            sent["deployments"] = [deployment.stored() for deployment in self.deployments]
+        return sent
+
+    def to_application(self, default_logging: LoggingConfig | None = None) -> ApplicationDocument:
+        """The value that the control plane takes."""
+        log = self.logging_config or default_logging
+        return ApplicationDocument(
+            name=self.name,
+            import_path=self.import_path,
+            args=self.args,
+            runtime_env=self.runtime_env,
+            deployments=tuple(deployment.stored() for deployment in self.deployments),
+            route_prefix=self.route_prefix,
+            route_prefix_given="route_prefix" in self.model_fields_set,
+            stored=self.stored(),
+            logging_config=log.model_dump(mode="json", exclude_unset=True) if log else None,
+        )
+
+    def to_goal(self) -> GoalDocument:
+        """The goal behind a V1 document."""
+        sent = self.model_fields_set
+        http = HttpWish(
+            host=self.host if "host" in sent else None,
+            port=self.port if "port" in sent else None,
+        )
+        return GoalDocument(DeployMode.SINGLE_APP, http, (self.to_application(),), self.stored())
+
+
+class ServeDeploySchema(Document):
+    """The V2 document."""
+
+    proxy_location: DeploymentMode = DeploymentMode.EveryNode
+    http_options: HTTPOptionsSchema = Field(default_factory=HTTPOptionsSchema)
+    applications: list[ServeApplicationSchema]
+    logging_config: LoggingConfig | None = None
+
+    hints: ClassVar[Mapping[str, str]] = {
+        "grpc_options": "it serves HTTP; grpc_options is accepted without servicer functions",
+        "target_capacity": "set num_replicas, or autoscaling_config",
+        "import_path": "it belongs to an item of applications",
+        "runtime_env": "it belongs to an item of applications",
+    }
+
+    @classmethod
+    def prepare(cls, raw: dict[str, Any]) -> list[Fault]:
+        """Cross-field rules between applications; drops keys that have no effect here."""
+        faults: list[Fault] = []
+        grpc = raw.get("grpc_options")
+        if grpc is None or (isinstance(grpc, Mapping) and not grpc.get("grpc_servicer_functions")):
+            raw.pop("grpc_options", None)
+        if raw.get("target_capacity", "") is None:
+            del raw["target_capacity"]
+        location = raw.get("proxy_location")
+        if location == "Disabled":
+            raw["proxy_location"] = "NoServer"
+        elif location == "FixedNumber":
+            del raw["proxy_location"]
+            reason = "FixedNumber needs settings that no document holds; NoServer, HeadOnly or EveryNode"
+            faults.append((("proxy_location",), reason))
+        apps = raw.get("applications")
+        for _, name in _repeated(apps, "name", "default"):
+            faults.append((("applications",), f'two applications are called "{name}": names must be unique'))
+        for _, prefix in _repeated(apps, "route_prefix", "/"):
+            reason = f'two applications have route_prefix "{prefix}" (an omitted one counts as "/")'
+            faults.append((("applications",), reason))
+        for index, app in enumerate(apps if isinstance(apps, list) else ()):
+            if isinstance(app, Mapping):
+                faults += _item_faults(index, app)
+        return faults
+
+    def stored(self) -> dict[str, Any]:
+        """Only what was sent, in the order of the contract."""
+        sent = self.model_dump(mode="json", exclude_unset=True)
+        return {**sent, "applications": [app.stored() for app in self.applications]}
+
+    def to_goal(self) -> GoalDocument:
+        """The goal behind a V2 document."""
+        options, sent = self.http_options, self.http_options.model_fields_set
+        http = HttpWish(
+            host=options.host if "host" in sent else None,
+            port=options.port if "port" in sent else None,
+            root_path=options.root_path if "root_path" in sent else None,
+            location=str(self.proxy_location) if "proxy_location" in self.model_fields_set else None,
+        )
+        apps = tuple(app.to_application(self.logging_config) for app in self.applications)
+        return GoalDocument(DeployMode.MULTI_APP, http, apps, self.stored())
+
+
+def _repeated(items: Any, key: str, default: Any) -> list[tuple[int, Any]]:
+    """(index, value) of every item whose `key` holds a string for the second time."""
+    seen: dict[Any, int] = {}
+    found: list[tuple[int, Any]] = []
+    for index, item in enumerate(items if isinstance(items, list) else ()):
+        value = item.get(key, default) if isinstance(item, Mapping) else None
+        if not isinstance(value, str):
+            continue
+        seen[value] = seen.get(value, 0) + 1
+        if seen[value] == 2:
+            found.append((index, value))
+    return found
+
+
+def _item_faults(index: int, app: Mapping[str, Any]) -> list[Fault]:
+    name = app.get("name", "default")
+    faults: list[Fault] = []
+    if name == "":
+        faults.append((("applications", index, "name"), "must be a nonempty string"))
+    for key in ("host", "port"):
+        if key in app:
+            reason = (
+                f'{key} {app[key]!r} of application "{name}" belongs to http_options '
+                "in the top-level config, not to one application"
+            )
+            faults.append((("applications", index, key), reason))
+    return faults
+
+
+def parse_v1(raw: Any) -> GoalDocument:
+    """The goal behind the body of a V1 PUT.
+
+    Raises:
+        ConfigError: lists every fault with its place; or the body names the application.
+    """
+    document = validated(ServeApplicationSchema, raw)
+    if "name" in raw:
+        raise ConfigError(
+            "ServeApplicationSchema: name: a single-app config has no name; names belong to multi-app configs, "
+            "ServeDeploySchema (PUT /api/serve/applications/)"
+        )
+    return document.to_goal()
+
+
+def parse_v2(raw: Any) -> GoalDocument:
+    """The goal behind the body of a V2 PUT.
+
+    Raises:
+        ConfigError: lists every fault with its place.
+    """
+    return validated(ServeDeploySchema, raw).to_goal()
