@@ -26,9 +26,7 @@ def first_target(config: Mapping[str, Any]) -> int:
     return int(config["min_replicas"] if initial is None else initial)
 
 
-def desired_replicas(
-    ongoing: Sequence[float], target: float, *, low: int, high: int, smoothing: float = 1.0
-) -> int:
+def desired_replicas(ongoing: Sequence[float], target: float, *, low: int, high: int, smoothing: float = 1.0) -> int:
     """Replica count that brings the load per replica to its target.
 
     Args:
@@ -91,5 +89,11 @@ def decide(
     delay = config["upscale_delay_s"] if direction > 0 else config["downscale_delay_s"]
     reason = f"mean load {mean:.2f} over {len(ongoing)} replicas asks for {wanted}"
     if now - since < delay:
-        return Decision(current, direction, since, f"{reason}, held since {now - since:.1f} s of {delay:g} s", since + delay)
+        return Decision(
+            current,
+            direction,
+            since,
+            f"{reason}, held since {now - since:.1f} s of {delay:g} s",
+            since + delay,
+        )
     return Decision(wanted, 0, now, reason, math.inf)

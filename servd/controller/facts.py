@@ -159,17 +159,16 @@ class ProxyFact:
 
 @dataclass(frozen=True, slots=True)
 class DataPlaneFact:
-    """closed: a DELETE closed the listener that `servd start` had opened; failures of proxy starts, for their back-off."""
+    """http: options in force, None = closed. running: Serve ran when they were set. Failures of proxy starts, for their back-off."""
 
-    closed: bool = False
+    http: HttpGoal | None = None
+    running: bool = False
     proxy_failures: int = 0
     proxy_failed_at: float = float("-inf")
     proxy_error: str = ""
 
 
-Fact = (
-    ForkServerFact | ReplicaFact | DeploymentFact | ApplicationFact | ProxyFact | DataPlaneFact
-)
+Fact = ForkServerFact | ReplicaFact | DeploymentFact | ApplicationFact | ProxyFact | DataPlaneFact
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +190,15 @@ class Samples:
         self.points.append((at, load))
         while len(self.points) > 1 and self.points[0][0] < at - keep_s:
             self.points.pop(0)
+
+    def mean(self, since: float, now: float) -> float:
+        """Mean over [since, now], weighted by time: a sample holds until the next one, because only changes are reported."""
+        area = duration = 0.0
+        for (at, load), (end, _) in zip(self.points, [*self.points[1:], (now, 0.0)], strict=True):
+            span = max(end - max(at, since), 0.0)
+            area += load * span
+            duration += span
+        return area / duration if duration > 0 else self.points[-1][1]
 
 
 register_message(

@@ -26,7 +26,6 @@ from servd.states import ROUTABLE, ReplicaPhase, ReplicaState
 
 DEAD_KEPT = 5
 UNHEALTHY_AFTER_FAILURES = 3
-REPLICA_LISTS = (ReplicaState.STARTING, ReplicaState.RECOVERING)
 
 
 @dataclass(slots=True)
@@ -45,9 +44,11 @@ class Observed:
     proxies: dict[str, ProxyFact] = field(default_factory=dict)
     data_plane: DataPlaneFact = field(default_factory=DataPlaneFact)
     targets: dict[tuple[str, str], DeploymentTarget] = field(default_factory=dict)
+    resolved: dict[str, tuple[Any, tuple[DeploymentTarget, ...]]] = field(default_factory=dict)
     queued: dict[tuple[str, str], QueueFact] = field(default_factory=dict)
     samples: dict[str, Samples] = field(default_factory=dict)
     published: Routing | None = None
+    listeners: set[tuple[str, int]] = field(default_factory=set)
     notes: deque[str] = field(default_factory=lambda: deque(maxlen=100))
     changed: dict[tuple[str, str], Fact | None] = field(default_factory=dict)
 
@@ -103,6 +104,7 @@ class Observed:
                 fact = replace(fact, state=state, state_since=now, killed_at=-math.inf)
             elif isinstance(fact, ProxyFact):
                 fact = replace(fact, listening=False, reported_at=now)
+                observed.listeners.add((fact.host, fact.port))
             observed.put(fact)
         return observed
 
@@ -137,6 +139,7 @@ class Observed:
                 )
             case actions.StartProxy():
                 self.put(action.fact)
+                self.listeners.add((action.fact.host, action.fact.port))
             case actions.SetProxyGoal():
                 if action.goal.drain:
                     self._change(
@@ -149,7 +152,7 @@ class Observed:
             case actions.Publish():
                 self.published = action.routing
             case actions.ReleaseListeners():
-                pass
+                self.listeners.discard((action.host, action.port))
 
     def _change(self, fact: Any, **fields: Any) -> None:
         if fact is not None:
@@ -192,9 +195,7 @@ class Observed:
         """Turn one piece of news into facts. News of something unknown, repeated or late, changes nothing."""
         match event:
             case events.ForkServerStarted():
-                self._change(
-                    self.fork_servers.get(event.fork_server_id), pid=event.pid, start_ticks=event.start_ticks
-                )
+                self._change(self.fork_servers.get(event.fork_server_id), pid=event.pid, start_ticks=event.start_ticks)
             case events.BuildFinished():
                 fact = self.fork_servers.get(event.fork_server_id)
                 if fact is not None and fact.result is None:
@@ -241,8 +242,11 @@ class Observed:
         message = f"Deploying application {app.name} failed: its build process {error}, {attempts} times in a row"
         self.put(
             replace(
-                app, build_attempts=attempts, built_deploy_id=fact.deploy_id,
-                settled="DEPLOY_FAILED", message=message,
+                app,
+                build_attempts=attempts,
+                built_deploy_id=fact.deploy_id,
+                settled="DEPLOY_FAILED",
+                message=message,
             )  # fmt: skip
         )
 
@@ -292,7 +296,15 @@ class Observed:
         if fact.state is ReplicaState.STOPPING:
             return
         if fact.state is ReplicaState.UPDATING and report.phase == ReplicaPhase.FAILED:
-            self.put(replace(fact, state=ReplicaState.STOPPING, state_since=now, kill_at=now, stop_reason="reconfigure failed"))
+            self.put(
+                replace(
+                    fact,
+                    state=ReplicaState.STOPPING,
+                    state_since=now,
+                    kill_at=now,
+                    stop_reason="reconfigure failed",
+                )
+            )
             self._count_failure(fact, report.error, now)
         elif report.health_failures >= UNHEALTHY_AFTER_FAILURES > before.health_failures:
             self.put(replace(fact, state=ReplicaState.STOPPING, state_since=now, kill_at=now, stop_reason="unhealthy"))
@@ -337,7 +349,7 @@ class Observed:
         updated = replace(fact, listening=report.listening, connections=report.connections, reported_at=now)
         if report.listening and not fact.listening:
             self.put(updated)
-            self.put(DataPlaneFact(closed=self.data_plane.closed))
+            self.put(replace(self.data_plane, proxy_failures=0, proxy_error=""))
         else:
             self.proxies[fact.proxy_id] = updated  # a sign of life is not worth a write
 

@@ -58,9 +58,7 @@ def next_step(replicas: Sequence[ReplicaFact], version: str, config_version: str
     return Step(start, tuple(drain), tuple(behind[: max(surplus - updating, 0)]))
 
 
-def _drain_old(
-    old: Sequence[ReplicaFact], new: Sequence[ReplicaFact], target: int
-) -> list[tuple[ReplicaFact, str]]:
+def _drain_old(old: Sequence[ReplicaFact], new: Sequence[ReplicaFact], target: int) -> list[tuple[ReplicaFact, str]]:
     starting = [replica for replica in old if replica.state is ReplicaState.STARTING]
     serving = [replica for replica in old if replica.state in ROUTABLE]
     ready = sum(replica.state in ROUTABLE for replica in new)

@@ -148,8 +148,7 @@ def resolve(app: ApplicationGoal, build: BuildResult, code_version: str) -> tupl
     if unknown:
         there = ", ".join(d.name for d in build.deployments)
         raise DeployError(
-            f"application {app.name}: the document overrides {', '.join(unknown)}, "
-            f"but the application has only {there}"
+            f"application {app.name}: the document overrides {', '.join(unknown)}, but the application has only {there}"
         )
     return tuple(_target(app, built, overrides.get(built.name), code_version) for built in build.deployments)
 

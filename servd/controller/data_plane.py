@@ -1,0 +1,120 @@
+"""The data plane's address: which options are in force, and which proxies that asks for."""
+
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+
+from servd.controller import actions
+from servd.controller.facts import DataPlaneFact, ProxyFact
+from servd.controller.goal import Goal, HttpGoal
+from servd.controller.observed import Observed
+from servd.controller.restarts import BackOff, retry_delay_s
+from servd.ids import random_hex
+from servd.messages import ProxyGoal
+from servd.settings import DEFAULT_HTTP_HOST, DEFAULT_HTTP_PORT, Settings
+from servd.states import ProxyLocation
+
+PROXY_DRAIN_S = 20.0
+KILL_AGAIN_S = 5.0
+
+
+def flag_options(settings: Settings, stored: HttpGoal | None = None) -> HttpGoal:
+    """Options of the flags, over the stored ones, over the defaults."""
+    base = stored or HttpGoal(DEFAULT_HTTP_HOST, DEFAULT_HTTP_PORT)
+    return HttpGoal(
+        host=base.host if settings.http_host is None else settings.http_host,
+        port=base.port if settings.http_port is None else settings.http_port,
+        root_path=base.root_path,
+        location=base.location if settings.http_location is None else settings.http_location,
+    )
+
+
+def boot(goal: Goal, observed: Observed, settings: Settings) -> Goal:
+    """The goal to start a controller with: options in force survive its restart; at a daemon's start flags win over stored ones."""
+    fact = observed.data_plane
+    if fact.http is None and not fact.running:
+        if goal.running:
+            goal = replace(goal, http=flag_options(settings, goal.http))
+        elif settings.open_http:
+            observed.put(replace(fact, http=flag_options(settings)))
+    elif goal.running and fact.http is not None:
+        goal = replace(goal, http=fact.http)
+    return goal
+
+
+def settle_data_plane(goal: Goal, observed: Observed) -> None:
+    """Options in force follow the goal; a DELETE closes the plane, also one that `servd start` had opened."""
+    fact = observed.data_plane
+    if goal.running and (fact.http != goal.http or not fact.running):
+        observed.put(DataPlaneFact(http=goal.http, running=True))
+    elif not goal.running and fact.running:
+        observed.put(DataPlaneFact())
+
+
+def is_served(http: HttpGoal | None) -> bool:
+    """Whether proxies shall listen under these options."""
+    return http is not None and http.location != ProxyLocation.NO_SERVER
+
+
+def proxy_actions(
+    goal: Goal, observed: Observed, settings: Settings, now: float, rng: random.Random
+) -> Iterator[actions.Action | float]:
+    """Actions that bring the proxies to their goal, and moments to look again.
+
+    One proxy per slot at the address in force. Proxies of another address drain once their successor listens.
+    """
+    http = observed.data_plane.http
+    # while a deletion is under way the listener stays: it is closed last
+    wanted = http if is_served(http) else None
+    current = [p for p in observed.proxies.values() if not p.draining]
+    fitting = [p for p in current if wanted is not None and _fits(p, wanted)]
+    if wanted is not None:
+        yield from _start_missing(observed, settings, wanted, fitting, now, rng)
+    ready = wanted is None or all(p.listening for p in fitting) and len(fitting) >= settings.proxies
+    for proxy in current:
+        outdated = proxy not in fitting or proxy.slot >= settings.proxies
+        if outdated and (ready or not proxy.listening):
+            yield actions.SetProxyGoal(
+                ProxyGoal(proxy.proxy_id, drain=True, drain_timeout_s=PROXY_DRAIN_S), "address given up"
+            )
+    for proxy in observed.proxies.values():
+        if proxy.draining and proxy.kill_at <= now and proxy.killed_at < now - KILL_AGAIN_S:
+            yield actions.KillProxy(proxy.proxy_id, "drain took too long")
+        elif proxy.draining:
+            yield max(proxy.kill_at, proxy.killed_at + KILL_AGAIN_S) if proxy.kill_at < math.inf else math.inf
+
+
+def _fits(proxy: ProxyFact, http: HttpGoal) -> bool:
+    return (proxy.host, proxy.port, proxy.root_path) == (http.host, http.port, http.root_path)
+
+
+def _start_missing(
+    observed: Observed,
+    settings: Settings,
+    http: HttpGoal,
+    fitting: list[ProxyFact],
+    now: float,
+    rng: random.Random,
+) -> Iterator[actions.Action | float]:
+    fact = observed.data_plane
+    delay = retry_delay_s("proxy", fact.proxy_failures, 1, BackOff(limit_s=16.0)) if fact.proxy_failures else 0.0
+    if fact.proxy_failed_at + delay > now:
+        yield fact.proxy_failed_at + delay
+        return
+    taken = {p.slot for p in fitting}
+    for slot in range(settings.proxies):
+        if slot not in taken:
+            proxy = ProxyFact(
+                proxy_id=f"proxy-{slot}-{random_hex(6, rng)}",
+                slot=slot,
+                host=http.host,
+                port=http.port,
+                root_path=http.root_path,
+                token=random_hex(32, rng),
+                actor_id=random_hex(32, rng),
+                worker_id=random_hex(56, rng),
+                created_at=now,
+                reported_at=now,
+            )
+            yield actions.StartProxy(proxy, f"slot {slot} is empty")

@@ -1,0 +1,190 @@
+"""Actions for the replicas of every deployment: start, tell, drain, kill."""
+
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+
+from servd.controller import actions
+from servd.controller.facts import ApplicationFact, DeploymentFact, ReplicaFact
+from servd.controller.observed import Observed
+from servd.controller.restarts import BackOff, failure_threshold, retry_delay_s
+from servd.controller.rollout import next_step
+from servd.controller.settle import route_prefix, wanted_count
+from servd.controller.targets import DeploymentTarget
+from servd.controller.templates import template_for
+from servd.ids import ReplicaID, random_hex, random_letters
+from servd.messages import ReplicaStart
+from servd.settings import Settings, replica_address
+from servd.states import ReplicaState
+
+KILL_AGAIN_S = 5.0
+RECOVERING_LIMIT_S = 30.0
+
+
+def replica_actions(
+    observed: Observed, settings: Settings, now: float, rng: random.Random
+) -> Iterator[actions.Action | float]:
+    """Actions that bring the replicas of all deployments to their goals, and moments to look again."""
+    for key in {**observed.targets, **{r.key: None for r in observed.replicas.values()}}:
+        replicas = observed.replicas_of(*key)
+        target = observed.targets.get(key)
+        app = observed.applications.get(key[0])
+        fact = observed.deployments.get(key)
+        if target is not None and app is not None and fact is not None:
+            yield from _to_goal(target, app, fact, replicas, observed, settings, now, rng)
+        else:
+            yield from _drain_all(replicas, key, observed)
+        for replica in replicas:
+            yield from _kill_late(replica, now)
+
+
+def _to_goal(
+    target: DeploymentTarget,
+    app: ApplicationFact,
+    fact: DeploymentFact,
+    replicas: list[ReplicaFact],
+    observed: Observed,
+    settings: Settings,
+    now: float,
+    rng: random.Random,
+) -> Iterator[actions.Action | float]:
+    wanted = wanted_count(target, fact)
+    step = next_step(replicas, target.version, target.config_version, wanted)
+    running = sum(r.state is ReplicaState.RUNNING for r in replicas)
+    if step.start:
+        yield from _start(
+            step.start, f"goal {wanted}, running {running}", target, app, fact, observed, settings, now, rng
+        )
+    for replica, reason in step.drain:
+        yield _drain(replica, target, reason)
+    leaving = {replica.replica_id for replica, _ in step.drain}
+    for replica in replicas:
+        if replica.replica_id not in leaving and replica.version == target.version:
+            yield from _tell(replica, target, replica in step.reconfigure)
+
+
+def _start(
+    count: int,
+    reason: str,
+    target: DeploymentTarget,
+    app: ApplicationFact,
+    fact: DeploymentFact,
+    observed: Observed,
+    settings: Settings,
+    now: float,
+    rng: random.Random,
+) -> Iterator[actions.Action | float]:
+    threshold = failure_threshold(wanted_count(target, fact))
+    retry_at = fact.failed_at + retry_delay_s(target.id.full_name, fact.failures, threshold, BackOff())
+    if retry_at > now:
+        yield retry_at
+        return
+    server = template_for(target, app, observed)
+    if server is None or server.result is None or server.result.error or not server.pid:
+        return  # the template's news bring us back
+    if fact.failures >= threshold:
+        count = 1  # probe with one: a broken version must not burn a whole round of processes at each try
+    spawn = bool(server.result.fork_unsafe) or target.options["start_method"] == "spawn"
+    for _ in range(count):
+        yield actions.StartReplica(
+            _new_replica(target, app, server.fork_server_id, observed, settings, now, rng), spawn, reason
+        )
+
+
+def _new_replica(
+    target: DeploymentTarget,
+    app: ApplicationFact,
+    fork_server_id: str,
+    observed: Observed,
+    settings: Settings,
+    now: float,
+    rng: random.Random,
+) -> ReplicaFact:
+    replica_id = str(ReplicaID(target.id, random_letters(6, rng)))
+    while replica_id in observed.replicas:
+        replica_id = str(ReplicaID(target.id, random_letters(6, rng)))
+    actor_id = random_hex(32, rng)
+    is_ingress = app.active is not None and app.active.ingress == target.id.name
+    start = ReplicaStart(
+        replica_id=replica_id,
+        app=target.id.app,
+        deployment=target.id.name,
+        token=random_hex(32, rng),
+        address=replica_address(settings.socket_dir, actor_id[:12]),
+        goal=target.replica_goal(replica_id),
+        max_sync_threads=target.options["max_sync_threads"],
+        state_dir=settings.state_dir,
+        socket_dir=settings.socket_dir,
+        log_dir=settings.log_dir,
+        route_prefix=route_prefix(app) if is_ingress else None,
+        max_queued_requests=target.options["max_queued_requests"],
+    )
+    return ReplicaFact(
+        replica_id=replica_id,
+        app=target.id.app,
+        deployment=target.id.name,
+        version=target.version,
+        fork_server_id=fork_server_id,
+        start=start,
+        actor_id=actor_id,
+        worker_id=random_hex(56, rng),
+        created_at=now,
+        state_since=now,
+    )
+
+
+def _tell(replica: ReplicaFact, target: DeploymentTarget, may_reconfigure: bool) -> Iterator[actions.Action]:
+    if replica.state is ReplicaState.STOPPING:
+        return
+    goal = target.replica_goal(replica.replica_id)
+    current = replica.start.goal
+    if goal == current:
+        return
+    held_back = replica.state in (ReplicaState.RUNNING, ReplicaState.UPDATING) and not may_reconfigure
+    if goal.config_version != current.config_version and held_back:
+        goal = replace(goal, config_version=current.config_version, user_config=current.user_config)
+    if goal != current:
+        reason = "reconfigure" if goal.config_version != current.config_version else "new options"
+        yield actions.SetReplicaGoal(goal, reason)
+
+
+def _drain(replica: ReplicaFact, target: DeploymentTarget | None, reason: str) -> actions.DrainReplica:
+    timeout_s = target.drain_timeout_s if target else replica.start.goal.graceful_shutdown_timeout_s
+    wait_s = float(target.options["graceful_shutdown_wait_loop_s"]) if target else 2.0
+    goal = replace(replica.start.goal, drain=True, graceful_shutdown_timeout_s=timeout_s)
+    return actions.DrainReplica(goal, wait_s, reason)
+
+
+def _drain_all(replicas: list[ReplicaFact], key: tuple[str, str], observed: Observed) -> Iterator[actions.Action]:
+    """Of a deployment that is not wanted any more. In a deleted application callers go first, so what runs can still call."""
+    app = observed.applications.get(key[0])
+    if app is not None and app.deleting and _callers_live(app, key[1], observed):
+        return
+    for replica in replicas:
+        if not replica.drain_sent and replica.kill_at == math.inf:
+            yield _drain(replica, None, replica.stop_reason or "no longer in the application")
+
+
+def _callers_live(app: ApplicationFact, deployment: str, observed: Observed) -> bool:
+    if app.active is None:
+        return False
+    names = [built.name for built in app.active.deployments]
+    if deployment not in names:
+        return False
+    later = set(names[names.index(deployment) + 1 :])
+    return any(r.app == app.name and r.deployment in later for r in observed.replicas.values())
+
+
+def _kill_late(replica: ReplicaFact, now: float) -> Iterator[actions.Action | float]:
+    kill_at = replica.kill_at
+    if replica.state is ReplicaState.RECOVERING:
+        kill_at = min(kill_at, replica.state_since + RECOVERING_LIMIT_S)
+    due = max(kill_at, replica.killed_at + KILL_AGAIN_S)
+    if due <= now:
+        reason = (
+            "did not report after the restart" if replica.state is ReplicaState.RECOVERING else "drain time is over"
+        )
+        yield actions.KillReplica(replica.replica_id, replica.stop_reason or reason)
+    elif due < math.inf:
+        yield due

@@ -1,0 +1,313 @@
+"""Facts that follow from other facts: a wish becomes known, a finished build becomes active, an application is RUNNING.
+
+Called once per turn, before `reconcile`. It has no effects and mints no ids.
+"""
+
+from dataclasses import replace
+
+from servd.controller.autoscaler import decide, first_target
+from servd.controller.data_plane import settle_data_plane
+from servd.controller.facts import ApplicationFact, DeploymentFact, ForkServerFact
+from servd.controller.goal import ApplicationGoal, Goal
+from servd.controller.observed import Observed
+from servd.controller.restarts import BackOff, failure_threshold, retry_delay_s
+from servd.controller.targets import DeploymentTarget, digest, resolve
+from servd.exceptions import DeployError
+from servd.messages import BuildResult
+from servd.states import ROUTABLE, ApplicationStatus, DeploymentStatus, ReplicaState
+
+RUNNING = ApplicationStatus.RUNNING.value
+DEPLOY_FAILED = ApplicationStatus.DEPLOY_FAILED.value
+
+
+def settle(goal: Goal, observed: Observed, now: float) -> float:
+    """Bring derived facts up to date; gives the moment to look again (monotonic seconds, inf = on news only)."""
+    settle_data_plane(goal, observed)
+    for wish in goal.applications:
+        _take_wish(wish, observed)
+    for app in list(observed.applications.values()):
+        if goal.application(app.name) is None:
+            _settle_deletion(app, observed, now)
+        else:
+            _settle_build(app, observed)
+    observed.targets = _targets(observed)
+    _settle_templates(observed, now)
+    wake_at = float("inf")
+    for target in observed.targets.values():
+        wake_at = min(wake_at, _settle_deployment(target, observed, now))
+    _forget_gone(observed)
+    for app in list(observed.applications.values()):
+        _settle_application(app, observed)
+    return wake_at
+
+
+def wanted_count(target: DeploymentTarget, fact: DeploymentFact | None) -> int:
+    """Replicas that the deployment shall have now."""
+    if target.pinned is not None:
+        return target.pinned
+    if target.autoscaling is None:
+        return target.num_replicas
+    return first_target(target.autoscaling) if fact is None or fact.desired is None else fact.desired
+
+
+def deployment_status(
+    target: DeploymentTarget | None, fact: DeploymentFact | None, observed: Observed
+) -> DeploymentStatus:
+    """Status of one deployment, from facts."""
+    if fact is not None and fact.trouble and target is not None:
+        return DeploymentStatus.UNHEALTHY
+    if target is None or fact is None or not is_settled(target, fact, observed):
+        return DeploymentStatus.UPDATING
+    return DeploymentStatus.HEALTHY
+
+
+def is_settled(target: DeploymentTarget, fact: DeploymentFact, observed: Observed) -> bool:
+    """Whether nothing is under way: RUNNING at the target version = wanted count, and no replica in another state."""
+    replicas = observed.replicas_of(target.id.app, target.id.name)
+    return len(replicas) == wanted_count(target, fact) and all(
+        r.state is ReplicaState.RUNNING and r.version == target.version and r.config_version == target.config_version
+        for r in replicas
+    )
+
+
+def _take_wish(wish: ApplicationGoal, observed: Observed) -> None:
+    fact = observed.applications.get(wish.name)
+    if fact is None:
+        ordinal = 1 + max((a.ordinal for a in observed.applications.values()), default=0)
+        observed.put(ApplicationFact(wish.name, ordinal, wish))
+    elif fact.goal.deploy_id != wish.deploy_id:
+        observed.put(
+            replace(
+                fact,
+                goal=wish,
+                build_attempts=0,
+                settled="",
+                message="",
+                deleting=False,
+                active=None if fact.deleting else fact.active,
+                active_goal=None if fact.deleting else fact.active_goal,
+            )
+        )
+    elif fact.goal.scale != wish.scale:
+        active = fact.active_goal
+        observed.put(replace(fact, goal=wish, active_goal=active and replace(active, scale=wish.scale)))
+
+
+def _settle_deletion(app: ApplicationFact, observed: Observed, now: float) -> None:
+    if not app.deleting:
+        observed.put(replace(app, deleting=True, message=""))
+    for replica in list(observed.replicas.values()):
+        if replica.app == app.name and replica.state is not ReplicaState.STOPPING:
+            observed.put(
+                replace(replica, state=ReplicaState.STOPPING, state_since=now, stop_reason="application deleted")
+            )
+
+
+def _settle_build(app: ApplicationFact, observed: Observed) -> None:
+    if app.built_deploy_id >= app.goal.deploy_id:
+        return
+    builder = next(
+        (
+            f
+            for f in observed.fork_servers.values()
+            if f.is_builder and f.app == app.name and f.deploy_id == app.goal.deploy_id and f.result is not None
+        ),
+        None,
+    )
+    if builder is None or builder.result is None:
+        return
+    result = builder.result
+    built = replace(app, built_deploy_id=app.goal.deploy_id)
+    error = result.error
+    code_version = result.code_version
+    if app.goal.document.application_hash:
+        code_version = digest(code_version, app.goal.deploy_id)  # by value: unversioned, always new
+    if not error:
+        try:
+            targets = resolve(app.goal, result, code_version)
+            _check_neighbours(app, result, targets, observed)
+        except DeployError as problem:
+            error = str(problem)
+    if error:
+        message = f"Deploying application {app.name} failed: {error}"
+        observed.put(replace(built, settled=DEPLOY_FAILED, message=message))
+        return
+    observed.put(replace(builder, template_version=code_version))
+    observed.put(replace(built, active=result, active_goal=app.goal, code_version=code_version))
+
+
+def route_prefix(app: ApplicationFact) -> str | None:
+    """Prefix of an application whose build is active; None = not exposed or not built."""
+    if app.active is None or app.active_goal is None:
+        return None
+    document = app.active_goal.document
+    return document.route_prefix if document.route_prefix_given else app.active.route_prefix
+
+
+def _check_neighbours(
+    app: ApplicationFact, result: BuildResult, targets: tuple[DeploymentTarget, ...], observed: Observed
+) -> None:
+    document = app.goal.document
+    prefix = document.route_prefix if document.route_prefix_given else result.route_prefix
+    names = {target.id.full_name: target.id for target in targets}
+    for other in observed.applications.values():
+        if other.name == app.name or other.deleting or other.active is None:
+            continue
+        other_prefix = route_prefix(other)
+        wants = other.goal.document
+        moves_away = wants.route_prefix_given and wants.route_prefix != prefix
+        if prefix is not None and prefix == other_prefix and not moves_away:
+            raise DeployError(f"route prefix {prefix!r} is already used by application {other.name!r}")
+    for key in {*observed.targets, *(r.key for r in observed.replicas.values())}:
+        if key[0] == app.name:
+            continue
+        for identifier in names.values():
+            if f"{key[0]}_{key[1]}" == identifier.full_name:
+                raise DeployError(
+                    f"full name {identifier.full_name!r} of deployment {identifier.name!r} is already used "
+                    f"by deployment {key[1]!r} of application {key[0]!r}"
+                )
+
+
+def _targets(observed: Observed) -> dict[tuple[str, str], DeploymentTarget]:
+    found = {}
+    for app in observed.applications.values():
+        if app.deleting or app.active is None or app.active_goal is None:
+            continue
+        key = (app.active_goal.deploy_id, app.code_version, tuple(sorted(app.active_goal.scale.items())))
+        cached = observed.resolved.get(app.name)
+        if cached is None or cached[0] != key:
+            cached = (key, resolve(app.active_goal, app.active, app.code_version))
+            observed.resolved[app.name] = cached
+        for target in cached[1]:
+            found[(target.id.app, target.id.name)] = target
+    return found
+
+
+def _settle_templates(observed: Observed, now: float) -> None:
+    """A further template whose environment or import failed counts as a failed start of its deployments."""
+    for server in list(observed.fork_servers.values()):
+        if server.is_builder or server.stopping or server.result is None or not server.result.error:
+            continue
+        observed.put(replace(server, stopping=True, template_version=""))
+        for key, target in observed.targets.items():
+            if key[0] == server.app and target.env_key == server.env_key:
+                fact = observed.deployments.get(key)
+                if fact is not None:
+                    error = server.result.error
+                    observed.put(replace(fact, failures=fact.failures + 1, failed_at=now, last_error=error))
+
+
+def _settle_deployment(target: DeploymentTarget, observed: Observed, now: float) -> float:
+    key = (target.id.app, target.id.name)
+    fact = observed.deployments.get(key)
+    if fact is None or fact.target_key != target.key:
+        fact = _fresh_fact(target, fact)
+        observed.put(fact)
+    wake_at = float("inf")
+    if target.autoscaling is not None and target.pinned is None:
+        fact, wake_at = _autoscale(target, fact, observed, now)
+    failing = _failing_message(target, fact, observed)
+    if failing and failing != fact.trouble:
+        fact = replace(fact, trouble=failing, trigger="REPLICA_STARTUP_FAILED")
+        observed.put(fact)
+    elif fact.trouble and is_settled(target, fact, observed):
+        fact = replace(fact, trouble="", failures=0, last_error="", trigger="CONFIG_UPDATE_COMPLETED")
+        observed.put(fact)
+    elif fact.failures and is_settled(target, fact, observed):
+        observed.put(replace(fact, failures=0, last_error=""))
+    return wake_at
+
+
+def _fresh_fact(target: DeploymentTarget, old: DeploymentFact | None) -> DeploymentFact:
+    desired = None
+    if target.autoscaling is not None:
+        low, high = target.autoscaling["min_replicas"], target.autoscaling["max_replicas"]
+        desired = first_target(target.autoscaling)
+        if old is not None and old.desired is not None and target.autoscaling["initial_replicas"] is None:
+            desired = max(low, min(high, old.desired))
+    dead = old.dead if old is not None else ()
+    return DeploymentFact(target.id.app, target.id.name, target.key, desired=desired, dead=dead)
+
+
+def _autoscale(
+    target: DeploymentTarget, fact: DeploymentFact, observed: Observed, now: float
+) -> tuple[DeploymentFact, float]:
+    config = target.autoscaling
+    assert config is not None
+    since = now - config["look_back_period_s"]
+    loads = []
+    for replica in observed.replicas_of(target.id.app, target.id.name):
+        if replica.state is ReplicaState.RUNNING and replica.replica_id in observed.samples:
+            loads.append(observed.samples[replica.replica_id].mean(since, now))
+    current = wanted_count(target, fact)
+    queued = max((q.queued for (_, name), q in observed.queued.items() if name == target.id.full_name), default=0)
+    decision = decide(config, current, loads, queued, fact.lean, fact.lean_since, now)
+    updated = replace(
+        fact,
+        desired=decision.target,
+        lean=decision.lean,
+        lean_since=decision.lean_since if decision.lean else 0.0,
+        reason=decision.reason if decision.target != current or not fact.reason else fact.reason,
+        trigger="AUTOSCALING" if decision.target != current else fact.trigger,
+    )
+    if updated != fact:
+        observed.put(updated)
+    # replicas report only changes, so means move between reports: look again while somebody has load
+    return updated, min(decision.wake_at, now + 0.25 if any(loads) or decision.lean else float("inf"))
+
+
+def _failing_message(target: DeploymentTarget, fact: DeploymentFact, observed: Observed) -> str:
+    threshold = failure_threshold(wanted_count(target, fact))
+    if fact.failures < threshold:
+        return ""
+    replicas = observed.replicas_of(target.id.app, target.id.name)
+    if any(r.state in ROUTABLE and r.version == target.version for r in replicas):
+        return ""
+    delay = retry_delay_s(target.id.full_name, fact.failures, threshold, BackOff())
+    return (
+        f"The deployment failed to start {fact.failures} times in a row; the next try is {delay:.1f} s "
+        f"after the last one. It may be wrong code or a wrong environment. Last error:\n{fact.last_error}"
+    )
+
+
+def _settle_application(app: ApplicationFact, observed: Observed) -> None:
+    if app.settled or app.deleting or app.built_deploy_id != app.goal.deploy_id or app.active is None:
+        return
+    keys = [key for key in observed.targets if key[0] == app.name]
+    statuses = {key: deployment_status(observed.targets[key], observed.deployments[key], observed) for key in keys}
+    troubled = [key for key, status in statuses.items() if status is DeploymentStatus.UNHEALTHY]
+    if troubled:
+        texts = [f"{observed.targets[key].id.full_name}: {observed.deployments[key].trouble}" for key in troubled]
+        message = f"Deploying application {app.name} failed. Unhealthy deployments:\n" + "\n".join(texts)
+        observed.put(replace(app, settled=DEPLOY_FAILED, message=message))
+    elif all(status is DeploymentStatus.HEALTHY for status in statuses.values()):
+        leftover = any(r.app == app.name and r.key not in observed.targets for r in observed.replicas.values())
+        if not leftover:
+            observed.put(replace(app, settled=RUNNING, message=""))
+
+
+def _forget_gone(observed: Observed) -> None:
+    busy = {replica.key for replica in observed.replicas.values()}
+    for key, fact in list(observed.deployments.items()):
+        if key not in observed.targets and key not in busy:
+            observed.forget(fact)
+    for app in list(observed.applications.values()):
+        alive = any(key[0] == app.name for key in busy) or any(
+            server.app == app.name for server in observed.fork_servers.values()
+        )
+        if app.deleting and not alive:
+            observed.forget(app)
+            observed.resolved.pop(app.name, None)
+
+
+def builder_of(app: ApplicationFact, observed: Observed) -> ForkServerFact | None:
+    """The fork server that builds, or built, the latest deploy of an application."""
+    return next(
+        (
+            f
+            for f in observed.fork_servers.values()
+            if f.is_builder and f.app == app.name and f.deploy_id == app.goal.deploy_id and not f.stopping
+        ),
+        None,
+    )

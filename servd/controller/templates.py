@@ -1,0 +1,132 @@
+"""Which fork servers are needed: one builder per accepted document, one template per runtime environment in use."""
+
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+
+from servd.controller import actions
+from servd.controller.facts import ApplicationFact, ForkServerFact
+from servd.controller.observed import Observed
+from servd.controller.restarts import BackOff, failure_threshold, retry_delay_s
+from servd.controller.settle import builder_of, wanted_count
+from servd.controller.targets import DeploymentTarget, base_environment
+from servd.ids import random_hex
+from servd.messages import BuildOrder
+from servd.settings import Settings, fork_server_socket
+
+
+def template_for(target: DeploymentTarget, app: ApplicationFact, observed: Observed) -> ForkServerFact | None:
+    """A living fork server whose children are replicas of this target, built or still building."""
+    fitting = [
+        f
+        for f in observed.fork_servers.values()
+        if f.app == app.name
+        and f.template_version == app.code_version
+        and f.env_key == target.env_key
+        and not f.stopping
+    ]
+    return min(fitting, key=lambda f: f.created_at, default=None)
+
+
+def template_actions(
+    observed: Observed, settings: Settings, now: float, rng: random.Random
+) -> Iterator[actions.Action | float]:
+    """Start builders and templates that are missing, stop those that nobody needs."""
+    needed: set[str] = set()
+    for app in observed.applications.values():
+        if app.deleting:
+            continue
+        if app.built_deploy_id < app.goal.deploy_id:
+            builder = builder_of(app, observed)
+            if builder is None:
+                yield actions.StartForkServer(_builder(app, settings, now, rng), f"build {app.name}")
+            else:
+                needed.add(builder.fork_server_id)
+        if app.active is not None:
+            for item in _templates(app, observed, settings, now, rng):
+                if isinstance(item, str):
+                    needed.add(item)
+                else:
+                    yield item
+    parents = {replica.fork_server_id for replica in observed.replicas.values()}
+    for server in observed.fork_servers.values():
+        if server.stopping or server.fork_server_id in needed:
+            continue
+        if server.result is None or server.fork_server_id not in parents:
+            yield actions.StopForkServer(server.fork_server_id, "nobody needs it")
+
+
+def _templates(
+    app: ApplicationFact, observed: Observed, settings: Settings, now: float, rng: random.Random
+) -> Iterator[actions.Action | float | str]:
+    started: set[str] = set()
+    for key, target in observed.targets.items():
+        if key[0] != app.name:
+            continue
+        fact = observed.deployments.get(key)
+        server = template_for(target, app, observed)
+        if server is not None:
+            yield server.fork_server_id
+        elif target.env_key not in started and fact is not None:
+            threshold = failure_threshold(wanted_count(target, fact))
+            retry_at = fact.failed_at + retry_delay_s(target.id.full_name, fact.failures, threshold, BackOff())
+            if retry_at > now:
+                yield retry_at if retry_at < math.inf else math.inf
+            else:
+                started.add(target.env_key)
+                yield actions.StartForkServer(_template(app, target, settings, now, rng), "environment in use")
+
+
+def _builder(app: ApplicationFact, settings: Settings, now: float, rng: random.Random) -> ForkServerFact:
+    env_key, environment = base_environment(app.goal)
+    return _fork_server(app, env_key, environment, "", settings, now, rng)
+
+
+def _template(
+    app: ApplicationFact, target: DeploymentTarget, settings: Settings, now: float, rng: random.Random
+) -> ForkServerFact:
+    fact = replace(app, goal=app.active_goal or app.goal)
+    return _fork_server(fact, target.env_key, target.runtime_env, app.code_version, settings, now, rng)
+
+
+def _fork_server(
+    app: ApplicationFact,
+    env_key: str,
+    environment: dict[str, object],
+    template_version: str,
+    settings: Settings,
+    now: float,
+    rng: random.Random,
+) -> ForkServerFact:
+    document = app.goal.document
+    identifier = random_hex(12, rng)
+    order = BuildOrder(
+        fork_server_id=identifier,
+        build_id=f"{app.name}/{app.goal.deploy_id}/{identifier}",
+        app=app.name,
+        import_path=document.import_path,
+        args=document.args,
+        runtime_env=environment,
+        application_file=f"{settings.state_dir}/code/{document.application_hash}.pkl"
+        if document.application_hash
+        else "",
+        start_dir=settings.start_dir,
+        python_path=document.python_path or settings.python_path,
+        driver_path=document.driver_path,
+        token=random_hex(32, rng),
+        socket_path=fork_server_socket(settings.socket_dir, identifier),
+        state_dir=settings.state_dir,
+        socket_dir=settings.socket_dir,
+        log_dir=settings.log_dir,
+    )
+    return ForkServerFact(
+        fork_server_id=identifier,
+        app=app.name,
+        deploy_id=app.goal.deploy_id,
+        is_builder=not template_version,
+        env_key=env_key,
+        order=order,
+        created_at=now,
+        template_version=template_version,
+    )
