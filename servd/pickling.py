@@ -1,6 +1,5 @@
 """Python values to bytes and back: arguments and results of calls, exceptions, applications by value."""
 
-import os
 import pickle
 import sys
 import traceback
@@ -10,12 +9,12 @@ from typing import Any
 import cloudpickle
 
 from servd.exceptions import DeployError, UserCodeError
+from servd.tracebacks import user_traceback
 
 OUT_OF_BAND_BYTES = 64 * 1024
 """Buffers from this size on stay outside the pickle, so they are not copied into it."""
 
 _PROTOCOL = 5
-_PACKAGE_DIR = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _APPLICATION_MAGIC = b"servd application, python "
 _PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 _MAIN = b"__main__"
@@ -81,22 +80,6 @@ def load_exception(parts: list[Any]) -> Exception:
     return rebuilt
 
 
-def user_traceback(error: BaseException) -> str:
-    """The traceback as text, with causes, without servd's own frames."""
-    report = traceback.TracebackException.from_exception(error)
-    seen: set[int] = set()
-    waiting: list[traceback.TracebackException | None] = [report]
-    while waiting:
-        item = waiting.pop()
-        if item is None or id(item) in seen:
-            continue
-        seen.add(id(item))
-        kept = [frame for frame in item.stack if not frame.filename.startswith(_PACKAGE_DIR)]
-        item.stack = traceback.StackSummary.from_list(kept)
-        waiting += [item.__cause__, item.__context__, *(item.exceptions or ())]
-    return "".join(report.format()).rstrip()
-
-
 def dump_application(application: Any) -> bytes:
     """An application by value, readable by the same minor version of Python.
 
@@ -128,9 +111,7 @@ def load_application(data: bytes) -> Any:
     return pickle.loads(body)
 
 
-def _pickle(
-    value: Any, keep: Callable[[pickle.PickleBuffer], bool] | None, kept: list[Any] | None = None
-) -> bytes:
+def _pickle(value: Any, keep: Callable[[pickle.PickleBuffer], bool] | None, kept: list[Any] | None = None) -> bytes:
     try:
         data = pickle.dumps(value, _PROTOCOL, buffer_callback=keep)
         # what a script defines in __main__ cannot be imported by other processes: ship it by value

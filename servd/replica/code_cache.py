@@ -1,0 +1,172 @@
+"""Archives of code: fetched once, unpacked once, kept by their URI in `<state>/code`."""
+
+import fcntl
+import glob
+import hashlib
+import os
+import shutil
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.client import HTTPException, HTTPMessage
+from typing import IO
+from urllib.parse import urlsplit
+
+from servd import runtime_env
+from servd.clock import Clock, SystemClock, block_for
+from servd.exceptions import DeployError
+from servd.replica.archives import unpack
+
+MAX_ARCHIVE_BYTES = 4 * 1024**3
+MAX_REDIRECTS = 5
+_STALL_TIMEOUT_S = 30.0
+_CHUNK_BYTES = 1024 * 1024
+_LOCK_POLL_S = 0.02
+
+
+def cache_dir(state_dir: str) -> str:
+    """Directory of the cache; snapshots and applications by value lie there too."""
+    return os.path.join(state_dir, "code")
+
+
+def unpacked_archive(uri: str, state_dir: str, *, deadline: float, clock: Clock | None = None) -> str:
+    """Directory with the content of the archive behind `uri`, fetched and unpacked if it is not in the cache.
+
+    Args:
+        uri: a valid `https:`, `http:` (loopback) or `file:` URI, or an absolute path.
+        deadline: monotonic seconds; waiting for another process that fetches the same URI counts.
+
+    Raises:
+        DeployError: cannot be fetched, is too large or no safe zip file, or the deadline passed. Nothing
+            stays behind.
+    """
+    clock = clock or SystemClock()
+    key = "z-" + hashlib.sha256(uri.encode()).hexdigest()[:40]
+
+    def make(part: str, content: str) -> None:
+        unpack(_local_archive(uri, part, deadline, clock), content)
+
+    try:
+        return cached_directory(key, state_dir, make, deadline=deadline, clock=clock)
+    except DeployError as error:
+        raise DeployError(f"{uri}: {error}") from error
+
+
+def cached_directory(
+    key: str, state_dir: str, make: Callable[[str, str], None], *, deadline: float, clock: Clock
+) -> str:
+    """The cached directory of that name, made if it is not there; one process at a time makes it.
+
+    Args:
+        make: called with a scratch directory and the path of the directory to make (inside it).
+
+    Raises:
+        DeployError: `make` raised it, or somebody else is still making it at the deadline (monotonic
+            seconds).
+    """
+    home = cache_dir(state_dir)
+    os.makedirs(home, 0o700, exist_ok=True)
+    final = os.path.join(home, key)
+    if os.path.isdir(final):
+        return final
+    with _locked(os.path.join(home, key + ".lock"), deadline, clock):
+        if os.path.isdir(final):
+            return final
+        for leftover in glob.glob(os.path.join(glob.escape(home), key + ".part*")):
+            shutil.rmtree(leftover, ignore_errors=True)
+        part = tempfile.mkdtemp(prefix=key + ".part", dir=home)
+        try:
+            content = os.path.join(part, "content")
+            make(part, content)
+            # the name appears only with everything in it, so whoever sees it needs no lock
+            os.rename(content, final)
+        except OSError as error:
+            raise DeployError(f"{error.filename or part}: {error.strerror or error}") from error
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    return final
+
+
+@contextmanager
+def _locked(path: str, deadline: float, clock: Clock) -> Iterator[None]:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if clock.now() > deadline:
+                    raise DeployError("another process is still preparing it") from None
+                block_for(_LOCK_POLL_S)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _local_archive(uri: str, part: str, deadline: float, clock: Clock) -> str:
+    if not runtime_env.is_remote(uri):
+        path = runtime_env.local_path(uri)
+        if not os.path.isfile(path):
+            raise DeployError(f"there is no file {path}")
+        return path
+    path = os.path.join(part, "archive.zip")
+    try:
+        _fetch(uri, path, deadline, clock)
+    except (OSError, HTTPException, ValueError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise DeployError(f"cannot be fetched: {reason}") from error
+    return path
+
+
+def _fetch(uri: str, path: str, deadline: float, clock: Clock) -> None:
+    left = max(0.001, min(_STALL_TIMEOUT_S, deadline - clock.now()))
+    with _opener(uri).open(uri, timeout=left) as answer, open(path, "wb") as file:
+        received = 0
+        while chunk := answer.read(_CHUNK_BYTES):
+            received += len(chunk)
+            if received > MAX_ARCHIVE_BYTES:
+                raise DeployError(f"is larger than {MAX_ARCHIVE_BYTES} bytes")
+            if clock.now() > deadline:
+                raise DeployError("fetching took longer than setup_timeout_seconds allows")
+            file.write(chunk)
+        declared = answer.headers.get("Content-Length")
+        if declared is not None and declared.isdigit() and int(declared) != received:
+            raise DeployError(f"the transfer broke off after {received} of {declared} bytes")
+
+
+def _opener(uri: str) -> urllib.request.OpenerDirector:
+    is_loopback = urlsplit(uri).scheme == "http"
+    director = urllib.request.OpenerDirector()
+    # only what is needed: the default opener would follow redirects to ftp: as well
+    handlers: tuple[urllib.request.BaseHandler, ...] = (
+        urllib.request.ProxyHandler({} if is_loopback else None),
+        urllib.request.HTTPHandler(),
+        urllib.request.HTTPSHandler(),
+        urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.HTTPErrorProcessor(),
+        _Redirects(is_loopback),
+    )
+    for handler in handlers:
+        director.add_handler(handler)
+    return director
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    max_redirections = MAX_REDIRECTS
+    max_repeats = MAX_REDIRECTS
+
+    def __init__(self, loopback_allowed: bool) -> None:
+        self._loopback_allowed = loopback_allowed
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
+    ) -> urllib.request.Request | None:
+        parts = urlsplit(newurl)
+        if parts.scheme != "https" and not (
+            self._loopback_allowed and parts.scheme == "http" and runtime_env.is_loopback(parts.hostname or "")
+        ):
+            raise urllib.error.URLError(f"redirected to {newurl}, which is not https:")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)

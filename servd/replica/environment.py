@@ -1,0 +1,122 @@
+"""Apply a runtime environment to this process: code directories, import path, current directory.
+
+`env_vars` are not its business: they hold before the interpreter starts, so the one who starts the process
+sets them.
+"""
+
+import importlib
+import os
+import sys
+import sysconfig
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from servd import runtime_env
+from servd.clock import Clock, SystemClock
+from servd.exceptions import DeployError
+from servd.messages import BuildOrder
+from servd.replica.code_cache import unpacked_archive
+from servd.replica.packages import installed_packages
+
+DEFAULT_SETUP_TIMEOUT_S = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """What was applied.
+
+    search_path: the user's own directories on the import path, in order. archives: those of them, and their
+    like, that came out of archives. cwd: current directory.
+    """
+
+    search_path: tuple[str, ...]
+    cwd: str
+    archives: tuple[str, ...] = ()
+
+
+def apply_environment(order: BuildOrder, clock: Clock | None = None) -> Environment:
+    """Fetch and unpack what the order's runtime environment names, then change `sys.path` and the current
+    directory.
+
+    Import path: `py_modules`, then `working_dir`; without one the shipping driver's path, or the daemon's
+    start directory and its PYTHONPATH; then the PYTHONPATH in `env_vars`, the `pip` packages, the
+    interpreter's own directories.
+
+    Raises:
+        DeployError: something cannot be had; the text starts with "runtime_env setup failed".
+
+    Source: runtime.md section 12.
+    """
+    try:
+        return _apply(order, clock or SystemClock())
+    except DeployError as error:
+        raise DeployError(f"runtime_env setup failed: {error}") from error
+
+
+def _apply(order: BuildOrder, clock: Clock) -> Environment:
+    env = order.runtime_env
+    deadline = clock.now() + _setup_timeout_s(env)
+    archives: list[str] = []
+
+    def directory(field: str, uri: str) -> str:
+        if not runtime_env.is_remote(uri) and os.path.isdir(runtime_env.local_path(uri)):
+            return os.path.normpath(runtime_env.local_path(uri))
+        if runtime_env.is_local_directory(uri):
+            raise DeployError(f"{field}: there is no directory {runtime_env.local_path(uri)}")
+        try:
+            archives.append(unpacked_archive(uri, order.state_dir, deadline=deadline, clock=clock))
+        except DeployError as error:
+            raise DeployError(f"{field}: {error}") from error
+        return archives[-1]
+
+    modules = [directory("py_modules", uri) for uri in env.get("py_modules") or () if uri]
+    working_dir = directory("working_dir", env["working_dir"]) if env.get("working_dir") else ""
+    cwd = working_dir or order.start_dir or os.getcwd()
+    extra = (env.get("env_vars") or {}).get("PYTHONPATH", "")
+    written = _absolute([*modules, *_home(order, working_dir), *extra.split(os.pathsep)], cwd)
+    own = [path for path in written if not _is_interpreter_dir(path)]
+    packages = installed_packages(env.get("pip"), order.state_dir, cwd, deadline=deadline, clock=clock)
+    try:
+        os.chdir(cwd)
+    except OSError as error:
+        raise DeployError(f"cannot enter directory {cwd}: {error.strerror}") from error
+    daemon_path = _absolute([order.start_dir, *order.python_path.split(os.pathsep)], cwd)
+    sys.path[:] = import_path(own, packages, interpreter_path(sys.path, daemon_path))
+    importlib.invalidate_caches()
+    return Environment(tuple(own), cwd, tuple(archives))
+
+
+def import_path(own: Iterable[str], packages: Iterable[str], interpreter: Iterable[str]) -> list[str]:
+    """The whole import path, each directory once; servd itself stays importable, last."""
+    servd_home = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    return list(dict.fromkeys([*own, *packages, *interpreter, servd_home]))
+
+
+def interpreter_path(path: Sequence[str], daemon_path: Iterable[str]) -> list[str]:
+    """`path` without what came from the daemon's start directory and PYTHONPATH."""
+    foreign = {os.path.realpath(item) for item in daemon_path}
+    return [item for item in path if item and os.path.realpath(item) not in foreign]
+
+
+def _home(order: BuildOrder, working_dir: str) -> list[str]:
+    if working_dir:
+        return [working_dir]
+    if order.driver_path:
+        return [path or order.start_dir for path in order.driver_path]
+    return [order.start_dir, *order.python_path.split(os.pathsep)]
+
+
+def _absolute(paths: Iterable[str], cwd: str) -> list[str]:
+    """The non-empty paths, absolute and each once."""
+    return list(dict.fromkeys(os.path.normpath(os.path.join(cwd, path)) for path in paths if path))
+
+
+def _setup_timeout_s(env: dict[str, Any]) -> float:
+    given = (env.get("config") or {}).get("setup_timeout_seconds", DEFAULT_SETUP_TIMEOUT_S)
+    return float("inf") if given == -1 else float(given)
+
+
+def _is_interpreter_dir(path: str) -> bool:
+    homes = {os.path.realpath(home) for home in sysconfig.get_paths().values()}
+    return os.path.realpath(path) in homes or path.endswith((".zip", "lib-dynload"))

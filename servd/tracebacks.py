@@ -1,0 +1,57 @@
+"""Tracebacks as users want to read them: their own frames only. Standard library only."""
+
+import os
+import sysconfig
+import traceback
+from collections.abc import Iterator
+
+_OWN = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_STDLIB = os.path.realpath(sysconfig.get_path("stdlib")) + os.sep
+_SITE = ("site-packages" + os.sep, "dist-packages" + os.sep)
+_NOISE = ("<frozen importlib", "<frozen runpy")
+_MACHINERY = ("asyncio", "concurrent", "importlib", "multiprocessing", "contextvars.py", "runpy.py", "threading.py")
+_FRAMEWORKS = ("starlette", "fastapi", "anyio", "uvloop")
+
+
+def user_traceback(error: BaseException) -> str:
+    """The traceback of an exception as text, causes included, shortened to the user's frames.
+
+    Frames of servd and of the import system are left out, and those of the asynchronous machinery and the web
+    framework too, except below a frame of the user's (there they tell what the user's call ran into). No
+    newline at the end.
+    """
+    report = traceback.TracebackException.from_exception(error)
+    for item in _chain(report):
+        item.stack = traceback.StackSummary.from_list(_shortened(list(item.stack)))
+    return "".join(report.format()).rstrip()
+
+
+def _chain(report: traceback.TracebackException) -> Iterator[traceback.TracebackException]:
+    waiting: list[traceback.TracebackException | None] = [report]
+    seen: set[int] = set()
+    while waiting:
+        item = waiting.pop()
+        if item is None or id(item) in seen:
+            continue
+        seen.add(id(item))
+        yield item
+        waiting += [item.__cause__, item.__context__, *(item.exceptions or ())]
+
+
+def _shortened(frames: list[traceback.FrameSummary]) -> list[traceback.FrameSummary]:
+    kept = [frame for frame in frames if not frame.filename.startswith((_OWN, *_NOISE))]
+    first = next((i for i, frame in enumerate(kept) if not _is_machinery(frame.filename)), None)
+    return kept if first is None else kept[first:]
+
+
+def _is_machinery(filename: str) -> bool:
+    """Whether this is a file of the layers between servd and user code."""
+    if filename.startswith(_STDLIB):
+        rest = filename[len(_STDLIB) :]
+        if not rest.startswith(_SITE):
+            return rest.startswith(_MACHINERY)
+    for site in _SITE:
+        _, found, package = filename.partition(os.sep + site)
+        if found:
+            return package.startswith(tuple(name + os.sep for name in _FRAMEWORKS))
+    return False
