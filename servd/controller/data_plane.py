@@ -71,7 +71,7 @@ def proxy_actions(
     fitting = [p for p in current if wanted is not None and _fits(p, wanted)]
     if wanted is not None:
         yield from _start_missing(observed, settings, wanted, fitting, now, rng)
-    ready = wanted is None or all(p.listening for p in fitting) and len(fitting) >= settings.proxies
+    ready = wanted is None or (all(p.listening for p in fitting) and len(fitting) >= settings.proxies)
     for proxy in current:
         outdated = proxy not in fitting or proxy.slot >= settings.proxies
         if outdated and (ready or not proxy.listening):

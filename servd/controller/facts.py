@@ -118,7 +118,7 @@ class ApplicationFact:
     """An application from its first PUT until its last process is gone.
 
     goal: the latest wish. built_deploy_id: last deploy whose build ended. active: build that serves, with the wish it was
-    built for. failure: why the current deploy failed to build. settled: "" while DEPLOYING, else RUNNING or DEPLOY_FAILED (sticky).
+    built for. settled: "" while DEPLOYING, else RUNNING or DEPLOY_FAILED (sticky), with its message.
     """
 
     name: str
@@ -159,7 +159,10 @@ class ProxyFact:
 
 @dataclass(frozen=True, slots=True)
 class DataPlaneFact:
-    """http: options in force, None = closed. running: Serve ran when they were set. Failures of proxy starts, for their back-off."""
+    """http: options in force, None = closed. running: Serve ran when they were set.
+
+    The rest are failures of proxy starts, for their back-off.
+    """
 
     http: HttpGoal | None = None
     running: bool = False

@@ -247,7 +247,7 @@ class Observed:
                 built_deploy_id=fact.deploy_id,
                 settled="DEPLOY_FAILED",
                 message=message,
-            )  # fmt: skip
+            )
         )
 
     def _replica_reported(self, report: ReplicaReport, now: float) -> None:

@@ -1,0 +1,183 @@
+"""How an accepted document changes the goal, and every reason to refuse it. Pure: a refused change leaves no trace.
+
+Source: Ray Serve REST API 2.5; which options conflict, and when the listener moves instead, is servd's.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from servd.control_plane import ApplicationDocument, GoalDocument, HttpWish
+from servd.controller.goal import ApplicationGoal, Goal, HttpGoal
+from servd.exceptions import ConfigError
+from servd.ids import DeploymentID
+from servd.states import DeployMode, ProxyLocation
+
+SCHEMAS = {DeployMode.SINGLE_APP: "ServeApplicationSchema", DeployMode.MULTI_APP: "ServeDeploySchema"}
+SAME_PLACE = {ProxyLocation.HEAD_ONLY.value: ProxyLocation.EVERY_NODE.value}
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """What a change is checked against.
+
+    http: options in force, or those that would be used when the data plane opens. present: names of the applications that
+    exist now, DELETING ones included. deployed: (application, bare name) of every known deployment.
+    deployed_at: wall time of the change, seconds. deploy_id: larger than any earlier one.
+    """
+
+    http: HttpGoal
+    present: Collection[str]
+    deployed: Collection[tuple[str, str]]
+    deployed_at: float
+    deploy_id: int
+
+
+def check_put(goal: Goal, document: GoalDocument, situation: Situation) -> HttpGoal:
+    """Options of the data plane after the document.
+
+    Raises:
+        ConfigError: an option differs while applications are present, the other REST version owns the goal, or two deployments would
+            get one full name.
+    """
+    http = merged_options(document.http, situation, compare_all=document.mode == DeployMode.MULTI_APP)
+    if goal.mode != DeployMode.UNSET and goal.mode != document.mode:
+        raise ConfigError(
+            f"this instance runs a {SCHEMAS[DeployMode(goal.mode)]} config (mode {goal.mode}); a {SCHEMAS[document.mode]} "
+            f"config cannot be mixed with it. Delete it first, or send a {SCHEMAS[DeployMode(goal.mode)]} document"
+        )
+    staying = {app.name for app in document.applications}
+    _check_full_names(document.applications, [d for d in situation.deployed if d[0] in staying])
+    return http
+
+
+def put(
+    goal: Goal,
+    document: GoalDocument,
+    http: HttpGoal,
+    situation: Situation,
+    snapshots: Mapping[str, Mapping[str, str]],
+) -> Goal:
+    """The goal after a checked document: it owns the whole set of applications.
+
+    Args:
+        http: from `check_put`.
+        snapshots: per application name, local directory as written -> directory of its snapshot.
+    """
+    applications = tuple(_wish(app, situation, snapshots.get(app.name, {})) for app in document.applications)
+    return Goal(goal.revision + 1, True, document.mode, http, applications)
+
+
+def put_application(
+    goal: Goal, document: ApplicationDocument, http: HttpGoal, situation: Situation, snapshots: Mapping[str, str]
+) -> Goal:
+    """The goal with one application added or replaced; others and the mode stay.
+
+    Raises:
+        ConfigError: another wanted application was given the same route prefix, or two deployments would get one full name.
+    """
+    for other in goal.applications:
+        theirs = other.document
+        if (
+            other.name != document.name
+            and document.route_prefix_given
+            and document.route_prefix is not None
+            and theirs.route_prefix_given
+            and theirs.route_prefix == document.route_prefix
+        ):
+            raise ConfigError(
+                f"route prefix {document.route_prefix!r} is already used by application {other.name!r}; choose another one"
+            )
+    _check_full_names([document], situation.deployed)
+    wish = _wish(document, situation, snapshots)
+    kept = [wish if app.name == wish.name else app for app in goal.applications]
+    if wish not in kept:
+        kept.append(wish)
+    return Goal(goal.revision + 1, True, goal.mode, http, tuple(kept))
+
+
+def delete_application(goal: Goal, name: str) -> Goal:
+    """The goal without that application; the same object if it is not in there."""
+    if goal.application(name) is None:
+        return goal
+    return replace(
+        goal, revision=goal.revision + 1, applications=tuple(app for app in goal.applications if app.name != name)
+    )
+
+
+def start_instance(goal: Goal, http: HttpGoal) -> Goal:
+    """The goal of a running instance; the same object if it runs already."""
+    if goal.running:
+        return goal
+    return replace(goal, revision=goal.revision + 1, running=True, http=http)
+
+
+def delete(goal: Goal) -> Goal:
+    """The emptied goal; the same object if Serve does not run."""
+    return Goal(revision=goal.revision + 1) if goal.running else goal
+
+
+def scale(goal: Goal, app: str, deployment: str, count: int) -> Goal:
+    """The goal with one deployment pinned to a count; no new revision. The application must be in the goal."""
+    applications = tuple(
+        replace(wish, scale={**wish.scale, deployment: count}) if wish.name == app else wish
+        for wish in goal.applications
+    )
+    return replace(goal, applications=applications)
+
+
+def merged_options(wish: HttpWish, situation: Situation, *, compare_all: bool = True) -> HttpGoal:
+    """Options in force with those that were sent.
+
+    Args:
+        compare_all: False compares host and port only (V1).
+
+    Raises:
+        ConfigError: a sent option differs from the one in force while an application is present.
+    """
+    current = situation.http
+    if situation.present:
+        pairs = [("host", current.host, wish.host), ("port", current.port, wish.port)]
+        if compare_all:
+            pairs += [
+                ("root path", current.root_path, wish.root_path),
+                ("location", _place(current.location), _place(wish.location)),
+            ]
+        for name, there, sent in pairs:
+            if sent is not None and sent != there:
+                raise ConfigError(
+                    f"HTTP option {name} is {there!r} and cannot be changed to {sent!r} while applications are deployed. "
+                    "Shut down Serve first (DELETE, or `servd shutdown`), or leave the option out"
+                )
+    return HttpGoal(
+        host=current.host if wish.host is None else wish.host,
+        port=current.port if wish.port is None else wish.port,
+        root_path=current.root_path if wish.root_path is None else wish.root_path,
+        location=current.location if wish.location is None else wish.location,
+    )
+
+
+def _place(location: str | None) -> str | None:
+    return SAME_PLACE.get(location, location) if location is not None else None
+
+
+def _wish(document: ApplicationDocument, situation: Situation, snapshots: Mapping[str, str]) -> ApplicationGoal:
+    return ApplicationGoal(
+        document=document,
+        deploy_id=situation.deploy_id,
+        deployed_at=situation.deployed_at,
+        snapshots=dict(snapshots),
+    )
+
+
+def _check_full_names(documents: Iterable[ApplicationDocument], deployed: Iterable[tuple[str, str]]) -> None:
+    owners: dict[str, tuple[str, str]] = {DeploymentID(*pair).full_name: pair for pair in deployed}
+    for document in documents:
+        for override in document.deployments:
+            pair = (document.name, override["name"])
+            full_name = DeploymentID(*pair).full_name
+            owner = owners.setdefault(full_name, pair)
+            if owner != pair:
+                raise ConfigError(
+                    f"full name {full_name!r} would belong to two deployments: {owner[1]!r} of application {owner[0]!r} "
+                    f"and {pair[1]!r} of application {pair[0]!r}; rename one application"
+                )

@@ -1,0 +1,254 @@
+"""The accepted goal on disk: every revision, chained, so that a damaged or emptied store is refused and never obeyed.
+
+One SQLite file in the state directory, WAL, synchronous FULL, checkpointed after each revision. Each row carries a SHA-256
+over itself and the sum of the row before: SQLite's own check does not see a changed or lost row.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from servd.control_plane import ApplicationDocument
+from servd.controller.goal import ApplicationGoal, Goal, HttpGoal
+from servd.exceptions import GoalNotSavedError, InvariantError, StateError
+from servd.states import DeployMode
+
+STORE_NAME = "goal.db"
+MARKER_NAME = "goal.created"
+APPLICATION_ID = 0x53525644
+SCHEMA_VERSION = 1
+_SCHEMA = """
+CREATE TABLE revisions (
+    revision INTEGER PRIMARY KEY, goal TEXT NOT NULL, at REAL NOT NULL, origin TEXT NOT NULL,
+    previous TEXT NOT NULL, sha256 TEXT NOT NULL
+) STRICT
+"""
+
+logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Revision:
+    """One accepted change of the goal. at: wall time, seconds. origin: who asked for it."""
+
+    revision: int
+    at: float
+    origin: str
+    sha256: str
+
+
+class GoalStore:
+    """All revisions of the goal. Use `open()`."""
+
+    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
+        self._connection = connection
+        self._path = path
+        self._last: tuple[int, str, Goal] = (0, "", Goal())
+
+    def __repr__(self) -> str:
+        return f"GoalStore({self._path}, revision {self._last[0]})"
+
+    @classmethod
+    def open(cls, state_dir: str, max_pages: int | None = None) -> "GoalStore":
+        """Open the store of a state directory, or create it if this is its first start.
+
+        Args:
+            max_pages: bound on the size of the store, pages of 4 KiB; None = the disk's.
+
+        Raises:
+            StateError: the store is damaged, emptied, gone though there was one, or of a newer servd. It says what to do.
+        """
+        path = Path(state_dir) / STORE_NAME
+        marker = Path(state_dir) / MARKER_NAME
+        if not path.exists():
+            if marker.exists():
+                raise _refusal(path, "it is gone, though this directory was in use")
+            _create(path)
+        store = cls(_connect(path), path)
+        try:
+            store._check(max_pages)
+        except (sqlite3.Error, ValueError, KeyError, TypeError) as error:
+            store.close()
+            raise _refusal(path, str(error)) from error
+        except StateError:
+            store.close()
+            raise
+        if not marker.exists():
+            _write_marker(marker)
+        return store
+
+    def latest(self) -> Goal:
+        """The goal in force; the empty goal before the first revision."""
+        return self._last[2]
+
+    def save(self, goal: Goal, origin: str, at: float) -> None:
+        """Make `goal` the one in force; it is on disk when this returns.
+
+        Args:
+            goal: its revision is one more than the latest.
+            origin: who asked, for the history.
+            at: wall time, seconds.
+
+        Raises:
+            GoalNotSavedError: nothing was saved, the goal before is still the latest one.
+        """
+        revision, previous, _ = self._last
+        if goal.revision != revision + 1:
+            raise InvariantError(f"revision {goal.revision} cannot follow {revision}")
+        text = json.dumps(asdict(goal))
+        sha256 = _sum(previous, goal.revision, text, at, origin)
+        try:
+            with self._connection:
+                self._connection.execute(
+                    "INSERT INTO revisions VALUES (?, ?, ?, ?, ?, ?)",
+                    (goal.revision, text, at, origin, previous, sha256),
+                )
+        except sqlite3.Error as error:
+            raise GoalNotSavedError(
+                f"the goal was not saved in {self._path}: {error}. Make room there and try again; "
+                f"the accepted goal (revision {revision}) goes on"
+            ) from error
+        self._last = (goal.revision, sha256, goal)
+        self._checkpoint()
+
+    def revisions(self) -> list[Revision]:
+        """All revisions, oldest first."""
+        rows = self._connection.execute("SELECT revision, at, origin, sha256 FROM revisions ORDER BY revision")
+        return [Revision(*row) for row in rows]
+
+    def close(self) -> None:
+        """Close the file."""
+        self._connection.close()
+
+    def _checkpoint(self) -> None:
+        # the row is durable in the WAL already; a WAL that stays empty has no tail to lose
+        try:
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        except sqlite3.Error as error:
+            logger.warning("goal_checkpoint_failed path=%s reason=%s", self._path, error)
+
+    def _check(self, max_pages: int | None) -> None:
+        identity = self._pragma("application_id"), self._pragma("user_version")
+        if identity[0] != APPLICATION_ID:
+            raise _refusal(self._path, "it was emptied, or is no goal store of servd")
+        if identity[1] != SCHEMA_VERSION:
+            raise _refusal(self._path, f"its version is {identity[1]}, this servd knows {SCHEMA_VERSION}")
+        verdict = self._pragma("integrity_check")
+        if verdict != "ok":
+            raise _refusal(self._path, str(verdict).splitlines()[0])
+        rows = self._connection.execute(
+            "SELECT revision, goal, at, origin, previous, sha256 FROM revisions ORDER BY revision"
+        )
+        count, last, text = 0, "", ""
+        for revision, text, at, origin, previous, sha256 in rows:
+            count += 1
+            if revision != count or previous != last or sha256 != _sum(previous, revision, text, at, origin):
+                raise _refusal(self._path, f"revision {count} was changed or is missing")
+            last = sha256
+        if count:
+            self._last = (count, last, goal_from_json(json.loads(text)))
+        self._connection.execute("PRAGMA synchronous=FULL")
+        self._checkpoint()
+        if max_pages is not None:
+            self._connection.execute(f"PRAGMA max_page_count={max_pages}")
+
+    def _pragma(self, name: str) -> Any:
+        return self._connection.execute(f"PRAGMA {name}").fetchone()[0]
+
+
+def goal_from_json(value: dict[str, Any]) -> Goal:
+    """The goal behind its JSON form; keys that this version does not know are left out.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is no goal.
+    """
+    applications = tuple(
+        _build(ApplicationGoal, {**app, "document": _document(app["document"])}) for app in value["applications"]
+    )
+    http = _build(HttpGoal, value["http"]) if value.get("http") else None
+    return _build(
+        Goal, {**value, "mode": DeployMode(value["mode"]), "http": http, "applications": applications}
+    )
+
+
+def _document(value: dict[str, Any]) -> ApplicationDocument:
+    return _build(
+        ApplicationDocument,
+        {
+            **value,
+            "deployments": tuple(value.get("deployments", ())),
+            "driver_path": tuple(value.get("driver_path", ())),
+        },
+    )
+
+
+def _build(kind: type[_T], value: dict[str, Any]) -> _T:
+    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    return kind(**{key: item for key, item in value.items() if key in known})
+
+
+def _sum(previous: str, revision: int, text: str, at: float, origin: str) -> str:
+    return hashlib.sha256(json.dumps([previous, revision, text, at, origin]).encode()).hexdigest()
+
+
+def _refusal(path: Path, reason: str) -> StateError:
+    return StateError(
+        f"the goal store {path} cannot be used: {reason}. Put a good copy back, or move "
+        f"{path.parent}/goal.* away to start with an empty goal"
+    )
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    # mode=rw: never create by opening. Only one thread uses it, the loop's.
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=1.0)
+
+
+def _create(path: Path) -> None:
+    """Make an empty store under another name first: a half-made one must never stand under the real name."""
+    draft = path.with_name(f"{path.name}.new")
+    for leftover in _files(draft):
+        leftover.unlink(missing_ok=True)
+    # of a store that is gone: SQLite would take them for the new one's
+    for leftover in list(_files(path))[1:]:
+        leftover.unlink(missing_ok=True)
+    try:
+        with contextlib.closing(sqlite3.connect(draft)) as connection:
+            connection.execute("PRAGMA journal_mode=WAL").fetchall()
+            connection.execute("PRAGMA synchronous=FULL")
+            connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
+            connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+            connection.execute(_SCHEMA)
+            connection.commit()
+        os.chmod(draft, 0o600)
+        draft.rename(path)
+    except (OSError, sqlite3.Error) as error:
+        raise StateError(f"cannot create the goal store {path}: {error}") from error
+
+
+def _files(path: Path) -> Iterator[Path]:
+    for suffix in ("", "-wal", "-shm"):
+        yield Path(f"{path}{suffix}")
+
+
+def _write_marker(marker: Path) -> None:
+    try:
+        with open(marker, "w", encoding="ascii") as file:
+            file.write("the goal store next to this file was created; if it is gone, it was lost\n")
+            file.flush()
+            os.fsync(file.fileno())
+        directory = os.open(marker.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    except OSError as error:
+        raise StateError(f"cannot write {marker}: {error.strerror}") from error

@@ -1,0 +1,183 @@
+"""What people see, computed from the goal and the facts."""
+
+import math
+from dataclasses import dataclass
+
+from servd.control_plane import (
+    ApplicationView,
+    DeadReplicaView,
+    DeploymentView,
+    HttpView,
+    InstanceView,
+    ProxyView,
+    ReplicaView,
+)
+from servd.controller.data_plane import flag_options, is_served
+from servd.controller.facts import ApplicationFact, DeploymentFact, ProxyFact, ReplicaFact
+from servd.controller.goal import Goal
+from servd.controller.observed import Observed
+from servd.controller.settle import deployment_status, route_prefix, wanted_count
+from servd.controller.targets import DEFAULTS, DeploymentTarget
+from servd.ids import DeploymentID
+from servd.settings import Settings
+from servd.states import ApplicationStatus, DeploymentStatus, DeployMode, ProxyStatus, ReplicaState
+
+SLOW_START_S = 30.0
+PROXY_SILENCE_S = 20.0
+STATE_ORDER = list(ReplicaState)
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who this controller and this host are, as GET V2 shows them."""
+
+    pid: int
+    actor_id: str
+    worker_id: str
+    node_id: str
+    node_ip: str
+
+
+def instance_view(
+    goal: Goal, observed: Observed, settings: Settings, identity: Identity, *, version: int, now: float
+) -> InstanceView:
+    """The whole instance at `now` (monotonic seconds)."""
+    http = observed.data_plane.http
+    shown = http or goal.http or flag_options(settings)
+    proxies = tuple(_proxy(fact, now) for fact in sorted(observed.proxies.values(), key=lambda p: p.slot))
+    applications = sorted(observed.applications.values(), key=lambda app: app.ordinal)
+    return InstanceView(
+        revision=goal.revision,
+        version=version,
+        running=goal.running,
+        mode=DeployMode(goal.mode),
+        http=HttpView(
+            host=shown.host,
+            port=shown.port,
+            root_path=shown.root_path,
+            location=shown.location,
+            listening=is_served(http) and any(p.listening and not p.draining for p in observed.proxies.values()),
+        ),
+        proxies=proxies,
+        applications=tuple(_application(fact, observed, now) for fact in applications),
+        controller_pid=identity.pid,
+        controller_actor_id=identity.actor_id,
+        controller_worker_id=identity.worker_id,
+        node_id=identity.node_id,
+        node_ip=identity.node_ip,
+    )
+
+
+def application_status(app: ApplicationFact) -> ApplicationStatus:
+    """Status of one application."""
+    if app.deleting:
+        return ApplicationStatus.DELETING
+    return ApplicationStatus(app.settled) if app.settled else ApplicationStatus.DEPLOYING
+
+
+def _application(app: ApplicationFact, observed: Observed, now: float) -> ApplicationView:
+    order = [built.name for built in app.active.deployments] if app.active else []
+    known = {key[1] for key in observed.deployments if key[0] == app.name}
+    known |= {replica.deployment for replica in observed.replicas.values() if replica.app == app.name}
+    names = [name for name in order if name in known] + sorted(known - set(order))
+    ingress = next((d for d in app.active.deployments if d.name == app.active.ingress), None) if app.active else None
+    docs = [d.docs_path for d in app.active.deployments if d.docs_path] if app.active else []
+    return ApplicationView(
+        name=app.name,
+        route_prefix=route_prefix(app),
+        docs_path=docs[0] if docs else (ingress.docs_path if ingress else None),
+        status=application_status(app),
+        message=app.message,
+        last_deployed_time_s=app.goal.deployed_at,
+        config=None if app.deleting else app.goal.document.stored,
+        deployments=tuple(_deployment(app, name, observed, now) for name in names),
+    )
+
+
+def _deployment(app: ApplicationFact, name: str, observed: Observed, now: float) -> DeploymentView:
+    key = (app.name, name)
+    target = observed.targets.get(key) or _last_target(app, name, observed)
+    fact = observed.deployments.get(key)
+    status = deployment_status(observed.targets.get(key), fact, observed)
+    replicas = sorted(observed.replicas_of(*key), key=lambda r: (STATE_ORDER.index(r.state), r.created_at))
+    dead = fact.dead if fact else ()
+    autoscaled = target is not None and target.autoscaling is not None and target.pinned is None
+    return DeploymentView(
+        name=DeploymentID(*key).full_name,
+        bare_name=name,
+        status=status,
+        status_trigger=fact.trigger if fact else "DELETING",
+        message=_message(status, fact, replicas, now),
+        config=dict(target.shown) if target else _plain_config(key),
+        target_num_replicas=wanted_count(target, fact) if target and not app.deleting else 0,
+        replicas=tuple(_replica(replica, observed) for replica in replicas),
+        recent_dead=tuple(
+            DeadReplicaView(d.replica_id, d.pid or None, d.exit_code, d.age_s, d.reason, d.ongoing) for d in dead
+        ),
+        autoscaling={"target": fact.desired, "reason": fact.reason} if autoscaled and fact else None,
+    )
+
+
+def _last_target(app: ApplicationFact, name: str, observed: Observed) -> DeploymentTarget | None:
+    cached = observed.resolved.get(app.name)
+    return next((t for t in cached[1] if t.id.name == name), None) if cached else None
+
+
+def _plain_config(key: tuple[str, str]) -> dict[str, object]:
+    names = list(DEFAULTS)[: list(DEFAULTS).index("max_queued_requests")]
+    config = {name: DEFAULTS[name] for name in names if name != "autoscaling_config"}
+    return {"name": DeploymentID(*key).full_name, **config}
+
+
+def _message(status: DeploymentStatus, fact: DeploymentFact | None, replicas: list[ReplicaFact], now: float) -> str:
+    if fact is None:
+        return ""
+    if status is DeploymentStatus.UNHEALTHY:
+        return fact.trouble
+    if status is DeploymentStatus.UPDATING:
+        slow = [r for r in replicas if r.state is ReplicaState.STARTING and now - r.created_at > SLOW_START_S]
+        if slow:
+            return (
+                f"{len(slow)} replica(s) have been starting for more than {SLOW_START_S:.0f} s: "
+                f"the constructor, reconfigure or first health check is slow"
+            )
+        if fact.last_error and fact.failures:
+            return f"{fact.failures} failed start(s); last error:\n{fact.last_error}"
+    return ""
+
+
+def _replica(fact: ReplicaFact, observed: Observed) -> ReplicaView:
+    return ReplicaView(
+        replica_id=fact.replica_id,
+        state=fact.state,
+        pid=fact.pid or None,
+        start_time_s=round(observed.epoch + fact.created_at, 3),
+        actor_id=fact.actor_id,
+        worker_id=fact.worker_id,
+        ongoing=fact.ongoing,
+        message=fact.stop_reason or fact.health_message,
+    )
+
+
+def _proxy(fact: ProxyFact, now: float) -> ProxyView:
+    if not fact.listening:
+        status = ProxyStatus.STARTING
+    elif now - fact.reported_at > PROXY_SILENCE_S:
+        status = ProxyStatus.UNHEALTHY
+    else:
+        status = ProxyStatus.HEALTHY
+    return ProxyView(
+        proxy_id=fact.proxy_id,
+        slot=fact.slot,
+        status=status,
+        pid=fact.pid or None,
+        actor_id=fact.actor_id,
+        worker_id=fact.worker_id,
+        connections=fact.connections,
+    )
+
+
+def next_visible_change(observed: Observed, now: float) -> float:
+    """When a message or status changes by time alone (monotonic seconds, inf = never)."""
+    moments = [r.created_at + SLOW_START_S for r in observed.replicas.values() if r.state is ReplicaState.STARTING]
+    return min((m for m in moments if m > now), default=math.inf)
