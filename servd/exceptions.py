@@ -1,5 +1,7 @@
 """Every error that servd raises: whose fault it is, its HTTP status, whether another try can help."""
 
+from typing import Any
+
 
 class ServdError(Exception):
     """Base of all errors of servd. Public name in the API: `RayServeException`."""
@@ -134,6 +136,17 @@ class UserCodeError(ServdError):
 
     def __str__(self) -> str:
         return f"{self.summary}\n{self.remote_traceback}" if self.remote_traceback else self.summary
+
+
+class RemoteFailure(ServdError):
+    """The called user code raised; `parts` hold the exception (`pickling.load_exception`). Data path only."""
+
+    def __init__(self, parts: list[Any]) -> None:
+        super().__init__(parts)
+        self.parts = parts
+
+    def __str__(self) -> str:
+        return "the called code raised"
 
 
 class ProtocolError(ServdError):

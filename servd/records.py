@@ -1,0 +1,139 @@
+"""What callers and replicas say to each other on the data path: kinds of records, and the envelope of one loop turn.
+
+An envelope is a msgpack list, the number of frames and then the records, followed by the frames. A record is a flat tuple that
+starts with its kind and, but for a few, the id of its call (unique per caller). Bodies of `FRAME_BYTES` and more
+travel as frames of their own: the record holds their index then.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgpack
+
+from servd.exceptions import ProtocolError
+
+FRAME_BYTES = 64 * 1024
+"""Bodies from this size on are frames of their own."""
+
+CREDIT_BYTES = 1024 * 1024
+"""What a stream's sender may have outstanding."""
+
+# both ways
+BODY = 2  # id, data, more
+CREDIT = 3  # id, bytes: the reader took so many
+EVENT = 7  # id, ASGI message of a WebSocket, cost in bytes
+
+# caller -> replica
+HTTP = 0  # id, flags, method, path, query, flat headers, body, request id, route, origin, extra
+CALL = 1  # id, flags, method, parts, (request id, route, app, model id, seconds left, depth, ancestors)
+CANCEL = 4  # id
+DECLINE = 5  # the offered slot is not wanted
+WANT = 6  # number of requests that wait at the caller: its ticket
+
+# replica -> caller
+RESPONSE = 0  # id, ongoing, status, header block, body: a whole HTTP response
+REPLY = 1  # id, ongoing, succeeded, parts: end of a handle call
+HEAD = 8  # id, status, header block: a response that streams
+ACCEPTED = 9  # ids
+REJECTED = 10  # id, ongoing, is_leaving
+OFFER = 11  # ongoing: one slot is held for the caller
+ITEM = 12  # id, parts, cost in bytes: one item of a streaming handle call
+END = 13  # id, ongoing, error text or None: end of a stream
+
+# flags of HTTP and CALL
+STREAMED_BODY = 1
+CLAIM = 2  # takes the offered slot
+WEBSOCKET = 4
+STREAM = 8  # the answer of a handle call comes item by item
+
+_unpackb = msgpack.unpackb
+
+
+def unpack(blob: bytes) -> list[Any]:
+    """The envelope's content: number of frames, then the records as tuples.
+
+    Raises:
+        ProtocolError: no envelope.
+    """
+    try:
+        content: list[Any] = _unpackb(blob, use_list=False, strict_map_key=False)
+        if type(content[0]) is int:
+            return content
+    except Exception as error:
+        raise ProtocolError(f"cannot decode envelope: {error!r}") from error
+    raise ProtocolError("an envelope starts with its number of frames")
+
+
+class Outbox:
+    """Records for one peer, collected during one turn of the loop."""
+
+    __slots__ = ("_pack", "frames", "records")
+
+    def __init__(self) -> None:
+        self.records: list[Any] = [0]
+        self.frames: list[Any] = []
+        self._pack = msgpack.Packer(autoreset=True).pack
+
+    def attach(self, body: Any) -> Any:
+        """What stands for `body` in a record: itself, or the index of its frame."""
+        if type(body) is not memoryview and len(body) < FRAME_BYTES:
+            return body
+        if type(body) is memoryview and body.nbytes < FRAME_BYTES:
+            return bytes(body)
+        self.frames.append(body)
+        return len(self.frames) - 1
+
+    def attach_all(self, parts: Iterable[Any]) -> list[Any]:
+        """As `attach`, for the parts of a pickled value."""
+        return [self.attach(part) for part in parts]
+
+    def seal(self) -> tuple[bytes, list[Any]]:
+        """Envelope and frames of everything collected; empties the box."""
+        records, frames = self.records, self.frames
+        records[0] = len(frames)
+        try:
+            blob: bytes = self._pack(records)
+        finally:
+            self.records = [0]
+            if frames:
+                self.frames = []
+        return blob, frames
+
+
+def body_of(value: Any, frames: list[Any]) -> Any:
+    """The body behind a record's value.
+
+    Raises:
+        ProtocolError: there is no such frame.
+    """
+    if type(value) is int:
+        try:
+            return frames[value]
+        except IndexError:
+            raise ProtocolError(f"no frame {value}") from None
+    return value
+
+
+def bodies_of(values: Iterable[Any], frames: list[Any]) -> list[Any]:
+    """The parts behind a record's values."""
+    return [body_of(value, frames) for value in values]
+
+
+def origin(
+    client: tuple[str, int] | None, server: tuple[str, int] | None, scheme: str, version: str, root_path: str
+) -> bytes:
+    """What all requests of a connection have in common, as bytes: receivers decode each value once."""
+    return msgpack.packb((client, server, scheme, version, root_path))  # type: ignore[no-any-return]
+
+
+def read_origin(data: bytes) -> tuple[Any, Any, str, str, str]:
+    """client, server, scheme, HTTP version, root path.
+
+    Raises:
+        ProtocolError: no origin.
+    """
+    try:
+        client, server, scheme, version, root_path = _unpackb(data, use_list=False)
+    except Exception as error:
+        raise ProtocolError(f"cannot decode origin: {error!r}") from error
+    return client, server, scheme, version, root_path
