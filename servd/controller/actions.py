@@ -30,7 +30,10 @@ class StopForkServer:
 
 @dataclass(frozen=True, slots=True)
 class StartReplica:
-    """Fork it from that fork server, or spawn it with the fork server's BuildOrder. Result: ReplicaForked or ReplicaStartFailed."""
+    """Fork it from that fork server, or spawn it with the fork server's BuildOrder.
+
+    Result: ReplicaForked or ReplicaStartFailed.
+    """
 
     fact: ReplicaFact
     spawn: bool

@@ -7,9 +7,12 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from servd.control_plane import ApplicationDocument, GoalDocument, HttpWish
+from servd.controller.data_plane import flag_options
 from servd.controller.goal import ApplicationGoal, Goal, HttpGoal
+from servd.controller.observed import Observed
 from servd.exceptions import ConfigError
 from servd.ids import DeploymentID
+from servd.settings import Settings
 from servd.states import DeployMode, ProxyLocation
 
 SCHEMAS = {DeployMode.SINGLE_APP: "ServeApplicationSchema", DeployMode.MULTI_APP: "ServeDeploySchema"}
@@ -32,12 +35,23 @@ class Situation:
     deploy_id: int
 
 
+def situation_of(goal: Goal, observed: Observed, settings: Settings, deployed_at: float) -> Situation:
+    """The situation of this moment. deployed_at: wall time of the change, seconds."""
+    return Situation(
+        http=observed.data_plane.http or flag_options(settings),
+        present={*observed.applications, *(app.name for app in goal.applications)},
+        deployed={*observed.targets, *observed.deployments},
+        deployed_at=deployed_at,
+        deploy_id=goal.revision + 1,
+    )
+
+
 def check_put(goal: Goal, document: GoalDocument, situation: Situation) -> HttpGoal:
     """Options of the data plane after the document.
 
     Raises:
-        ConfigError: an option differs while applications are present, the other REST version owns the goal, or two deployments would
-            get one full name.
+        ConfigError: an option differs while applications are present, the other REST version owns the goal, or two
+            deployments would get one full name.
     """
     http = merged_options(document.http, situation, compare_all=document.mode == DeployMode.MULTI_APP)
     if goal.mode != DeployMode.UNSET and goal.mode != document.mode:

@@ -31,7 +31,10 @@ def flag_options(settings: Settings, stored: HttpGoal | None = None) -> HttpGoal
 
 
 def boot(goal: Goal, observed: Observed, settings: Settings) -> Goal:
-    """The goal to start a controller with: options in force survive its restart; at a daemon's start flags win over stored ones."""
+    """The goal to start a controller with.
+
+    Options in force survive its restart; at a daemon's start flags win over stored ones.
+    """
     fact = observed.data_plane
     if fact.http is None and not fact.running:
         if goal.running:
@@ -44,11 +47,11 @@ def boot(goal: Goal, observed: Observed, settings: Settings) -> Goal:
 
 
 def settle_data_plane(goal: Goal, observed: Observed) -> None:
-    """Options in force follow the goal; a DELETE closes the plane, also one that `servd start` had opened."""
+    """Options in force follow the goal; a DELETE closes the plane last, also one that `servd start` had opened."""
     fact = observed.data_plane
     if goal.running and (fact.http != goal.http or not fact.running):
         observed.put(DataPlaneFact(http=goal.http, running=True))
-    elif not goal.running and fact.running:
+    elif not goal.running and fact.running and not observed.applications:
         observed.put(DataPlaneFact())
 
 
@@ -58,14 +61,13 @@ def is_served(http: HttpGoal | None) -> bool:
 
 
 def proxy_actions(
-    goal: Goal, observed: Observed, settings: Settings, now: float, rng: random.Random
+    observed: Observed, settings: Settings, now: float, rng: random.Random
 ) -> Iterator[actions.Action | float]:
     """Actions that bring the proxies to their goal, and moments to look again.
 
     One proxy per slot at the address in force. Proxies of another address drain once their successor listens.
     """
     http = observed.data_plane.http
-    # while a deletion is under way the listener stays: it is closed last
     wanted = http if is_served(http) else None
     current = [p for p in observed.proxies.values() if not p.draining]
     fitting = [p for p in current if wanted is not None and _fits(p, wanted)]

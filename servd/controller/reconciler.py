@@ -21,18 +21,17 @@ def turn(goal: Goal, observed: Observed, settings: Settings, now: float, rng: ra
     Call it after applying news. The caller stores `observed.take_changes()` before it carries out the plan.
     """
     wake_at = settle(goal, observed, now)
-    plan = reconcile(goal, observed, settings, now, rng)
+    plan = reconcile(observed, settings, now, rng)
     for action in plan.actions:
         observed.record(action, now)
     return Plan(plan.actions, min(plan.wake_at, wake_at))
 
 
-def reconcile(goal: Goal, observed: Observed, settings: Settings, now: float, rng: random.Random) -> Plan:
+def reconcile(observed: Observed, settings: Settings, now: float, rng: random.Random) -> Plan:
     """What to do now so that the world becomes the goal.
 
     Args:
-        goal: the accepted goal.
-        observed: settled facts; not changed.
+        observed: facts, with the goal settled into them; not changed.
         settings: of the daemon.
         now: monotonic seconds.
         rng: source of ids; the same inputs and generator state give the same plan.
@@ -46,7 +45,7 @@ def reconcile(goal: Goal, observed: Observed, settings: Settings, now: float, rn
     for item in (
         *template_actions(observed, settings, now, rng),
         *replica_actions(observed, settings, now, rng),
-        *proxy_actions(goal, observed, settings, now, rng),
+        *proxy_actions(observed, settings, now, rng),
     ):
         if isinstance(item, float | int):
             wake_at = min(wake_at, item)

@@ -22,7 +22,6 @@ DEPLOY_FAILED = ApplicationStatus.DEPLOY_FAILED.value
 
 def settle(goal: Goal, observed: Observed, now: float) -> float:
     """Bring derived facts up to date; gives the moment to look again (monotonic seconds, inf = on news only)."""
-    settle_data_plane(goal, observed)
     for wish in goal.applications:
         _take_wish(wish, observed)
     for app in list(observed.applications.values()):
@@ -36,6 +35,7 @@ def settle(goal: Goal, observed: Observed, now: float) -> float:
     for target in observed.targets.values():
         wake_at = min(wake_at, _settle_deployment(target, observed, now))
     _forget_gone(observed)
+    settle_data_plane(goal, observed)
     for app in list(observed.applications.values()):
         _settle_application(app, observed)
     return wake_at
