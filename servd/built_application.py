@@ -5,6 +5,7 @@ deployment gets its name when it is met; in the arguments of others a `Maker` pu
 graph handle in place of call nodes. Nothing outside the walk from the root becomes part of the application.
 """
 
+import importlib
 import inspect
 import re
 from collections.abc import Callable, Mapping
@@ -77,13 +78,13 @@ class BuiltApplication:
         return self.deployments[self.ingress_name]
 
 
-def build(root: Any, name: str, maker: Maker) -> BuiltApplication:
+def build_application(root: Any, name: str, maker: Maker | None = None) -> BuiltApplication:
     """The built form of an application.
 
     Args:
         root: what `.bind(...)` gave.
         name: of the application, "" for none: handles then go by bare names.
-        maker: see there.
+        maker: see there; by default one that makes the handles of `servd.handle`.
 
     Raises:
         TypeError: `root` is no Application, or a call node.
@@ -93,7 +94,8 @@ def build(root: Any, name: str, maker: Maker) -> BuiltApplication:
     """
     if not isinstance(root, Application):
         raise TypeError(f"only an Application, made by `.bind(...)`, can be run, got {_describe(root)}")
-    walk = _Walk(name, maker)
+    # handles know loops and sockets, this module does not: it only needs somebody who makes them
+    walk = _Walk(name, maker or importlib.import_module("servd.dag").HandleMaker())
     ingress = walk.deploy(root)
     _check_prefixes(walk.found, ingress)
     if walk.found[ingress].is_function and len(walk.found) > 1:
