@@ -1,0 +1,173 @@
+"""The admin server: paths, verbs, access, and Hypercorn on the TCP port and the Unix socket."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import stat
+from collections.abc import Awaitable, Callable
+from urllib.parse import unquote
+
+from hypercorn.app_wrappers import ASGIWrapper
+from hypercorn.asyncio.tcp_server import TCPServer
+from hypercorn.asyncio.worker_context import WorkerContext
+from hypercorn.config import Config
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from servd.control_plane import ControlPlane
+from servd.exceptions import StateError
+from servd.rest.access import AccessRules
+from servd.rest.applications import applications_resource
+from servd.rest.bodies import version_body
+from servd.rest.deployments import deployments_resource, deployments_status_resource
+from servd.rest.exchange import Endpoint, Resource, json_answer
+from servd.rest.own_endpoints import application_resource, code_resource, start_resource, status_resource
+from servd.rest.peers import Peer, peer_of
+from servd.rest.problems import not_allowed, not_found, problem, problem_of
+
+logger = logging.getLogger(__name__)
+
+GRACEFUL_TIMEOUT_S = 3.0
+_STRANGER = Peer(is_unix=False)
+_PEER_KEY = "servd.peer"
+
+
+class AdminApp:
+    """The whole admin plane as an ASGI application. The server puts the peer into the scope under `servd.peer`."""
+
+    def __init__(self, plane: ControlPlane, access: AccessRules, code_dir: str) -> None:
+        self._access = access
+        self._fixed: dict[str, Resource] = {
+            "/api/serve/deployments/": deployments_resource(plane),
+            "/api/serve/deployments/status": deployments_status_resource(plane),
+            "/api/serve/applications/": applications_resource(plane),
+            "/api/ray/version": {"GET": _version},
+            "/api/servd/v1/status": status_resource(plane),
+            "/api/servd/v1/start": start_resource(plane),
+        }
+        self._named: dict[str, Callable[[str], Resource]] = {
+            "/api/servd/v1/applications/": lambda name: application_resource(plane, name),
+            "/api/servd/v1/code/": lambda digest: code_resource(code_dir, digest),
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        if scope["type"] != "http":
+            return
+        request = Request(scope, receive)
+        try:
+            response = await self._respond(request)
+        except Exception as error:
+            response = problem_of(error)
+        await response(scope, receive, send)
+
+    async def _respond(self, request: Request) -> Response:
+        peer = request.scope.get(_PEER_KEY, _STRANGER)
+        local = request.scope.get("server") or ("", 0)
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in request.scope["headers"]}
+        refusal = self._access.refusal(peer, headers, local[0])
+        if refusal is not None:
+            extra = {"WWW-Authenticate": "Bearer"} if refusal.status == 401 else None
+            return problem(refusal.status, refusal.text, extra)
+        resource = self._resource(request.scope)
+        if resource is None:
+            return not_found()
+        endpoint = _endpoint(resource, request.method)
+        if endpoint is None:
+            return not_allowed([*resource, "HEAD"] if "GET" in resource else [*resource])
+        return await endpoint(request)
+
+    def _resource(self, scope: Scope) -> Resource | None:
+        # the path as it was spelled: %2F is no slash, and any other spelling of a known path is unknown
+        spelled = (scope.get("raw_path") or scope["path"].encode()).partition(b"?")[0].decode("latin-1")
+        if spelled in self._fixed:
+            return self._fixed[spelled]
+        for prefix, resource in self._named.items():
+            name = spelled.removeprefix(prefix)
+            if name != spelled and name and "/" not in name:
+                return resource(unquote(name))
+        return None
+
+
+def _endpoint(resource: Resource, method: str) -> Endpoint | None:
+    return resource.get("GET" if method == "HEAD" else method)
+
+
+async def _version(_: Request) -> Response:
+    return json_answer(version_body())
+
+
+def create_app(plane: ControlPlane, access: AccessRules, code_dir: str) -> AdminApp:
+    """The admin plane over `plane`; shipped applications are kept in `code_dir`."""
+    return AdminApp(plane, access, code_dir)
+
+
+def bind_unix(path: str) -> socket.socket:
+    """A listening Unix socket of mode 0600; a stale one of the same name is replaced.
+
+    Raises:
+        StateError: something else lies there, or the path is too long.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise StateError(f"{path} exists and is no socket")
+        os.unlink(path)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        # the directory is private: nobody can connect before the mode is set
+        listener.bind(path)
+        os.chmod(path, 0o600)
+        listener.listen(128)
+    except OSError as error:
+        listener.close()
+        raise StateError(f"cannot listen on {path}: {error}") from error
+    listener.setblocking(False)
+    return listener
+
+
+async def serve(app: ASGIApp, sockets: list[socket.socket], shutdown: asyncio.Event) -> None:
+    """Serve the admin plane on listening sockets until `shutdown` is set; open requests get 3 s to finish."""
+    config = Config()
+    config.accesslog = None
+    config.errorlog = logging.getLogger("servd.rest.hypercorn")
+    config.include_server_header = False
+    config.keep_alive_timeout = 60.0
+    context = WorkerContext(None)
+    loop = asyncio.get_running_loop()
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        if task is not None:
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+        peer = peer_of(writer.get_extra_info("socket"))
+        wrapper = ASGIWrapper(_with_peer(app, peer))  # type: ignore[arg-type]
+        await TCPServer(wrapper, loop, config, context, {}, reader, writer)
+
+    servers = [await asyncio.start_server(accepted, sock=listener, backlog=128) for listener in sockets]
+    try:
+        await shutdown.wait()
+    finally:
+        for server in servers:
+            server.close()
+        await context.terminated.set()
+        if tasks:
+            _, late = await asyncio.wait(set(tasks), timeout=GRACEFUL_TIMEOUT_S)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+
+
+def _with_peer(app: ASGIApp, peer: Peer) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        scope[_PEER_KEY] = peer
+        await app(scope, receive, send)
+
+    return application

@@ -1,0 +1,97 @@
+"""One exchange of the admin plane: bodies in, conditions, answers out."""
+
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any, NoReturn
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from servd.control_plane import ControlPlane, InstanceView
+from servd.exceptions import ConfigError, RevisionConflictError
+from servd.rest.problems import MAX_BODY_BYTES, BodyTooLargeError
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+Resource = dict[str, Endpoint]
+"""Verb -> endpoint of one path. HEAD goes where GET goes."""
+
+_DISCARD_BYTES = 16 * MAX_BODY_BYTES
+
+
+def json_answer(body: Any, view: InstanceView | None = None) -> Response:
+    """200 with JSON; `view` gives the `ETag`."""
+    headers = {"ETag": f'"{view.revision}"'} if view is not None else None
+    text = json.dumps(body)
+    return Response(text, headers=headers, media_type="application/json; charset=utf-8")
+
+
+def empty_answer() -> Response:
+    """200 without a body; clients of 2.5 expect the JSON type."""
+    return Response(b"", media_type="application/json")
+
+
+async def read_body(request: Request, limit: int = MAX_BODY_BYTES) -> bytes:
+    """The request body.
+
+    Raises:
+        BodyTooLargeError: it is over `limit`. A bounded rest is read first, so that the client gets the answer.
+    """
+    parts: list[bytes] = []
+    size = 0
+    declared = request.headers.get("content-length", "0")
+    if declared.isdigit() and int(declared) > _DISCARD_BYTES:
+        raise BodyTooLargeError
+    async for part in request.stream():
+        size += len(part)
+        if size <= limit:
+            parts.append(part)
+        elif size > _DISCARD_BYTES:
+            break
+    if size > limit:
+        raise BodyTooLargeError
+    return b"".join(parts)
+
+
+def parse_json(body: bytes) -> Any:
+    """The JSON value in `body`.
+
+    Raises:
+        ConfigError: empty, or not JSON; names the position.
+    """
+    if not body.strip():
+        raise ConfigError("the request body is empty (line 1 column 1): send a JSON object")
+    try:
+        return json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"the request body is not valid JSON: {error}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"the request body is not UTF-8: {error.reason} at byte {error.start}") from None
+    except RecursionError:
+        raise ConfigError("the request body is nested too deeply") from None
+    except ValueError as error:
+        raise ConfigError(f"the request body is not valid JSON: {error}") from None
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON value")
+
+
+def if_match(request: Request, plane: ControlPlane) -> str | None:
+    """The condition of the request, None for none.
+
+    Raises:
+        RevisionConflictError: it does not hold even now; asked before the body is looked at.
+    """
+    wanted = request.headers.get("if-match", "*").strip()
+    if wanted in ("", "*"):
+        return None
+    current = plane.view().revision
+    if wanted != f'"{current}"':
+        raise RevisionConflictError(wanted, current)
+    return wanted
+
+
+def origin(request: Request) -> str:
+    """Who asked for a change, for the audit trail."""
+    client = request.client.host if request.client and request.client.host else "unix socket"
+    return f"{request.method} {request.url.path} from {client}"

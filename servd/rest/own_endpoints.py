@@ -1,0 +1,107 @@
+"""servd's own endpoints under `/api/servd/v1/`: one application, shipped code, status with long poll, start."""
+
+import hashlib
+import hmac
+import os
+import tempfile
+from pathlib import Path
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from servd.control_plane import ControlPlane
+from servd.document import validated
+from servd.exceptions import ConfigError
+from servd.orders import ApplicationOrder, StartOrder
+from servd.rest.bodies import own_status
+from servd.rest.exchange import Resource, json_answer, origin, parse_json, read_body
+from servd.rest.problems import problem
+from servd.settings import make_private_dir
+
+LONGEST_POLL_S = 60.0
+_DIGITS = set("0123456789abcdef")
+
+
+def status_resource(plane: ControlPlane) -> Resource:
+    """GET status; with `?seen=VERSION&timeout_s=T` it waits for another version first."""
+
+    async def get(request: Request) -> Response:
+        seen = request.query_params.get("seen")
+        if seen is not None:
+            timeout_s = _number(request.query_params.get("timeout_s", "30"), "timeout_s")
+            await plane.changed(int(_number(seen, "seen")), min(max(timeout_s, 0.0), LONGEST_POLL_S))
+        view = plane.view()
+        return json_answer(own_status(view), view)
+
+    return {"GET": get}
+
+
+def _number(text: str, name: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not abs(value) < 2**53:
+        raise ConfigError(f"query parameter {name} must be a number, got {text!r}")
+    return value
+
+
+def start_resource(plane: ControlPlane) -> Resource:
+    """POST start: Serve runs, with an empty goal if it did not run."""
+
+    async def post(request: Request) -> Response:
+        body = await read_body(request)
+        order = validated(StartOrder, parse_json(body) if body.strip() else {})
+        revision = await plane.start_instance(order.http_wish(), origin=origin(request))
+        return json_answer({"revision": revision})
+
+    return {"POST": post}
+
+
+def application_resource(plane: ControlPlane, name: str) -> Resource:
+    """PUT adds or replaces one application, DELETE takes it out; the others stay. Neither waits."""
+
+    async def put(request: Request) -> Response:
+        order = validated(ApplicationOrder, parse_json(await read_body(request)))
+        application = order.to_application(name)
+        revision = await plane.put_application(application, http=order.http_wish(), origin=origin(request))
+        return json_answer({"revision": revision})
+
+    async def delete(request: Request) -> Response:
+        return json_answer({"revision": await plane.delete_application(name, origin=origin(request))})
+
+    return {"PUT": put, "DELETE": delete}
+
+
+def code_resource(code_dir: str, digest: str) -> Resource:
+    """PUT keeps a pickled application under its SHA-256; over the Unix socket only, without size limit."""
+
+    async def put(request: Request) -> Response:
+        if not request.scope["servd.peer"].is_unix:
+            return problem(403, "403: applications are shipped by value over the Unix socket only, never over TCP")
+        if len(digest) != 64 or not set(digest) <= _DIGITS:
+            raise ConfigError(f"{digest!r} is no SHA-256 in hexadecimal")
+        await _keep(request, Path(code_dir) / f"{digest}.pkl", digest)
+        return json_answer({"sha256": digest})
+
+    return {"PUT": put}
+
+
+async def _keep(request: Request, path: Path, digest: str) -> None:
+    """Write the body beside `path`, check its sum, then move it there."""
+    make_private_dir(str(path.parent))
+    found = hashlib.sha256()
+    descriptor, draft = tempfile.mkstemp(dir=path.parent, prefix=".draft-")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            async for part in request.stream():
+                found.update(part)
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+        if not hmac.compare_digest(found.hexdigest(), digest):
+            raise ConfigError(f"the body has SHA-256 {found.hexdigest()}, the path says {digest}")
+        os.replace(draft, path)
+    except BaseException:
+        os.unlink(draft)
+        raise
