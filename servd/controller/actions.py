@@ -8,8 +8,7 @@ from servd.messages import BuildOrder, ProxyGoal, ReplicaGoal, ReplicaStart, Rou
 
 @dataclass(frozen=True, slots=True)
 class StartForkServer:
-    """Start a process that builds `order`. start_method etc. are the supervisor's. Results: ForkServerStarted or ForkServerFailed,
-    then BuildFinished."""
+    """Start a process that builds `order`. Results: ForkServerStarted or ForkServerFailed, then BuildFinished."""
 
     fact: ForkServerFact
     reason: str

@@ -24,7 +24,9 @@ def turn(goal: Goal, observed: Observed, settings: Settings, now: float, rng: ra
     plan = reconcile(observed, settings, now, rng)
     for action in plan.actions:
         observed.record(action, now)
-    return Plan(plan.actions, min(plan.wake_at, wake_at))
+    deadlines = [replica.kill_at for replica in observed.replicas.values() if replica.kill_at > now]
+    deadlines += [proxy.kill_at for proxy in observed.proxies.values() if proxy.kill_at > now]
+    return Plan(plan.actions, min(plan.wake_at, wake_at, *deadlines, math.inf))
 
 
 def reconcile(observed: Observed, settings: Settings, now: float, rng: random.Random) -> Plan:

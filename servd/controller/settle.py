@@ -122,6 +122,7 @@ def _settle_build(app: ApplicationFact, observed: Observed) -> None:
     code_version = result.code_version
     if app.goal.document.application_hash:
         code_version = digest(code_version, app.goal.deploy_id)  # by value: unversioned, always new
+    targets: tuple[DeploymentTarget, ...] = ()
     if not error:
         try:
             targets = resolve(app.goal, result, code_version)
@@ -134,6 +135,7 @@ def _settle_build(app: ApplicationFact, observed: Observed) -> None:
         return
     observed.put(replace(builder, template_version=code_version))
     observed.put(replace(built, active=result, active_goal=app.goal, code_version=code_version))
+    observed.targets.update({(target.id.app, target.id.name): target for target in targets})
 
 
 def route_prefix(app: ApplicationFact) -> str | None:

@@ -1,0 +1,122 @@
+"""Small builders of core values for tests."""
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+from servd.control_plane import ApplicationDocument
+from servd.controller import actions, events
+from servd.controller.actions import Action, Plan
+from servd.controller.facts import ReplicaFact
+from servd.controller.goal import ApplicationGoal, Goal, HttpGoal
+from servd.controller.observed import Observed
+from servd.controller.reconciler import turn
+from servd.messages import BuildResult, BuiltDeployment, ProxyReport, ReplicaGoal, ReplicaReport, ReplicaStart
+from servd.settings import Settings
+from servd.states import DeployMode, ReplicaState
+
+HTTP = HttpGoal("127.0.0.1", 8000)
+
+
+def some_settings(**changes: Any) -> Settings:
+    return Settings(**{"state_dir": "/state", "socket_dir": "/sockets", "start_dir": "/start", **changes})
+
+
+def a_replica(
+    replica_id: str,
+    *,
+    version: str = "v",
+    config: str = "config",
+    state: ReplicaState = ReplicaState.RUNNING,
+    created_at: float = 0.0,
+) -> ReplicaFact:
+    goal = ReplicaGoal(replica_id, config, "", 100, 10.0, 30.0, 20.0)
+    start = ReplicaStart(replica_id, "app", "D", "token", "ipc://x", goal, 1, "/state", "/sockets", "/logs")
+    return ReplicaFact(replica_id, "app", "D", version, "f1", start, "a1", "w1", created_at, state=state)
+
+
+def an_app(name: str = "app", deploy_id: int = 1, **document: Any) -> ApplicationGoal:
+    fields: dict[str, Any] = {"import_path": "m:app", "stored": {"name": name}, **document}
+    return ApplicationGoal(ApplicationDocument(name, **fields), deploy_id=deploy_id, deployed_at=1000.0)
+
+
+def a_goal(*apps: ApplicationGoal, revision: int = 1) -> Goal:
+    return Goal(revision, True, DeployMode.MULTI_APP, HTTP, apps)
+
+
+def a_build(*names: str, code_version: str = "c1", **options: dict[str, Any]) -> BuildResult:
+    deployments = tuple(BuiltDeployment(name, options.get(name, {})) for name in names)
+    return BuildResult("b", code_version=code_version, deployments=deployments, ingress=names[-1])
+
+
+class World:
+    """The core with a world that does what it is told when `run` is called. Time stands still unless told otherwise."""
+
+    def __init__(self, goal: Goal | None = None, **settings: Any) -> None:
+        self.goal = goal or Goal()
+        self.settings = some_settings(**settings)
+        self.observed = Observed()
+        self.now = 0.0
+        self.rng = random.Random(1)
+        self.builds: dict[str, BuildResult] = {}
+        self.log: list[Action] = []
+        self.wake_at = float("inf")
+        self.pid = 100
+
+    def turn(self, *news: events.Event) -> Plan:
+        for event in news:
+            self.observed.apply(event, self.now)
+        plan = turn(self.goal, self.observed, self.settings, self.now, self.rng)
+        self.wake_at = plan.wake_at
+        self.log += plan.actions
+        return plan
+
+    def run(self, limit: int = 60) -> "World":
+        """Turn and carry out until nothing is left to do."""
+        plan = self.turn()
+        for _ in range(limit):
+            if not plan.actions:
+                return self
+            plan = self.turn(*(event for action in plan.actions for event in self.effects(action)))
+        raise AssertionError(f"no fixed point within {limit} turns: {plan.actions}")
+
+    def effects(self, action: Action) -> Sequence[events.Event]:
+        """News of a world in which everything works at once."""
+        self.pid += 1
+        match action:
+            case actions.StartForkServer():
+                identifier = action.order.fork_server_id
+                started = events.ForkServerStarted(identifier, self.pid, 1)
+                build = self.builds.get(action.order.app)
+                return [started, events.BuildFinished(identifier, build)] if build else [started]
+            case actions.StopForkServer():
+                return [events.ForkServerExited(action.fork_server_id, 0)]
+            case actions.StartReplica():
+                return [events.ReplicaForked(action.start.replica_id, self.pid, 1), self.running(action.start.goal)]
+            case actions.SetReplicaGoal():
+                return [self.running(action.goal)]
+            case actions.DrainReplica():
+                return [events.ReplicaExited(action.goal.replica_id, 0)]
+            case actions.KillReplica():
+                return [events.ReplicaExited(action.replica_id, -9)]
+            case actions.StartProxy():
+                report = ProxyReport(action.fact.proxy_id, listening=True)
+                return [events.ProxyStarted(action.fact.proxy_id, self.pid, 1), events.ProxyReported(report)]
+            case actions.SetProxyGoal():
+                return [events.ProxyExited(action.goal.proxy_id, 0)]
+            case actions.KillProxy():
+                return [events.ProxyExited(action.proxy_id, -9)]
+        return []
+
+    @staticmethod
+    def running(goal: ReplicaGoal) -> events.ReplicaReported:
+        return events.ReplicaReported(ReplicaReport(goal.replica_id, "running", applied=goal.config_version))
+
+    def replicas(self, deployment: str = "D", app: str = "app") -> list[ReplicaFact]:
+        return self.observed.replicas_of(app, deployment)
+
+
+def verbs(plan: Plan | Sequence[Action]) -> list[str]:
+    """Names of the actions, `Publish` left out: routing has tests of its own."""
+    found = plan.actions if isinstance(plan, Plan) else plan
+    return [type(action).__name__ for action in found if not isinstance(action, actions.Publish)]
