@@ -1,6 +1,6 @@
 """A pydantic model that reports every fault of a document at once, and the text that people get to read."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -11,6 +11,8 @@ from servd.exceptions import ConfigError
 Fault = tuple[tuple[str | int, ...], str]
 """Where (keys and indexes from the object down) and why."""
 
+
+Place = Callable[[tuple[str | int, ...]], str]
 
 MAX_DEPTH = 100
 """Levels of nesting in a document; deeper ones are refused before anything recurses into them."""
@@ -25,9 +27,7 @@ class Document(BaseModel):
     of later releases gives.
     """
 
-    model_config = ConfigDict(
-        extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True, protected_namespaces=()
-    )
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True, protected_namespaces=())
     later_names: ClassVar[Mapping[str, str]] = {}
     hints: ClassVar[Mapping[str, str]] = {}
 
@@ -54,9 +54,7 @@ class Document(BaseModel):
                 loc = found["loc"]
                 first = written.get(str(loc[0]), loc[0]) if loc else ""
                 details.append(
-                    _detail(
-                        (first, *loc[1:]) if loc else (), found["type"], cls._reason(found), found["input"]
-                    )
+                    _detail((first, *loc[1:]) if loc else (), found["type"], cls._reason(found), found["input"])
                 )
         if details:
             raise ValidationError.from_exception_data(cls.__name__, details)
@@ -102,8 +100,11 @@ def to_era_names(raw: dict[str, Any], later_names: Mapping[str, str]) -> list[Fa
 D = TypeVar("D", bound=Document)
 
 
-def validated(model: type[D], raw: Any) -> D:
+def validated(model: type[D], raw: Any, place: Place | None = None) -> D:
     """`raw` (parsed JSON or YAML) as a `model`.
+
+    Args:
+        place: where the value at a location stands in its file, if it came from one.
 
     Raises:
         ConfigError: lists the model's name and every fault with its place.
@@ -114,20 +115,21 @@ def validated(model: type[D], raw: Any) -> D:
         _check_values(raw)
         return model.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(problems_text(error)) from None
+        raise ConfigError(problems_text(error, place)) from None
     except ValueError as error:
         raise ConfigError(f"{model.__name__}: {error}") from None
 
 
-def problems_text(error: ValidationError) -> str:
+def problems_text(error: ValidationError, place: Place | None = None) -> str:
     """Model name, number of problems, then one line each: place, reason, value."""
     found = error.errors(include_url=False)
     lines = [f"{error.title}: {len(found)} {'problem' if len(found) == 1 else 'problems'}"]
     for problem in found:
-        place = ".".join(str(key) for key in problem["loc"]) or "(top level)"
+        dotted = ".".join(str(key) for key in problem["loc"]) or "(top level)"
+        where = f"{place(problem['loc'])}: {dotted}" if place else dotted
         reason = str(problem["msg"]).removeprefix("Value error, ")
         given = "" if problem["type"] == "missing" else f" (got {_shortened(problem['input'])})"
-        lines.append(f"  {place}: {reason}{given}")
+        lines.append(f"  {where}: {reason}{given}")
     return "\n".join(lines)
 
 

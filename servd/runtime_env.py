@@ -6,9 +6,11 @@ the form in which they are stored, `merge` lays a deployment's environment over 
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
+
+from servd.exceptions import ConfigError
 
 Fault = tuple[tuple[str | int, ...], str]
 """Where (keys and indexes from the environment down) and why."""
@@ -35,9 +37,7 @@ def uri_fault(uri: Any) -> str:
     if uri.startswith("/"):
         return ""
     if not _SCHEME.match(uri):
-        return (
-            f"{uri!r} is a relative path; give {FORMS} (the CLI resolves relative paths of a file by itself)"
-        )
+        return f"{uri!r} is a relative path; give {FORMS} (the CLI resolves relative paths of a file by itself)"
     try:
         parts = urlsplit(uri)
         host = parts.hostname or ""
@@ -57,6 +57,11 @@ def uri_fault(uri: Any) -> str:
 def is_loopback(host: str) -> bool:
     """Whether a host name or address is this host's loopback, by its spelling."""
     return _LOOPBACK.match(host) is not None
+
+
+def has_scheme(uri: str) -> bool:
+    """Whether this is a URI rather than a path."""
+    return _SCHEME.match(uri) is not None
 
 
 def is_remote(uri: str) -> bool:
@@ -112,6 +117,30 @@ def faults(env: Mapping[str, Any]) -> list[Fault]:
     return uri_faults(env) + content_faults(env)
 
 
+def check_application(name: str, env: Mapping[str, Any], overrides: Iterable[Mapping[str, Any]]) -> None:
+    """Check what the schema leaves open, in an application's environment and its deployments'.
+
+    Args:
+        env: of the application.
+        overrides: deployment overrides of the document.
+
+    Raises:
+        ConfigError: lists every field with its value.
+    """
+    lines = [_line(f'application "{name}": runtime_env', fault) for fault in content_faults(env)]
+    for override in overrides:
+        own = (override.get("ray_actor_options") or {}).get("runtime_env") or {}
+        where = f'application "{name}", deployment "{override.get("name")}": ray_actor_options.runtime_env'
+        lines += [_line(where, fault) for fault in content_faults(own)]
+    if lines:
+        raise ConfigError("\n".join(lines))
+
+
+def _line(where: str, fault: Fault) -> str:
+    loc, reason = fault
+    return f"{'.'.join((where, *map(str, loc)))}: {reason}"
+
+
 def unknown_keys(env: Mapping[str, Any]) -> list[str]:
     """Keys without effect here; worth a warning."""
     known = {"working_dir", "py_modules", "env_vars", "pip", "excludes", "config", *REFUSED}
@@ -156,9 +185,7 @@ def merge(app_env: Mapping[str, Any], own_env: Mapping[str, Any] | None) -> dict
 
 def fingerprint(env: Mapping[str, Any]) -> str:
     """Text that is equal for environments that mean the same: key order and empty `env_vars` do not count."""
-    relevant = {
-        key: value for key, value in env.items() if value is not None and (key != "env_vars" or value)
-    }
+    relevant = {key: value for key, value in env.items() if value is not None and (key != "env_vars" or value)}
     return json.dumps(relevant, sort_keys=True, default=str)
 
 
@@ -180,9 +207,7 @@ def _env_vars_faults(variables: Any) -> list[Fault]:
         if not isinstance(key, str) or not key or "=" in key or "\0" in key:
             found.append((("env_vars", str(key)), f"{key!r} is no name of an environment variable"))
         elif not isinstance(value, str):
-            found.append(
-                (("env_vars", key), f"must be a string, got {value!r} ({type(value).__name__}): quote it")
-            )
+            found.append((("env_vars", key), f"must be a string, got {value!r} ({type(value).__name__}): quote it"))
         elif "\0" in value:
             found.append((("env_vars", key), "holds a NUL character"))
     return found
@@ -196,9 +221,7 @@ def _pip_faults(pip: Any) -> list[Fault]:
     if not isinstance(pip, Mapping):
         return [(("pip",), "must be a list of requirements, the path of a requirements file, or an object")]
     found: list[Fault] = [
-        (("pip", str(key)), f"unknown key; pip has {', '.join(PIP_KEYS)}")
-        for key in pip
-        if key not in PIP_KEYS
+        (("pip", str(key)), f"unknown key; pip has {', '.join(PIP_KEYS)}") for key in pip if key not in PIP_KEYS
     ]
     if "packages" not in pip:
         found.append((("pip", "packages"), "is required"))
@@ -219,9 +242,7 @@ def _config_faults(config: Any) -> list[Fault]:
     found: list[Fault] = []
     timeout = config.get("setup_timeout_seconds", 600)
     if not isinstance(timeout, int) or isinstance(timeout, bool) or not (timeout > 0 or timeout == -1):
-        found.append(
-            (("config", "setup_timeout_seconds"), f"must be a whole number > 0, or -1, got {timeout!r}")
-        )
+        found.append((("config", "setup_timeout_seconds"), f"must be a whole number > 0, or -1, got {timeout!r}"))
     if not isinstance(config.get("eager_install", True), bool):
         found.append((("config", "eager_install"), "must be true or false"))
     return found

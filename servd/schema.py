@@ -24,7 +24,7 @@ from servd.config import (
     RoutePrefix,
 )
 from servd.control_plane import ApplicationDocument, GoalDocument, HttpWish
-from servd.document import Document, Fault, validated
+from servd.document import Document, Fault, Place, validated
 from servd.exceptions import ConfigError
 from servd.states import DeployMode
 
@@ -281,25 +281,25 @@ def _item_faults(index: int, app: Mapping[str, Any]) -> list[Fault]:
     return faults
 
 
-def parse_v1(raw: Any) -> GoalDocument:
+def parse_v1(raw: Any, place: Place | None = None) -> GoalDocument:
     """The goal behind the body of a V1 PUT.
 
     Raises:
         ConfigError: lists every fault with its place; or the body names the application.
     """
-    document = validated(ServeApplicationSchema, raw)
+    document = validated(ServeApplicationSchema, raw, place)
     if "name" in raw:
         raise ConfigError(
-            "ServeApplicationSchema: name: a single-app config has no name; names belong to multi-app configs, "
-            "ServeDeploySchema (PUT /api/serve/applications/)"
+            "ServeApplicationSchema: name: a single-app config has no name; names belong to multi-app "
+            "configs, ServeDeploySchema (PUT /api/serve/applications/)"
         )
     return document.to_goal()
 
 
-def parse_v2(raw: Any) -> GoalDocument:
+def parse_v2(raw: Any, place: Place | None = None) -> GoalDocument:
     """The goal behind the body of a V2 PUT.
 
     Raises:
         ConfigError: lists every fault with its place.
     """
-    return validated(ServeDeploySchema, raw).to_goal()
+    return validated(ServeDeploySchema, raw, place).to_goal()
