@@ -12,6 +12,7 @@ from servd.controller.goal import ApplicationGoal, Goal, HttpGoal
 from servd.controller.observed import Observed
 from servd.exceptions import ConfigError
 from servd.ids import DeploymentID
+from servd.runtime_env import check_application
 from servd.settings import Settings
 from servd.states import DeployMode, ProxyLocation
 
@@ -59,6 +60,8 @@ def check_put(goal: Goal, document: GoalDocument, situation: Situation) -> HttpG
             f"this instance runs a {SCHEMAS[DeployMode(goal.mode)]} config (mode {goal.mode}); a {SCHEMAS[document.mode]} "
             f"config cannot be mixed with it. Delete it first, or send a {SCHEMAS[DeployMode(goal.mode)]} document"
         )
+    for app in document.applications:
+        check_application(app.name, app.runtime_env, app.deployments)
     staying = {app.name for app in document.applications}
     _check_full_names(document.applications, [d for d in situation.deployed if d[0] in staying])
     return http
@@ -101,6 +104,7 @@ def put_application(
             raise ConfigError(
                 f"route prefix {document.route_prefix!r} is already used by application {other.name!r}; choose another one"
             )
+    check_application(document.name, document.runtime_env, document.deployments)
     _check_full_names([document], situation.deployed)
     wish = _wish(document, situation, snapshots)
     kept = [wish if app.name == wish.name else app for app in goal.applications]
