@@ -1,0 +1,158 @@
+"""The goal store: what is accepted stays, what is damaged is refused."""
+
+import shutil
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from servd.control_plane import ApplicationDocument
+from servd.controller.fact_store import FactStore
+from servd.controller.goal import ApplicationGoal, Goal, HttpGoal
+from servd.controller.goal_store import GoalStore
+from servd.exceptions import GoalNotSavedError, InvariantError, StateError
+from servd.messages import ProxyGoal
+from servd.states import DeployMode
+
+
+def a_goal(revision: int, filling: str = "x") -> Goal:
+    document = ApplicationDocument(
+        "fruit", "m:app", {"list": [1, "two"]}, deployments=({"name": "D", "user_config": {"k": [filling]}},),
+        stored={"import_path": "m:app"}, driver_path=("/a",),
+    )  # fmt: skip
+    app = ApplicationGoal(document, deploy_id=revision, deployed_at=1.5, snapshots={"dir": "/s"}, scale={"D": 2})
+    return Goal(revision, True, DeployMode.MULTI_APP, HttpGoal("127.0.0.1", 8000), (app,))
+
+
+def filled(directory: Path, revisions: int = 30) -> Path:
+    """A store that was in use and closed; gives its file."""
+    store = GoalStore.open(str(directory))
+    for revision in range(1, revisions + 1):
+        store.save(a_goal(revision, "y" * 500), "test", float(revision))
+    store.close()
+    return directory / "goal.db"
+
+
+def test_first_start_is_an_empty_goal(tmp_path: Path) -> None:
+    store = GoalStore.open(str(tmp_path))
+    assert store.latest() == Goal()
+    store.close()
+
+
+def test_the_goal_comes_back_with_its_types(tmp_path: Path) -> None:
+    store = GoalStore.open(str(tmp_path))
+    store.save(a_goal(1), "PUT", 12.0)
+    store.close()
+    again = GoalStore.open(str(tmp_path))
+    assert again.latest() == a_goal(1)
+    assert again.latest().mode is DeployMode.MULTI_APP
+    assert [(r.revision, r.at, r.origin) for r in again.revisions()] == [(1, 12.0, "PUT")]
+    again.close()
+
+
+def test_a_skipped_revision_is_a_bug(tmp_path: Path) -> None:
+    store = GoalStore.open(str(tmp_path))
+    with pytest.raises(InvariantError):
+        store.save(a_goal(2), "", 0.0)
+    store.close()
+
+
+def test_a_full_store_refuses_and_keeps_the_goal(tmp_path: Path) -> None:
+    store = GoalStore.open(str(tmp_path), max_pages=4)
+    store.save(a_goal(1), "", 0.0)
+    with pytest.raises(GoalNotSavedError, match=r"goal\.db.*full.*revision 1") as refused:
+        store.save(a_goal(2, "z" * 50_000), "", 0.0)
+    assert refused.value.status_code == 507
+    assert store.latest() == a_goal(1)
+    store.close()
+    again = GoalStore.open(str(tmp_path))
+    assert again.latest() == a_goal(1)
+    again.save(a_goal(2), "", 0.0)
+    again.close()
+
+
+def break_header(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[4096:4196] = b"\xff" * 100
+    file.write_bytes(data)
+
+
+def halve(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def replace_by_text(file: Path) -> None:
+    file.write_text("this is a text file\n" * 500)
+
+
+def change_inside_a_row(file: Path) -> None:
+    data = file.read_bytes()
+    at = data.index(b"y" * 400)
+    file.write_bytes(data[:at] + b"q" * 64 + data[at + 64 :])
+
+
+def empty(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+def remove(file: Path) -> None:
+    file.unlink()
+
+
+def lose_a_row(file: Path) -> None:
+    with sqlite3.connect(file) as connection:
+        connection.execute("DELETE FROM revisions WHERE revision = 7")
+    connection.close()
+
+
+def come_from_the_future(file: Path) -> None:
+    with sqlite3.connect(file) as connection:
+        connection.execute("PRAGMA user_version=99")
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        break_header, halve, replace_by_text, change_inside_a_row, empty, remove, lose_a_row,
+        come_from_the_future,
+    ],
+)  # fmt: skip
+def test_damage_is_refused_with_the_file_and_a_way_out(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    damage(filled(tmp_path))
+    with pytest.raises(StateError, match=r"goal\.db cannot be used: .*goal\.\* away"):
+        GoalStore.open(str(tmp_path))
+
+
+def test_a_lost_write_ahead_log_loses_nothing_that_was_accepted(tmp_path: Path) -> None:
+    store = GoalStore.open(str(tmp_path))
+    store.save(a_goal(1), "", 0.0)
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    # as after a crash of the machine, without the log
+    for name in ("goal.db", "goal.created"):
+        shutil.copy(tmp_path / name, copy / name)
+    store.close()
+    again = GoalStore.open(str(copy))
+    assert again.latest() == a_goal(1)
+    again.close()
+
+
+def test_moving_a_damaged_store_away_starts_anew(tmp_path: Path) -> None:
+    empty(filled(tmp_path, 1))
+    for file in tmp_path.glob("goal.*"):
+        file.unlink()
+    store = GoalStore.open(str(tmp_path))
+    assert store.latest() == Goal()
+    store.close()
+
+
+def test_facts_come_back_in_order_and_forgotten_ones_do_not(tmp_path: Path) -> None:
+    store = FactStore(str(tmp_path))
+    store.save({("p", "2"): ProxyGoal("2"), ("p", "1"): ProxyGoal("1"), ("p", "3"): ProxyGoal("3")})
+    store.save({("p", "2"): ProxyGoal("2", drain=True), ("p", "3"): None})
+    store.close()
+    again = FactStore(str(tmp_path))
+    assert again.load() == [ProxyGoal("2", drain=True), ProxyGoal("1")]
+    again.close()
