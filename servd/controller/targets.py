@@ -164,6 +164,8 @@ def _target(
     else:
         shown_env = dict(app.document.runtime_env)
     resolved = resolve_directories(shown_env, app.snapshots)
+    # 1 and 1.0 are one amount: a document's spelling must not restart anything
+    actor_options = {key: float(v) if isinstance(v, int | float) else v for key, v in actor_options.items()}
     shown_options = {"runtime_env": shown_env, "num_cpus": 1.0, **actor_options}
     autoscaling = options["autoscaling_config"]
     if autoscaling is not None:

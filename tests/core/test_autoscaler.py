@@ -1,0 +1,76 @@
+"""The autoscaling formula and its delays, with the contract's examples."""
+
+import math
+
+import pytest
+
+from servd.controller.autoscaler import decide, desired_replicas, first_target
+from servd.controller.facts import Samples
+from servd.controller.targets import AUTOSCALING_DEFAULTS
+
+CONFIG = {
+    **AUTOSCALING_DEFAULTS,
+    "max_replicas": 10,
+    "target_num_ongoing_requests_per_replica": 2.0,
+    "upscale_delay_s": 3.0,
+    "downscale_delay_s": 6.0,
+}
+
+
+@pytest.mark.parametrize(
+    ("ongoing", "smoothing", "low", "expected"),
+    [
+        ([4.0], 1.0, 1, 2),
+        ([4, 4], 1.0, 1, 4),
+        ([0, 0], 1.0, 1, 1),
+        ([1, 1, 1], 1.0, 1, 2),
+        ([100], 1.0, 1, 10),
+        ([4, 4], 0.5, 0, 3),
+        ([0], 0.5, 0, 1),
+        ([0], 1.0, 0, 0),
+    ],
+)
+def test_desired_replicas(ongoing: list[float], smoothing: float, low: int, expected: int) -> None:
+    assert desired_replicas(ongoing, 2.0, low=low, high=10, smoothing=smoothing) == expected
+
+
+@pytest.mark.parametrize(("ongoing", "target"), [([], 1.0), ([1.0], 0.0)])
+def test_desired_replicas_needs_samples_and_a_target(ongoing: list[float], target: float) -> None:
+    with pytest.raises(ValueError, match="need samples"):
+        desired_replicas(ongoing, target, low=0, high=1)
+
+
+def test_a_lean_must_hold_for_its_delay() -> None:
+    first = decide(CONFIG, 1, [4.0], 0, 0, 0.0, now=100.0)
+    assert (first.target, first.lean, first.wake_at) == (1, 1, 103.0)
+    early = decide(CONFIG, 1, [4.0], 0, 1, 100.0, now=102.9)
+    assert early.target == 1
+    assert decide(CONFIG, 1, [4.0], 0, 1, 100.0, now=103.0).target == 2
+
+
+def test_a_change_of_direction_restarts_the_clock() -> None:
+    turned = decide(CONFIG, 2, [0.0, 0.0], 0, 1, 0.0, now=100.0)
+    assert (turned.target, turned.lean, turned.lean_since, turned.wake_at) == (2, -1, 100.0, 106.0)
+
+
+def test_equality_forgets_the_lean() -> None:
+    assert decide(CONFIG, 2, [2.0, 2.0], 0, 1, 0.0, now=100.0).lean == 0
+
+
+def test_a_waiting_request_wakes_a_deployment_at_zero() -> None:
+    assert decide({**CONFIG, "min_replicas": 0}, 0, [], 3, 0, 0.0, now=1.0).target == 1
+    idle = decide({**CONFIG, "min_replicas": 0}, 0, [], 0, 0, 0.0, now=1.0)
+    assert (idle.target, idle.wake_at) == (0, math.inf)
+
+
+@pytest.mark.parametrize(("initial", "expected"), [(None, 1), (3, 3)])
+def test_first_target(initial: int | None, expected: int) -> None:
+    assert first_target({**CONFIG, "initial_replicas": initial}) == expected
+
+
+def test_samples_are_weighted_by_time() -> None:
+    samples = Samples()
+    samples.add(0.0, 0.0, keep_s=100.0)
+    samples.add(6.0, 10.0, keep_s=100.0)
+    assert samples.mean(0.0, 8.0) == pytest.approx(2.5)
+    assert samples.mean(7.0, 8.0) == pytest.approx(10.0)

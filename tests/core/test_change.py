@@ -1,0 +1,129 @@
+"""Documents against the goal: what is taken over, what is refused and why."""
+
+import pytest
+
+from servd.control_plane import ApplicationDocument, GoalDocument, HttpWish
+from servd.controller.change import (
+    Situation,
+    check_put,
+    delete,
+    delete_application,
+    put,
+    put_application,
+    start_instance,
+)
+from servd.controller.goal import Goal, HttpGoal
+from servd.exceptions import ConfigError
+from servd.states import DeployMode
+from tests.core.build import HTTP, a_goal, an_app
+
+
+def situation(**changes: object) -> Situation:
+    fields: dict[str, object] = {
+        "http": HTTP, "present": (), "deployed": (), "deployed_at": 5.0, "deploy_id": 7, **changes
+    }  # fmt: skip
+    return Situation(**fields)  # type: ignore[arg-type]
+
+
+def document(*names: str, mode: DeployMode = DeployMode.MULTI_APP, **http: object) -> GoalDocument:
+    apps = tuple(ApplicationDocument(name, import_path="m:a") for name in names)
+    return GoalDocument(mode, HttpWish(**http), apps)  # type: ignore[arg-type]
+
+
+def test_put_owns_the_whole_set() -> None:
+    goal = put(a_goal(an_app("old")), document("a", "b"), HTTP, situation(), {})
+    assert [app.name for app in goal.applications] == ["a", "b"]
+    assert (goal.revision, goal.running, goal.mode) == (2, True, DeployMode.MULTI_APP)
+    assert {app.deployed_at for app in goal.applications} == {5.0}
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "fragments"),
+    [
+        ("host", "0.0.0.0", ["host", "127.0.0.1", "0.0.0.0"]),
+        ("port", 8001, ["port", "8000", "8001"]),
+        ("root_path", "/r", ["root path", "/r"]),
+        ("location", "NoServer", ["location", "EveryNode", "NoServer"]),
+    ],
+)
+def test_a_different_option_is_refused_while_applications_are_present(
+    option: str, value: object, fragments: list[str]
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_put(a_goal(), document("a", **{option: value}), situation(present={"a"}))
+    assert all(fragment in str(caught.value) for fragment in [*fragments, "Shut down Serve"])
+
+
+def test_without_applications_the_listener_moves() -> None:
+    assert check_put(a_goal(), document(port=8001), situation()) == HttpGoal("127.0.0.1", 8001)
+
+
+def test_head_only_is_every_node_but_is_shown_as_sent() -> None:
+    http = check_put(a_goal(), document("a", location="HeadOnly"), situation(present={"a"}))
+    assert http.location == "HeadOnly"
+
+
+def test_options_left_out_never_conflict() -> None:
+    there = HttpGoal("0.0.0.0", 9000, "/root", "HeadOnly")
+    assert check_put(a_goal(), document("a"), situation(http=there, present={"a"})) == there
+
+
+def test_v1_compares_host_and_port_only() -> None:
+    wish = document("default", mode=DeployMode.SINGLE_APP, root_path="/r")
+    goal = Goal(1, True, DeployMode.SINGLE_APP, HTTP)
+    assert check_put(goal, wish, situation(present={"default"})).root_path == "/r"
+
+
+@pytest.mark.parametrize("mode", [DeployMode.SINGLE_APP, DeployMode.MULTI_APP])
+def test_versions_do_not_mix(mode: DeployMode) -> None:
+    other = DeployMode.MULTI_APP if mode is DeployMode.SINGLE_APP else DeployMode.SINGLE_APP
+    with pytest.raises(ConfigError) as caught:
+        check_put(Goal(1, True, other, HTTP), document("default", mode=mode), situation())
+    assert "ServeApplicationSchema" in str(caught.value)
+    assert "ServeDeploySchema" in str(caught.value)
+
+
+def test_options_are_refused_before_modes() -> None:
+    with pytest.raises(ConfigError, match="HTTP option port"):
+        check_put(Goal(1, True, DeployMode.SINGLE_APP, HTTP), document("a", port=1), situation(present={"a"}))
+
+
+def test_two_deployments_with_one_full_name_are_refused() -> None:
+    apps = (
+        ApplicationDocument("a", deployments=({"name": "b_c"},)),
+        ApplicationDocument("a_b", deployments=({"name": "c"},)),
+    )
+    with pytest.raises(ConfigError) as caught:
+        check_put(Goal(), GoalDocument(DeployMode.MULTI_APP, HttpWish(), apps), situation())
+    assert all(text in str(caught.value) for text in ("'a_b_c'", "'a'", "'a_b'"))
+
+
+def test_run_adds_and_replaces_one_application() -> None:
+    goal = put_application(a_goal(an_app("a")), ApplicationDocument("b"), HTTP, situation(), {})
+    goal = put_application(goal, ApplicationDocument("a", import_path="new:app"), HTTP, situation(), {})
+    assert [(app.name, app.document.import_path) for app in goal.applications] == [("a", "new:app"), ("b", "")]
+
+
+def test_run_refuses_a_prefix_that_another_application_was_given() -> None:
+    goal = a_goal(an_app("a", route_prefix="/x", route_prefix_given=True))
+    with pytest.raises(ConfigError, match="'/x' is already used by application 'a'"):
+        put_application(
+            goal, ApplicationDocument("b", route_prefix="/x", route_prefix_given=True), HTTP, situation(), {}
+        )
+
+
+def test_delete_empties_the_goal_as_a_revision() -> None:
+    assert delete(a_goal(an_app())) == Goal(revision=2)
+    assert delete(Goal(5)) == Goal(5)
+
+
+def test_delete_of_an_unknown_application_changes_nothing() -> None:
+    goal = a_goal(an_app())
+    assert delete_application(goal, "x") is goal
+    assert delete_application(goal, "app").applications == ()
+
+
+def test_start_makes_serve_run_once() -> None:
+    goal = start_instance(Goal(), HTTP)
+    assert (goal.running, goal.mode, goal.revision) == (True, DeployMode.UNSET, 1)
+    assert start_instance(goal, HTTP) is goal
