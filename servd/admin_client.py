@@ -1,0 +1,210 @@
+"""The admin API over a Unix socket or TCP, for the command line and for Python programs. Blocking, standard library only."""
+
+import http.client
+import json
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from servd.exceptions import ConfigError, ServdError, TransportError
+from servd.settings import DEFAULT_ADMIN_PORT, admin_socket, default_state_dir, socket_dir_for
+
+DEFAULT_ADDRESS = f"http://localhost:{DEFAULT_ADMIN_PORT}"
+ADDRESS_VARIABLES = ("SERVD_ADDRESS", "RAY_AGENT_ADDRESS", "RAY_DASHBOARD_ADDRESS")
+TOKEN_FILE_VARIABLE = "SERVD_ADMIN_TOKEN_FILE"
+REQUEST_TIMEOUT_S = 30.0
+DELETE_TIMEOUT_S = 75.0
+V1_PATH = "/api/serve/deployments/"
+V2_PATH = "/api/serve/applications/"
+
+
+class UnreachableError(TransportError):
+    """No daemon answers at the address."""
+
+    def __init__(self, address: str, reason: str) -> None:
+        super().__init__(address, reason)
+        self.address, self.reason = address, reason
+
+    def __str__(self) -> str:
+        return f"failed to connect to servd at {self.address}: {self.reason} (is it running? `servd start`)"
+
+
+class RefusedError(ServdError):
+    """The daemon answered something else than 200."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(status, text)
+        self.status, self.text = status, text
+
+    def __str__(self) -> str:
+        return f"the daemon answered {self.status}: {self.text}"
+
+
+def check_address(address: str) -> str:
+    """The address without trailing slashes.
+
+    Raises:
+        ConfigError: it is no http, https or unix URL.
+    """
+    scheme, mark, rest = address.partition("://")
+    if not mark or scheme not in ("http", "https", "unix") or not rest.strip("/"):
+        raise ConfigError(f"address {address!r} must have the form http://HOST:PORT, https://HOST:PORT or unix://PATH")
+    return address.rstrip("/")
+
+
+def find_address(given: str | None = None, state_dir: str | None = None) -> str:
+    """Address of the daemon: the first that is given.
+
+    Order: `given`, the variables of `ADDRESS_VARIABLES`, the Unix socket of the state directory if a daemon answers
+    there, `http://localhost:52365`.
+
+    Raises:
+        ConfigError: that address is malformed.
+    """
+    for address in (given, *(os.environ.get(name) for name in ADDRESS_VARIABLES)):
+        if address:
+            return check_address(address)
+    path = admin_socket(socket_dir_for(state_dir or default_state_dir()))
+    return f"unix://{path}" if _answers(path) else DEFAULT_ADDRESS
+
+
+def _answers(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.settimeout(2.0)
+            probe.connect(path)
+        except OSError:
+            return False
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One 200. body as text."""
+
+    text: str
+    headers: dict[str, str]
+
+    def json(self) -> Any:
+        """The body as JSON."""
+        return json.loads(self.text)
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str, timeout_s: float) -> None:
+        super().__init__("localhost", timeout=timeout_s)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+class AdminClient:
+    """The verbs of the admin API. Each call uses a connection of its own, so it may be used from several threads.
+
+    All raise UnreachableError and RefusedError.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address = check_address(address)
+
+    @property
+    def is_unix(self) -> bool:
+        """Whether applications can be shipped by value."""
+        return self.address.startswith("unix://")
+
+    def request(
+        self, method: str, path: str, body: bytes | None = None, *, timeout_s: float = REQUEST_TIMEOUT_S
+    ) -> Answer:
+        """One exchange; timeout_s bounds each wait on the socket."""
+        connection = self._connection(timeout_s)
+        try:
+            connection.request(method, path, body, self._headers(body))
+            response = connection.getresponse()
+            text = response.read().decode("utf-8", "replace")
+            headers = {name.lower(): value for name, value in response.getheaders()}
+        except (OSError, http.client.HTTPException) as error:
+            reason = "no answer in time" if isinstance(error, TimeoutError) else str(error) or repr(error)
+            raise UnreachableError(self.address, reason) from error
+        finally:
+            connection.close()
+        if response.status != 200:
+            raise RefusedError(response.status, text)
+        return Answer(text, headers)
+
+    def probe(self) -> dict[str, Any]:
+        """Version of what answers."""
+        found: dict[str, Any] = self.request("GET", "/api/ray/version").json()
+        return found
+
+    def put(self, document: Any, *, multi_app: bool) -> None:
+        """PUT a whole V2 (multi_app) or V1 document."""
+        self.request("PUT", V2_PATH if multi_app else V1_PATH, _json(document))
+
+    def details(self) -> dict[str, Any]:
+        """GET V2."""
+        found: dict[str, Any] = self.request("GET", V2_PATH).json()
+        return found
+
+    def status(self, seen: int | None = None, timeout_s: float = 0.0) -> dict[str, Any]:
+        """servd's own status; with `seen` it waits until the version differs from that, at most timeout_s."""
+        query = "" if seen is None else f"?seen={seen}&timeout_s={timeout_s:.3f}"
+        answer = self.request("GET", f"/api/servd/v1/status{query}", timeout_s=timeout_s + REQUEST_TIMEOUT_S)
+        found: dict[str, Any] = answer.json()
+        return found
+
+    def delete(self) -> None:
+        """Empty the goal; returns when everything is gone."""
+        self.request("DELETE", V1_PATH, timeout_s=DELETE_TIMEOUT_S)
+
+    def start(self, options: dict[str, Any]) -> None:
+        """Make Serve run. options: `host`, `port`, `root_path`, `proxy_location`, each only if given."""
+        self.request("POST", "/api/servd/v1/start", _json(options))
+
+    def put_application(self, name: str, order: dict[str, Any]) -> None:
+        """Add or replace one application; `order` as `orders.ApplicationOrder` has it."""
+        self.request("PUT", _application_path(name), _json(order))
+
+    def delete_application(self, name: str) -> None:
+        """Take one application out of the goal; does not wait."""
+        self.request("DELETE", _application_path(name))
+
+    def ship(self, digest: str, pickled: bytes) -> None:
+        """Keep a pickled application under its SHA-256; over the Unix socket only."""
+        self.request("PUT", f"/api/servd/v1/code/{digest}", pickled, timeout_s=600.0)
+
+    def _connection(self, timeout_s: float) -> http.client.HTTPConnection:
+        if self.is_unix:
+            return _UnixConnection(self.address.removeprefix("unix://"), timeout_s)
+        parts = urlsplit(self.address)
+        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        try:
+            return kind(parts.hostname or "", parts.port, timeout=timeout_s)
+        except ValueError as error:
+            raise ConfigError(f"address {self.address!r} is malformed: {error}") from error
+
+    def _headers(self, body: bytes | None) -> dict[str, str]:
+        headers = {"Content-Type": "application/json"} if body is not None else {}
+        token_file = os.environ.get(TOKEN_FILE_VARIABLE)
+        if token_file and not self.is_unix:
+            try:
+                headers["Authorization"] = f"Bearer {Path(token_file).read_text('ascii').strip()}"
+            except (OSError, UnicodeDecodeError) as error:
+                raise ConfigError(f"cannot read {TOKEN_FILE_VARIABLE}={token_file}: {error}") from error
+        return headers
+
+
+def _application_path(name: str) -> str:
+    return f"/api/servd/v1/applications/{quote(name, safe='')}"
+
+
+def _json(document: Any) -> bytes:
+    try:
+        return json.dumps(document, allow_nan=False).encode()
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"the document has no JSON form: {error}") from error

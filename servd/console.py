@@ -1,0 +1,154 @@
+"""What a terminal shows: status lines, and the progress of deployments as a live table or as plain lines."""
+
+import os
+import re
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Protocol, TextIO
+
+from servd.clock import SystemClock
+
+_COLOUR_CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+_COLOURS = {
+    "RUNNING": "green",
+    "HEALTHY": "green",
+    "DEPLOY_FAILED": "red",
+    "UNHEALTHY": "red",
+    "DELETING": "yellow",
+}
+
+
+def say(text: str, level: str = "INFO") -> None:
+    """One status line on stdout; with time, level (SUCC, INFO, WARN) and source position when it is no terminal."""
+    print(_decorated(text, level, sys.stdout), flush=True)
+
+
+def warn(text: str) -> None:
+    """One line on stderr."""
+    print(f"Warning: {text}", file=sys.stderr, flush=True)
+
+
+def _decorated(text: str, level: str, stream: TextIO) -> str:
+    if stream.isatty():
+        return text
+    frame = sys._getframe(2)
+    place = f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}"
+    moment = datetime.fromtimestamp(SystemClock().wall_time()).strftime("%Y-%m-%d %H:%M:%S,%f")[:-3]
+    return f"{moment}\t{level}\t{place} -- {text}"
+
+
+def without_colours(text: str) -> str:
+    """The text without terminal colour codes."""
+    return _COLOUR_CODES.sub("", text)
+
+
+@dataclass(frozen=True, slots=True)
+class ProgressRow:
+    """One application (deployment "") or one deployment of it."""
+
+    app: str
+    deployment: str
+    status: str
+    running: int = 0
+    wanted: int = 0
+    message: str = ""
+
+    @property
+    def replicas(self) -> str:
+        """`running/wanted`, "" for an application."""
+        return f"{self.running}/{self.wanted}" if self.deployment else ""
+
+
+def progress_rows(status: dict[str, Any], apps: Iterable[str]) -> list[ProgressRow]:
+    """Rows of the named applications, from servd's own status."""
+    rows = []
+    for name in apps:
+        app = status["applications"].get(name)
+        if app is None:
+            continue
+        rows.append(ProgressRow(name, "", app["status"], message=app["message"]))
+        for deployment in app["deployments"].values():
+            running = sum(replica["state"] == "RUNNING" for replica in deployment["replicas"])
+            rows.append(
+                ProgressRow(
+                    name,
+                    deployment["name"],
+                    deployment["status"],
+                    running,
+                    deployment["target_num_replicas"],
+                    deployment["message"],
+                )
+            )
+    return rows
+
+
+class Progress(Protocol):
+    """Shows rows; each `update` is the whole truth."""
+
+    def update(self, rows: list[ProgressRow]) -> None:
+        """Show these rows from now on."""
+        ...
+
+    def close(self) -> None:
+        """Leave the last state on the screen."""
+        ...
+
+
+def progress_on(stream: TextIO) -> Progress:
+    """A live table on a terminal, plain lines otherwise."""
+    return LiveTable(stream) if stream.isatty() and os.environ.get("TERM") != "dumb" else PlainLines(stream)
+
+
+class PlainLines:
+    """A line for every row that changed."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._shown: dict[tuple[str, str], ProgressRow] = {}
+
+    def update(self, rows: list[ProgressRow]) -> None:
+        for row in rows:
+            key = (row.app, row.deployment)
+            if self._shown.get(key) == row:
+                continue
+            self._shown[key] = row
+            name = f"{row.app}/{row.deployment}" if row.deployment else row.app
+            replicas = f" {row.replicas} replicas" if row.deployment else ""
+            print(f"{name}: {row.status}{replicas}{_short(row.message)}", file=self._stream, flush=True)
+
+    def close(self) -> None:
+        pass
+
+
+def _short(message: str) -> str:
+    lines = without_colours(message).strip().splitlines()
+    return f" - {lines[-1].strip()}" if lines else ""
+
+
+class LiveTable:
+    """A table that is drawn again in place."""
+
+    def __init__(self, stream: TextIO) -> None:
+        # here and not above: most commands show no table, and rich is slow to import
+        from rich.console import Console
+        from rich.live import Live
+        from rich.table import Table
+        from rich.text import Text
+
+        self._table, self._text = Table, Text
+        self._live = Live(console=Console(file=stream), refresh_per_second=8)
+        self._live.start()
+
+    def update(self, rows: list[ProgressRow]) -> None:
+        table = self._table("application", "deployment", "status", "replicas", "message", box=None)
+        for row in rows:
+            status = self._text(row.status, style=_COLOURS.get(row.status, "cyan"))
+            message = self._text(_short(row.message).removeprefix(" - "))
+            app = self._text(row.app if not row.deployment else "")
+            table.add_row(app, self._text(row.deployment), status, row.replicas, message)
+        self._live.update(table)
+
+    def close(self) -> None:
+        self._live.stop()
