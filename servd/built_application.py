@@ -53,8 +53,8 @@ class Maker(Protocol):
         """A lazy handle. style: the annotated legacy type, "DeploymentHandle", or "" without annotation."""
         ...
 
-    def graph(self, steps: tuple[Step, ...], result: InputValue | StepResult) -> Any:
-        """A handle whose call runs the steps and gives `result`."""
+    def graph(self, steps: tuple[Step, ...]) -> Any:
+        """A handle whose call runs the steps and gives the result of the last one."""
         ...
 
 
@@ -208,11 +208,11 @@ class _Walk:
             return self._handle(value, style)
         if isinstance(value, MethodNode | Application):
             graph = _Graph()
-            result = self._compile(value, graph)
-            return self._maker.graph(tuple(graph.steps), result)
+            self._compile(value, graph)
+            return self._maker.graph(tuple(graph.steps))
         if isinstance(value, GraphNode):
             raise ValueError("an InputNode has a value only while a request runs: it cannot be bound to a constructor")
-        return _rebuilt(value, lambda item: self._value(item, style))
+        return map_containers(value, lambda item: self._value(item, style))
 
     def _compile(self, node: MethodNode | Application, graph: _Graph) -> StepResult:
         if id(node) in graph.index:
@@ -242,7 +242,7 @@ class _Walk:
             return self._compile(value, graph)
         if isinstance(value, Application):
             return self._handle(value, "")
-        return _rebuilt(value, lambda item: self._argument(item, graph))
+        return map_containers(value, lambda item: self._argument(item, graph))
 
 
 def _is_call(bound: Application) -> bool:
@@ -250,7 +250,7 @@ def _is_call(bound: Application) -> bool:
     return deployment.is_function and bool(args or kwargs)
 
 
-def _rebuilt(value: Any, change: Callable[[Any], Any]) -> Any:
+def map_containers(value: Any, change: Callable[[Any], Any]) -> Any:
     """`value` with the items of its lists, tuples and dictionaries changed, at any depth; other values as they are."""
     kind = type(value)
     if kind is list:

@@ -1,0 +1,250 @@
+"""Handles: how code calls deployments, in one step (`await h.remote(x)`) or in the older two."""
+
+import asyncio
+import threading
+from typing import Any, TypeVar
+
+from servd import pickling
+from servd.arguments import needs_waiting, resolve
+from servd.context import (
+    MAX_DEPTH,
+    Process,
+    RequestContext,
+    Ticket,
+    current_request,
+    installed_process,
+    process,
+)
+from servd.exceptions import ServdError
+from servd.ids import DeploymentID
+from servd.response import DeploymentResponse, DeploymentResponseGenerator, Ref
+from servd.settings import variable
+
+Self = TypeVar("Self", bound="_Handle")
+
+_get_ident = threading.get_ident
+_WAITED_FOR = (DeploymentResponse, asyncio.Future)
+
+
+class _Handle:
+    """What all handles share: the deployment, the method and the options of a call."""
+
+    __slots__ = ("_full_name", "_id", "_method", "_model_id", "_process", "_stream")
+
+    def __init__(
+        self,
+        deployment: DeploymentID,
+        *,
+        method_name: str = "__call__",
+        multiplexed_model_id: str = "",
+        stream: bool = False,
+        _process: Process | None = None,
+    ) -> None:
+        self._id = deployment
+        self._full_name = deployment.full_name
+        self._method = method_name
+        self._model_id = multiplexed_model_id
+        self._stream = stream
+        self._process = _process
+
+    @property
+    def deployment_name(self) -> str:
+        """Full name `<app>_<name>`."""
+        return self._full_name
+
+    @property
+    def app_name(self) -> str:
+        """Name of the application."""
+        return self._id.app
+
+    def options(
+        self: Self,
+        *,
+        method_name: str | None = None,
+        multiplexed_model_id: str | None = None,
+        stream: bool | None = None,
+        use_new_handle_api: bool | None = None,  # noqa: ARG002
+    ) -> Self:
+        """A copy of this handle with other options; they hold for this copy's calls only.
+
+        Args:
+            use_new_handle_api: accepted for applications of release 2.7, no effect.
+        """
+        return type(self)(
+            self._id,
+            method_name=self._method if method_name is None else method_name,
+            multiplexed_model_id=self._model_id if multiplexed_model_id is None else multiplexed_model_id,
+            stream=self._stream if stream is None else stream,
+            _process=self._process,
+        )
+
+    def __getattr__(self: Self, name: str) -> Self:
+        # copy, pickle and inspect look for special names on everything
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return self.options(method_name=name)
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and other.__reduce__() == self.__reduce__()
+
+    def __hash__(self) -> int:
+        return hash((type(self), self._id, self._method))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (
+            type(self),
+            self._id.app,
+            self._id.name,
+            self._method,
+            self._model_id,
+            self._stream,
+        )
+
+    def __repr__(self) -> str:
+        method = "" if self._method == "__call__" else f", method_name={self._method!r}"
+        return f"{type(self).__name__}({self._full_name!r}{method})"
+
+    def _start(self, args: tuple[Any, ...], kwargs: dict[str, Any], kind: type[DeploymentResponse]) -> Any:
+        """The call on its way, as a `kind` or a generator of results."""
+        to = self._process or installed_process() or process()
+        context = current_request.get()
+        if context.depth >= MAX_DEPTH:
+            raise ServdError(f"{self._full_name}: handle calls are nested deeper than {MAX_DEPTH}")
+        waits = any(isinstance(item, _WAITED_FOR) for item in (*args, *kwargs.values()))
+        parts: list[Any] = []
+        if not waits:
+            try:
+                parts = pickling.dumps((args, kwargs))
+            except TypeError:
+                # a result that is not there yet, or a request, somewhere inside: those can be resolved
+                waits = needs_waiting(args, kwargs, _is_response)
+                if not waits:
+                    raise
+        if not waits and _get_ident() == to.thread_id:
+            ticket = self._submit(to, parts, context)
+            return DeploymentResponseGenerator(to, ticket) if self._stream else kind(to, ticket)
+        if self._stream:
+            return DeploymentResponseGenerator(to, self._open(to, args, kwargs, parts, context))
+        fetch = self._fetch(to, args, kwargs, parts, context)
+        if _get_ident() == to.thread_id:
+            return kind(to, future=to.loop.create_task(fetch))
+        return kind(to, future=asyncio.run_coroutine_threadsafe(fetch, to.loop))
+
+    def _submit(self, to: Process, parts: list[Any], context: RequestContext) -> Ticket:
+        return to.caller.submit_call(
+            self._full_name,
+            self._method,
+            parts,
+            context,
+            stream=self._stream,
+            model_id=self._model_id or context.multiplexed_model_id,
+            deadline=context.deadline,
+        )
+
+    async def _open(
+        self,
+        to: Process,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        parts: list[Any],
+        context: RequestContext,
+    ) -> Ticket:
+        if not parts:
+            args, kwargs = await resolve(args, kwargs, _is_response)
+            parts = pickling.dumps((args, kwargs))
+        return self._submit(to, parts, context)
+
+    async def _fetch(self, to: Process, *call: Any) -> Any:
+        return pickling.loads(await (await self._open(to, *call)))
+
+
+def _is_response(value: Any) -> bool:
+    return isinstance(value, DeploymentResponse)
+
+
+def _restore(kind: type[Self], app: str, name: str, method: str, model_id: str, stream: bool) -> Self:
+    """The handle behind `_Handle.__reduce__`."""
+    return kind(DeploymentID(app, name), method_name=method, multiplexed_model_id=model_id, stream=stream)
+
+
+class DeploymentHandle(_Handle):
+    """One-step handle: `value = await h.remote(x)`."""
+
+    __slots__ = ()
+
+    def remote(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the deployment.
+
+        Returns:
+            A `DeploymentResponse`; with `options(stream=True)` a `DeploymentResponseGenerator`.
+
+        Raises:
+            TypeError: an argument cannot be pickled.
+            ServdError: this process has no way to Serve, or calls are nested too deep.
+        """
+        return self._start(args, kwargs, DeploymentResponse)
+
+
+class RayServeHandle(_Handle):
+    """Two-step handle: `ref = await h.remote(x)`, then `value = await ref`."""
+
+    __slots__ = ()
+
+    def remote(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the deployment.
+
+        Returns:
+            A task of a `Ref`; on a thread without event loop the `Ref` itself; with `options(stream=True)` a
+            `DeploymentResponseGenerator`.
+        """
+        started = self._start(args, kwargs, Ref)
+        loop = asyncio._get_running_loop()
+        if loop is None or self._stream:
+            return started
+        return loop.create_task(_in_two_steps(started))
+
+
+class RayServeDeploymentHandle(RayServeHandle):
+    """What a bound deployment is in constructors that ask for it by this name."""
+
+    __slots__ = ()
+
+
+class RayServeSyncHandle(_Handle):
+    """Handle for code without event loop: `ref = h.remote(x)`, then `ref.result()` or `servd.get(ref)`."""
+
+    __slots__ = ()
+
+    def remote(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the deployment.
+
+        Returns:
+            A `Ref`; with `options(stream=True)` a `DeploymentResponseGenerator`.
+        """
+        return self._start(args, kwargs, Ref)
+
+
+async def _in_two_steps(ref: Ref) -> Ref:
+    return ref
+
+
+_STYLES: dict[str, type[_Handle]] = {
+    "DeploymentHandle": DeploymentHandle,
+    "RayServeHandle": RayServeHandle,
+    "RayServeSyncHandle": RayServeSyncHandle,
+    "RayServeDeploymentHandle": RayServeDeploymentHandle,
+}
+
+
+def bound_handle(deployment: DeploymentID, style: str) -> _Handle:
+    """The handle that stands for a bound deployment in a constructor.
+
+    Args:
+        style: the handle type that the parameter's annotation names; "" = none, then the application's environment
+            decides (`SERVD_LEGACY_HANDLES=1`: two steps), else one step.
+    """
+    if not style and variable("DEPLOYMENT_HANDLE_IS_SYNC", "0") == "1":
+        style = "RayServeSyncHandle"
+    if not style and variable("LEGACY_HANDLES", "0") == "1":
+        style = "RayServeDeploymentHandle"
+    return _STYLES[style or "DeploymentHandle"](deployment)

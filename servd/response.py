@@ -1,0 +1,283 @@
+"""Results of handle calls: one value that is awaited or waited for, or a stream of them.
+
+How this works: a call lives on the loop of the process's caller. Made on that loop's thread with plain arguments it is sent
+at once, and awaiting it there awaits the caller's own ticket: no task, no thread hop. Anything else (another thread, another
+loop, arguments that are results themselves) goes through a coroutine on that loop.
+"""
+
+import asyncio
+import concurrent.futures
+from asyncio import _get_running_loop
+from collections.abc import AsyncIterator, Coroutine, Generator, Iterator
+from typing import Any
+
+from servd import pickling
+from servd.context import Process, Ticket
+from servd.exceptions import RequestCancelledError
+
+_UNSETTLED = "await a response, or pass it to another call, before it can travel to another process"
+_BLOCKS_LOOP = "this would block the event loop: use `await` instead of `.result()`"
+
+
+class DeploymentResponse:
+    """The result of a one-step call: awaitable any number of times, in any loop, or waited for with `.result()`."""
+
+    __slots__ = ("_error", "_future", "_is_cancelled", "_is_settled", "_process", "_ticket", "_value")
+
+    def __init__(
+        self,
+        process: Process | None,
+        ticket: Ticket | None = None,
+        future: "asyncio.Future[Any] | concurrent.futures.Future[Any] | None" = None,
+    ) -> None:
+        self._process = process
+        self._ticket = ticket
+        self._future = future
+        self._is_settled = False
+        self._is_cancelled = False
+        self._value: Any = None
+        self._error: BaseException | None = None
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        if not self._is_settled:
+            try:
+                yield from self._settle_here()
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if not self._is_cancelled or (task is not None and task.cancelling()):
+                    raise
+                self._settle_as_cancelled()
+        return self._outcome()
+
+    def result(self, timeout_s: float | None = None) -> Any:
+        """The value, waited for on this thread; the call's error is raised.
+
+        Raises:
+            TimeoutError: nothing after `timeout_s` seconds; the call goes on.
+            RuntimeError: on an event-loop thread.
+        """
+        if _get_running_loop() is not None:
+            raise RuntimeError(_BLOCKS_LOOP)
+        if not self._is_settled:
+            waiting = self._settle_on_its_loop()
+            try:
+                waiting.result(timeout_s)
+            except concurrent.futures.CancelledError:
+                self._settle_as_cancelled()
+            except TimeoutError:
+                if not self._is_settled:
+                    raise TimeoutError(f"no result after {timeout_s} s; the call goes on") from None
+        return self._outcome()
+
+    def cancel(self) -> None:
+        """Take the call back, best effort: awaiting it then raises `RequestCancelledError`. Any thread."""
+        if self._is_settled or self._process is None:
+            return
+        self._is_cancelled = True
+        if _get_running_loop() is self._process.loop:
+            self._cancel_here()
+        else:
+            self._process.loop.call_soon_threadsafe(self._cancel_here)
+
+    async def settled(self) -> "DeploymentResponse":
+        """This response once it holds its value.
+
+        Raises:
+            Exception: the call's error.
+        """
+        await self
+        return self
+
+    @property
+    def value(self) -> Any:
+        """Value of a settled response."""
+        return self._outcome()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if not self._is_settled or self._error is not None:
+            raise TypeError(_UNSETTLED)
+        return _restore, (self._value,)
+
+    def __repr__(self) -> str:
+        state = "waiting" if not self._is_settled else repr(self._error or self._value)
+        return f"{type(self).__name__}({state})"
+
+    def _settle_here(self) -> Generator[Any, None, None]:
+        """Wait on the running loop; every outcome but a cancellation is kept."""
+        assert self._process is not None
+        if _get_running_loop() is not self._process.loop:
+            yield from asyncio.wrap_future(self._settle_on_its_loop()).__await__()
+            return
+        try:
+            if self._ticket is not None:
+                parts = yield from self._ticket.__await__()
+                value = pickling.loads(parts)
+            else:
+                assert self._future is not None
+                value = yield from asyncio.wrap_future(self._future).__await__()
+        except Exception as error:
+            self._keep(None, error)
+        else:
+            self._keep(value, None)
+
+    def _settle_on_its_loop(self) -> "concurrent.futures.Future[None]":
+        assert self._process is not None
+        return asyncio.run_coroutine_threadsafe(self._settle(), self._process.loop)
+
+    async def _settle(self) -> None:
+        if not self._is_settled:
+            await _Steps(self._settle_here())
+
+    def _settle_as_cancelled(self) -> None:
+        if not self._is_settled:
+            self._keep(None, RequestCancelledError("the call was cancelled"))
+
+    def _keep(self, value: Any, error: BaseException | None) -> None:
+        self._value, self._error = value, error
+        self._is_settled = True
+
+    def _outcome(self) -> Any:
+        if not self._is_settled:
+            self._settle_as_cancelled()
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+    def _cancel_here(self) -> None:
+        if self._ticket is not None:
+            self._ticket.cancel()
+        elif self._future is not None:
+            self._future.cancel()
+
+
+class Ref(DeploymentResponse):
+    """The result of a two-step or sync call; has all members of a `DeploymentResponse`."""
+
+    __slots__ = ()
+
+
+class _Steps:
+    """A generator of futures as something to await."""
+
+    __slots__ = ("_steps",)
+
+    def __init__(self, steps: Generator[Any, None, None]) -> None:
+        self._steps = steps
+
+    def __await__(self) -> Generator[Any, None, None]:
+        return self._steps
+
+
+class DeploymentResponseGenerator:
+    """The results of a streaming call: `async for` on a loop, `for` on other threads."""
+
+    def __init__(self, process: Process, opening: Coroutine[Any, Any, Ticket] | Ticket) -> None:
+        self._process = process
+        self._opening = opening
+        self._items: AsyncIterator[Any] | None = None
+        self._is_cancelled = False
+        self._is_done = False
+
+    def __aiter__(self) -> "DeploymentResponseGenerator":
+        return self
+
+    async def __anext__(self) -> Any:
+        if asyncio.get_running_loop() is self._process.loop:
+            return await self._next()
+        step = asyncio.run_coroutine_threadsafe(self._next_or_end(), self._process.loop)
+        found, value = await asyncio.wrap_future(step)
+        if not found:
+            raise StopAsyncIteration
+        return value
+
+    def __iter__(self) -> Iterator[Any]:
+        if _get_running_loop() is not None:
+            raise RuntimeError("this would block the event loop: use `async for` instead of `for`")
+        return self
+
+    def __next__(self) -> Any:
+        if _get_running_loop() is not None:
+            raise RuntimeError("this would block the event loop: use `async for` instead of `for`")
+        step = asyncio.run_coroutine_threadsafe(self._next_or_end(), self._process.loop)
+        found, value = step.result()
+        if not found:
+            raise StopIteration
+        return value
+
+    def cancel(self) -> None:
+        """Take the call back, best effort: the next step raises `RequestCancelledError`. Any thread."""
+        if not self._is_done:
+            self._is_cancelled = True
+            self._process.loop.call_soon_threadsafe(self._cancel_here)
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        raise TypeError("a streaming call has many results: use `async for`, not `await`")
+
+    def result(self, timeout_s: float | None = None) -> Any:  # noqa: ARG002
+        """Refused.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError("a streaming call has many results: iterate over them, there is no `.result()`")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise TypeError("a streaming response cannot travel to another process: iterate over it here")
+
+    def __del__(self) -> None:
+        # nobody will read the rest: free the replica's slot
+        if self._items is not None and not self._is_done and not self._process.loop.is_closed():
+            self._process.loop.call_soon_threadsafe(self._ticket.cancel)
+
+    async def _next(self) -> Any:
+        if self._is_cancelled:
+            raise RequestCancelledError("the call was cancelled")
+        try:
+            if self._items is None:
+                opening = self._opening
+                self._ticket: Ticket = await opening if isinstance(opening, Coroutine) else opening
+                self._items = self._ticket.__aiter__()
+            return pickling.loads(await self._items.__anext__())
+        except asyncio.CancelledError:
+            self._is_done = True
+            task = asyncio.current_task()
+            if not self._is_cancelled or (task is not None and task.cancelling()):
+                raise
+            raise RequestCancelledError("the call was cancelled") from None
+        except BaseException:
+            self._is_done = True
+            raise
+
+    async def _next_or_end(self) -> tuple[bool, Any]:
+        # StopAsyncIteration and StopIteration mean something else to futures
+        try:
+            return True, await self._next()
+        except StopAsyncIteration:
+            return False, None
+
+    def _cancel_here(self) -> None:
+        if self._items is not None:
+            self._ticket.cancel()
+
+
+def _restore(value: Any) -> Ref:
+    """A response that holds its value."""
+    made = Ref(None)
+    made._keep(value, None)
+    return made
+
+
+def get(refs: Any, timeout: float | None = None) -> Any:
+    """Value of a response, or values of a list of them, waited for on this thread.
+
+    Raises:
+        TimeoutError: not all of it within `timeout` seconds.
+        RuntimeError: on an event-loop thread.
+    """
+    if _get_running_loop() is not None:
+        raise RuntimeError("this would block the event loop: use `await` instead of `get`")
+    if isinstance(refs, list | tuple):
+        return [get(item, timeout) for item in refs]
+    if not hasattr(refs, "result"):
+        raise TypeError(f"`get` takes a response of a handle call, or a list of them, got {type(refs).__name__}")
+    return refs.result(timeout)
