@@ -102,6 +102,8 @@ class Observed:
                 if state is not ReplicaState.STOPPING:
                     state = ReplicaState.RECOVERING
                 fact = replace(fact, state=state, state_since=now, killed_at=-math.inf)
+            elif isinstance(fact, ForkServerFact):
+                fact = replace(fact, stopping=False)  # the order may have been lost: it is given again
             elif isinstance(fact, ProxyFact):
                 fact = replace(fact, listening=False, reported_at=now)
                 observed.listeners.add((fact.host, fact.port))

@@ -81,7 +81,7 @@ def _start(
         yield retry_at
         return
     server = template_for(target, app, observed)
-    if server is None or server.result is None or server.result.error or not server.pid:
+    if server is None or server.result is None or server.result.error:
         return  # the template's news bring us back
     if fact.failures >= threshold:
         count = 1  # probe with one: a broken version must not burn a whole round of processes at each try

@@ -189,9 +189,9 @@ def _targets(observed: Observed) -> dict[tuple[str, str], DeploymentTarget]:
 def _settle_templates(observed: Observed, now: float) -> None:
     """A further template whose environment or import failed counts as a failed start of its deployments."""
     for server in list(observed.fork_servers.values()):
-        if server.is_builder or server.stopping or server.result is None or not server.result.error:
+        if server.is_builder or not server.template_version or server.result is None or not server.result.error:
             continue
-        observed.put(replace(server, stopping=True, template_version=""))
+        observed.put(replace(server, template_version=""))  # so nobody needs it and it is stopped
         for key, target in observed.targets.items():
             if key[0] == server.app and target.env_key == server.env_key:
                 fact = observed.deployments.get(key)
