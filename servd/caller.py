@@ -1,0 +1,404 @@
+"""A process's way to replicas: links to them, the waiting lines, and what becomes of requests when a replica dies."""
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+from typing import Any
+
+from servd.context import RequestContext
+from servd.exceptions import ReplicaDiedError
+from servd.link import CallerLink
+from servd.messages import DeploymentTargets, Routing
+from servd.outgoing import CallTicket, Outgoing
+from servd.records import (
+    ACCEPTED,
+    BODY,
+    CANCEL,
+    CLAIM,
+    CREDIT,
+    DECLINE,
+    END,
+    EVENT,
+    HEAD,
+    ITEM,
+    OFFER,
+    REJECTED,
+    REPLY,
+    RESPONSE,
+    WANT,
+    bodies_of,
+    body_of,
+)
+from servd.request_router import AfterLoss, Candidate, RequestRouter, RetryBudget, after_loss
+from servd.settings import variable
+
+DEFAULT_MAX_RETRIES = 3
+_TURN_S = 1.0
+
+logger = logging.getLogger(__name__)
+
+Router = RequestRouter[Outgoing]
+
+
+class ReplicaPeer:
+    """One replica as a caller sees it: its link and the requests that are there."""
+
+    __slots__ = ("candidate", "is_retired", "link", "owner", "pending", "router")
+
+    def __init__(self, owner: "Caller", router: Router, candidate: Candidate) -> None:
+        self.owner = owner
+        self.router = router
+        self.candidate = candidate
+        self.pending: dict[int, Outgoing] = {}
+        self.is_retired = False
+        self.link = CallerLink(owner.loop, candidate.address, self._on_records, self._on_lost)
+
+    def __repr__(self) -> str:
+        return f"ReplicaPeer({self.candidate}, pending={len(self.pending)})"
+
+    def retire(self) -> None:
+        """Close when the last request is answered."""
+        self.is_retired = True
+        if not self.pending:
+            self.link.close()
+
+    def grant(self, call: Outgoing, size: int) -> None:
+        """The reader of a call's answer took `size` bytes."""
+        if call.call_id in self.pending:
+            self.link.send((CREDIT, call.call_id, size))
+
+    def send_body(self, call: Outgoing, data: Any, more: bool) -> None:
+        """Send a piece of a request body."""
+        if call.call_id in self.pending:
+            link = self.link
+            link.send((BODY, call.call_id, link.outbox.attach(data), more))
+
+    def send_event(self, call: Outgoing, message: dict[str, Any], cost: int) -> None:
+        """Send a message of a WebSocket's client."""
+        if call.call_id in self.pending:
+            self.link.send((EVENT, call.call_id, message, cost))
+
+    def _on_records(self, records: list[Any], frames: list[Any]) -> None:
+        pending = self.pending
+        candidate = self.candidate
+        for record in records[1:]:
+            try:
+                kind = record[0]
+                if kind == RESPONSE:
+                    _, call_id, ongoing, status, block, body = record
+                    candidate.load = ongoing
+                    call = pending.pop(call_id, None)
+                    if call is not None:
+                        call.on_response(status, block, body if type(body) is bytes else body_of(body, frames))
+                else:
+                    self._on_other(kind, record, frames)
+            except Exception:
+                # one callback must not cost the others their replies
+                logger.exception("reply_callback_failed peer=%s", self)
+        if self.is_retired and not pending:
+            self.link.close()
+
+    def _on_other(self, kind: int, record: tuple[Any, ...], frames: list[Any]) -> None:
+        if kind == ACCEPTED:
+            for call_id in record[1]:
+                call = self.pending.get(call_id)
+                if call is not None:
+                    call.is_accepted = True
+        elif kind == OFFER:
+            self.candidate.load = record[1]
+            self.owner.on_offer(self)
+        elif kind in (REPLY, END, REJECTED):
+            self._on_last(kind, record, frames)
+        else:
+            self._on_part(kind, record, frames)
+
+    def _on_last(self, kind: int, record: tuple[Any, ...], frames: list[Any]) -> None:
+        self.candidate.load = record[2]
+        call = self.pending.pop(record[1], None)
+        if kind == REJECTED:
+            self.owner.on_rejected(self, call, record[3])
+        elif call is None:
+            return
+        elif kind == REPLY:
+            call.on_reply(record[3], bodies_of(record[4], frames))
+        else:
+            call.on_end(record[3])
+
+    def _on_part(self, kind: int, record: tuple[Any, ...], frames: list[Any]) -> None:
+        call = self.pending.get(record[1])
+        if call is None:
+            return
+        call.is_accepted = True
+        if kind == CREDIT:
+            call.was_granted = True
+            call.on_credit(record[2])
+            return
+        call.has_begun = True
+        if kind == BODY:
+            call.on_body(body_of(record[2], frames))
+        elif kind == HEAD:
+            call.on_head(record[2], record[3])
+        elif kind == ITEM:
+            call.on_item(bodies_of(record[2], frames), record[3])
+        elif kind == EVENT:
+            call.on_event(record[2], record[3])
+        else:
+            logger.error("unknown_record kind=%s peer=%s", kind, self)
+
+    def _on_lost(self, reason: str) -> None:
+        self.owner.on_lost(self, reason)
+
+
+class Caller:
+    """Sends requests of this process to replicas. All of it runs on `loop`.
+
+    Args:
+        identity: who calls, for logs.
+        on_subscribe: called with all full names that calls went to, when one is new.
+        on_applied: called with the generation of each routing once the tables hold exactly that.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        identity: str,
+        on_subscribe: Callable[[tuple[str, ...]], None],
+        on_applied: Callable[[int], None] | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
+        self.loop = loop
+        self._identity = identity
+        self._on_subscribe = on_subscribe
+        self._on_applied = on_applied
+        self._rng = rng or random.Random()
+        self._routers: dict[str, Router] = {}
+        self._subscribed: set[str] = set()
+        self._sent = 0
+        self._budget = RetryBudget()
+        self.max_retries = max_retries_setting()
+        self._timer = loop.call_later(_TURN_S, self._turn)
+
+    def __repr__(self) -> str:
+        return f"Caller({self._identity}, {list(self._routers.values())}, sent={self._sent})"
+
+    def apply_routing(self, routing: Routing) -> None:
+        """Make exactly these the targets; what is under way at replicas that left goes on there."""
+        for targets in routing.targets:
+            self._apply(targets)
+        named = {targets.deployment for targets in routing.targets}
+        for name, router in list(self._routers.items()):
+            if name not in named and router.is_known:
+                self._apply(DeploymentTargets(name, exists=False))
+                del self._routers[name]
+        if self._on_applied is not None:
+            self._on_applied(routing.generation)
+
+    def queued(self) -> dict[str, int]:
+        """Requests that wait for a replica, per deployment that has any."""
+        return {name: len(router.line) for name, router in self._routers.items() if router.line}
+
+    def subscriptions(self) -> tuple[str, ...]:
+        """Full names that handle calls went to."""
+        return tuple(sorted(self._subscribed))
+
+    def subscribe(self, deployment: str) -> None:
+        """Ask for the targets of a deployment."""
+        if deployment not in self._subscribed:
+            self._subscribed.add(deployment)
+            self.router_of(deployment)
+            self._on_subscribe(self.subscriptions())
+
+    def router_of(self, deployment: str) -> Router:
+        """Candidates and waiting line of a deployment."""
+        router = self._routers.get(deployment)
+        if router is None:
+            router = self._routers[deployment] = RequestRouter(deployment, self._rng)
+        return router
+
+    def submit_call(
+        self,
+        deployment: str,
+        method: str,
+        parts: list[Any],
+        context: RequestContext,
+        *,
+        stream: bool = False,
+        model_id: str = "",
+        deadline: float | None = None,
+    ) -> CallTicket:
+        """Call a method of a deployment.
+
+        Args:
+            parts: pickled (args, kwargs).
+            stream: the answer comes item by item.
+            deadline: monotonic seconds of the loop, None = no limit.
+        """
+        ticket = CallTicket(self.loop, self.cancel, method, parts, context, stream, model_id, deadline)
+        self.subscribe(deployment)
+        self.submit(ticket, self.router_of(deployment))
+        return ticket
+
+    def submit(self, call: Outgoing, router: Router) -> None:
+        """Send a request, or let it wait; everything that happens to it is told to `call`."""
+        self._sent += 1
+        call.number = self._sent
+        call.router = router
+        call.peer = None
+        call.is_accepted = call.has_begun = call.was_granted = False
+        call.retries = 0
+        candidate = router.choose(call.model_id)
+        if candidate is None:
+            self._wait(call)
+        else:
+            self._send(call, candidate, 0)
+
+    def cancel(self, call: Outgoing) -> None:
+        """Take a request back: out of the line, or from the replica. It is told nothing any more."""
+        peer = call.peer
+        if peer is None:
+            if call in call.router.line:
+                call.router.line.remove(call)
+        elif peer.pending.pop(call.call_id, None) is not None:
+            peer.link.send((CANCEL, call.call_id))
+
+    def close(self) -> None:
+        """Close all links; whatever is under way fails."""
+        self._timer.cancel()
+        for router in self._routers.values():
+            for candidate in router.announced.values():
+                if candidate.peer is not None:
+                    candidate.peer.link.close()
+
+    # --- news of replicas -----------------------------------------------------------------------------------------
+
+    def on_offer(self, peer: ReplicaPeer) -> None:
+        """A replica holds a slot for the oldest waiting request."""
+        router = peer.router
+        call = router.take_waiting()
+        if call is None:
+            peer.candidate.is_full = False
+            peer.link.send((DECLINE,))
+            return
+        self._send(call, peer.candidate, CLAIM)
+        waiting = len(router.line)
+        peer.link.send((WANT, waiting))
+        if not waiting:
+            peer.candidate.is_full = False
+
+    def on_rejected(self, peer: ReplicaPeer, call: Outgoing | None, is_leaving: bool) -> None:
+        """A replica did not take a request; its ticket lies there unless the replica leaves."""
+        if is_leaving:
+            peer.router.drop(peer.candidate)
+        else:
+            peer.candidate.is_full = True
+        if call is not None:
+            self._send_elsewhere(call)
+
+    def on_lost(self, peer: ReplicaPeer, reason: str) -> None:
+        """A replica is gone, with everything that was there."""
+        logger.info("replica_lost replica=%s pending=%d reason=%s", peer.candidate.replica_id, len(peer.pending), reason)
+        peer.router.drop(peer.candidate)
+        peer.candidate.peer = None
+        pending, peer.pending = peer.pending, {}
+        for call in sorted(pending.values(), key=_number):
+            try:
+                self._rescue(call, peer.candidate.replica_id, reason)
+            except Exception:
+                logger.exception("failure_callback_failed")
+        self._refuse_line(peer.router)
+
+    def _rescue(self, call: Outgoing, replica_id: str, reason: str) -> None:
+        verdict = after_loss(
+            is_accepted=call.is_accepted,
+            is_idempotent=call.is_idempotent,
+            has_begun=call.has_begun,
+            was_granted=call.was_granted,
+            retries=call.retries,
+            max_retries=self.max_retries,
+        )
+        if verdict is AfterLoss.RETRY:
+            if not self._budget.take(self._sent, self.loop.time()):
+                call.on_failure(ReplicaDiedError(replica_id, f"{reason}; the retry budget is used up"))
+                return
+            call.retries += 1
+        elif verdict is AfterLoss.FAIL:
+            call.on_failure(ReplicaDiedError(replica_id, reason))
+            return
+        self._send_elsewhere(call)
+
+    # --- sending --------------------------------------------------------------------------------------------------
+
+    def _send(self, call: Outgoing, candidate: Candidate, flags: int) -> None:
+        peer: ReplicaPeer = candidate.peer
+        call_id = call.number
+        call.call_id = call_id
+        call.peer = peer
+        peer.pending[call_id] = call
+        candidate.load += 1
+        link = peer.link
+        link.send(call.record(call_id, flags, link.outbox))
+
+    def _send_elsewhere(self, call: Outgoing) -> None:
+        call.peer = None
+        call.is_accepted = False
+        candidate = call.router.choose(call.model_id)
+        if candidate is None:
+            self._wait(call)
+        else:
+            self._send(call, candidate, 0)
+
+    def _wait(self, call: Outgoing) -> None:
+        refused = call.router.admit_to_line(call)
+        if refused is not None:
+            call.on_failure(refused)
+
+    def _apply(self, targets: DeploymentTargets) -> None:
+        router = self.router_of(targets.deployment)
+        new, gone = router.update(targets)
+        for candidate in gone:
+            if candidate.peer is not None:
+                candidate.peer.retire()
+        for candidate in new:
+            self._connect(router, candidate)
+        self._refuse_line(router)
+
+    def _connect(self, router: Router, candidate: Candidate) -> None:
+        peer = candidate.peer = ReplicaPeer(self, router, candidate)
+        if router.line:
+            # a ticket rather than the whole line: it offers what is free
+            candidate.is_full = True
+            peer.link.send((WANT, len(router.line)))
+
+    def _refuse_line(self, router: Router) -> None:
+        if router.line and (refused := router.refusal()) is not None:
+            waiting, router.line = router.line, []
+            for call in waiting:
+                call.on_failure(refused)
+
+    def _turn(self) -> None:
+        self._timer = self.loop.call_later(_TURN_S, self._turn)
+        self._budget.note(self._sent, self.loop.time())
+        for router in self._routers.values():
+            # dropped though still announced (frozen for a while, say): try again
+            for candidate in router.announced.values():
+                if candidate.peer is None:
+                    fresh = Candidate(candidate.replica_id, candidate.address, candidate.model_ids)
+                    router.revive(fresh)
+                    self._connect(router, fresh)
+
+
+def _number(call: Outgoing) -> int:
+    return call.number
+
+
+def max_retries_setting() -> int:
+    """Retries of an accepted request after its replica died.
+
+    Raises:
+        ValueError: the environment variable is negative or no number.
+    """
+    retries = int(variable("HTTP_REQUEST_MAX_RETRIES", str(DEFAULT_MAX_RETRIES)))
+    if retries < 0:
+        raise ValueError("SERVD_HTTP_REQUEST_MAX_RETRIES must not be negative")
+    return retries

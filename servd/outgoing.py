@@ -1,0 +1,228 @@
+"""What a caller sends: the common part of HTTP requests and handle calls, and the handle call itself."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Generator
+from typing import TYPE_CHECKING, Any
+
+from servd.context import RequestContext
+from servd.exceptions import RemoteFailure, RequestCancelledError
+from servd.records import CALL, CREDIT_BYTES, STREAM, Outbox
+
+if TYPE_CHECKING:
+    from servd.caller import ReplicaPeer
+    from servd.request_router import RequestRouter
+
+_GRANT_BYTES = CREDIT_BYTES // 4
+
+
+class Outgoing:
+    """One request on its way to a replica: what the `Caller` knows of it, and what it tells it.
+
+    An HTTP connection is one itself: it has one request at a time, and a new object for each would cost more than it is worth.
+
+    Attributes:
+        number: grows with each request of the caller; 0 = nothing under way.
+        call_id: id at the replica it was last sent to.
+        peer: where it was sent; None while it waits.
+        is_idempotent: may be repeated after a replica accepted it and died.
+        has_begun: a part of the answer arrived.
+        was_granted: a byte of a streamed body was granted.
+    """
+
+    __slots__ = (
+        "call_id",
+        "has_begun",
+        "is_accepted",
+        "is_idempotent",
+        "model_id",
+        "number",
+        "peer",
+        "retries",
+        "router",
+        "was_granted",
+    )
+
+    number: int
+    call_id: int
+    peer: "ReplicaPeer | None"
+    router: "RequestRouter[Outgoing]"
+    is_accepted: bool
+    is_idempotent: bool
+    has_begun: bool
+    was_granted: bool
+    retries: int
+    model_id: str
+
+    def record(self, call_id: int, flags: int, outbox: Outbox) -> tuple[Any, ...]:
+        """The request as a record; asked again each time it is sent."""
+        raise NotImplementedError
+
+    def on_response(self, status: int, block: bytes, body: bytes) -> None:
+        """A whole HTTP response: status, header lines, body."""
+
+    def on_head(self, status: int, block: bytes) -> None:
+        """The head of a response that streams."""
+
+    def on_body(self, data: bytes) -> None:
+        """A piece of a streamed response; grant credit as it is taken."""
+
+    def on_end(self, error: str | None) -> None:
+        """End of a streamed response; `error`: it was broken off."""
+
+    def on_reply(self, succeeded: bool, parts: list[Any]) -> None:
+        """End of a handle call."""
+
+    def on_item(self, parts: list[Any], cost: int) -> None:
+        """One item of a streaming handle call."""
+
+    def on_event(self, message: dict[str, Any], cost: int) -> None:
+        """A message of the application to a WebSocket."""
+
+    def on_credit(self, size: int) -> None:
+        """`size` further bytes of the request body may be sent."""
+
+    def on_failure(self, error: Exception) -> None:
+        """The request failed: refused, or its replica died."""
+
+
+class CallTicket(Outgoing):
+    """A handle call: await it for the parts of the result, or iterate over the parts of its items.
+
+    Raises (from awaiting and iterating):
+        RemoteFailure: the called code raised.
+        RequestError: it could not be served.
+        TimeoutError: its deadline passed.
+    """
+
+    __slots__ = (
+        "_cancel",
+        "_context",
+        "_deadline",
+        "_done",
+        "_items",
+        "_loop",
+        "_method",
+        "_parts",
+        "_stream",
+        "_taken",
+        "_timer",
+        "_waiter",
+    )
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        cancel: Any,
+        method: str,
+        parts: list[Any],
+        context: RequestContext,
+        stream: bool,
+        model_id: str,
+        deadline: float | None,
+    ) -> None:
+        self._loop = loop
+        self._cancel = cancel
+        self._method = method
+        self._parts = parts
+        self._context = context
+        self._stream = stream
+        self._deadline = deadline
+        self._done: asyncio.Future[list[Any]] = loop.create_future()
+        self._items: deque[tuple[list[Any], int]] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+        self._taken = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self.model_id = model_id
+        self.is_idempotent = False
+        if deadline is not None:
+            self._timer = loop.call_at(deadline, self._time_out)
+
+    def __repr__(self) -> str:
+        return f"CallTicket({self._method}{', done' if self._done.done() else ''})"
+
+    def __await__(self) -> Generator[Any, None, list[Any]]:
+        return self._result().__await__()
+
+    async def _result(self) -> list[Any]:
+        try:
+            return await self._done
+        except asyncio.CancelledError:
+            self.cancel()
+            raise
+
+    async def __aiter__(self) -> AsyncIterator[list[Any]]:
+        try:
+            while True:
+                while self._items:
+                    parts, cost = self._items.popleft()
+                    self._take(cost)
+                    yield parts
+                if self._done.done():
+                    self._done.result()
+                    return
+                self._waiter = self._loop.create_future()
+                await self._waiter
+        finally:
+            self.cancel()
+
+    def cancel(self) -> None:
+        """Take the call back, best effort. Nothing happens when it has ended."""
+        if not self._done.done():
+            self._cancel(self)
+            self._finish(RequestCancelledError("the call was cancelled"))
+
+    def record(self, call_id: int, flags: int, outbox: Outbox) -> tuple[Any, ...]:
+        context = self._context
+        left = None if self._deadline is None else self._deadline - self._loop.time()
+        about = (
+            context.request_id,
+            context.route,
+            context.app_name,
+            self.model_id,
+            left,
+            context.depth,
+            context.ancestors,
+        )
+        if self._stream:
+            flags |= STREAM
+        return (CALL, call_id, flags, self._method, outbox.attach_all(self._parts), about)
+
+    def on_reply(self, succeeded: bool, parts: list[Any]) -> None:
+        self._finish(parts if succeeded else RemoteFailure(parts))
+
+    def on_item(self, parts: list[Any], cost: int) -> None:
+        self._items.append((parts, cost))
+        self._wake()
+
+    def on_failure(self, error: Exception) -> None:
+        self._finish(error)
+
+    def _finish(self, result: list[Any] | Exception) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._done.done():
+            return
+        if isinstance(result, Exception):
+            self._done.set_exception(result)
+            # a call nobody waits for any more is no news for the log
+            self._done.exception()
+        else:
+            self._done.set_result(result)
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _take(self, cost: int) -> None:
+        self._taken += cost
+        if self._taken >= _GRANT_BYTES and self.peer is not None:
+            self.peer.grant(self, self._taken)
+            self._taken = 0
+
+    def _time_out(self) -> None:
+        if not self._done.done():
+            where = "waiting for a replica" if self.peer is None else "in the called code"
+            self._cancel(self)
+            self._finish(TimeoutError(f"the time limit of the request passed {where} ({self._method})"))

@@ -1,0 +1,150 @@
+"""Sends requests of all lanes to replicas: finds the deployment, names requests, words failures."""
+
+import asyncio
+import os
+import re
+import string
+from email.utils import formatdate
+from http import HTTPStatus
+
+from servd.caller import Caller, Router
+from servd.clock import Clock, SystemClock
+from servd.exceptions import RequestError
+from servd.messages import Routing
+from servd.proxy.limits import Limits
+from servd.proxy.probes import TEXT, Answer, answer_unrouted, is_probe
+from servd.route_table import RouteTable, decoded_path
+
+RETRY_AFTER_S = 1
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+_LETTERS = string.ascii_letters.encode()
+_TO_LETTERS = bytes(_LETTERS[index % len(_LETTERS)] for index in range(256))
+_ID_LETTERS = 10
+_IDS_AT_ONCE = 512
+_MAX_REMEMBERED = 2048
+_MAX_REMEMBERED_PATH_BYTES = 256
+
+STATUS_LINES = {
+    status.value: b"HTTP/1.1 %d %s\r\n" % (status.value, status.phrase.encode()) for status in HTTPStatus
+}
+
+
+def status_line(status: int) -> bytes:
+    """First line of an HTTP/1.1 response."""
+    return STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
+
+
+class Target:
+    """Where requests of one path go. prefix: the route's; router: of its ingress deployment."""
+
+    __slots__ = ("app", "prefix", "router")
+
+    def __init__(self, prefix: str, app: str, router: Router) -> None:
+        self.prefix = prefix
+        self.app = app
+        self.router = router
+
+    def __repr__(self) -> str:
+        return f"Target({self.prefix} -> {self.router.deployment})"
+
+
+class Forwarder:
+    """What the lanes have in common. Lives on `caller`'s loop.
+
+    Attributes:
+        targets: remembered targets by raw path; look here first, then ask `resolve`.
+        tail: `server` and `date` header lines of a response of this second.
+    """
+
+    def __init__(self, caller: Caller, root_path: str, limits: Limits, clock: Clock | None = None) -> None:
+        self.caller = caller
+        self.limits = limits
+        self.table = RouteTable(root_path)
+        self.targets: dict[bytes, Target] = {}
+        self._clock = clock or SystemClock()
+        self._ids = b""
+        self._next_id = 0
+        self.tail = b""
+        self.refresh_date()
+
+    def __repr__(self) -> str:
+        return f"Forwarder({self.table}, {self.caller})"
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The loop of everything here."""
+        return self.caller.loop
+
+    def apply_routing(self, routing: Routing) -> None:
+        """Replace routes and targets; acknowledged by the caller."""
+        self.table.update(routing.routes, routing.generation)
+        self.targets.clear()
+        self.caller.apply_routing(routing)
+
+    def refresh_date(self) -> None:
+        """Renew `tail`; once a second."""
+        date = formatdate(self._clock.wall_time(), usegmt=True).encode()
+        self.tail = b"server: servd\r\ndate: %s\r\n" % date
+
+    def resolve(self, raw_path: bytes) -> Target | None:
+        """The target of a path; None = the proxy answers itself (`answer_unrouted`)."""
+        if b"/-/" in raw_path:
+            inner = self.table.inner_path(decoded_path(raw_path))
+            if inner is not None and is_probe(inner):
+                return None
+        route = self.table.match(raw_path)
+        if route is None:
+            return None
+        target = Target(route.prefix, route.app, self.caller.router_of(route.deployment))
+        if len(raw_path) <= _MAX_REMEMBERED_PATH_BYTES:
+            if len(self.targets) >= _MAX_REMEMBERED:
+                self.targets.clear()
+            self.targets[raw_path] = target
+        return target
+
+    def answer_unrouted(self, raw_path: bytes) -> Answer:
+        """The proxy's own answer to a path without a target."""
+        return answer_unrouted(self.table, raw_path, raw_path)
+
+    def request_id(self, given: bytes | None) -> bytes:
+        """The id of a request: what the client gave if it is a decent one, else 10 random letters."""
+        if given is not None and _REQUEST_ID.fullmatch(given):
+            return given
+        start = self._next_id
+        found = self._ids[start : start + _ID_LETTERS]
+        if not found:
+            self._ids = os.urandom(_ID_LETTERS * _IDS_AT_ONCE).translate(_TO_LETTERS)
+            found = self._ids[:_ID_LETTERS]
+            start = 0
+        self._next_id = start + _ID_LETTERS
+        return found
+
+    def time_limit(self, target: Target, header: bytes | None) -> float | None:
+        """Seconds that a request may take in all, None = no limit: the least of deployment, header and environment."""
+        limits = [self.limits.request_s] if self.limits.request_s > 0 else []
+        configured = target.router.targets.request_timeout_s
+        if configured is not None:
+            limits.append(configured)
+        if header is not None:
+            try:
+                asked = float(header)
+            except ValueError:
+                asked = 0.0
+            if asked > 0:
+                limits.append(asked)
+        return min(limits) if limits else None
+
+
+def answer_failure(error: Exception) -> Answer:
+    """The response to a request that failed before a response began."""
+    status = error.status_code if isinstance(error, RequestError) else 500
+    block = TEXT
+    if status == 503:
+        block += b"retry-after: %d\r\n" % RETRY_AFTER_S
+    return status, block, str(error).encode()
+
+
+def answer_timeout(limit_s: float, stage: str) -> Answer:
+    """The response to a request whose time limit passed."""
+    text = f"The time limit of {limit_s:g} s passed while {stage}."
+    return 408, TEXT, text.encode()

@@ -1,0 +1,45 @@
+"""Bounds of the data port, from the environment."""
+
+from dataclasses import dataclass
+from typing import Self
+
+from servd.settings import variable
+
+WHOLE_BODY_BYTES = 1024 * 1024
+"""Request bodies up to this size are read whole before they are sent on; larger ones are streamed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a client may do. Times in seconds; 0 = no bound for `body_bytes` and `request_s`.
+
+    head_s: from the first byte of a request to the end of its head. idle_s: without a request, or without a byte of its body.
+    request_s: time limit of a whole request.
+    """
+
+    head_bytes: int = 64 * 1024
+    body_bytes: int = 0
+    head_s: float = 30.0
+    idle_s: float = 75.0
+    connections: int = 16_384
+    request_s: float = 0.0
+
+    @classmethod
+    def from_environment(cls) -> Self:
+        """`SERVD_HTTP_MAX_HEADER_BYTES`, `..._MAX_BODY_BYTES`, `..._HEADER_TIMEOUT_S`, `..._IDLE_TIMEOUT_S`,
+        `..._MAX_CONNECTIONS` and `SERVD_REQUEST_PROCESSING_TIMEOUT_S`.
+
+        Raises:
+            ValueError: one of them is no number or negative.
+        """
+        limits = cls(
+            head_bytes=int(variable("HTTP_MAX_HEADER_BYTES", "65536")),
+            body_bytes=int(variable("HTTP_MAX_BODY_BYTES", "0")),
+            head_s=float(variable("HTTP_HEADER_TIMEOUT_S", "30")),
+            idle_s=float(variable("HTTP_IDLE_TIMEOUT_S", "75")),
+            connections=int(variable("HTTP_MAX_CONNECTIONS", "16384")),
+            request_s=float(variable("REQUEST_PROCESSING_TIMEOUT_S", "0")),
+        )
+        if min(limits.head_bytes, limits.body_bytes, limits.head_s, limits.idle_s, limits.request_s) < 0:
+            raise ValueError(f"limits of the data port must not be negative: {limits}")
+        return limits

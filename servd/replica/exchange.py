@@ -1,0 +1,259 @@
+"""One HTTP request inside a replica, and what the replica's server asks of the user's code."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Iterable
+from typing import TYPE_CHECKING, Any, Protocol
+
+from servd.context import RequestContext
+from servd.records import BODY, CREDIT, CREDIT_BYTES, END, EVENT, HEAD, RESPONSE
+
+if TYPE_CHECKING:
+    from servd.replica.replica_server import CallerPeer
+
+_GRANT_BYTES = CREDIT_BYTES // 4
+_DROPPED_HEADERS = frozenset(
+    (b"content-length", b"transfer-encoding", b"connection", b"keep-alive", b"upgrade", b"date", b"x-request-id")
+)
+_EVENT_COST_BYTES = 64
+
+Headers = Iterable[tuple[bytes, bytes]]
+Message = dict[str, Any]
+
+
+class UserCallable(Protocol):
+    """The user's deployment inside its replica (`replica/user_callable.py`)."""
+
+    async def handle_http(self, exchange: "HttpExchange") -> None:
+        """Serve one HTTP request or WebSocket: `exchange.finish(...)`, or ASGI with `receive` and `send`."""
+        ...
+
+    async def call(
+        self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], context: RequestContext
+    ) -> Any:
+        """Result of one handle call."""
+        ...
+
+    def stream(
+        self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], context: RequestContext
+    ) -> AsyncIterator[Any]:
+        """Items of one streaming handle call."""
+        ...
+
+
+class ClientGoneError(OSError):
+    """The client is gone: nothing can be sent any more. An OSError, as ASGI asks for."""
+
+
+class HttpExchange:
+    """One request: its ASGI scope, its body, and the way back to the client.
+
+    Attributes:
+        scope: ASGI scope, type "http" or "websocket"; path is the full external path, root_path root and prefix.
+        context: the request's context, already current in the task that serves it.
+        has_begun: the response's head was sent.
+        is_finished: the response is complete.
+    """
+
+    __slots__ = (
+        "_body",
+        "_call_id",
+        "_credit",
+        "_events",
+        "_held_head",
+        "_peer",
+        "_taken",
+        "_waiter",
+        "_writer",
+        "context",
+        "has_begun",
+        "has_started",
+        "is_disconnected",
+        "is_finished",
+        "scope",
+        "task",
+    )
+
+    def __init__(
+        self,
+        peer: "CallerPeer",
+        call_id: int,
+        scope: dict[str, Any],
+        context: RequestContext,
+        body: Any,
+        events: deque[Message] | None,
+    ) -> None:
+        self._peer = peer
+        self._call_id = call_id
+        self.scope = scope
+        self.context = context
+        self._body = body
+        self._events = events
+        self.has_begun = False
+        self.has_started = False
+        self.is_finished = False
+        self.is_disconnected = False
+        self.task: asyncio.Task[None] | None = None
+        self._held_head: tuple[int, bytes] | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._writer: asyncio.Future[None] | None = None
+        self._credit = CREDIT_BYTES
+        self._taken = 0
+
+    def __repr__(self) -> str:
+        return f"HttpExchange({self.scope.get('method', 'WEBSOCKET')} {self.scope['path']} id={self._call_id})"
+
+    async def receive(self) -> Message:
+        """ASGI `receive`: the request body piece by piece, then waits for the disconnect."""
+        if self._events is None:
+            body = self._body
+            if body is not None:
+                self._body = None
+                return {"type": "http.request", "body": body, "more_body": False}
+            self._events = deque()
+        while not self._events:
+            if self.is_disconnected:
+                return {"type": "http.disconnect"}
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        message = self._events.popleft()
+        cost = message.pop("cost", 0)
+        if cost:
+            self._grant(cost)
+        return message
+
+    def finish(self, status: int, headers: Headers, body: bytes) -> None:
+        """Answer with a whole response at once.
+
+        Args:
+            headers: without content-length, which follows from the body (an answer to HEAD may give it).
+
+        Raises:
+            ValueError: a header holds a line break.
+        """
+        block = self._block(headers, False)
+        self.is_finished = self.has_begun = True
+        peer = self._peer
+        if len(body) >= 65536:
+            body = peer.outbox.attach(body)
+        peer.finish_exchange(self._call_id, (RESPONSE, self._call_id, peer.ongoing_after(), status, block, body))
+
+    async def send(self, message: Message) -> None:
+        """ASGI `send`.
+
+        Raises:
+            ClientGoneError: the client is gone.
+            RuntimeError: the message does not fit the state of the response.
+        """
+        kind = message["type"]
+        if self.is_disconnected:
+            raise ClientGoneError("the client is gone")
+        if kind == "http.response.body":
+            await self._send_body(message.get("body", b""), message.get("more_body", False))
+        elif kind == "http.response.start":
+            if self.has_begun or self._held_head is not None:
+                raise RuntimeError("the response has begun already")
+            self._held_head = (message["status"], message.get("headers", ()))
+        elif kind.startswith("websocket."):
+            await self._send_event(message)
+        else:
+            raise RuntimeError(f"unexpected ASGI message {kind!r}")
+
+    def abort(self, reason: str) -> None:
+        """End a response that has begun: the client's connection is closed early."""
+        self.is_finished = True
+        self._peer.finish_exchange(self._call_id, (END, self._call_id, self._peer.ongoing_after(), reason))
+
+    def disconnect(self) -> None:
+        """The client is gone: `receive` says so, `send` raises."""
+        self.is_disconnected = True
+        if self.scope["type"] == "websocket" and self._events is not None:
+            self._events.append({"type": "websocket.disconnect", "code": 1006})
+        self._wake()
+        if self._writer is not None and not self._writer.done():
+            self._writer.set_result(None)
+
+    def feed_body(self, data: bytes, more: bool) -> None:
+        """A piece of a streamed request body arrived."""
+        if self._events is not None:
+            self._events.append({"type": "http.request", "body": data, "more_body": more, "cost": len(data)})
+            self._wake()
+
+    def feed_event(self, message: Message, cost: int) -> None:
+        """A message of the WebSocket's client arrived."""
+        if self._events is not None:
+            self._events.append({**message, "cost": cost})
+            self._wake()
+
+    def add_credit(self, size: int) -> None:
+        """The client took `size` bytes of the response."""
+        self._credit += size
+        if self._credit > 0 and self._writer is not None and not self._writer.done():
+            self._writer.set_result(None)
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _grant(self, cost: int) -> None:
+        self._taken += cost
+        if self._taken >= _GRANT_BYTES:
+            self._peer.send((CREDIT, self._call_id, self._taken))
+            self._taken = 0
+
+    async def _send_body(self, body: Any, more: bool) -> None:
+        if self.is_finished:
+            raise RuntimeError("the response is complete already")
+        if type(body) is not bytes:
+            body = bytes(body)
+        if not self.has_begun:
+            if self._held_head is None:
+                raise RuntimeError("the response has not begun")
+            status, headers = self._held_head
+            if not more:
+                self.finish(status, headers, body)
+                return
+            self.has_begun = True
+            self._peer.send((HEAD, self._call_id, status, self._block(headers, True)))
+        if body:
+            for start in range(0, len(body), CREDIT_BYTES):
+                await self._send_piece(body[start : start + CREDIT_BYTES])
+        if not more:
+            self.is_finished = True
+            self._peer.finish_exchange(self._call_id, (END, self._call_id, self._peer.ongoing_after(), None))
+
+    async def _send_piece(self, piece: bytes) -> None:
+        await self._wait_for_credit()
+        self._credit -= len(piece)
+        peer = self._peer
+        peer.send((BODY, self._call_id, peer.outbox.attach(piece), True))
+
+    async def _send_event(self, message: Message) -> None:
+        data = message.get("bytes") or message.get("text") or message.get("body") or b""
+        cost = len(data) + _EVENT_COST_BYTES
+        await self._wait_for_credit()
+        self._credit -= cost
+        self.has_begun = True
+        if "headers" in message:
+            message = {**message, "headers": [tuple(pair) for pair in message["headers"]]}
+        self._peer.send((EVENT, self._call_id, message, cost))
+
+    async def _wait_for_credit(self) -> None:
+        # the last piece may exceed what is left: more is never outstanding than the credit and one piece
+        while self._credit <= 0:
+            self._writer = asyncio.get_running_loop().create_future()
+            await self._writer
+            if self.is_disconnected:
+                raise ClientGoneError("the client is gone")
+
+    def _block(self, headers: Headers, keep_length: bool) -> bytes:
+        keep_length = keep_length or self.scope["method"] == "HEAD"
+        parts = []
+        for name, value in headers:
+            lower = name.lower()
+            if lower not in _DROPPED_HEADERS or (keep_length and lower == b"content-length"):
+                parts.append(lower + b": " + value + b"\r\n")
+        block = b"".join(parts)
+        if block.count(b"\n") != len(parts) or block.count(b"\r") != len(parts):
+            raise ValueError("a response header holds a line break")
+        return block

@@ -1,0 +1,370 @@
+"""Serves requests inside a replica: takes records from callers, runs the user's code, answers."""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from servd.context import RequestContext, current_request
+from servd.exceptions import ProtocolError
+from servd.link import Peer, ReplicaLink
+from servd.pickling import dump_exception, dumps, loads
+from servd.records import (
+    ACCEPTED,
+    BODY,
+    CALL,
+    CANCEL,
+    CLAIM,
+    CREDIT,
+    CREDIT_BYTES,
+    DECLINE,
+    EVENT,
+    HTTP,
+    OFFER,
+    REJECTED,
+    STREAM,
+    STREAMED_BODY,
+    WANT,
+    WEBSOCKET,
+    bodies_of,
+    body_of,
+    read_origin,
+)
+from servd.replica.admission import Admission
+from servd.replica.exchange import ClientGoneError, HttpExchange, UserCallable
+from servd.replica.handle_call import HandleCall
+from servd.replica.responses import error_response
+from servd.route_table import decoded_path
+
+_ASGI = {"version": "3.0", "spec_version": "2.4"}
+_MAX_ORIGINS = 4096
+
+logger = logging.getLogger(__name__)
+
+
+class CallerPeer(Peer):
+    """One caller with its open requests. `unsaid`: accepted requests that it does not know of yet."""
+
+    __slots__ = ("open", "server", "unsaid")
+
+    def __init__(self, link: ReplicaLink, identity: bytes, server: "ReplicaServer") -> None:
+        super().__init__(link, identity)
+        self.server = server
+        self.open: dict[int, HttpExchange | HandleCall] = {}
+        self.unsaid: set[int] = set()
+
+    def before_send(self) -> None:
+        if self.unsaid:
+            self.outbox.records.append((ACCEPTED, tuple(self.unsaid)))
+            self.unsaid.clear()
+
+    def ongoing_after(self) -> int:
+        """Requests that run when the one that ends now is not counted."""
+        return self.server.admission.running - 1
+
+    def finish_exchange(self, call_id: int, record: tuple[Any, ...]) -> None:
+        """Send the last record of a call."""
+        self.unsaid.discard(call_id)
+        if self.open.pop(call_id, None) is not None:
+            self.send(record)
+
+
+class ReplicaServer:
+    """The data side of a replica: one loop, one ROUTER, the user's code.
+
+    Args:
+        address: ZeroMQ address to bind; never used by another replica before or after.
+        user: the user's deployment.
+        limit: `max_concurrent_queries`, over all callers.
+        cancel_on_disconnect: cancel handlers whose caller took the request back.
+        on_change: called after each change of the counts; keep it cheap.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        address: str,
+        user: UserCallable,
+        *,
+        limit: int,
+        app: str = "",
+        cancel_on_disconnect: bool = True,
+        on_change: Callable[[], None] | None = None,
+    ) -> None:
+        self._loop = loop
+        self._address = address
+        self._user = user
+        self._app = app
+        self.cancel_on_disconnect = cancel_on_disconnect
+        self.admission: Admission[CallerPeer] = Admission(limit)
+        self._on_change = on_change
+        self._link: ReplicaLink | None = None
+        self._held: list[tuple[CallerPeer, int, HttpExchange | HandleCall]] | None = None
+        self._origins: dict[bytes, tuple[Any, Any, str, str, str]] = {}
+        self._idle: asyncio.Future[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"ReplicaServer({self._address}, {self.admission})"
+
+    @property
+    def ongoing(self) -> int:
+        """Admitted requests that have not ended."""
+        return self.admission.running
+
+    def start(self) -> None:
+        """Bind and serve.
+
+        Raises:
+            TransportError: the address cannot be bound.
+        """
+        self._link = ReplicaLink(
+            self._loop,
+            self._address,
+            self._on_records,
+            self._on_gone,
+            lambda link, identity: CallerPeer(link, identity, self),
+        )
+
+    def set_limits(self, limit: int, cancel_on_disconnect: bool) -> None:
+        """Take over new values; what runs goes on."""
+        self.admission.limit = limit
+        self.cancel_on_disconnect = cancel_on_disconnect
+        self._make_offers()
+
+    def hold(self) -> None:
+        """Begin no request until `go_on()`: admitted ones wait (during `reconfigure`)."""
+        if self._held is None:
+            self._held = []
+
+    def go_on(self) -> None:
+        """Begin what was held."""
+        held, self._held = self._held or [], None
+        for peer, call_id, work in held:
+            if call_id in peer.open:
+                self._begin(peer, call_id, work)
+            else:
+                self._release()
+
+    def drain(self) -> None:
+        """Take nothing new from now on; what runs goes on."""
+        self.admission.leave()
+
+    async def wait_idle(self) -> None:
+        """Return when no request runs."""
+        while self.admission.running:
+            if self._idle is None:
+                self._idle = self._loop.create_future()
+            await asyncio.shield(self._idle)
+
+    def close(self) -> None:
+        """Send what waits, then stop serving."""
+        if self._link is not None:
+            self._link.flush()
+            self._link.close()
+            self._link = None
+
+    # --- records of callers ---------------------------------------------------------------------------------------
+
+    def _on_records(self, peer: Peer, records: list[Any], frames: list[Any]) -> None:
+        assert isinstance(peer, CallerPeer)
+        for record in records[1:]:
+            kind = record[0]
+            if kind == HTTP:
+                self._on_http(peer, record, frames)
+            elif kind == CALL:
+                self._on_call(peer, record, frames)
+            else:
+                self._on_other(peer, kind, record, frames)
+        if peer.unsaid and not peer.is_due:
+            peer.link.schedule(peer)
+
+    def _on_other(self, peer: CallerPeer, kind: int, record: tuple[Any, ...], frames: list[Any]) -> None:
+        if kind == DECLINE:
+            self.admission.decline(peer)
+            self._make_offers()
+            return
+        if kind == WANT:
+            self.admission.want(peer, record[1])
+            self._make_offers()
+            return
+        work = peer.open.get(record[1])
+        if kind == CANCEL:
+            if work is not None:
+                self._cancel(peer, record[1], work)
+        elif kind == CREDIT:
+            if work is not None:
+                work.add_credit(record[2])
+        elif kind == BODY:
+            if isinstance(work, HttpExchange):
+                work.feed_body(body_of(record[2], frames), record[3])
+        elif kind == EVENT:
+            if isinstance(work, HttpExchange):
+                work.feed_event(record[2], record[3])
+        else:
+            raise ProtocolError(f"unknown record kind {kind!r}")
+
+    def _on_http(self, peer: CallerPeer, record: tuple[Any, ...], frames: list[Any]) -> None:
+        (_, call_id, flags, method, path, query, flat, body, request_id, route, origin, extra) = record
+        if not self._is_admitted(peer, call_id, flags):
+            return
+        client, server, scheme, version, root_path = self._origins.get(origin) or self._learn(origin)
+        names = iter(flat)
+        scope = {
+            "type": "http",
+            "asgi": _ASGI,
+            "http_version": version,
+            "method": method,
+            "scheme": scheme,
+            "path": decoded_path(path),
+            "raw_path": path,
+            "query_string": query,
+            "root_path": root_path if route == "/" else root_path + route,
+            "headers": list(zip(names, names, strict=True)),
+            "client": client,
+            "server": server,
+        }
+        context = RequestContext(request_id, route, self._app)
+        if extra is not None:
+            left, context.multiplexed_model_id, subprotocols = extra
+            if left is not None:
+                context.deadline = self._loop.time() + left
+            if flags & WEBSOCKET:
+                scope["type"] = "websocket"
+                scope["subprotocols"] = list(subprotocols)
+        if type(body) is int:
+            body = body_of(body, frames)
+        events: deque[dict[str, Any]] | None = None
+        if flags & (STREAMED_BODY | WEBSOCKET):
+            events = deque()
+            if flags & WEBSOCKET:
+                events.append({"type": "websocket.connect"})
+            peer.send((CREDIT, call_id, CREDIT_BYTES))
+        exchange = HttpExchange(peer, call_id, scope, context, body, events)
+        peer.open[call_id] = exchange
+        if self._held is None:
+            exchange.task = self._loop.create_task(self._serve(peer, call_id, exchange))
+        else:
+            self._held.append((peer, call_id, exchange))
+        peer.unsaid.add(call_id)
+
+    def _on_call(self, peer: CallerPeer, record: tuple[Any, ...], frames: list[Any]) -> None:
+        _, call_id, flags, method, parts, about = record
+        if not self._is_admitted(peer, call_id, flags):
+            return
+        request_id, route, app, model_id, left, depth, ancestors = about
+        deadline = None if left is None else self._loop.time() + left
+        context = RequestContext(request_id, route, app, model_id, deadline, depth, ancestors)
+        call = HandleCall(peer, call_id, method, bodies_of(parts, frames), bool(flags & STREAM), context)
+        peer.open[call_id] = call
+        self._begin(peer, call_id, call)
+        peer.unsaid.add(call_id)
+
+    def _is_admitted(self, peer: CallerPeer, call_id: int, flags: int) -> bool:
+        admission = self.admission
+        if admission.claim(peer) if flags & CLAIM else admission.admit(peer):
+            return True
+        peer.send((REJECTED, call_id, admission.running, admission.is_leaving))
+        return False
+
+    def _learn(self, origin: bytes) -> tuple[Any, Any, str, str, str]:
+        if len(self._origins) >= _MAX_ORIGINS:
+            self._origins.clear()
+        known = self._origins[origin] = read_origin(origin)
+        return known
+
+    # --- running --------------------------------------------------------------------------------------------------
+
+    def _begin(self, peer: CallerPeer, call_id: int, work: HttpExchange | HandleCall) -> None:
+        if self._held is not None:
+            self._held.append((peer, call_id, work))
+        elif isinstance(work, HttpExchange):
+            work.task = self._loop.create_task(self._serve(peer, call_id, work))
+        else:
+            work.task = self._loop.create_task(self._answer(peer, call_id, work))
+
+    async def _serve(self, peer: CallerPeer, call_id: int, exchange: HttpExchange) -> None:
+        exchange.has_started = True
+        if call_id not in peer.open and self.cancel_on_disconnect:
+            self._release()
+            return
+        current_request.set(exchange.context)
+        try:
+            await self._user.handle_http(exchange)
+            if not exchange.is_finished and exchange.scope["type"] == "http" and not exchange.is_disconnected:
+                raise RuntimeError("the handler ended without a complete response")
+        except (asyncio.CancelledError, ClientGoneError):
+            if not exchange.is_finished:
+                self._fail(exchange, RuntimeError("the handler was cancelled"))
+        except Exception as error:
+            if not exchange.is_finished:
+                self._fail(exchange, error)
+            else:
+                logger.exception("failed_after_response")
+        finally:
+            if not exchange.is_finished:
+                exchange.abort("")
+            self._release()
+
+    def _fail(self, exchange: HttpExchange, error: BaseException) -> None:
+        if exchange.has_begun or exchange.scope["type"] == "websocket":
+            logger.error("response_broken_off", exc_info=error)
+            exchange.abort(str(error) or type(error).__name__)
+            return
+        status, headers, body = error_response(error)
+        exchange.finish(status, headers, body)
+
+    async def _answer(self, peer: CallerPeer, call_id: int, call: HandleCall) -> None:
+        call.has_started = True
+        if call_id not in peer.open and self.cancel_on_disconnect:
+            self._release()
+            return
+        current_request.set(call.context)
+        try:
+            args, kwargs = loads(call.parts)
+            call.parts = []
+            if call.is_stream:
+                async for item in self._user.stream(call.method, args, kwargs, call.context):
+                    await call.send_item(dumps(item))
+                call.end()
+            else:
+                call.reply(True, dumps(await self._user.call(call.method, args, kwargs, call.context)))
+        except asyncio.CancelledError as error:
+            call.reply(False, dump_exception(error))
+        except Exception as error:
+            call.reply(False, dump_exception(error))
+        finally:
+            self._release()
+
+    def _release(self) -> None:
+        admission = self.admission
+        admission.running -= 1
+        if admission.has_tickets:
+            self._make_offers()
+        if not admission.running and self._idle is not None:
+            self._idle.set_result(None)
+            self._idle = None
+        if self._on_change is not None:
+            self._on_change()
+
+    def _make_offers(self) -> None:
+        while (peer := self.admission.next_offer()) is not None:
+            peer.send((OFFER, self.admission.running))
+
+    def _cancel(self, peer: CallerPeer, call_id: int, work: HttpExchange | HandleCall) -> None:
+        del peer.open[call_id]
+        peer.unsaid.discard(call_id)
+        if work.task is None or not self.cancel_on_disconnect:
+            return
+        if isinstance(work, HttpExchange):
+            work.disconnect()
+        # a task cancelled before its first step would never come to its `finally`: it looks for itself then
+        if work.has_started:
+            work.task.cancel()
+
+    def _on_gone(self, peer: Peer) -> None:
+        assert isinstance(peer, CallerPeer)
+        for call_id, work in list(peer.open.items()):
+            self._cancel(peer, call_id, work)
+        self.admission.forget(peer)
+        self._make_offers()

@@ -1,0 +1,257 @@
+"""Decisions of a caller: which replica gets a request, who waits, what happens to requests of a replica that died.
+
+How it works: a candidate is a replica that is routed. It is full from the moment it rejects a request (the caller has a ticket there)
+until an offer of it finds nobody waiting. A request goes to the better of two random candidates that are not full;
+when all are, it waits. The line is served oldest first, by offers only, so nothing overtakes.
+"""
+
+import random
+from bisect import insort
+from collections import deque
+from enum import Enum
+from typing import Any, Generic, Protocol, TypeVar
+
+from servd.exceptions import BackPressureError, DeploymentUnavailableError, NoRouteError, RequestError
+from servd.messages import DeploymentTargets
+
+IDEMPOTENT_METHODS = frozenset(("GET", "HEAD", "OPTIONS", "PUT", "DELETE"))
+BUDGET_BASE = 100
+BUDGET_SHARE = 0.2
+BUDGET_WINDOW_S = 10.0
+_MAX_REMEMBERED_MODELS = 1000
+
+
+class Numbered(Protocol):
+    """What waits: `number` grows with each request of the caller."""
+
+    number: int
+
+
+WorkT = TypeVar("WorkT", bound=Numbered)
+
+
+class Candidate:
+    """A routed replica as one caller sees it.
+
+    Attributes:
+        load: requests running there by its own last count, or those of this caller if they are more.
+        is_full: it rejected a request and holds a ticket of this caller.
+        peer: the caller's connection to it.
+    """
+
+    __slots__ = ("address", "is_full", "load", "model_ids", "peer", "replica_id")
+
+    def __init__(self, replica_id: str, address: str, model_ids: tuple[str, ...] = ()) -> None:
+        self.replica_id = replica_id
+        self.address = address
+        self.model_ids = model_ids
+        self.load = 0
+        self.is_full = False
+        self.peer: Any = None
+
+    def __repr__(self) -> str:
+        return f"Candidate({self.replica_id}, load={self.load}{', full' if self.is_full else ''})"
+
+
+class RequestRouter(Generic[WorkT]):
+    """Candidates and waiting line of one deployment at one caller.
+
+    Args:
+        deployment: full name.
+        rng: makes the random choices.
+    """
+
+    __slots__ = ("_chosen_for", "_rng", "announced", "candidates", "deployment", "is_known", "line", "targets")
+
+    def __init__(self, deployment: str, rng: random.Random) -> None:
+        self.deployment = deployment
+        self._rng = rng
+        self.is_known = False
+        self.targets = DeploymentTargets(deployment)
+        self.announced: dict[str, Candidate] = {}
+        self.candidates: list[Candidate] = []
+        self.line: list[WorkT] = []
+        self._chosen_for: dict[str, str] = {}
+
+    def __repr__(self) -> str:
+        return f"RequestRouter({self.deployment}, {self.candidates}, waiting={len(self.line)})"
+
+    def update(self, targets: DeploymentTargets) -> tuple[list[Candidate], list[Candidate]]:
+        """Take over what the controller announced.
+
+        Returns:
+            Candidates that are new (also those dropped before and announced again), and those that are gone.
+        """
+        self.is_known = True
+        self.targets = targets
+        wanted = {endpoint.replica_id: endpoint for endpoint in targets.endpoints}
+        dropped = [c for c in self.announced.values() if c not in self.candidates]
+        gone = dropped + [c for c in self.candidates if c.replica_id not in wanted]
+        kept = {c.replica_id: c for c in self.candidates if c.replica_id in wanted}
+        new = []
+        for replica_id, endpoint in wanted.items():
+            known = kept.get(replica_id)
+            if known is None:
+                known = kept[replica_id] = Candidate(replica_id, endpoint.address)
+                new.append(known)
+            known.model_ids = endpoint.model_ids
+        self.announced = kept
+        self.candidates = list(kept.values())
+        return new, gone
+
+    def drop(self, candidate: Candidate) -> None:
+        """Send nothing more to a replica that is dead or leaves, until it is announced again."""
+        if candidate in self.candidates:
+            self.candidates.remove(candidate)
+
+    def revive(self, candidate: Candidate) -> None:
+        """Try a dropped replica again that is still announced."""
+        self.announced[candidate.replica_id] = candidate
+        self.candidates.append(candidate)
+
+    def refusal(self) -> RequestError | None:
+        """Why a request that finds no candidate must be refused at once; None = it may wait."""
+        if not self.targets.exists:
+            return NoRouteError(f"deployment {self.deployment} does not exist")
+        if self.targets.unavailable and not self.candidates:
+            return DeploymentUnavailableError(self.deployment, self.targets.unavailable)
+        return None
+
+    def choose(self, model_id: str = "") -> Candidate | None:
+        """The replica for a new request; None = it must wait, or be refused.
+
+        Source: power of two choices; replicas that hold the model come first, in list order (runtime.md section 9).
+        """
+        candidates = self.candidates
+        if self.line:
+            return None
+        if model_id:
+            return self._choose_for_model(model_id)
+        count = len(candidates)
+        if count == 1:
+            only = candidates[0]
+            return None if only.is_full else only
+        if not count:
+            return None
+        first = candidates[int(self._rng.random() * count)]
+        second = candidates[int(self._rng.random() * count)]
+        if first.is_full or second.is_full or first is second:
+            return self._better_of(candidates)
+        return first if first.load <= second.load else second
+
+    def admit_to_line(self, work: WorkT) -> RequestError | None:
+        """Let a request wait at its place in the line; an error = it is refused instead."""
+        refused = self.refusal()
+        if refused is not None:
+            return refused
+        limit = self.targets.max_queued_requests
+        if 0 <= limit <= len(self.line):
+            return BackPressureError(self.deployment, len(self.line), limit)
+        # rejected requests come back in any order; the line stays sorted by age
+        if self.line and work.number < self.line[-1].number:
+            insort(self.line, work, key=_number)
+        else:
+            self.line.append(work)
+        return None
+
+    def take_waiting(self) -> WorkT | None:
+        """The request that waited longest, taken out of the line."""
+        return self.line.pop(0) if self.line else None
+
+    def _better_of(self, candidates: list[Candidate]) -> Candidate | None:
+        free = [candidate for candidate in candidates if not candidate.is_full]
+        if len(free) > 2:
+            free = self._rng.sample(free, 2)
+        return min(free, key=_load) if free else None
+
+    def _choose_for_model(self, model_id: str) -> Candidate | None:
+        free = [candidate for candidate in self.candidates if not candidate.is_full]
+        chosen_before = self._chosen_for.get(model_id)
+        for candidate in free:
+            if model_id in candidate.model_ids or candidate.replica_id == chosen_before:
+                return candidate
+        chosen = self._better_of(free)
+        if chosen is not None:
+            if len(self._chosen_for) >= _MAX_REMEMBERED_MODELS:
+                self._chosen_for.clear()
+            self._chosen_for[model_id] = chosen.replica_id
+        return chosen
+
+
+def _number(work: Numbered) -> int:
+    return work.number
+
+
+def _load(candidate: Candidate) -> int:
+    return candidate.load
+
+
+class AfterLoss(Enum):
+    """What becomes of a request whose replica died or left."""
+
+    ELSEWHERE = "sent elsewhere, costs no retry"
+    RETRY = "sent elsewhere if the budget allows"
+    FAIL = "fails"
+
+
+def after_loss(
+    *, is_accepted: bool, is_idempotent: bool, has_begun: bool, was_granted: bool, retries: int, max_retries: int
+) -> AfterLoss:
+    """What to do with a request whose replica died or left.
+
+    Args:
+        is_accepted: the replica had accepted it.
+        is_idempotent: an HTTP request whose method may be repeated.
+        has_begun: a part of the answer arrived.
+        was_granted: a byte of a large request body was granted: it cannot be sent again.
+        retries: retries made so far.
+
+    Source: runtime.md section 3, retry table.
+    """
+    if has_begun or was_granted:
+        return AfterLoss.FAIL
+    if not is_accepted:
+        return AfterLoss.ELSEWHERE
+    if is_idempotent and retries < max_retries:
+        return AfterLoss.RETRY
+    return AfterLoss.FAIL
+
+
+class RetryBudget:
+    """Retries that a caller may make: 100 plus 20 % of its requests, both of the last 10 s."""
+
+    __slots__ = ("_retries", "_samples")
+
+    def __init__(self) -> None:
+        self._samples: deque[tuple[float, int]] = deque()
+        self._retries: deque[float] = deque()
+
+    def __repr__(self) -> str:
+        return f"RetryBudget(retries={len(self._retries)})"
+
+    def note(self, sent: int, now: float) -> None:
+        """Remember how many requests were sent so far; to be told about once a second.
+
+        Args:
+            sent: requests since the caller began.
+            now: monotonic seconds.
+        """
+        self._samples.append((now, sent))
+        while len(self._samples) > 1 and self._samples[1][0] <= now - BUDGET_WINDOW_S:
+            self._samples.popleft()
+
+    def take(self, sent: int, now: float) -> bool:
+        """Whether one more retry may be made; it is counted then."""
+        while self._retries and self._retries[0] <= now - BUDGET_WINDOW_S:
+            self._retries.popleft()
+        before = 0
+        for at, count in self._samples:
+            if at > now - BUDGET_WINDOW_S:
+                break
+            before = count
+        if len(self._retries) >= BUDGET_BASE + BUDGET_SHARE * (sent - before):
+            return False
+        self._retries.append(now)
+        return True
+
+
