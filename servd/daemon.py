@@ -1,0 +1,365 @@
+"""The daemon: tiny, without user input, so it does not fail.
+
+It owns what must outlive the others: the lock of the state directory, the listening sockets, the write end of the lifetime
+pipe. It starts the controller again when it dies, and is the parent of orphans. Every spawned process imports this
+module as its main module, so it loads little.
+"""
+
+import contextlib
+import fcntl
+import json
+import multiprocessing
+import multiprocessing.resource_tracker
+import os
+import select
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from setproctitle import setproctitle
+
+from servd import entry
+from servd.clock import SystemClock
+from servd.codec import RecordReader, record
+from servd.exceptions import AlreadyRunningError, ListenError, ServdError, StateError
+from servd.listeners import Listeners
+from servd.messages import CloseListeners, ListenersOpened, OpenListeners, OrphanExited, StopController
+from servd.pidfd import exit_code_of
+from servd.settings import MAX_SOCKET_PATH_BYTES, Settings, make_private_dir, replica_address
+
+EXIT_REFUSED = 78
+"""Exit code of a controller that cannot serve this state directory; it has said why on stderr."""
+STOP_TIMEOUT_S = 60.0
+LEFTOVER_DRAIN_S = 4.5
+CRASH_PATIENCE_S = 5.0
+SETTLED_AFTER_S = 10.0
+LOCK_NAME = "daemon.lock"
+TIED_OPTION = "--tied-to="
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
+
+
+class Daemon:
+    """Keeps a controller running until it is told to stop."""
+
+    def __init__(self, settings: Settings, listeners: Listeners, admin: socket.socket, tied_to: int | None) -> None:
+        self._settings = settings
+        self._listeners = listeners
+        self._admin = admin
+        self._tied_to = tied_to
+        self._clock = SystemClock()
+        self._poll = select.poll()
+        self._wake_reader, self._wake_writer = socket.socketpair()
+        self._lifetime_reader, self._lifetime_writer = multiprocessing.Pipe(duplex=False)
+        self._controller: Any = None
+        self._channel: socket.socket | None = None
+        self._records = RecordReader()
+        self._orphans: list[OrphanExited] = []
+        self._starts = 0
+        self._quick_deaths = 0
+        self._started_at = 0.0
+        self._start_at: float | None = 0.0
+        self._stop_by: float | None = None
+        self._result: int | None = None
+
+    def run(self) -> int:
+        """Serve until a signal; gives the exit code."""
+        self._watch_signals()
+        if self._tied_to is not None:
+            self._poll.register(self._tied_to, select.POLLIN)
+        while self._result is None:
+            now = self._clock.now()
+            if self._start_at is not None and self._start_at <= now:
+                self._start_controller()
+            for fd, _ in self._poll.poll(self._timeout_ms(now)):
+                self._handle(fd)
+            if self._stop_by is not None and self._clock.now() >= self._stop_by and self._controller is not None:
+                self._controller.kill()
+        self._end_leftovers()
+        return self._result
+
+    def _watch_signals(self) -> None:
+        self._wake_reader.setblocking(False)
+        self._wake_writer.setblocking(False)
+        signal.set_wakeup_fd(self._wake_writer.fileno(), warn_on_full_buffer=False)
+        for number in _SIGNALS:
+            signal.signal(number, _note)
+        self._poll.register(self._wake_reader, select.POLLIN)
+
+    def _timeout_ms(self, now: float) -> float | None:
+        moments = [moment for moment in (self._start_at, self._stop_by) if moment is not None]
+        return max(0.0, min(moments) - now) * 1000 + 1 if moments else None
+
+    def _handle(self, fd: int) -> None:
+        if fd == self._wake_reader.fileno():
+            numbers = self._wake_reader.recv(4096)
+            self._reap()
+            if signal.SIGTERM in numbers or signal.SIGINT in numbers:
+                self._stop()
+        elif fd == self._tied_to:
+            self._poll.unregister(fd)
+            self._stop()
+        elif self._channel is not None and fd == self._channel.fileno():
+            self._receive(self._channel)
+
+    # --- the controller ---------------------------------------------------------------------------------------------
+
+    def _start_controller(self) -> None:
+        ours, theirs = socket.socketpair()
+        arguments = (self._settings, self._lifetime_reader, theirs, self._admin)
+        context = multiprocessing.get_context("spawn")
+        process = context.Process(
+            target=entry.call, args=("servd.controller.main:run", *arguments), name="controller"
+        )
+        # an ignored signal stays ignored in the child: Ctrl-C must not end it before its first line
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        process.start()
+        signal.signal(signal.SIGINT, handler)
+        theirs.close()
+        ours.settimeout(5.0)
+        self._controller, self._channel = process, ours
+        self._records = RecordReader()
+        self._poll.register(ours, select.POLLIN)
+        self._starts += 1
+        self._started_at = self._clock.now()
+        self._start_at = None
+        for orphan in self._orphans:
+            self._send(orphan)
+        self._orphans.clear()
+
+    def _controller_exited(self, exit_code: int) -> None:
+        self._controller = None
+        self._drop_channel()
+        if self._stop_by is not None:
+            self._result = 0
+            return
+        if exit_code == EXIT_REFUSED and self._starts == 1:
+            self._result = 1
+            return
+        now = self._clock.now()
+        self._quick_deaths = 0 if now - self._started_at > SETTLED_AFTER_S else self._quick_deaths + 1
+        delay_s = 0.0 if self._quick_deaths <= 1 else min(0.1 * 2**self._quick_deaths, 5.0)
+        self._start_at = now + delay_s
+        _say(f"the controller exited with {exit_code}; starting it again in {delay_s:.1f} s")
+
+    def _drop_channel(self) -> None:
+        if self._channel is not None:
+            self._poll.unregister(self._channel)
+            self._channel.close()
+            self._channel = None
+
+    def _receive(self, channel: socket.socket) -> None:
+        try:
+            data = channel.recv(65536, socket.MSG_DONTWAIT)
+            messages = self._records.feed(data) if data else []
+        except (OSError, ServdError):
+            data, messages = b"", []
+        if not data:
+            # it is dying, or speaks nonsense: its exit brings the next one
+            self._drop_channel()
+            if self._controller is not None:
+                self._controller.kill()
+        for message in messages:
+            match message:
+                case OpenListeners():
+                    self._open(message)
+                case CloseListeners():
+                    self._listeners.close(message.host, message.port)
+
+    def _open(self, wish: OpenListeners) -> None:
+        answer = ListenersOpened(wish.request_id, wish.host, wish.port)
+        try:
+            found = self._listeners.open(wish.host, wish.port, wish.slots)
+        except ListenError as error:
+            self._send(replace(answer, error=error.reason))
+        else:
+            self._send(answer, [listener.fileno() for listener in found])
+
+    def _send(self, message: Any, fds: list[int] | None = None) -> None:
+        if self._channel is None:
+            return
+        try:
+            if fds:
+                socket.send_fds(self._channel, [record(message)], fds)
+            else:
+                self._channel.sendall(record(message))
+        except OSError as error:
+            _say(f"the controller does not listen: {error}")
+
+    # --- children and the end ---------------------------------------------------------------------------------------
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                # look before reaping: the controller's status belongs to multiprocessing
+                status = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                return
+            if status is None:
+                return
+            if self._controller is not None and status.si_pid == self._controller.pid:
+                self._controller.join()
+                self._controller_exited(exit_code_of(status))
+                continue
+            os.waitpid(status.si_pid, 0)
+            orphan = OrphanExited(status.si_pid, exit_code_of(status))
+            if self._channel is not None:
+                self._send(orphan)
+            else:
+                self._orphans.append(orphan)
+
+    def _stop(self) -> None:
+        now = self._clock.now()
+        if self._controller is None:
+            self._start_at = None
+            self._result = 0
+        elif self._stop_by is None:
+            self._stop_by = now + STOP_TIMEOUT_S + LEFTOVER_DRAIN_S
+            self._send(StopController(STOP_TIMEOUT_S))
+        else:
+            # asked twice: now
+            self._controller.kill()
+
+    def _end_leftovers(self) -> None:
+        """No process outlives the daemon: end of file on the lifetime pipe first, then SIGKILL."""
+        self._lifetime_writer.close()
+        kill_at = self._clock.now() + (LEFTOVER_DRAIN_S if self._result == 0 else 0.5)
+        give_up_at = kill_at + 2.0
+        tracker = _tracker_pid()
+        while left := [pid for pid in _children() if pid != tracker]:
+            now = self._clock.now()
+            if now >= give_up_at:
+                _say(f"processes still alive: {left}")
+                return
+            if now >= kill_at:
+                for pid in left:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+            self._poll.poll(50)
+            with contextlib.suppress(BlockingIOError):
+                self._wake_reader.recv(4096)
+            self._reap()
+
+
+def _note(_number: int, _frame: object) -> None:
+    """The wake-up descriptor carries the number; a handler does nothing."""
+
+
+def _say(text: str) -> None:
+    print(f"servd: {text}", file=sys.stderr, flush=True)
+
+
+def _tracker_pid() -> int | None:
+    return getattr(multiprocessing.resource_tracker._resource_tracker, "_pid", None)
+
+
+def _children() -> Iterator[int]:
+    """Living processes whose parent this one is; zombies count until they are reaped."""
+    own = str(os.getpid()).encode()
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(OSError, IndexError):
+                if Path(f"/proc/{name}/stat").read_bytes().rpartition(b")")[2].split()[1] == own:
+                    yield int(name)
+
+
+def _become_subreaper() -> None:
+    # loaded here only: every spawned process imports this module
+    import ctypes
+
+    set_child_subreaper = 36
+    ctypes.CDLL(None).prctl(set_child_subreaper, 1, 0, 0, 0)
+
+
+def lock_state_dir(state_dir: str) -> tuple[int, bool]:
+    """Take the lock of a state directory and write this pid into it.
+
+    Returns:
+        The descriptor, close-on-exec, and whether the daemon before did not end cleanly.
+
+    Raises:
+        AlreadyRunningError: somebody holds it.
+        StateError: the file cannot be used.
+    """
+    path = f"{state_dir}/{LOCK_NAME}"
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise StateError(f"cannot use {path}: {error.strerror}") from error
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.read(fd, 32).strip()
+        os.close(fd)
+        raise AlreadyRunningError(state_dir, int(holder or b"0")) from None
+    was_unclean = os.fstat(fd).st_size > 0
+    os.ftruncate(fd, 0)
+    os.write(fd, str(os.getpid()).encode())
+    return fd, was_unclean
+
+
+def _empty_socket_dir(socket_dir: str) -> None:
+    for name in os.listdir(socket_dir):
+        with contextlib.suppress(OSError):
+            os.unlink(f"{socket_dir}/{name}")
+
+
+def _check_socket_paths(socket_dir: str) -> None:
+    longest = replica_address(socket_dir, "0" * 12).removeprefix("ipc://")
+    if len(os.fsencode(longest)) > MAX_SOCKET_PATH_BYTES:
+        raise StateError(
+            f"socket directory {socket_dir} has too long a path: sockets in it may have {MAX_SOCKET_PATH_BYTES} bytes; "
+            "choose a shorter XDG_RUNTIME_DIR or TMPDIR"
+        )
+
+
+def parse_settings(text: str) -> Settings:
+    """The settings behind the JSON text that `servd start` hands over."""
+    values = json.loads(text)
+    values["admin_allowed_hosts"] = tuple(values.get("admin_allowed_hosts", ()))
+    return Settings(**values)
+
+
+def serve(settings: Settings, tied_to: int | None) -> int:
+    """Be the daemon of a state directory until told to stop; gives the exit code.
+
+    Raises:
+        ServdError: it cannot start, and why.
+    """
+    _check_socket_paths(settings.socket_dir)
+    for directory in (settings.state_dir, settings.socket_dir, settings.log_dir):
+        make_private_dir(directory)
+    lock, was_unclean = lock_state_dir(settings.state_dir)
+    _empty_socket_dir(settings.socket_dir)
+    listeners = Listeners(CRASH_PATIENCE_S if was_unclean else 0.0)
+    try:
+        admin = listeners.bind_admin(settings.admin_host, settings.admin_port)
+        settings = replace(settings, admin_port=admin.getsockname()[1])
+        setproctitle(f"servd: daemon {settings.state_dir}")
+        _become_subreaper()
+        return Daemon(settings, listeners, admin, tied_to).run()
+    finally:
+        _empty_socket_dir(settings.socket_dir)
+        with contextlib.suppress(OSError):
+            os.rmdir(settings.socket_dir)
+        os.ftruncate(lock, 0)
+
+
+def main(arguments: list[str]) -> int:
+    """`python -m servd.daemon SETTINGS_JSON [--tied-to=FD]`."""
+    tied_to = None
+    for argument in arguments[1:]:
+        tied_to = int(argument.removeprefix(TIED_OPTION))
+    try:
+        return serve(parse_settings(arguments[0]), tied_to)
+    except ServdError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,220 @@
+"""Find the running daemon of a state directory, start one, stop one."""
+
+import contextlib
+import fcntl
+import http.client
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from servd.clock import SystemClock, block_for
+from servd.exceptions import DeployError, StateError
+from servd.settings import Settings, admin_socket, make_private_dir
+
+READY_LIMIT_S = 60.0
+LOG_NAME = "daemon.log"
+_LOCK_NAME = "daemon.lock"
+_POLL_S = 0.02
+
+
+def daemon_command(settings: Settings) -> list[str]:
+    """Command line of a daemon with these settings, for `os.execv` or a subprocess."""
+    # -P: the current directory is the user's, nothing in it may replace a module of the daemon
+    return [sys.executable, "-P", "-m", "servd.daemon", json.dumps(asdict(settings))]
+
+
+def running_pid(state_dir: str) -> int | None:
+    """Pid of the daemon that runs on a state directory; None when none does."""
+    try:
+        fd = os.open(f"{state_dir}/{_LOCK_NAME}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        with contextlib.suppress(ValueError):
+            return int(os.read(fd, 32))
+    finally:
+        os.close(fd)
+    return None
+
+
+def is_answering(socket_dir: str) -> bool:
+    """Whether an admin server answers on the Unix socket of that directory."""
+    return _status(socket_dir) is not None
+
+
+def start_detached(settings: Settings, limit_s: float = READY_LIMIT_S) -> int:
+    """Start a daemon in the background; gives its pid once both planes answer (one with `open_http` off).
+
+    Raises:
+        ServdError: it ended at once, with what it said; or it does not answer in time.
+    """
+    make_private_dir(settings.state_dir)
+    make_private_dir(settings.log_dir)
+    path = Path(settings.log_dir) / LOG_NAME
+    with open(path, "ab") as log:
+        begin = log.tell()
+        process = subprocess.Popen(
+            daemon_command(settings),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            # what servd logs goes to the rotating files; this one gets what is printed
+            env={**os.environ, "SERVD_LOG_TO_STDERR": "0"},
+        )
+    _await_ready(settings, process, limit_s, lambda: _said(path, begin))
+    # it is nobody's child from now on: no warning about a running subprocess
+    process.returncode = 0
+    return process.pid
+
+
+class TiedDaemon:
+    """A daemon that lives as long as this process, or until `close()`."""
+
+    def __init__(self, process: subprocess.Popen[bytes], tie: int) -> None:
+        self._process = process
+        self._tie = tie
+
+    @property
+    def pid(self) -> int:
+        """The daemon's pid."""
+        return self._process.pid
+
+    def close(self) -> None:
+        """Stop it as SIGTERM does and wait until it is gone."""
+        if self._tie >= 0:
+            os.close(self._tie)
+            self._tie = -1
+        self._process.wait()
+
+    def __enter__(self) -> "TiedDaemon":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def start_tied(settings: Settings, limit_s: float = READY_LIMIT_S) -> TiedDaemon:
+    """Start a daemon that ends with the calling process, however that ends.
+
+    Its output goes where the caller's goes. A forked child of the caller that lives on keeps the daemon alive.
+
+    Raises:
+        ServdError: it ended at once (it said why on stderr), or does not answer in time.
+    """
+    reader, writer = os.pipe()
+    try:
+        process = subprocess.Popen(
+            [*daemon_command(settings), f"--tied-to={reader}"],
+            stdin=subprocess.DEVNULL,
+            pass_fds=(reader,),
+            # Ctrl-C is the caller's: the daemon ends when the caller does
+            start_new_session=True,
+        )
+    except BaseException:
+        os.close(writer)
+        raise
+    finally:
+        os.close(reader)
+    daemon = TiedDaemon(process, writer)
+    try:
+        _await_ready(settings, process, limit_s, lambda: "see the lines above")
+    except BaseException:
+        daemon.close()
+        raise
+    return daemon
+
+
+def stop(state_dir: str) -> bool:
+    """Stop the daemon of a state directory as SIGTERM does, wait until it is gone; False when none ran.
+
+    Raises:
+        StateError: the daemon is somebody else's.
+    """
+    pid = running_pid(state_dir)
+    if pid is None:
+        return False
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return False
+    try:
+        # the handle came after the question, so ask again: only the holder of the lock is meant
+        if running_pid(state_dir) == pid:
+            signal.pidfd_send_signal(handle, signal.SIGTERM)
+            poll = select.poll()
+            poll.register(handle, select.POLLIN)
+            poll.poll()
+        return True
+    except PermissionError as error:
+        raise StateError(f"the daemon on {state_dir}, pid {pid}, belongs to another user") from error
+    finally:
+        os.close(handle)
+
+
+def _await_ready(settings: Settings, process: subprocess.Popen[bytes], limit_s: float, said: Callable[[], str]) -> None:
+    clock = SystemClock()
+    deadline = clock.now() + limit_s
+    while True:
+        if process.poll() is not None:
+            raise DeployError(f"the daemon did not start (exit {process.returncode}): {said()}")
+        status = _status(settings.socket_dir) if running_pid(settings.state_dir) == process.pid else None
+        if status is not None and _is_ready(status, settings):
+            return
+        if clock.now() > deadline:
+            process.terminate()
+            process.wait()
+            raise DeployError(f"the daemon did not answer within {limit_s:.0f} s: {said()}")
+        block_for(_POLL_S)
+
+
+def _is_ready(status: dict[str, Any], settings: Settings) -> bool:
+    data_plane = status["http"]
+    return not settings.open_http or data_plane["listening"] or data_plane.get("location") == "NoServer"
+
+
+def _said(path: Path, begin: int) -> str:
+    """What the daemon wrote, without the mark of an error line."""
+    with open(path, "rb") as log:
+        log.seek(begin)
+        text = log.read(65536).decode(errors="replace").strip()
+    lines = [line.removeprefix("Error: ") for line in text.splitlines() if line.startswith("Error: ")]
+    return "\n".join(lines) or text or f"it said nothing, see {path}"
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str, timeout_s: float) -> None:
+        super().__init__("localhost", timeout=timeout_s)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+def _status(socket_dir: str) -> dict[str, Any] | None:
+    connection = _UnixConnection(admin_socket(socket_dir), 5.0)
+    try:
+        connection.request("GET", "/api/servd/v1/status")
+        response = connection.getresponse()
+        body = response.read()
+        return dict(json.loads(body)) if response.status == 200 else None
+    except (OSError, http.client.HTTPException, ValueError):
+        return None
+    finally:
+        connection.close()
+

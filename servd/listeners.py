@@ -1,0 +1,90 @@
+"""The daemon's listening TCP sockets: they outlive proxies and controllers, so no connection is lost between two."""
+
+import os
+import socket
+
+from servd.clock import Clock, SystemClock, block_for
+from servd.exceptions import ListenError
+
+BACKLOG = 4096
+_RETRY_S = 0.05
+
+
+class Listeners:
+    """Reuse-port sockets of the data plane, one per proxy slot, by address.
+
+    patience_s: how long to wait for a taken port, counted from now; for the time after a crash, in which the proxies of
+    the daemon before finish.
+    """
+
+    def __init__(self, patience_s: float = 0.0, clock: Clock | None = None) -> None:
+        self._clock = clock or SystemClock()
+        self._patient_until = self._clock.now() + patience_s
+        self._sockets: dict[tuple[str, int], list[socket.socket]] = {}
+
+    def __repr__(self) -> str:
+        return f"Listeners({ {f'{h}:{p}': len(slots) for (h, p), slots in self._sockets.items()} })"
+
+    def bind_admin(self, host: str, port: int) -> socket.socket:
+        """The listening socket of the admin port.
+
+        Raises:
+            ListenError: names the address and the option.
+        """
+        return self._bind(host, port, "--admin-port", reuse_port=False)
+
+    def open(self, host: str, port: int, slots: int) -> list[socket.socket]:
+        """Sockets of an address in slot order: those that are open already, and new ones for further slots.
+
+        Raises:
+            ListenError: names the address and the option; nothing was opened then.
+        """
+        open_already = self._sockets.get((host, port), [])
+        found = list(open_already)
+        if not found:
+            # reuse-port would share the port with a stranger of the same user; a plain bind tells
+            self._bind(host, port, "--http-port", reuse_port=False).close()
+        try:
+            while len(found) < slots:
+                found.append(self._bind(host, port, "--http-port", reuse_port=True))
+        except ListenError:
+            for listener in found[len(open_already) :]:
+                listener.close()
+            raise
+        self._sockets[(host, port)] = found
+        return found[:slots]
+
+    def close(self, host: str, port: int) -> None:
+        """Close the daemon's copies of an address; proxies may have theirs still."""
+        for listener in self._sockets.pop((host, port), []):
+            listener.close()
+
+    def _bind(self, host: str, port: int, option: str, *, reuse_port: bool) -> socket.socket:
+        while True:
+            try:
+                return _listen(host, port, reuse_port=reuse_port)
+            except OSError as error:
+                if self._clock.now() < self._patient_until:
+                    block_for(_RETRY_S)
+                    continue
+                reason = os.strerror(error.errno).lower() if error.errno and error.errno > 0 else str(error)
+                raise ListenError(host, port, reason, option) from error
+            except OverflowError as error:
+                raise ListenError(host, port, "a port is a number from 0 to 65535", option) from error
+
+
+def _listen(host: str, port: int, *, reuse_port: bool) -> socket.socket:
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if reuse_port:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+    except OSError:
+        listener.close()
+        raise
+    return listener
