@@ -79,6 +79,14 @@ class NoRouteError(RequestError):
     status_code = 404
 
 
+class UnknownDeploymentError(NoRouteError, KeyError):
+    """A handle's deployment does not exist."""
+
+    def __str__(self) -> str:
+        # a KeyError shows its text quoted
+        return str(self.args[0])
+
+
 class BackPressureError(RequestError):
     """The deployment's waiting line is full."""
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from servd import pickling
 from servd.context import Process, Ticket
-from servd.exceptions import RequestCancelledError
+from servd.exceptions import NoRouteError, RemoteFailure, RequestCancelledError, UnknownDeploymentError
 
 _UNSETTLED = "await a response, or pass it to another call, before it can travel to another process"
 _BLOCKS_LOOP = "this would block the event loop: use `await` instead of `.result()`"
@@ -116,7 +116,7 @@ class DeploymentResponse:
                 assert self._future is not None
                 value = yield from asyncio.wrap_future(self._future).__await__()
         except Exception as error:
-            self._keep(None, error)
+            self._keep(None, call_error(error))
         else:
             self._keep(value, None)
 
@@ -243,10 +243,15 @@ class DeploymentResponseGenerator:
             task = asyncio.current_task()
             if not self._is_cancelled or (task is not None and task.cancelling()):
                 raise
-            raise RequestCancelledError("the call was cancelled") from None
-        except BaseException:
+            failure: Exception = RequestCancelledError("the call was cancelled")
+        except StopAsyncIteration:
             self._is_done = True
             raise
+        except Exception as error:
+            self._is_done = True
+            failure = call_error(error)
+        # outside the block, so the remote traceback stays the cause
+        raise failure
 
     async def _next_or_end(self) -> tuple[bool, Any]:
         # StopAsyncIteration and StopIteration mean something else to futures
@@ -258,6 +263,15 @@ class DeploymentResponseGenerator:
     def _cancel_here(self) -> None:
         if self._items is not None:
             self._ticket.cancel()
+
+
+def call_error(error: Exception) -> Exception:
+    """What the user gets for an error of the process's caller: the called code's own exception, if it raised."""
+    if isinstance(error, RemoteFailure):
+        return pickling.load_exception(error.parts)
+    if type(error) is NoRouteError:
+        return UnknownDeploymentError(str(error))
+    return error
 
 
 def _restore(value: Any) -> Ref:
