@@ -427,7 +427,7 @@ FAULTS: dict[str, Callable[[Action], Action | None]] = {
     "a lost start": lambda a: None if isinstance(a, actions.StartReplica) else a,
     "a lost reconfigure": lambda a: None if isinstance(a, actions.SetReplicaGoal) else a,
     "a lost fork server stop": lambda a: None if isinstance(a, actions.StopForkServer) else a,
-    "a lost proxy drain": lambda a: None if isinstance(a, actions.SetProxyGoal) else a,
+    "a lost proxy start": lambda a: None if isinstance(a, actions.StartProxy) else a,
     "an id twice": lambda a: (
         replace(a, fact=replace(a.fact, start=replace(a.fact.start, replica_id="twice")))
         if isinstance(a, actions.StartReplica)
