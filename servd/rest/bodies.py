@@ -80,7 +80,7 @@ def own_status(view: InstanceView) -> dict[str, Any]:
             "host": view.http.host,
             "port": view.http.port,
             "root_path": view.http.root_path,
-            "proxy_location": view.http.location,
+            "location": view.http.location,
             "listening": view.http.listening,
         },
         "proxies": [_own_proxy(view, proxy) for proxy in view.proxies],

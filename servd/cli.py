@@ -1,0 +1,262 @@
+"""The commands. Each one imports what it needs when it runs, so that `servd --help` stays fast."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from servd.exceptions import ServdError
+from servd.settings import (
+    DEFAULT_ADMIN_HOST,
+    DEFAULT_ADMIN_PORT,
+    Settings,
+    default_state_dir,
+    socket_dir_for,
+)
+from servd.states import ProxyLocation
+
+app = typer.Typer(
+    name="servd",
+    help="Serve Python applications from many processes on one host.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+Address = Annotated[
+    str | None,
+    typer.Option("--address", "-a", help="Admin address: http://HOST:PORT or unix://PATH.", show_default=False),
+]
+StateDir = Annotated[
+    str | None,
+    typer.Option("--state-dir", metavar="DIR", help="State directory of the daemon.", show_default=False),
+]
+Name = Annotated[str | None, typer.Option("--name", "-n", help="Only this application.", show_default=False)]
+AppName = Annotated[str, typer.Option("--name", help="Application name; with an import path only.")]
+RoutePrefix = Annotated[
+    str | None,
+    typer.Option("--route-prefix", help="Route prefix; with an import path only.", show_default=False),
+]
+AppDir = Annotated[str, typer.Option("--app-dir", "-d", help="Put first on the import path.")]
+Arguments = Annotated[
+    list[str] | None, typer.Argument(metavar="[key=val]...", help="Arguments of an application builder.")
+]
+
+
+@app.command(help="Start the daemon; it stays in the foreground until Ctrl-C.")
+def start(
+    address: Annotated[
+        str | None, typer.Option("--address", "-a", help="Accepted and ignored.", show_default=False)
+    ] = None,
+    http_host: Annotated[str | None, typer.Option(help="Host of the data plane [127.0.0.1].")] = None,
+    http_port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port of the data plane [8000].")] = None,
+    http_location: Annotated[ProxyLocation | None, typer.Option(help="Where proxies run [EveryNode].")] = None,
+    no_http: Annotated[bool, typer.Option("--no-http", help="Open the data plane with the first config.")] = False,
+    proxies: Annotated[int, typer.Option(min=1, max=256, help="Proxies that share the data-plane port.")] = 1,
+    detach: Annotated[bool, typer.Option("--detach", help="Return when the daemon answers.")] = False,
+    admin_host: Annotated[str, typer.Option(help="Host of the admin API.")] = DEFAULT_ADMIN_HOST,
+    admin_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the admin API.")] = DEFAULT_ADMIN_PORT,
+    admin_allowed_host: Annotated[
+        list[str] | None, typer.Option(help="Further Host value that is let in; may be repeated.")
+    ] = None,
+    admin_token_file: Annotated[str | None, typer.Option(metavar="FILE", help="Bearer token of the admin API.")] = None,
+    state_dir: StateDir = None,
+    num_cpus: Annotated[float | None, typer.Option(min=0, help="Limit of all num_cpus together.")] = None,
+    num_gpus: Annotated[float | None, typer.Option(min=0, help="Devices that num_gpus may reserve.")] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Loopback port that serves /metrics alone.")
+    ] = None,
+) -> None:
+    """Become the daemon, or start it in the background."""
+    from servd.launch import daemon_command, start_detached
+    from servd.rest.access import rules_for
+
+    if address is not None:
+        typer.echo("Warning: --address has no effect: servd start is the daemon itself", err=True)
+    if http_location == ProxyLocation.FIXED_NUMBER:
+        _fail("--http-location FixedNumber needs a number, which no option gives; use NoServer, HeadOnly or EveryNode")
+    folder = _state_dir(state_dir)
+    settings = Settings(
+        state_dir=folder,
+        socket_dir=socket_dir_for(folder),
+        http_host=http_host,
+        http_port=http_port,
+        http_location=str(http_location) if http_location else None,
+        open_http=not no_http,
+        proxies=proxies,
+        admin_host=admin_host,
+        admin_port=admin_port,
+        admin_allowed_hosts=tuple(admin_allowed_host or ()),
+        admin_token_file=str(Path(admin_token_file).absolute()) if admin_token_file else None,
+        num_cpus=num_cpus,
+        num_gpus=num_gpus,
+        metrics_port=metrics_port,
+        start_dir=os.getcwd(),
+        python_path=os.environ.get("PYTHONPATH", ""),
+    )
+    rules_for(settings)
+    if detach:
+        start_detached(settings)
+        return
+    sys.stdout.flush()
+    command = daemon_command(settings)
+    os.execv(command[0], command)
+
+
+@app.command(help="Stop the daemon of the state directory; the goal is kept.")
+def stop(state_dir: StateDir = None) -> None:
+    """Exit 0, also when none runs."""
+    from servd.launch import stop as stop_daemon
+
+    stop_daemon(_state_dir(state_dir))
+
+
+@app.command(help="Deploy a config file, or one application by its import path.")
+def deploy(
+    target: Annotated[str, typer.Argument(metavar="CONFIG_FILE|IMPORT_PATH", show_default=False)],
+    arguments: Arguments = None,
+    address: Address = None,
+    state_dir: StateDir = None,
+    name: AppName = "default",
+    route_prefix: RoutePrefix = None,
+    app_dir: AppDir = ".",
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until everything runs; exit 1 if it fails.")] = False,
+    timeout: Annotated[
+        float | None, typer.Option(min=0, metavar="SECONDS", help="Give up waiting after this time.")
+    ] = None,
+) -> None:
+    """A document goes to the endpoint of its version; an import path joins the other applications."""
+    from servd.admin_client import AdminClient, find_address
+    from servd.commands import application_order, deploy_file, deploy_import_path
+    from servd.document_files import is_document_path
+
+    is_document = is_document_path(target)
+    if is_document and not os.path.isfile(target):
+        _fail(f"config file {target} does not exist")
+    client = AdminClient(find_address(address, state_dir))
+    must_wait = wait or timeout is not None
+    if is_document:
+        if arguments:
+            typer.echo("Warning: arguments have no effect with a config file", err=True)
+        deploy_file(client, target, wait=must_wait, timeout_s=timeout)
+        return
+    order = application_order(target, arguments or (), app_dir=app_dir)
+    if route_prefix is not None:
+        order["route_prefix"] = route_prefix
+    deploy_import_path(client, order, name, wait=must_wait, timeout_s=timeout)
+
+
+@app.command(help="Run an application or a config file, by default until Ctrl-C.")
+def run(
+    target: Annotated[str, typer.Argument(metavar="CONFIG_FILE|IMPORT_PATH", show_default=False)],
+    arguments: Arguments = None,
+    runtime_env: Annotated[str | None, typer.Option(metavar="FILE", help="YAML runtime_env.")] = None,
+    runtime_env_json: Annotated[str | None, typer.Option(metavar="TEXT", help="JSON runtime_env.")] = None,
+    working_dir: Annotated[str | None, typer.Option(help="Overrides working_dir of the runtime_env.")] = None,
+    app_dir: AppDir = ".",
+    address: Address = None,
+    state_dir: StateDir = None,
+    host: Annotated[str | None, typer.Option("--host", "-h", help="Host of the data plane.")] = None,
+    port: Annotated[int | None, typer.Option("--port", "-p", min=0, max=65535, help="Its port.")] = None,
+    blocking: Annotated[bool, typer.Option("--blocking/--non-blocking", help="Stay until Ctrl-C.")] = True,
+    name: AppName = "default",
+    route_prefix: RoutePrefix = None,
+    reload: Annotated[bool, typer.Option("--reload", help="Deploy again when sources change.")] = False,
+    gradio: Annotated[bool, typer.Option("--gradio", hidden=True)] = False,
+) -> None:
+    """Without a daemon one is started: for this command if it blocks, else detached."""
+    if gradio:
+        raise typer.BadParameter("servd has no Gradio helper", param_hint="--gradio")
+    if reload and not blocking:
+        raise typer.BadParameter("it needs --blocking", param_hint="--reload")
+    from servd.document_files import is_document_path
+    from servd.run_command import RunOptions, daemon_for
+    from servd.run_command import run as run_target
+
+    is_document = is_document_path(target)
+    if is_document and not os.path.isfile(target):
+        _fail(f"config file {target} does not exist")
+    options = RunOptions(
+        target=target,
+        is_document=is_document,
+        arguments=tuple(arguments or ()),
+        runtime_env_file=runtime_env,
+        runtime_env_json=runtime_env_json,
+        working_dir=working_dir,
+        app_dir=app_dir,
+        host=host,
+        port=port,
+        name=name,
+        route_prefix=route_prefix,
+        reload=reload,
+    )
+    with daemon_for(options, address, _state_dir(state_dir), is_blocking=blocking) as client:
+        run_target(client, options, is_blocking=blocking)
+
+
+@app.command(help="Print the stored config(s).")
+def config(address: Address = None, state_dir: StateDir = None, name: Name = None) -> None:
+    """YAML on stdout only."""
+    from servd.admin_client import AdminClient, find_address
+    from servd.commands import show_config
+
+    show_config(AdminClient(find_address(address, state_dir)), name)
+
+
+@app.command(help="Print the status of the applications.")
+def status(address: Address = None, state_dir: StateDir = None, name: Name = None) -> None:
+    """YAML on stdout only."""
+    from servd.admin_client import AdminClient, find_address
+    from servd.commands import show_status
+
+    show_status(AdminClient(find_address(address, state_dir)), name)
+
+
+@app.command(help="Remove all applications; the daemon keeps running.")
+def shutdown(
+    address: Address = None,
+    state_dir: StateDir = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Asks first."""
+    from servd.admin_client import AdminClient, find_address
+    from servd.commands import shut_down
+
+    client = AdminClient(find_address(address, state_dir))
+    if not yes:
+        typer.confirm(f"This will shut down Serve at {client.address}. Continue?", default=False, abort=True)
+    shut_down(client)
+
+
+def _state_dir(given: str | None) -> str:
+    return str(Path(given).absolute()) if given else default_state_dir()
+
+
+def _fail(message: str) -> NoReturn:
+    typer.echo(f"Error: {message}", err=True)
+    raise typer.Exit(1)
+
+
+def main() -> None:
+    """Entry of the `servd` script: errors on stderr, tracebacks only with SERVD_DEBUG=1."""
+    try:
+        app(prog_name="servd")
+    except BrokenPipeError:
+        # whoever read our output has gone; the interpreter would complain again when it flushes
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except ServdError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except Exception as error:
+        if os.environ.get("SERVD_DEBUG", "0") not in ("", "0"):
+            raise
+        print(f"Error: {type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

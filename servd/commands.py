@@ -1,0 +1,238 @@
+"""What `deploy`, `status`, `config` and `shutdown` do."""
+
+import os
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from servd.admin_client import AdminClient
+from servd.clock import SystemClock
+from servd.console import progress_on, progress_rows, say, without_colours
+from servd.document_files import DocumentFile, dump_yaml, load_document, resolve_paths
+from servd.exceptions import ConfigError, DeployError
+from servd.schema import EMPTY_CONFIG, parse_v1, parse_v2
+
+SEPARATOR = "\n\n---\n\n"
+POLL_S = 5.0
+_DEFAULT_APP = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedDocument:
+    """A document that may be sent. value: as written, with absolute paths. apps: names of its applications."""
+
+    value: dict[str, Any]
+    multi_app: bool
+    apps: tuple[str, ...]
+
+
+def read_document(path: str) -> CheckedDocument:
+    """The document in a file, checked here as the daemon will check it.
+
+    Raises:
+        ConfigError: every fault with line and column. Taken for V2 where it has the key `applications`, else for V1.
+    """
+    file = load_document(path)
+    value = resolve_paths(file.value, os.path.dirname(os.path.abspath(path)))
+    multi_app = _is_multi_app(file, value)
+    goal = parse_v2(value, file.place) if multi_app else parse_v1(value, file.place)
+    return CheckedDocument(value, multi_app, tuple(app.name for app in goal.applications))
+
+
+def _is_multi_app(file: DocumentFile, value: Any) -> bool:
+    if isinstance(value, dict) and "applications" in value:
+        return True
+    if not isinstance(value, dict):
+        raise ConfigError(f"{file.place(())}: ServeApplicationSchema: a config file must hold an object")
+    return False
+
+
+def parse_arguments(arguments: Iterable[str]) -> dict[str, str]:
+    """`key=val` arguments of an application builder.
+
+    Raises:
+        ConfigError: not exactly one `=`; names the argument.
+    """
+    found = {}
+    for argument in arguments:
+        parts = argument.split("=")
+        if len(parts) != 2 or not parts[0]:
+            raise ConfigError(f"argument {argument!r} must have the form key=val, with exactly one '='")
+        found[parts[0]] = parts[1]
+    return found
+
+
+def deploy_file(client: AdminClient, path: str, *, wait: bool, timeout_s: float | None) -> None:
+    """Send a document; with `wait` stay until its applications run.
+
+    Raises:
+        ConfigError: the document is wrong. RefusedError: the daemon does not take it. DeployError: see `wait_until_running`.
+    """
+    document = read_document(path)
+    client.probe()
+    client.put(document.value, multi_app=document.multi_app)
+    say("Sent deploy request successfully.", "SUCC")
+    if wait:
+        wait_until_running(client, document.apps, timeout_s)
+        return
+    say(" * Use `servd status` to check the applications' status.")
+    say(" * Use `servd config` to see the current config(s).")
+
+
+def wait_until_running(client: AdminClient, apps: Iterable[str], timeout_s: float | None) -> None:
+    """Show progress until all of `apps` are RUNNING.
+
+    Raises:
+        DeployError: one of them failed or is gone, or the time is over; says which and why.
+    """
+    names = tuple(apps)
+    clock = SystemClock()
+    deadline = None if timeout_s is None else clock.now() + timeout_s
+    progress = progress_on(sys.stdout)
+    try:
+        status = client.status()
+        while True:
+            progress.update(progress_rows(status, names))
+            waiting = _unfinished(status["applications"], names)
+            if not waiting:
+                break
+            left = POLL_S if deadline is None else min(POLL_S, deadline - clock.now())
+            if left <= 0:
+                raise DeployError(f"not running after {timeout_s:g} s: {', '.join(waiting)}")
+            status = client.status(seen=status["version"], timeout_s=left)
+    finally:
+        progress.close()
+    say(f"Running: {', '.join(names) or 'no applications'}.", "SUCC")
+
+
+def _unfinished(apps: dict[str, Any], names: Iterable[str]) -> list[str]:
+    waiting = []
+    for name in names:
+        app = apps.get(name)
+        if app is None or app["status"] == "DELETING":
+            raise DeployError(f"application {name!r} was removed while it was deployed")
+        if app["status"] == "DEPLOY_FAILED":
+            raise DeployError(f"application {name!r} failed to deploy: {without_colours(app['message']).strip()}")
+        if app["status"] != "RUNNING":
+            waiting.append(name)
+    return waiting
+
+
+def show_config(client: AdminClient, name: str | None) -> None:
+    """Print stored configs as YAML.
+
+    Raises:
+        ConfigError: a name where a single-app config is in force.
+    """
+    client.probe()
+    details = client.details()
+    apps = details["applications"]
+    if details["deploy_mode"] != "MULTI_APP":
+        if name is not None:
+            raise ConfigError("--name is not allowed here: the config in force is a single-app config")
+        print(dump_yaml(_config_of(apps, _DEFAULT_APP)))
+    elif name is not None:
+        print(dump_yaml(_config_of(apps, name)))
+    else:
+        stored = [app["deployed_app_config"] for app in apps.values() if app["deployed_app_config"] is not None]
+        if stored:
+            print(SEPARATOR.join(dump_yaml(config) for config in stored))
+
+
+def _config_of(apps: dict[str, Any], name: str) -> dict[str, Any]:
+    config: dict[str, Any] | None = apps.get(name, {}).get("deployed_app_config")
+    return EMPTY_CONFIG if config is None else config
+
+
+def show_status(client: AdminClient, name: str | None) -> None:
+    """Print the applications' status as YAML.
+
+    Raises:
+        ConfigError: there is no application of that name.
+    """
+    client.probe()
+    details = client.details()
+    apps = details["applications"]
+    if name is not None and name not in apps:
+        raise ConfigError(f"there is no application {name!r}")
+    if not apps:
+        say("There are no applications running on this servd instance.")
+        return
+    bare = details["deploy_mode"] == "SINGLE_APP"
+    chosen = [apps[name]] if name is not None else list(apps.values())
+    print(SEPARATOR.join(dump_yaml(status_document(app, bare_names=bare)) for app in chosen))
+
+
+def status_document(app: dict[str, Any], *, bare_names: bool) -> dict[str, Any]:
+    """Status of one application of GET V2, as `servd status` prints it."""
+    prefix = f"{app['name']}_" if bare_names else ""
+    return {
+        "name": app["name"],
+        "app_status": {
+            "status": app["status"],
+            "message": without_colours(app["message"]),
+            "deployment_timestamp": app["last_deployed_time_s"],
+        },
+        "deployment_statuses": [
+            {
+                "name": deployment["name"].removeprefix(prefix),
+                "status": deployment["status"],
+                "message": without_colours(deployment["message"]),
+            }
+            for deployment in app["deployments"].values()
+        ],
+    }
+
+
+def shut_down(client: AdminClient) -> None:
+    """Empty the goal, wait until everything is gone."""
+    client.probe()
+    client.delete()
+    say("Sent shutdown request successfully; everything that ran is gone.", "SUCC")
+
+
+def application_order(
+    import_path: str,
+    arguments: Iterable[str],
+    *,
+    app_dir: str,
+    runtime_env: dict[str, Any] | None = None,
+    working_dir: str | None = None,
+) -> dict[str, Any]:
+    """Body of the PUT that adds one application by its import path; no user code is imported here.
+
+    Raises:
+        ConfigError: an argument is not `key=val`.
+    """
+    env = dict(runtime_env or {})
+    folder = os.path.abspath(app_dir)
+    python_path = os.environ.get("PYTHONPATH", "")
+    if working_dir is not None:
+        env["working_dir"] = working_dir
+    if env.get("working_dir") is None:
+        env["working_dir"] = folder
+    else:
+        python_path = os.pathsep.join(part for part in (folder, python_path) if part)
+    return {
+        "import_path": import_path,
+        "args": parse_arguments(arguments),
+        "runtime_env": env,
+        "python_path": python_path,
+    }
+
+
+def deploy_import_path(
+    client: AdminClient,
+    order: dict[str, Any],
+    name: str,
+    *,
+    wait: bool,
+    timeout_s: float | None,
+) -> None:
+    """Add or replace one application; with `wait` stay until it runs."""
+    client.probe()
+    client.put_application(name, order)
+    say(f"Sent deploy request for application {name!r} successfully.", "SUCC")
+    if wait:
+        wait_until_running(client, (name,), timeout_s)

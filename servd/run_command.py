@@ -1,0 +1,240 @@
+"""What `servd run` does: deploy, stay, clean up."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+from servd.admin_client import ADDRESS_VARIABLES, AdminClient, UnreachableError, find_address
+from servd.commands import application_order, read_document, wait_until_running
+from servd.console import say, warn
+from servd.document_files import load_document, parse_document, resolve_env, resolve_path
+from servd.exceptions import ConfigError, DeployError, ServdError
+from servd.launch import start_detached, start_tied
+from servd.settings import Settings, admin_socket, socket_dir_for
+
+RELOAD_POLL_S = 0.5
+WATCHED = (".py", ".yaml", ".yml", ".json", ".toml")
+_SKIPPED = {"__pycache__", "node_modules", "venv"}
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """Options of `servd run`. host, port: None = not given."""
+
+    target: str
+    is_document: bool
+    arguments: tuple[str, ...] = ()
+    runtime_env_file: str | None = None
+    runtime_env_json: str | None = None
+    working_dir: str | None = None
+    app_dir: str = "."
+    host: str | None = None
+    port: int | None = None
+    name: str = "default"
+    route_prefix: str | None = None
+    is_hidden: bool = False
+    reload: bool = False
+
+
+@dataclass(slots=True)
+class Deployed:
+    """What a run put into the goal. replaced: those that had existed before."""
+
+    apps: tuple[str, ...] = ()
+    replaced: set[str] = field(default_factory=set)
+
+
+def runtime_env_of(options: RunOptions) -> dict[str, Any]:
+    """The runtime environment of an import path, its paths made absolute.
+
+    Raises:
+        ConfigError: both forms given, or one of them is wrong.
+    """
+    if options.runtime_env_file and options.runtime_env_json:
+        raise ConfigError("give either --runtime-env or --runtime-env-json, not both")
+    given: Any = {}
+    folder = os.getcwd()
+    if options.runtime_env_file:
+        given = load_document(options.runtime_env_file).value
+        folder = os.path.dirname(os.path.abspath(options.runtime_env_file))
+    elif options.runtime_env_json:
+        given = parse_document(options.runtime_env_json.encode(), "--runtime-env-json").value
+    if not isinstance(given, dict):
+        raise ConfigError("a runtime_env must be an object")
+    env = resolve_env(given, folder)
+    if options.working_dir and env.get("working_dir") is not None:
+        warn("--working-dir overrides working_dir of the runtime_env")
+    return env
+
+
+def submit(client: AdminClient, options: RunOptions, deployed: Deployed) -> None:
+    """Send the document or the application; `deployed` tells at any time what has to be taken back.
+
+    An import path is waited for, a document is not.
+
+    Raises:
+        ConfigError, RefusedError: not accepted. DeployError: it does not come up.
+    """
+    before = set(client.details()["applications"])
+    if options.is_document:
+        document = read_document(options.target)
+        if options.arguments:
+            warn("arguments have no effect with a config file")
+        value = _with_listener(document.value, options, multi_app=document.multi_app)
+        client.put(value, multi_app=document.multi_app)
+        deployed.apps, deployed.replaced = document.apps, before & set(document.apps)
+        say("Submitted the config; `servd status` shows how it goes.", "SUCC")
+        return
+    working_dir = resolve_path(options.working_dir, os.getcwd()) if options.working_dir else None
+    env = runtime_env_of(options)
+    order = application_order(
+        options.target, options.arguments, app_dir=options.app_dir, runtime_env=env, working_dir=working_dir
+    )
+    if options.is_hidden or options.route_prefix is not None:
+        order["route_prefix"] = options.route_prefix
+    given = {"host": options.host, "port": options.port}
+    order.update({key: value for key, value in given.items() if value is not None})
+    client.put_application(options.name, order)
+    deployed.apps, deployed.replaced = (options.name,), before & {options.name}
+    wait_until_running(client, deployed.apps, None)
+    say(f"Deployed application {options.name!r} successfully.", "SUCC")
+
+
+def _with_listener(document: dict[str, Any], options: RunOptions, *, multi_app: bool) -> dict[str, Any]:
+    given = {"host": options.host, "port": options.port}
+    given = {key: value for key, value in given.items() if value is not None}
+    if not given:
+        return document
+    if multi_app:
+        return {**document, "http_options": {**(document.get("http_options") or {}), **given}}
+    return {**document, **given}
+
+
+def take_back(client: AdminClient, deployed: Deployed, *, keep_replaced: bool) -> None:
+    """Remove the applications of this run; with keep_replaced not those that had existed before."""
+    for name in deployed.apps:
+        if keep_replaced and name in deployed.replaced:
+            continue
+        try:
+            client.delete_application(name)
+        except ServdError as error:
+            warn(f"could not remove application {name!r}: {error}")
+
+
+@contextmanager
+def daemon_for(options: RunOptions, address: str | None, state_dir: str, *, is_blocking: bool) -> Iterator[AdminClient]:
+    """A client of the daemon that answers; without one, of a new one: tied to this command if it blocks, else detached.
+
+    Raises:
+        UnreachableError: an address was named, and nothing answers there. ServdError: no daemon could be started.
+    """
+    client = AdminClient(find_address(address, state_dir))
+    is_named = address is not None or any(os.environ.get(name) for name in ADDRESS_VARIABLES)
+    try:
+        client.probe()
+    except UnreachableError:
+        if is_named:
+            raise
+    else:
+        yield client
+        return
+    settings = Settings(
+        state_dir=state_dir,
+        socket_dir=socket_dir_for(state_dir),
+        http_host=options.host,
+        http_port=options.port,
+        open_http=False,
+        start_dir=os.getcwd(),
+        python_path=os.environ.get("PYTHONPATH", ""),
+    )
+    started = AdminClient(f"unix://{admin_socket(settings.socket_dir)}")
+    if not is_blocking:
+        start_detached(settings)
+        yield started
+        return
+    with start_tied(settings):
+        yield started
+
+
+def run(client: AdminClient, options: RunOptions, *, is_blocking: bool) -> None:
+    """The whole command against a daemon that answers.
+
+    Raises:
+        ServdError: it was not deployed; what this run had added is taken back.
+    """
+    kind = "config file" if options.is_document else "import path"
+    say(f'Running {kind}: "{options.target}".')
+    client.probe()
+    deployed = Deployed()
+    with _interrupts() as interrupted:
+        try:
+            submit(client, options, deployed)
+        except ServdError:
+            take_back(client, deployed, keep_replaced=True)
+            raise
+        except KeyboardInterrupt:
+            take_back(client, deployed, keep_replaced=False)
+            return
+        if is_blocking:
+            _stay(client, options, interrupted)
+            say("Removing the applications of this run.")
+            take_back(client, deployed, keep_replaced=False)
+
+
+def _stay(client: AdminClient, options: RunOptions, interrupted: threading.Event) -> None:
+    try:
+        if not options.reload:
+            interrupted.wait()
+            return
+        folder = os.path.abspath(os.path.dirname(options.target) if options.is_document else options.app_dir)
+        seen = sources(folder)
+        while not interrupted.wait(RELOAD_POLL_S):
+            now = sources(folder)
+            if now == seen:
+                continue
+            seen = now
+            say("Sources changed, deploying again.")
+            try:
+                submit(client, options, Deployed())
+            except (ConfigError, DeployError) as error:
+                warn(str(error))
+    except KeyboardInterrupt:
+        pass
+
+
+def sources(folder: str) -> dict[str, tuple[int, int]]:
+    """Path -> (change time, size) of every source file below `folder`, hidden folders left out."""
+    found = {}
+    for path, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".") and name not in _SKIPPED]
+        for name in names:
+            if name.endswith(WATCHED):
+                try:
+                    status = os.stat(os.path.join(path, name))
+                except OSError:
+                    continue
+                found[os.path.join(path, name)] = (status.st_mtime_ns, status.st_size)
+    return found
+
+
+@contextmanager
+def _interrupts() -> Iterator[threading.Event]:
+    """Ctrl-C and SIGTERM raise KeyboardInterrupt once; the event tells that it happened."""
+    happened = threading.Event()
+
+    def note(_signum: int, _frame: FrameType | None) -> None:
+        if not happened.is_set():
+            happened.set()
+            raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield happened
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
