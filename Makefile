@@ -1,0 +1,44 @@
+# servd: `make run` serves the fruit stand, `make test` runs the fast tests.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+HTTP_PORT ?= 8000
+ADMIN_PORT ?= 52365
+STATE_DIR ?= .cache/state
+
+.PHONY: run test test-all lint types bench clean
+
+run: $(VENV)/installed
+	@$(BIN)/python tools/quickstart.py --http-port $(HTTP_PORT) --admin-port $(ADMIN_PORT) --state-dir $(STATE_DIR)
+
+test: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -q -m "not long"
+
+test-all: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -q
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/installed-dev
+	$(BIN)/mypy
+
+bench: $(VENV)/installed-dev
+	$(BIN)/python -m benchmarks.http_load
+
+clean:
+	rm -rf $(VENV) .cache build *.egg-info
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "servd needs Python 3.11 or newer; choose one with PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/installed-dev: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@ $(VENV)/installed
