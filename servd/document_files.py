@@ -148,7 +148,10 @@ class _Loader(yaml.SafeLoader):
                 place = f"line {first.line + 1} column {first.column + 1}"
                 raise _fault(f"duplicate key {key!r}, first seen in {place}", key_node)
             seen[key] = key_node.start_mark
-        return {_json_key(key): value for key, value in super().construct_mapping(node, deep=deep).items()}
+        self.flatten_mapping(node)
+        return {
+            _json_key(self.construct_object(key)): self.construct_object(value, deep=deep) for key, value in node.value
+        }
 
     def construct_text(self, node: yaml.ScalarNode) -> str:
         """A string; JSON escapes of two surrogates become the one character they mean."""
