@@ -1,0 +1,326 @@
+"""A fork server: imports an application once, then forks a replica per order.
+
+It has no event loop, no ZeroMQ context and one thread: children open theirs after the fork. It listens
+itself, so a new controller just connects and is greeted with the build's result and the living children.
+"""
+
+import asyncio
+import gc
+import logging
+import multiprocessing
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkProcess
+from typing import Any
+
+from servd import logs, process
+from servd.built_application import BuiltApplication, describe
+from servd.codec import RecordReader, record
+from servd.exceptions import DeployError, ProtocolError
+from servd.messages import (
+    BuildOrder,
+    BuildResult,
+    ChildExited,
+    Forked,
+    ForkOrder,
+    ForkServerHello,
+    ForkServerStop,
+    ReplicaStart,
+)
+from servd.pidfd import start_ticks
+from servd.replica.environment import apply_environment
+from servd.replica.fork_safety import fork_unsafe_reason
+from servd.replica.importing import code_version, load_application
+from servd.replica.main import run_forked
+from servd.settings import fork_server_socket, variable
+
+_BACKLOG = 8
+_SEND_TIMEOUT_S = 5.0
+_READ_BYTES = 256 * 1024
+
+logger = logging.getLogger(__name__)
+
+
+def serve(order: BuildOrder, lifetime: Connection) -> None:
+    """Be the fork server of `order` until told to stop, or until the daemon is gone. Never returns.
+
+    Target of `multiprocessing` with the "spawn" context; the process must not be daemonic, since it has
+    children. `env_vars` of the order's runtime environment must hold already.
+
+    Args:
+        lifetime: read end of the lifetime pipe.
+    """
+    process.begin(f"fork server {order.app or order.fork_server_id}", order.state_dir, lifetime.fileno())
+    logs.setup("fork_server", order.fork_server_id, order.log_dir, "fork_server.log")
+    path = order.socket_path or fork_server_socket(order.socket_dir, order.fork_server_id)
+    code = 1
+    try:
+        listener = _listen(path)
+        result, built = build(order)
+        ForkServer(order, listener, lifetime.fileno(), result, built).run()
+        code = 0
+    # the last place that can tell what went wrong
+    except BaseException:
+        logger.exception("fork_server_failed")
+    _unlink(path)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # the ordinary way out would wait for the children; exit handlers of user code belong to the replicas
+    os._exit(code)
+
+
+def build(order: BuildOrder) -> tuple[BuildResult, BuiltApplication | None]:
+    """Environment, import and flattening; a failure is a result too."""
+    try:
+        environment = apply_environment(order)
+        built = load_application(order, environment)
+        version = code_version(order, environment)
+    except DeployError as error:
+        logger.info("build_failed build=%s\n%s", order.build_id, error)
+        return BuildResult(order.build_id, error=str(error)), None
+    unsafe = fork_unsafe_reason()
+    if variable("FORK", "1") == "0":
+        unsafe = "SERVD_FORK=0"
+    if unsafe:
+        logger.warning("replicas_are_spawned app=%s reason=%s", order.app, unsafe)
+    result = BuildResult(
+        order.build_id,
+        code_version=version,
+        deployments=describe(built),
+        ingress=built.ingress_name,
+        route_prefix=built.route_prefix,
+        fork_unsafe=unsafe,
+    )
+    return result, built
+
+
+@dataclass(slots=True)
+class Child:
+    """A living replica."""
+
+    process: ForkProcess
+    forked: Forked
+
+
+@dataclass(slots=True)
+class Line:
+    """A connection of a controller."""
+
+    socket: socket.socket
+    reader: RecordReader
+
+
+class ForkServer:
+    """The loop over listener, lines, children and lifetime pipe.
+
+    Args:
+        listener: bound and listening; closed in children.
+        result: told to every controller that connects.
+        built: None after a failed build: orders are refused then.
+        run_child: what a child does; never returns.
+    """
+
+    def __init__(
+        self,
+        order: BuildOrder,
+        listener: socket.socket,
+        lifetime_fd: int,
+        result: BuildResult,
+        built: BuiltApplication | None,
+        run_child: Callable[[ReplicaStart, BuiltApplication, int], Any] = run_forked,
+    ) -> None:
+        self._order = order
+        self._listener = listener
+        self._lifetime_fd = lifetime_fd
+        self._result = result
+        self._built = built
+        self._run_child = run_child
+        self._context = multiprocessing.get_context("fork")
+        self._poller = select.poll()
+        self._lines: dict[int, Line] = {}
+        self._children: dict[int, Child] = {}
+        self._untold: list[ChildExited] = []
+        self._is_stopping = False
+        self._kept_fds: set[int] = set()
+
+    def __repr__(self) -> str:
+        return f"ForkServer({self._order.fork_server_id}, children={len(self._children)}, lines={len(self._lines)})"
+
+    def run(self) -> None:
+        """Serve until ForkServerStop or the end of the lifetime pipe."""
+        # what is open now belongs to the user's import or to the runtime; what comes later is this server's
+        # own
+        self._kept_fds = _open_fds() - {self._listener.fileno()}
+        # children share what is frozen: their collector never touches these pages
+        gc.collect()
+        gc.disable()
+        gc.freeze()
+        self._poller.register(self._lifetime_fd, select.POLLIN)
+        self._poller.register(self._listener, select.POLLIN)
+        while not self._is_stopping:
+            for fd, _ in self._poller.poll():
+                self._handle(fd)
+
+    def _handle(self, fd: int) -> None:
+        if fd == self._lifetime_fd:
+            self._is_stopping = True
+        elif fd == self._listener.fileno():
+            self._accept()
+        elif fd in self._children:
+            self._reap(fd)
+        elif fd in self._lines:
+            self._read(fd)
+
+    def _accept(self) -> None:
+        try:
+            connection, _ = self._listener.accept()
+        except OSError:
+            # the one who knocked has left
+            return
+        connection.settimeout(_SEND_TIMEOUT_S)
+        if _peer_uid(connection) not in (os.getuid(), 0):
+            connection.close()
+            return
+        fd = connection.fileno()
+        self._lines[fd] = Line(connection, RecordReader())
+        self._poller.register(fd, select.POLLIN)
+        children = tuple(child.forked for child in self._children.values())
+        self._send(fd, ForkServerHello(self._order.fork_server_id, os.getpid(), self._result, children))
+        untold, self._untold = self._untold, []
+        for exited in untold:
+            self._send(fd, exited)
+
+    def _read(self, fd: int) -> None:
+        line = self._lines[fd]
+        try:
+            data = line.socket.recv(_READ_BYTES)
+            found = line.reader.feed(data)
+        except (OSError, ProtocolError) as error:
+            logger.warning("line_dropped reason=%s", error)
+            data, found = b"", []
+        if not data:
+            self._drop(fd)
+        for message in found:
+            if isinstance(message, ForkOrder):
+                self._tell(self._fork(message.start))
+            elif isinstance(message, ForkServerStop):
+                self._is_stopping = True
+
+    def _fork(self, start: ReplicaStart) -> Forked:
+        known = [child.forked for child in self._children.values() if child.forked.replica_id == start.replica_id]
+        if known:
+            return known[0]
+        if self._built is None or start.deployment not in self._built.deployments:
+            return Forked(start.replica_id, 0, 0, f"this build has no deployment {start.deployment!r}")
+        child = self._context.Process(target=self._be_child, args=(start,), name=start.replica_id)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        try:
+            with warnings.catch_warnings():
+                # the kernel's thread count is not what matters: fork_safety has judged it
+                warnings.simplefilter("ignore", DeprecationWarning)
+                child.start()
+        except OSError as error:
+            return Forked(start.replica_id, 0, 0, f"cannot fork: {error}")
+        pid = child.pid or 0
+        forked = Forked(start.replica_id, pid, start_ticks(pid))
+        fd = os.pidfd_open(pid)
+        self._children[fd] = Child(child, forked)
+        self._poller.register(fd, select.POLLIN)
+        return forked
+
+    def _reap(self, fd: int) -> None:
+        child = self._children[fd]
+        code = child.process.exitcode
+        if code is None:
+            return
+        self._poller.unregister(fd)
+        del self._children[fd]
+        os.close(fd)
+        child.process.close()
+        exited = ChildExited(child.forked.replica_id, child.forked.pid, code)
+        if not self._tell(exited):
+            self._untold.append(exited)
+
+    def _tell(self, message: Any) -> bool:
+        """Send to every controller that is connected; False when nobody was."""
+        sent = [self._send(fd, message) for fd in list(self._lines)]
+        return any(sent)
+
+    def _send(self, fd: int, message: Any) -> bool:
+        try:
+            self._lines[fd].socket.sendall(record(message))
+        except OSError:
+            self._drop(fd)
+            return False
+        return True
+
+    def _drop(self, fd: int) -> None:
+        line = self._lines.pop(fd, None)
+        if line is not None:
+            self._poller.unregister(fd)
+            line.socket.close()
+
+    # --- in the child
+    # -------------------------------------------------------------------------------------------------
+
+    def _be_child(self, start: ReplicaStart) -> None:
+        """First lines of a child, before any code of the user's runs."""
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+            signal.signal(number, signal.SIG_DFL)
+        self._listener.close()
+        for line in self._lines.values():
+            line.socket.close()
+        for fd in _open_fds() - self._kept_fds:
+            # pidfds and pipes of siblings: held open here, their end of file would never come
+            _close(fd)
+        # a loop made during the import shares its descriptors with the parent: it must never run here
+        asyncio.set_event_loop(None)
+        gc.enable()
+        if numpy := sys.modules.get("numpy"):
+            # its global state would be the same in every child; the interpreter's own is reseeded by itself
+            numpy.random.seed()
+        assert self._built is not None
+        self._run_child(start, self._built, self._lifetime_fd)
+
+
+def _listen(path: str) -> socket.socket:
+    _unlink(path)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(path)
+    listener.listen(_BACKLOG)
+    return listener
+
+
+def _peer_uid(connection: socket.socket) -> int:
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    _, uid, _ = struct.unpack("3i", credentials)
+    return int(uid)
+
+
+def _open_fds() -> set[int]:
+    return {int(name) for name in os.listdir("/proc/self/fd")}
+
+
+def _close(fd: int) -> None:
+    try:
+        os.close(fd)
+    except OSError:
+        # the descriptor with which the list was read is closed already
+        pass
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass

@@ -1,0 +1,141 @@
+"""Health checks of a replica: when they run, where they run, and what their failures add up to."""
+
+import asyncio
+import inspect
+import queue
+import random
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from servd.tracebacks import user_traceback
+
+_JITTER = 0.1
+
+
+class HealthChecks:
+    """Periodic checks. All methods belong on the warden's loop.
+
+    A sync check runs on a thread of its own, so busy handlers do not block it; an async one on the main loop,
+    where a blocked loop shows as a time-out. Without a check the main loop only has to give a sign of life.
+
+    Args:
+        main_loop: of the user's code.
+        on_verdict: called after each check with the consecutive failures (0 = well) and the last one's text.
+    """
+
+    def __init__(
+        self,
+        main_loop: asyncio.AbstractEventLoop,
+        check: Callable[[], Any] | None,
+        on_verdict: Callable[[int, str], None],
+        *,
+        period_s: float,
+        timeout_s: float,
+        rng: random.Random | None = None,
+    ) -> None:
+        self._main_loop = main_loop
+        self._check = check
+        self._on_verdict = on_verdict
+        self.period_s = period_s
+        self.timeout_s = timeout_s
+        self._rng = rng or random.Random()
+        self._failures = 0
+        self._thread: _CheckThread | None = None
+        self._pending: asyncio.Future[Any] | None = None
+
+    def __repr__(self) -> str:
+        return f"HealthChecks(failures={self._failures}, every={self.period_s}s, limit={self.timeout_s}s)"
+
+    async def first(self) -> None:
+        """The check that ends the start-up; raises what it raises."""
+        if self._check is not None:
+            await self._begin()
+
+    async def run(self) -> None:
+        """Check for ever; the first one at once."""
+        loop = asyncio.get_running_loop()
+        while True:
+            began = loop.time()
+            message = await self._verdict()
+            self._failures = self._failures + 1 if message else 0
+            self._on_verdict(self._failures, message)
+            pause = self.period_s * self._rng.uniform(1 - _JITTER, 1 + _JITTER)
+            await asyncio.sleep(max(0.0, began + pause - loop.time()))
+
+    async def _verdict(self) -> str:
+        """Text of the failure, "" when well."""
+        if self._pending is None:
+            self._pending = asyncio.ensure_future(self._begin())
+        done, _ = await asyncio.wait({self._pending}, timeout=self.timeout_s)
+        if not done:
+            # it stays pending: there is no second check beside one that hangs, but each period counts
+            what = "the health check" if self._check is not None else "the replica's event loop"
+            return f"{what} gave no answer within {self.timeout_s:g} s"
+        ended, self._pending = self._pending, None
+        error = ended.exception()
+        return "" if error is None else user_traceback(error)
+
+    async def _begin(self) -> None:
+        if self._check is None:
+            await _ended(self._main_loop, _sign_of_life)
+        elif inspect.iscoroutinefunction(self._check):
+            await _ended(self._main_loop, self._check)
+        else:
+            if self._thread is None:
+                self._thread = _CheckThread(self._check)
+            result = await self._thread.run(asyncio.get_running_loop())
+            if inspect.isawaitable(result):
+                await _ended(self._main_loop, lambda: result)
+
+
+async def _sign_of_life() -> None:
+    pass
+
+
+async def _ended(main_loop: asyncio.AbstractEventLoop, function: Callable[[], Any]) -> None:
+    async def run() -> None:
+        try:
+            await function()
+        except (SystemExit, KeyboardInterrupt) as error:
+            raise RuntimeError(f"the health check raised {type(error).__name__}") from error
+
+    await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(run(), main_loop))
+
+
+class _CheckThread:
+    def __init__(self, check: Callable[[], Any]) -> None:
+        self._check = check
+        self._orders: queue.SimpleQueue[tuple[asyncio.AbstractEventLoop, asyncio.Future[Any]]] = queue.SimpleQueue()
+        threading.Thread(target=self._serve, name="health-check", daemon=True).start()
+
+    async def run(self, loop: asyncio.AbstractEventLoop) -> Any:
+        result: asyncio.Future[Any] = loop.create_future()
+        self._orders.put((loop, result))
+        return await result
+
+    def _serve(self) -> None:
+        while True:
+            loop, result = self._orders.get()
+            value: Any = None
+            error: Exception | None = None
+            try:
+                value = self._check()
+            except Exception as raised:
+                error = raised
+            # user code: `sys.exit()` in a check is a failed check
+            except BaseException as raised:
+                error = RuntimeError(f"the health check raised {type(raised).__name__}")
+            try:
+                loop.call_soon_threadsafe(_settle, result, value, error)
+            except RuntimeError:
+                return
+
+
+def _settle(result: "asyncio.Future[Any]", value: Any, error: Exception | None) -> None:
+    if result.done():
+        return
+    if error is None:
+        result.set_result(value)
+    else:
+        result.set_exception(error)

@@ -1,0 +1,183 @@
+"""From an import path, or a shipped file, to a built application; and the version of its code."""
+
+import hashlib
+import importlib
+import inspect
+import json
+import os
+import sys
+import sysconfig
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from types import ModuleType
+from typing import Any
+
+from servd import pickling, runtime_env
+from servd.application import Application, Deployment
+from servd.built_application import BuiltApplication, build_application
+from servd.exceptions import DeployError
+from servd.messages import BuildOrder
+from servd.replica.environment import Environment
+from servd.tracebacks import user_traceback
+
+_SITE_PARTS = {"site-packages", "dist-packages"}
+_OWN_DIR = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def load_application(order: BuildOrder, environment: Environment) -> BuiltApplication:
+    """Import what the order names, call it if it is a builder, flatten the graph.
+
+    Args:
+        environment: what `apply_environment` applied; its directories are named where a module is not found.
+
+    Raises:
+        DeployError: the text is for the application's message: the traceback shortened to the user's frames.
+    """
+    try:
+        if order.application_file:
+            with open(order.application_file, "rb") as file:
+                target = pickling.load_application(file.read())
+        else:
+            target = import_target(order.import_path)
+        return build_application(as_application(target, order.args), order.app)
+    except DeployError:
+        raise
+    # whatever user code raises while it is imported or built, `sys.exit()` included, is the user's news
+    except BaseException as error:
+        raise DeployError(user_traceback(error) + _search_hint(error, environment)) from error
+
+
+def import_target(import_path: str) -> Any:
+    """The object behind `module:attribute` or `module.attribute`.
+
+    Raises:
+        ValueError: no such form.
+        AttributeError: the module has no such attribute; the text names the module's file.
+        Exception: whatever the import raises.
+    """
+    separator = ":" if ":" in import_path else "."
+    module_name, found, attribute = import_path.rpartition(separator)
+    if not found or not module_name or not attribute:
+        raise ValueError(f'import path {import_path!r} must have the form "module:attribute" or "module.attribute"')
+    target: Any = importlib.import_module(module_name)
+    for name in attribute.split("."):
+        if not hasattr(target, name):
+            raise AttributeError(f"{_described(target)} has no attribute {name!r} (import path {import_path!r})")
+        target = getattr(target, name)
+    return target
+
+
+def as_application(target: Any, args: Mapping[str, Any]) -> Application:
+    """The application that `target` is, or that it builds.
+
+    Args:
+        target: an application, or a plain function with exactly one parameter. If that is annotated with a
+            pydantic model, the arguments are parsed into it; otherwise it gets a dict.
+        args: arguments of the builder; must be empty for an application.
+
+    Raises:
+        ValueError: arguments for an application that is built already.
+        TypeError: `target` or what it returns is no application, or it has not one parameter.
+
+    Source: Ray Serve 2.5, call_app_builder_with_args_if_necessary.
+    """
+    if isinstance(target, Application):
+        if args:
+            raise ValueError("arguments were given, but the import path names an application that is built already")
+        return target
+    if not inspect.isfunction(target):
+        bind = "; call its `.bind(...)`" if isinstance(target, Deployment) else ""
+        raise TypeError(
+            f"expected an application or a builder function, got {target!r} ({type(target).__name__}){bind}"
+        )
+    parameters = list(inspect.signature(target).parameters)
+    if len(parameters) != 1:
+        raise TypeError(
+            f"a builder function takes exactly one parameter, {target.__qualname__} takes {len(parameters)}"
+        )
+    built = target(_builder_argument(target, parameters[0], args))
+    if not isinstance(built, Application):
+        raise TypeError(
+            f"the builder function {target.__qualname__} must return an application, it returned {type(built).__name__}"
+        )
+    return built
+
+
+def code_version(order: BuildOrder, environment: Environment) -> str:
+    """Version of the code that was just imported: equal exactly when nothing that matters changed.
+
+    Returns:
+        SHA-256, hexadecimal, over the import path (or the shipped file), the arguments, the runtime
+        environment, and the content of the modules from outside the standard library, site-packages, archives
+        (their URI stands for them) and servd.
+    """
+    digest = hashlib.sha256()
+    head = [order.import_path, order.args, runtime_env.fingerprint(order.runtime_env)]
+    digest.update(json.dumps(head, sort_keys=True, default=str).encode())
+    if order.application_file:
+        digest.update(_file_digest(order.application_file))
+    for name, path in user_modules(environment.archives):
+        digest.update(f"\0{name}\0".encode())
+        digest.update(_file_digest(path))
+    return digest.hexdigest()
+
+
+def user_modules(archives: Iterable[str] = ()) -> list[tuple[str, str]]:
+    """Name and file of every imported module that is the user's own, sorted."""
+    ignored = [
+        os.path.realpath(path) + os.sep
+        for path in (
+            _OWN_DIR,
+            sysconfig.get_path("stdlib"),
+            sysconfig.get_path("platstdlib"),
+            *archives,
+        )
+    ]
+    found = set()
+    for name, path in _module_files():
+        real = os.path.realpath(path)
+        if not real.startswith(tuple(ignored)) and not _SITE_PARTS.intersection(real.split(os.sep)):
+            found.add((name, real))
+    return sorted(found)
+
+
+def _module_files() -> Iterator[tuple[str, str]]:
+    for name, module in list(sys.modules.items()):
+        # anybody may put anything there
+        path = getattr(module, "__file__", None) if isinstance(module, ModuleType) else None
+        if isinstance(path, str) and os.path.isfile(path) and name not in ("__main__", "__mp_main__"):
+            yield name, path
+
+
+def _file_digest(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def _builder_argument(function: Any, parameter: str, args: Mapping[str, Any]) -> Any:
+    try:
+        annotation = typing.get_type_hints(function).get(parameter)
+    except Exception:
+        # an annotation that cannot be evaluated is none
+        annotation = None
+    if inspect.isclass(annotation):
+        # pydantic is known by its methods: 2.x has the first, 1.x the second
+        for parse in ("model_validate", "parse_obj"):
+            if hasattr(annotation, parse):
+                return getattr(annotation, parse)(dict(args))
+    return dict(args)
+
+
+def _described(target: Any) -> str:
+    if isinstance(target, ModuleType):
+        return f"module {target.__name__!r} ({getattr(target, '__file__', None) or 'namespace package'})"
+    return repr(target)
+
+
+def _search_hint(error: BaseException, environment: Environment) -> str:
+    if not isinstance(error, ImportError):
+        return ""
+    return (
+        f"\nSearched for modules in: {', '.join(environment.search_path) or 'no directory of yours'}; then among "
+        "the installed packages.\nTo add a directory, name it as working_dir in the application's runtime_env."
+    )

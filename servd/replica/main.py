@@ -1,0 +1,89 @@
+"""Entry points of a replica process: forked from a fork server, or spawned."""
+
+import atexit
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import NoReturn
+
+from servd import logs, process
+from servd.application import Deployment
+from servd.built_application import BuiltApplication
+from servd.context import current_request
+from servd.ids import DeploymentID
+from servd.messages import BuildOrder, ReplicaStart
+from servd.replica.environment import apply_environment
+from servd.replica.importing import load_application
+from servd.replica.replica import Replica
+
+EXIT_HANDLERS_LIMIT_S = 2.0
+
+logger = logging.getLogger(__name__)
+
+
+def run_forked(start: ReplicaStart, built: BuiltApplication, lifetime_fd: int) -> NoReturn:
+    """Be the replica, in a process just forked; its first lines (signals, descriptors, gc) are done
+    already.
+    """
+    _run(start, lambda: built.deployments[start.deployment], lifetime_fd)
+
+
+def run_spawned(start: ReplicaStart, order: BuildOrder, lifetime: Connection) -> NoReturn:
+    """Be the replica, in a fresh interpreter: environment, import and build are part of its start.
+
+    `env_vars` of the order's runtime environment must hold already. Target of `multiprocessing`, not
+    daemonic.
+    """
+
+    def load() -> Deployment:
+        return load_application(order, apply_environment(order)).deployments[start.deployment]
+
+    _run(start, load, lifetime.fileno())
+
+
+def _run(start: ReplicaStart, load: Callable[[], Deployment], lifetime_fd: int) -> NoReturn:
+    process.begin(f"replica {start.replica_id}", start.state_dir, lifetime_fd)
+    full_name = DeploymentID(start.app, start.deployment).full_name
+    logs.setup(
+        "replica",
+        start.replica_id,
+        start.log_dir,
+        logs.replica_file(full_name, start.replica_id),
+        request_fields=_request_fields,
+    )
+
+    async def live() -> int:
+        return await Replica(start, load, lifetime_fd).run()
+
+    try:
+        code = process.run(live(), closes_loop=False)
+    # the last place that can tell what went wrong
+    except BaseException:
+        logger.exception("replica_failed")
+        code = 1
+    leave(code)
+
+
+def leave(code: int) -> NoReturn:
+    """End the process: exit handlers and buffers first, since `os._exit` forgets both; nothing may hold it
+    up.
+    """
+    timer = threading.Timer(EXIT_HANDLERS_LIMIT_S, os._exit, (code,))
+    timer.daemon = True
+    timer.start()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            # closed, or its reader is gone
+            pass
+    os._exit(code)
+
+
+def _request_fields() -> tuple[str, str, str]:
+    request = current_request.get()
+    return request.request_id, request.route, request.app_name

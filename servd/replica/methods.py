@@ -1,0 +1,65 @@
+"""What kind of handler a method is: decides where it runs and how its result travels."""
+
+import asyncio
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+HOOKS = frozenset({"reconfigure", "check_health"})
+"""Public methods that are no handlers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A handler. kind: "async", "sync", "generator" or "async generator"."""
+
+    name: str
+    function: Callable[..., Any]
+    kind: str
+    takes_request: bool
+
+
+def method_of(name: str, function: Callable[..., Any]) -> Method:
+    """The handler behind a bound method or function; one without parameters is called without the request."""
+    try:
+        takes_request = bool(inspect.signature(function).parameters)
+    except (TypeError, ValueError):
+        takes_request = True
+    return Method(name, function, kind_of(function), takes_request)
+
+
+def kind_of(function: Callable[..., Any]) -> str:
+    """Kind of a handler, as in `Method`; seen through `functools.partial` and objects that can be called."""
+    while not inspect.isroutine(function):
+        inner = getattr(function, "func", None) or getattr(type(function), "__call__", None)  # noqa: B004
+        if inner is None or inner is function:
+            break
+        function = inner
+    # asyncio's test also knows functions that were marked as coroutine functions
+    if asyncio.iscoroutinefunction(function):
+        return "async"
+    if inspect.isasyncgenfunction(function):
+        return "async generator"
+    return "generator" if inspect.isgeneratorfunction(function) else "sync"
+
+
+def are_handlers_sync(target: Any) -> bool:
+    """Whether every handler of a class is sync: `__call__` and the public methods, hooks aside."""
+    handlers = ["__call__", *(name for name in public_methods(target) if name not in HOOKS)]
+    return not any(kind_of(getattr(target, name)).startswith("async") for name in handlers if _has(target, name))
+
+
+def public_methods(target: type) -> list[str]:
+    """Names of the public methods of a class, sorted."""
+    return [name for name, _ in inspect.getmembers(target, inspect.isroutine) if not name.startswith("_")]
+
+
+def is_generator(value: Any) -> bool:
+    """Whether a handler's result is to be streamed."""
+    return inspect.isgenerator(value) or inspect.isasyncgen(value)
+
+
+def _has(target: type, name: str) -> bool:
+    # every class can be called, by its metaclass; that is not meant
+    return any(name in vars(base) for base in target.__mro__)

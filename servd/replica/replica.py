@@ -1,0 +1,194 @@
+"""The life of one replica on its main thread: start, serve, reconfigure, drain."""
+
+import asyncio
+import json
+import logging
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+from servd import link
+from servd.application import Deployment
+from servd.caller import Caller
+from servd.context import ReplicaContext, install_process, set_replica_context
+from servd.exceptions import DeployError
+from servd.ids import DeploymentID
+from servd.messages import ReplicaGoal, ReplicaStart, Routing
+from servd.process import LIFETIME_DRAIN_S
+from servd.replica.replica_server import ReplicaServer
+from servd.replica.user_callable import UserCallable
+from servd.replica.warden import Warden
+from servd.states import ReplicaPhase
+from servd.tracebacks import user_traceback
+
+_LINGER_S = 2.0
+"""How long the last answers may take to leave."""
+
+logger = logging.getLogger(__name__)
+
+
+class Replica:
+    """One replica; made inside the main loop, whose thread all of it belongs on. It is its warden's ward.
+
+    Args:
+        load: gives the deployment; raises what the application's status shall tell. May take long.
+        lifetime_fd: read end of the lifetime pipe.
+    """
+
+    def __init__(self, start: ReplicaStart, load: Callable[[], Deployment], lifetime_fd: int) -> None:
+        self._start = start
+        self._load = load
+        self._loop = asyncio.get_running_loop()
+        self._goal = start.goal
+        self._applied = start.goal.config_version
+        self._user_config = _parsed(start.goal.user_config)
+        self._user: UserCallable | None = None
+        self._server: ReplicaServer | None = None
+        self._updating: asyncio.Task[None] | None = None
+        self._drain_limit_s: asyncio.Future[float] = self._loop.create_future()
+        self._warden = Warden(start, self._loop, self, lifetime_fd)
+        self._caller = Caller(self._loop, start.replica_id, self._warden.subscribe, self._warden.routing_applied)
+        self._queued: dict[str, int] = {}
+
+    def __repr__(self) -> str:
+        return f"Replica({self._start.replica_id}, {self._warden.phase}, {self._server})"
+
+    async def run(self) -> int:
+        """Start, serve until told to drain, drain; the process's exit code."""
+        self._warden.start()
+        install_process(self._caller, self._loop, socket_dir=self._start.socket_dir)
+        try:
+            user = await self._start_up()
+        # whatever the start raises, `sys.exit()` in a constructor included, is told and ends the process
+        except BaseException as error:
+            text = str(error) if isinstance(error, DeployError) else user_traceback(error)
+            logger.error("start_failed\n%s", text)
+            self._warden.report(phase=ReplicaPhase.FAILED, error=text)
+            self._warden.flush()
+            return 1
+        self._loop.add_signal_handler(signal.SIGTERM, self._begin_drain, self._goal.graceful_shutdown_timeout_s)
+        self._warden.report(phase=ReplicaPhase.RUNNING, applied=self._applied)
+        self._warden.watch_health()
+        logger.info("replica_running")
+        # what came while it was starting
+        self.set_goal(self._goal)
+        limit_s = await self._drain_limit_s
+        await self._drain(user, limit_s)
+        return 0
+
+    async def _start_up(self) -> UserCallable:
+        start = self._start
+        deployment = self._load()
+        full_name = DeploymentID(start.app, start.deployment).full_name
+        context = ReplicaContext(full_name, start.replica_id, app_name=start.app)
+        set_replica_context(context)
+        user = UserCallable(deployment, context, max_sync_threads=start.max_sync_threads)
+        await user.construct()
+        if self._user_config is not None:
+            await user.reconfigure(self._user_config)
+        await self._warden.first_check(user.health_check)
+        self._user = user
+        self._server = ReplicaServer(
+            self._loop,
+            start.address,
+            user,
+            limit=start.goal.max_concurrent_queries,
+            app=start.app,
+            cancel_on_disconnect=start.goal.cancel_on_disconnect,
+        )
+        self._server.start()
+        return user
+
+    async def _drain(self, user: UserCallable, limit_s: float) -> None:
+        logger.info("replica_draining limit_s=%.1f", limit_s)
+        self._warden.report(phase=ReplicaPhase.DRAINING)
+        assert self._server is not None
+        self._server.drain()
+        try:
+            async with asyncio.timeout(limit_s):
+                await self._server.wait_idle()
+                await user.close()
+        except TimeoutError:
+            logger.warning("drain_cut_off ongoing=%d", self.ongoing)
+        self._server.close(_LINGER_S)
+        self._caller.close()
+        link.finish()
+        remove_socket(self._start.address)
+        self._warden.flush()
+
+    # --- what the warden asks and tells
+    # -------------------------------------------------------------------------------
+
+    @property
+    def ongoing(self) -> int:
+        """Admitted requests."""
+        return 0 if self._server is None else self._server.ongoing
+
+    def queued(self) -> dict[str, int]:
+        """Calls that wait for a replica, per deployment."""
+        try:
+            self._queued = self._caller.queued()
+        except RuntimeError:
+            # the warden reads while this thread changes the dictionary: the last count is good enough
+            pass
+        return self._queued
+
+    def apply_routing(self, routing: Routing) -> None:
+        """Take over the controller's routing."""
+        self._caller.apply_routing(routing)
+
+    def lifetime_ended(self) -> None:
+        """The daemon is gone: finish what runs, at once."""
+        if self._server is None:
+            os._exit(1)
+        self._begin_drain(LIFETIME_DRAIN_S)
+
+    def set_goal(self, goal: ReplicaGoal) -> None:
+        """Become what the goal says; while starting it is only noted."""
+        self._goal = goal
+        if self._server is None:
+            return
+        if goal.drain:
+            self._begin_drain(goal.graceful_shutdown_timeout_s)
+            return
+        self._server.set_limits(goal.max_concurrent_queries, goal.cancel_on_disconnect)
+        self._warden.set_health_times(goal.health_check_period_s, goal.health_check_timeout_s)
+        if goal.config_version != self._applied and self._updating is None:
+            self._updating = self._loop.create_task(self._update())
+
+    def _begin_drain(self, limit_s: float) -> None:
+        if not self._drain_limit_s.done():
+            self._drain_limit_s.set_result(limit_s)
+
+    async def _update(self) -> None:
+        assert self._user is not None
+        try:
+            while self._goal.config_version != self._applied and not self._drain_limit_s.done():
+                version, config = self._goal.config_version, _parsed(self._goal.user_config)
+                if config is not None and config != self._user_config:
+                    self._warden.report(phase=ReplicaPhase.UPDATING)
+                    await self._user.reconfigure(config)
+                self._user_config, self._applied = config, version
+                if not self._drain_limit_s.done():
+                    self._warden.report(phase=ReplicaPhase.RUNNING, applied=version, error="")
+        # user code: a failed reconfigure is the controller's business, not this loop's
+        except (Exception, SystemExit, KeyboardInterrupt) as error:
+            text = user_traceback(error)
+            logger.error("reconfigure_failed\n%s", text)
+            self._warden.report(phase=ReplicaPhase.FAILED, error=text)
+        else:
+            self._updating = None
+
+
+def remove_socket(address: str) -> None:
+    """Remove the file behind an `ipc://` address."""
+    try:
+        os.unlink(address.removeprefix("ipc://"))
+    except OSError:
+        # the one who cleans up after dead replicas may have been faster
+        pass
+
+
+def _parsed(user_config: str) -> Any:
+    return json.loads(user_config) if user_config else None

@@ -1,0 +1,119 @@
+"""Threads for sync handlers: the loop stays alive while they run, one job at a time per thread."""
+
+import asyncio
+import contextvars
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+
+class SyncThreads:
+    """A fixed number of threads, each started at its first job. All methods belong on the loop's thread."""
+
+    def __init__(self, count: int) -> None:
+        self._workers = [_Worker(number) for number in range(count)]
+        self._idle = self._workers[::-1]
+        self._waiting: deque[_Job] = deque()
+
+    def __repr__(self) -> str:
+        return f"SyncThreads({len(self._workers)}, idle={len(self._idle)}, waiting={len(self._waiting)})"
+
+    async def run(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Result of the function, called on whichever thread is free, in a copy of this task's context.
+
+        A job that was cancelled before it began is dropped; one that runs cannot be stopped: the cancellation
+        is raised when it has ended, so that the caller's slot is held as long as the thread.
+        """
+        job = _Job(function, args)
+        if self._idle:
+            self._start(self._idle.pop(), job)
+        else:
+            self._waiting.append(job)
+        return await self._outcome(job)
+
+    async def run_first(self, function: Callable[..., Any], *args: Any) -> Any:
+        """As `run`, always on the same thread; to be used while nothing else runs."""
+        job = _Job(function, args)
+        worker = self._workers[0]
+        if worker in self._idle:
+            self._idle.remove(worker)
+        self._start(worker, job)
+        return await self._outcome(job)
+
+    async def _outcome(self, job: "_Job") -> Any:
+        try:
+            return await job.result
+        except asyncio.CancelledError:
+            if job in self._waiting:
+                self._waiting.remove(job)
+            elif not job.is_done:
+                job.ended = job.loop.create_future()
+                await job.ended
+            raise
+
+    def _start(self, worker: "_Worker", job: "_Job") -> None:
+        worker.given += 1
+        worker.jobs.put((job, self._finish))
+        if worker.thread is None:
+            worker.thread = threading.Thread(target=worker.serve, name=worker.name, daemon=True)
+            worker.thread.start()
+
+    def _finish(self, worker: "_Worker", job: "_Job", value: Any, error: BaseException | None) -> None:
+        job.is_done = True
+        worker.given -= 1
+        if not worker.given:
+            if self._waiting:
+                self._start(worker, self._waiting.popleft())
+            else:
+                self._idle.append(worker)
+        if job.ended is not None and not job.ended.done():
+            job.ended.set_result(None)
+        if job.result.done():
+            return
+        if error is None:
+            job.result.set_result(value)
+        elif isinstance(error, StopIteration):
+            # a future refuses it, because a coroutine cannot raise it either
+            job.result.set_exception(RuntimeError("the function raised StopIteration"))
+        else:
+            job.result.set_exception(error)
+
+
+class _Job:
+    __slots__ = ("args", "context", "ended", "function", "is_done", "loop", "result")
+
+    def __init__(self, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        self.function = function
+        self.args = args
+        self.context = contextvars.copy_context()
+        self.loop = asyncio.get_running_loop()
+        self.result: asyncio.Future[Any] = self.loop.create_future()
+        self.ended: asyncio.Future[None] | None = None
+        self.is_done = False
+
+
+class _Worker:
+    def __init__(self, number: int) -> None:
+        self.name = f"sync-handler-{number}"
+        self.jobs: queue.SimpleQueue[tuple[_Job, Callable[..., None]]] = queue.SimpleQueue()
+        self.thread: threading.Thread | None = None
+        self.given = 0
+
+    def serve(self) -> None:
+        while True:
+            job, finish = self.jobs.get()
+            value, error = None, None
+            try:
+                value = job.context.run(job.function, *job.args)
+            # user code: whatever it raises belongs to its caller
+            except BaseException as raised:
+                error = raised
+            try:
+                job.loop.call_soon_threadsafe(finish, self, job, value, error)
+            except RuntimeError:
+                # the loop is closed, the process about to end
+                return
+            # an idle thread must not keep the last result alive
+            del job, finish, value, error

@@ -1,0 +1,323 @@
+"""The user's instance or function in a replica: construct, call, reconfigure, check, close."""
+
+import asyncio
+import inspect
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from servd.application import ASGI_ATTRIBUTE, SHUTDOWN_ATTRIBUTE, STARTUP_ATTRIBUTE, Deployment
+from servd.context import ReplicaContext, RequestContext
+from servd.exceptions import RayServeException, UserCodeError
+from servd.replica.asgi import call_with_request
+from servd.replica.exchange import HttpExchange
+from servd.replica.methods import Method, are_handlers_sync, is_generator, method_of, public_methods
+from servd.replica.responses import UTF8_TEXT, chunk_body, value_response
+from servd.replica.sync_threads import SyncThreads
+
+_END = object()
+
+logger = logging.getLogger(__name__)
+
+
+class UserCallable:
+    """What a deployment's code is to its replica. All methods belong on the main loop.
+
+    Sync handlers run on `max_sync_threads` threads. If every handler is sync, so do the sync ones of
+    `__init__`, `reconfigure` and `__del__`, always on the same one; otherwise these run on the loop's thread.
+    """
+
+    def __init__(self, deployment: Deployment, context: ReplicaContext, *, max_sync_threads: int = 1) -> None:
+        self._deployment = deployment
+        self._context = context
+        self._target: Any = deployment.func_or_class
+        self._threads = SyncThreads(max_sync_threads)
+        self._methods: dict[str, Method] = {}
+        self._hooks_on_thread = (
+            not deployment.is_function and not hasattr(self._target, ASGI_ATTRIBUTE) and are_handlers_sync(self._target)
+        )
+        self._instance: Any = None
+        self._entry: Method | None = None
+        self._asgi: Callable[..., Awaitable[None]] | None = None
+        self._running = 0
+        self._is_held = False
+        self._released: asyncio.Future[None] | None = None
+        self._idle: asyncio.Future[None] | None = None
+
+    def __repr__(self) -> str:
+        held = ", held" if self._is_held else ""
+        return f"UserCallable({self._deployment.name}, running={self._running}{held})"
+
+    @property
+    def running(self) -> int:
+        """Requests in user code now."""
+        return self._running
+
+    async def construct(self) -> None:
+        """Make the instance and start its ASGI application. Raises whatever the constructor raises."""
+        if self._deployment.is_function:
+            self._instance = self._target
+            self._entry = method_of("__call__", self._target)
+        else:
+            await self._construct_instance()
+        self._context.servable_object = self._instance
+
+    async def _construct_instance(self) -> None:
+        target, args, kwargs = self._target, self._deployment.init_args, self._deployment.init_kwargs
+        if inspect.iscoroutinefunction(target.__init__):
+            self._instance = target.__new__(target, *args, **kwargs)
+            await self._instance.__init__(*args, **kwargs)
+        elif self._hooks_on_thread:
+            self._instance = await self._threads.run_first(lambda: target(*args, **kwargs))
+        else:
+            self._instance = target(*args, **kwargs)
+        if callable(entry := getattr(self._instance, "__call__", None)):  # noqa: B004 - the method itself is wanted
+            self._entry = method_of("__call__", entry)
+        self._asgi = getattr(self._instance, ASGI_ATTRIBUTE, None)
+        if startup := getattr(self._instance, STARTUP_ATTRIBUTE, None):
+            await startup()
+
+    async def reconfigure(self, user_config: Any) -> None:
+        """Give the instance its `user_config`: waits for running requests, holds new ones meanwhile.
+
+        Raises:
+            ServdError: there is no method `reconfigure`.
+            Exception: whatever it raises.
+        """
+        method = None if self._deployment.is_function else getattr(self._instance, "reconfigure", None)
+        if method is None:
+            kind = "function" if self._deployment.is_function else "class"
+            raise RayServeException(
+                f"user_config is set, but the {kind} {self._deployment.name} has no method `reconfigure`"
+            )
+        loop = asyncio.get_running_loop()
+        while self._is_held:
+            await self._wait_until_released()
+        self._is_held = True
+        try:
+            while self._running:
+                self._idle = loop.create_future()
+                await self._idle
+            await self._run_hook(method, user_config)
+        finally:
+            self._idle = None
+            self._is_held = False
+            if self._released is not None:
+                self._released.set_result(None)
+                self._released = None
+
+    @property
+    def health_check(self) -> Callable[[], Any] | None:
+        """The bound `check_health` of the user, if there is one; a coroutine function belongs on the main
+        loop.
+        """
+        return None if self._deployment.is_function else getattr(self._instance, "check_health", None)
+
+    async def close(self) -> None:
+        """End the ASGI application, then call the user's `__del__`; what they raise is logged. Once."""
+        instance, self._instance = self._instance, None
+        if instance is None or self._deployment.is_function:
+            return
+        finalizer = getattr(type(instance), "__del__", None)
+        try:
+            if shutdown := getattr(instance, SHUTDOWN_ATTRIBUTE, None):
+                await shutdown()
+        except Exception:
+            logger.exception("shutdown_failed")
+        try:
+            if finalizer is not None:
+                await self._run_hook(finalizer, instance)
+        except Exception:
+            logger.exception("del_failed")
+        # this reference outlives everything: the interpreter must not call `__del__` again
+        self._closed_instance = instance
+
+    async def handle_http(self, exchange: HttpExchange) -> None:
+        """Answer one HTTP request or WebSocket. Raises what the handler raises before the response began."""
+        await self._enter()
+        try:
+            if self._asgi is not None:
+                await self._asgi(exchange.scope, exchange.receive, exchange.send)
+            else:
+                await self._answer(exchange)
+        except (SystemExit, KeyboardInterrupt) as error:
+            raise _exit_error(error) from error
+        finally:
+            self._leave()
+
+    async def call(
+        self,
+        method: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        context: RequestContext,  # noqa: ARG002
+    ) -> Any:
+        """Result of one handle call.
+
+        Raises:
+            ServdError: no such method; the text lists the public ones.
+            TypeError: the method is a generator.
+            Exception: whatever the method raises.
+        """
+        await self._enter()
+        try:
+            found = self._find(method)
+            if found.kind in ("async", "sync"):
+                result = await self._invoke(found, args, kwargs)
+                if not is_generator(result):
+                    return result
+            raise TypeError(
+                f"{self._deployment.name}.{method} is a generator: call it through a handle with "
+                "`.options(stream=True)`"
+            )
+        except (SystemExit, KeyboardInterrupt) as error:
+            raise _exit_error(error) from error
+        finally:
+            self._leave()
+
+    async def stream(
+        self,
+        method: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        context: Any,  # noqa: ARG002 - as above
+    ) -> AsyncGenerator[Any, None]:
+        """Items of one streaming handle call.
+
+        Raises:
+            ServdError: no such method; the text lists the public ones.
+            TypeError: the method is no generator.
+            Exception: whatever the method raises.
+        """
+        await self._enter()
+        try:
+            result = await self._invoke(self._find(method), args, kwargs)
+            if not is_generator(result):
+                raise TypeError(f"{self._deployment.name}.{method} is no generator: call it without `stream=True`")
+            async with aclosing(self._items(result)) as items:
+                async for item in items:
+                    yield item
+        except (SystemExit, KeyboardInterrupt) as error:
+            raise _exit_error(error) from error
+        finally:
+            self._leave()
+
+    async def _answer(self, exchange: HttpExchange) -> None:
+        entry = self._entry
+        if exchange.scope["type"] != "http":
+            await exchange.send({"type": "websocket.close", "code": 1000})
+            return
+        if entry is None:
+            raise RayServeException(f"{self._deployment.name} has no method `__call__`: it cannot answer HTTP requests")
+        args: tuple[Any, ...] = ()
+        # Starlette types its messages as mutable mappings, the exchange as dictionaries: they are the same
+        send: Any = exchange.send
+        if entry.takes_request:
+            args = (Request(exchange.scope, exchange.receive, send),)
+        value = await entry.function(*args) if entry.kind == "async" else await self._invoke(entry, args, {})
+        if isinstance(value, Response):
+            if type(value).__call__ is Response.__call__ and value.background is None:
+                exchange.finish(value.status_code, value.raw_headers, bytes(value.body))
+            else:
+                await value(exchange.scope, exchange.receive, send)
+        elif is_generator(value):
+            await self._stream_response(exchange, value)
+        else:
+            exchange.finish(*value_response(value))
+
+    async def _stream_response(self, exchange: HttpExchange, value: Any) -> None:
+        async with aclosing(self._items(value)) as items:
+            # what fails before the first item is still a 500
+            first = await anext(items, _END)
+            await exchange.send({"type": "http.response.start", "status": 200, "headers": UTF8_TEXT})
+            if first is not _END:
+                await exchange.send(_body(first))
+                async for item in items:
+                    await exchange.send(_body(item))
+            await exchange.send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _items(self, generator: Any) -> AsyncGenerator[Any, None]:
+        if inspect.isasyncgen(generator):
+            async with aclosing(generator):
+                async for item in generator:
+                    yield item
+            return
+        try:
+            while (item := await self._threads.run(next, generator, _END)) is not _END:
+                yield item
+        finally:
+            await self._threads.run(generator.close)
+
+    async def _invoke(self, method: Method, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if method.kind == "sync":
+            result = await self._threads.run(lambda: method.function(*args, **kwargs))
+            return await result if inspect.isawaitable(result) else result
+        result = method.function(*args, **kwargs)
+        return await result if method.kind == "async" else result
+
+    def _find(self, name: str) -> Method:
+        found = self._methods.get(name)
+        if found is None:
+            found = self._methods[name] = self._look_up(name)
+        return found
+
+    def _look_up(self, name: str) -> Method:
+        if name == "__call__" and self._asgi is not None:
+            asgi = self._asgi
+
+            async def serve(request: Request) -> Response:
+                return await call_with_request(asgi, request)
+
+            return Method(name, serve, "async", True)
+        if name == "__call__" and self._entry is not None:
+            return self._entry
+        is_public = not name.startswith("_") and not self._deployment.is_function
+        function = getattr(self._instance, name, None) if is_public else None
+        if not callable(function):
+            raise RayServeException(
+                f"{self._deployment.name} has no method {name!r}; its public methods are: "
+                f"{', '.join(self._public_methods()) or 'none'}"
+            )
+        return method_of(name, function)
+
+    def _public_methods(self) -> list[str]:
+        if self._deployment.is_function:
+            return ["__call__"]
+        entry = ["__call__"] if self._entry is not None or self._asgi is not None else []
+        return entry + public_methods(type(self._instance))
+
+    async def _run_hook(self, function: Callable[..., Any], *args: Any) -> None:
+        if self._hooks_on_thread and not inspect.iscoroutinefunction(function):
+            result = await self._threads.run_first(function, *args)
+        else:
+            result = function(*args)
+        if inspect.isawaitable(result):
+            await result
+
+    async def _enter(self) -> None:
+        while self._is_held:
+            await self._wait_until_released()
+        self._running += 1
+
+    def _leave(self) -> None:
+        self._running -= 1
+        if not self._running and self._idle is not None and not self._idle.done():
+            self._idle.set_result(None)
+
+    async def _wait_until_released(self) -> None:
+        if self._released is None:
+            self._released = asyncio.get_running_loop().create_future()
+        # one waiter that is cancelled must not cancel the others
+        await asyncio.shield(self._released)
+
+
+def _body(item: Any) -> dict[str, Any]:
+    return {"type": "http.response.body", "body": chunk_body(item), "more_body": True}
+
+
+def _exit_error(error: BaseException) -> UserCodeError:
+    return UserCodeError(f"the handler raised {type(error).__name__}: {error}")

@@ -1,0 +1,259 @@
+"""The warden: a replica's second thread, with a loop of its own that stays alive while user code blocks the
+main one.
+"""
+
+import asyncio
+import dataclasses
+import logging
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from servd import settings
+from servd.control_link import ControlLink
+from servd.messages import CallerReport, Hello, ReplicaGoal, ReplicaReport, ReplicaStart, Routing, Subscribe
+from servd.pidfd import start_ticks
+from servd.process import run, watch_lifetime
+from servd.replica.health import HealthChecks
+from servd.states import ReplicaPhase
+
+REPORT_PERIOD_S = 0.25
+STUCK_AFTER_S = 5.0
+"""A main loop that did not turn for so long is diagnosed."""
+
+_FLUSH_TIMEOUT_S = 1.0
+
+logger = logging.getLogger(__name__)
+
+
+class Ward(Protocol):
+    """What the warden guards: the main thread's side. All of it is called on the main loop but the two
+    counts.
+    """
+
+    @property
+    def ongoing(self) -> int:
+        """Admitted requests; read from the warden's thread."""
+        ...
+
+    def queued(self) -> dict[str, int]:
+        """Calls of this process that wait for a replica, per deployment; read from the warden's thread."""
+        ...
+
+    def set_goal(self, goal: ReplicaGoal) -> None:
+        """The controller's present goal."""
+        ...
+
+    def apply_routing(self, routing: Routing) -> None:
+        """The controller's present routing."""
+        ...
+
+    def lifetime_ended(self) -> None:
+        """The daemon is gone: drain now."""
+        ...
+
+
+class Warden:
+    """Owns the line to the controller: greeting, reports, health verdicts, diagnosis of a stuck main thread.
+
+    Made on the main thread. Methods may be called from any thread unless they say otherwise.
+    """
+
+    def __init__(self, start: ReplicaStart, main_loop: asyncio.AbstractEventLoop, ward: Ward, lifetime_fd: int) -> None:
+        self._start = start
+        self._main_loop = main_loop
+        self._main_thread = threading.get_ident()
+        self._ward = ward
+        self._lifetime_fd = lifetime_fd
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._is_up = threading.Event()
+        self._thread = threading.Thread(target=self._serve, name="warden", daemon=True)
+        self._report = ReplicaReport(start.replica_id, ReplicaPhase.STARTING)
+        self._said: ReplicaReport | None = None
+        self._subscribed = Subscribe(())
+        self._caller_report: CallerReport | None = None
+        self._caller_said: CallerReport | None = None
+        self._health: HealthChecks | None = None
+        self._turned_at = 0.0
+        self._is_asked = False
+        self._link = ControlLink(
+            settings.control_socket(start.socket_dir), self._hello, self._on_message, self._on_connect
+        )
+
+    def __repr__(self) -> str:
+        return f"Warden({self._link}, {self._report})"
+
+    @property
+    def phase(self) -> str:
+        """What was last reported."""
+        return self._report.phase
+
+    def start(self) -> None:
+        """Begin; returns when its loop runs."""
+        self._thread.start()
+        self._is_up.wait()
+
+    def report(self, **changes: Any) -> None:
+        """Change fields of the report and send it."""
+        self._in_loop(self._change, changes)
+
+    def subscribe(self, deployments: tuple[str, ...]) -> None:
+        """Ask for the targets of exactly these deployments (full names)."""
+        self._in_loop(self._subscribe, deployments)
+
+    def routing_applied(self, generation: int) -> None:
+        """Acknowledge a routing."""
+        self._in_loop(self._acknowledge, generation)
+
+    async def first_check(self, check: Callable[[], Any] | None) -> None:
+        """Run the check that ends the start-up; raises what it raises. To be awaited on the main loop."""
+        assert self._loop is not None
+        goal = self._start.goal
+        self._health = HealthChecks(
+            self._main_loop,
+            check,
+            self._on_verdict,
+            period_s=goal.health_check_period_s,
+            timeout_s=goal.health_check_timeout_s,
+        )
+        if check is not None:
+            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._health.first(), self._loop))
+
+    def watch_health(self) -> None:
+        """Check periodically from now on; `first_check` comes before."""
+        assert self._health is not None
+        assert self._loop is not None
+        asyncio.run_coroutine_threadsafe(self._health.run(), self._loop)
+
+    def set_health_times(self, period_s: float, timeout_s: float) -> None:
+        """Use these from the next check on."""
+        if self._health is not None:
+            self._health.period_s, self._health.timeout_s = period_s, timeout_s
+
+    def flush(self) -> None:
+        """Send what is not sent yet; blocks the calling thread, for 1 s at most."""
+        assert self._loop is not None
+        try:
+            asyncio.run_coroutine_threadsafe(self._flush(), self._loop).result(_FLUSH_TIMEOUT_S * 2)
+        except TimeoutError:
+            logger.warning("report_not_flushed")
+
+    def _in_loop(self, function: Callable[..., None], *args: Any) -> None:
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(function, *args)
+
+    def _in_main(self, function: Callable[..., None], *args: Any) -> None:
+        try:
+            self._main_loop.call_soon_threadsafe(function, *args)
+        except RuntimeError:
+            # the main loop has ended, and the process is about to
+            pass
+
+    def _serve(self) -> None:
+        run(self._main())
+
+    async def _main(self) -> None:
+        loop = self._loop = asyncio.get_running_loop()
+        watch_lifetime(loop, self._lifetime_fd, lambda: self._in_main(self._ward.lifetime_ended))
+        self._turned_at = loop.time()
+        line = asyncio.create_task(self._link.run())
+        self._is_up.set()
+        while not line.done():
+            await asyncio.sleep(REPORT_PERIOD_S)
+            self._watch_main_loop(loop.time())
+            self._send()
+        line.result()
+
+    # --- the line
+    # ---------------------------------------------------------------------------------------------------
+
+    def _hello(self) -> Hello:
+        pid = os.getpid()
+        return Hello("replica", self._start.replica_id, pid, start_ticks(pid), self._start.token)
+
+    def _on_connect(self) -> None:
+        self._said = self._caller_said = None
+        if self._subscribed.deployments:
+            self._link.send(self._subscribed)
+        self._send()
+
+    def _on_message(self, message: Any) -> None:
+        if isinstance(message, ReplicaGoal):
+            if message.drain and self._report.phase == ReplicaPhase.STARTING:
+                # nobody waits for it, and the constructor may take minutes
+                logger.info("stopped_while_starting")
+                os._exit(0)
+            self._in_main(self._ward.set_goal, message)
+        elif isinstance(message, Routing):
+            self._in_main(self._ward.apply_routing, message)
+
+    def _change(self, changes: dict[str, Any]) -> None:
+        self._report = dataclasses.replace(self._report, **changes)
+        self._send()
+
+    def _subscribe(self, deployments: tuple[str, ...]) -> None:
+        self._subscribed = Subscribe(deployments)
+        self._link.send(self._subscribed)
+
+    def _acknowledge(self, generation: int) -> None:
+        self._caller_report = CallerReport(generation, self._ward.queued())
+        self._send()
+
+    def _on_verdict(self, failures: int, message: str) -> None:
+        if failures:
+            logger.warning("health_check_failed failures=%d message=%s", failures, message)
+        self._change({"health_failures": failures, "health_message": message})
+
+    def _send(self) -> None:
+        if self._report.ongoing != self._ward.ongoing:
+            self._report = dataclasses.replace(self._report, ongoing=self._ward.ongoing)
+        if self._report != self._said and self._link.send(self._report):
+            self._said = self._report
+        if self._caller_report is None:
+            return
+        queued = self._ward.queued()
+        if queued != self._caller_report.queued:
+            self._caller_report = dataclasses.replace(self._caller_report, queued=queued)
+        if self._caller_report != self._caller_said and self._link.send(self._caller_report):
+            self._caller_said = self._caller_report
+
+    async def _flush(self) -> None:
+        loop = asyncio.get_running_loop()
+        limit = loop.time() + _FLUSH_TIMEOUT_S
+        while loop.time() < limit:
+            self._send()
+            if self._said == self._report and self._link.is_idle:
+                return
+            await asyncio.sleep(0.002)
+
+    # --- the main thread
+    # ----------------------------------------------------------------------------------------------
+
+    def _watch_main_loop(self, now: float) -> None:
+        if self._is_asked:
+            stuck_s = now - self._turned_at
+            if stuck_s >= STUCK_AFTER_S and self._report.phase != ReplicaPhase.STARTING:
+                stack = self._diagnosis(stuck_s)
+                if not self._report.stack:
+                    logger.warning("main_thread_stuck %s", stack)
+                self._report = dataclasses.replace(self._report, stack=stack)
+            return
+        if self._report.stack:
+            self._report = dataclasses.replace(self._report, stack="")
+        self._turned_at = now
+        self._is_asked = True
+        self._in_main(self._main_turned)
+
+    def _main_turned(self) -> None:
+        self._is_asked = False
+
+    def _diagnosis(self, stuck_s: float) -> str:
+        frame = sys._current_frames().get(self._main_thread)
+        if frame is None:
+            return f"blocked {stuck_s:.0f} s"
+        frames = traceback.extract_stack(frame)
+        place = f"{os.path.basename(frames[-1].filename)}:{frames[-1].lineno}"
+        return f"blocked {stuck_s:.0f} s in {place}\n" + "".join(traceback.format_list(frames)).rstrip()
