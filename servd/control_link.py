@@ -55,6 +55,12 @@ class ControlLink:
         """The controller is there as far as known."""
         return self._transport is not None and not self._transport.is_closing()
 
+    @property
+    def is_idle(self) -> bool:
+        """Connected, and everything that was sent has left this process."""
+        transport = self._transport
+        return transport is not None and not transport.is_closing() and not transport.get_write_buffer_size()
+
     def send(self, message: Any) -> bool:
         """Send one message; False when there is no controller, or it has stopped reading: dropped then."""
         transport = self._transport

@@ -46,6 +46,14 @@ def _process_context() -> "zmq.Context[zmq.Socket[bytes]]":
     return _context
 
 
+def finish() -> None:
+    """End ZeroMQ in this process, which is about to end too: waits until closed links have sent what they may."""
+    global _context
+    if _context is not None:
+        _context.destroy(linger=0)
+        _context = None
+
+
 def _open_socket(kind: int) -> "zmq.Socket[bytes]":
     try:
         socket = _process_context().socket(kind)
@@ -191,6 +199,7 @@ class ReplicaLink:
         self._make_peer = make_peer or Peer
         self._is_closed = False
         self._is_scheduled = False
+        self._is_draining = False
         self.peers: dict[bytes, Peer] = {}
         self._dropped: set[bytes] = set()
         self._due: list[Peer] = []
@@ -209,7 +218,7 @@ class ReplicaLink:
         """Send what is in the peer's outbox at the end of this turn."""
         peer.is_due = True
         self._due.append(peer)
-        if not self._is_scheduled:
+        if not self._is_scheduled and not self._is_draining:
             self._is_scheduled = True
             self._loop.call_soon(self.flush)
 
@@ -245,8 +254,11 @@ class ReplicaLink:
         self._dropped.add(peer.identity)
         self._forget(peer)
 
-    def close(self) -> None:
-        """Close at once; what was not sent is dropped. Calling it again does nothing."""
+    def close(self, linger_s: float = 0.0) -> None:
+        """Close. What was sent and has not left yet has `linger_s` for it, while the process lives (`finish()`).
+
+        Calling it again does nothing.
+        """
         if self._is_closed:
             return
         self._is_closed = True
@@ -254,11 +266,12 @@ class ReplicaLink:
         self._loop.remove_reader(self._socket.getsockopt(zmq.FD))
         self._socket.disable_monitor()
         self._monitor.close(0)
-        self._socket.close(0)
+        self._socket.close(int(linger_s * 1000))
 
     def drain(self) -> None:
         """Take in every message that is there."""
         socket = self._socket
+        self._is_draining = True
         while not self._is_closed and socket.getsockopt(_EVENTS) & _POLLIN:  # type: ignore[operator]
             identity = socket.recv(_NOBLOCK)
             peer = self.peers.get(identity)
@@ -275,6 +288,11 @@ class ReplicaLink:
                 while socket.getsockopt(zmq.RCVMORE):
                     socket.recv(_NOBLOCK)
                 self.drop(peer)
+        self._is_draining = False
+        # only now: tasks begun for these messages take their first step before the flush, and their answers are in it
+        if self._due and not self._is_scheduled:
+            self._is_scheduled = True
+            self._loop.call_soon(self.flush)
 
     def _watch(self) -> None:
         is_lost = False

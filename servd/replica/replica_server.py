@@ -157,11 +157,11 @@ class ReplicaServer:
                 self._idle = self._loop.create_future()
             await asyncio.shield(self._idle)
 
-    def close(self) -> None:
-        """Send what waits, then stop serving."""
+    def close(self, linger_s: float = 0.0) -> None:
+        """Send what waits, then stop serving; `linger_s` as in `ReplicaLink.close`."""
         if self._link is not None:
             self._link.flush()
-            self._link.close()
+            self._link.close(linger_s)
             self._link = None
 
     # --- records of callers ---------------------------------------------------------------------------------------
