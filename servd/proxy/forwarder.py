@@ -1,6 +1,7 @@
 """Sends requests of all lanes to replicas: finds the deployment, names requests, words failures."""
 
 import asyncio
+import math
 import os
 import re
 import string
@@ -35,14 +36,18 @@ def status_line(status: int) -> bytes:
 
 
 class Target:
-    """Where requests of one path go. prefix: the route's; router: of its ingress deployment."""
+    """Where requests of one path go.
 
-    __slots__ = ("app", "prefix", "router")
+    prefix: the route's; router: of its ingress deployment; limit_s: time limit by configuration, None = none.
+    """
 
-    def __init__(self, prefix: str, app: str, router: Router) -> None:
+    __slots__ = ("app", "limit_s", "prefix", "router")
+
+    def __init__(self, prefix: str, app: str, router: Router, limit_s: float | None) -> None:
         self.prefix = prefix
         self.app = app
         self.router = router
+        self.limit_s = limit_s
 
     def __repr__(self) -> str:
         return f"Target({self.prefix} -> {self.router.deployment})"
@@ -78,8 +83,8 @@ class Forwarder:
     def apply_routing(self, routing: Routing) -> None:
         """Replace routes and targets; acknowledged by the caller."""
         self.table.update(routing.routes, routing.generation)
-        self.targets.clear()
         self.caller.apply_routing(routing)
+        self.targets.clear()
 
     def refresh_date(self) -> None:
         """Renew `tail`; once a second."""
@@ -95,7 +100,9 @@ class Forwarder:
         route = self.table.match(raw_path)
         if route is None:
             return None
-        target = Target(route.prefix, route.app, self.caller.router_of(route.deployment))
+        router = self.caller.router_of(route.deployment)
+        limits = [limit for limit in (router.targets.request_timeout_s, self.limits.request_s) if limit]
+        target = Target(route.prefix, route.app, router, min(limits) if limits else None)
         if len(raw_path) <= _MAX_REMEMBERED_PATH_BYTES:
             if len(self.targets) >= _MAX_REMEMBERED:
                 self.targets.clear()
@@ -121,18 +128,13 @@ class Forwarder:
 
     def time_limit(self, target: Target, header: bytes | None) -> float | None:
         """Seconds that a request may take in all, None = no limit: the least of deployment, header and environment."""
-        limits = [self.limits.request_s] if self.limits.request_s > 0 else []
-        configured = target.router.targets.request_timeout_s
-        if configured is not None:
-            limits.append(configured)
-        if header is not None:
-            try:
-                asked = float(header)
-            except ValueError:
-                asked = 0.0
-            if asked > 0:
-                limits.append(asked)
-        return min(limits) if limits else None
+        try:
+            asked = float(header) if header is not None else 0.0
+        except ValueError:
+            asked = 0.0
+        if not 0 < asked < math.inf:
+            return target.limit_s
+        return asked if target.limit_s is None else min(asked, target.limit_s)
 
 
 def answer_failure(error: Exception) -> Answer:

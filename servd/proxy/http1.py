@@ -1,22 +1,22 @@
 """The HTTP/1.1 lane: an asyncio protocol on httptools that talks to the forwarder directly."""
 
 import asyncio
-import logging
 from collections import deque
-from collections.abc import Callable
 from typing import Any
 
 import httptools
 
-from servd import records
-from servd.outgoing import Outgoing
-from servd.proxy.forwarder import Forwarder, Target, answer_failure, answer_timeout, status_line
+from servd.proxy.body_stream import BodyStream
+from servd.proxy.forwarder import Target
+from servd.proxy.http1_answer import HttpAnswering
 from servd.proxy.limits import WHOLE_BODY_BYTES
-from servd.proxy.probes import TEXT
-from servd.records import CREDIT_BYTES, FRAME_BYTES, HTTP, STREAMED_BODY, Outbox
+from servd.proxy.listener import Listener
+from servd.proxy.probes import TEXT, Answer
+from servd.records import FRAME_BYTES, HTTP, STREAMED_BODY, Outbox, origin
 from servd.request_router import IDEMPOTENT_METHODS
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _SPECIAL = frozenset(
     (
         b"connection",
@@ -30,73 +30,419 @@ _SPECIAL = frozenset(
     )
 )
 _METHODS = {name.encode(): name for name in ("GET", "POST", "PUT", "HEAD", "DELETE", "OPTIONS", "PATCH")}
-_NO_BODY = frozenset((204, 304))
-_LINGER_S = 1.0
-_GRANT_BYTES = CREDIT_BYTES // 4
-_UPGRADES = frozenset((b"websocket", b"h2c"))
+_KNOWN_UPGRADES = frozenset((b"websocket", b"h2c"))
+_NOTHING: dict[bytes, bytes] = {}
 
-logger = logging.getLogger(__name__)
-
-HandOver = Callable[[asyncio.Transport, bytes], None]
+# what is kept of a pipelined request: method, url, headers, body, special headers, keep-alive, HTTP/1.0
+Parsed = tuple[bytes, bytes, list[bytes], "bytes | bytearray", dict[bytes, bytes], bool, bool]
 
 
-class Request:
-    """One parsed request that waits for its turn, or is being answered."""
+class HttpConnection(HttpAnswering):
+    """One client connection: one request at a time is under way, pipelined ones wait."""
 
-    __slots__ = ("body", "headers", "keep_alive", "method", "special", "url", "version")
+    __slots__ = (
+        "_backlog",
+        "_body",
+        "_extra",
+        "_final",
+        "_flags",
+        "_head_bytes",
+        "_head_tick",
+        "_headers",
+        "_is_fresh",
+        "_is_in_body",
+        "_is_large_read",
+        "_is_read_paused",
+        "_is_streaming",
+        "_is_upgrade",
+        "_origin",
+        "_owes_continue",
+        "_parser",
+        "_rest",
+        "_special",
+        "_tail",
+        "_upgrade",
+        "_url",
+    )
 
-    def __init__(
+    def __init__(self, listener: Listener) -> None:
+        super().__init__(listener)
+        self._backlog: deque[Parsed] = deque()
+        self._parser: Any = httptools.HttpRequestParser(self)
+        self._final: Answer | None = None
+        self._upgrade: bytes | None = None
+        self._rest = b""
+        self._tail: tuple[Any, ...] = ()
+        self._flags = 0
+        self._is_fresh = True
+        self._is_read_paused = False
+        self._is_streaming = False
+        self._is_large_read = False
+        self._owes_continue = False
+        self._forget_message()
+
+    def __repr__(self) -> str:
+        return f"HttpConnection({'active' if self.is_active else 'idle'}, backlog={len(self._backlog)})"
+
+    # --- asyncio.Protocol -----------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._origin = self._make_origin("1.1")
+        self._listener.connections.add(self)
+        if len(self._listener.connections) > self._forwarder.limits.connections:
+            self._refuse(503, "too many connections")
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+        self._listener.connections.discard(self)
+        self._is_deaf = True
+        self._backlog.clear()
+        if self.is_active:
+            self._forwarder.caller.cancel(self)
+        self._end_request()
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_deaf:
+            return
+        if self._is_fresh:
+            data = self._look_for_preface(data)
+            if not data:
+                return
+        if len(data) > self._forwarder.limits.head_bytes:
+            self._is_large_read = True
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._on_upgrade(data[upgrade.args[0] :])
+        except (httptools.HttpParserError, httptools.HttpParserCallbackError) as error:
+            self._refuse(400, f"bad request: {error}")
+        if self._url:
+            self._on_partial(len(data))
+
+    # --- httptools ------------------------------------------------------------------------------------------------
+
+    def on_url(self, url: bytes) -> None:
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        name = name.lower()
+        self._headers += (name, value)
+        if name in _SPECIAL:
+            if self._special is _NOTHING:
+                self._special = {}
+            known = self._special.get(name)
+            self._special[name] = value if known is None else known + b", " + value
+
+    def on_headers_complete(self) -> None:
+        self._is_in_body = True
+        if self._special is not _NOTHING or self._is_large_read or self._head_bytes:
+            self._check_head()
+
+    def on_body(self, data: bytes) -> None:
+        if self._is_deaf:
+            return
+        if self._is_streaming:
+            assert self._stream is not None
+            self._stream.feed(data)
+            if self._stream.is_full:
+                self._pause_reading()
+            return
+        if not self._body:
+            self._body = data
+        else:
+            if type(self._body) is bytes:
+                self._body = bytearray(self._body)
+            self._body += data
+        if len(self._body) > WHOLE_BODY_BYTES:
+            self._on_large_body()
+
+    def on_message_complete(self) -> None:
+        if self._is_deaf or self._is_upgrade:
+            return
+        if self._is_streaming:
+            assert self._stream is not None
+            self._is_streaming = False
+            self._stream.close()
+            self._forget_message()
+            return
+        parser = self._parser
+        keep_alive = parser.should_keep_alive()
+        special = self._special
+        is_http10 = (not keep_alive or special is not _NOTHING) and parser.get_http_version() == "1.0"
+        method, url, headers, body = parser.get_method(), self._url, self._headers, self._body
+        # at once: the answer may be there before `_start` returns
+        self._url = b""
+        self._headers = []
+        self._body = b""
+        self._special = _NOTHING
+        self._is_in_body = False
+        self._head_bytes = self._head_tick = 0
+        if self.is_active or self._backlog:
+            self._backlog.append((method, url, headers, body, special, keep_alive, is_http10))
+            self._has_next = True
+            self._pause_reading()
+        else:
+            self._start(method, url, headers, body, special, keep_alive, is_http10)
+
+    # --- requests -------------------------------------------------------------------------------------------------
+
+    def record(self, call_id: int, flags: int, outbox: Outbox) -> tuple[Any, ...]:
+        tail = self._tail
+        if len(tail[4]) >= FRAME_BYTES:
+            tail = (*tail[:4], outbox.attach(tail[4]), *tail[5:])
+        if self._timer is not None:
+            left = max(0.0, self._timer.when() - self._loop.time())
+            tail = (*tail[:8], (left, self.model_id, ()))
+        return (HTTP, call_id, flags | self._flags, *tail)
+
+    def _start(
         self,
         method: bytes,
         url: bytes,
         headers: list[bytes],
         body: bytes | bytearray,
-        special: dict[bytes, bytes] | None,
+        special: dict[bytes, bytes],
         keep_alive: bool,
-        version: str,
+        is_http10: bool,
     ) -> None:
-        self.method = method
-        self.url = url
-        self.headers = headers
-        self.body = body
-        self.special = special
-        self.keep_alive = keep_alive
-        self.version = version
+        path, _, query = url.partition(b"?")
+        if path[:1] != b"/":
+            path, query = _unusual_target(url)
+        forwarder = self._forwarder
+        target = forwarder.targets.get(path) or forwarder.resolve(path)
+        name = _METHODS.get(method) or method.decode("latin-1")
+        self.is_active = True
+        self.has_begun = False
+        self._method = name
+        self._keep_alive = keep_alive
+        self._is_http10 = is_http10
+        self.is_plain = keep_alive and not is_http10 and name != "HEAD" and not self._listener.is_draining
+        self.is_idempotent = name in IDEMPOTENT_METHODS
+        extra = None
+        if special is _NOTHING:
+            self._request_id = request_id = forwarder.request_id(None)
+            self.model_id = ""
+        else:
+            self._request_id = request_id = forwarder.request_id(special.get(b"x-request-id"))
+            self.model_id = special.get(b"serve_multiplexed_model_id", b"").decode("latin-1")
+            if self.model_id:
+                extra = (None, self.model_id, ())
+        if target is None:
+            self.answer(forwarder.answer_unrouted(path))
+            return
+        if target.limit_s is not None or special is not _NOTHING:
+            self._limit(target, special)
+        source = self._make_origin("1.0") if is_http10 else self._origin
+        self._tail = (name, path, query, headers, body, request_id.decode(), target.prefix, source, extra)
+        forwarder.caller.submit(self, target.router)
+
+    def _limit(self, target: Target, special: dict[bytes, bytes]) -> None:
+        limit_s = self._forwarder.time_limit(target, special.get(b"x-request-timeout-seconds"))
+        if limit_s is not None:
+            self.start_timer(limit_s)
+
+    def _on_large_body(self) -> None:
+        if self._is_over_limit(len(self._body)):
+            return
+        if self.is_active or self._backlog:
+            self._has_next = True
+            self._pause_reading()
+        else:
+            self._start_stream()
+
+    def _start_stream(self) -> None:
+        body, self._body = bytes(self._body), b""
+        self._is_streaming = True
+        self._flags = STREAMED_BODY
+        self._stream = stream = BodyStream(self, self._resume_reading)
+        keep_alive = self._parser.should_keep_alive()
+        is_http10 = self._parser.get_http_version() == "1.0"
+        stream.feed(body)
+        method = self._parser.get_method()
+        self._start(method, self._url, self._headers, b"", self._special, keep_alive, is_http10)
+        self.is_plain = False
+        if stream.is_full:
+            self._pause_reading()
+
+    def _check_head(self) -> None:
+        special = self._special
+        if self._is_large_read or self._head_bytes:
+            self._is_large_read = False
+            size = len(self._url) + sum(map(len, self._headers)) + 2 * len(self._headers)
+            if size > self._forwarder.limits.head_bytes:
+                self._refuse(431, "the request's head is too large")
+                return
+        if b"transfer-encoding" in special and self._parser.get_http_version() == "1.0":
+            self._refuse(400, "bad request: Transfer-Encoding in HTTP/1.0")
+            return
+        if self._is_over_limit(int(special.get(b"content-length", b"0"))):
+            return
+        if special.get(b"upgrade", b"").lower() in _KNOWN_UPGRADES and self._listener.hand_over is not None:
+            self._is_upgrade = bool(self._parser.should_upgrade())
+        if self.is_active or self._backlog:
+            self._owes_continue = special.get(b"expect", b"").lower() == b"100-continue"
+            return
+        if special.get(b"expect", b"").lower() == b"100-continue":
+            self._transport.write(_CONTINUE)
+        target = self._forwarder.resolve(self._url.partition(b"?")[0])
+        if target is not None and (b"content-length" in special or b"transfer-encoding" in special):
+            self._limit(target, special)
+
+    def _is_over_limit(self, body_bytes: int) -> bool:
+        limit = self._forwarder.limits.body_bytes
+        if limit and body_bytes > limit:
+            self._refuse(413, f"the request's body is larger than {limit} bytes")
+            return True
+        return False
+
+    # --- order and connection -------------------------------------------------------------------------------------
+
+    def check_time(self, tick: int, is_over: bool) -> None:
+        """Once a second: end the connection when it is idle or its client too slow."""
+        limits = self._forwarder.limits
+        if self._is_deaf or self._is_read_paused:
+            return
+        if self._head_tick and not self._is_in_body:
+            if tick - self._head_tick > limits.head_s:
+                self._refuse(408, "the request's head took too long")
+        elif self._is_in_body:
+            if tick - self._tick > limits.idle_s:
+                self._refuse(408, "the request's body took too long")
+        elif not self.is_active and (is_over or tick - self._tick > limits.idle_s):
+            self._is_deaf = True
+            self._transport.close()
+
+    def _go_on(self) -> None:
+        if self._is_deaf or self.is_active:
+            return
+        if self._backlog:
+            self._start(*self._backlog.popleft())
+            return
+        self._has_next = False
+        if self._upgrade is not None:
+            self._hand_over(self._upgrade)
+        elif self._final is not None:
+            self._refuse_now(self._final)
+        else:
+            if self._owes_continue:
+                self._owes_continue = False
+                self._transport.write(_CONTINUE)
+            if len(self._body) > WHOLE_BODY_BYTES:
+                self._start_stream()
+            self._resume_reading()
+
+    def _forget_message(self) -> None:
+        self._url = b""
+        self._headers: list[bytes] = []
+        self._body: bytes | bytearray = b""
+        self._special = _NOTHING
+        self._is_in_body = False
+        self._is_upgrade = False
+        self._head_bytes = self._head_tick = 0
+        self._flags = 0
+
+    def _on_partial(self, size: int) -> None:
+        self._tick = self._listener.tick
+        if not self._is_in_body:
+            self._head_bytes += size
+            self._head_tick = self._head_tick or self._tick or 1
+            if self._head_bytes > self._forwarder.limits.head_bytes:
+                self._refuse(431, "the request's head is too large")
+
+    def _refuse(self, status: int, text: str) -> None:
+        if self._is_deaf or self._final is not None:
+            return
+        block = TEXT + b"retry-after: 1\r\n" if status == 503 else TEXT
+        self._final = (status, block, text.encode())
+        if self.is_active and self._is_streaming:
+            self._forwarder.caller.cancel(self)
+            self._end_request()
+        if self.is_active or self._backlog:
+            self._has_next = True
+            self._pause_reading()
+        else:
+            self._refuse_now(self._final)
+
+    def _refuse_now(self, answer: Answer) -> None:
+        if self.has_begun and self._is_streaming:
+            self._transport.close()
+            return
+        self.is_active = True
+        self._is_in_body = True
+        self._keep_alive = self.is_plain = False
+        self._request_id = self._forwarder.request_id(None)
+        self._method = ""
+        self.answer(answer)
+
+    def _is_body_open(self) -> bool:
+        return self._is_in_body
+
+    def _pause_reading(self) -> None:
+        if not self._is_read_paused and not self._transport.is_closing():
+            self._is_read_paused = True
+            self._transport.pause_reading()
+
+    def _resume_reading(self) -> None:
+        if self._is_read_paused and not self._transport.is_closing():
+            self._is_read_paused = False
+            self._transport.resume_reading()
+
+    def _look_for_preface(self, data: bytes) -> bytes:
+        data = self._rest + data
+        self._rest = b""
+        if data.startswith(_PREFACE[: len(data)]) and self._listener.hand_over is not None:
+            if len(data) < len(_PREFACE):
+                self._rest = data
+            else:
+                self._hand_over(data)
+            return b""
+        self._is_fresh = data.startswith(_PREFACE) and self._listener.hand_over is not None
+        if self._is_fresh:
+            self._hand_over(data)
+            return b""
+        return data
+
+    def _on_upgrade(self, rest: bytes) -> None:
+        if not self._is_upgrade:
+            # not one we know: the wish is ignored, and the parser would swallow what follows
+            self._parser = httptools.HttpRequestParser(self)
+            if rest:
+                self.data_received(rest)
+            return
+        names = iter(self._headers)
+        head = b"".join(b"%b: %b\r\n" % pair for pair in zip(names, names, strict=True))
+        self._upgrade = b"%b %b HTTP/1.1\r\n%b\r\n" % (self._parser.get_method(), self._url, head) + rest
+        self._forget_message()
+        if self.is_active or self._backlog:
+            self._has_next = True
+            self._pause_reading()
+        else:
+            self._hand_over(self._upgrade)
+
+    def _hand_over(self, data: bytes) -> None:
+        self._is_deaf = True
+        self._listener.connections.discard(self)
+        self._resume_reading()
+        assert self._listener.hand_over is not None
+        self._listener.hand_over(self._transport, data)
+
+    def _make_origin(self, version: str) -> bytes:
+        client = self._transport.get_extra_info("peername")
+        server = self._transport.get_extra_info("sockname")
+        return origin(
+            client[:2] if isinstance(client, tuple) else None,
+            server[:2] if isinstance(server, tuple) else None,
+            "http",
+            version,
+            self._forwarder.table.root_path,
+        )
 
 
-class Listener:
-    """What the connections of one proxy share.
-
-    Attributes:
-        tick: seconds since the start, for the idle and head limits.
-        is_draining: every answer closes its connection.
-    """
-
-    def __init__(self, forwarder: Forwarder, hand_over: HandOver | None = None) -> None:
-        self.forwarder = forwarder
-        self.hand_over = hand_over
-        self.connections: set[HttpConnection] = set()
-        self.tick = 0
-        self.is_draining = False
-        self.drain_tick = 0
-
-    def __repr__(self) -> str:
-        return f"Listener(connections={len(self.connections)}, draining={self.is_draining})"
-
-    @property
-    def ongoing(self) -> int:
-        """Requests that are being answered."""
-        return sum(connection.is_active for connection in self.connections)
-
-    def turn(self) -> None:
-        """Once a second: renew the date, close what is idle or too slow."""
-        self.tick += 1
-        self.forwarder.refresh_date()
-        for connection in list(self.connections):
-            connection.look_at_time(self.tick)
-
-    def drain(self) -> None:
-        """Close connections after their next answer, idle ones after a grace of a second."""
-        if not self.is_draining:
-            self.is_draining = True
-            self.drain_tick = self.tick
+def _unusual_target(url: bytes) -> tuple[bytes, bytes]:
+    try:
+        parsed = httptools.parse_url(url)
+    except httptools.HttpParserInvalidURLError:
+        # asterisk and authority forms have no path: nothing is routed there
+        return url, b""
+    return parsed.path or b"/", parsed.query or b""

@@ -1,0 +1,72 @@
+"""A large request body on its way to a replica, bounded by credit."""
+
+from collections import deque
+from collections.abc import Callable
+
+from servd.outgoing import Outgoing
+from servd.records import CREDIT_BYTES
+
+
+class BodyStream:
+    """Sends what the client sent as far as the replica granted.
+
+    Args:
+        call: the request.
+        on_room: called when less than 1 MiB waits again.
+    """
+
+    __slots__ = ("_call", "_credit", "_is_closed", "_on_room", "_pieces", "_waiting")
+
+    def __init__(self, call: Outgoing, on_room: Callable[[], None]) -> None:
+        self._call = call
+        self._on_room = on_room
+        self._pieces: deque[bytes] = deque()
+        self._waiting = 0
+        self._credit = 0
+        self._is_closed = False
+
+    def __repr__(self) -> str:
+        return f"BodyStream(waiting={self._waiting}, credit={self._credit})"
+
+    @property
+    def is_full(self) -> bool:
+        """The client should not be read from."""
+        return self._waiting >= CREDIT_BYTES
+
+    @property
+    def is_complete(self) -> bool:
+        """The client has sent everything."""
+        return self._is_closed
+
+    def feed(self, data: bytes) -> None:
+        """Further bytes of the client."""
+        self._pieces.append(data)
+        self._waiting += len(data)
+        self._pump()
+
+    def close(self) -> None:
+        """The client has sent everything."""
+        self._is_closed = True
+        self._pump()
+
+    def add_credit(self, size: int) -> None:
+        """The replica grants further bytes."""
+        was_full = self.is_full
+        self._credit += size
+        self._pump()
+        if was_full and not self.is_full:
+            self._on_room()
+
+    def _pump(self) -> None:
+        peer = self._call.peer
+        while self._pieces and self._credit > 0 and peer is not None:
+            piece = self._pieces.popleft()
+            if len(piece) > self._credit:
+                self._pieces.appendleft(piece[self._credit :])
+                piece = piece[: self._credit]
+            self._credit -= len(piece)
+            self._waiting -= len(piece)
+            peer.send_body(self._call, piece, True)
+        if self._is_closed and not self._pieces and peer is not None and self._credit > 0:
+            self._credit = 0
+            peer.send_body(self._call, b"", False)

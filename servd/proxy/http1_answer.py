@@ -1,0 +1,287 @@
+"""The answering half of an HTTP/1.1 connection: whole and streamed responses, failures, time limits."""
+
+import asyncio
+
+from servd.outgoing import Outgoing
+from servd.proxy.body_stream import BodyStream
+from servd.proxy.forwarder import answer_failure, answer_timeout, status_line
+from servd.proxy.listener import Listener
+from servd.proxy.probes import Answer
+from servd.records import CREDIT_BYTES
+
+_LINGER_S = 1.0
+_GRANT_BYTES = CREDIT_BYTES // 4
+_WRITE_APART_BYTES = 64 * 1024
+_LENGTH_LINES = [b"\r\ncontent-length: %d\r\n\r\n" % size for size in range(2048)]
+_STATUS_LINE = {status: status_line(status) for status in range(100, 600)}
+_CHUNKED = b"transfer-encoding: chunked\r\n"
+_CLOSE = b"connection: close\r\n"
+_KEEP = b"connection: keep-alive\r\n"
+
+
+class HttpAnswering(asyncio.Protocol, Outgoing):
+    """Writes the response of the request that is under way.
+
+    Attributes:
+        is_active: a request is under way.
+        is_plain: HTTP/1.1, keep-alive, not HEAD: what most requests are.
+    """
+
+    __slots__ = (
+        "_body_left",
+        "_forwarder",
+        "_granted",
+        "_has_next",
+        "_is_chunked",
+        "_is_deaf",
+        "_is_http10",
+        "_is_write_paused",
+        "_keep_alive",
+        "_limit_s",
+        "_listener",
+        "_loop",
+        "_method",
+        "_request_id",
+        "_stream",
+        "_tick",
+        "_timer",
+        "_transport",
+        "is_active",
+        "is_plain",
+    )
+
+    _transport: asyncio.Transport
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self._forwarder = listener.forwarder
+        self._loop = listener.forwarder.loop
+        self.peer = None
+        self.model_id = ""
+        self.is_active = False
+        self.is_plain = False
+        self.has_begun = False
+        self._keep_alive = True
+        self._is_http10 = False
+        self._method = ""
+        self._request_id = b""
+        self._timer: asyncio.TimerHandle | None = None
+        self._stream: BodyStream | None = None
+        self._limit_s = 0.0
+        self._granted = 0
+        self._body_left: int | None = None
+        self._is_chunked = False
+        self._is_deaf = False
+        self._has_next = False
+        self._is_write_paused = False
+        self._tick = listener.tick
+
+    # --- what the caller tells ------------------------------------------------------------------------------------
+
+    def on_response(self, status: int, block: bytes, body: bytes) -> None:
+        transport = self._transport
+        if transport.is_closing():
+            return
+        size = len(body)
+        if not self.is_plain or status < 200 or status == 204 or status == 304:
+            self._write_unusual(status, block, body)
+        elif size < 2048:
+            transport.write(
+                b"".join(
+                    (
+                        _STATUS_LINE.get(status) or status_line(status),
+                        block,
+                        self._forwarder.tail,
+                        b"x-request-id: ",
+                        self._request_id,
+                        _LENGTH_LINES[size],
+                        body,
+                    )
+                )
+            )
+        else:
+            self._write(self._head(status, block, b"content-length: %d\r\n" % size), body)
+        self._finish()
+
+    def on_head(self, status: int, block: bytes) -> None:
+        if self._transport.is_closing():
+            return
+        self.has_begun = True
+        self._body_left = _declared_length(block)
+        self._is_chunked = False
+        line = b""
+        if self._method == "HEAD" or status in (204, 304):
+            self._body_left = 0
+        elif self._body_left is None:
+            if self._is_http10:
+                self._keep_alive = False
+            else:
+                self._is_chunked = True
+                line = _CHUNKED
+        self._transport.write(self._head(status, block, line))
+
+    def on_body(self, data: bytes) -> None:
+        transport = self._transport
+        if transport.is_closing():
+            return
+        size = len(data)
+        if self._is_chunked:
+            self._write(b"%x\r\n" % size, data, b"\r\n")
+        elif self._body_left is None:
+            transport.write(data)
+        elif self._method != "HEAD":
+            # more than was declared would be read as the next response
+            self._body_left -= size
+            if self._body_left < 0:
+                transport.close()
+                return
+            transport.write(data)
+        self._granted += size
+        if not self._is_write_paused:
+            self._grant()
+
+    def on_end(self, error: str | None) -> None:
+        if self._transport.is_closing():
+            return
+        if error is not None or not self.has_begun or (self._body_left or 0) > 0:
+            self._end_request()
+            self._transport.close()
+            return
+        if self._is_chunked:
+            self._transport.write(b"0\r\n\r\n")
+        if not self._keep_alive or self._listener.is_draining:
+            self._close_after()
+        self._finish()
+
+    def on_credit(self, size: int) -> None:
+        if self._stream is not None:
+            self._stream.add_credit(size)
+
+    def on_failure(self, error: Exception) -> None:
+        if self._transport.is_closing():
+            return
+        if self.has_begun:
+            self._end_request()
+            self._transport.close()
+        else:
+            self.answer(answer_failure(error))
+
+    # --- answering ------------------------------------------------------------------------------------------------
+
+    def answer(self, answer: Answer) -> None:
+        """Answer the request that is under way."""
+        self.on_response(*answer)
+
+    def pause_writing(self) -> None:
+        self._is_write_paused = True
+
+    def resume_writing(self) -> None:
+        self._is_write_paused = False
+        self._grant()
+
+    def start_timer(self, limit_s: float) -> None:
+        """Answer 408 when the request is not answered in so many seconds from now."""
+        if self._timer is None:
+            self._limit_s = limit_s
+            self._timer = self._loop.call_later(limit_s, self._on_time_out)
+
+    def _write(self, *pieces: bytes) -> None:
+        if len(pieces[1]) < _WRITE_APART_BYTES:
+            self._transport.write(b"".join(pieces))
+        else:
+            for piece in pieces:
+                self._transport.write(piece)
+
+    def _head(self, status: int, block: bytes, line: bytes) -> bytes:
+        if not self._keep_alive or self._listener.is_draining:
+            line += _CLOSE
+        elif self._is_http10:
+            line += _KEEP
+        rid = self._request_id
+        return b"".join(
+            (status_line(status), block, self._forwarder.tail, line, b"x-request-id: ", rid, b"\r\n\r\n")
+        )
+
+    def _write_unusual(self, status: int, block: bytes, body: bytes) -> None:
+        line = b""
+        has_body = status >= 200 and status not in (204, 304)
+        if has_body and _declared_length(block) is None:
+            line = b"content-length: %d\r\n" % len(body)
+        if self._stream is not None and not self._stream.is_complete:
+            self._keep_alive = False
+        if self._method == "HEAD" or not has_body:
+            body = b""
+        self._write(self._head(status, block, line), body)
+        if not self._keep_alive or self._listener.is_draining:
+            self._close_after()
+
+    def _finish(self) -> None:
+        self.is_active = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._tick = self._listener.tick
+        if self._stream is not None:
+            if not self._stream.is_complete:
+                self._close_after()
+            self._stream = None
+        if self._has_next and not self._is_deaf:
+            # a turn later: many pipelined requests answered at once would go deeper and deeper
+            self._loop.call_soon(self._go_on)
+
+    def _end_request(self) -> None:
+        self.is_active = False
+        self._stream = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _go_on(self) -> None:
+        raise NotImplementedError
+
+    def _close_after(self) -> None:
+        if self._is_deaf:
+            return
+        self._is_deaf = True
+        if self._is_body_open():
+            # closing with unread data would reset the connection, and the answer with it
+            if self._transport.can_write_eof():
+                self._transport.write_eof()
+            self._loop.call_later(_LINGER_S, self._transport.close)
+        else:
+            self._transport.close()
+
+    def _is_body_open(self) -> bool:
+        raise NotImplementedError
+
+    def _grant(self) -> None:
+        if self._granted >= _GRANT_BYTES or (self._granted and not self._is_write_paused):
+            if self.peer is not None and self.is_active:
+                self.peer.grant(self, self._granted)
+            self._granted = 0
+
+    def _on_time_out(self) -> None:
+        self._timer = None
+        if self.is_active:
+            if self._stream is not None and not self._stream.is_complete:
+                stage = "reading the body"
+            else:
+                stage = "waiting for a replica" if self.peer is None else "in the handler"
+            self._forwarder.caller.cancel(self)
+            if self.has_begun:
+                self._end_request()
+                self._transport.close()
+                return
+        else:
+            stage = "reading the body"
+            self.is_active = True
+            self._keep_alive = self.is_plain = False
+        self.answer(answer_timeout(self._limit_s, stage))
+
+
+def _declared_length(block: bytes) -> int | None:
+    start = 0 if block.startswith(b"content-length:") else block.find(b"\r\ncontent-length:") + 2
+    if start == 1:
+        return None
+    value = block[start + 15 :].split(b"\r\n", 1)[0].strip()
+    return int(value) if value.isdigit() else None

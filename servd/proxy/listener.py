@@ -1,0 +1,58 @@
+"""What the connections of one proxy share: the forwarder, their number, the clock tick, the drain."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from servd.proxy.forwarder import Forwarder
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from servd.proxy.http1 import HttpConnection
+
+IDLE_GRACE_TICKS = 2
+"""Ticks before a draining proxy closes idle connections: at least one whole second. Closing at once loses requests on their way."""
+
+HandOver = Callable[["asyncio.Transport", bytes], None]
+
+
+class Listener:
+    """The connections of one proxy.
+
+    Args:
+        hand_over: takes over a connection that is not HTTP/1.1, with the bytes read so far.
+
+    Attributes:
+        tick: whole seconds since the start, for limits of idle and slow connections.
+        is_draining: every answer closes its connection.
+    """
+
+    def __init__(self, forwarder: Forwarder, hand_over: HandOver | None = None) -> None:
+        self.forwarder = forwarder
+        self.hand_over = hand_over
+        self.connections: set[HttpConnection] = set()
+        self.tick = 0
+        self.is_draining = False
+        self._drain_tick = 0
+
+    def __repr__(self) -> str:
+        return f"Listener(connections={len(self.connections)}{', draining' if self.is_draining else ''})"
+
+    @property
+    def ongoing(self) -> int:
+        """Requests that are being answered."""
+        return sum(connection.is_active for connection in self.connections)
+
+    def turn(self) -> None:
+        """To be called once a second: renews the date, ends connections that are idle or too slow."""
+        self.tick += 1
+        self.forwarder.refresh_date()
+        is_over = self.is_draining and self.tick - self._drain_tick >= IDLE_GRACE_TICKS
+        for connection in list(self.connections):
+            connection.check_time(self.tick, is_over)
+
+    def drain(self) -> None:
+        """Close connections after their next answer, idle ones after the grace."""
+        if not self.is_draining:
+            self.is_draining = True
+            self._drain_tick = self.tick

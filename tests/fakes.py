@@ -1,0 +1,158 @@
+"""Stand-ins for the user's code and for the controller, with real sockets and processes around them."""
+
+import asyncio
+import contextlib
+import random
+import socket
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+from servd.caller import Caller
+from servd.context import RequestContext
+from servd.messages import DeploymentTargets, Endpoint, Route, Routing
+from servd.proxy.forwarder import Forwarder
+from servd.proxy.http1 import HttpConnection
+from servd.proxy.limits import Limits
+from servd.proxy.listener import Listener
+from servd.replica.exchange import HttpExchange
+from servd.replica.replica_server import ReplicaServer
+
+Http = Callable[[HttpExchange], Awaitable[None]]
+
+
+async def hello(exchange: HttpExchange) -> None:
+    """Answers every request with its method and path."""
+    text = f"{exchange.scope.get('method')} {exchange.scope['path']}"
+    exchange.finish(200, [(b"content-type", b"text/plain")], text.encode())
+
+
+class FakeUser:
+    """A deployment made of functions."""
+
+    def __init__(self, http: Http = hello, methods: dict[str, Any] | None = None) -> None:
+        self._http = http
+        self._methods = methods or {}
+
+    async def handle_http(self, exchange: HttpExchange) -> None:
+        await self._http(exchange)
+
+    async def call(
+        self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], context: RequestContext
+    ) -> Any:
+        return await self._methods[method](*args, **kwargs)
+
+    async def stream(
+        self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], context: RequestContext
+    ) -> AsyncIterator[Any]:
+        async for item in self._methods[method](*args, **kwargs):
+            yield item
+
+
+def new_address() -> str:
+    """A ZeroMQ address that nobody uses."""
+    return f"ipc://{tempfile.mkdtemp(prefix='servd-test-')}/r"
+
+
+def targets_for(*addresses: str, deployment: str = "app_Echo", **options: Any) -> DeploymentTargets:
+    """Targets of one deployment with these replicas."""
+    endpoints = tuple(Endpoint(address, address) for address in addresses)
+    return DeploymentTargets(deployment, "app", endpoints=endpoints, **options)
+
+
+def routing_for(*targets: DeploymentTargets, prefix: str = "/", generation: int = 1) -> Routing:
+    """A routing whose first deployment is the ingress at `prefix`."""
+    routes = tuple(Route(prefix, target.deployment, target.app) for target in targets[:1])
+    return Routing(generation, routes, targets)
+
+
+def a_caller() -> Caller:
+    """A caller on the running loop."""
+    return Caller(asyncio.get_running_loop(), "test", lambda names: None, rng=random.Random(1))
+
+
+class Room:
+    """Replicas and a proxy listener on the running loop, over real sockets. Use with `async with`."""
+
+    def __init__(self, *, limits: Limits | None = None, root_path: str = "", hand_over: bool = False) -> None:
+        self.caller = a_caller()
+        self.forwarder = Forwarder(self.caller, root_path, limits or Limits())
+        self.listener = Listener(self.forwarder)
+        self.servers: dict[str, ReplicaServer] = {}
+        self.port = 0
+        self._hand_over = hand_over
+        self._stack = contextlib.AsyncExitStack()
+        self._generation = 0
+
+    async def __aenter__(self) -> "Room":
+        if self._hand_over:
+            from servd.proxy.hypercorn_lane import HypercornLane
+
+            lane = HypercornLane(self.listener)
+            self.listener.hand_over = lane.hand_over
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(lambda: HttpConnection(self.listener), "127.0.0.1", 0)
+        self.port = server.sockets[0].getsockname()[1]
+        self._server = server
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self._server.close()
+        for connection in list(self.listener.connections):
+            connection._transport.abort()
+        self.caller.close()
+        for server in self.servers.values():
+            server.close()
+        await asyncio.sleep(0)
+
+    def replica(self, http: Http = hello, methods: dict[str, Any] | None = None, *, limit: int = 100) -> str:
+        """Start one more replica; gives its address."""
+        address = new_address()
+        server = ReplicaServer(asyncio.get_running_loop(), address, FakeUser(http, methods), limit=limit)
+        server.start()
+        self.servers[address] = server
+        return address
+
+    def route(self, *addresses: str, prefix: str = "/", **options: Any) -> None:
+        """Announce these replicas as the ingress at `prefix`."""
+        self._generation += 1
+        targets = targets_for(*addresses, **options)
+        self.forwarder.apply_routing(routing_for(targets, prefix=prefix, generation=self._generation))
+
+    async def raw(self, data: bytes, *, until: bytes | None = None, timeout_s: float = 5.0) -> bytes:
+        """Bytes that come back for these bytes, to the end of the connection or until `until` was seen."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        try:
+            writer.write(data)
+            got = b""
+            async with asyncio.timeout(timeout_s):
+                while piece := await reader.read(65536):
+                    got += piece
+                    if until is not None and until in got:
+                        break
+            return got
+        finally:
+            writer.close()
+
+    async def get(self, path: str = "/", *headers: str, method: str = "GET", body: bytes = b"") -> bytes:
+        """The whole answer to one request on a connection of its own."""
+        lines = [f"{method} {path} HTTP/1.1", "host: test", "connection: close", *headers]
+        if body:
+            lines.append(f"content-length: {len(body)}")
+        return await self.raw("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+async def wait_until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
+    """Return when the condition holds; fail when it does not in time."""
+    async with asyncio.timeout(timeout_s):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
