@@ -82,6 +82,8 @@ class ReplicaContext:
 
 
 _replica: ReplicaContext | None = None
+local_replica: ContextVar[ReplicaContext | None] = ContextVar("servd_local_replica", default=None)
+"""The replica of the current task, where one process plays several (local mode)."""
 
 
 def set_replica_context(context: ReplicaContext | None) -> None:
@@ -91,8 +93,8 @@ def set_replica_context(context: ReplicaContext | None) -> None:
 
 
 def replica_context() -> ReplicaContext | None:
-    """The replica this process is, None elsewhere."""
-    return _replica
+    """The replica this code runs in, None outside of replicas."""
+    return _replica or local_replica.get()
 
 
 def get_replica_context() -> ReplicaContext:
@@ -101,11 +103,10 @@ def get_replica_context() -> ReplicaContext:
     Raises:
         ServdError: not inside a replica.
     """
-    if _replica is None:
-        raise ServdError(
-            "`get_replica_context()` works only inside a replica: call it in the code of a deployment"
-        )
-    return _replica
+    found = replica_context()
+    if found is None:
+        raise ServdError("`get_replica_context()` works only inside a replica: call it in the code of a deployment")
+    return found
 
 
 class Ticket(Protocol):
@@ -149,6 +150,7 @@ class Process:
 
 
 _process: Process | None = None
+_local: dict[str, Process] = {}
 
 
 def install_process(
@@ -167,6 +169,19 @@ def remove_process() -> None:
     """Forget the process's caller: the next handle call asks for a new one."""
     global _process
     _process = None
+
+
+def set_local_process(app: str, runner: Process | None) -> None:
+    """Let handles to an application stay in this process (local mode); None takes it back."""
+    if runner is None:
+        _local.pop(app, None)
+    else:
+        _local[app] = runner
+
+
+def local_process(app: str) -> Process | None:
+    """What runs an application in this process, None for all others."""
+    return _local.get(app)
 
 
 def installed_process() -> Process | None:

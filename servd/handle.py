@@ -13,6 +13,7 @@ from servd.context import (
     Ticket,
     current_request,
     installed_process,
+    local_process,
     process,
 )
 from servd.exceptions import ServdError
@@ -38,14 +39,13 @@ class _Handle:
         method_name: str = "__call__",
         multiplexed_model_id: str = "",
         stream: bool = False,
-        _process: Process | None = None,
     ) -> None:
         self._id = deployment
         self._full_name = deployment.full_name
         self._method = method_name
         self._model_id = multiplexed_model_id
         self._stream = stream
-        self._process = _process
+        self._process = local_process(deployment.app)
 
     @property
     def deployment_name(self) -> str:
@@ -75,7 +75,6 @@ class _Handle:
             method_name=self._method if method_name is None else method_name,
             multiplexed_model_id=self._model_id if multiplexed_model_id is None else multiplexed_model_id,
             stream=self._stream if stream is None else stream,
-            _process=self._process,
         )
 
     def __getattr__(self: Self, name: str) -> Self:

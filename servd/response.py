@@ -43,8 +43,7 @@ class DeploymentResponse:
             try:
                 yield from self._settle_here()
             except asyncio.CancelledError:
-                task = asyncio.current_task()
-                if not self._is_cancelled or (task is not None and task.cancelling()):
+                if not self._is_cancelled or _is_cancelling():
                     raise
                 self._settle_as_cancelled()
         return self._outcome()
@@ -174,6 +173,7 @@ class DeploymentResponseGenerator:
     def __init__(self, process: Process, opening: Coroutine[Any, Any, Ticket] | Ticket) -> None:
         self._process = process
         self._opening = opening
+        self._ticket: Ticket | None = None
         self._items: AsyncIterator[Any] | None = None
         self._is_cancelled = False
         self._is_done = False
@@ -226,7 +226,7 @@ class DeploymentResponseGenerator:
 
     def __del__(self) -> None:
         # nobody will read the rest: free the replica's slot
-        if self._items is not None and not self._is_done and not self._process.loop.is_closed():
+        if self._ticket is not None and not self._is_done and not self._process.loop.is_closed():
             self._process.loop.call_soon_threadsafe(self._ticket.cancel)
 
     async def _next(self) -> Any:
@@ -235,13 +235,13 @@ class DeploymentResponseGenerator:
         try:
             if self._items is None:
                 opening = self._opening
-                self._ticket: Ticket = await opening if isinstance(opening, Coroutine) else opening
-                self._items = self._ticket.__aiter__()
+                ticket: Ticket = await opening if isinstance(opening, Coroutine) else opening
+                self._ticket = ticket
+                self._items = ticket.__aiter__()
             return pickling.loads(await self._items.__anext__())
         except asyncio.CancelledError:
             self._is_done = True
-            task = asyncio.current_task()
-            if not self._is_cancelled or (task is not None and task.cancelling()):
+            if not self._is_cancelled or _is_cancelling():
                 raise
             failure: Exception = RequestCancelledError("the call was cancelled")
         except StopAsyncIteration:
@@ -261,7 +261,7 @@ class DeploymentResponseGenerator:
             return False, None
 
     def _cancel_here(self) -> None:
-        if self._items is not None:
+        if self._ticket is not None:
             self._ticket.cancel()
 
 
@@ -272,6 +272,12 @@ def call_error(error: Exception) -> Exception:
     if type(error) is NoRouteError:
         return UnknownDeploymentError(str(error))
     return error
+
+
+def _is_cancelling() -> bool:
+    """Whether the running task itself is being cancelled, not only what it waits for."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _restore(value: Any) -> Ref:

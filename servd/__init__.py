@@ -1,0 +1,106 @@
+"""servd serves Python applications with many processes on one host. Here are its public names, loaded when asked for."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from servd.api import (
+        build,
+        delete,
+        deployment,
+        get_app_handle,
+        get_deployment,
+        get_deployment_handle,
+        list_deployments,
+        run,
+        shutdown,
+        start,
+        status,
+    )
+    from servd.application import Application, Deployment
+    from servd.asgi_ingress import ingress
+    from servd.batching import batch
+    from servd.built_application import BuiltApplication
+    from servd.config import HTTPOptions
+    from servd.context import get_multiplexed_model_id, get_replica_context
+    from servd.multiplex import multiplexed
+    from servd.response import get
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Application",
+    "BuiltApplication",
+    "Deployment",
+    "HTTPOptions",
+    "batch",
+    "build",
+    "delete",
+    "deployment",
+    "get",
+    "get_app_handle",
+    "get_deployment",
+    "get_deployment_handle",
+    "get_multiplexed_model_id",
+    "get_replica_context",
+    "ingress",
+    "list_deployments",
+    "multiplexed",
+    "run",
+    "shutdown",
+    "start",
+    "status",
+]
+
+# proxies and the daemon import this package too: a name costs nothing until somebody uses it
+_HOMES = {
+    "servd.application": ("Application", "Deployment"),
+    "servd.asgi_ingress": ("ingress",),
+    "servd.batching": ("batch",),
+    "servd.built_application": ("BuiltApplication",),
+    "servd.config": ("HTTPOptions",),
+    "servd.context": ("get_multiplexed_model_id", "get_replica_context"),
+    "servd.multiplex": ("multiplexed",),
+    "servd.response": ("get",),
+    "servd.api": (
+        "build",
+        "delete",
+        "deployment",
+        "get_app_handle",
+        "get_deployment",
+        "get_deployment_handle",
+        "list_deployments",
+        "run",
+        "shutdown",
+        "start",
+        "status",
+    ),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+_MODULES = (
+    "config",
+    "context",
+    "dag",
+    "deployment_graph",
+    "drivers",
+    "exceptions",
+    "handle",
+    "http_adapters",
+    "metrics",
+    "schema",
+)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME_OF:
+        value = getattr(importlib.import_module(_HOME_OF[name]), name)
+    elif name in _MODULES:
+        value = importlib.import_module(f"servd.{name}")
+    else:
+        raise AttributeError(f"module 'servd' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_MODULES})

@@ -1,0 +1,49 @@
+"""One call of an ASGI application whose unhandled exceptions are the caller's to answer."""
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+Message = MutableMapping[str, Any]
+Send = Callable[[Any], Awaitable[None]]
+Asgi = Callable[[Any, Any, Send], Awaitable[None]]
+
+
+async def call_app(app: Asgi, scope: Any, receive: Any, send: Send, *, answers_errors: bool = False) -> None:
+    """Run the application for one request.
+
+    Starlette answers an unhandled exception with a bare 500 and raises it again. That answer is held back here, so
+    the caller can give one that says what happened.
+
+    Args:
+        answers_errors: the application has a handler for any exception: its answer counts.
+
+    Raises:
+        Exception: what the application raised, unless it answered that itself.
+    """
+    if scope["type"] != "http":
+        await app(scope, receive, send)
+        return
+    held: list[Message] = []
+
+    async def hold_500(message: Message) -> None:
+        if held or (message["type"] == "http.response.start" and message["status"] == 500):
+            held.append(message)
+            # a long answer is the application's own: nothing to hold back any more
+            if len(held) > 2:
+                await _flush(held, send)
+        else:
+            await send(message)
+
+    try:
+        await app(scope, receive, hold_500)
+    except Exception:
+        if not (answers_errors and held):
+            raise
+    await _flush(held, send)
+
+
+async def _flush(held: list[Message], send: Send) -> None:
+    waiting = held[:]
+    held.clear()
+    for message in waiting:
+        await send(message)

@@ -1,0 +1,204 @@
+"""`run(local=True)`: a whole application in the calling process, without daemon and sockets, for unit tests.
+
+Arguments and results are pickled on the way, and user code runs as in a replica, so handles and errors are the same.
+"""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Awaitable, Generator
+from typing import Any
+
+from servd import pickling
+from servd.built_application import BuiltApplication
+from servd.context import (
+    Process,
+    ReplicaContext,
+    RequestContext,
+    current_request,
+    local_replica,
+    set_local_process,
+)
+from servd.exceptions import NoRouteError, RemoteFailure, ServdError
+from servd.ids import DeploymentID, random_letters
+
+# the one place outside `replica/` that runs user code: a process that is driver and replicas at once
+from servd.replica.user_callable import UserCallable
+
+_END = object()
+
+
+class LocalTicket:
+    """One call inside the process."""
+
+    def __init__(self, task: "asyncio.Task[Any] | None", items: AsyncIterator[Any] | None = None) -> None:
+        self._task, self._items = task, items
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        assert self._task is not None
+        return self._task.__await__()
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        assert self._items is not None
+        return self._items
+
+    def cancel(self) -> None:
+        """Cancel the handler."""
+        if self._task is not None:
+            self._task.cancel()
+
+
+class LocalCaller:
+    """Sends calls to the deployments of one application in this process."""
+
+    def __init__(self) -> None:
+        self._replicas: dict[str, tuple[UserCallable, ReplicaContext]] = {}
+
+    async def start(self, built: BuiltApplication) -> None:
+        """Construct every deployment, dependencies first; whatever user code raises comes out."""
+        for name, deployment in built.deployments.items():
+            target = DeploymentID(built.name, name)
+            tag = f"{target.full_name}#{random_letters(6)}"
+            about = ReplicaContext(target.full_name, tag, app_name=built.name)
+            threads = deployment.config.max_sync_threads
+            replica = UserCallable(deployment, about, max_sync_threads=threads)
+            await asyncio.create_task(self._construct(replica, about, deployment.user_config))
+            self._replicas[target.full_name] = replica, about
+
+    async def close(self) -> None:
+        """End every deployment, ingress first."""
+        for replica, about in reversed(self._replicas.values()):
+            await asyncio.create_task(self._as_replica(about, replica.close()))
+        self._replicas.clear()
+
+    def submit_call(
+        self,
+        deployment: str,
+        method: str,
+        parts: list[Any],
+        context: RequestContext,
+        *,
+        stream: bool = False,
+        model_id: str = "",
+        deadline: float | None = None,
+    ) -> LocalTicket:
+        """Call a method; the deadline bounds it."""
+        inner = RequestContext(
+            context.request_id or random_letters(10),
+            context.route,
+            deployment.partition("_")[0],
+            model_id,
+            deadline,
+            context.depth + 1,
+        )
+        if stream:
+            return LocalTicket(None, self._stream(deployment, method, parts, inner))
+        return LocalTicket(asyncio.get_running_loop().create_task(self._call(deployment, method, parts, inner)))
+
+    async def _call(self, deployment: str, method: str, parts: list[Any], context: RequestContext) -> Any:
+        replica, about = self._find(deployment)
+        current_request.set(context)
+        local_replica.set(about)
+        try:
+            args, kwargs = pickling.loads(parts)
+            async with asyncio.timeout_at(context.deadline):
+                return pickling.dumps(await replica.call(method, args, kwargs, context))
+        except Exception as error:
+            raise RemoteFailure(pickling.dump_exception(error)) from error
+
+    async def _stream(
+        self, deployment: str, method: str, parts: list[Any], context: RequestContext
+    ) -> AsyncIterator[Any]:
+        replica, about = self._find(deployment)
+        args, kwargs = pickling.loads(parts)
+        items = replica.stream(method, args, kwargs, context)
+        try:
+            while True:
+                # a generator runs in the context of whoever asks for its next item
+                current_request.set(context)
+                local_replica.set(about)
+                item = await anext(items, _END)
+                if item is _END:
+                    return
+                yield pickling.dumps(item)
+        except Exception as error:
+            raise RemoteFailure(pickling.dump_exception(error)) from error
+
+    def _find(self, deployment: str) -> tuple[UserCallable, ReplicaContext]:
+        if deployment not in self._replicas:
+            raise NoRouteError(f"deployment {deployment} does not exist")
+        return self._replicas[deployment]
+
+    async def _construct(self, replica: UserCallable, about: ReplicaContext, user_config: Any) -> None:
+        local_replica.set(about)
+        await replica.construct()
+        if user_config is not None:
+            await replica.reconfigure(user_config)
+        check = replica.health_check
+        if check is not None:
+            result = check()
+            if asyncio.iscoroutine(result):
+                await result
+
+    @staticmethod
+    async def _as_replica(about: ReplicaContext, work: Awaitable[None]) -> None:
+        local_replica.set(about)
+        await work
+
+
+class LocalRuns:
+    """Applications that run in this process, by name, on a loop in a thread of their own."""
+
+    def __init__(self) -> None:
+        self._callers: dict[str, LocalCaller] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def run(self, built: BuiltApplication, caller: LocalCaller) -> None:
+        """Start the application; an earlier one of that name is ended. `caller` as `prepare` gave it."""
+        loop = self._started_loop()
+        try:
+            asyncio.run_coroutine_threadsafe(caller.start(built), loop).result()
+        except BaseException:
+            self.delete(built.name)
+            raise
+
+    def prepare(self, name: str) -> LocalCaller:
+        """Make handles to the application stay here; before it is built."""
+        if asyncio._get_running_loop() is not None:
+            raise ServdError("an application is started from a thread without event loop")
+        self.delete(name)
+        loop = self._started_loop()
+        caller = self._callers[name] = LocalCaller()
+        set_local_process(name, Process(caller, loop, _thread_of(loop)))
+        return caller
+
+    def delete(self, name: str) -> bool:
+        """End an application; False when there is none of that name."""
+        caller = self._callers.pop(name, None)
+        if caller is None or self._loop is None:
+            return False
+        asyncio.run_coroutine_threadsafe(caller.close(), self._loop).result()
+        set_local_process(name, None)
+        return True
+
+    def close(self) -> None:
+        """End all applications and the loop."""
+        for name in list(self._callers):
+            self.delete(name)
+
+    def _started_loop(self) -> asyncio.AbstractEventLoop:
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            thread = threading.Thread(target=self._loop.run_forever, name="servd-local", daemon=True)
+            thread.start()
+        return self._loop
+
+
+def _thread_of(loop: asyncio.AbstractEventLoop) -> int:
+    async def ident() -> int:
+        return threading.get_ident()
+
+    return asyncio.run_coroutine_threadsafe(ident(), loop).result()
+
+
+RUNS = LocalRuns()
+"""The local applications of this process."""
