@@ -23,7 +23,7 @@ from servd.rest.access import AccessRules
 from servd.rest.applications import applications_resource
 from servd.rest.bodies import version_body
 from servd.rest.deployments import deployments_resource, deployments_status_resource
-from servd.rest.exchange import Endpoint, Resource, json_answer
+from servd.rest.exchange import BodyWatch, Endpoint, Resource, json_answer
 from servd.rest.own_endpoints import application_resource, code_resource, start_resource, status_resource
 from servd.rest.peers import Peer, peer_of
 from servd.rest.problems import not_allowed, not_found, problem, problem_of
@@ -60,12 +60,15 @@ class AdminApp:
             return
         if scope["type"] != "http":
             return
-        request = Request(scope, receive)
+        body = BodyWatch(receive)
+        request = Request(scope, body)
         try:
             response = await self._respond(request)
         except Exception as error:
             response = problem_of(error)
-        await response(scope, receive, send)
+        if "content-length" in request.headers or "transfer-encoding" in request.headers:
+            await body.discard_rest()
+        await response(scope, body, send)
 
     async def _respond(self, request: Request) -> Response:
         peer = request.scope.get(_PEER_KEY, _STRANGER)

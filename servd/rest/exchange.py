@@ -1,11 +1,13 @@
 """One exchange of the admin plane: bodies in, conditions, answers out."""
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn
 
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Message, Receive
 
 from servd.control_plane import ControlPlane, InstanceView
 from servd.exceptions import ConfigError, RevisionConflictError
@@ -16,6 +18,31 @@ Resource = dict[str, Endpoint]
 """Verb -> endpoint of one path. HEAD goes where GET goes."""
 
 _DISCARD_BYTES = 16 * MAX_BODY_BYTES
+_DISCARD_S = 5.0
+
+
+class BodyWatch:
+    """An ASGI `receive` that knows whether the request body has ended."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._has_ended = False
+
+    async def __call__(self) -> Message:
+        message = await self._receive()
+        if message["type"] != "http.request" or not message.get("more_body", False):
+            self._has_ended = True
+        return message
+
+    async def discard_rest(self) -> None:
+        """Read what nobody read, within bounds: a client that still sends would lose the answer in a reset."""
+        size = 0
+        try:
+            async with asyncio.timeout(_DISCARD_S):
+                while not self._has_ended and size <= _DISCARD_BYTES:
+                    size += len((await self()).get("body", b""))
+        except TimeoutError:
+            pass
 
 
 def json_answer(body: Any, view: InstanceView | None = None) -> Response:
@@ -34,21 +61,15 @@ async def read_body(request: Request, limit: int = MAX_BODY_BYTES) -> bytes:
     """The request body.
 
     Raises:
-        BodyTooLargeError: it is over `limit`. A bounded rest is read first, so that the client gets the answer.
+        BodyTooLargeError: it is over `limit`.
     """
     parts: list[bytes] = []
     size = 0
-    declared = request.headers.get("content-length", "0")
-    if declared.isdigit() and int(declared) > _DISCARD_BYTES:
-        raise BodyTooLargeError
     async for part in request.stream():
         size += len(part)
-        if size <= limit:
-            parts.append(part)
-        elif size > _DISCARD_BYTES:
-            break
-    if size > limit:
-        raise BodyTooLargeError
+        if size > limit:
+            raise BodyTooLargeError
+        parts.append(part)
     return b"".join(parts)
 
 

@@ -35,7 +35,7 @@ def bomb() -> str:
         ("a: \x07", "1:4", "special characters"),
         ('a: "\\ud800"', "1:4", "surrogate"),
         (bomb(), "", "200000 values"),
-        ("[" * 5000, "", "nested"),
+        ("[" * 1000, "", "nested"),
     ],
 )
 def test_faults_have_line_and_column(text: str, place: str, reason: str) -> None:
@@ -76,7 +76,7 @@ def test_schema_faults_have_line_and_column() -> None:
 
 
 def test_missing_and_huge_files(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="nothing.yaml: No such file"):
+    with pytest.raises(ConfigError, match=r"nothing\.yaml: No such file"):
         load_document(str(tmp_path / "nothing.yaml"))
     huge = tmp_path / "huge.yaml"
     huge.write_bytes(b"#" * (8 * 1024 * 1024 + 1))

@@ -1,0 +1,174 @@
+"""A control plane without processes, behind the real admin server."""
+
+import asyncio
+import http.client
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from servd.control_plane import (
+    ApplicationDocument,
+    ApplicationView,
+    DeploymentView,
+    GoalDocument,
+    HttpView,
+    HttpWish,
+    InstanceView,
+    ProxyView,
+    ReplicaView,
+)
+from servd.exceptions import RevisionConflictError
+from servd.rest.access import AccessRules
+from servd.rest.app import bind_unix, create_app, serve
+from servd.states import ApplicationStatus, DeploymentStatus, DeployMode, ProxyStatus, ReplicaState
+
+
+def an_instance(**changes: Any) -> InstanceView:
+    """A daemon on which Serve does not run."""
+    view = InstanceView(
+        revision=0,
+        version=1,
+        running=False,
+        mode=DeployMode.UNSET,
+        http=HttpView("127.0.0.1", 8000, "", "EveryNode", listening=True),
+        proxies=(ProxyView("p1", 0, ProxyStatus.HEALTHY, 11, "a" * 32, "b" * 56),),
+        applications=(),
+        controller_pid=10,
+        controller_actor_id="c" * 32,
+        controller_worker_id="d" * 56,
+        node_id="e" * 56,
+        node_ip="127.0.0.1",
+    )
+    return replace(view, **changes)
+
+
+def an_application(name: str = "default", **changes: Any) -> ApplicationView:
+    """A running application with one deployment `D` of one replica."""
+    replica = ReplicaView(f"{name}_D#aBcDeF", ReplicaState.RUNNING, 12, 1.5, "f" * 32, "0" * 56)
+    deployment = DeploymentView(
+        name=f"{name}_D",
+        bare_name="D",
+        status=DeploymentStatus.HEALTHY,
+        status_trigger="",
+        message="",
+        config={"name": f"{name}_D"},
+        target_num_replicas=1,
+        replicas=(replica,),
+    )
+    view = ApplicationView(
+        name=name,
+        route_prefix="/",
+        docs_path=None,
+        status=ApplicationStatus.RUNNING,
+        message="",
+        last_deployed_time_s=1.25,
+        config={"import_path": "m:a"},
+        deployments=(deployment,),
+    )
+    return replace(view, **changes)
+
+
+@dataclass
+class FakePlane:
+    """Takes every change and remembers it; `error` is raised instead, if set. `running_at`: views to show next."""
+
+    instance: InstanceView = field(default_factory=an_instance)
+    error: Exception | None = None
+    calls: list[tuple[Any, ...]] = field(default_factory=list)
+    next_views: list[InstanceView] = field(default_factory=list)
+
+    def view(self) -> InstanceView:
+        return self.instance
+
+    async def changed(self, seen: int, timeout_s: float) -> int:
+        self.calls.append(("changed", seen, timeout_s))
+        if self.next_views:
+            self.instance = replace(self.next_views.pop(0), version=self.instance.version + 1)
+        return self.instance.version
+
+    def _take(self, *call: Any, if_match: str | None = None) -> int:
+        if self.error is not None:
+            raise self.error
+        if if_match is not None and if_match != f'"{self.instance.revision}"':
+            raise RevisionConflictError(if_match, self.instance.revision)
+        self.calls.append(call)
+        self.instance = replace(self.instance, revision=self.instance.revision + 1)
+        return self.instance.revision
+
+    async def put(self, document: GoalDocument, *, if_match: str | None = None, origin: str = "") -> int:
+        return self._take("put", document, origin, if_match=if_match)
+
+    async def put_application(
+        self, application: ApplicationDocument, *, http: HttpWish | None = None, origin: str = ""
+    ) -> int:
+        return self._take("put_application", application, http, origin)
+
+    async def delete_application(self, name: str, *, origin: str = "") -> int:
+        return self._take("delete_application", name, origin)
+
+    async def start_instance(self, http: HttpWish, *, origin: str = "") -> int:
+        return self._take("start_instance", http, origin)
+
+    async def delete(self, *, if_match: str | None = None, origin: str = "") -> None:
+        self._take("delete", origin, if_match=if_match)
+
+
+class Server:
+    """The admin server on a free port and on a Unix socket, in a thread of its own."""
+
+    def __init__(self, plane: FakePlane, access: AccessRules, folder: Path) -> None:
+        self.plane = plane
+        self.unix_path = str(folder / "admin.sock")
+        self.code_dir = folder / "code"
+        self._app = create_app(plane, access, str(self.code_dir))
+        self._tcp = socket.create_server((access.bind_host, 0))
+        self._unix = bind_unix(self.unix_path)
+        self.port: int = self._tcp.getsockname()[1]
+        self._loop = asyncio.new_event_loop()
+        self._shutdown = asyncio.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def _run(self) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(serve(self._app, [self._tcp, self._unix], self._shutdown))
+
+    @contextmanager
+    def running(self) -> Iterator["Server"]:
+        self._thread.start()
+        try:
+            yield self
+        finally:
+            self._loop.call_soon_threadsafe(self._shutdown.set)
+            self._thread.join(10)
+            assert not self._thread.is_alive()
+
+    def ask(
+        self,
+        method: str,
+        path: str,
+        body: bytes | str | None = None,
+        *,
+        headers: dict[str, str] | None = None,
+        unix: bool = False,
+    ) -> tuple[int, dict[str, str], str]:
+        """Status, headers by lower-case name, body."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        if unix:
+            connection.sock = socket.socket(socket.AF_UNIX)
+            connection.sock.settimeout(10)
+            connection.sock.connect(self.unix_path)
+        try:
+            connection.request(method, path, body, headers or {})
+            response = connection.getresponse()
+            found = {name.lower(): value for name, value in response.getheaders()}
+            return response.status, found, response.read().decode()
+        finally:
+            connection.close()
