@@ -6,6 +6,7 @@ They are worthless after a reboot, so the file lies in the runtime directory; th
 import logging
 import sqlite3
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from servd.codec import decode_message, encode_message
@@ -21,12 +22,14 @@ class FactStore:
 
     def __init__(self, socket_dir: str) -> None:
         self._path = f"{socket_dir}/{STORE_NAME}"
-        self._connection = sqlite3.connect(self._path, timeout=1.0, isolation_level=None)
-        self._connection.execute("PRAGMA journal_mode=WAL").fetchall()
-        self._connection.execute("PRAGMA synchronous=NORMAL")
-        self._connection.execute(
-            "CREATE TABLE IF NOT EXISTS facts (kind TEXT, key TEXT, value BLOB, PRIMARY KEY (kind, key))"
-        )
+        try:
+            self._connection = _open(self._path)
+        except sqlite3.DatabaseError as error:
+            # without facts every living process is a stray, and is replaced
+            logger.error("facts_lost path=%s reason=%s", self._path, error)
+            for suffix in ("", "-wal", "-shm"):
+                Path(f"{self._path}{suffix}").unlink(missing_ok=True)
+            self._connection = _open(self._path)
         self._unsaved: dict[tuple[str, str], Any] = {}
 
     def __repr__(self) -> str:
@@ -76,3 +79,18 @@ class FactStore:
             "INSERT INTO facts VALUES (?, ?, ?) ON CONFLICT (kind, key) DO UPDATE SET value = excluded.value",
             (kind, key, encode_message(fact)),
         )
+
+
+def _open(path: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=1.0, isolation_level=None)
+    try:
+        connection.execute("PRAGMA journal_mode=WAL").fetchall()
+        connection.execute("PRAGMA synchronous=NORMAL")
+        connection.execute(
+            "CREATE TABLE IF NOT EXISTS facts (kind TEXT, key TEXT, value BLOB, PRIMARY KEY (kind, key))"
+        )
+        connection.execute("SELECT COUNT(*) FROM facts").fetchone()
+    except sqlite3.Error:
+        connection.close()
+        raise
+    return connection

@@ -1,0 +1,308 @@
+"""The circle at work: news in, one plan a turn, actions out; and the verbs on the goal."""
+
+import asyncio
+import logging
+import math
+import os
+import random
+from collections.abc import Callable
+from dataclasses import replace
+
+from servd.clock import Clock
+from servd.control_plane import ApplicationDocument, GoalDocument, HttpWish, InstanceView
+from servd.controller import actions, change, events
+from servd.controller.daemon_channel import DaemonChannel
+from servd.controller.data_plane import is_served
+from servd.controller.executor import Executor
+from servd.controller.fact_store import FactStore
+from servd.controller.facts import DataPlaneFact
+from servd.controller.goal import Goal, HttpGoal
+from servd.controller.goal_store import GoalStore
+from servd.controller.observed import Observed
+from servd.controller.reconciler import turn
+from servd.controller.snapshots import take_snapshots
+from servd.controller.status import Identity, instance_view, next_visible_change
+from servd.controller.supervisor import Supervisor
+from servd.exceptions import DeployError, ListenError, RevisionConflictError, ServdError
+from servd.ids import DeploymentID
+from servd.settings import Settings
+
+DELETE_LIMIT_S = 60.0
+STOP_KILL_S = 1.0
+
+logger = logging.getLogger(__name__)
+
+
+class ControlLoop:
+    """Implements `control_plane.ControlPlane`.
+
+    Args:
+        goal: in force, as `data_plane.boot` gives it.
+        on_failure: called when a turn failed: a bug, the process must end.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        settings: Settings,
+        clock: Clock,
+        rng: random.Random,
+        identity: Identity,
+        goal: Goal,
+        observed: Observed,
+        store: GoalStore,
+        facts: FactStore,
+        on_failure: Callable[[], None],
+    ) -> None:
+        self._loop = loop
+        self._settings = settings
+        self._clock = clock
+        self._rng = rng
+        self._identity = identity
+        self._goal = goal
+        self._observed = observed
+        self._store = store
+        self._facts = facts
+        self._on_failure = on_failure
+        self._executor: Executor | None = None
+        self._supervisor: Supervisor | None = None
+        self._channel: DaemonChannel | None = None
+        self._events: list[events.Event] = []
+        self._turn_is_due = False
+        self._wake: asyncio.TimerHandle | None = None
+        # larger than any that an earlier controller has given out
+        self._version = int(clock.wall_time() * 1000)
+        self._changed = asyncio.Event()
+        self._changing = asyncio.Lock()
+        self._is_stopping = False
+
+    def __repr__(self) -> str:
+        return f"ControlLoop(revision {self._goal.revision}, version {self._version})"
+
+    def start(self, executor: Executor, supervisor: Supervisor, channel: DaemonChannel) -> None:
+        """Begin: adopt what an earlier controller left, then the first turn."""
+        self._executor, self._supervisor, self._channel = executor, supervisor, channel
+        executor.adopt()
+        self._schedule()
+
+    # --- the circle -------------------------------------------------------------------------------------------------
+
+    def emit(self, event: events.Event) -> None:
+        """Take news; the turn comes soon, together with what else arrives meanwhile."""
+        self._events.append(event)
+        self._schedule()
+
+    def _schedule(self) -> None:
+        if not self._turn_is_due:
+            self._turn_is_due = True
+            self._loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        try:
+            self._turn_once()
+        except Exception:
+            # our bug: fail loudly, the daemon starts the next controller, and nothing that serves is touched
+            logger.exception("turn_failed goal=%s", self._goal)
+            self._on_failure()
+
+    def _turn_once(self) -> None:
+        self._turn_is_due = False
+        news, self._events = self._events, []
+        now = self._clock.now()
+        for event in news:
+            self._observed.apply(event, now)
+        plan = turn(self._goal, self._observed, self._settings, now, self._rng)
+        changes = self._observed.take_changes()
+        if changes:
+            self._facts.save(changes)
+            self._note_change()
+        self._log(plan, now)
+        if self._executor is not None:
+            for action in plan.actions:
+                self._executor.execute(action)
+        self._wake_at(min(plan.wake_at, next_visible_change(self._observed, now)), now)
+
+    def _log(self, plan: actions.Plan, now: float) -> None:
+        if plan.actions:
+            wake_in_s = f"{plan.wake_at - now:.1f}" if plan.wake_at < math.inf else "never"
+            logger.info("plan %s wake_in_s=%s", plan.summary(), wake_in_s)
+        while self._observed.notes:
+            logger.info("%s", self._observed.notes.popleft())
+
+    def _wake_at(self, moment: float, now: float) -> None:
+        if self._wake is not None:
+            self._wake.cancel()
+            self._wake = None
+        if moment < math.inf:
+            # a little late rather than a little early: a turn before the moment would only plan the same wake-up
+            self._wake = self._loop.call_later(max(moment - now, 0.0) + 0.001, self._woken)
+
+    def _woken(self) -> None:
+        self._note_change()
+        self._schedule()
+
+    def _note_change(self) -> None:
+        self._version += 1
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    # --- the verbs --------------------------------------------------------------------------------------------------
+
+    def view(self) -> InstanceView:
+        """The instance as it is now."""
+        return instance_view(
+            self._goal,
+            self._observed,
+            self._settings,
+            self._identity,
+            version=self._version,
+            now=self._clock.now(),
+        )
+
+    async def changed(self, seen: int, timeout_s: float) -> int:
+        """Wait until the version of the view differs from `seen` or the time is over; gives the current version."""
+        deadline = self._clock.now() + timeout_s
+        while self._version == seen and (left := deadline - self._clock.now()) > 0:
+            try:
+                await asyncio.wait_for(self._changed.wait(), left)
+            except TimeoutError:
+                break
+        return self._version
+
+    async def put(self, document: GoalDocument, *, if_match: str | None = None, origin: str = "") -> int:
+        """Replace the goal's applications; gives the new revision."""
+        async with self._changing:
+            self._check_match(if_match)
+            change.check_put(self._goal, document, self._situation())
+            snapshots = await self._snapshots(*document.applications)
+            # the world has moved on meanwhile; the goal has not, the lock is ours
+            situation = self._situation()
+            http = change.check_put(self._goal, document, situation)
+            return await self._accept(change.put(self._goal, document, http, situation, snapshots), origin)
+
+    async def put_application(
+        self, application: ApplicationDocument, *, http: HttpWish | None = None, origin: str = ""
+    ) -> int:
+        """Add or replace one application, others stay; gives the new revision."""
+        async with self._changing:
+            wish = http or HttpWish()
+            change.merged_options(wish, self._situation())
+            snapshots = await self._snapshots(application)
+            situation = self._situation()
+            options = change.merged_options(wish, situation)
+            own = snapshots.get(application.name, {})
+            return await self._accept(
+                change.put_application(self._goal, application, options, situation, own), origin
+            )
+
+    async def delete_application(self, name: str, *, origin: str = "") -> int:
+        """Take one application out of the goal; gives the revision."""
+        async with self._changing:
+            return await self._accept(change.delete_application(self._goal, name), origin)
+
+    async def start_instance(self, http: HttpWish, *, origin: str = "") -> int:
+        """Make Serve run with an empty goal if it does not run; gives the revision."""
+        async with self._changing:
+            if self._goal.running:
+                return self._goal.revision
+            options = change.merged_options(http, self._situation())
+            return await self._accept(change.start_instance(self._goal, options), origin)
+
+    async def delete(self, *, if_match: str | None = None, origin: str = "") -> None:
+        """Empty the goal and wait up to 60 s until everything is gone."""
+        async with self._changing:
+            self._check_match(if_match)
+            revision = await self._accept(change.delete(self._goal), origin)
+        deadline = self._clock.now() + DELETE_LIMIT_S
+        while self._goal.revision == revision and not self._goal.running and self._is_deleting():
+            left = deadline - self._clock.now()
+            if left <= 0:
+                raise DeployError(f"not everything was gone within {DELETE_LIMIT_S:.0f} s: {self._alive()}")
+            await self.changed(self._version, left)
+
+    def _is_deleting(self) -> bool:
+        plane = self._observed.data_plane
+        closing = not is_served(plane.http) and bool(self._observed.proxies)
+        return bool(self._observed.applications) or plane.running or closing
+
+    def _alive(self) -> str:
+        names = {DeploymentID(r.app, r.deployment).full_name for r in self._observed.replicas.values()}
+        return ", ".join([*sorted(names), *sorted(self._observed.proxies)])
+
+    def _situation(self) -> change.Situation:
+        return change.situation_of(self._goal, self._observed, self._settings, self._clock.wall_time())
+
+    def _check_match(self, if_match: str | None) -> None:
+        if if_match is None:
+            return
+        tags = [tag.strip() for tag in if_match.split(",")]
+        if "*" not in tags and f'"{self._goal.revision}"' not in tags:
+            raise RevisionConflictError(if_match, self._goal.revision)
+
+    async def _snapshots(self, *documents: ApplicationDocument) -> dict[str, dict[str, str]]:
+        code_dir = os.path.join(self._settings.state_dir, "code")
+        return await asyncio.to_thread(take_snapshots, documents, code_dir)
+
+    async def _accept(self, goal: Goal, origin: str) -> int:
+        """Open the listener if the address is new, put the goal on disk, make it the one in force."""
+        if goal is self._goal:
+            return goal.revision
+        if self._is_stopping:
+            raise ServdError("the daemon is stopping: the goal was not changed")
+        opened = await self._listen(goal.http) if goal.running else None
+        try:
+            self._store.save(goal, origin, self._clock.wall_time())
+        except ServdError:
+            if opened is not None and self._channel is not None:
+                self._channel.close_listeners(*opened)
+            raise
+        logger.info("goal_accepted revision=%d origin=%s", goal.revision, origin or "-")
+        self._goal = goal
+        self._note_change()
+        self._schedule()
+        return goal.revision
+
+    async def _listen(self, http: HttpGoal | None) -> tuple[str, int] | None:
+        """Bind the address of these options; gives it if it was not in use before."""
+        if http is None or not is_served(http) or self._channel is None:
+            return None
+        address = (http.host, http.port)
+        current = self._observed.data_plane.http
+        in_use = address in self._observed.listeners or (
+            current is not None and address == (current.host, current.port)
+        )
+        try:
+            await self._channel.open_listeners(*address, self._settings.proxies)
+        except ListenError as error:
+            # the option of `servd start` is no help to somebody who sent a document
+            raise ListenError(*address, error.reason) from error
+        return None if in_use else address
+
+    # --- the end ----------------------------------------------------------------------------------------------------
+
+    async def stop(self, timeout_s: float) -> None:
+        """End proxies, then replicas and fork servers, gracefully; what is left after `timeout_s` is killed.
+
+        The goal stays on disk.
+        """
+        assert self._supervisor is not None
+        self._is_stopping = True
+        deadline = self._clock.now() + timeout_s
+        async with self._changing:
+            # proxies first: they finish what they have, and what the replicas get thereafter is nobody's
+            self._observed.put(DataPlaneFact())
+            self._goal = replace(self._goal, running=False, http=None)
+            self._schedule()
+            await self._until(lambda: not self._observed.proxies, deadline - timeout_s / 2)
+            self._goal = Goal(self._goal.revision)
+            self._schedule()
+            supervisor = self._supervisor
+            await self._until(lambda: not supervisor.living(), deadline)
+            if supervisor.living():
+                logger.warning("stop_kills processes=%s", supervisor.living())
+                supervisor.kill_all()
+                await self._until(lambda: not supervisor.living(), self._clock.now() + STOP_KILL_S)
+
+    async def _until(self, is_so: Callable[[], bool], deadline: float) -> None:
+        while not is_so() and (left := deadline - self._clock.now()) > 0:
+            await self.changed(self._version, left)

@@ -1,0 +1,259 @@
+"""The control endpoint: lines of proxies, replicas and callers, and the routing that each of them has."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import struct
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from servd.codec import RecordReader, record
+from servd.exceptions import ProtocolError
+from servd.messages import CallerReport, DeploymentTargets, Hello, Routing, Subscribe
+
+PROXY = "proxy"
+REPLICA = "replica"
+CALLER = "caller"
+_CREDENTIALS = struct.Struct("3i")
+_NO_ROUTING = Routing(0)
+
+logger = logging.getLogger(__name__)
+
+
+class Listener(Protocol):
+    """Who wants to know. All methods are called on the loop."""
+
+    def greeted(self, hello: Hello, pid: int) -> bool:
+        """A process said who it is; pid is the kernel's word. False refuses it."""
+        ...
+
+    def received(self, role: str, peer_id: str, message: Any) -> None:
+        """A report of a greeted process, routing matters excepted."""
+        ...
+
+    def queued(self, caller: str, deployment: str, waiting: int) -> None:
+        """Requests that wait at a caller for a deployment (full name) are now `waiting`."""
+        ...
+
+
+class ControlServer:
+    """Knows every peer that is connected, and which routing generation it has acknowledged.
+
+    Args:
+        first_generation: larger than any that an earlier controller has given out.
+    """
+
+    def __init__(self, listener: Listener, first_generation: int) -> None:
+        self._listener = listener
+        self._generation = first_generation
+        self._routing: Routing | None = None
+        self._peers: dict[tuple[str, str], _Peer] = {}
+        self._waits: list[_Wait] = []
+        self._server: asyncio.Server | None = None
+
+    def __repr__(self) -> str:
+        return f"ControlServer(generation {self._generation}, peers {sorted(self._peers)})"
+
+    async def open(self, path: str) -> None:
+        """Bind the endpoint; a stale socket file is replaced."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        bound.bind(path)
+        os.chmod(path, 0o600)
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_unix_server(lambda: _Peer(self), sock=bound, backlog=1024)
+
+    def close(self) -> None:
+        """Stop listening and drop all lines."""
+        if self._server is not None:
+            self._server.close()
+        for peer in list(self._peers.values()):
+            peer.drop()
+
+    def is_connected(self, role: str, peer_id: str) -> bool:
+        """Whether that process has a line."""
+        return (role, peer_id) in self._peers
+
+    def send(self, role: str, peer_id: str, message: Any) -> bool:
+        """Send to one process; False when it has no line now."""
+        peer = self._peers.get((role, peer_id))
+        if peer is None:
+            return False
+        peer.send(message)
+        return True
+
+    def publish(self, routing: Routing) -> None:
+        """Give the next generation to all whose part of it changed. `routing.targets` holds every deployment."""
+        self._generation += 1
+        self._routing = routing
+        for peer in self._peers.values():
+            self._route(peer)
+
+    def after_acknowledged(self, wait_s: float, callback: Callable[[], object]) -> None:
+        """Call back once every caller has what was published so far, or after `wait_s`; at once if all have."""
+        behind = {peer: peer.sent_generation for peer in self._peers.values() if peer.is_behind}
+        if not behind:
+            callback()
+            return
+        wait = _Wait(behind, callback)
+        self._waits.append(wait)
+        wait.timer = asyncio.get_running_loop().call_later(wait_s, self._end, wait)
+
+    # --- called by peers --------------------------------------------------------------------------------------------
+
+    def _received(self, peer: "_Peer", message: Any) -> None:
+        if isinstance(message, Hello):
+            self._greet(peer, message)
+        elif peer.hello is None:
+            raise ProtocolError(f"{type(message).__name__} before Hello")
+        elif isinstance(message, Subscribe):
+            peer.subscribed = tuple(message.deployments)
+            self._route(peer)
+        elif isinstance(message, CallerReport):
+            self._reported(peer, message)
+        else:
+            self._listener.received(peer.hello.role, peer.hello.id, message)
+
+    def _greet(self, peer: "_Peer", hello: Hello) -> None:
+        if hello.role not in (PROXY, REPLICA, CALLER):
+            raise ProtocolError(f"unknown role {hello.role!r}")
+        key = (hello.role, hello.id)
+        old = self._peers.get(key)
+        peer.hello = hello
+        if not self._listener.greeted(hello, peer.pid):
+            peer.hello = None
+            peer.drop()
+            return
+        if old is not None and old is not peer:
+            old.drop()
+            self._lost(old)
+        self._peers[key] = peer
+        self._route(peer)
+
+    def _lost(self, peer: "_Peer") -> None:
+        if peer.hello is None or self._peers.get((peer.hello.role, peer.hello.id)) is not peer:
+            return
+        del self._peers[(peer.hello.role, peer.hello.id)]
+        for deployment in peer.queued:
+            self._listener.queued(peer.name, deployment, 0)
+        self._settle_waits(peer)
+
+    # --- routing ----------------------------------------------------------------------------------------------------
+
+    def _route(self, peer: "_Peer") -> None:
+        if self._routing is None:
+            return
+        part = _part(self._routing, peer)
+        if part == peer.part:
+            return
+        if part == _NO_ROUTING and peer.part is None:
+            # a replica without handles: nothing to tell, nothing to wait for
+            return
+        peer.part = part
+        peer.sent_generation = self._generation
+        peer.send(Routing(self._generation, part.routes, part.targets))
+
+    def _reported(self, peer: "_Peer", report: CallerReport) -> None:
+        peer.acknowledged = max(peer.acknowledged, report.generation)
+        for deployment in peer.queued.keys() - report.queued.keys():
+            self._listener.queued(peer.name, deployment, 0)
+        for deployment, waiting in report.queued.items():
+            if peer.queued.get(deployment) != waiting:
+                self._listener.queued(peer.name, deployment, waiting)
+        peer.queued = dict(report.queued)
+        self._settle_waits(peer)
+
+    def _settle_waits(self, peer: "_Peer") -> None:
+        for wait in self._waits[:]:
+            wanted = wait.behind.get(peer)
+            if wanted is not None and (peer.is_gone or peer.acknowledged >= wanted):
+                del wait.behind[peer]
+                if not wait.behind:
+                    self._end(wait)
+
+    def _end(self, wait: "_Wait") -> None:
+        if wait in self._waits:
+            self._waits.remove(wait)
+            if wait.timer is not None:
+                wait.timer.cancel()
+            wait.callback()
+
+
+class _Wait:
+    def __init__(self, behind: "dict[_Peer, int]", callback: Callable[[], object]) -> None:
+        self.behind = behind
+        self.callback = callback
+        self.timer: asyncio.TimerHandle | None = None
+
+
+class _Peer(asyncio.Protocol):
+    """One line. part: what it was last told, as a routing of generation 0."""
+
+    def __init__(self, server: ControlServer) -> None:
+        self._server = server
+        self._records = RecordReader()
+        self._transport: asyncio.Transport | None = None
+        self.hello: Hello | None = None
+        self.pid = 0
+        self.is_gone = False
+        self.subscribed: tuple[str, ...] = ()
+        self.queued: dict[str, int] = {}
+        self.part: Routing | None = None
+        self.sent_generation = 0
+        self.acknowledged = 0
+
+    @property
+    def name(self) -> str:
+        """Identity among callers."""
+        return f"{self.hello.role}:{self.hello.id}" if self.hello else f"pid:{self.pid}"
+
+    @property
+    def is_behind(self) -> bool:
+        """It was told a routing that it has not acknowledged."""
+        return self.acknowledged < self.sent_generation
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment]
+        line = transport.get_extra_info("socket")
+        self.pid, uid, _ = _CREDENTIALS.unpack(line.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+        if uid not in (os.getuid(), 0):
+            logger.warning("control_line_refused pid=%d uid=%d", self.pid, uid)
+            self.drop()
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for message in self._records.feed(data):
+                if self.is_gone:
+                    return
+                self._server._received(self, message)
+        except ProtocolError as error:
+            logger.warning("control_line_dropped peer=%s reason=%s", self.name, error)
+            self.drop()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+        self.is_gone = True
+        self._server._lost(self)
+
+    def send(self, message: Any) -> None:
+        """Write one record."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(record(message))
+
+    def drop(self) -> None:
+        """Close the line at once."""
+        self.is_gone = True
+        if self._transport is not None:
+            self._transport.abort()
+
+
+def _part(routing: Routing, peer: _Peer) -> Routing:
+    """What concerns one peer: proxies get the routes and their ingress deployments, all get what they subscribed to."""
+    is_proxy = peer.hello is not None and peer.hello.role == PROXY
+    routes = routing.routes if is_proxy else ()
+    wanted = {*peer.subscribed, *(route.deployment for route in routes)}
+    found = tuple(target for target in routing.targets if target.deployment in wanted)
+    missing = sorted(wanted - {target.deployment for target in found})
+    return Routing(0, routes, (*found, *(DeploymentTargets(name, exists=False) for name in missing)))

@@ -1,0 +1,121 @@
+"""The controller's line to the daemon: listening sockets, exits of orphans, the order to stop."""
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from servd.codec import RecordReader, record
+from servd.exceptions import ListenError, ServdError
+from servd.messages import CloseListeners, ListenersOpened, OpenListeners, OrphanExited, StopController
+
+_MAX_FDS = 253
+
+logger = logging.getLogger(__name__)
+
+
+class DaemonChannel:
+    """Speaks to the daemon over the socket that the controller was started with.
+
+    Args:
+        on_orphan: called with each exit of a process that had become the daemon's child.
+        on_stop: called with the time-out, seconds, when the daemon wants the controller to end.
+        on_gone: called when the daemon is gone.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        channel: socket.socket,
+        on_orphan: Callable[[OrphanExited], None],
+        on_stop: Callable[[float], None],
+        on_gone: Callable[[], None],
+    ) -> None:
+        self._loop = loop
+        self._channel = channel
+        self._on_orphan = on_orphan
+        self._on_stop = on_stop
+        self._on_gone = on_gone
+        self._records = RecordReader()
+        self._fds: list[int] = []
+        self._asked: dict[int, asyncio.Future[ListenersOpened]] = {}
+        self._open: dict[tuple[str, int], list[socket.socket]] = {}
+        self._next_request = 1
+        channel.setblocking(False)
+        loop.add_reader(channel.fileno(), self._readable)
+
+    def __repr__(self) -> str:
+        return f"DaemonChannel(open={sorted(self._open)})"
+
+    async def open_listeners(self, host: str, port: int, slots: int) -> list[socket.socket]:
+        """Listening sockets of an address in slot order; the daemon has them for the next controller too.
+
+        Raises:
+            ListenError: why the address cannot be used.
+        """
+        known = self._open.get((host, port), [])
+        if len(known) >= slots:
+            return known[:slots]
+        request_id = self._next_request
+        self._next_request += 1
+        future: asyncio.Future[ListenersOpened] = self._loop.create_future()
+        self._asked[request_id] = future
+        self._send(OpenListeners(request_id, host, port, slots))
+        answer = await future
+        if answer.error:
+            raise ListenError(host, port, answer.error, "--http-port")
+        return self._open[(host, port)][:slots]
+
+    def close_listeners(self, host: str, port: int) -> None:
+        """Give an address up: here and in the daemon."""
+        for listener in self._open.pop((host, port), []):
+            listener.close()
+        self._send(CloseListeners(host, port))
+
+    def _send(self, message: Any) -> None:
+        try:
+            self._channel.sendall(record(message))
+        except OSError as error:
+            logger.error("daemon_unreachable message=%s reason=%s", type(message).__name__, error)
+
+    def _readable(self) -> None:
+        try:
+            data, fds, _, _ = socket.recv_fds(self._channel, 65536, _MAX_FDS)
+        except BlockingIOError:
+            return
+        except OSError:
+            data, fds = b"", []
+        if not data:
+            self._loop.remove_reader(self._channel.fileno())
+            self._on_gone()
+            return
+        # the kernel never joins bytes across a set of descriptors: they belong to the record that ends here
+        self._fds += fds
+        try:
+            messages = self._records.feed(data)
+        except ServdError:
+            logger.exception("daemon_channel_broken")
+            self._on_gone()
+            return
+        for message in messages:
+            self._received(message)
+
+    def _received(self, message: Any) -> None:
+        match message:
+            case ListenersOpened():
+                self._opened(message)
+            case OrphanExited():
+                self._on_orphan(message)
+            case StopController():
+                self._on_stop(message.timeout_s)
+
+    def _opened(self, answer: ListenersOpened) -> None:
+        fds, self._fds = self._fds, []
+        if not answer.error:
+            for old in self._open.pop((answer.host, answer.port), []):
+                old.close()
+            self._open[(answer.host, answer.port)] = [socket.socket(fileno=fd) for fd in fds]
+        future = self._asked.pop(answer.request_id, None)
+        if future is not None and not future.done():
+            future.set_result(answer)

@@ -1,0 +1,274 @@
+"""Carries out actions. Every result, and every failure, comes back as an event."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from multiprocessing.connection import Connection
+
+from servd.controller import actions, events
+from servd.controller.control_server import PROXY, REPLICA, ControlServer
+from servd.controller.daemon_channel import DaemonChannel
+from servd.controller.facts import ForkServerFact, ProxyFact, ReplicaFact
+from servd.controller.fork_server_lines import ForkServerLines
+from servd.controller.observed import Observed
+from servd.controller.supervisor import Key, Supervisor
+from servd.exceptions import InvariantError
+from servd.messages import ProxyGoal, ProxyStart
+from servd.settings import Settings, variable
+
+FORK_SERVER = "fork_server"
+FORK_SERVER_TARGET = "servd.replica.fork_server:serve"
+REPLICA_TARGET = "servd.replica.main:run_spawned"
+PROXY_TARGET = "servd.proxy.main:run"
+STOP_GRACE_S = 2.0
+_ACKNOWLEDGE_S = 2.0
+_STRAY_S = 5.0
+
+logger = logging.getLogger(__name__)
+
+
+class Executor:
+    """Turns actions into effects; the intent is on disk already.
+
+    Args:
+        lifetime: read end of the lifetime pipe, for every child.
+        emit: takes the events.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        settings: Settings,
+        observed: Observed,
+        lifetime: Connection,
+        supervisor: Supervisor,
+        server: ControlServer,
+        lines: ForkServerLines,
+        channel: DaemonChannel,
+        emit: Callable[[events.Event], None],
+    ) -> None:
+        self._loop = loop
+        self._settings = settings
+        self._observed = observed
+        self._lifetime = lifetime
+        self._supervisor = supervisor
+        self._server = server
+        self._lines = lines
+        self._channel = channel
+        self._emit = emit
+        self._spawns_all = variable("FORK", "1") == "0"
+        self._starting: set[asyncio.Task[None]] = set()
+        self._known: set[str] = set()
+
+    def execute(self, action: actions.Action) -> None:
+        """Carry out one action; never raises for what the world does."""
+        try:
+            self._execute(action)
+        except InvariantError:
+            raise
+        except Exception as error:
+            logger.exception("action_failed action=%s", type(action).__name__)
+            failure = _failure(action, f"{type(error).__name__}: {error}")
+            if failure is not None:
+                self._emit(failure)
+
+    def _execute(self, action: actions.Action) -> None:
+        match action:
+            case actions.StartForkServer():
+                self._start_fork_server(action.fact)
+            case actions.StopForkServer():
+                self._stop_fork_server(action.fork_server_id)
+            case actions.StartReplica():
+                self._start_replica(action.fact, spawn=action.spawn or self._spawns_all)
+            case actions.SetReplicaGoal():
+                # without a line it gets the goal with the next Hello
+                self._server.send(REPLICA, action.goal.replica_id, action.goal)
+            case actions.DrainReplica():
+                self._drain_replica(action)
+            case actions.KillReplica():
+                self._kill_replica(action.replica_id)
+            case actions.StartProxy():
+                task = self._loop.create_task(self._start_proxy(action.fact))
+                self._starting.add(task)
+                task.add_done_callback(self._starting.discard)
+            case actions.SetProxyGoal():
+                self._set_proxy_goal(action.goal)
+            case actions.KillProxy():
+                if not self._supervisor.kill((PROXY, action.proxy_id)):
+                    self._emit(events.ProxyExited(action.proxy_id, None))
+            case actions.Publish():
+                self._server.publish(action.routing)
+            case actions.ReleaseListeners():
+                self._channel.close_listeners(action.host, action.port)
+
+    # --- fork servers -----------------------------------------------------------------------------------------------
+
+    def _start_fork_server(self, fact: ForkServerFact) -> None:
+        pid, ticks = self._supervisor.start(
+            (FORK_SERVER, fact.fork_server_id),
+            FORK_SERVER_TARGET,
+            (fact.order, self._lifetime),
+            fact.order.runtime_env.get("env_vars") or {},
+        )
+        self._emit(events.ForkServerStarted(fact.fork_server_id, pid, ticks))
+        self._lines.connect(fact.fork_server_id, fact.order.socket_path)
+
+    def _stop_fork_server(self, fork_server_id: str) -> None:
+        key = (FORK_SERVER, fork_server_id)
+        if self._lines.stop(fork_server_id):
+            self._loop.call_later(STOP_GRACE_S, self._supervisor.kill, key)
+        elif not self._supervisor.kill(key):
+            self._emit(events.ForkServerExited(fork_server_id, None))
+
+    # --- replicas ---------------------------------------------------------------------------------------------------
+
+    def _start_replica(self, fact: ReplicaFact, *, spawn: bool) -> None:
+        server = self._observed.fork_servers.get(fact.fork_server_id)
+        if server is None:
+            self._emit(events.ReplicaStartFailed(fact.replica_id, "its fork server is gone"))
+        elif spawn:
+            pid, ticks = self._supervisor.start(
+                (REPLICA, fact.replica_id),
+                REPLICA_TARGET,
+                (fact.start, server.order, self._lifetime),
+                server.order.runtime_env.get("env_vars") or {},
+            )
+            self._emit(events.ReplicaForked(fact.replica_id, pid, ticks))
+        elif not self._lines.order(fact.fork_server_id, fact.start):
+            self._emit(events.ReplicaStartFailed(fact.replica_id, "its fork server is gone"))
+
+    def _drain_replica(self, action: actions.DrainReplica) -> None:
+        replica_id = action.goal.replica_id
+        if not self._server.is_connected(REPLICA, replica_id):
+            if replica_id not in self._known:
+                # it never said Hello, so no caller knows it: there is nothing to finish
+                self._kill_replica(replica_id)
+            # else its line is away for a moment: `greet_replica` drains it
+            return
+        self._server.after_acknowledged(
+            action.wait_s, lambda: self._server.send(REPLICA, replica_id, action.goal)
+        )
+
+    def greet_replica(self, fact: ReplicaFact) -> None:
+        """Tell a replica that has just said Hello its goal."""
+        self._known.add(fact.replica_id)
+        goal = fact.start.goal
+        self._server.send(REPLICA, fact.replica_id, replace(goal, drain=False))
+        if goal.drain:
+            self._server.after_acknowledged(
+                _ACKNOWLEDGE_S, lambda: self._server.send(REPLICA, fact.replica_id, goal)
+            )
+
+    def _kill_replica(self, replica_id: str) -> None:
+        self._lines.withdraw(replica_id)
+        if not self._supervisor.kill((REPLICA, replica_id)):
+            self._emit(events.ReplicaExited(replica_id, None))
+
+    # --- proxies ----------------------------------------------------------------------------------------------------
+
+    async def _start_proxy(self, fact: ProxyFact) -> None:
+        settings = self._settings
+        start = ProxyStart(
+            proxy_id=fact.proxy_id,
+            slot=fact.slot,
+            token=fact.token,
+            host=fact.host,
+            port=fact.port,
+            root_path=fact.root_path,
+            state_dir=settings.state_dir,
+            socket_dir=settings.socket_dir,
+            log_dir=settings.log_dir,
+        )
+        try:
+            sockets = await self._channel.open_listeners(fact.host, fact.port, settings.proxies)
+            pid, ticks = self._supervisor.start(
+                (PROXY, fact.proxy_id), PROXY_TARGET, (start, sockets[fact.slot], self._lifetime), {}
+            )
+        except Exception as error:
+            logger.exception("action_failed action=StartProxy")
+            self._emit(events.ProxyStartFailed(fact.proxy_id, str(error)))
+        else:
+            self._emit(events.ProxyStarted(fact.proxy_id, pid, ticks))
+
+    def _set_proxy_goal(self, goal: ProxyGoal) -> None:
+        if not self._server.send(PROXY, goal.proxy_id, goal) and goal.drain:
+            fact = self._observed.proxies.get(goal.proxy_id)
+            if fact is None or not fact.listening:
+                self._supervisor.kill((PROXY, goal.proxy_id))
+
+    # --- the next controller ----------------------------------------------------------------------------------------
+
+    def adopt(self) -> None:
+        """Watch the processes that an earlier controller started; those that are gone become events."""
+        for fork_server in list(self._observed.fork_servers.values()):
+            self._adopt_fork_server(fork_server)
+        for replica in list(self._observed.replicas.values()):
+            self._adopt_replica(replica)
+        for proxy in list(self._observed.proxies.values()):
+            if not proxy.pid or not self._supervisor.adopt((PROXY, proxy.proxy_id), proxy.pid, proxy.start_ticks):
+                self._emit(events.ProxyExited(proxy.proxy_id, None))
+
+    def _adopt_fork_server(self, fact: ForkServerFact) -> None:
+        identifier = fact.fork_server_id
+        if not fact.pid:
+            # the controller died while it was started: if it lives all the same, its greeting ends it
+            self._emit(events.ForkServerExited(identifier, None))
+            self._lines.connect(identifier, fact.order.socket_path)
+            self._loop.call_later(_STRAY_S, self._lines.close, identifier)
+        elif self._supervisor.adopt((FORK_SERVER, identifier), fact.pid, fact.start_ticks):
+            self._lines.connect(identifier, fact.order.socket_path)
+        else:
+            self._emit(events.ForkServerExited(identifier, None))
+
+    def _adopt_replica(self, fact: ReplicaFact) -> None:
+        if not fact.pid:
+            # ordered, but whether it was made is unknown: another one takes its place, and `end_stray` ends it
+            self._emit(events.ReplicaStartFailed(fact.replica_id, "the controller died while it was started"))
+        elif self._supervisor.adopt((REPLICA, fact.replica_id), fact.pid, fact.start_ticks):
+            self._known.add(fact.replica_id)
+        else:
+            self._emit(events.ReplicaExited(fact.replica_id, None))
+
+    def end_stray(self, pid: int, what: str) -> None:
+        """SIGKILL a process of servd that no fact speaks of."""
+        logger.warning("stray_killed what=%s pid=%d", what, pid)
+        with contextlib.suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
+
+    def exited(self, key: Key, exit_code: int | None) -> None:
+        """A process is gone: remove what it leaves behind, tell it as news."""
+        kind, name = key
+        if kind == PROXY:
+            self._emit(events.ProxyExited(name, exit_code))
+        elif kind == REPLICA:
+            self._known.discard(name)
+            fact = self._observed.replicas.get(name)
+            if fact is not None:
+                _remove(fact.start.address.removeprefix("ipc://"))
+            self._emit(events.ReplicaExited(name, exit_code))
+        else:
+            for replica_id in self._lines.close(name):
+                self._emit(events.ReplicaStartFailed(replica_id, "its fork server died before it was forked"))
+            server = self._observed.fork_servers.get(name)
+            if server is not None:
+                _remove(server.order.socket_path)
+            self._emit(events.ForkServerExited(name, exit_code))
+
+
+def _remove(path: str) -> None:
+    with contextlib.suppress(OSError):
+        os.unlink(path)
+
+
+def _failure(action: actions.Action, error: str) -> events.Event | None:
+    match action:
+        case actions.StartForkServer():
+            return events.ForkServerFailed(action.fact.fork_server_id, error)
+        case actions.StartReplica():
+            return events.ReplicaStartFailed(action.fact.replica_id, error)
+        case _:
+            return None

@@ -1,0 +1,184 @@
+"""The controller process: puts the parts together, serves the admin plane, ends when the daemon says so."""
+
+import asyncio
+import fcntl
+import importlib
+import logging
+import os
+import random
+import signal
+import socket
+import sys
+from multiprocessing.connection import Connection
+
+from servd import logs, process
+from servd.clock import SystemClock, block_for
+from servd.controller.control_loop import ControlLoop
+from servd.controller.control_server import ControlServer
+from servd.controller.daemon_channel import DaemonChannel
+from servd.controller.data_plane import boot, is_served
+from servd.controller.executor import Executor
+from servd.controller.fact_store import FactStore
+from servd.controller.fork_server_lines import ForkServerLines
+from servd.controller.goal_store import GoalStore
+from servd.controller.observed import Observed
+from servd.controller.process_news import ProcessNews
+from servd.controller.status import Identity
+from servd.controller.supervisor import Supervisor
+from servd.exceptions import InvariantError, ServdError, StateError
+from servd.ids import random_hex
+from servd.settings import Settings, admin_socket, control_socket, variable
+
+EXIT_REFUSED = 78
+NODE_IP = "127.0.0.1"
+LOCK_NAME = "controller.lock"
+_LOCK_LIMIT_S = 6.0
+
+logger = logging.getLogger(__name__)
+
+
+def run(settings: Settings, lifetime: Connection, channel: socket.socket, admin: socket.socket) -> None:
+    """Be the controller; never returns.
+
+    Args:
+        lifetime: read end of the lifetime pipe.
+        channel: to the daemon.
+        admin: listening socket of the admin port.
+    """
+    process.begin("controller", settings.state_dir, lifetime.fileno(), channel.fileno(), admin.fileno())
+    # the daemon says when to stop; a signal to the whole group must not take the controller first
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    logs.setup("controller", str(os.getpid()), settings.log_dir, logs.controller_file(os.getpid()))
+    process.raise_file_limit()
+    try:
+        process.run(_Controller(settings, lifetime, channel, admin).run())
+        code = 0
+    except ServdError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        code = EXIT_REFUSED
+    # the last place that can tell what went wrong
+    except BaseException:
+        logger.exception("controller_failed")
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # the ordinary way out would wait for living children: they belong to the next controller
+    os._exit(code)
+
+
+class _Controller:
+    def __init__(
+        self, settings: Settings, lifetime: Connection, channel: socket.socket, admin: socket.socket
+    ) -> None:
+        self._settings = settings
+        self._lifetime = lifetime
+        self._channel = channel
+        self._admin = admin
+        self._clock = SystemClock()
+        self._rng = random.Random()
+        self._stop_asked = asyncio.Event()
+        self._stop_timeout_s = 0.0
+
+    async def run(self) -> None:
+        """Live until the daemon says stop."""
+        loop = asyncio.get_running_loop()
+        settings = self._settings
+        loop.add_reader(self._lifetime.fileno(), os._exit, 1)  # its children see the same end and drain
+        lock = _lock(settings.state_dir)
+        max_pages = variable("GOAL_STORE_MAX_PAGES", "")
+        store = GoalStore.open(settings.state_dir, int(max_pages) if max_pages else None)
+        facts = FactStore(settings.socket_dir)
+        now = self._clock.now()
+        observed = Observed.restore(facts.load(), self._clock.wall_time() - now, now)
+        goal = boot(store.latest(), observed, settings)
+        control = ControlLoop(
+            loop, settings, self._clock, self._rng, self._identity(), goal, observed, store, facts, _fail
+        )
+        news = ProcessNews(loop, observed, control.emit)
+        server = ControlServer(news, first_generation=int(now * 1000))
+        lines = ForkServerLines(loop, news)
+        supervisor = Supervisor(loop, news.process_exited)
+        channel = DaemonChannel(loop, self._channel, news.orphan_exited, self._stop, _fail)
+        executor = Executor(
+            loop, settings, observed, self._lifetime, supervisor, server, lines, channel, control.emit
+        )
+        news.start(executor, supervisor)
+        # Hellos need an answer at once, admin requests may wait for the imports below
+        await server.open(control_socket(settings.socket_dir))
+        http = observed.data_plane.http or (goal.http if goal.running else None)
+        if http is not None and is_served(http):
+            await channel.open_listeners(http.host, http.port, settings.proxies)
+        control.start(executor, supervisor, channel)
+        logger.info("controller_started pid=%d revision=%d", os.getpid(), goal.revision)
+        try:
+            await self._serve(control)
+        finally:
+            server.close()
+            facts.close()
+            store.close()
+            os.close(lock)
+
+    async def _serve(self, control: ControlLoop) -> None:
+        shutdown = asyncio.Event()
+        serving = asyncio.create_task(self._serve_admin(control, shutdown))
+        asked = asyncio.create_task(self._stop_asked.wait())
+        await asyncio.wait([asked, serving], return_when=asyncio.FIRST_COMPLETED)
+        if serving.done():
+            # it has no reason to end by itself
+            await serving
+            raise InvariantError("the admin server ended")
+        await control.stop(self._stop_timeout_s)
+        shutdown.set()
+        await serving
+
+    async def _serve_admin(self, control: ControlLoop, shutdown: asyncio.Event) -> None:
+        # this import takes longer than all the rest of the start: meanwhile the loop greets and plans
+        app = await asyncio.to_thread(importlib.import_module, "servd.rest.app")
+        access = await asyncio.to_thread(importlib.import_module, "servd.rest.access")
+        settings = self._settings
+        plane = app.create_app(control, access.rules_for(settings), os.path.join(settings.state_dir, "code"))
+        self._admin.setblocking(False)
+        unix = app.bind_unix(admin_socket(settings.socket_dir))
+        await app.serve(plane, [self._admin, unix], shutdown)
+
+    def _identity(self) -> Identity:
+        # the node is the state directory: the same over restarts
+        node = random.Random(os.path.realpath(self._settings.state_dir))
+        return Identity(
+            pid=os.getpid(),
+            actor_id=random_hex(32, self._rng),
+            worker_id=random_hex(56, self._rng),
+            node_id=random_hex(56, node),
+            node_ip=NODE_IP,
+        )
+
+    def _stop(self, timeout_s: float) -> None:
+        logger.info("stopping timeout_s=%.0f", timeout_s)
+        self._stop_timeout_s = timeout_s
+        self._stop_asked.set()
+
+
+def _fail() -> None:
+    logging.shutdown()
+    os._exit(1)
+
+
+def _lock(state_dir: str) -> int:
+    """Be the only controller of the state directory; gives the descriptor.
+
+    Raises:
+        StateError: another one holds on to it.
+    """
+    fd = os.open(f"{state_dir}/{LOCK_NAME}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    clock = SystemClock()
+    deadline = clock.now() + _LOCK_LIMIT_S
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return fd
+        except BlockingIOError:
+            # the controller of a daemon that was killed sees its end in a moment
+            if clock.now() > deadline:
+                os.close(fd)
+                raise StateError(f"another controller runs on {state_dir}") from None
+            block_for(0.02)

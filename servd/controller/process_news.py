@@ -1,0 +1,124 @@
+"""What processes say and how they end, made into events: the ear of the control loop."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from servd.controller import actions, events
+from servd.controller.control_server import PROXY, REPLICA
+from servd.controller.executor import Executor
+from servd.controller.observed import Observed
+from servd.controller.supervisor import Key, Supervisor
+from servd.messages import (
+    BuildResult,
+    ChildExited,
+    Forked,
+    Hello,
+    OrphanExited,
+    ProxyGoal,
+    ProxyReport,
+    ReplicaReport,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class ProcessNews:
+    """Listens to the control server, the fork servers, the supervisor and the daemon.
+
+    What a process says is checked against the facts: one that no fact speaks of is a stray and is ended.
+    """
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, observed: Observed, emit: Callable[[events.Event], None]
+    ) -> None:
+        self._loop = loop
+        self._observed = observed
+        self._emit = emit
+        self._executor: Executor
+        self._supervisor: Supervisor
+
+    def __repr__(self) -> str:
+        return f"ProcessNews({len(self._observed.replicas)} replicas)"
+
+    def start(self, executor: Executor, supervisor: Supervisor) -> None:
+        """Say who answers; before the first news."""
+        self._executor = executor
+        self._supervisor = supervisor
+
+    def greeted(self, hello: Hello, pid: int) -> bool:
+        """A process said Hello on its control line; False refuses it."""
+        if hello.role == REPLICA:
+            return self._replica_greeted(hello, pid)
+        if hello.role == PROXY:
+            return self._proxy_greeted(hello, pid)
+        return True
+
+    def _replica_greeted(self, hello: Hello, pid: int) -> bool:
+        fact = self._observed.replicas.get(hello.id)
+        if fact is None or fact.start.token != hello.token:
+            self._executor.end_stray(pid, f"replica {hello.id}")
+            return False
+        if self._supervisor.adopt((REPLICA, hello.id), pid, hello.start_ticks) and not fact.pid:
+            self._emit(events.ReplicaForked(hello.id, pid, hello.start_ticks))
+        # the line is registered after this call
+        self._loop.call_soon(self._executor.greet_replica, fact)
+        return True
+
+    def _proxy_greeted(self, hello: Hello, pid: int) -> bool:
+        fact = self._observed.proxies.get(hello.id)
+        if fact is None or fact.token != hello.token:
+            self._executor.end_stray(pid, f"proxy {hello.id}")
+            return False
+        if self._supervisor.adopt((PROXY, hello.id), pid, hello.start_ticks) and not fact.pid:
+            self._emit(events.ProxyStarted(hello.id, pid, hello.start_ticks))
+        goal = ProxyGoal(hello.id, drain=fact.draining)
+        self._loop.call_soon(self._executor.execute, actions.SetProxyGoal(goal, "hello"))
+        return True
+
+    def received(self, role: str, peer_id: str, message: Any) -> None:
+        """A report came on a control line."""
+        if isinstance(message, ReplicaReport) and role == REPLICA and message.replica_id == peer_id:
+            self._emit(events.ReplicaReported(message))
+        elif isinstance(message, ProxyReport) and role == PROXY and message.proxy_id == peer_id:
+            self._emit(events.ProxyReported(message))
+        else:
+            logger.warning("message_ignored role=%s id=%s message=%s", role, peer_id, type(message).__name__)
+
+    def queued(self, caller: str, deployment: str, waiting: int) -> None:
+        """The waiting line of a caller changed."""
+        self._emit(events.QueueReported(caller, deployment, waiting))
+
+    def fork_server_greeted(self, fork_server_id: str, pid: int) -> None:
+        """A fork server listens."""
+        if fork_server_id not in self._observed.fork_servers:
+            self._executor.end_stray(pid, f"fork server {fork_server_id}")
+
+    def built(self, fork_server_id: str, result: BuildResult) -> None:
+        """A build has ended."""
+        self._emit(events.BuildFinished(fork_server_id, result))
+
+    def forked(self, child: Forked) -> None:
+        """A replica was forked, or not; comes again for every living child after each reconnect."""
+        if child.error:
+            self._emit(events.ReplicaStartFailed(child.replica_id, child.error))
+        elif child.replica_id not in self._observed.replicas:
+            self._executor.end_stray(child.pid, f"replica {child.replica_id}")
+        else:
+            self._emit(events.ReplicaForked(child.replica_id, child.pid, child.start_ticks))
+            if not self._supervisor.adopt((REPLICA, child.replica_id), child.pid, child.start_ticks):
+                self._emit(events.ReplicaExited(child.replica_id, None))
+
+    def child_exited(self, exited: ChildExited) -> None:
+        """A fork server reaped a replica."""
+        self._supervisor.note_status(exited.pid, exited.exit_code)
+
+    def orphan_exited(self, exited: OrphanExited) -> None:
+        """The daemon reaped a process."""
+        self._supervisor.note_status(exited.pid, exited.exit_code)
+
+    def process_exited(self, key: Key, pid: int, exit_code: int | None) -> None:
+        """A process is gone."""
+        logger.info("process_exited kind=%s id=%s pid=%d exit_code=%s", *key, pid, exit_code)
+        self._executor.exited(key, exit_code)

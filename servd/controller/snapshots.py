@@ -1,0 +1,159 @@
+"""Snapshots of local directories by content hash: builds, replicas and restarts use these, never the live directory."""
+
+import fnmatch
+import hashlib
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from servd.control_plane import ApplicationDocument
+from servd.exceptions import ConfigError, GoalNotSavedError
+from servd.runtime_env import is_local_directory, local_path, local_uris
+from servd.settings import make_private_dir
+
+MAX_SNAPSHOT_BYTES = 512 * 1024 * 1024
+ALWAYS_EXCLUDED = ("__pycache__", ".git")
+"""Names left out everywhere: running the code changes the first, committing it the second."""
+
+
+def take_snapshots(documents: Iterable[ApplicationDocument], code_dir: str) -> dict[str, dict[str, str]]:
+    """Snapshot every local directory that the documents name. Blocks; has no other effect than new directories.
+
+    Returns:
+        Application name -> local directory as written -> directory of its snapshot.
+
+    Raises:
+        ConfigError: a directory is missing, unreadable or too large; names application and directory.
+        GoalNotSavedError: the disk of the state directory is full.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for document in documents:
+        for env in _environments(document):
+            excludes = tuple(env.get("excludes") or ())
+            for uri in local_uris(env):
+                if is_local_directory(uri):
+                    where = f'application "{document.name}": runtime_env: {uri}'
+                    found.setdefault(document.name, {})[uri] = snapshot(local_path(uri), excludes, code_dir, where)
+    return found
+
+
+def _environments(document: ApplicationDocument) -> Iterator[Mapping[str, Any]]:
+    yield document.runtime_env
+    for override in document.deployments:
+        yield (override.get("ray_actor_options") or {}).get("runtime_env") or {}
+
+
+def snapshot(directory: str, excludes: Sequence[str], code_dir: str, where: str) -> str:
+    """Copy a directory to `<code_dir>/<sha256 of its content>`, unless that is there; gives its path.
+
+    Args:
+        excludes: patterns as `fnmatch` has them, for a name or for a path relative to `directory`.
+        where: what to begin error texts with.
+
+    Raises:
+        ConfigError: it is missing, unreadable, or larger than 512 MiB after `excludes`.
+        GoalNotSavedError: the copy cannot be written.
+    """
+    if not os.path.isdir(directory):
+        raise ConfigError(f"{where}: there is no directory {directory}")
+    make_private_dir(code_dir)
+    draft = tempfile.mkdtemp(dir=code_dir, prefix=".draft-")
+    try:
+        digest = _copy(directory, draft, excludes, where)
+        target = os.path.join(code_dir, digest)
+        if not os.path.isdir(target):
+            os.rename(draft, target)
+        return target
+    except OSError as error:
+        if error.filename2 is None and error.filename and str(error.filename).startswith(directory):
+            raise ConfigError(f"{where}: cannot read {error.filename}: {error.strerror}") from error
+        raise GoalNotSavedError(f"{where}: cannot write a snapshot in {code_dir}: {error.strerror}") from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """path relative to the directory; target: of a link that stays one, else ""."""
+
+    path: str
+    is_directory: bool = False
+    is_executable: bool = False
+    target: str = ""
+
+
+def _copy(directory: str, draft: str, excludes: Sequence[str], where: str) -> str:
+    total = 0
+    content = hashlib.sha256()
+    for entry in _entries(directory, "", excludes, frozenset()):
+        target = os.path.join(draft, entry.path)
+        content.update(f"{entry.path}\0{entry.is_directory:d}{entry.is_executable:d}\0{entry.target}\0".encode())
+        if entry.is_directory:
+            os.mkdir(target, 0o700)
+        elif entry.target:
+            os.symlink(entry.target, target)
+        else:
+            source = os.path.join(directory, entry.path)
+            digest, size = _copy_file(source, target, entry.is_executable, MAX_SNAPSHOT_BYTES - total)
+            content.update(digest)
+            total += size
+            if total > MAX_SNAPSHOT_BYTES:
+                limit = MAX_SNAPSHOT_BYTES // 1024**2
+                raise ConfigError(
+                    f"{where}: {directory} has more than {limit} MiB; leave data out with runtime_env excludes"
+                )
+    return content.hexdigest()
+
+
+def _copy_file(source: str, target: str, is_executable: bool, limit: int) -> tuple[bytes, int]:
+    """Copy until the end or past the limit; gives the sum and the bytes copied."""
+    content = hashlib.sha256()
+    size = 0
+    with open(source, "rb") as reader, open(target, "xb") as writer:
+        while size <= limit and (data := reader.read(1024 * 1024)):
+            content.update(data)
+            writer.write(data)
+            size += len(data)
+        os.fchmod(writer.fileno(), 0o700 if is_executable else 0o600)
+    return content.digest(), size
+
+
+def _entries(root: str, relative: str, excludes: Sequence[str], parents: frozenset[str]) -> Iterator[_Entry]:
+    """Everything below `root/relative` in one order; links that lead out of `root` are replaced by what they show."""
+    here = os.path.join(root, relative)
+    real = os.path.realpath(here)
+    if real in parents:
+        return  # a link to a directory above: it would never end
+    for name in sorted(os.listdir(here)):
+        path = os.path.join(relative, name)
+        if name in ALWAYS_EXCLUDED or _is_excluded(path, name, excludes):
+            continue
+        full = os.path.join(root, path)
+        if os.path.islink(full) and _stays_inside(full, root):
+            yield _Entry(path, target=os.readlink(full))
+            continue
+        try:
+            mode = os.stat(full).st_mode
+        except FileNotFoundError:
+            continue  # a link to nothing, or removed just now
+        if stat.S_ISDIR(mode):
+            yield _Entry(path, is_directory=True)
+            yield from _entries(root, path, excludes, parents | {real})
+        elif stat.S_ISREG(mode):
+            yield _Entry(path, is_executable=bool(mode & stat.S_IXUSR))
+
+
+def _is_excluded(path: str, name: str, excludes: Sequence[str]) -> bool:
+    patterns = [pattern.strip("/") for pattern in excludes]
+    return any(fnmatch.fnmatchcase(path, p) or fnmatch.fnmatchcase(name, p) for p in patterns)
+
+
+def _stays_inside(link: str, root: str) -> bool:
+    if os.path.isabs(os.readlink(link)):
+        return False
+    inside = os.path.realpath(root)
+    return os.path.realpath(link).startswith(inside + os.sep)

@@ -1,0 +1,161 @@
+"""Processes: started with multiprocessing, watched through pidfds, killed."""
+
+import asyncio
+import contextlib
+import logging
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from servd import entry
+from servd.pidfd import open_process, start_ticks
+
+_STATUS_WAIT_S = 0.25
+_EXPANDED = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LD_PRELOAD")
+
+logger = logging.getLogger(__name__)
+
+Key = tuple[str, str]
+"""(kind, id) of a process: ("replica", its tag), ("proxy", its id), ("fork_server", its id)."""
+
+
+class Supervisor:
+    """Knows the living processes of servd, own children and adopted ones.
+
+    Args:
+        on_exit: called once for each process that is gone, with its key, pid and exit code (negative = killed by that
+            signal, None = unknown).
+    """
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, on_exit: Callable[[Key, int, int | None], None]
+    ) -> None:
+        self._loop = loop
+        self._on_exit = on_exit
+        self._context = multiprocessing.get_context("spawn")
+        self._watched: dict[Key, _Watched] = {}
+        self._by_pid: dict[int, _Watched] = {}
+
+    def __repr__(self) -> str:
+        return f"Supervisor({ {f'{kind} {name}': w.pid for (kind, name), w in self._watched.items()} })"
+
+    def start(self, key: Key, target: str, arguments: tuple[Any, ...], variables: Mapping[str, str]) -> tuple[int, int]:
+        """Start a process that calls `target` ("module:function"); gives its pid and start time in ticks.
+
+        Args:
+            variables: environment variables that shall hold before its interpreter starts, over those of this process.
+
+        Raises:
+            OSError: no process could be made.
+        """
+        process = self._context.Process(target=entry.call, args=(target, *arguments), name=f"{key[0]} {key[1]}")
+        with _environment(variables):
+            process.start()
+        pid = process.pid or 0
+        ticks = start_ticks(pid)
+        # nobody else reaps a child, so the number is still its own
+        self._watch(_Watched(key, pid, os.pidfd_open(pid), process))
+        return pid, ticks
+
+    def adopt(self, key: Key, pid: int, ticks: int) -> bool:
+        """Watch a process that somebody else started; False when it is gone already."""
+        if key in self._watched:
+            return True
+        fd = open_process(pid, ticks)
+        if fd is None:
+            return False
+        self._watch(_Watched(key, pid, fd, None))
+        return True
+
+    def is_watched(self, key: Key) -> bool:
+        """Whether the process is known and has not exited."""
+        return key in self._watched
+
+    def kill(self, key: Key) -> bool:
+        """SIGKILL; False when no such process is known."""
+        watched = self._watched.get(key)
+        if watched is None:
+            return False
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(watched.fd, signal.SIGKILL)
+        return True
+
+    def kill_all(self) -> None:
+        """SIGKILL to every process that is known."""
+        for key in list(self._watched):
+            self.kill(key)
+
+    def living(self) -> list[Key]:
+        """Every process that is known."""
+        return list(self._watched)
+
+    def note_status(self, pid: int, exit_code: int) -> None:
+        """Take the exit code of somebody else's child from the process that reaped it."""
+        watched = self._by_pid.get(pid)
+        if watched is not None and watched.process is None:
+            self._gone(watched, exit_code)
+
+    def _watch(self, watched: "_Watched") -> None:
+        self._watched[watched.key] = watched
+        self._by_pid[watched.pid] = watched
+        self._loop.add_reader(watched.fd, self._exited, watched)
+
+    def _exited(self, watched: "_Watched") -> None:
+        self._loop.remove_reader(watched.fd)
+        if watched.process is not None:
+            exit_code = watched.process.exitcode
+            if exit_code is not None:
+                watched.process.close()
+            self._gone(watched, exit_code)
+        else:
+            # only its parent can tell the status, and does so in a moment
+            watched.timer = self._loop.call_later(_STATUS_WAIT_S, self._gone, watched, None)
+
+    def _gone(self, watched: "_Watched", exit_code: int | None) -> None:
+        if self._watched.get(watched.key) is not watched:
+            return
+        del self._watched[watched.key]
+        self._by_pid.pop(watched.pid, None)
+        if watched.timer is not None:
+            watched.timer.cancel()
+        self._loop.remove_reader(watched.fd)
+        os.close(watched.fd)
+        self._on_exit(watched.key, watched.pid, exit_code)
+
+
+@dataclass(slots=True, eq=False)
+class _Watched:
+    key: Key
+    pid: int
+    fd: int
+    process: BaseProcess | None
+    timer: asyncio.TimerHandle | None = None
+
+
+@contextlib.contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """`os.environ` with these variables, as it was afterwards."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update({name: expanded(name, value, before[name] or "") for name, value in variables.items()})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def expanded(name: str, value: str, old: str) -> str:
+    """A variable's new value: `${NAME}` in it stands for the old value, for search paths only.
+
+    A new PYTHONPATH goes before the old one: servd itself may have been found there.
+    """
+    if name == "PYTHONPATH" and old:
+        return f"{value}{os.pathsep}{old}"
+    return value.replace(f"${{{name}}}", old) if name in _EXPANDED else value
