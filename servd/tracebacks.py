@@ -8,7 +8,7 @@ from collections.abc import Iterator
 _OWN = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _STDLIB = os.path.realpath(sysconfig.get_path("stdlib")) + os.sep
 _SITE = ("site-packages" + os.sep, "dist-packages" + os.sep)
-_NOISE = ("<frozen importlib", "<frozen runpy")
+_NOISE = ("<frozen importlib", "<frozen runpy", os.path.join(_STDLIB, "importlib"))
 _MACHINERY = ("asyncio", "concurrent", "importlib", "multiprocessing", "contextvars.py", "runpy.py", "threading.py")
 _FRAMEWORKS = ("starlette", "fastapi", "anyio", "uvloop")
 

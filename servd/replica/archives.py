@@ -7,6 +7,7 @@ written; links are made last, so nothing is ever written through one.
 import os
 import stat
 import zipfile
+import zlib
 from dataclasses import dataclass
 
 from servd.exceptions import DeployError
@@ -56,7 +57,7 @@ def unpack(archive: str, target: str) -> None:
         raise
     except NotImplementedError as error:
         raise DeployError(f"the archive uses a compression that cannot be read here: {error}") from error
-    except (zipfile.BadZipFile, EOFError, ValueError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError) as error:
         raise DeployError(f"the archive is damaged or no zip file: {error}") from error
     except OSError as error:
         raise DeployError(f"the archive cannot be unpacked: {error}") from error

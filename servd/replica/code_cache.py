@@ -115,6 +115,10 @@ def _local_archive(uri: str, part: str, deadline: float, clock: Clock) -> str:
     path = os.path.join(part, "archive.zip")
     try:
         _fetch(uri, path, deadline, clock)
+    except urllib.error.HTTPError as error:
+        # it is the answer too
+        error.close()
+        raise DeployError(f"cannot be fetched: {error}") from error
     except (OSError, HTTPException, ValueError) as error:
         reason = getattr(error, "reason", None) or error
         raise DeployError(f"cannot be fetched: {reason}") from error
@@ -168,5 +172,6 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         if parts.scheme != "https" and not (
             self._loopback_allowed and parts.scheme == "http" and runtime_env.is_loopback(parts.hostname or "")
         ):
+            fp.close()
             raise urllib.error.URLError(f"redirected to {newurl}, which is not https:")
         return super().redirect_request(req, fp, code, msg, headers, newurl)

@@ -28,9 +28,7 @@ class UserCallable(Protocol):
         """Serve one HTTP request or WebSocket: `exchange.finish(...)`, or ASGI with `receive` and `send`."""
         ...
 
-    async def call(
-        self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], context: RequestContext
-    ) -> Any:
+    async def call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], context: RequestContext) -> Any:
         """Result of one handle call."""
         ...
 
@@ -94,7 +92,7 @@ class HttpExchange:
         self.is_finished = False
         self.is_disconnected = False
         self.task: asyncio.Task[None] | None = None
-        self._held_head: tuple[int, bytes] | None = None
+        self._held_head: tuple[int, Headers] | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._writer: asyncio.Future[None] | None = None
         self._credit = CREDIT_BYTES

@@ -15,8 +15,18 @@ _ITEM_COST_BYTES = 64
 class HandleCall:
     """One call: its arguments, its context, and the way back to the caller."""
 
-    __slots__ = ("_call_id", "_credit", "_peer", "_writer", "context", "has_started", "is_stream",
-                 "method", "parts", "task")
+    __slots__ = (
+        "_call_id",
+        "_credit",
+        "_peer",
+        "_writer",
+        "context",
+        "has_started",
+        "is_stream",
+        "method",
+        "parts",
+        "task",
+    )
 
     def __init__(
         self,

@@ -1,0 +1,127 @@
+"""The table of what a handler may return, and the text of errors."""
+
+import dataclasses
+import datetime
+import sys
+from enum import Enum, IntEnum
+from typing import Any
+
+import numpy
+import pytest
+from pydantic import BaseModel
+
+from servd.exceptions import BackPressureError
+from servd.replica.responses import chunk_body, error_response, value_response
+
+
+class Color(Enum):
+    RED = "red"
+
+
+class Word(str, Enum):  # noqa: UP042 - users still write it
+    YES = "yes"
+
+
+class Level(IntEnum):
+    LOW = 1
+
+
+class Model(BaseModel):
+    a: int = 1
+    b: str | None = None
+
+
+@dataclasses.dataclass
+class Point:
+    x: int
+    y: Color = Color.RED
+
+
+class Odd:
+    __slots__ = ()
+
+
+TEXT, UTF8, JSON = b"text/plain", b"text/plain; charset=utf-8", b"application/json"
+
+
+@pytest.mark.parametrize(
+    ("value", "content_type", "body"),
+    [
+        (None, TEXT, b""),
+        (b"\xff\x00", TEXT, b"\xff\x00"),
+        (bytearray(b"ab"), TEXT, b"ab"),
+        (memoryview(b"ab"), TEXT, b"ab"),
+        ("grün", UTF8, "grün".encode()),
+        (True, JSON, b"true"),
+        (3, JSON, b"3"),
+        (2.5, JSON, b"2.5"),
+        (float("nan"), JSON, b"NaN"),
+        ({"a": 1, "b": "ü"}, JSON, b'{"a": 1, "b": "\\u00fc"}'),
+        ([1, "a", None], JSON, b'[1, "a", null]'),
+        ((200, "body"), JSON, b'[200, "body"]'),
+        ({7}, JSON, b"[7]"),
+        ({"x": {1: frozenset()}}, JSON, b'{"x": {"1": []}}'),
+        (numpy.array([[1, 2], [3, 4]]), JSON, b"[[1, 2], [3, 4]]"),
+        (numpy.float32(0.5), JSON, b"0.5"),
+        (numpy.int64(5), JSON, b"5"),
+        ({"a": numpy.arange(2)}, JSON, b'{"a": [0, 1]}'),
+        (ValueError("bad"), JSON, b'"bad"'),
+        (Model(), JSON, b'{"a": 1, "b": null}'),
+        ([Model(a=2)], JSON, b'[{"a": 2, "b": null}]'),
+        (Point(1), JSON, b'{"x": 1, "y": "red"}'),
+        (Color.RED, JSON, b'"red"'),
+        (Word.YES, JSON, b'"yes"'),
+        (Level.LOW, JSON, b"1"),
+        (datetime.datetime(2024, 1, 2, 3, 4), JSON, b'"2024-01-02T03:04:00"'),
+        (datetime.timedelta(seconds=90), JSON, b"90.0"),
+    ],
+    ids=repr,
+)
+def test_returned_values(value: Any, content_type: bytes, body: bytes) -> None:
+    assert value_response(value) == (200, [(b"content-type", content_type)], body)
+
+
+def test_data_frames_are_lists_of_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    class DataFrame:
+        def to_dict(self, orient: str) -> Any:
+            return [{"a": 1}] if orient == "records" else None
+
+    class Pandas:
+        pass
+
+    pandas: Any = Pandas()
+    pandas.DataFrame = DataFrame
+    monkeypatch.setitem(sys.modules, "pandas", pandas)
+    assert value_response(DataFrame())[2] == b'[{"a": 1}]'
+
+
+@pytest.mark.parametrize("value", [Odd(), {(1, 2): 3}], ids=["object", "key"])
+def test_what_has_no_json_form_is_an_error(value: Any) -> None:
+    with pytest.raises((TypeError, ValueError)):
+        value_response(value)
+
+
+@pytest.mark.parametrize(
+    ("item", "expected"), [(b"\xff", b"\xff"), ("ü", "ü".encode()), ({"a": 1}, b'{"a": 1}'), (None, b"null"), (1, b"1")]
+)
+def test_items_of_a_stream(item: Any, expected: bytes) -> None:
+    assert chunk_body(item) == expected
+
+
+def test_an_exception_is_a_500_with_the_users_frames() -> None:
+    try:
+        {}["missing"]
+    except KeyError as error:
+        status, headers, body = error_response(error)
+    text = body.decode()
+    assert (status, headers) == (500, [(b"content-type", b"text/plain; charset=utf-8")])
+    assert text.startswith("Unexpected error, traceback: Traceback (most recent call last):")
+    assert "test_responses.py" in text
+    assert text.endswith("KeyError: 'missing'")
+
+
+def test_a_busy_deployment_behind_is_a_503() -> None:
+    status, headers, body = error_response(BackPressureError("app_x", 10, 10))
+    assert status == 503
+    assert (b"retry-after", b"1") in headers
+    assert b"app_x: 10 requests waiting" in body
