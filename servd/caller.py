@@ -157,6 +157,7 @@ class Caller:
         identity: who calls, for logs.
         on_subscribe: called with all full names that calls went to, when one is new.
         on_applied: called with the generation of each routing once the tables hold exactly that.
+        on_waiting: called when a first request waits for a deployment without any replica.
     """
 
     def __init__(
@@ -166,11 +167,13 @@ class Caller:
         on_subscribe: Callable[[tuple[str, ...]], None],
         on_applied: Callable[[int], None] | None = None,
         rng: random.Random | None = None,
+        on_waiting: Callable[[], None] | None = None,
     ) -> None:
         self.loop = loop
         self._identity = identity
         self._on_subscribe = on_subscribe
         self._on_applied = on_applied
+        self._on_waiting = on_waiting
         self._rng = rng or random.Random()
         self._routers: dict[str, Router] = {}
         self._subscribed: set[str] = set()
@@ -297,7 +300,9 @@ class Caller:
 
     def on_lost(self, peer: ReplicaPeer, reason: str) -> None:
         """A replica is gone, with everything that was there."""
-        logger.info("replica_lost replica=%s pending=%d reason=%s", peer.candidate.replica_id, len(peer.pending), reason)
+        logger.info(
+            "replica_lost replica=%s pending=%d reason=%s", peer.candidate.replica_id, len(peer.pending), reason
+        )
         peer.router.drop(peer.candidate)
         peer.candidate.peer = None
         pending, peer.pending = peer.pending, {}
@@ -349,9 +354,12 @@ class Caller:
             self._send(call, candidate, 0)
 
     def _wait(self, call: Outgoing) -> None:
-        refused = call.router.admit_to_line(call)
+        router = call.router
+        refused = router.admit_to_line(call)
         if refused is not None:
             call.on_failure(refused)
+        elif self._on_waiting is not None and len(router.line) == 1 and not router.candidates:
+            self._on_waiting()
 
     def _apply(self, targets: DeploymentTargets) -> None:
         router = self.router_of(targets.deployment)

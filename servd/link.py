@@ -67,6 +67,10 @@ def _open_socket(kind: int) -> "zmq.Socket[bytes]":
     return socket
 
 
+def _fd(socket: "zmq.Socket[bytes]") -> int:
+    return int(socket.getsockopt(zmq.FD))
+
+
 def _receive_frames(socket: "zmq.Socket[bytes]", count: int) -> list[bytes]:
     return [socket.recv(_NOBLOCK) for _ in range(count)]
 
@@ -104,8 +108,8 @@ class CallerLink:
         self._socket = _open_socket(zmq.DEALER)
         self._socket.setsockopt(zmq.RECONNECT_IVL, 10)
         self._monitor = self._socket.get_monitor_socket(_LOST)
-        loop.add_reader(self._monitor.getsockopt(zmq.FD), self._watch)
-        loop.add_reader(self._socket.getsockopt(zmq.FD), self._drain)
+        loop.add_reader(_fd(self._monitor), self._watch)
+        loop.add_reader(_fd(self._socket), self._drain)
         self._socket.connect(address)
         self._watch()
         self._drain()
@@ -125,8 +129,8 @@ class CallerLink:
         if self._is_closed:
             return
         self._is_closed = True
-        self._loop.remove_reader(self._monitor.getsockopt(zmq.FD))
-        self._loop.remove_reader(self._socket.getsockopt(zmq.FD))
+        self._loop.remove_reader(_fd(self._monitor))
+        self._loop.remove_reader(_fd(self._socket))
         self._socket.disable_monitor()
         self._monitor.close(0)
         self._socket.close(0)
@@ -210,8 +214,8 @@ class ReplicaLink:
             self._socket.bind(address)
         except zmq.ZMQError as error:
             raise TransportError(f"cannot bind {address}: {error}") from error
-        loop.add_reader(self._monitor.getsockopt(zmq.FD), self._watch)
-        loop.add_reader(self._socket.getsockopt(zmq.FD), self.drain)
+        loop.add_reader(_fd(self._monitor), self._watch)
+        loop.add_reader(_fd(self._socket), self.drain)
         self.drain()
 
     def schedule(self, peer: "Peer") -> None:
@@ -262,8 +266,8 @@ class ReplicaLink:
         if self._is_closed:
             return
         self._is_closed = True
-        self._loop.remove_reader(self._monitor.getsockopt(zmq.FD))
-        self._loop.remove_reader(self._socket.getsockopt(zmq.FD))
+        self._loop.remove_reader(_fd(self._monitor))
+        self._loop.remove_reader(_fd(self._socket))
         self._socket.disable_monitor()
         self._monitor.close(0)
         self._socket.close(int(linger_s * 1000))

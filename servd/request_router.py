@@ -1,6 +1,6 @@
 """Decisions of a caller: which replica gets a request, who waits, what happens to requests of a replica that died.
 
-How it works: a candidate is a replica that is routed. It is full from the moment it rejects a request (the caller has a ticket there)
+How it works: a candidate is a replica that is routed. It is full from the moment it rejects a request (a ticket lies there)
 until an offer of it finds nobody waiting. A request goes to the better of two random candidates that are not full;
 when all are, it waits. The line is served oldest first, by offers only, so nothing overtakes.
 """
@@ -253,5 +253,3 @@ class RetryBudget:
             return False
         self._retries.append(now)
         return True
-
-

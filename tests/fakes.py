@@ -37,9 +37,7 @@ class FakeUser:
     async def handle_http(self, exchange: HttpExchange) -> None:
         await self._http(exchange)
 
-    async def call(
-        self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], context: RequestContext
-    ) -> Any:
+    async def call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], context: RequestContext) -> Any:
         return await self._methods[method](*args, **kwargs)
 
     async def stream(
@@ -68,7 +66,7 @@ def routing_for(*targets: DeploymentTargets, prefix: str = "/", generation: int 
 
 def a_caller() -> Caller:
     """A caller on the running loop."""
-    return Caller(asyncio.get_running_loop(), "test", lambda names: None, rng=random.Random(1))
+    return Caller(asyncio.get_running_loop(), "test", lambda _: None, rng=random.Random(1))
 
 
 class Room:
@@ -88,7 +86,7 @@ class Room:
         if self._hand_over:
             from servd.proxy.hypercorn_lane import HypercornLane
 
-            lane = HypercornLane(self.listener)
+            lane = HypercornLane(self.forwarder)
             self.listener.hand_over = lane.hand_over
         loop = asyncio.get_running_loop()
         server = await loop.create_server(lambda: HttpConnection(self.listener), "127.0.0.1", 0)
@@ -153,6 +151,4 @@ async def wait_until(condition: Callable[[], bool], timeout_s: float = 5.0) -> N
     """Return when the condition holds; fail when it does not in time."""
     async with asyncio.timeout(timeout_s):
         while not condition():
-            await asyncio.sleep(0.001)
-
-
+            await asyncio.sleep(0.001)  # noqa: ASYNC110 - facts of other rooms have no event

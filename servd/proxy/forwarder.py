@@ -25,9 +25,7 @@ _IDS_AT_ONCE = 512
 _MAX_REMEMBERED = 2048
 _MAX_REMEMBERED_PATH_BYTES = 256
 
-STATUS_LINES = {
-    status.value: b"HTTP/1.1 %d %s\r\n" % (status.value, status.phrase.encode()) for status in HTTPStatus
-}
+STATUS_LINES = {status.value: b"HTTP/1.1 %d %s\r\n" % (status.value, status.phrase.encode()) for status in HTTPStatus}
 
 
 def status_line(status: int) -> bytes:

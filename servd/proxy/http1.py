@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from typing import Any
+from typing import Any, cast
 
 import httptools
 
@@ -65,6 +65,13 @@ class HttpConnection(HttpAnswering):
         "_url",
     )
 
+    _body: bytes | bytearray
+    _headers: list[bytes]
+    _special: dict[bytes, bytes]
+    _url: bytes
+    _is_upgrade: bool
+    _head_bytes: int
+
     def __init__(self, listener: Listener) -> None:
         super().__init__(listener)
         self._backlog: deque[Parsed] = deque()
@@ -87,8 +94,8 @@ class HttpConnection(HttpAnswering):
     # --- asyncio.Protocol -----------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's transports are no subclass of asyncio's
+        self._transport = cast(asyncio.Transport, transport)
         self._origin = self._make_origin("1.1")
         self._listener.connections.add(self)
         if len(self._listener.connections) > self._forwarder.limits.connections:
@@ -151,7 +158,7 @@ class HttpConnection(HttpAnswering):
         if not self._body:
             self._body = data
         else:
-            if type(self._body) is bytes:
+            if isinstance(self._body, bytes):
                 self._body = bytearray(self._body)
             self._body += data
         if len(self._body) > WHOLE_BODY_BYTES:
@@ -334,8 +341,8 @@ class HttpConnection(HttpAnswering):
 
     def _forget_message(self) -> None:
         self._url = b""
-        self._headers: list[bytes] = []
-        self._body: bytes | bytearray = b""
+        self._headers = []
+        self._body = b""
         self._special = _NOTHING
         self._is_in_body = False
         self._is_upgrade = False

@@ -198,9 +198,7 @@ class HttpAnswering(asyncio.Protocol, Outgoing):
         elif self._is_http10:
             line += _KEEP
         rid = self._request_id
-        return b"".join(
-            (status_line(status), block, self._forwarder.tail, line, b"x-request-id: ", rid, b"\r\n\r\n")
-        )
+        return b"".join((status_line(status), block, self._forwarder.tail, line, b"x-request-id: ", rid, b"\r\n\r\n"))
 
     def _write_unusual(self, status: int, block: bytes, body: bytes) -> None:
         line = b""

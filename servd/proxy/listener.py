@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from servd.proxy.http1 import HttpConnection
 
 IDLE_GRACE_TICKS = 2
-"""Ticks before a draining proxy closes idle connections: at least one whole second. Closing at once loses requests on their way."""
+"""Ticks before a draining proxy closes idle connections: at least one whole second. Closing at once loses
+requests that are on their way."""
 
 HandOver = Callable[["asyncio.Transport", bytes], None]
 

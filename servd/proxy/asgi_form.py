@@ -1,0 +1,248 @@
+"""The forwarder as an ASGI application, for connections that are not HTTP/1.1."""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from servd.outgoing import Outgoing
+from servd.proxy.body_stream import BodyStream
+from servd.proxy.forwarder import Forwarder, Target, answer_failure, answer_timeout
+from servd.proxy.limits import WHOLE_BODY_BYTES
+from servd.proxy.probes import TEXT, Answer
+from servd.records import FRAME_BYTES, HTTP, STREAMED_BODY, Outbox, origin
+from servd.request_router import IDEMPOTENT_METHODS
+
+Receive = Callable[[], Awaitable[Any]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+class ForwardedCall(Outgoing):
+    """A request of the ASGI form; what happens to it is read with `next_news`.
+
+    News are tuples: ("answer", Answer), ("head", status, block), ("body", data), ("end", error text or None),
+    ("event", message, cost), ("failure", error).
+    """
+
+    __slots__ = ("_flags", "_loop", "_news", "_tail", "_waiter", "deadline", "limit_s", "stream", "subprotocols")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._news: deque[tuple[Any, ...]] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+        self._tail: tuple[Any, ...] = ()
+        self._flags = 0
+        self.peer = None
+        self.model_id = ""
+        self.is_idempotent = False
+        self.stream: BodyStream | None = None
+        self.deadline: float | None = None
+        self.limit_s = 0.0
+        self.subprotocols: tuple[str, ...] = ()
+
+    def prepare(self, tail: tuple[Any, ...], flags: int) -> None:
+        """Set what is sent: method, path, query, headers, body, request id, prefix, origin."""
+        self._tail = tail
+        self._flags = flags
+
+    def record(self, call_id: int, flags: int, outbox: Outbox) -> tuple[Any, ...]:
+        tail = self._tail
+        if len(tail[4]) >= FRAME_BYTES:
+            tail = (*tail[:4], outbox.attach(tail[4]), *tail[5:])
+        left = None if self.deadline is None else max(0.0, self.deadline - self._loop.time())
+        return (HTTP, call_id, flags | self._flags, *tail, (left, self.model_id, self.subprotocols))
+
+    async def next_news(self) -> tuple[Any, ...]:
+        """What happened next.
+
+        Raises:
+            TimeoutError: the time limit passed.
+        """
+        async with asyncio.timeout_at(self.deadline):
+            while not self._news:
+                self._waiter = self._loop.create_future()
+                await self._waiter
+        return self._news.popleft()
+
+    def tell(self, *news: Any) -> None:
+        """Add news."""
+        self._news.append(news)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def on_response(self, status: int, block: bytes, body: bytes) -> None:
+        self.tell("answer", (status, block, body))
+
+    def on_head(self, status: int, block: bytes) -> None:
+        self.tell("head", status, block)
+
+    def on_body(self, data: bytes) -> None:
+        self.tell("body", data)
+
+    def on_end(self, error: str | None) -> None:
+        self.tell("end", error)
+
+    def on_event(self, message: dict[str, Any], cost: int) -> None:
+        self.tell("event", message, cost)
+
+    def on_failure(self, error: Exception) -> None:
+        self.tell("failure", error)
+
+    def on_credit(self, size: int) -> None:
+        if self.stream is not None:
+            self.stream.add_credit(size)
+
+
+class AsgiForwarder:
+    """Forwards one HTTP request per call."""
+
+    def __init__(self, forwarder: Forwarder) -> None:
+        self._forwarder = forwarder
+        self._loop = forwarder.loop
+
+    def new_call(self, scope: dict[str, Any], target: Target) -> tuple[ForwardedCall, bytes]:
+        """A call prepared from a scope, without its body, and its request id."""
+        headers = dict(scope["headers"])
+        call = ForwardedCall(self._loop)
+        call.model_id = headers.get(b"serve_multiplexed_model_id", b"").decode("latin-1")
+        limit_s = self._forwarder.time_limit(target, headers.get(b"x-request-timeout-seconds"))
+        if limit_s is not None:
+            call.limit_s = limit_s
+            call.deadline = self._loop.time() + limit_s
+        return call, self._forwarder.request_id(headers.get(b"x-request-id"))
+
+    def tail(
+        self, scope: dict[str, Any], target: Target, body: bytes | bytearray, request_id: bytes
+    ) -> tuple[Any, ...]:
+        """What `ForwardedCall.prepare` wants."""
+        source = origin(
+            scope["client"],
+            scope["server"],
+            scope["scheme"],
+            scope["http_version"],
+            self._forwarder.table.root_path,
+        )
+        flat = [part for name, value in scope["headers"] for part in (name.lower(), value)]
+        method = scope.get("method", "GET")
+        query = scope["query_string"]
+        return (method, scope["raw_path"], query, flat, body, request_id.decode(), target.prefix, source)
+
+    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        """Forward one HTTP request."""
+        target = self._forwarder.resolve(scope["raw_path"])
+        if target is None:
+            request_id = self._forwarder.request_id(None)
+            await _send_answer(send, self._forwarder.answer_unrouted(scope["raw_path"]), request_id)
+            return
+        call, request_id = self.new_call(scope, target)
+        try:
+            body, is_complete = await self._read_body(receive, call)
+        except TimeoutError:
+            await _send_answer(send, answer_timeout(call.limit_s, "reading the body"), request_id)
+            return
+        limit = self._forwarder.limits.body_bytes
+        if body is None:
+            return
+        if limit and len(body) > limit:
+            text = f"the request's body is larger than {limit} bytes".encode()
+            await _send_answer(send, (413, TEXT, text), request_id)
+            return
+        call.is_idempotent = scope["method"] in IDEMPOTENT_METHODS
+        room = asyncio.Event()
+        if is_complete:
+            call.prepare(self.tail(scope, target, body, request_id), 0)
+        else:
+            call.stream = BodyStream(call, room.set)
+            call.stream.feed(bytes(body))
+            call.prepare(self.tail(scope, target, b"", request_id), STREAMED_BODY)
+        self._forwarder.caller.submit(call, target.router)
+        reader = self._loop.create_task(self._read_on(receive, call, room))
+        try:
+            await self._respond(send, call, request_id)
+        finally:
+            reader.cancel()
+            self._forwarder.caller.cancel(call)
+
+    async def _read_body(self, receive: Receive, call: ForwardedCall) -> tuple[bytearray | None, bool]:
+        body = bytearray()
+        async with asyncio.timeout_at(call.deadline):
+            while len(body) <= WHOLE_BODY_BYTES:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    return None, True
+                body += message.get("body", b"")
+                if not message.get("more_body", False):
+                    return body, True
+        return body, False
+
+    async def _read_on(self, receive: Receive, call: ForwardedCall, room: asyncio.Event) -> None:
+        size = WHOLE_BODY_BYTES
+        limit = self._forwarder.limits.body_bytes
+        while True:
+            stream = call.stream
+            if stream is not None and stream.is_full:
+                room.clear()
+                await room.wait()
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                call.tell("disconnect")
+                return
+            if stream is None:
+                continue
+            size += len(message.get("body", b""))
+            if limit and size > limit:
+                call.tell("answer", (413, TEXT, f"the request's body is larger than {limit} bytes".encode()))
+                return
+            if message.get("body"):
+                stream.feed(message["body"])
+            if not message.get("more_body", False):
+                stream.close()
+
+    async def _respond(self, send: Send, call: ForwardedCall, request_id: bytes) -> None:
+        has_begun = False
+        while True:
+            try:
+                news = await call.next_news()
+            except TimeoutError:
+                if not has_begun:
+                    stage = "waiting for a replica" if call.peer is None else "in the handler"
+                    await _send_answer(send, answer_timeout(call.limit_s, stage), request_id)
+                    return
+                raise
+            kind = news[0]
+            if kind == "answer":
+                await _send_answer(send, news[1], request_id)
+            elif kind == "failure" and not has_begun:
+                await _send_answer(send, answer_failure(news[1]), request_id)
+            elif kind == "head":
+                has_begun = True
+                headers = response_headers(news[2], request_id)
+                await send({"type": "http.response.start", "status": news[1], "headers": headers})
+                continue
+            elif kind == "body":
+                await send({"type": "http.response.body", "body": news[1], "more_body": True})
+                if call.peer is not None:
+                    call.peer.grant(call, len(news[1]))
+                continue
+            elif kind == "end" and news[1] is None:
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+            elif kind != "disconnect":
+                raise ConnectionAbortedError(f"the response was broken off: {news[1]}")
+            return
+
+
+def response_headers(block: bytes, request_id: bytes | None) -> list[tuple[bytes, bytes]]:
+    """Header pairs of a header block, with those that the proxy adds."""
+    pairs = [line.partition(b": ")[::2] for line in block.split(b"\r\n") if line]
+    if request_id is not None:
+        pairs += [(b"server", b"servd"), (b"x-request-id", request_id)]
+    return pairs
+
+
+async def _send_answer(send: Send, answer: Answer, request_id: bytes) -> None:
+    status, block, body = answer
+    headers = response_headers(block, request_id)
+    if not any(name == b"content-length" for name, _ in headers):
+        headers.append((b"content-length", b"%d" % len(body)))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": False})

@@ -1,0 +1,203 @@
+"""The lane for everything that is not HTTP/1.1: WebSocket, h2c, HTTP/2 by prior knowledge; Hypercorn's connection class."""
+
+import asyncio
+import logging
+from typing import Any, cast
+
+from hypercorn.app_wrappers import ASGIWrapper
+from hypercorn.asyncio.task_group import TaskGroup
+from hypercorn.asyncio.tcp_server import TCPServer
+from hypercorn.asyncio.worker_context import WorkerContext
+from hypercorn.config import Config
+from hypercorn.events import Closed, Event, RawData, Updated
+from hypercorn.protocol import ProtocolWrapper
+from hypercorn.protocol.h2 import H2Protocol
+from hypercorn.protocol.h11 import H11WSConnection
+from hypercorn.protocol.ws_stream import ASGIWebsocketState, WSStream
+from hypercorn.typing import ConnectionState
+
+from servd.proxy.asgi_form import AsgiForwarder, Receive, Send
+from servd.proxy.forwarder import Forwarder
+from servd.proxy.websocket_form import WebSocketForwarder
+
+_PREFACE = b"PRI * HTTP/2.0\r\n"
+_AFTER_END_S = 1.0
+
+logger = logging.getLogger(__name__)
+
+
+class HypercornLane:
+    """Takes over connections of the HTTP/1.1 lane, with the bytes read so far."""
+
+    def __init__(self, forwarder: Forwarder) -> None:
+        self._loop = forwarder.loop
+        self._http = AsgiForwarder(forwarder)
+        self._websocket = WebSocketForwarder(forwarder, self._http)
+        self.connections: set[LaneConnection] = set()
+        self.is_draining = False
+        config = Config()
+        config.keep_alive_timeout = forwarder.limits.idle_s
+        config.h2_max_header_list_size = forwarder.limits.head_bytes
+        config.include_server_header = False
+        config.accesslog = None
+        config.errorlog = logger
+        self.config = config
+        self.context = WorkerContext(None)
+        self.app = ASGIWrapper(cast(Any, self._serve))
+
+    def __repr__(self) -> str:
+        return f"HypercornLane(connections={len(self.connections)}{', draining' if self.is_draining else ''})"
+
+    def hand_over(self, transport: asyncio.Transport, data: bytes) -> None:
+        """Serve this connection from now on; `data` begins with the HTTP/2 preface or a request's head."""
+        reader = asyncio.StreamReader(loop=self._loop)
+        protocol = _LaneProtocol(reader, loop=self._loop)
+        transport.set_protocol(protocol)
+        protocol.connection_made(transport)
+        writer = asyncio.StreamWriter(transport, protocol, reader, self._loop)
+        connection = LaneConnection(self, reader, writer, data)
+        protocol.connection = connection
+        self.connections.add(connection)
+        connection.task = self._loop.create_task(connection.serve())
+
+    def drain(self) -> None:
+        """Close WebSockets, and HTTP/2 connections as soon as they are idle."""
+        self.is_draining = True
+        self._websocket.drain()
+        for connection in list(self.connections):
+            connection.close_if_idle()
+
+    def close(self) -> None:
+        """Cut off what is left."""
+        for connection in list(self.connections):
+            if connection.task is not None:
+                connection.task.cancel()
+
+    async def _serve(self, scope: Any, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await self._http(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await self._websocket(scope, receive, send)
+
+
+class _LaneProtocol(asyncio.StreamReaderProtocol):
+    connection: "LaneConnection | None" = None
+
+    def eof_received(self) -> bool | None:
+        if self.connection is not None:
+            self.connection.changed.set()
+        return super().eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self.connection is not None:
+            self.connection.is_lost = True
+            self.connection.changed.set()
+
+
+class LaneConnection(TCPServer):
+    """Hypercorn's connection, with cures for what it leaves behind (early WebSocket bytes, ended connections)."""
+
+    def __init__(
+        self, lane: HypercornLane, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, data: bytes
+    ) -> None:
+        loop = lane._loop
+        super().__init__(lane.app, loop, lane.config, lane.context, {}, reader, writer)
+        self._lane = lane
+        self._data = data
+        self._is_idle = False
+        self.is_lost = False
+        self.changed = asyncio.Event()
+        self.task: asyncio.Task[None] | None = None
+
+    async def serve(self) -> None:
+        """Run to the end of the connection."""
+        try:
+            await self.run()
+        except asyncio.CancelledError:
+            pass
+        except Exception:
+            logger.exception("lane_connection_failed")
+        finally:
+            self._lane.connections.discard(self)
+            self.writer.transport.abort()
+
+    async def run(self) -> None:
+        """As the base class, but HTTP/2 by prior knowledge begins as HTTP/2: through HTTP/1 it would lose its idle timer."""
+        client = self.writer.get_extra_info("peername")
+        server = self.writer.get_extra_info("sockname")
+        alpn = "h2" if self._data.startswith(_PREFACE) else "http/1.1"
+        try:
+            async with TaskGroup(self.loop) as task_group:
+                self._task_group = task_group
+                self.protocol = ProtocolWrapper(
+                    self.app,
+                    self.config,
+                    self.context,
+                    task_group,
+                    ConnectionState(self.state),
+                    False,
+                    client[:2] if client else None,
+                    server[:2] if server else None,
+                    self.protocol_send,
+                    alpn,
+                )
+                await self.protocol.initiate()
+                await self.idle_task.restart(task_group, self._idle_timeout)
+                await self._read_data()
+        except OSError:
+            pass
+        finally:
+            await self._close()
+
+    async def protocol_send(self, event: Event) -> None:
+        """As the base class, and looks for the moment to close while draining."""
+        await super().protocol_send(event)
+        self.changed.set()
+        if isinstance(event, Updated):
+            self._is_idle = event.idle
+            if event.idle and self._lane.is_draining:
+                self.close_if_idle()
+
+    def close_if_idle(self) -> None:
+        """Say goodbye when nothing is under way."""
+        if self._is_idle:
+            self._task_group.spawn(self._say_goodbye)
+
+    async def _say_goodbye(self) -> None:
+        protocol = self.protocol.protocol
+        if isinstance(protocol, H2Protocol):
+            protocol.connection.close_connection()
+            await protocol._flush()
+        await self.protocol.handle(Closed())
+        self.writer.close()
+
+    async def _read_data(self) -> None:
+        data, self._data = self._data, b""
+        head, end, rest = data.partition(b"\r\n\r\n")
+        if data.startswith(_PREFACE):
+            head, end, rest = data, b"", b""
+        await self.protocol.handle(RawData(head + end))
+        await self._wait_for_handshake()
+        if rest:
+            await self.protocol.handle(RawData(rest))
+        await super()._read_data()
+        # else the descriptor waits for the idle time-out
+        await self.idle_task.stop()
+        if self.task is not None:
+            # an application that never hears of the end
+            self.loop.call_later(_AFTER_END_S, self.task.cancel)
+
+    async def _wait_for_handshake(self) -> None:
+        # bytes before the answer to the handshake would be refused in a way that leaves task and descriptor behind
+        while not self.is_lost and not self.reader.at_eof():
+            protocol = self.protocol.protocol
+            stream = getattr(protocol, "stream", None)
+            if not isinstance(getattr(protocol, "connection", None), H11WSConnection):
+                return
+            if not isinstance(stream, WSStream) or stream.state is not ASGIWebsocketState.HANDSHAKE:
+                return
+            if stream.closed:
+                return
+            self.changed.clear()
+            await self.changed.wait()

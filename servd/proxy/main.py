@@ -1,0 +1,175 @@
+"""The proxy process: its listening socket, its line to the controller, its end."""
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import socket
+from multiprocessing.connection import Connection
+from typing import Any
+
+from servd import logs, process
+from servd.caller import Caller
+from servd.control_link import ControlLink
+from servd.messages import CallerReport, Hello, ProxyGoal, ProxyReport, ProxyStart, Routing
+from servd.pidfd import start_ticks
+from servd.proxy.forwarder import Forwarder
+from servd.proxy.http1 import HttpConnection
+from servd.proxy.hypercorn_lane import HypercornLane
+from servd.proxy.limits import Limits
+from servd.proxy.listener import Listener
+from servd.settings import control_socket
+
+_TURN_S = 1.0
+_QUEUE_REPORT_S = 0.25
+_LOOK_S = 0.05
+_BACKLOG = 2048
+_GC_THRESHOLD = 20_000
+
+logger = logging.getLogger(__name__)
+
+
+def run(start: ProxyStart, sock: socket.socket, lifetime: Connection) -> None:
+    """Be a proxy until the controller or the daemon ends it.
+
+    Args:
+        sock: the slot's listening socket; the daemon keeps its own copy.
+        lifetime: read end of the lifetime pipe.
+    """
+    process.begin(f"proxy {start.slot}", start.state_dir, lifetime.fileno(), sock.fileno())
+    logs.setup("http_proxy", start.host, start.log_dir, logs.proxy_file(start.host))
+    process.raise_file_limit()
+    process.run(_live(start, sock, lifetime))
+
+
+async def _live(start: ProxyStart, sock: socket.socket, lifetime: Connection) -> None:
+    proxy = Proxy(start, sock)
+    loop = asyncio.get_running_loop()
+    process.watch_lifetime(loop, lifetime.fileno(), lambda: proxy.drain(process.LIFETIME_DRAIN_S))
+    loop.add_signal_handler(signal.SIGTERM, proxy.drain, process.LIFETIME_DRAIN_S)
+    await proxy.run()
+
+
+class Proxy:
+    """One proxy: accepts once it has routes, drains when told to."""
+
+    def __init__(self, start: ProxyStart, sock: socket.socket) -> None:
+        self._start = start
+        self._sock = sock
+        self._loop = asyncio.get_running_loop()
+        self._caller = Caller(self._loop, start.proxy_id, _nothing, self._on_applied, on_waiting=self._report_queues)
+        self._forwarder = Forwarder(self._caller, start.root_path, Limits.from_environment())
+        self._lane = HypercornLane(self._forwarder)
+        self._listener = Listener(self._forwarder, self._lane.hand_over)
+        self._server: asyncio.Server | None = None
+        self._generation = -1
+        self._queued: dict[str, int] = {}
+        self._drain_s: float | None = None
+        self._is_told_to_drain = asyncio.Event()
+        self._opening: asyncio.Task[None] | None = None
+        self._link = ControlLink(control_socket(start.socket_dir), self._hello, self._on_message, self._on_connect)
+
+    def __repr__(self) -> str:
+        return f"Proxy({self._start.proxy_id}, {self._listener}, {self._lane})"
+
+    async def run(self) -> None:
+        """Serve until drained."""
+        tasks = [self._loop.create_task(work) for work in (self._link.run(), self._tick(), self._watch_queues())]
+        # what lives from here on lives for ever
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(_GC_THRESHOLD, 20, 20)
+        await self._is_told_to_drain.wait()
+        await self._finish()
+        for task in tasks:
+            task.cancel()
+        self._caller.close()
+
+    def drain(self, limit_s: float) -> None:
+        """Accept nothing more, finish what is under way, end within `limit_s`."""
+        if self._drain_s is None:
+            self._drain_s = limit_s
+            self._is_told_to_drain.set()
+
+    async def _finish(self) -> None:
+        assert self._drain_s is not None
+        end = self._loop.time() + self._drain_s
+        logger.info("proxy_draining connections=%d limit_s=%.1f", self._connections, self._drain_s)
+        if self._opening is not None:
+            await self._opening
+        if self._server is not None:
+            self._server.close()
+        self._sock.close()
+        self._listener.drain()
+        self._lane.drain()
+        self._report()
+        while self._connections and self._loop.time() < end:
+            await asyncio.sleep(_LOOK_S)  # noqa: ASYNC110 - many small ends, none of them worth an event
+        self._lane.close()
+        logger.info("proxy_drained connections=%d", self._connections)
+
+    @property
+    def _connections(self) -> int:
+        return len(self._listener.connections) + len(self._lane.connections)
+
+    # --- the controller -------------------------------------------------------------------------------------------
+
+    def _hello(self) -> Hello:
+        pid = os.getpid()
+        return Hello("proxy", self._start.proxy_id, pid, start_ticks(pid), self._start.token)
+
+    def _on_connect(self) -> None:
+        self._report()
+        if self._generation >= 0:
+            self._link.send(CallerReport(self._generation, self._caller.queued()))
+
+    def _on_message(self, message: Any) -> None:
+        if isinstance(message, Routing):
+            self._forwarder.apply_routing(message)
+            if self._opening is None and self._drain_s is None:
+                self._opening = self._loop.create_task(self._open())
+        elif isinstance(message, ProxyGoal):
+            if message.drain:
+                self.drain(message.drain_timeout_s)
+        else:
+            logger.warning("unexpected_message kind=%s", type(message).__name__)
+
+    def _on_applied(self, generation: int) -> None:
+        self._generation = generation
+        self._link.send(CallerReport(generation, self._caller.queued()))
+
+    def _report_queues(self) -> None:
+        self._queued = self._caller.queued()
+        self._link.send(CallerReport(self._generation, self._queued))
+
+    def _report(self) -> None:
+        is_listening = self._server is not None and self._drain_s is None
+        ongoing = self._listener.ongoing
+        self._link.send(ProxyReport(self._start.proxy_id, is_listening, self._connections, ongoing))
+
+    # --- serving --------------------------------------------------------------------------------------------------
+
+    async def _open(self) -> None:
+        # only now: before the first routing everything would be 404
+        self._server = await self._loop.create_server(
+            lambda: HttpConnection(self._listener), sock=self._sock, backlog=_BACKLOG
+        )
+        logger.info("proxy_listening host=%s port=%d", self._start.host, self._start.port)
+        self._report()
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(_TURN_S)
+            self._listener.turn()
+            self._report()
+
+    async def _watch_queues(self) -> None:
+        while True:
+            await asyncio.sleep(_QUEUE_REPORT_S)
+            if self._caller.queued() != self._queued:
+                self._report_queues()
+
+
+def _nothing(_: tuple[str, ...]) -> None:
+    pass
