@@ -1,0 +1,252 @@
+"""The commands against a fake control plane behind the real admin server: output, requests, exit codes."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from servd.rest.access import AccessRules
+from servd.states import ApplicationStatus, DeployMode
+from tests.wire.fake_plane import FakePlane, Server, an_application, an_instance
+
+FRUIT = Path(__file__).parents[2] / "configs" / "fruit.yaml"
+V2_DOCUMENT = """
+applications:
+- name: a
+  import_path: m:a
+  runtime_env: {working_dir: app}
+"""
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    with Server(FakePlane(), AccessRules("127.0.0.1"), tmp_path).running() as running:
+        yield running
+
+
+class Command:
+    """Runs `servd ...` in its own folder, with an environment of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        names = ("SERVD_ADDRESS", "RAY_AGENT_ADDRESS", "RAY_DASHBOARD_ADDRESS", "PYTHONPATH", "SERVD_STATE_DIR")
+        self.environment = {key: value for key, value in os.environ.items() if key not in names}
+        self.environment["SERVD_STATE_DIR"] = str(folder / "state")
+
+    def __call__(self, *arguments: str, text: str = "", **environment: str) -> tuple[int, str, str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "servd.cli", *arguments],
+            input=text,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            cwd=self.folder,
+            env={**self.environment, "PYTHONPATH": str(FRUIT.parents[1]), **environment},
+        )
+        return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture
+def servd(tmp_path: Path) -> Command:
+    return Command(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "code", "fragment"),
+    [
+        (["--help"], 0, "shutdown"),
+        ([], 2, "Usage"),
+        (["fly"], 2, "No such command"),
+        (["deploy"], 2, "Missing argument"),
+        (["status", "--colour"], 2, "No such option"),
+        (["status", "-a", "localhost:1"], 1, "Error: address 'localhost:1' must have the form"),
+        (["status", "-a", "ftp://localhost"], 1, "must have the form"),
+        (["status", "-a", "http://127.0.0.1:1/"], 1, "failed to connect to servd at http://127.0.0.1:1:"),
+        (["deploy", "nothing.yaml"], 1, "nothing.yaml does not exist"),
+        (["start", "--http-location", "Moon"], 2, "Moon"),
+        (["start", "--http-location", "FixedNumber"], 1, "FixedNumber"),
+        (["start", "--admin-host", "0.0.0.0"], 1, "--admin-token-file"),
+        (["run", "m:a", "--gradio"], 2, "Gradio"),
+        (["run", "m:a", "--reload", "--non-blocking"], 2, "--blocking"),
+        (["stop"], 0, ""),
+    ],
+)
+def test_usage_and_plain_errors(servd: Command, arguments: list[str], code: int, fragment: str) -> None:
+    found, out, err = servd(*arguments)
+    assert found == code
+    assert fragment in out + err
+    assert "Traceback" not in err
+    assert len(err.splitlines()) <= 2 or code == 2
+
+
+@pytest.mark.slow
+def test_deploy_sends_the_document_with_absolute_paths(servd: Command, server: Server) -> None:
+    (servd.folder / "conf").mkdir()
+    (servd.folder / "conf" / "v2.yaml").write_text(V2_DOCUMENT)
+    code, out, err = servd("deploy", "conf/v2.yaml", "-a", server.url + "/")
+    assert (code, err) == (0, "")
+    assert "SUCC" in out
+    goal = server.plane.calls[0][1]
+    assert goal.mode == DeployMode.MULTI_APP
+    assert goal.applications[0].runtime_env == {"working_dir": f"file://{servd.folder}/conf/app"}
+
+
+@pytest.mark.slow
+def test_addresses_come_from_the_environment_too(servd: Command, server: Server) -> None:
+    assert servd("deploy", str(FRUIT), SERVD_ADDRESS=server.url, RAY_AGENT_ADDRESS="http://127.0.0.1:1")[0] == 0
+    assert servd("deploy", str(FRUIT), RAY_AGENT_ADDRESS=f"unix://{server.unix_path}")[0] == 0
+    assert [call[1].mode for call in server.plane.calls] == [DeployMode.SINGLE_APP] * 2
+
+
+@pytest.mark.slow
+def test_a_wrong_document_is_refused_before_it_is_sent(servd: Command, server: Server) -> None:
+    (servd.folder / "v2.yaml").write_text("applications:\n- import_path: m\n  colour: red\n")
+    code, out, err = servd("deploy", "v2.yaml", "-a", server.url)
+    assert (code, out) == (1, "")
+    assert "ServeDeploySchema" in err
+    assert "v2.yaml:2:3: applications.0.import_path" in err
+    assert "v2.yaml:3:3: applications.0.colour" in err
+    (servd.folder / "v1.yaml").write_text("colour: red\n")
+    assert "ServeApplicationSchema" in servd("deploy", "v1.yaml", "-a", server.url)[2]
+    assert server.plane.calls == []
+
+
+@pytest.mark.slow
+def test_what_the_daemon_refuses_is_shown(servd: Command, server: Server) -> None:
+    server.plane.error = RuntimeError("the disk is on fire")
+    code, _, err = servd("deploy", str(FRUIT), "-a", server.url)
+    assert code == 1
+    assert "500" in err
+    assert "the disk is on fire" in err
+
+
+@pytest.mark.slow
+def test_wait_shows_progress_until_running(servd: Command, server: Server) -> None:
+    deploying = an_application(status=ApplicationStatus.DEPLOYING, deployments=())
+    server.plane.instance = an_instance(running=True, applications=(deploying,))
+    server.plane.next_views = [an_instance(running=True, applications=(an_application(),))]
+    code, out, err = servd("deploy", str(FRUIT), "--wait", "-a", server.url)
+    assert (code, err) == (0, "")
+    assert "default: DEPLOYING" in out
+    assert "default/D: HEALTHY 1/1 replicas" in out
+    assert "Running: default." in out
+
+
+@pytest.mark.slow
+def test_wait_fails_with_the_reason(servd: Command, server: Server) -> None:
+    failed = an_application(status=ApplicationStatus.DEPLOY_FAILED, message="no module named mango")
+    server.plane.instance = an_instance(running=True, applications=(failed,))
+    code, _, err = servd("deploy", str(FRUIT), "--wait", "-a", server.url)
+    assert code == 1
+    assert "no module named mango" in err
+    slow = an_application(status=ApplicationStatus.DEPLOYING)
+    server.plane.instance = an_instance(running=True, applications=(slow,))
+    code, _, err = servd("deploy", str(FRUIT), "--timeout", "0.2", "-a", server.url)
+    assert code == 1
+    assert "not running after 0.2 s: default" in err
+
+
+@pytest.mark.slow
+def test_an_import_path_joins_the_other_applications(servd: Command, server: Server) -> None:
+    arguments = ["x=1", "y=", "--name", "n", "--route-prefix", "/p", "--app-dir", "src"]
+    code, _, err = servd("deploy", "m:a", *arguments, "-a", server.url, PYTHONPATH=f"{FRUIT.parents[1]}:/lib")
+    assert (code, err) == (0, "")
+    verb, application, _, _ = server.plane.calls[0]
+    assert (verb, application.name, application.import_path) == ("put_application", "n", "m:a")
+    assert application.args == {"x": "1", "y": ""}
+    assert application.route_prefix == "/p"
+    assert application.runtime_env == {"working_dir": f"file://{servd.folder}/src"}
+    assert application.python_path == f"{FRUIT.parents[1]}:/lib"
+    code, _, err = servd("deploy", "m:a", "x=1=2", "-a", server.url)
+    assert code == 1
+    assert "'x=1=2'" in err
+
+
+@pytest.mark.slow
+def test_config_prints_what_is_stored(servd: Command, server: Server) -> None:
+    empty = "import_path: ''\nruntime_env: {}\ndeployments: []\n"
+    assert servd("config", "-a", server.url) == (0, empty, "")
+    server.plane.instance = an_instance(running=True, mode=DeployMode.SINGLE_APP, applications=(an_application(),))
+    assert servd("config", "-a", server.url) == (0, "import_path: m:a\n", "")
+    assert servd("config", "-n", "default", "-a", server.url)[0] == 1
+    apps = (an_application("a"), an_application("p", config=None), an_application("b"))
+    server.plane.instance = an_instance(running=True, mode=DeployMode.MULTI_APP, applications=apps)
+    assert servd("config", "-a", server.url) == (0, "import_path: m:a\n\n---\n\nimport_path: m:a\n", "")
+    assert servd("config", "-n", "b", "-a", server.url) == (0, "import_path: m:a\n", "")
+    assert servd("config", "-n", "p", "-a", server.url) == (0, empty, "")
+    assert servd("config", "-n", "nobody", "-a", server.url) == (0, empty, "")
+
+
+@pytest.mark.slow
+def test_status_prints_yaml_documents(servd: Command, server: Server) -> None:
+    code, out, _ = servd("status", "-a", server.url)
+    assert code == 0
+    assert "no applications" in out
+    message = "\x1b[31mline 1\x1b[0m\nline 2"
+    apps = (an_application("a", message=message), an_application("b"))
+    server.plane.instance = an_instance(running=True, mode=DeployMode.MULTI_APP, applications=apps)
+    code, out, _ = servd("status", "-a", server.url)
+    first, second = out.split("\n\n---\n\n")
+    assert yaml.safe_load(second) == {
+        "name": "b",
+        "app_status": {"status": "RUNNING", "message": "", "deployment_timestamp": 1.25},
+        "deployment_statuses": [{"name": "b_D", "status": "HEALTHY", "message": ""}],
+    }
+    assert yaml.safe_load(first)["app_status"]["message"].strip() == "line 1\nline 2"
+    assert "message: |" in first
+    code, out, err = servd("status", "-n", "nobody", "-a", server.url)
+    assert (code, out) == (1, "")
+    assert "'nobody'" in err
+    server.plane.instance = replace(server.plane.instance, mode=DeployMode.SINGLE_APP, applications=(an_application(),))
+    out = servd("status", "-a", server.url)[1]
+    assert yaml.safe_load(out)["deployment_statuses"][0]["name"] == "D"
+
+
+@pytest.mark.slow
+def test_shutdown_asks_first(servd: Command, server: Server) -> None:
+    for answer in ("", "n\n"):
+        code, out, err = servd("shutdown", "-a", server.url, text=answer)
+        assert code == 1
+        assert server.url in out
+        assert "Aborted" in err
+    assert server.plane.calls == []
+    assert servd("shutdown", "-a", server.url, text="y\n")[0] == 0
+    assert servd("shutdown", "-y", "-a", server.url)[0] == 0
+    assert [call[0] for call in server.plane.calls] == ["delete", "delete"]
+
+
+@pytest.mark.slow
+def test_run_of_a_document_does_not_wait(servd: Command, server: Server) -> None:
+    (servd.folder / "v2.json").write_text(json.dumps(yaml.safe_load(V2_DOCUMENT)))
+    code, out, err = servd("run", "v2.json", "--non-blocking", "--port", "8123", "-a", server.url)
+    assert (code, err) == (0, "")
+    assert "v2.json" in out.splitlines()[0]
+    goal = server.plane.calls[0][1]
+    assert (goal.http.host, goal.http.port) == (None, 8123)
+
+
+@pytest.mark.slow
+def test_run_of_a_failing_application_takes_it_back(servd: Command, server: Server) -> None:
+    failed = an_application("n", status=ApplicationStatus.DEPLOY_FAILED, message="boom")
+    server.plane.next_views = []
+    server.plane.instance = an_instance(running=True)
+    put = server.plane.put_application
+
+    async def fail(*arguments: object, **options: object) -> int:
+        server.plane.instance = an_instance(running=True, applications=(failed,))
+        return await put(*arguments, **options)  # type: ignore[arg-type]
+
+    server.plane.put_application = fail  # type: ignore[method-assign]
+    code, _, err = servd("run", "m:a", "--name", "n", "--runtime-env-json", '{"pip": []}', "-a", server.url)
+    assert code == 1
+    assert "boom" in err
+    assert [call[0] for call in server.plane.calls] == ["put_application", "delete_application"]
+    both = ["--runtime-env-json", "{}", "--runtime-env", "x.yaml"]
+    assert servd("run", "m:a", *both, "-a", server.url)[0] == 1
