@@ -179,7 +179,8 @@ class BuildOrder:
     import_path: `module:attr` or `module.attr`, "" for an application by value. application_file: path of the cloudpickle
     file of an application by value, "" otherwise. args: arguments of an application builder. runtime_env: the effective one
     of this fork server, local directories already replaced by their snapshots (plain paths). start_dir and python_path: of the
-    daemon (runtime.md section 12, "no working_dir"). driver_path: sys.path of the shipping driver, by-value only.
+    daemon (runtime.md section 12, "no working_dir"). driver_path: sys.path of the shipping driver, by-value only. default_variables: set
+    before the interpreter starts where neither the environment nor runtime_env has them (thread counts).
     """
 
     fork_server_id: str
@@ -197,6 +198,7 @@ class BuildOrder:
     state_dir: str = ""
     socket_dir: str = ""
     log_dir: str = ""
+    default_variables: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +236,7 @@ class BuildResult:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaStart:
-    """Everything a replica process needs to start."""
+    """Everything a replica process needs to start. variables: environment set before any of its user code runs."""
 
     replica_id: str
     app: str
@@ -248,6 +250,7 @@ class ReplicaStart:
     log_dir: str
     route_prefix: str | None = None
     max_queued_requests: int = 10_000
+    variables: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from typing import Any
 from servd.codec import register_message
 from servd.control_plane import ApplicationDocument
 from servd.controller.goal import ApplicationGoal, Goal, HttpGoal
+from servd.controller.resources import Held
 from servd.messages import BuildOrder, BuildResult, ReplicaStart
 from servd.states import ReplicaState
 
@@ -65,6 +66,14 @@ class ReplicaFact:
     health_message: str = ""
     model_ids: tuple[str, ...] = ()
     stack: str = ""
+    cpus: float = 0.0
+    gpu_share: float = 0.0
+    devices: tuple[int, ...] = ()
+
+    @property
+    def held(self) -> Held:
+        """What it holds of the host's pool, until it is gone."""
+        return Held(self.cpus, self.gpu_share, tuple(self.devices))
 
     @property
     def key(self) -> tuple[str, str]:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from servd.controller import actions
 from servd.controller.facts import ApplicationFact, DeploymentFact, ReplicaFact
 from servd.controller.observed import Observed
+from servd.controller.resources import Held, Pool, place
 from servd.controller.restarts import BackOff, failure_threshold, retry_delay_s
 from servd.controller.rollout import next_step
 from servd.controller.settle import route_prefix, wanted_count
@@ -26,13 +27,14 @@ def replica_actions(
     observed: Observed, settings: Settings, now: float, rng: random.Random
 ) -> Iterator[actions.Action | float]:
     """Actions that bring the replicas of all deployments to their goals, and moments to look again."""
+    promised: list[Held] = []
     for key in {**observed.targets, **{r.key: None for r in observed.replicas.values()}}:
         replicas = observed.replicas_of(*key)
         target = observed.targets.get(key)
         app = observed.applications.get(key[0])
         fact = observed.deployments.get(key)
         if target is not None and app is not None and fact is not None:
-            yield from _to_goal(target, app, fact, replicas, observed, settings, now, rng)
+            yield from _to_goal(target, app, fact, replicas, promised, observed, settings, now, rng)
         else:
             yield from _drain_all(replicas, key, observed)
         for replica in replicas:
@@ -44,18 +46,19 @@ def _to_goal(
     app: ApplicationFact,
     fact: DeploymentFact,
     replicas: list[ReplicaFact],
+    promised: list[Held],
     observed: Observed,
     settings: Settings,
     now: float,
     rng: random.Random,
 ) -> Iterator[actions.Action | float]:
     wanted = wanted_count(target, fact)
-    step = next_step(replicas, target.version, target.config_version, wanted)
+    scarce = target.need.gpus > 0 and place(target.need, _held(observed), Pool.of(settings)) is None
+    step = next_step(replicas, target.version, target.config_version, wanted, scarce=scarce)
     running = sum(r.state is ReplicaState.RUNNING for r in replicas)
     if step.start:
-        yield from _start(
-            step.start, f"goal {wanted}, running {running}", target, app, fact, observed, settings, now, rng
-        )
+        reason = f"goal {wanted}, running {running}"
+        yield from _start(step.start, reason, target, app, fact, promised, observed, settings, now, rng)
     for replica, reason in step.drain:
         yield _drain(replica, target, reason)
     leaving = {replica.replica_id for replica, _ in step.drain}
@@ -70,6 +73,7 @@ def _start(
     target: DeploymentTarget,
     app: ApplicationFact,
     fact: DeploymentFact,
+    promised: list[Held],
     observed: Observed,
     settings: Settings,
     now: float,
@@ -86,10 +90,30 @@ def _start(
     if fact.failures >= threshold:
         count = 1  # probe with one: a broken version must not burn a whole round of processes at each try
     spawn = bool(server.result.fork_unsafe) or target.options["start_method"] == "spawn"
+    held = [*_held(observed), *promised]
     for _ in range(count):
-        yield actions.StartReplica(
-            _new_replica(target, app, server.fork_server_id, observed, settings, now, rng), spawn, reason
-        )
+        placed = place(target.need, held, Pool.of(settings))
+        if placed is None:
+            return  # the exit of another replica brings us back
+        held.append(placed)
+        promised.append(placed)
+        fresh = _new_replica(target, app, server.fork_server_id, observed, settings, now, rng)
+        yield actions.StartReplica(_on_devices(fresh, placed), spawn, reason)
+
+
+def _held(observed: Observed) -> list[Held]:
+    return [replica.held for replica in observed.replicas.values()]
+
+
+def _on_devices(replica: ReplicaFact, placed: Held) -> ReplicaFact:
+    variables = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, placed.devices))} if placed.devices else {}
+    return replace(
+        replica,
+        start=replace(replica.start, variables=variables),
+        cpus=placed.cpus,
+        gpu_share=placed.share,
+        devices=placed.devices,
+    )
 
 
 def _new_replica(

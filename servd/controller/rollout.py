@@ -29,13 +29,16 @@ def rolling_step(target: int) -> int:
     return max(target // 5, 1)
 
 
-def next_step(replicas: Sequence[ReplicaFact], version: str, config_version: str, target: int) -> Step:
+def next_step(
+    replicas: Sequence[ReplicaFact], version: str, config_version: str, target: int, *, scarce: bool = False
+) -> Step:
     """What to do now.
 
     Args:
         replicas: all replicas of the deployment, any state.
         version, config_version: of the target.
         target: wanted replicas, >= 0.
+        scarce: no device is free for a replica beyond `target`, so old ones stop first.
 
     Returns:
         The step; nothing to do once `target` replicas run at both versions and no other is left.
@@ -43,9 +46,11 @@ def next_step(replicas: Sequence[ReplicaFact], version: str, config_version: str
     alive = [replica for replica in replicas if replica.state is not ReplicaState.STOPPING]
     new = [replica for replica in alive if replica.version == version]
     old = [replica for replica in alive if replica.version != version]
-    surplus = rolling_step(target)
+    step = rolling_step(target)
+    surplus = 0 if scarce and old else step
     start = max(min(target - len(new), target + surplus - len(alive)), 0) if target else 0
-    drain = [*_drain_old(old, new, target), *_drain_surplus(new, target)]
+    keep = target if surplus else max(target - step, 0)
+    drain = [*_drain_old(old, new, keep), *_drain_surplus(new, target)]
     leaving = {replica.replica_id for replica, _ in drain}
     updating = sum(replica.state is ReplicaState.UPDATING for replica in new)
     behind = [
@@ -55,14 +60,14 @@ def next_step(replicas: Sequence[ReplicaFact], version: str, config_version: str
         and replica.state is ReplicaState.RUNNING
         and replica.replica_id not in leaving
     ]
-    return Step(start, tuple(drain), tuple(behind[: max(surplus - updating, 0)]))
+    return Step(start, tuple(drain), tuple(behind[: max(step - updating, 0)]))
 
 
-def _drain_old(old: Sequence[ReplicaFact], new: Sequence[ReplicaFact], target: int) -> list[tuple[ReplicaFact, str]]:
+def _drain_old(old: Sequence[ReplicaFact], new: Sequence[ReplicaFact], keep: int) -> list[tuple[ReplicaFact, str]]:
     starting = [replica for replica in old if replica.state is ReplicaState.STARTING]
     serving = [replica for replica in old if replica.state in ROUTABLE]
     ready = sum(replica.state in ROUTABLE for replica in new)
-    excess = max(ready + len(serving) - target, 0)
+    excess = max(ready + len(serving) - keep, 0)
     oldest_first = sorted(serving, key=lambda replica: replica.created_at)
     return [(replica, "replaced") for replica in [*starting, *oldest_first[:excess]]]
 

@@ -16,6 +16,7 @@ from servd.controller.data_plane import flag_options, is_served
 from servd.controller.facts import ApplicationFact, DeploymentFact, ProxyFact, ReplicaFact
 from servd.controller.goal import Goal
 from servd.controller.observed import Observed
+from servd.controller.resources import Pool, place, shortage
 from servd.controller.settle import deployment_status, route_prefix, wanted_count
 from servd.controller.targets import DEFAULTS, DeploymentTarget
 from servd.ids import DeploymentID
@@ -59,7 +60,7 @@ def instance_view(
             listening=is_served(http) and any(p.listening and not p.draining for p in observed.proxies.values()),
         ),
         proxies=proxies,
-        applications=tuple(_application(fact, observed, now) for fact in applications),
+        applications=tuple(_application(fact, observed, Pool.of(settings), now) for fact in applications),
         controller_pid=identity.pid,
         controller_actor_id=identity.actor_id,
         controller_worker_id=identity.worker_id,
@@ -75,7 +76,7 @@ def application_status(app: ApplicationFact) -> ApplicationStatus:
     return ApplicationStatus(app.settled) if app.settled else ApplicationStatus.DEPLOYING
 
 
-def _application(app: ApplicationFact, observed: Observed, now: float) -> ApplicationView:
+def _application(app: ApplicationFact, observed: Observed, pool: Pool, now: float) -> ApplicationView:
     order = [built.name for built in app.active.deployments] if app.active else []
     known = {key[1] for key in observed.deployments if key[0] == app.name}
     known |= {replica.deployment for replica in observed.replicas.values() if replica.app == app.name}
@@ -90,11 +91,11 @@ def _application(app: ApplicationFact, observed: Observed, now: float) -> Applic
         message=app.message,
         last_deployed_time_s=app.goal.deployed_at,
         config=None if app.deleting else app.goal.document.stored,
-        deployments=tuple(_deployment(app, name, observed, now) for name in names),
+        deployments=tuple(_deployment(app, name, observed, pool, now) for name in names),
     )
 
 
-def _deployment(app: ApplicationFact, name: str, observed: Observed, now: float) -> DeploymentView:
+def _deployment(app: ApplicationFact, name: str, observed: Observed, pool: Pool, now: float) -> DeploymentView:
     key = (app.name, name)
     target = observed.targets.get(key) or _last_target(app, name, observed)
     fact = observed.deployments.get(key)
@@ -107,7 +108,7 @@ def _deployment(app: ApplicationFact, name: str, observed: Observed, now: float)
         bare_name=name,
         status=status,
         status_trigger=fact.trigger if fact else "DELETING",
-        message=_message(status, fact, replicas, now),
+        message=_message(status, fact, replicas, now) or _shortage(observed.targets.get(key), fact, observed, pool),
         config=dict(target.shown) if target else _plain_config(key),
         target_num_replicas=wanted_count(target, fact) if target and not app.deleting else 0,
         replicas=tuple(_replica(replica, observed) for replica in replicas),
@@ -144,6 +145,19 @@ def _message(status: DeploymentStatus, fact: DeploymentFact | None, replicas: li
         if fact.last_error and fact.failures:
             return f"{fact.failures} failed start(s); last error:\n{fact.last_error}"
     return ""
+
+
+def _shortage(target: DeploymentTarget | None, fact: DeploymentFact | None, observed: Observed, pool: Pool) -> str:
+    """Why a wanted replica cannot be placed, "" if it can, or if none is wanted."""
+    if target is None:
+        return ""
+    living = [r for r in observed.replicas_of(target.id.app, target.id.name) if r.version == target.version]
+    held = [replica.held for replica in observed.replicas.values()]
+    if len(living) >= wanted_count(target, fact) or place(target.need, held, pool) is not None:
+        return ""
+    text = shortage(target.need, held, pool)
+    older = len(observed.replicas_of(target.id.app, target.id.name)) > len(living)
+    return f"{text}; old replicas stop before new ones start" if older else f"{text}; waiting until that much is free"
 
 
 def _replica(fact: ReplicaFact, observed: Observed) -> ReplicaView:

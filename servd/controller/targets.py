@@ -9,11 +9,13 @@ Source: Ray Serve 2.5, deployment versions; servd's own options.
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from servd.controller.goal import ApplicationGoal
+from servd.controller.resources import Need
 from servd.exceptions import DeployError
 from servd.ids import DeploymentID
 from servd.messages import BuildResult, BuiltDeployment, ReplicaGoal
@@ -45,6 +47,7 @@ OWN_OPTIONS = (
     "start_method",
     "logging_config",
 )
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 AUTOSCALING_DEFAULTS: dict[str, Any] = {
     "min_replicas": 1,
     "initial_replicas": None,
@@ -83,6 +86,18 @@ class DeploymentTarget:
         """Seconds a draining replica may take before it is killed."""
         return float(self.options["graceful_shutdown_timeout_s"])
 
+    @property
+    def need(self) -> Need:
+        """What one replica needs of the host's pool."""
+        options = self.options["ray_actor_options"] or {}
+        return Need(float(options.get("num_cpus", 1.0) or 0.0), float(options.get("num_gpus") or 0.0))
+
+    @property
+    def thread_variables(self) -> dict[str, str]:
+        """Thread counts that follow `num_cpus` where the user wrote it."""
+        cpus = (self.options["ray_actor_options"] or {}).get("num_cpus")
+        return thread_variables(cpus)
+
     def replica_goal(self, replica_id: str) -> ReplicaGoal:
         """The goal that every replica of this target gets."""
         options = self.options
@@ -97,6 +112,13 @@ class DeploymentTarget:
             graceful_shutdown_timeout_s=float(options["graceful_shutdown_timeout_s"]),
             cancel_on_disconnect=options["cancel_on_disconnect"],
         )
+
+
+def thread_variables(num_cpus: float | None) -> dict[str, str]:
+    """Variables that number-crunching libraries read when they are loaded; none if the user did not write `num_cpus`."""
+    if num_cpus is None:
+        return {}
+    return dict.fromkeys(THREAD_VARIABLES, str(max(math.ceil(num_cpus), 1)))
 
 
 def digest(*values: Any) -> str:
@@ -184,7 +206,7 @@ def _target(
         id=identifier,
         version=version,
         config_version=config_version,
-        env_key=digest(without_empty_variables(resolved)),
+        env_key=digest(without_empty_variables(resolved), *_threads(actor_options)),
         runtime_env=resolved,
         num_replicas=options["num_replicas"],
         autoscaling=autoscaling,
@@ -193,6 +215,11 @@ def _target(
         shown=_shown(identifier, options, shown_options, autoscaling, pinned, built, override or {}),
         key=digest(version, config_version, autoscaling, options["num_replicas"], pinned, options),
     )
+
+
+def _threads(actor_options: Mapping[str, Any]) -> list[dict[str, str]]:
+    variables = thread_variables(actor_options.get("num_cpus"))
+    return [variables] if variables else []
 
 
 def _effective_options(built: BuiltDeployment, override: Mapping[str, Any]) -> dict[str, Any]:

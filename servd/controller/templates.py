@@ -87,7 +87,8 @@ def _template(
     app: ApplicationFact, target: DeploymentTarget, settings: Settings, now: float, rng: random.Random
 ) -> ForkServerFact:
     fact = replace(app, goal=app.active_goal or app.goal)
-    return _fork_server(fact, target.env_key, target.runtime_env, app.code_version, settings, now, rng)
+    server = _fork_server(fact, target.env_key, target.runtime_env, app.code_version, settings, now, rng)
+    return replace(server, order=replace(server.order, default_variables=target.thread_variables))
 
 
 def _fork_server(

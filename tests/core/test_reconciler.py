@@ -426,3 +426,27 @@ def test_a_proxy_that_cannot_listen_is_tried_again_later() -> None:
     plan = world.turn(events.ProxyStartFailed(proxy, "port taken"))
     assert verbs(plan) == []
     assert 0.0 < plan.wake_at < 20.0
+
+
+def test_what_does_not_fit_waits_and_says_what_it_needs() -> None:
+    world = deployed(World(a_goal(an_app()), num_gpus=1), num_replicas=2, ray_actor_options={"num_gpus": 1})
+    [replica] = world.replicas()
+    assert replica.start.variables == {"CUDA_VISIBLE_DEVICES": "0"}
+    view = instance_view(world.goal, world.observed, world.settings, IDENTITY, version=1, now=0.0)
+    assert "num_gpus 1 (0 of 1 free)" in view.applications[0].deployments[0].message
+    assert status_of(world) is ApplicationStatus.DEPLOYING
+
+
+def test_a_scarce_device_is_handed_from_old_to_new() -> None:
+    world = deployed(World(a_goal(an_app()), num_gpus=1), ray_actor_options={"num_gpus": 1})
+    world.goal = a_goal(an_app(deploy_id=2), revision=2)
+    world.builds["app"] = a_build("D", code_version="c2", D={"ray_actor_options": {"num_gpus": 1}})
+    world.run()
+    assert status_of(world) is ApplicationStatus.RUNNING
+    assert len(world.replicas()) == 1
+
+
+def test_num_cpus_limits_only_with_a_pool() -> None:
+    assert len(deployed(num_replicas=3, ray_actor_options={"num_cpus": 64}).replicas()) == 3
+    pooled = deployed(World(a_goal(an_app()), num_cpus=2), num_replicas=3, ray_actor_options={"num_cpus": 1})
+    assert len(pooled.replicas()) == 2
