@@ -60,6 +60,8 @@ class Listeners:
             listener.close()
 
     def _bind(self, host: str, port: int, option: str, *, reuse_port: bool) -> socket.socket:
+        if not 0 <= port <= 65535:
+            raise ListenError(host, port, "a port is a number from 0 to 65535", option)
         while True:
             try:
                 return _listen(host, port, reuse_port=reuse_port)
@@ -69,8 +71,6 @@ class Listeners:
                     continue
                 reason = os.strerror(error.errno).lower() if error.errno and error.errno > 0 else str(error)
                 raise ListenError(host, port, reason, option) from error
-            except OverflowError as error:
-                raise ListenError(host, port, "a port is a number from 0 to 65535", option) from error
 
 
 def _listen(host: str, port: int, *, reuse_port: bool) -> socket.socket:

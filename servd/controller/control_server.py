@@ -149,8 +149,8 @@ class ControlServer:
         part = _part(self._routing, peer)
         if part == peer.part:
             return
-        if part == _NO_ROUTING and peer.part is None:
-            # a replica without handles: nothing to tell, nothing to wait for
+        if part == _NO_ROUTING and peer.part is None and not peer.is_proxy:
+            # a replica without handles: nothing to tell, nothing to wait for. A proxy opens with its first routing.
             return
         peer.part = part
         peer.sent_generation = self._generation
@@ -211,6 +211,11 @@ class _Peer(asyncio.Protocol):
         return f"{self.hello.role}:{self.hello.id}" if self.hello else f"pid:{self.pid}"
 
     @property
+    def is_proxy(self) -> bool:
+        """It serves the data plane: all routes concern it."""
+        return self.hello is not None and self.hello.role == PROXY
+
+    @property
     def is_behind(self) -> bool:
         """It was told a routing that it has not acknowledged."""
         return self.acknowledged < self.sent_generation
@@ -218,7 +223,9 @@ class _Peer(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]
         line = transport.get_extra_info("socket")
-        self.pid, uid, _ = _CREDENTIALS.unpack(line.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+        self.pid, uid, _ = _CREDENTIALS.unpack(
+            line.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        )
         if uid not in (os.getuid(), 0):
             logger.warning("control_line_refused pid=%d uid=%d", self.pid, uid)
             self.drop()
@@ -251,8 +258,7 @@ class _Peer(asyncio.Protocol):
 
 def _part(routing: Routing, peer: _Peer) -> Routing:
     """What concerns one peer: proxies get the routes and their ingress deployments, all get what they subscribed to."""
-    is_proxy = peer.hello is not None and peer.hello.role == PROXY
-    routes = routing.routes if is_proxy else ()
+    routes = routing.routes if peer.is_proxy else ()
     wanted = {*peer.subscribed, *(route.deployment for route in routes)}
     found = tuple(target for target in routing.targets if target.deployment in wanted)
     missing = sorted(wanted - {target.deployment for target in found})

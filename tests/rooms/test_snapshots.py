@@ -1,0 +1,94 @@
+"""Snapshots of local directories."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from servd.control_plane import ApplicationDocument
+from servd.controller import snapshots
+from servd.controller.snapshots import snapshot, take_snapshots
+from servd.exceptions import ConfigError
+
+
+def tree(directory: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(directory)): path.read_text() for path in sorted(directory.rglob("*")) if path.is_file()
+    }
+
+
+@pytest.fixture
+def code(tmp_path: Path) -> Path:
+    code = tmp_path / "code"
+    (code / "package" / "__pycache__").mkdir(parents=True)
+    (code / "main.py").write_text("x = 1")
+    (code / "package" / "data.csv").write_text("1,2")
+    (code / "package" / "__pycache__" / "main.pyc").write_text("volatile")
+    return code
+
+
+def take(code: Path, *excludes: str) -> Path:
+    return Path(snapshot(str(code), excludes, str(code.parent / "store"), "here"))
+
+
+def test_same_content_is_one_snapshot_other_content_another(code: Path) -> None:
+    first = take(code)
+    assert tree(first) == {"main.py": "x = 1", "package/data.csv": "1,2"}
+    (code / "package" / "__pycache__" / "main.pyc").write_text("changed by running it")
+    assert take(code) == first
+    (code / "main.py").write_text("x = 2")
+    second = take(code)
+    assert second != first
+    assert tree(first)["main.py"] == "x = 1"
+    assert sorted(os.listdir(code.parent / "store")) == sorted([first.name, second.name])
+
+
+def test_excluded_files_are_neither_copied_nor_hashed(code: Path) -> None:
+    first = take(code, "*.csv")
+    assert tree(first) == {"main.py": "x = 1"}
+    (code / "package" / "data.csv").write_text("3,4")
+    assert take(code, "*.csv") == first
+    assert tree(take(code, "package/")) == {"main.py": "x = 1"}
+
+
+def test_links_inside_stay_links_links_out_become_files_and_circles_end(code: Path) -> None:
+    (code.parent / "outside.txt").write_text("out")
+    (code / "alias.py").symlink_to("main.py")
+    (code / "far.txt").symlink_to(code.parent / "outside.txt")
+    (code / "broken").symlink_to("/nowhere/at/all")
+    (code / "package" / "up").symlink_to(code)
+    taken = take(code)
+    assert (taken / "alias.py").is_symlink()
+    assert not (taken / "far.txt").is_symlink()
+    assert (taken / "far.txt").read_text() == "out"
+    assert not (taken / "broken").exists()
+
+
+def test_executables_stay_executable(code: Path) -> None:
+    before = take(code)
+    (code / "main.py").chmod(0o755)
+    after = take(code)
+    assert after != before
+    assert os.access(after / "main.py", os.X_OK)
+
+
+def test_missing_and_too_large_directories_are_refused(code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="here: there is no directory"):
+        take(code / "absent")
+    monkeypatch.setattr(snapshots, "MAX_SNAPSHOT_BYTES", 7)
+    with pytest.raises(ConfigError, match="leave data out with runtime_env excludes"):
+        take(code)
+    assert os.listdir(code.parent / "store") == []
+
+
+def test_every_local_directory_of_a_document_is_taken_as_it_is_written(code: Path) -> None:
+    uri = f"file://{code}"
+    override = {"name": "D", "ray_actor_options": {"runtime_env": {"py_modules": [f"{uri}/package"]}}}
+    remote = "https://example.com/a.zip"
+    document = ApplicationDocument(
+        "app", "main:x", runtime_env={"working_dir": uri, "py_modules": [remote]}, deployments=(override,)
+    )
+    taken = take_snapshots([document, ApplicationDocument("other")], str(code.parent / "store"))
+    assert set(taken) == {"app"}
+    assert set(taken["app"]) == {uri, f"{uri}/package"}
+    assert tree(Path(taken["app"][f"{uri}/package"])) == {"data.csv": "1,2"}
