@@ -5,7 +5,16 @@ from starlette.responses import Response
 
 from servd.control_plane import ControlPlane
 from servd.rest.bodies import v1_config, v1_status
-from servd.rest.exchange import Resource, empty_answer, if_match, json_answer, origin, parse_json, read_body
+from servd.rest.exchange import (
+    Resource,
+    empty_answer,
+    if_match,
+    json_answer,
+    origin,
+    parse_json,
+    read_body,
+    until_listening,
+)
 from servd.schema import parse_v1
 
 
@@ -16,6 +25,7 @@ def deployments_resource(plane: ControlPlane) -> Resource:
         body = await read_body(request)
         condition = if_match(request, plane)
         await plane.put(parse_v1(parse_json(body)), if_match=condition, origin=origin(request))
+        await until_listening(plane)
         return empty_answer()
 
     async def get(_: Request) -> Response:

@@ -9,9 +9,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive
 
+from servd.clock import SystemClock
 from servd.control_plane import ControlPlane, InstanceView
-from servd.exceptions import ConfigError, RevisionConflictError
+from servd.exceptions import ConfigError, ListenError, RevisionConflictError
 from servd.rest.problems import MAX_BODY_BYTES, BodyTooLargeError
+from servd.states import ProxyLocation
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 Resource = dict[str, Endpoint]
@@ -19,6 +21,7 @@ Resource = dict[str, Endpoint]
 
 _DISCARD_BYTES = 16 * MAX_BODY_BYTES
 _DISCARD_S = 5.0
+LISTEN_LIMIT_S = 60.0
 
 
 class BodyWatch:
@@ -71,6 +74,25 @@ async def read_body(request: Request, limit: int = MAX_BODY_BYTES) -> bytes:
             raise BodyTooLargeError
         parts.append(part)
     return b"".join(parts)
+
+
+async def until_listening(plane: ControlPlane) -> None:
+    """Wait until the data plane of a running instance accepts connections.
+
+    Raises:
+        ListenError: it does not within 60 s. The change itself holds.
+    """
+    clock = SystemClock()
+    deadline = clock.now() + LISTEN_LIMIT_S
+    while True:
+        view = plane.view()
+        if view.http.listening or not view.running or view.http.location == ProxyLocation.NO_SERVER:
+            return
+        left = deadline - clock.now()
+        if left <= 0:
+            reason = f"no proxy is ready after {LISTEN_LIMIT_S:.0f} s"
+            raise ListenError(view.http.host, view.http.port, reason)
+        await plane.changed(view.version, left)
 
 
 def parse_json(body: bytes) -> Any:

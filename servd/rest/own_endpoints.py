@@ -14,7 +14,7 @@ from servd.document import validated
 from servd.exceptions import ConfigError
 from servd.orders import ApplicationOrder, StartOrder
 from servd.rest.bodies import own_status
-from servd.rest.exchange import Resource, json_answer, origin, parse_json, read_body
+from servd.rest.exchange import Resource, json_answer, origin, parse_json, read_body, until_listening
 from servd.rest.problems import problem
 from servd.settings import make_private_dir
 
@@ -53,6 +53,7 @@ def start_resource(plane: ControlPlane) -> Resource:
         body = await read_body(request)
         order = validated(StartOrder, parse_json(body) if body.strip() else {})
         revision = await plane.start_instance(order.http_wish(), origin=origin(request))
+        await until_listening(plane)
         return json_answer({"revision": revision})
 
     return {"POST": post}
@@ -65,6 +66,7 @@ def application_resource(plane: ControlPlane, name: str) -> Resource:
         order = validated(ApplicationOrder, parse_json(await read_body(request)))
         application = order.to_application(name)
         revision = await plane.put_application(application, http=order.http_wish(), origin=origin(request))
+        await until_listening(plane)
         return json_answer({"revision": revision})
 
     async def delete(request: Request) -> Response:
