@@ -1,17 +1,48 @@
 """The verbs: make deployments, run and stop applications, get handles to them."""
 
+import atexit
 import importlib
-from collections.abc import Callable
+import logging
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
-from servd.application import Deployment, DeploymentArguments, make_deployment
+from servd import context
+from servd.application import (
+    UNSET,
+    Application,
+    Deployment,
+    DeploymentArguments,
+    Unset,
+    make_deployment,
+)
 from servd.built_application import BuiltApplication, build_application
+from servd.config import HTTPOptions
 from servd.exceptions import ServdError
-from servd.handle import DeploymentHandle
+from servd.handle import DeploymentHandle, RayServeHandle, RayServeSyncHandle
 from servd.ids import DeploymentID
 
 if TYPE_CHECKING:
     from servd.client import Client
+    from servd.statuses import ServeStatus
+
+DEFAULT_APP = "default"
+_SHOWN = (
+    "num_replicas",
+    "max_concurrent_queries",
+    "user_config",
+    "autoscaling_config",
+    "graceful_shutdown_wait_loop_s",
+    "graceful_shutdown_timeout_s",
+    "health_check_period_s",
+    "health_check_timeout_s",
+    "ray_actor_options",
+)
+
+logger = logging.getLogger(__name__)
 
 
 @overload
@@ -36,3 +67,310 @@ def deployment(
         return make_deployment(target, options)
 
     return decorate
+
+
+def run(
+    target: Application | BuiltApplication,
+    blocking: bool | None = None,
+    name: str = DEFAULT_APP,
+    route_prefix: str | Unset | None = UNSET,
+    logging_config: dict[str, Any] | None = None,
+    local: bool = False,
+    *,
+    host: str | None = None,
+    port: int | None = None,
+    _blocking: bool = True,
+    _local_testing_mode: bool = False,
+) -> RayServeSyncHandle:
+    """Deploy an application and wait until it is healthy; a daemon is started where none runs.
+
+    Args:
+        blocking: True = stay until Ctrl-C after that.
+        name: of the application; one of this name is replaced.
+        route_prefix: instead of the ingress's; None = not over HTTP.
+        logging_config: as in documents.
+        local: run it in this process, without daemon and sockets.
+        host, port: of the data plane; ignored with a warning where Serve runs with others.
+        _blocking: False = do not wait.
+
+    Returns:
+        A handle to the ingress.
+
+    Raises:
+        TypeError: `target` is no application. ValueError: it cannot be built.
+        ServdError: the daemon refuses it.
+        RuntimeError: a deployment is UNHEALTHY, with its message; the application stays and goes on trying.
+    """
+    root = _root_of(target)
+    if local or _local_testing_mode:
+        return _run_locally(root, name)
+    if not name:
+        raise ServdError("an application needs a name")
+    built = build_application(root, name)
+    client = _client_module().find_or_start(host=host, port=port)
+    _warn_of_other_options(client, {"host": host, "port": port})
+    order: dict[str, Any] = {}
+    if not isinstance(route_prefix, Unset):
+        order["route_prefix"] = route_prefix
+    if logging_config is not None:
+        order["logging_config"] = logging_config
+    client.deploy(root, name, order)
+    client.open_line()
+    if _blocking:
+        client.wait_until_healthy(name)
+    if blocking:
+        _stay()
+    return RayServeSyncHandle(DeploymentID(name, built.ingress_name))
+
+
+def start(
+    detached: bool = False,
+    http_options: Mapping[str, Any] | HTTPOptions | None = None,
+    dedicated_cpu: bool = False,  # noqa: ARG001
+    **kwargs: Any,
+) -> "Client":
+    """Make Serve run; without a daemon one is started, which ends with this process unless `detached`.
+
+    Args:
+        detached: Serve stays when this process ends.
+        http_options: host, port, ... of the data plane; ignored with a warning where Serve runs with others.
+        dedicated_cpu: no effect.
+
+    Returns:
+        The client of this process.
+
+    Raises:
+        ValueError: an option of old releases, or middlewares.
+        ServdError: the port cannot be bound. TimeoutError: not ready in 60 s.
+    """
+    for key in ("http_host", "http_port", "http_middlewares"):
+        if key in kwargs:
+            raise ValueError(f"{key} is gone: use http_options={{{key.removeprefix('http_')!r}: ...}}")
+    if kwargs:
+        raise TypeError(f"start() has no argument {', '.join(map(repr, kwargs))}")
+    options = http_options if isinstance(http_options, HTTPOptions) else HTTPOptions(**(http_options or {}))
+    given = {key: getattr(options, key) for key in options.model_fields_set}
+    client = _client_module().find_or_start(host=given.get("host"), port=given.get("port"), detached=detached)
+    was_running = client.status()["running"]
+    if was_running:
+        _warn_of_other_options(client, given)
+        return client  # type: ignore[no-any-return]
+    wish = {key: given[key] for key in ("host", "port", "root_path") if given.get(key) is not None}
+    if options.location is not None and {"location", "host"} & given.keys():
+        wish["proxy_location"] = str(options.location)
+    client.start_instance(wish)
+    if not detached:
+        atexit.register(_shut_down_quietly, client)
+    return client  # type: ignore[no-any-return]
+
+
+def shutdown() -> None:
+    """Delete all applications. A daemon started by `servd start` stays; one that this process started ends.
+
+    Raises:
+        TimeoutError: deployments are left after 60 s.
+    """
+    _local_runs_closed()
+    client = _client_module().find()
+    if client is None or not client.status()["running"]:
+        logger.info("shutdown nothing_runs")
+        if client is not None:
+            client.close()
+        return
+    client.shutdown()
+
+
+def delete(name: str, _blocking: bool = True) -> None:
+    """Delete an application and wait until it is gone; an unknown name changes nothing.
+
+    Raises:
+        ServdError: Serve is not running.
+        TimeoutError: not gone in 60 s.
+    """
+    runs = sys.modules.get("servd.local_mode")
+    if runs is not None and runs.RUNS.delete(name):
+        return
+    _running_client().delete_apps([name], blocking=_blocking)
+
+
+def build(target: Application, name: str | None = None) -> BuiltApplication:
+    """The flattened application: its deployments by name and its ingress.
+
+    Raises:
+        RuntimeError: in an interactive shell, where the code has no file.
+        ValueError: names used twice.
+    """
+    if hasattr(sys, "ps1"):
+        raise RuntimeError("`build` does not work in an interactive shell: put the application into a file")
+    return build_application(_root_of(target), name or "")
+
+
+def status() -> "ServeStatus":
+    """Status of all applications; empty when Serve is not running."""
+    # only those who ask load what it takes
+    statuses = importlib.import_module("servd.statuses")
+    client = _client_module().find()
+    return statuses.ServeStatus() if client is None else statuses.serve_status(client.status())  # type: ignore[no-any-return]
+
+
+def get_app_handle(name: str) -> DeploymentHandle:
+    """A handle to the ingress of an application.
+
+    Raises:
+        ServdError: there is no such application, or Serve is not running.
+    """
+    local = sys.modules.get("servd.local_mode")
+    if local is not None and (ingress := local.RUNS.ingress_of(name)):
+        return DeploymentHandle(DeploymentID(name, ingress))
+    client = _running_client()
+    app = client.status()["applications"].get(name)
+    if app is None or not app["deployments"]:
+        raise ServdError(f"there is no application {name!r}" if app is None else f"{name!r} is being built")
+    client.open_line()
+    # the ingress comes last
+    *_, last = app["deployments"].values()
+    return DeploymentHandle(DeploymentID(name, last["name"]))
+
+
+def get_deployment_handle(deployment_name: str, app_name: str | None = None) -> DeploymentHandle:
+    """A handle to a deployment by its bare name; it connects at its first call.
+
+    Args:
+        app_name: inside a replica the own application by default.
+
+    Raises:
+        ServdError: no application named, outside of a replica.
+    """
+    if app_name is None:
+        replica = context.replica_context()
+        if replica is None:
+            raise ServdError("outside of a replica `get_deployment_handle` needs an app_name")
+        app_name = replica.app_name
+    return DeploymentHandle(DeploymentID(app_name, deployment_name))
+
+
+def get_deployment(name: str) -> Deployment:
+    """Deprecated: the live deployment of that full name.
+
+    Raises:
+        KeyError: there is none.
+    """
+    found = list_deployments()
+    if name not in found:
+        raise KeyError(f"deployment {name!r} does not exist; there are: {', '.join(found) or 'none'}")
+    return found[name]
+
+
+def list_deployments() -> dict[str, Deployment]:
+    """Deprecated: all live deployments by full name."""
+    live = _running_client().live_deployments()
+    return {full: _shell_of(full, about["deployment_config"]) for full, (_, about) in live.items()}
+
+
+def root_url() -> str:
+    """URL under which applications are served.
+
+    Raises:
+        ServdError: Serve is not running.
+    """
+    return str(_running_client().root_url)
+
+
+def deploy_alone(target: Deployment, args: tuple[Any, ...], kwargs: dict[str, Any], *, blocking: bool) -> None:
+    """`Deployment.deploy` of release 1.x: an application that has the deployment's name."""
+    warnings.warn("`deploy` is deprecated: use `servd.run`", DeprecationWarning, stacklevel=3)
+    run(target.bind(*args, **kwargs), name=target.name, route_prefix=target.route_prefix, _blocking=blocking)
+
+
+def delete_alone(name: str) -> None:
+    """`Deployment.delete` of release 1.x."""
+    delete(name)
+
+
+def legacy_handle(name: str, *, sync: bool) -> Any:
+    """`Deployment.get_handle` of release 1.x: by full name, or by the name that `deploy_alone` used."""
+    replica = context.installed_process()
+    if replica is not None and context.replica_context() is not None:
+        # the name was checked by `get_deployment`
+        return (RayServeSyncHandle if sync else RayServeHandle)(DeploymentID("", name))
+    client = _running_client()
+    alone = DeploymentID(name, name).full_name
+    return client.get_handle(alone if alone in client.live_deployments() else name, sync=sync)
+
+
+def _root_of(target: Any) -> Application:
+    if isinstance(target, BuiltApplication) and target.root is not None:
+        return target.root
+    if not isinstance(target, Application):
+        hint = "; call its `.bind(...)`" if isinstance(target, Deployment) else ""
+        raise TypeError(f"expected an Application, got {type(target).__name__}{hint}")
+    return target
+
+
+def _run_locally(root: Application, name: str) -> RayServeSyncHandle:
+    # the code of replicas, which other drivers never need
+    runs = importlib.import_module("servd.local_mode").RUNS
+    caller = runs.prepare(name)
+    built = build_application(root, name)
+    runs.run(built, caller)
+    return RayServeSyncHandle(DeploymentID(name, built.ingress_name))
+
+
+def _local_runs_closed() -> None:
+    local = sys.modules.get("servd.local_mode")
+    if local is not None:
+        local.RUNS.close()
+
+
+def _client_module() -> Any:
+    # decorators are used in every replica, the client only where a verb is called
+    return importlib.import_module("servd.client")
+
+
+def _running_client() -> Any:
+    module = _client_module()
+    client = module.find()
+    if client is None or not client.status()["running"]:
+        raise ServdError(module.NOT_RUNNING)
+    return client
+
+
+def _warn_of_other_options(client: Any, given: Mapping[str, Any]) -> None:
+    status = client.status()
+    if not status["running"]:
+        return
+    for key, value in given.items():
+        current = status["http"].get(key)
+        if value is not None and current is not None and str(value) != str(current):
+            logger.warning("option_ignored option=%s given=%s running=%s", key, value, current)
+
+
+def _shut_down_quietly(client: Any) -> None:
+    if not client.is_closed:
+        try:
+            client.shutdown()
+        except (ServdError, TimeoutError) as error:
+            logger.warning("shutdown_failed error=%s", error)
+
+
+def _shell_of(full_name: str, config: Mapping[str, Any]) -> Deployment:
+    """A Deployment that shows the options of a live one; its code is not here."""
+    known = {key: value for key, value in config.items() if key in _SHOWN and value is not None}
+    if known.get("autoscaling_config") is not None:
+        known.pop("num_replicas", None)
+    return make_deployment(_code_elsewhere, {**known, "name": full_name})
+
+
+def _code_elsewhere() -> None:
+    raise RuntimeError("the code of a live deployment is in its replicas, not here")
+
+
+def _stay() -> None:
+    """Block until Ctrl-C."""
+    if threading.current_thread() is threading.main_thread():
+        try:
+            while True:
+                signal.pause()
+        except KeyboardInterrupt:
+            return
+    threading.Event().wait()

@@ -26,14 +26,16 @@ DOCS_PATH_ATTRIBUTE = "__servd_docs_path__"
 """Class attribute: path of the interactive documentation below the route prefix, or None."""
 
 
-class _Unset(Enum):
+class Unset(Enum):
+    """Type of `UNSET`."""
+
     UNSET = "unset"
 
     def __repr__(self) -> str:
         return "<unset>"
 
 
-UNSET = _Unset.UNSET
+UNSET = Unset.UNSET
 """Stands for "not given" where None means something."""
 
 
@@ -81,7 +83,7 @@ class Deployment:
         version: str | None = None,
         init_args: tuple[Any, ...] = (),
         init_kwargs: dict[str, Any] | None = None,
-        route_prefix: str | _Unset | None = UNSET,
+        route_prefix: str | Unset | None = UNSET,
         _internal: bool = False,
     ) -> None:
         if not _internal:
@@ -358,9 +360,7 @@ def _merge(old: DeploymentConfig, new: DeploymentConfig) -> DeploymentConfig:
     merged = old.model_copy(update={key: getattr(new, key) for key in new.model_fields_set})
     replicas = 1 if merged.num_replicas is None else merged.num_replicas
     if merged.is_driver_deployment and (merged.autoscaling_config is not None or replicas != 1):
-        raise ValueError(
-            "a driver deployment has one replica: num_replicas and autoscaling_config are excluded"
-        )
+        raise ValueError("a driver deployment has one replica: num_replicas and autoscaling_config are excluded")
     return merged
 
 

@@ -63,7 +63,8 @@ class BuiltApplication:
     """A flattened application.
 
     deployments: bare name -> deployment with handles in its init arguments; dependencies first, ingress last.
-    ingress: bare name. route_prefix: of the ingress, from code. docs_path: of the deployment that has one.
+    ingress_name: bare name. route_prefix: of the ingress, from code. docs_path: of the deployment that has one.
+    root: what it was built from.
     """
 
     name: str
@@ -71,6 +72,7 @@ class BuiltApplication:
     ingress_name: str
     route_prefix: str | None = "/"
     docs_path: str | None = None
+    root: Application | None = field(default=None, repr=False)
 
     @property
     def ingress(self) -> Deployment:
@@ -110,6 +112,7 @@ def build_application(root: Any, name: str, maker: Maker | None = None) -> Built
         ingress,
         "/" if root_deployment.has_default_route_prefix else root_deployment.route_prefix,
         next(iter(docs.values()), None),
+        root,
     )
 
 

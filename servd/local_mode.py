@@ -52,9 +52,11 @@ class LocalCaller:
 
     def __init__(self) -> None:
         self._replicas: dict[str, tuple[UserCallable, ReplicaContext]] = {}
+        self.ingress_name = ""
 
     async def start(self, built: BuiltApplication) -> None:
         """Construct every deployment, dependencies first; whatever user code raises comes out."""
+        self.ingress_name = built.ingress_name
         for name, deployment in built.deployments.items():
             target = DeploymentID(built.name, name)
             tag = f"{target.full_name}#{random_letters(6)}"
@@ -85,7 +87,7 @@ class LocalCaller:
         inner = RequestContext(
             context.request_id or random_letters(10),
             context.route,
-            deployment.partition("_")[0],
+            self._app_of(deployment),
             model_id,
             deadline,
             context.depth + 1,
@@ -123,6 +125,10 @@ class LocalCaller:
         except Exception as error:
             raise RemoteFailure(pickling.dump_exception(error)) from error
 
+    def _app_of(self, deployment: str) -> str:
+        found = self._replicas.get(deployment)
+        return found[1].app_name if found is not None else ""
+
     def _find(self, deployment: str) -> tuple[UserCallable, ReplicaContext]:
         if deployment not in self._replicas:
             raise NoRouteError(f"deployment {deployment} does not exist")
@@ -151,6 +157,7 @@ class LocalRuns:
     def __init__(self) -> None:
         self._callers: dict[str, LocalCaller] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
 
     def run(self, built: BuiltApplication, caller: LocalCaller) -> None:
         """Start the application; an earlier one of that name is ended. `caller` as `prepare` gave it."""
@@ -171,6 +178,11 @@ class LocalRuns:
         set_local_process(name, Process(caller, loop, _thread_of(loop)))
         return caller
 
+    def ingress_of(self, name: str) -> str:
+        """Bare name of an application's ingress, "" when there is no such application here."""
+        caller = self._callers.get(name)
+        return caller.ingress_name if caller is not None else ""
+
     def delete(self, name: str) -> bool:
         """End an application; False when there is none of that name."""
         caller = self._callers.pop(name, None)
@@ -184,12 +196,17 @@ class LocalRuns:
         """End all applications and the loop."""
         for name in list(self._callers):
             self.delete(name)
+        if self._loop is not None and self._thread is not None:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+            self._loop = self._thread = None
 
     def _started_loop(self) -> asyncio.AbstractEventLoop:
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
-            thread = threading.Thread(target=self._loop.run_forever, name="servd-local", daemon=True)
-            thread.start()
+            self._thread = threading.Thread(target=self._loop.run_forever, name="servd-local", daemon=True)
+            self._thread.start()
         return self._loop
 
 

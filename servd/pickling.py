@@ -1,5 +1,6 @@
 """Python values to bytes and back: arguments and results of calls, exceptions, applications by value."""
 
+import os
 import pickle
 import sys
 import traceback
@@ -81,7 +82,7 @@ def load_exception(parts: list[Any]) -> Exception:
 
 
 def dump_application(application: Any) -> bytes:
-    """An application by value, readable by the same minor version of Python.
+    """An application by value, readable by the same minor version of Python. Two calls never give the same bytes.
 
     Raises:
         TypeError: something in it cannot be pickled; the text says what.
@@ -90,7 +91,9 @@ def dump_application(application: Any) -> bytes:
         data: bytes = cloudpickle.dumps(application, _PROTOCOL)
     except Exception as error:
         raise TypeError(f"cannot ship the application to the daemon: {error}") from error
-    return _APPLICATION_MAGIC + _PYTHON.encode() + b"\n" + data
+    # what `run` ships has no version: shipped again, it is new code, so it must have another hash
+    nonce = os.urandom(8).hex()
+    return _APPLICATION_MAGIC + f"{_PYTHON} {nonce}\n".encode() + data
 
 
 def load_application(data: bytes) -> Any:
@@ -102,7 +105,7 @@ def load_application(data: bytes) -> Any:
     head, _, body = data.partition(b"\n")
     if not head.startswith(_APPLICATION_MAGIC):
         raise DeployError("the shipped application is damaged: it does not start as one")
-    written = head[len(_APPLICATION_MAGIC) :].decode(errors="replace")
+    written = head[len(_APPLICATION_MAGIC) :].decode(errors="replace").partition(" ")[0]
     if written != _PYTHON:
         raise DeployError(
             f"the application was shipped from Python {written}, the daemon runs Python {_PYTHON}: "

@@ -95,7 +95,7 @@ class DeploymentResponse:
     def __reduce__(self) -> tuple[Any, ...]:
         if not self._is_settled or self._error is not None:
             raise TypeError(_UNSETTLED)
-        return _restore, (self._value,)
+        return settled_ref, (self._value,)
 
     def __repr__(self) -> str:
         state = "waiting" if not self._is_settled else repr(self._error or self._value)
@@ -241,7 +241,7 @@ class DeploymentResponseGenerator:
             return pickling.loads(await self._items.__anext__())
         except asyncio.CancelledError:
             self._is_done = True
-            if not self._is_cancelled or _is_cancelling():
+            if not self._was_cancelled() or _is_cancelling():
                 raise
             failure: Exception = RequestCancelledError("the call was cancelled")
         except StopAsyncIteration:
@@ -252,6 +252,9 @@ class DeploymentResponseGenerator:
             failure = call_error(error)
         # outside the block, so the remote traceback stays the cause
         raise failure
+
+    def _was_cancelled(self) -> bool:
+        return self._is_cancelled
 
     async def _next_or_end(self) -> tuple[bool, Any]:
         # StopAsyncIteration and StopIteration mean something else to futures
@@ -280,7 +283,7 @@ def _is_cancelling() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-def _restore(value: Any) -> Ref:
+def settled_ref(value: Any) -> Ref:
     """A response that holds its value."""
     made = Ref(None)
     made._keep(value, None)
@@ -299,5 +302,6 @@ def get(refs: Any, timeout: float | None = None) -> Any:
     if isinstance(refs, list | tuple):
         return [get(item, timeout) for item in refs]
     if not hasattr(refs, "result"):
-        raise TypeError(f"`get` takes a response of a handle call, or a list of them, got {type(refs).__name__}")
+        kind = type(refs).__name__
+        raise TypeError(f"`get` takes a response of a handle call, or a list of them, got {kind}")
     return refs.result(timeout)

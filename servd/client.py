@@ -1,0 +1,344 @@
+"""A Python program's connection to Serve: the admin verbs, and the line that its handles use."""
+
+import atexit
+import contextlib
+import hashlib
+import logging
+import os
+import socket
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from servd import context, pickling
+from servd.admin_client import AdminClient, RefusedError, UnreachableError, find_address
+from servd.clock import SystemClock
+from servd.config import HTTPOptions
+from servd.driver_line import DriverLine
+from servd.exceptions import ServdError
+from servd.handle import RayServeHandle, RayServeSyncHandle
+from servd.ids import DeploymentID
+from servd.launch import TiedDaemon, start_detached, start_tied
+from servd.response import DeploymentResponse, settled_ref
+from servd.settings import (
+    DEFAULT_ADMIN_HOST,
+    DEFAULT_ADMIN_PORT,
+    Settings,
+    admin_socket,
+    default_state_dir,
+    socket_dir_for,
+    variable,
+)
+
+WAIT_LIMIT_S = 60.0
+_POLL_S = 10.0
+NOT_RUNNING = "Serve is not running; start it with `servd.start()`, `servd.run(...)` or `servd start`"
+
+logger = logging.getLogger(__name__)
+
+
+class Client:
+    """Made by `connect` and `start`, one per process.
+
+    Args:
+        admin: of the daemon.
+        daemon: the one that this process started, if it did.
+    """
+
+    def __init__(self, admin: AdminClient, daemon: TiedDaemon | None = None) -> None:
+        self.admin = admin
+        self._daemon = daemon
+        self._line: DriverLine | None = None
+        self._is_closed = False
+        self._controller = _Controller(self)
+
+    def __repr__(self) -> str:
+        return f"Client({self.admin.address}{', closed' if self._is_closed else ''})"
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it was shut down."""
+        return self._is_closed
+
+    @property
+    def root_url(self) -> str:
+        """URL under which applications are served: the environment's, else of the HTTP options in force."""
+        given = variable("ROOT_URL", "")
+        http = self.status()["http"]
+        return given or f"http://{http['host']}:{http['port']}{http['root_path']}"
+
+    @property
+    def http_config(self) -> HTTPOptions:
+        """HTTP options in force."""
+        http = self.status()["http"]
+        return HTTPOptions(**{key: http[key] for key in ("host", "port", "root_path", "location")})
+
+    def status(self, seen: int | None = None, timeout_s: float = 0.0) -> dict[str, Any]:
+        """The daemon's status as `/api/servd/v1/status` gives it.
+
+        Raises:
+            ServdError: after `shutdown`, or the daemon is gone.
+        """
+        if self._is_closed:
+            raise ServdError("this client was shut down; get another with `get_global_client()`")
+        return self.admin.status(seen, timeout_s)
+
+    def watch(self, done: Callable[[dict[str, Any]], bool], limit_s: float | None = None) -> bool:
+        """Follow the status until `done` says so; False when the time is over first."""
+        clock = SystemClock()
+        deadline = None if limit_s is None else clock.now() + limit_s
+        status = self.status()
+        while not done(status):
+            left = _POLL_S if deadline is None else min(_POLL_S, deadline - clock.now())
+            if left <= 0:
+                return False
+            status = self.status(status["version"], left)
+        return True
+
+    def open_line(self) -> None:
+        """Let the handles of this process reach deployments."""
+        if context.installed_process() is not None and (self._line is None or self._line.is_running):
+            return
+        if not self.admin.is_unix:
+            raise ServdError(f"handles need the daemon on this host: {self.admin.address} is not its Unix socket")
+        self._line = DriverLine(os.path.dirname(self.admin.address.removeprefix("unix://")))
+
+    def deploy(self, application: Any, name: str, order: dict[str, Any]) -> None:
+        """Ship an application by value and put it into the goal.
+
+        Args:
+            application: the bound Application.
+            order: further keys of `orders.ApplicationOrder`.
+
+        Raises:
+            ServdError: the daemon refuses it; its text says why.
+            TypeError: it cannot be pickled.
+        """
+        data = pickling.dump_application(application)
+        digest = hashlib.sha256(data).hexdigest()
+        here = os.getcwd()
+        # the first one is where relative paths of the application start
+        path = [here, *(os.path.abspath(item) if item else here for item in sys.path)]
+        self.status()
+        try:
+            self.admin.ship(digest, data)
+            self.admin.put_application(name, {"application_hash": digest, "driver_path": path, **order})
+        except RefusedError as error:
+            raise ServdError(error.text) from error
+
+    def start_instance(self, options: dict[str, Any]) -> None:
+        """Make Serve run with these options of the data plane and wait until that accepts connections.
+
+        Raises:
+            ServdError: refused, or the port cannot be bound. TimeoutError: not ready in 60 s.
+        """
+        try:
+            self.admin.start(options)
+        except RefusedError as error:
+            raise ServdError(error.text) from error
+
+        def ready(status: dict[str, Any]) -> bool:
+            return bool(status["http"]["listening"] or status["http"]["location"] == "NoServer")
+
+        if not self.watch(ready, WAIT_LIMIT_S):
+            raise TimeoutError(f"no proxy ready after {WAIT_LIMIT_S:.0f} s")
+
+    def wait_until_healthy(self, name: str) -> None:
+        """Wait without limit until all deployments of an application are HEALTHY.
+
+        Raises:
+            RuntimeError: it cannot be built, or a deployment is UNHEALTHY; it goes on trying.
+        """
+
+        def done(status: dict[str, Any]) -> bool:
+            app = status["applications"].get(name)
+            if app is None or app["status"] == "DELETING":
+                raise RuntimeError(f"application {name!r} was deleted while it was deployed")
+            if app["status"] == "DEPLOY_FAILED":
+                raise RuntimeError(f"application {name!r} failed to deploy: {_reasons(app)}")
+            return bool(app["status"] == "RUNNING")
+
+        self.watch(done)
+
+    def delete_apps(self, names: Iterable[str], blocking: bool = True) -> None:
+        """Delete applications; unknown names are skipped.
+
+        Raises:
+            TimeoutError: not gone within 60 s.
+        """
+        gone = set(names)
+        self.status()
+        for name in gone:
+            self.admin.delete_application(name)
+        if blocking and not self.watch(lambda status: not gone & set(status["applications"]), WAIT_LIMIT_S):
+            raise TimeoutError(f"applications not gone after {WAIT_LIMIT_S:.0f} s: {', '.join(sorted(gone))}")
+
+    def deploy_apps(self, config: Any) -> None:
+        """Put a V2 document, or a V1 one, in force."""
+        document = config.model_dump(exclude_unset=True) if hasattr(config, "model_dump") else config
+        self.status()
+        try:
+            self.admin.put(document, multi_app="applications" in document)
+        except RefusedError as error:
+            raise ServdError(error.text) from error
+
+    def get_serve_status(self, name: str = "default") -> Any:
+        """Status of one application, as `schema.ServeStatus` of release 2.5."""
+        # statuses have models of their own, which only those who ask for one load
+        from servd.statuses import application_status
+
+        return application_status(name, self.status())
+
+    def get_app_config(self, name: str = "default") -> dict[str, Any] | None:
+        """The stored config of an application, None when it has none."""
+        self.status()
+        app = self.admin.details()["applications"].get(name)
+        return None if app is None else app["deployed_app_config"]
+
+    def get_handle(self, deployment_name: str, missing_ok: bool = False, sync: bool = True) -> Any:
+        """A legacy handle to a deployment by its full name.
+
+        Raises:
+            KeyError: there is none, and not `missing_ok`.
+        """
+        found = self.live_deployments()
+        if deployment_name not in found and not missing_ok:
+            raise KeyError(f"deployment {deployment_name!r} does not exist; there are: {', '.join(found) or 'none'}")
+        target = found.get(deployment_name, (DeploymentID("", deployment_name), {}))[0]
+        self.open_line()
+        return (RayServeSyncHandle if sync else RayServeHandle)(target)
+
+    def live_deployments(self) -> dict[str, tuple[DeploymentID, dict[str, Any]]]:
+        """Full name -> identity and status of every deployment there is."""
+        apps = self.status()["applications"]
+        return {
+            full: (DeploymentID(app, deployment["name"]), deployment)
+            for app, about in apps.items()
+            for full, deployment in about["deployments"].items()
+        }
+
+    def shutdown(self) -> None:
+        """Delete everything and end this client; a daemon that this process started ends too.
+
+        Raises:
+            TimeoutError: deployments are left after 60 s.
+        """
+        if self._is_closed:
+            return
+        try:
+            self.admin.delete()
+        except UnreachableError:
+            logger.info("shutdown daemon=gone")
+        except RefusedError as error:
+            raise TimeoutError(error.text) from error
+        self.close()
+
+    def close(self) -> None:
+        """End this client and a daemon that this process started; the applications of other daemons stay."""
+        global _client
+        self._is_closed = True
+        if _client is self:
+            _client = None
+        if self._line is not None:
+            self._line.close()
+        if self._daemon is not None:
+            self._daemon.close()
+
+
+class _Controller:
+    """`client._controller` of release 2.x, as far as applications use it."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    @property
+    def get_pid(self) -> "_Controller":
+        """`get_pid.remote()` gives the controller's pid."""
+        return self
+
+    def remote(self) -> DeploymentResponse:
+        """A response that holds the pid."""
+        return settled_ref(self._client.status()["controller_info"]["pid"])
+
+
+_client: Client | None = None
+
+
+def find() -> Client | None:
+    """This process's client of a daemon that answers; None when there is no daemon."""
+    global _client
+    if _client is not None and not _client.is_closed:
+        try:
+            _client.status()
+            return _client
+        except UnreachableError:
+            _client.close()
+    here = context.installed_process()
+    address = f"unix://{admin_socket(here.socket_dir)}" if here is not None and here.socket_dir else find_address()
+    admin = AdminClient(address)
+    try:
+        admin.probe()
+    except UnreachableError:
+        return None
+    _client = Client(admin)
+    return _client
+
+
+def connect() -> Client:
+    """This process's client, ready for handles.
+
+    Raises:
+        ServdError: Serve is not running.
+    """
+    client = find()
+    if client is None or not client.status()["running"]:
+        raise ServdError(NOT_RUNNING)
+    client.open_line()
+    return client
+
+
+def find_or_start(*, host: str | None, port: int | None, detached: bool = False) -> Client:
+    """This process's client; without a daemon one is started, which ends with this process unless `detached`."""
+    global _client
+    client = find()
+    if client is not None:
+        return client
+    state_dir = default_state_dir()
+    settings = Settings(
+        state_dir=state_dir,
+        socket_dir=socket_dir_for(state_dir),
+        http_host=host,
+        http_port=port,
+        admin_port=_free_admin_port(),
+        start_dir=os.getcwd(),
+        python_path=os.environ.get("PYTHONPATH", ""),
+    )
+    daemon = None
+    if detached:
+        start_detached(settings)
+    else:
+        daemon = start_tied(settings)
+    _client = Client(AdminClient(f"unix://{admin_socket(settings.socket_dir)}"), daemon)
+    if daemon is not None:
+        atexit.register(_client.close)
+    return _client
+
+
+def _free_admin_port() -> int:
+    """The default port, or any other when that is taken: this process talks over the Unix socket anyway."""
+    for port in (DEFAULT_ADMIN_PORT, 0):
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((DEFAULT_ADMIN_HOST, port))
+            return int(probe.getsockname()[1])
+    return DEFAULT_ADMIN_PORT
+
+
+def _reasons(app: dict[str, Any]) -> str:
+    texts = [app["message"]]
+    texts += [
+        f"{name} is UNHEALTHY: {deployment['message']}"
+        for name, deployment in app["deployments"].items()
+        if deployment["status"] == "UNHEALTHY"
+    ]
+    return "\n".join(text for text in texts if text)
