@@ -4,11 +4,11 @@ from collections.abc import Collection
 
 from servd.controller.facts import ReplicaFact
 from servd.controller.observed import Observed
-from servd.controller.settle import deployment_status, route_prefix
+from servd.controller.settle import failing_message, route_prefix
 from servd.controller.targets import DEFAULTS
 from servd.ids import DeploymentID
 from servd.messages import DeploymentTargets, Endpoint, Route, Routing
-from servd.states import ROUTABLE, DeploymentStatus, ReplicaState
+from servd.states import ROUTABLE, ReplicaState
 
 
 def routing(observed: Observed, leaving: Collection[str]) -> Routing:
@@ -41,8 +41,9 @@ def _targets_of(key: tuple[str, str], observed: Observed, leaving: Collection[st
     ]
     unavailable = ""
     fact = observed.deployments.get(key)
-    if not replicas and deployment_status(target, fact, observed) is DeploymentStatus.UNHEALTHY and fact is not None:
-        unavailable = fact.trouble
+    if not replicas and target is not None and fact is not None:
+        # only failing starts: after a mere death the successor is on its way, so requests wait for it
+        unavailable = failing_message(target, fact, observed)
     return DeploymentTargets(
         deployment=DeploymentID(*key).full_name,
         app=key[0],

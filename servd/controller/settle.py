@@ -209,7 +209,7 @@ def _settle_deployment(target: DeploymentTarget, observed: Observed, now: float)
     wake_at = float("inf")
     if target.autoscaling is not None and target.pinned is None:
         fact, wake_at = _autoscale(target, fact, observed, now)
-    failing = _failing_message(target, fact, observed)
+    failing = failing_message(target, fact, observed)
     if failing and failing != fact.trouble:
         fact = replace(fact, trouble=failing, trigger="REPLICA_STARTUP_FAILED")
         observed.put(fact)
@@ -259,7 +259,8 @@ def _autoscale(
     return updated, min(decision.wake_at, now + 0.25 if any(loads) or decision.lean else float("inf"))
 
 
-def _failing_message(target: DeploymentTarget, fact: DeploymentFact, observed: Observed) -> str:
+def failing_message(target: DeploymentTarget, fact: DeploymentFact, observed: Observed) -> str:
+    """Why the deployment cannot start, "" while it may: too many failed starts in a row and no replica that serves."""
     threshold = failure_threshold(wanted_count(target, fact))
     if fact.failures < threshold:
         return ""

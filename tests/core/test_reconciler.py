@@ -208,6 +208,17 @@ def test_failing_starts_make_the_deployment_unhealthy_and_back_off() -> None:
     assert verbs(world.turn()) == ["StartReplica"]
 
 
+def test_requests_wait_for_the_successor_of_a_dead_replica_but_not_for_a_failing_start() -> None:
+    world = deployed()
+    world.turn(events.ReplicaExited(world.replicas()[0].replica_id, -9))
+    assert world.observed.published is not None
+    assert world.observed.published.targets[0].unavailable == ""
+    failing = starting_world()
+    fail_starts(failing, 3)
+    assert failing.observed.published is not None
+    assert "no mangos" in failing.observed.published.targets[0].unavailable
+
+
 def test_a_late_success_heals_the_deployment_but_not_the_application() -> None:
     world = starting_world()
     fail_starts(world, 3)
