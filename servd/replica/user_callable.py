@@ -20,6 +20,11 @@ from servd.replica.responses import UTF8_TEXT, chunk_body, value_response
 from servd.replica.sync_threads import SyncThreads
 
 _END = object()
+_closed: list[Any] = []
+"""Instances whose `__del__` was called: these references outlive everything, so that it is not called
+again.
+"""
+
 
 logger = logging.getLogger(__name__)
 
@@ -133,8 +138,7 @@ class UserCallable:
                 await self._run_hook(finalizer, instance)
         except Exception:
             logger.exception("del_failed")
-        # this reference outlives everything: the interpreter must not call `__del__` again
-        self._closed_instance = instance
+        _closed.append(instance)
 
     async def handle_http(self, exchange: HttpExchange) -> None:
         """Answer one HTTP request or WebSocket. Raises what the handler raises before the response began."""
