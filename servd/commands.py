@@ -113,7 +113,8 @@ def _unfinished(apps: dict[str, Any], names: Iterable[str]) -> list[str]:
         if app is None or app["status"] == "DELETING":
             raise DeployError(f"application {name!r} was removed while it was deployed")
         if app["status"] == "DEPLOY_FAILED":
-            raise DeployError(f"application {name!r} failed to deploy: {without_colours(app['message']).strip()}")
+            message = without_colours(app["message"]).strip()
+            raise DeployError(message if name in message else f"application {name!r} failed to deploy: {message}")
         if app["status"] != "RUNNING":
             waiting.append(name)
     return waiting

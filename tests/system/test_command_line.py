@@ -1,0 +1,152 @@
+"""The commands against a real daemon: start, deploy and wait, run and interrupt, stop."""
+
+import functools
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from servd import run_command
+from servd.exceptions import ServdError
+from servd.launch import running_pid
+from servd.run_command import RunOptions, daemon_for
+from servd.settings import Settings, socket_dir_for
+
+ROOT = Path(__file__).parents[2]
+FRUIT = ROOT / "examples" / "fruit"
+
+pytestmark = pytest.mark.slow
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Shell:
+    """Runs commands on one state directory of its own."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self.state_dir = str(state_dir)
+        self.http_port, self.admin_port = free_port(), free_port()
+        names = ("SERVD_ADDRESS", "RAY_AGENT_ADDRESS", "RAY_DASHBOARD_ADDRESS")
+        self.environment = {key: value for key, value in os.environ.items() if key not in names}
+        self.environment["SERVD_STATE_DIR"] = self.state_dir
+
+    def popen(self, *arguments: str) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-m", "servd.cli", *arguments]
+        return subprocess.Popen(
+            command, cwd=ROOT, env=self.environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+
+    def __call__(self, *arguments: str) -> tuple[int, str, str]:
+        with self.popen(*arguments) as process:
+            out, err = process.communicate(timeout=60)
+        return process.returncode, out, err
+
+    def start(self) -> tuple[int, str, str]:
+        ports = ("--http-port", str(self.http_port), "--admin-port", str(self.admin_port))
+        return self("start", "--detach", *ports)
+
+    def ask(self, path: str, order: object) -> tuple[int, str]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.http_port, timeout=20)
+        try:
+            connection.request("POST", path, json.dumps(order))
+            response = connection.getresponse()
+            return response.status, response.read().decode()
+        finally:
+            connection.close()
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Iterator[Shell]:
+    shell = Shell(tmp_path / "state")
+    try:
+        yield shell
+    finally:
+        assert shell("stop")[0] == 0
+
+
+def test_from_start_to_stop(shell: Shell) -> None:
+    code, out, err = shell.start()
+    assert (code, out) == (0, ""), err
+    pid = running_pid(shell.state_dir)
+    code, _, err = shell.start()
+    assert code == 1
+    assert str(pid) in err
+    code, out, err = shell("deploy", "configs/multi.yaml", "--wait")
+    assert code == 0, err
+    assert "calculator/Router: HEALTHY 1/1 replicas" in out
+    assert shell.ask("/fruit/", ["MANGO", 2]) == (200, "14")
+    assert shell.ask("/math", ["ADD", 10]) == (200, "15 pizzas please!")
+    code, out, _ = shell("status", "--name", "fruit_stand")
+    assert code == 0
+    assert "name: fruit_stand_MangoStand" in out
+    assert f"working_dir: file://{FRUIT}" in shell("config")[1]
+    assert shell("shutdown", "--yes")[0] == 0
+    assert "no applications" in shell("status")[1]
+    assert shell("stop")[0] == 0
+    assert running_pid(shell.state_dir) is None
+    assert not os.path.exists(socket_dir_for(shell.state_dir))
+
+
+def test_a_run_that_is_interrupted_takes_its_application_back(shell: Shell) -> None:
+    assert shell.start()[0] == 0
+    assert shell("deploy", "configs/fruit.yaml", "--wait")[0] == 0
+    options = ("--app-dir", str(FRUIT), "--name", "calculator", "--route-prefix", "/math")
+    with shell.popen("run", "conditional_dag:serve_dag", *options) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "Deployed application" in line:
+                break
+        assert shell.ask("/math", ["MUL", 10])[0] == 200
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert shell("status", "--name", "calculator")[0] == 1 or wait_until_gone(shell, "calculator")
+    assert shell.ask("/", ["MANGO", 2]) == (200, "14")
+
+
+def wait_until_gone(shell: Shell, name: str) -> bool:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        if shell("status", "--name", name)[0] == 1:
+            return True
+    return False
+
+
+def test_a_run_that_fails_leaves_the_rest_alone(shell: Shell) -> None:
+    assert shell.start()[0] == 0
+    assert shell("deploy", "configs/fruit.yaml", "--wait")[0] == 0
+    code, _, err = shell("run", "nothing.here:app", "--name", "n", "--route-prefix", "/n")
+    assert code == 1
+    assert "No module named 'nothing'" in err
+    assert wait_until_gone(shell, "n")
+    assert shell.ask("/", ["MANGO", 2]) == (200, "14")
+
+
+def test_run_starts_a_daemon_that_lives_as_long_as_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SERVD_ADDRESS", "RAY_AGENT_ADDRESS", "RAY_DASHBOARD_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    port = free_port()
+    monkeypatch.setattr(run_command, "Settings", functools.partial(Settings, admin_port=port))
+    monkeypatch.setattr("servd.admin_client.DEFAULT_ADDRESS", f"http://127.0.0.1:{port}")
+    state_dir = str(tmp_path / "state")
+    options = RunOptions("m:a", is_document=False, port=free_port())
+    with daemon_for(options, None, state_dir, is_blocking=True) as client:
+        assert client.is_unix
+        assert client.details()["applications"] == {}
+        assert running_pid(state_dir) is not None
+    assert running_pid(state_dir) is None
+    with pytest.raises(ServdError, match="failed to connect"):
+        with daemon_for(options, f"http://127.0.0.1:{port}", state_dir, is_blocking=True):
+            pass
