@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import logging
 import warnings
 from collections.abc import Callable, Mapping
 from enum import Enum
@@ -21,6 +22,9 @@ STARTUP_ATTRIBUTE = "__servd_startup__"
 
 SHUTDOWN_ATTRIBUTE = "__servd_shutdown__"
 """`async def (self)`, awaited before `__del__`: the ASGI application's lifespan end."""
+
+BATCH_ATTRIBUTE = "__servd_batch__"
+"""Attribute of functions decorated with `batch`: their `BatchOptions`."""
 
 DOCS_PATH_ATTRIBUTE = "__servd_docs_path__"
 """Class attribute: path of the interactive documentation below the route prefix, or None."""
@@ -66,6 +70,8 @@ class DeploymentArguments(TypedDict, total=False):
     start_method: str
     logging_config: Any
 
+
+logger = logging.getLogger(__name__)
 
 _OWN = ("name", "version", "init_args", "init_kwargs", "route_prefix")
 _CONFIG = {*DeploymentConfig.model_fields, *DeploymentConfig.later_names}
@@ -301,6 +307,7 @@ def make_deployment(target: Any, options: Mapping[str, Any]) -> Deployment:
         _internal=True,
     )
     _refuse_function_arguments(made)
+    made._config = _with_room_for_batches(target, made._config)
     return made
 
 
@@ -362,6 +369,25 @@ def _merge(old: DeploymentConfig, new: DeploymentConfig) -> DeploymentConfig:
     if merged.is_driver_deployment and (merged.autoscaling_config is not None or replicas != 1):
         raise ValueError("a driver deployment has one replica: num_replicas and autoscaling_config are excluded")
     return merged
+
+
+def _with_room_for_batches(target: Any, config: DeploymentConfig) -> DeploymentConfig:
+    """The config with a cap that lets the largest batches of the target's batched methods form."""
+    members = vars(target).values() if inspect.isclass(target) else (target,)
+    options = [found for item in members if (found := getattr(item, BATCH_ATTRIBUTE, None)) is not None]
+    needed = max((one.max_batch_size * one.max_concurrent_batches for one in options), default=0)
+    cap = config.max_concurrent_queries
+    if needed <= cap:
+        return config
+    if "max_concurrent_queries" in config.model_fields_set:
+        logger.warning(
+            "batches_never_full deployment=%s max_concurrent_queries=%d batch_size_times_batches=%d",
+            target.__name__,
+            cap,
+            needed,
+        )
+        return config
+    return config.model_copy(update={"max_concurrent_queries": needed})
 
 
 def _check_for_bind(config: DeploymentConfig) -> None:

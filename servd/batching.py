@@ -1,0 +1,336 @@
+"""`batch`: single calls in, one call of the user's function with lists out."""
+
+import asyncio
+import functools
+import inspect
+from collections.abc import AsyncGenerator, Callable
+from typing import Any
+
+from servd.application import BATCH_ATTRIBUTE
+from servd.exceptions import ServdError
+
+_ON_ERROR = ("fail", "split")
+_END = object()
+
+
+class _Call:
+    """One caller's item: single values for the parameters. stream: its elements, for generators."""
+
+    __slots__ = ("args", "future", "kwargs", "size", "stream")
+
+    def __init__(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        future: "asyncio.Future[Any]",
+        size: int,
+        streams: bool,
+    ) -> None:
+        self.args = args
+        self.kwargs = kwargs
+        self.future = future
+        self.size = size
+        self.stream: asyncio.Queue[Any] | None = asyncio.Queue() if streams else None
+
+    @property
+    def shape(self) -> tuple[int, tuple[str, ...]]:
+        """Which parameters were passed."""
+        return len(self.args), tuple(sorted(self.kwargs))
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether the caller still waits."""
+        return not self.future.cancelled()
+
+
+class BatchOptions:
+    """How batches form; changed by the setters, read by every queue from its next batch on."""
+
+    def __init__(
+        self,
+        max_batch_size: Any,
+        batch_wait_timeout_s: Any,
+        max_concurrent_batches: Any,
+        batch_size_fn: Callable[[list[Any]], int] | None,
+        on_error: Any,
+    ) -> None:
+        self.max_batch_size = _checked_size("max_batch_size", max_batch_size)
+        self.batch_wait_timeout_s = _checked_wait(batch_wait_timeout_s)
+        self.max_concurrent_batches = _checked_size("max_concurrent_batches", max_concurrent_batches)
+        if batch_size_fn is not None and not callable(batch_size_fn):
+            raise TypeError(f"batch_size_fn must be callable, got {type(batch_size_fn).__name__}")
+        if on_error not in _ON_ERROR:
+            raise ValueError(f"on_error must be one of {', '.join(_ON_ERROR)}, got {on_error!r}")
+        self.batch_size_fn = batch_size_fn
+        self.on_error = on_error
+
+
+class BatchQueue:
+    """Items that wait for one function or bound method; batches are formed in order of arrival."""
+
+    def __init__(self, function: Callable[..., Any], options: BatchOptions) -> None:
+        self._function = function
+        self._options = options
+        self._name = getattr(function, "func", function).__qualname__
+        self._streams = inspect.isasyncgenfunction(function)
+        self._waiting: list[_Call] = []
+        self._arrivals: list[float] = []
+        self._running: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._is_due = False
+
+    def __repr__(self) -> str:
+        return f"BatchQueue({self._name}, waiting={len(self._waiting)}, running={len(self._running)})"
+
+    def add(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call:
+        """Queue one call; its future gets the result."""
+        loop = asyncio.get_running_loop()
+        measure = self._options.batch_size_fn
+        size = 1 if measure is None else measure([next(iter((*args, *kwargs.values())), None)])
+        call = _Call(args, kwargs, loop.create_future(), size, self._streams)
+        self._waiting.append(call)
+        self._arrivals.append(loop.time())
+        self._schedule()
+        return call
+
+    def _schedule(self) -> None:
+        if not self._is_due:
+            self._is_due = True
+            asyncio.get_running_loop().call_soon(self._start_batches)
+
+    def _start_batches(self) -> None:
+        """Start every batch that is full or whose oldest item waited long enough."""
+        self._is_due = False
+        self._drop_unwanted()
+        loop = asyncio.get_running_loop()
+        while self._waiting and len(self._running) < self._options.max_concurrent_batches:
+            count = self._batch_length()
+            is_full = count < len(self._waiting) or self._is_full(self._waiting[:count])
+            due = self._arrivals[0] + self._options.batch_wait_timeout_s
+            if not is_full and loop.time() < due:
+                if self._timer is not None:
+                    self._timer.cancel()
+                self._timer = loop.call_at(due, self._schedule)
+                return
+            batch, self._waiting = self._waiting[:count], self._waiting[count:]
+            del self._arrivals[:count]
+            task = loop.create_task(self._run(batch))
+            self._running.add(task)
+            task.add_done_callback(self._ended)
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        self._running.discard(task)
+        self._schedule()
+
+    def _drop_unwanted(self) -> None:
+        kept = [i for i, call in enumerate(self._waiting) if call.is_wanted]
+        self._waiting = [self._waiting[i] for i in kept]
+        self._arrivals = [self._arrivals[i] for i in kept]
+
+    def _batch_length(self) -> int:
+        """How many of the waiting calls make the next batch: at least one, all of one shape of arguments."""
+        total, count = 0, 0
+        shape = self._waiting[0].shape
+        for call in self._waiting:
+            total += call.size
+            if count and (total > self._options.max_batch_size or call.shape != shape):
+                break
+            count += 1
+        return count
+
+    def _is_full(self, batch: list[_Call]) -> bool:
+        return sum(call.size for call in batch) >= self._options.max_batch_size
+
+    async def _run(self, batch: list[_Call]) -> None:
+        # code that catches everything must not end the queue, so neither may its cancellation
+        try:
+            if self._streams:
+                await self._run_stream(batch)
+            else:
+                await self._run_once(batch)
+        except BaseException as error:
+            failure = error if isinstance(error, Exception) else ServdError(f"the batch was ended: {error!r}")
+            for call in batch:
+                _fail(call, failure)
+
+    async def _run_once(self, batch: list[_Call]) -> None:
+        try:
+            results = await _called(self._function, batch)
+            _check_length(self._name, results, batch)
+        except Exception as error:
+            if self._options.on_error == "split" and len(batch) > 1:
+                middle = len(batch) // 2
+                await self._run_once(batch[:middle])
+                await self._run_once(batch[middle:])
+                return
+            for call in batch:
+                _fail(call, error)
+            return
+        for call, result in zip(batch, results, strict=True):
+            if isinstance(result, Exception):
+                _fail(call, result)
+            elif not call.future.done():
+                call.future.set_result(result)
+
+    async def _run_stream(self, batch: list[_Call]) -> None:
+        try:
+            async for step in _called(self._function, batch):
+                _check_length(self._name, step, batch)
+                for call, element in zip(batch, step, strict=True):
+                    assert call.stream is not None
+                    call.stream.put_nowait(element)
+        finally:
+            for call in batch:
+                if call.stream is not None:
+                    call.stream.put_nowait(_END)
+        for call in batch:
+            if not call.future.done():
+                call.future.set_result(None)
+
+
+def _called(function: Callable[..., Any], batch: list[_Call]) -> Any:
+    args = [[call.args[index] for call in batch] for index in range(len(batch[0].args))]
+    kwargs = {name: [call.kwargs[name] for call in batch] for name in batch[0].kwargs}
+    return function(*args, **kwargs)
+
+
+def _check_length(name: str, results: Any, batch: list[_Call]) -> None:
+    if not (hasattr(results, "__len__") and hasattr(results, "__iter__")):
+        raise ServdError(f"{name} got {len(batch)} items and must give a list, it gave {type(results).__name__}")
+    if len(results) != len(batch):
+        raise ServdError(f"{name} got {len(batch)} items and gave {len(results)} results: that must be as many")
+
+
+def _fail(call: _Call, error: BaseException) -> None:
+    if not call.future.done():
+        call.future.set_exception(error)
+        # an item whose caller is gone is no news for the log
+        call.future.exception()
+    if call.stream is not None:
+        call.stream.put_nowait(_END)
+
+
+def _checked_size(name: str, value: Any) -> int:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+    return value
+
+
+def _checked_wait(value: Any) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(f"batch_wait_timeout_s must be a number of seconds, got {value!r}")
+    if value < 0:
+        raise ValueError(f"batch_wait_timeout_s must be at least 0, got {value}")
+    return float(value)
+
+
+def batch(
+    _func: Callable[..., Any] | None = None,
+    max_batch_size: int = 10,
+    batch_wait_timeout_s: float = 0.0,
+    max_concurrent_batches: int = 1,
+    *,
+    batch_size_fn: Callable[[list[Any]], int] | None = None,
+    on_error: str = "fail",
+) -> Any:
+    """Collect single calls of an `async def` function or method into calls with lists.
+
+    Callers pass and get single values; the function gets a list per parameter passed and gives a list of equal length. An
+    exception object in that list is raised to its caller alone. An async generator yields one list per step; each caller
+    gets an async generator of its elements. The decorated function has `set_max_batch_size(n)` and
+    `set_batch_wait_timeout_s(s)`.
+
+    Args:
+        max_batch_size: items, or what `batch_size_fn` sums up to, >= 1.
+        batch_wait_timeout_s: how long the oldest item waits for others, seconds, >= 0.
+        max_concurrent_batches: batches of one queue that run at a time, >= 1.
+        batch_size_fn: size of a list of items (values of the first parameter).
+        on_error: "fail" = an exception of the function is everybody's; "split" = the halves are tried again.
+
+    Raises:
+        TypeError: no such function, or an option of a wrong type. ValueError: an option out of its bounds.
+    """
+    options = BatchOptions(max_batch_size, batch_wait_timeout_s, max_concurrent_batches, batch_size_fn, on_error)
+    if _func is None:
+        return lambda function: _decorated(function, options)
+    return _decorated(_func, options)
+
+
+def _decorated(function: Any, options: BatchOptions) -> Callable[..., Any]:
+    if not callable(function):
+        raise TypeError(f"`batch` decorates a function, got {type(function).__name__}")
+    if not inspect.iscoroutinefunction(function) and not inspect.isasyncgenfunction(function):
+        raise TypeError(f"`batch` needs an `async def` function, {function.__qualname__} is none")
+    queues = _Queues(function, options)
+
+    if inspect.isasyncgenfunction(function):
+
+        @functools.wraps(function)
+        async def wrapper(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
+            call = queues.add(args, kwargs)
+            assert call.stream is not None
+            try:
+                while (element := await call.stream.get()) is not _END:
+                    if isinstance(element, Exception):
+                        raise element
+                    yield element
+                if call.future.done():
+                    call.future.result()
+            finally:
+                call.future.cancel()
+
+    else:
+
+        @functools.wraps(function)
+        async def wrapper(*args: Any, **kwargs: Any) -> Any:
+            return await queues.add(args, kwargs).future
+
+    def set_max_batch_size(new_max_batch_size: int) -> None:
+        """Change the size, from the next batch on."""
+        options.max_batch_size = _checked_size("max_batch_size", new_max_batch_size)
+
+    def set_batch_wait_timeout_s(new_batch_wait_timeout_s: float) -> None:
+        """Change the wait, from the next batch on."""
+        options.batch_wait_timeout_s = _checked_wait(new_batch_wait_timeout_s)
+
+    wrapper.set_max_batch_size = set_max_batch_size  # type: ignore[attr-defined]
+    wrapper.set_batch_wait_timeout_s = set_batch_wait_timeout_s  # type: ignore[attr-defined]
+    setattr(wrapper, BATCH_ATTRIBUTE, options)
+    return wrapper
+
+
+class _Queues:
+    """The queues of one decorated function: one per instance for a method, one for a plain function."""
+
+    def __init__(self, function: Callable[..., Any], options: BatchOptions) -> None:
+        self._function = function
+        self._options = options
+        self._attribute = f"__servd_queue_{function.__name__}"
+        self._signature = inspect.signature(function)
+        self._is_method = next(iter(self._signature.parameters), "") == "self"
+        self._own: BatchQueue | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # travels with its function by value; waiting items stay here
+        return _Queues, (self._function, self._options)
+
+    def add(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call:
+        bound = self._signature.bind(*args, **kwargs)
+        positional = bound.args[1:] if self._is_method else bound.args
+        return self._queue_of(args).add(positional, bound.kwargs)
+
+    def _queue_of(self, args: tuple[Any, ...]) -> BatchQueue:
+        if not self._is_method:
+            if self._own is None:
+                self._own = BatchQueue(self._function, self._options)
+            return self._own
+        owner = args[0]
+        queue: BatchQueue | None = owner.__dict__.get(self._attribute)
+        if queue is None:
+            bound = functools.partial(self._function, owner)
+            queue = owner.__dict__[self._attribute] = BatchQueue(bound, self._options)
+        return queue

@@ -1,0 +1,235 @@
+"""Batches: how they form, how results and errors are handed out, setters and streams."""
+
+import asyncio
+import pickle
+from typing import Any
+
+import cloudpickle
+import pytest
+
+from servd import deployment
+from servd.batching import batch
+from servd.exceptions import ServdError
+
+
+class Recorder:
+    """Remembers the batches it got."""
+
+    def __init__(self) -> None:
+        self.batches: list[Any] = []
+
+    @batch(max_batch_size=3, batch_wait_timeout_s=0.01)
+    async def double(self, items: list[int]) -> list[int]:
+        self.batches.append(list(items))
+        return [2 * item for item in items]
+
+    @batch(max_batch_size=4, batch_wait_timeout_s=0.01)
+    async def named(self, a: list[int], b: Any = 7, *, c: Any = None) -> list[Any]:
+        return [(a, b, c)] * len(a)
+
+    @batch(max_batch_size=4, batch_wait_timeout_s=0.01)
+    async def picky(self, items: list[Any]) -> list[Any]:
+        if "bad" in items:
+            raise ValueError("bad item")
+        return [KeyError(item) if item == "alone" else item for item in items]
+
+    @batch(max_batch_size=4, batch_wait_timeout_s=0.01, on_error="split")
+    async def splitting(self, items: list[Any]) -> list[Any]:
+        self.batches.append(list(items))
+        if "bad" in items:
+            raise ValueError("bad item")
+        return items
+
+    @batch(max_batch_size=4, batch_wait_timeout_s=0.01)
+    async def wrong(self, items: list[Any]) -> list[Any]:
+        return [*items, 1]
+
+    @batch(max_batch_size=2, batch_wait_timeout_s=0.01)
+    async def stream(self, items: list[int]) -> Any:
+        for step in range(3):
+            yield [item * step for item in items]
+
+
+async def test_full_batches_leave_at_once_and_the_rest_after_the_wait() -> None:
+    recorder = Recorder()
+    results = await asyncio.gather(*(recorder.double(n) for n in range(4)))
+    assert results == [0, 2, 4, 6]
+    assert recorder.batches == [[0, 1, 2], [3]]
+
+
+async def test_queues_belong_to_instances() -> None:
+    first, second = Recorder(), Recorder()
+    await asyncio.gather(first.double(1), second.double(2))
+    assert (first.batches, second.batches) == ([[1]], [[2]])
+
+
+async def test_every_parameter_passed_becomes_a_list_and_defaults_stay() -> None:
+    recorder = Recorder()
+    assert await recorder.named(1) == ([1], 7, None)
+    both = await asyncio.gather(recorder.named(1, 2, c=3), recorder.named(4, b=5, c=6))
+    assert both[0] == ([1, 4], [2, 5], [3, 6])
+
+
+async def test_calls_of_another_shape_make_another_batch() -> None:
+    recorder = Recorder()
+    results = await asyncio.gather(recorder.named(1), recorder.named(2, c=3))
+    assert results == [([1], 7, None), ([2], 7, [3])]
+
+
+async def test_an_exception_is_everybodys_and_the_queue_goes_on() -> None:
+    recorder = Recorder()
+    results = await asyncio.gather(*(recorder.picky(x) for x in ("a", "bad")), return_exceptions=True)
+    assert [type(result) for result in results] == [ValueError, ValueError]
+    assert await recorder.picky("b") == "b"
+
+
+async def test_an_exception_in_the_list_is_one_callers() -> None:
+    recorder = Recorder()
+    good, bad = await asyncio.gather(recorder.picky("a"), recorder.picky("alone"), return_exceptions=True)
+    assert good == "a"
+    assert isinstance(bad, KeyError)
+
+
+async def test_split_finds_the_bad_item() -> None:
+    recorder = Recorder()
+    items = ["a", "b", "bad", "c"]
+    results = await asyncio.gather(*(recorder.splitting(x) for x in items), return_exceptions=True)
+    assert [str(result) for result in results] == ["a", "b", "bad item", "c"]
+    assert recorder.batches == [items, ["a", "b"], ["bad", "c"], ["bad"], ["c"]]
+
+
+async def test_a_wrong_count_names_both_numbers() -> None:
+    recorder = Recorder()
+    results = await asyncio.gather(recorder.wrong(1), recorder.wrong(2), return_exceptions=True)
+    assert all(isinstance(result, ServdError) for result in results)
+    assert "2 items and gave 3" in str(results[0])
+
+
+async def test_cancelled_callers_are_left_out() -> None:
+    recorder = Recorder()
+    gone = asyncio.create_task(recorder.double(1))
+    stays = asyncio.create_task(recorder.double(2))
+    await asyncio.sleep(0)
+    gone.cancel()
+    assert await stays == 4
+    assert recorder.batches == [[2]]
+    assert await recorder.double(3) == 6
+
+
+async def test_batches_of_one_queue_run_one_after_another_by_default() -> None:
+    running = most = 0
+
+    async def work(items: list[int]) -> list[int]:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0)
+        running -= 1
+        return items
+
+    one = batch(work, max_batch_size=1)
+    await asyncio.gather(*(one(n) for n in range(4)))
+    assert most == 1
+    three = batch(work, max_batch_size=1, max_concurrent_batches=3)
+    await asyncio.gather(*(three(n) for n in range(6)))
+    assert most == 3
+
+
+async def test_sizes_may_be_measured() -> None:
+    seen: list[Any] = []
+
+    @batch(max_batch_size=5, batch_wait_timeout_s=0.01, batch_size_fn=lambda items: sum(map(len, items)))
+    async def read(texts: list[str]) -> list[str]:
+        seen.append(texts)
+        return texts
+
+    await asyncio.gather(read("aaa"), read("bb"), read("cccccccc"), read("d"))
+    assert seen == [["aaa", "bb"], ["cccccccc"], ["d"]]
+
+
+async def test_setters_hold_from_the_next_batch_on() -> None:
+    seen: list[Any] = []
+
+    @batch(max_batch_size=10, batch_wait_timeout_s=60)
+    async def read(items: list[int]) -> list[int]:
+        seen.append(items)
+        return items
+
+    read.set_batch_wait_timeout_s(0)
+    read.set_max_batch_size(2)
+    await asyncio.gather(*(read(n) for n in range(3)))
+    assert seen == [[0, 1], [2]]
+    with pytest.raises(ValueError):
+        read.set_max_batch_size(0)
+    with pytest.raises(TypeError):
+        Recorder().double.set_batch_wait_timeout_s("x")
+
+
+async def test_streams_are_dealt_out() -> None:
+    recorder = Recorder()
+
+    async def read(n: int) -> list[int]:
+        return [element async for element in recorder.stream(n)]
+
+    assert await asyncio.gather(read(1), read(10)) == [[0, 1, 2], [0, 10, 20]]
+
+
+async def test_a_stream_that_fails_fails_for_all() -> None:
+    @batch(max_batch_size=2, batch_wait_timeout_s=0.01)
+    async def broken(items: list[int]) -> Any:
+        yield items
+        raise ValueError("half-way")
+
+    async def read(n: int) -> list[int]:
+        return [element async for element in broken(n)]
+
+    results = await asyncio.gather(read(1), read(2), return_exceptions=True)
+    assert [type(result) for result in results] == [ValueError, ValueError]
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"max_batch_size": 0}, ValueError),
+        ({"max_batch_size": "x"}, TypeError),
+        ({"max_batch_size": 1.5}, TypeError),
+        ({"batch_wait_timeout_s": -1}, ValueError),
+        ({"batch_wait_timeout_s": "x"}, TypeError),
+        ({"max_concurrent_batches": 0}, ValueError),
+        ({"on_error": "ignore"}, ValueError),
+    ],
+)
+def test_wrong_options(options: dict[str, Any], error: type[Exception]) -> None:
+    with pytest.raises(error):
+        batch(**options)
+
+
+def test_integral_floats_are_integers() -> None:
+    batch(max_batch_size=4.0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("target", [1, "x", len, lambda items: items])
+def test_only_async_functions(target: Any) -> None:
+    with pytest.raises(TypeError):
+        batch()(target)
+
+
+def test_decorated_functions_travel_by_value() -> None:
+    async def local(items: list[int]) -> list[int]:
+        return items
+
+    copy = pickle.loads(cloudpickle.dumps(batch(local, max_batch_size=2)))
+    assert asyncio.run(copy(3)) == 3
+
+
+def test_the_cap_makes_room_for_batches(caplog: pytest.LogCaptureFixture) -> None:
+    class Wide:
+        @batch(max_batch_size=64, max_concurrent_batches=4)
+        async def predict(self, items: list[int]) -> list[int]:
+            return items
+
+    assert deployment(Wide).max_concurrent_queries == 256
+    assert not caplog.records
+    assert deployment(max_concurrent_queries=10)(Wide).max_concurrent_queries == 10
+    assert "10" in caplog.text
+    assert "256" in caplog.text
