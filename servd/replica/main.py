@@ -47,7 +47,7 @@ def run_spawned(start: ReplicaStart, order: BuildOrder, lifetime: Connection) ->
 def _run(start: ReplicaStart, load: Callable[[], Deployment], lifetime_fd: int) -> NoReturn:
     process.begin(f"replica {start.replica_id}", start.state_dir, lifetime_fd)
     full_name = DeploymentID(start.app, start.deployment).full_name
-    logs.setup(
+    file = logs.setup(
         "replica",
         start.replica_id,
         start.log_dir,
@@ -55,8 +55,10 @@ def _run(start: ReplicaStart, load: Callable[[], Deployment], lifetime_fd: int) 
         request_fields=_request_fields,
     )
 
+    access = logs.AccessLog(file, "replica", start.replica_id, "replica.py")
+
     async def live() -> int:
-        return await Replica(start, load, lifetime_fd).run()
+        return await Replica(start, load, lifetime_fd, access).run()
 
     try:
         code = process.run(live(), closes_loop=False)

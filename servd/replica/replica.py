@@ -11,9 +11,11 @@ from typing import Any
 from servd import link
 from servd.application import Deployment
 from servd.caller import Caller
-from servd.context import ReplicaContext, install_process, set_replica_context
+from servd.clock import SystemClock
+from servd.context import ReplicaContext, current_request, install_process, set_replica_context
 from servd.exceptions import DeployError
 from servd.ids import DeploymentID
+from servd.logs import AccessLog
 from servd.messages import ReplicaGoal, ReplicaStart, Routing
 from servd.process import LIFETIME_DRAIN_S
 from servd.replica.replica_server import ReplicaServer
@@ -22,6 +24,7 @@ from servd.replica.warden import Warden
 from servd.states import ReplicaPhase
 from servd.tracebacks import user_traceback
 
+_ACCESS_FLUSH_S = 0.25
 _LINGER_S = 2.0
 """How long the last answers may take to leave."""
 
@@ -34,9 +37,12 @@ class Replica:
     Args:
         load: gives the deployment; raises what the application's status shall tell. May take long.
         lifetime_fd: read end of the lifetime pipe.
+        access: where a line per request goes.
     """
 
-    def __init__(self, start: ReplicaStart, load: Callable[[], Deployment], lifetime_fd: int) -> None:
+    def __init__(
+        self, start: ReplicaStart, load: Callable[[], Deployment], lifetime_fd: int, access: AccessLog
+    ) -> None:
         self._start = start
         self._load = load
         self._loop = asyncio.get_running_loop()
@@ -50,6 +56,10 @@ class Replica:
         self._warden = Warden(start, self._loop, self, lifetime_fd)
         self._caller = Caller(self._loop, start.replica_id, self._warden.subscribe, self._warden.routing_applied)
         self._queued: dict[str, int] = {}
+        self._access = access
+        self._clock = SystemClock()
+        self._wall_offset = self._clock.wall_time() - self._clock.now()
+        self._is_flush_due = False
 
     def __repr__(self) -> str:
         return f"Replica({self._start.replica_id}, {self._warden.phase}, {self._server})"
@@ -83,7 +93,9 @@ class Replica:
         full_name = DeploymentID(start.app, start.deployment).full_name
         context = ReplicaContext(full_name, start.replica_id, app_name=start.app)
         set_replica_context(context)
-        user = UserCallable(deployment, context, max_sync_threads=start.max_sync_threads)
+        user = UserCallable(
+            deployment, context, max_sync_threads=start.max_sync_threads, on_end=self._note, clock=self._clock
+        )
         await user.construct()
         if self._user_config is not None:
             await user.reconfigure(self._user_config)
@@ -111,11 +123,35 @@ class Replica:
                 await user.close()
         except TimeoutError:
             logger.warning("drain_cut_off ongoing=%d", self.ongoing)
+        self._access.flush()
         self._server.close(_LINGER_S)
         self._caller.close()
         link.finish()
         remove_socket(self._start.address)
         self._warden.flush()
+
+    def _note(self, method: str, succeeded: bool, began: float) -> None:
+        """One line of the access log."""
+        now = self._clock.now()
+        request = current_request.get()
+        self._access.add(
+            now + self._wall_offset,
+            method,
+            "OK" if succeeded else "ERROR",
+            now - began,
+            request.request_id,
+            request.route,
+            request.app_name,
+        )
+        if not self._is_flush_due:
+            self._is_flush_due = True
+            self._loop.call_later(_ACCESS_FLUSH_S, self._flush_access)
+
+    def _flush_access(self) -> None:
+        self._is_flush_due = False
+        # a clock that was set shows from here on
+        self._wall_offset = self._clock.wall_time() - self._clock.now()
+        self._access.flush()
 
     # --- what the warden asks and tells
     # -------------------------------------------------------------------------------

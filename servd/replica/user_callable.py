@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from servd.application import ASGI_ATTRIBUTE, SHUTDOWN_ATTRIBUTE, STARTUP_ATTRIBUTE, Deployment
+from servd.clock import Clock, SystemClock
 from servd.context import ReplicaContext, RequestContext
 from servd.exceptions import RayServeException, UserCodeError
 from servd.replica.asgi import call_with_request
@@ -29,6 +30,10 @@ again.
 logger = logging.getLogger(__name__)
 
 
+def ignore_end(method: str, succeeded: bool, began: float) -> None:
+    """Nobody wants to know that a request ended."""
+
+
 class UserCallable:
     """What a deployment's code is to its replica. All methods belong on the main loop.
 
@@ -36,7 +41,15 @@ class UserCallable:
     `__init__`, `reconfigure` and `__del__`, always on the same one; otherwise these run on the loop's thread.
     """
 
-    def __init__(self, deployment: Deployment, context: ReplicaContext, *, max_sync_threads: int = 1) -> None:
+    def __init__(
+        self,
+        deployment: Deployment,
+        context: ReplicaContext,
+        *,
+        max_sync_threads: int = 1,
+        on_end: Callable[[str, bool, float], None] = ignore_end,
+        clock: Clock | None = None,
+    ) -> None:
         self._deployment = deployment
         self._context = context
         self._target: Any = deployment.func_or_class
@@ -48,6 +61,8 @@ class UserCallable:
         self._instance: Any = None
         self._entry: Method | None = None
         self._asgi: Callable[..., Awaitable[None]] | None = None
+        self._on_end = on_end
+        self._now = (clock or SystemClock()).now
         self._running = 0
         self._is_held = False
         self._released: asyncio.Future[None] | None = None
@@ -100,8 +115,7 @@ class UserCallable:
                 f"user_config is set, but the {kind} {self._deployment.name} has no method `reconfigure`"
             )
         loop = asyncio.get_running_loop()
-        while self._is_held:
-            await self._wait_until_released()
+        await self._wait_until_released()
         self._is_held = True
         try:
             while self._running:
@@ -142,16 +156,20 @@ class UserCallable:
 
     async def handle_http(self, exchange: HttpExchange) -> None:
         """Answer one HTTP request or WebSocket. Raises what the handler raises before the response began."""
-        await self._enter()
+        if self._is_held:
+            await self._wait_until_released()
+        self._running += 1
+        began, succeeded = self._now(), False
         try:
             if self._asgi is not None:
                 await self._asgi(exchange.scope, exchange.receive, exchange.send)
             else:
                 await self._answer(exchange)
+            succeeded = True
         except (SystemExit, KeyboardInterrupt) as error:
             raise _exit_error(error) from error
         finally:
-            self._leave()
+            self._leave("__call__", succeeded, began)
 
     async def call(
         self,
@@ -167,12 +185,16 @@ class UserCallable:
             TypeError: the method is a generator.
             Exception: whatever the method raises.
         """
-        await self._enter()
+        if self._is_held:
+            await self._wait_until_released()
+        self._running += 1
+        began, succeeded = self._now(), False
         try:
             found = self._find(method)
             if found.kind in ("async", "sync"):
                 result = await self._invoke(found, args, kwargs)
                 if not is_generator(result):
+                    succeeded = True
                     return result
             raise TypeError(
                 f"{self._deployment.name}.{method} is a generator: call it through a handle with "
@@ -181,7 +203,7 @@ class UserCallable:
         except (SystemExit, KeyboardInterrupt) as error:
             raise _exit_error(error) from error
         finally:
-            self._leave()
+            self._leave(method, succeeded, began)
 
     async def stream(
         self,
@@ -197,7 +219,10 @@ class UserCallable:
             TypeError: the method is no generator.
             Exception: whatever the method raises.
         """
-        await self._enter()
+        if self._is_held:
+            await self._wait_until_released()
+        self._running += 1
+        began, succeeded = self._now(), False
         try:
             result = await self._invoke(self._find(method), args, kwargs)
             if not is_generator(result):
@@ -205,10 +230,11 @@ class UserCallable:
             async with aclosing(self._items(result)) as items:
                 async for item in items:
                     yield item
+            succeeded = True
         except (SystemExit, KeyboardInterrupt) as error:
             raise _exit_error(error) from error
         finally:
-            self._leave()
+            self._leave(method, succeeded, began)
 
     async def _answer(self, exchange: HttpExchange) -> None:
         entry = self._entry
@@ -302,21 +328,18 @@ class UserCallable:
         if inspect.isawaitable(result):
             await result
 
-    async def _enter(self) -> None:
-        while self._is_held:
-            await self._wait_until_released()
-        self._running += 1
-
-    def _leave(self) -> None:
+    def _leave(self, method: str, succeeded: bool, began: float) -> None:
         self._running -= 1
         if not self._running and self._idle is not None and not self._idle.done():
             self._idle.set_result(None)
+        self._on_end(method, succeeded, began)
 
     async def _wait_until_released(self) -> None:
-        if self._released is None:
-            self._released = asyncio.get_running_loop().create_future()
-        # one waiter that is cancelled must not cancel the others
-        await asyncio.shield(self._released)
+        while self._is_held:
+            if self._released is None:
+                self._released = asyncio.get_running_loop().create_future()
+            # one waiter that is cancelled must not cancel the others
+            await asyncio.shield(self._released)
 
 
 def _body(item: Any) -> dict[str, Any]:

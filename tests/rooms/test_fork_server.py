@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 import tempfile
 from collections.abc import AsyncIterator
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from servd.exceptions import ServdError
 from servd.messages import ForkServerStop
 from servd.pidfd import start_ticks
 from tests.rooms.replica_room import LIMIT_S, Room, a_room
@@ -157,12 +159,18 @@ async def test_a_drained_replica_finishes_closes_and_exits(room: Room) -> None:
     await room.open_fork_server(room.order("shop:app"))
     start = room.start_of("Model")
     forked = await room.running(start)
+    await room.call("Model", "get_config")
+    with pytest.raises(ServdError):
+        await room.call("Model", "nothing")
     room.set_goal(start, drain=True)
     await room.report(start.replica_id, lambda r: r.phase == "draining")
     assert await room.exited(start.replica_id) == 0
     assert (room.home / f"deleted-{forked.pid}").exists()
     assert (room.app_dir / f"atexit-{forked.pid}").exists()
     assert not Path(start.address.removeprefix("ipc://")).exists()
+    log = (room.home / "logs" / "serve" / f"deployment_shop_Model_{start.replica_id}.log").read_text()
+    assert re.search(rf"INFO \S+ \S+ replica {start.replica_id} r1 / shop replica.py - get_config OK \d+\.\dms", log)
+    assert "nothing ERROR" in log
 
 
 async def test_exits_are_told_with_their_code(room: Room) -> None:
