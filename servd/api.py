@@ -11,16 +11,10 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from servd import context
-from servd.application import (
-    UNSET,
-    Application,
-    Deployment,
-    DeploymentArguments,
-    Unset,
-    make_deployment,
-)
+from servd.application import Application, Deployment, make_deployment
 from servd.built_application import BuiltApplication, build_application
 from servd.config import HTTPOptions
+from servd.deployment_options import UNSET, DeploymentArguments, Unset
 from servd.exceptions import ServdError
 from servd.handle import DeploymentHandle, RayServeHandle, RayServeSyncHandle
 from servd.ids import DeploymentID

@@ -2,17 +2,21 @@
 
 import importlib
 import inspect
-import logging
-import warnings
 from collections.abc import Callable, Mapping
-from enum import Enum
-from typing import Any, TypedDict, Unpack
+from typing import Any, Unpack
 
-from pydantic import ValidationError
-
-from servd import runtime_env
-from servd.config import AutoscalingConfig, DeploymentConfig, RayActorOptions, check_route_prefix
+from servd.config import DeploymentConfig
 from servd.deployment_graph import GraphNode, UnboundMethod
+from servd.deployment_options import (
+    UNSET,
+    DeploymentArguments,
+    Unset,
+    check_for_bind,
+    check_target,
+    merge_configs,
+    parse_options,
+    with_room_for_batches,
+)
 
 ASGI_ATTRIBUTE = "__servd_asgi__"
 """`async def (self, scope, receive, send)` of instances that answer HTTP as an ASGI application."""
@@ -23,58 +27,8 @@ STARTUP_ATTRIBUTE = "__servd_startup__"
 SHUTDOWN_ATTRIBUTE = "__servd_shutdown__"
 """`async def (self)`, awaited before `__del__`: the ASGI application's lifespan end."""
 
-BATCH_ATTRIBUTE = "__servd_batch__"
-"""Attribute of functions decorated with `batch`: their `BatchOptions`."""
-
 DOCS_PATH_ATTRIBUTE = "__servd_docs_path__"
 """Class attribute: path of the interactive documentation below the route prefix, or None."""
-
-
-class Unset(Enum):
-    """Type of `UNSET`."""
-
-    UNSET = "unset"
-
-    def __repr__(self) -> str:
-        return "<unset>"
-
-
-UNSET = Unset.UNSET
-"""Stands for "not given" where None means something."""
-
-
-class DeploymentArguments(TypedDict, total=False):
-    """Keywords of `deployment`, `Deployment.options` and `Deployment.set_options`."""
-
-    name: str | None
-    version: str | None
-    num_replicas: int | str | None
-    init_args: tuple[Any, ...] | list[Any] | None
-    init_kwargs: dict[str, Any] | None
-    route_prefix: str | None
-    ray_actor_options: dict[str, Any] | None
-    user_config: Any
-    max_ongoing_requests: int
-    max_concurrent_queries: int
-    autoscaling_config: dict[str, Any] | AutoscalingConfig | None
-    graceful_shutdown_wait_loop_s: float
-    graceful_shutdown_timeout_s: float
-    health_check_period_s: float
-    health_check_timeout_s: float
-    is_driver_deployment: bool
-    max_queued_requests: int
-    request_timeout_s: float | None
-    cancel_on_disconnect: bool
-    max_sync_threads: int
-    memory_limit_bytes: int | None
-    start_method: str
-    logging_config: Any
-
-
-logger = logging.getLogger(__name__)
-
-_OWN = ("name", "version", "init_args", "init_kwargs", "route_prefix")
-_CONFIG = {*DeploymentConfig.model_fields, *DeploymentConfig.later_names}
 
 
 class Deployment:
@@ -182,7 +136,7 @@ class Deployment:
         Raises:
             ValueError: `ray_actor_options` or `user_config` are wrong; all faults are listed.
         """
-        _check_for_bind(self._config)
+        check_for_bind(self._config)
         if not args and not kwargs:
             args, kwargs = self._init_args, dict(self._init_kwargs)
         return Application(self, args, kwargs, _internal=True)
@@ -194,7 +148,7 @@ class Deployment:
         copy: Deployment = object.__new__(type(self))
         copy.__dict__.update(self.__dict__)
         if func_or_class is not None:
-            copy._func_or_class = _check_target(func_or_class)
+            copy._func_or_class = check_target(func_or_class)
         copy._apply(options)
         return copy
 
@@ -206,7 +160,7 @@ class Deployment:
 
     def _apply(self, options: Mapping[str, Any]) -> None:
         own, config = parse_options(options)
-        self._config = _merge(self._config, config)
+        self._config = merge_configs(self._config, config)
         self._name = own.get("name") or self._name
         self._version = own.get("version") or self._version
         self._init_args = tuple(own.get("init_args") or self._init_args)
@@ -294,7 +248,7 @@ def make_deployment(target: Any, options: Mapping[str, Any]) -> Deployment:
         TypeError: no class or function, an unknown option, a wrong type.
         ValueError: a wrong value; the model library's ValidationError is one.
     """
-    _check_target(target)
+    check_target(target)
     own, config = parse_options(options)
     made = Deployment(
         target,
@@ -307,102 +261,13 @@ def make_deployment(target: Any, options: Mapping[str, Any]) -> Deployment:
         _internal=True,
     )
     _refuse_function_arguments(made)
-    made._config = _with_room_for_batches(target, made._config)
+    made._config = with_room_for_batches(target, made._config)
     return made
-
-
-def parse_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], DeploymentConfig]:
-    """Checked options, split into the decorator's own (name, version, init args, prefix) and the config."""
-    for key in options:
-        if key not in _OWN and key not in _CONFIG:
-            hint = DeploymentConfig.hints.get(key)
-            raise TypeError(f"unknown option {key!r}" + (f": servd has no {key}: {hint}" if hint else ""))
-    _check_types(options)
-    config = {key: value for key, value in options.items() if key in _CONFIG}
-    replicas = config.get("num_replicas")
-    if replicas == 0 and not isinstance(replicas, str):
-        raise ValueError("num_replicas must be at least 1, got 0")
-    if replicas is not None and replicas != "auto" and config.get("autoscaling_config") is not None:
-        raise ValueError("num_replicas and autoscaling_config exclude each other: give one of them")
-    prefix = options.get("route_prefix")
-    if prefix is not None:
-        check_route_prefix(prefix)
-    return {key: options[key] for key in _OWN if key in options}, DeploymentConfig(**config)
-
-
-def _check_types(options: Mapping[str, Any]) -> None:
-    wanted: dict[str, type | tuple[type, ...]] = {
-        "name": str,
-        "version": str,
-        "init_args": (tuple, list),
-        "init_kwargs": dict,
-        "route_prefix": str,
-        "ray_actor_options": dict,
-    }
-    for key, kind in wanted.items():
-        value = options.get(key)
-        if value is not None and not isinstance(value, kind):
-            raise TypeError(f"{key} must be a {_kind_name(kind)}, got {type(value).__name__}")
-    for key in ("version", "init_args", "init_kwargs"):
-        if options.get(key):
-            warnings.warn(f"the option {key} is deprecated", DeprecationWarning, stacklevel=5)
-
-
-def _kind_name(kind: type | tuple[type, ...]) -> str:
-    return kind.__name__ if isinstance(kind, type) else " or ".join(item.__name__ for item in kind)
-
-
-def _check_target(target: Any) -> Callable[..., Any]:
-    if not inspect.isclass(target) and not inspect.isfunction(target):
-        raise TypeError(f"only a class or a function can be a deployment, got {type(target).__name__}")
-    return target
 
 
 def _refuse_function_arguments(made: Deployment) -> None:
     if made.is_function and (made.init_args or made.init_kwargs):
         raise ValueError(f"{made.name} is a function: it has no constructor for init_args or init_kwargs")
-
-
-def _merge(old: DeploymentConfig, new: DeploymentConfig) -> DeploymentConfig:
-    merged = old.model_copy(update={key: getattr(new, key) for key in new.model_fields_set})
-    replicas = 1 if merged.num_replicas is None else merged.num_replicas
-    if merged.is_driver_deployment and (merged.autoscaling_config is not None or replicas != 1):
-        raise ValueError("a driver deployment has one replica: num_replicas and autoscaling_config are excluded")
-    return merged
-
-
-def _with_room_for_batches(target: Any, config: DeploymentConfig) -> DeploymentConfig:
-    """The config with a cap that lets the largest batches of the target's batched methods form."""
-    members = vars(target).values() if inspect.isclass(target) else (target,)
-    options = [found for item in members if (found := getattr(item, BATCH_ATTRIBUTE, None)) is not None]
-    needed = max((one.max_batch_size * one.max_concurrent_batches for one in options), default=0)
-    cap = config.max_concurrent_queries
-    if needed <= cap:
-        return config
-    if "max_concurrent_queries" in config.model_fields_set:
-        logger.warning(
-            "batches_never_full deployment=%s max_concurrent_queries=%d batch_size_times_batches=%d",
-            target.__name__,
-            cap,
-            needed,
-        )
-        return config
-    return config.model_copy(update={"max_concurrent_queries": needed})
-
-
-def _check_for_bind(config: DeploymentConfig) -> None:
-    options = config.ray_actor_options
-    if options is not None:
-        try:
-            checked = RayActorOptions(**options)
-        except ValidationError as error:
-            raise ValueError(f"ray_actor_options: {error}") from error
-        faults = runtime_env.faults(checked.runtime_env)
-        if faults:
-            listed = "; ".join(f"{'.'.join(map(str, where))}: {reason}" for where, reason in faults)
-            raise ValueError(f"ray_actor_options.runtime_env: {listed}")
-    if config.user_config is not None and not isinstance(config.user_config, dict):
-        raise ValueError(f"user_config must be a dict, got {type(config.user_config).__name__}")
 
 
 def _verbs() -> Any:

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
-from servd.application import BATCH_ATTRIBUTE
+from servd.deployment_options import BATCH_ATTRIBUTE
 from servd.exceptions import ServdError
 
 _ON_ERROR = ("fail", "split")
