@@ -6,9 +6,7 @@ import asyncio
 import dataclasses
 import logging
 import os
-import sys
 import threading
-import traceback
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -18,6 +16,7 @@ from servd.messages import CallerReport, Hello, ReplicaGoal, ReplicaReport, Repl
 from servd.pidfd import start_ticks
 from servd.process import run, watch_lifetime
 from servd.replica.health import HealthChecks
+from servd.replica.loop_watch import LoopWatch
 from servd.states import ReplicaPhase
 
 REPORT_PERIOD_S = 0.25
@@ -65,7 +64,6 @@ class Warden:
     def __init__(self, start: ReplicaStart, main_loop: asyncio.AbstractEventLoop, ward: Ward, lifetime_fd: int) -> None:
         self._start = start
         self._main_loop = main_loop
-        self._main_thread = threading.get_ident()
         self._ward = ward
         self._lifetime_fd = lifetime_fd
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -77,8 +75,7 @@ class Warden:
         self._caller_report: CallerReport | None = None
         self._caller_said: CallerReport | None = None
         self._health: HealthChecks | None = None
-        self._turned_at = 0.0
-        self._is_asked = False
+        self._watch = LoopWatch(self._in_main, threading.get_ident(), stuck_after_s=STUCK_AFTER_S)
         self._link = ControlLink(
             settings.control_socket(start.socket_dir), self._hello, self._on_message, self._on_connect
         )
@@ -158,12 +155,11 @@ class Warden:
     async def _main(self) -> None:
         loop = self._loop = asyncio.get_running_loop()
         watch_lifetime(loop, self._lifetime_fd, lambda: self._in_main(self._ward.lifetime_ended))
-        self._turned_at = loop.time()
         line = asyncio.create_task(self._link.run())
         self._is_up.set()
         while not line.done():
             await asyncio.sleep(REPORT_PERIOD_S)
-            self._watch_main_loop(loop.time())
+            self._look_at_main_loop(loop.time())
             self._send()
         line.result()
 
@@ -229,31 +225,11 @@ class Warden:
                 return
             await asyncio.sleep(0.002)
 
-    # --- the main thread
-    # ----------------------------------------------------------------------------------------------
-
-    def _watch_main_loop(self, now: float) -> None:
-        if self._is_asked:
-            stuck_s = now - self._turned_at
-            if stuck_s >= STUCK_AFTER_S and self._report.phase != ReplicaPhase.STARTING:
-                stack = self._diagnosis(stuck_s)
-                if not self._report.stack:
-                    logger.warning("main_thread_stuck %s", stack)
-                self._report = dataclasses.replace(self._report, stack=stack)
-            return
-        if self._report.stack:
-            self._report = dataclasses.replace(self._report, stack="")
-        self._turned_at = now
-        self._is_asked = True
-        self._in_main(self._main_turned)
-
-    def _main_turned(self) -> None:
-        self._is_asked = False
-
-    def _diagnosis(self, stuck_s: float) -> str:
-        frame = sys._current_frames().get(self._main_thread)
-        if frame is None:
-            return f"blocked {stuck_s:.0f} s"
-        frames = traceback.extract_stack(frame)
-        place = f"{os.path.basename(frames[-1].filename)}:{frames[-1].lineno}"
-        return f"blocked {stuck_s:.0f} s in {place}\n" + "".join(traceback.format_list(frames)).rstrip()
+    def _look_at_main_loop(self, now: float) -> None:
+        # a constructor may take as long as it wants
+        is_starting = self._report.phase == ReplicaPhase.STARTING
+        stack = "" if is_starting else self._watch.look(now)
+        if stack and not self._report.stack:
+            logger.warning("main_thread_stuck %s", stack)
+        if stack != self._report.stack:
+            self._report = dataclasses.replace(self._report, stack=stack)

@@ -1,0 +1,136 @@
+"""What a replica tells the controller, and what it takes from it."""
+
+import asyncio
+import tempfile
+import threading
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from servd.messages import (
+    CallerReport,
+    DeploymentTargets,
+    Endpoint,
+    Routing,
+    Subscribe,
+)
+from servd.replica.loop_watch import LoopWatch
+from tests.rooms.replica_room import LIMIT_S, Room, a_room
+
+pytestmark = pytest.mark.slow
+
+APP = """
+import asyncio
+from servd.application import make_deployment
+
+class Inner:
+    async def double(self, x):
+        return 2 * x
+
+class Outer:
+    def __init__(self, inner):
+        self.inner = inner
+        self.gate = asyncio.Event()
+        self.ill = False
+    async def ask(self, x):
+        return await self.inner.double.remote(x)
+    async def wait(self):
+        await self.gate.wait()
+    async def go_on(self):
+        self.gate.set()
+    async def fall_ill(self):
+        self.ill = True
+    def check_health(self):
+        if self.ill:
+            raise ValueError("a cold")
+
+class Slow:
+    def __init__(self):
+        import threading
+        threading.Event().wait()
+
+app = make_deployment(Outer, {}).bind(make_deployment(Inner, {}).bind())
+slow = make_deployment(Slow, {}).bind()
+"""
+
+
+@pytest.fixture
+async def room() -> AsyncIterator[Room]:
+    # paths of sockets are short, those of pytest's directories are not
+    with tempfile.TemporaryDirectory(prefix="servd-") as home:
+        async with a_room(Path(home)) as made:
+            made.write(shop=APP)
+            yield made
+
+
+async def test_handles_inside_a_replica_subscribe_and_acknowledge(room: Room) -> None:
+    await room.open_fork_server(room.order("shop:app"))
+    inner, outer = room.start_of("Inner"), room.start_of("Outer")
+    await room.running(inner)
+    await room.running(outer)
+    line = room.replicas[outer.replica_id]
+    asked = asyncio.create_task(room.call("Outer", "ask", 4))
+    assert await line.next(Subscribe) == Subscribe(("shop_Inner",))
+    endpoint = Endpoint(inner.replica_id, inner.address)
+    line.send(Routing(7, (), (DeploymentTargets("shop_Inner", "shop", endpoints=(endpoint,)),)))
+    assert await asked == 8
+    assert (await line.next(CallerReport)).generation == 7
+
+
+async def test_a_new_controller_hears_everything_again(room: Room) -> None:
+    await room.open_fork_server(room.order("shop:app"))
+    outer = room.start_of("Outer", user_config="")
+    forked = await room.running(outer)
+    first = asyncio.create_task(room.call("Outer", "ask", 4))
+    await room.replicas[outer.replica_id].next(Subscribe)
+    room.replicas.pop(outer.replica_id).close()
+    async with asyncio.timeout(LIMIT_S):
+        while outer.replica_id not in room.replicas:
+            room.greeted.clear()
+            await room.greeted.wait()
+    await room.replicas[outer.replica_id].next(Subscribe)
+    report = await room.report(outer.replica_id, lambda r: r.phase == "running")
+    assert (report.applied, room.hellos[outer.replica_id].pid) == ("v1", forked.pid)
+    await room.call("Outer", "go_on")
+    first.cancel()
+
+
+async def test_counts_and_health_are_reported_as_they_change(room: Room) -> None:
+    await room.open_fork_server(room.order("shop:app"))
+    outer = room.start_of("Outer", health_check_period_s=0.01)
+    await room.running(outer)
+    waiting = [asyncio.create_task(room.call("Outer", "wait")) for _ in range(3)]
+    await room.report(outer.replica_id, lambda r: r.ongoing == 3)
+    await room.call("Outer", "go_on")
+    await asyncio.gather(*waiting)
+    await room.report(outer.replica_id, lambda r: r.ongoing == 0)
+    await room.call("Outer", "fall_ill")
+    report = await room.report(outer.replica_id, lambda r: r.health_failures >= 3)
+    assert "ValueError: a cold" in report.health_message
+
+
+async def test_a_replica_that_is_drained_while_it_starts_leaves_at_once(room: Room) -> None:
+    await room.open_fork_server(room.order("shop:slow"))
+    start = room.start_of("Slow")
+    await room.fork(start)
+    await room.report(start.replica_id, lambda r: r.phase == "starting")
+    room.set_goal(start, drain=True)
+    assert await room.exited(start.replica_id) == 0
+
+
+def test_a_stuck_loop_is_diagnosed() -> None:
+    asked: list[Callable[[], None]] = []
+    gate = threading.Event()
+    thread = threading.Thread(target=gate.wait)
+    thread.start()
+    watch = LoopWatch(asked.append, thread.ident or 0, stuck_after_s=5.0)
+    assert [watch.look(now) for now in (10.0, 11.0, 14.9)] == ["", "", ""]
+    stack = watch.look(41.2)
+    assert stack.startswith("blocked 31 s in threading.py:")
+    assert "waiter.acquire()" in stack
+    asked.pop()()
+    assert watch.look(42.0) == ""
+    assert len(asked) == 1
+    gate.set()
+    thread.join()
