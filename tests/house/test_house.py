@@ -13,11 +13,22 @@ MODULES = sorted(SERVD.rglob("*.py"))
 ROOMS = ("controller", "replica", "proxy", "rest")
 DECIDES = (
     "actions", "autoscaler", "change", "data_plane", "events", "facts", "goal", "observed", "reconciler",
-    "replica_plan", "restarts", "rollout", "routing", "settle", "status", "targets", "templates",
+    "replica_plan", "resources", "restarts", "rollout", "routing", "settle", "status", "targets", "templates",
 )  # fmt: skip
 PURE_ROOT = ("ids", "states", "exceptions", "messages", "control_plane", "deployment_graph", "runtime_env",
              "route_table", "request_router")  # fmt: skip
-IMPURE = {"asyncio", "socket", "threading", "subprocess", "multiprocessing", "zmq", "time", "select", "signal", "sqlite3"}
+IMPURE = {
+    "asyncio",
+    "socket",
+    "threading",
+    "subprocess",
+    "multiprocessing",
+    "zmq",
+    "time",
+    "select",
+    "signal",
+    "sqlite3",
+}
 HOMES = {
     "zmq": {"link"},
     "msgpack": {"codec", "records"},
