@@ -136,7 +136,7 @@ class ReplicaPeer:
             return
         call.has_begun = True
         if kind == BODY:
-            call.on_body(body_of(record[2], frames))
+            call.on_piece(body_of(record[2], frames))
         elif kind == HEAD:
             call.on_head(record[2], record[3])
         elif kind == ITEM:

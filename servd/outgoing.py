@@ -64,7 +64,7 @@ class Outgoing:
     def on_head(self, status: int, block: bytes) -> None:
         """The head of a response that streams."""
 
-    def on_body(self, data: bytes) -> None:
+    def on_piece(self, data: bytes) -> None:
         """A piece of a streamed response; grant credit as it is taken."""
 
     def on_end(self, error: str | None) -> None:

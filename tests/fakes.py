@@ -13,6 +13,7 @@ from servd.context import RequestContext
 from servd.messages import DeploymentTargets, Endpoint, Route, Routing
 from servd.proxy.forwarder import Forwarder
 from servd.proxy.http1 import HttpConnection
+from servd.proxy.hypercorn_lane import HypercornLane
 from servd.proxy.limits import Limits
 from servd.proxy.listener import Listener
 from servd.replica.exchange import HttpExchange
@@ -76,6 +77,7 @@ class Room:
         self.caller = a_caller()
         self.forwarder = Forwarder(self.caller, root_path, limits or Limits())
         self.listener = Listener(self.forwarder)
+        self.lane = HypercornLane(self.forwarder)
         self.servers: dict[str, ReplicaServer] = {}
         self.port = 0
         self._hand_over = hand_over
@@ -84,10 +86,7 @@ class Room:
 
     async def __aenter__(self) -> "Room":
         if self._hand_over:
-            from servd.proxy.hypercorn_lane import HypercornLane
-
-            lane = HypercornLane(self.forwarder)
-            self.listener.hand_over = lane.hand_over
+            self.listener.hand_over = self.lane.hand_over
         loop = asyncio.get_running_loop()
         server = await loop.create_server(lambda: HttpConnection(self.listener), "127.0.0.1", 0)
         self.port = server.sockets[0].getsockname()[1]
@@ -98,6 +97,7 @@ class Room:
         self._server.close()
         for connection in list(self.listener.connections):
             connection._transport.abort()
+        self.lane.close()
         self.caller.close()
         for server in self.servers.values():
             server.close()
@@ -150,5 +150,5 @@ def free_port() -> int:
 async def wait_until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
     """Return when the condition holds; fail when it does not in time."""
     async with asyncio.timeout(timeout_s):
-        while not condition():
-            await asyncio.sleep(0.001)  # noqa: ASYNC110 - facts of other rooms have no event
+        while not condition():  # noqa: ASYNC110 - facts of other rooms have no event
+            await asyncio.sleep(0.001)

@@ -76,7 +76,7 @@ class ForwardedCall(Outgoing):
     def on_head(self, status: int, block: bytes) -> None:
         self.tell("head", status, block)
 
-    def on_body(self, data: bytes) -> None:
+    def on_piece(self, data: bytes) -> None:
         self.tell("body", data)
 
     def on_end(self, error: str | None) -> None:

@@ -176,7 +176,10 @@ class HttpConnection(HttpAnswering):
         parser = self._parser
         keep_alive = parser.should_keep_alive()
         special = self._special
-        is_http10 = (not keep_alive or special is not _NOTHING) and parser.get_http_version() == "1.0"
+        is_http10 = (not keep_alive or special is not _NOTHING) and parser.get_http_version() != "1.1"
+        if is_http10 and parser.get_http_version() != "1.0":
+            self._refuse(400, "bad request: unknown HTTP version")
+            return
         method, url, headers, body = parser.get_method(), self._url, self._headers, self._body
         # at once: the answer may be there before `_start` returns
         self._url = b""

@@ -120,7 +120,7 @@ class HttpAnswering(asyncio.Protocol, Outgoing):
                 line = _CHUNKED
         self._transport.write(self._head(status, block, line))
 
-    def on_body(self, data: bytes) -> None:
+    def on_piece(self, data: bytes) -> None:
         transport = self._transport
         if transport.is_closing():
             return

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from typing import Any, cast
 
+from h2.events import DataReceived
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.asyncio.task_group import TaskGroup
 from hypercorn.asyncio.tcp_server import TCPServer
@@ -12,7 +13,7 @@ from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol import ProtocolWrapper
 from hypercorn.protocol.h2 import H2Protocol
-from hypercorn.protocol.h11 import H11WSConnection
+from hypercorn.protocol.h11 import H2CProtocolRequiredError, H11WSConnection
 from hypercorn.protocol.ws_stream import ASGIWebsocketState, WSStream
 from hypercorn.typing import ConnectionState
 
@@ -95,6 +96,41 @@ class _LaneProtocol(asyncio.StreamReaderProtocol):
             self.connection.changed.set()
 
 
+class _LaneH2(H2Protocol):
+    async def _handle_events(self, events: list[Any]) -> None:
+        for event in events:
+            if isinstance(event, DataReceived) and event.stream_id not in self.streams:
+                # answered before its body had arrived: the base class would fail, and the whole connection with it
+                self.connection.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+            else:
+                await super()._handle_events([event])
+        await self._flush()
+
+
+class _LaneWrapper(ProtocolWrapper):
+    def use_h2(self) -> H2Protocol:
+        self.protocol = _LaneH2(
+            self.app,
+            self.config,
+            self.context,
+            self.task_group,
+            self.state,
+            self.ssl,
+            self.client,
+            self.server,
+            self.send,
+        )
+        return self.protocol
+
+    async def handle(self, event: Event) -> None:
+        try:
+            await self.protocol.handle(event)
+        except H2CProtocolRequiredError as upgrade:
+            await self.use_h2().initiate(upgrade.headers, upgrade.settings)
+            if upgrade.data:
+                await self.protocol.handle(RawData(data=upgrade.data))
+
+
 class LaneConnection(TCPServer):
     """Hypercorn's connection, with cures for what it leaves behind (early WebSocket bytes, ended connections)."""
 
@@ -105,6 +141,7 @@ class LaneConnection(TCPServer):
         super().__init__(lane.app, loop, lane.config, lane.context, {}, reader, writer)
         self._lane = lane
         self._data = data
+        self.protocol: _LaneWrapper
         self._is_idle = False
         self.is_lost = False
         self.changed = asyncio.Event()
@@ -126,11 +163,10 @@ class LaneConnection(TCPServer):
         """As the base class, but HTTP/2 by prior knowledge begins as HTTP/2: through HTTP/1 it would lose its idle timer."""
         client = self.writer.get_extra_info("peername")
         server = self.writer.get_extra_info("sockname")
-        alpn = "h2" if self._data.startswith(_PREFACE) else "http/1.1"
         try:
             async with TaskGroup(self.loop) as task_group:
                 self._task_group = task_group
-                self.protocol = ProtocolWrapper(
+                self.protocol = _LaneWrapper(
                     self.app,
                     self.config,
                     self.context,
@@ -140,8 +176,9 @@ class LaneConnection(TCPServer):
                     client[:2] if client else None,
                     server[:2] if server else None,
                     self.protocol_send,
-                    alpn,
                 )
+                if self._data.startswith(_PREFACE):
+                    self.protocol.use_h2()
                 await self.protocol.initiate()
                 await self.idle_task.restart(task_group, self._idle_timeout)
                 await self._read_data()

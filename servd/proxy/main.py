@@ -104,8 +104,9 @@ class Proxy:
         self._listener.drain()
         self._lane.drain()
         self._report()
-        while self._connections and self._loop.time() < end:
-            await asyncio.sleep(_LOOK_S)  # noqa: ASYNC110 - many small ends, none of them worth an event
+        # many small ends, none of them worth an event
+        while self._connections and self._loop.time() < end:  # noqa: ASYNC110
+            await asyncio.sleep(_LOOK_S)
         self._lane.close()
         logger.info("proxy_drained connections=%d", self._connections)
 

@@ -76,6 +76,8 @@ class WebSocketForwarder:
                 await send({"type": "websocket.close", "code": news[1]})
                 return
             elif kind == "disconnect":
+                if not is_accepted:
+                    self._forwarder.caller.cancel(call)
                 return
             elif is_accepted:
                 await send({"type": "websocket.close", "code": 1000 if news[1] is None else _GOING_WRONG})

@@ -164,7 +164,8 @@ class ReplicaServer:
             self._link.close(linger_s)
             self._link = None
 
-    # --- records of callers ---------------------------------------------------------------------------------------
+    # --- records of callers
+    # ---------------------------------------------------------------------------------------
 
     def _on_records(self, peer: Peer, records: list[Any], frames: list[Any]) -> None:
         assert isinstance(peer, CallerPeer)
@@ -273,7 +274,8 @@ class ReplicaServer:
         known = self._origins[origin] = read_origin(origin)
         return known
 
-    # --- running --------------------------------------------------------------------------------------------------
+    # --- running
+    # --------------------------------------------------------------------------------------------------
 
     def _begin(self, peer: CallerPeer, call_id: int, work: HttpExchange | HandleCall) -> None:
         if self._held is not None:
@@ -294,7 +296,7 @@ class ReplicaServer:
             if not exchange.is_finished and exchange.scope["type"] == "http" and not exchange.is_disconnected:
                 raise RuntimeError("the handler ended without a complete response")
         except (asyncio.CancelledError, ClientGoneError):
-            if not exchange.is_finished:
+            if not exchange.is_finished and not exchange.is_disconnected:
                 self._fail(exchange, RuntimeError("the handler was cancelled"))
         except Exception as error:
             if not exchange.is_finished:

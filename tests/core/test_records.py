@@ -1,0 +1,32 @@
+import msgpack
+import pytest
+
+from servd.exceptions import ProtocolError
+from servd.records import FRAME_BYTES, Outbox, bodies_of, body_of, origin, read_origin, unpack
+
+
+def test_large_bodies_travel_as_frames() -> None:
+    outbox = Outbox()
+    small, large = b"s" * 10, b"l" * FRAME_BYTES
+    outbox.records.append((7, *outbox.attach_all([small, large, memoryview(b"view")])))
+    blob, frames = outbox.seal()
+    count, record = unpack(blob)
+    assert count == len(frames) == 1
+    assert bodies_of(record[1:], frames) == [small, large, b"view"]
+    assert outbox.records == [0], "empty again"
+
+
+@pytest.mark.parametrize("data", [b"", b"nonsense", msgpack.packb(7), msgpack.packb([]), msgpack.packb(["x", 1])])
+def test_nonsense_is_a_protocol_error(data: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        unpack(data)
+
+
+def test_a_missing_frame_is_a_protocol_error() -> None:
+    with pytest.raises(ProtocolError):
+        body_of(3, [])
+
+
+def test_origin_round_trip() -> None:
+    data = origin(("1.2.3.4", 5), None, "http", "1.1", "/root")
+    assert read_origin(data) == (("1.2.3.4", 5), None, "http", "1.1", "/root")

@@ -1,0 +1,146 @@
+import asyncio
+
+import httpx
+import pytest
+import websockets
+
+from servd.proxy.limits import Limits
+from servd.replica.exchange import HttpExchange
+from tests.fakes import Room, hello, wait_until
+from tests.rooms.test_http1_lane import echo
+
+
+async def shout(exchange: HttpExchange) -> None:
+    if exchange.scope["type"] == "http":
+        await hello(exchange)
+        return
+    assert (await exchange.receive())["type"] == "websocket.connect"
+    await exchange.send({"type": "websocket.accept", "subprotocol": (exchange.scope["subprotocols"] or [None])[0]})
+    while True:
+        message = await exchange.receive()
+        if message["type"] == "websocket.disconnect":
+            return
+        if message.get("text") == "bye":
+            await exchange.send({"type": "websocket.close", "code": 4001})
+            return
+        await exchange.send({"type": "websocket.send", "text": message["text"].upper()})
+
+
+async def test_websocket() -> None:
+    async with Room(hand_over=True) as room:
+        address = room.replica(shout)
+        room.route(address)
+        uri = f"ws://127.0.0.1:{room.port}/chat"
+        async with websockets.connect(uri, subprotocols=["v1"]) as socket:  # type: ignore[list-item]
+            assert socket.subprotocol == "v1"
+            for text in ("one", "two"):
+                await socket.send(text)
+                assert await socket.recv() == text.upper()
+        await wait_until(lambda: room.servers[address].ongoing == 0)
+        async with websockets.connect(uri) as socket:
+            await socket.send("bye")
+            with pytest.raises(websockets.ConnectionClosedError) as closed:
+                await socket.recv()
+            assert closed.value.rcvd is not None
+            assert closed.value.rcvd.code == 4001
+        await wait_until(lambda: not room.lane.connections)
+
+
+async def test_websocket_to_nowhere_is_refused() -> None:
+    async with Room(hand_over=True) as room:
+        room.route(room.replica(shout), prefix="/a")
+        with pytest.raises(websockets.InvalidStatus) as refused:
+            await websockets.connect(f"ws://127.0.0.1:{room.port}/nowhere")
+        assert refused.value.response.status_code == 404
+
+
+async def test_early_bytes_wait_for_the_handshake() -> None:
+    go_on = asyncio.Event()
+
+    async def late(exchange: HttpExchange) -> None:
+        await go_on.wait()
+        await shout(exchange)
+
+    async with Room(hand_over=True) as room:
+        address = room.replica(late)
+        room.route(address)
+        head = (
+            b"GET / HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
+            b"sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        )
+        frame = b"\x81\x82\x00\x00\x00\x00hi"
+        reading = asyncio.create_task(room.raw(head + frame, until=b"HI"))
+        await wait_until(lambda: room.servers[address].ongoing == 1)
+        go_on.set()
+        assert (await reading).startswith(b"HTTP/1.1 101")
+        await wait_until(lambda: not room.lane.connections)
+        await wait_until(lambda: room.servers[address].ongoing == 0)
+
+
+async def test_client_that_leaves_during_the_handshake_leaves_nothing_behind() -> None:
+    async with Room(hand_over=True) as room:
+        address = room.replica(lambda exchange: asyncio.sleep(30))
+        room.route(address)
+        reader, writer = await asyncio.open_connection("127.0.0.1", room.port)
+        writer.write(
+            b"GET / HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
+            b"sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\nearly"
+        )
+        await wait_until(lambda: room.servers[address].ongoing == 1)
+        writer.close()
+        await wait_until(lambda: not room.lane.connections)
+        await wait_until(lambda: room.servers[address].ongoing == 0)
+
+
+async def test_http2_by_prior_knowledge() -> None:
+    async with Room(hand_over=True) as room:
+        room.route(room.replica(echo))
+        async with httpx.AsyncClient(http1=False, http2=True) as client:
+            url = f"http://127.0.0.1:{room.port}"
+            answers = await asyncio.gather(*(client.post(f"{url}/x", content=b"%d" % n) for n in range(20)))
+            assert [(a.http_version, a.text) for a in answers] == [("HTTP/2", str(n)) for n in range(20)]
+            large = await client.post(f"{url}/x", content=b"y" * 3_000_000)
+            assert len(large.content) == 3_000_000
+            assert (await client.get(f"{url}/-/healthz")).text == "success"
+            assert len(answers[0].headers["x-request-id"]) == 10
+        await wait_until(lambda: not room.lane.connections)
+
+
+async def test_http2_answer_before_the_body_arrived() -> None:
+    async with Room(hand_over=True) as room:
+        room.route(room.replica())
+        async with httpx.AsyncClient(http1=False, http2=True) as client:
+            url = f"http://127.0.0.1:{room.port}/x"
+            assert (await client.post(url, content=b"y" * 3_000_000)).status_code == 200
+            assert (await client.get(url)).status_code == 200
+
+
+async def test_preface_then_silence_is_ended() -> None:
+    async with Room(hand_over=True, limits=Limits(idle_s=0.1)) as room:
+        room.route(room.replica())
+        preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+        reader, writer = await asyncio.open_connection("127.0.0.1", room.port)
+        for start in range(0, len(preface), 5):
+            writer.write(preface[start : start + 5])
+            await asyncio.sleep(0)
+        async with asyncio.timeout(3):
+            await reader.read()
+        writer.close()
+        await wait_until(lambda: not room.lane.connections)
+
+
+async def test_drain_says_goodbye() -> None:
+    async with Room(hand_over=True) as room:
+        address = room.replica(shout)
+        room.route(address)
+        socket = await websockets.connect(f"ws://127.0.0.1:{room.port}/chat")
+        async with httpx.AsyncClient(http1=False, http2=True) as client:
+            assert (await client.get(f"http://127.0.0.1:{room.port}/x")).status_code == 200
+            await wait_until(lambda: len(room.lane.connections) == 2)
+            room.lane.drain()
+            with pytest.raises(websockets.ConnectionClosedError) as closed:
+                await socket.recv()
+            assert closed.value.rcvd is not None
+            assert closed.value.rcvd.code == 1012
+            await wait_until(lambda: not room.lane.connections)
+        await wait_until(lambda: room.servers[address].ongoing == 0)

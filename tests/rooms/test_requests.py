@@ -1,0 +1,339 @@
+import asyncio
+import signal
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from servd.context import NO_REQUEST, current_request
+from servd.exceptions import BackPressureError, NoRouteError, RemoteFailure, RequestCancelledError
+from servd.pickling import dumps, load_exception, loads
+from servd.replica.exchange import HttpExchange
+from tests.fakes import Room, new_address, wait_until
+from tests.rooms.test_http1_lane import split
+
+
+def arguments(*args: Any) -> list[Any]:
+    return dumps((args, {}))
+
+
+async def test_handle_call_and_its_error() -> None:
+    async def double(value: Any) -> Any:
+        return value * 2
+
+    async def fail() -> None:
+        raise KeyError("no")
+
+    async with Room() as room:
+        room.route(room.replica(methods={"double": double, "fail": fail}))
+        caller = room.caller
+        parts = await caller.submit_call("app_Echo", "double", arguments(b"x" * 300_000), NO_REQUEST)
+        assert loads(parts) == b"x" * 600_000
+        with pytest.raises(RemoteFailure) as failure:
+            await caller.submit_call("app_Echo", "fail", arguments(), NO_REQUEST)
+        assert isinstance(load_exception(failure.value.parts), KeyError)
+
+
+async def test_streaming_call_with_credit() -> None:
+    produced = 0
+
+    async def numbers(count: int) -> Any:
+        nonlocal produced
+        for produced in range(count):
+            yield b"x" * 100_000
+
+    async with Room() as room:
+        room.route(room.replica(methods={"numbers": numbers}))
+        ticket = room.caller.submit_call("app_Echo", "numbers", arguments(100), NO_REQUEST, stream=True)
+        items = aiter(ticket)
+        await anext(items)
+        await wait_until(lambda: produced >= 10)
+        await asyncio.sleep(0.02)
+        assert produced < 20, "no more than the credit is produced ahead"
+        count = 1
+        async for _ in items:
+            count += 1
+        assert count == 100
+
+
+async def test_cancelled_call_cancels_the_handler() -> None:
+    ended = asyncio.Event()
+
+    async def forever() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    async with Room() as room:
+        address = room.replica(methods={"forever": forever})
+        room.route(address)
+        ticket = room.caller.submit_call("app_Echo", "forever", arguments(), NO_REQUEST)
+        await wait_until(lambda: room.servers[address].ongoing == 1)
+        ticket.cancel()
+        with pytest.raises(RequestCancelledError):
+            await ticket
+        async with asyncio.timeout(2):
+            await ended.wait()
+        await wait_until(lambda: room.servers[address].ongoing == 0)
+
+
+async def test_cap_is_never_exceeded_and_everybody_is_served() -> None:
+    running = most = 0
+
+    async def work(number: int) -> int:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.001)
+        running -= 1
+        return number
+
+    async with Room() as room:
+        room.route(room.replica(methods={"work": work}, limit=3))
+        tickets = [room.caller.submit_call("app_Echo", "work", arguments(n), NO_REQUEST) for n in range(100)]
+        assert [loads(await ticket) for ticket in tickets] == list(range(100))
+        assert most == 3
+
+
+async def test_full_line_is_back_pressure() -> None:
+    async def forever() -> None:
+        await asyncio.Event().wait()
+
+    async with Room() as room:
+        address = room.replica(methods={"forever": forever}, limit=1)
+        room.route(address, max_queued_requests=1)
+        calls = [room.caller.submit_call("app_Echo", "forever", arguments(), NO_REQUEST) for _ in range(3)]
+        with pytest.raises(BackPressureError):
+            await asyncio.wait_for(calls[2], 2)
+        status, headers, _ = split(await room.get("/"))
+        assert (status, headers["retry-after"]) == (503, "1")
+        for call in calls:
+            call.cancel()
+
+
+async def test_unknown_deployment_and_waiting_for_replicas() -> None:
+    async with Room() as room:
+        room.route()
+        waiting = asyncio.create_task(room.get("/late"))
+        await wait_until(lambda: room.caller.queued() == {"app_Echo": 1})
+        room.route(room.replica())
+        assert split(await waiting)[2] == b"GET /late"
+        room.route(unavailable="it does not start")
+        status, _, body = split(await room.get("/"))
+        assert (status, b"it does not start" in body) == (503, True)
+        room.route(exists=False)
+        with pytest.raises(NoRouteError):
+            await room.caller.submit_call("app_Echo", "x", arguments(), NO_REQUEST)
+
+
+async def test_leaving_replica_hands_over_without_loss() -> None:
+    async with Room() as room:
+        old, new = room.replica(), room.replica()
+        room.route(old)
+        await room.get("/")
+        room.servers[old].drain()
+        waiting = asyncio.create_task(room.get("/moved"))
+        await wait_until(lambda: room.caller.queued() == {"app_Echo": 1})
+        room.route(new)
+        assert split(await waiting)[2] == b"GET /moved"
+
+
+async def test_client_disconnect_cancels_the_handler() -> None:
+    cancelled = asyncio.Event()
+
+    async def slow(exchange: HttpExchange) -> None:
+        try:
+            await asyncio.sleep(30)
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+
+    async with Room() as room:
+        address = room.replica(slow)
+        room.route(address)
+        _, writer = await asyncio.open_connection("127.0.0.1", room.port)
+        writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        await wait_until(lambda: room.servers[address].ongoing == 1)
+        writer.close()
+        async with asyncio.timeout(2):
+            await cancelled.wait()
+        await wait_until(lambda: room.servers[address].ongoing == 0)
+
+
+async def test_time_limit_is_408_and_names_the_stage() -> None:
+    async def slow(exchange: HttpExchange) -> None:
+        deadline = current_request.get().deadline
+        assert deadline is not None
+        await asyncio.sleep(30)
+
+    async with Room() as room:
+        room.route(room.replica(slow))
+        status, _, body = split(await room.get("/", "x-request-timeout-seconds: 0.05"))
+        assert (status, b"in the handler" in body) == (408, True)
+        room.route(request_timeout_s=0.05)
+        status, _, body = split(await room.get("/"))
+        assert (status, b"waiting for a replica" in body) == (408, True)
+        data = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\nab"
+        status, _, body = split(await room.raw(data))
+        assert (status, b"reading the body" in body) == (408, True)
+
+
+async def test_streamed_response_is_chunked_and_bounded() -> None:
+    sent = 0
+
+    async def stream(exchange: HttpExchange) -> None:
+        nonlocal sent
+        await exchange.send({"type": "http.response.start", "status": 200, "headers": []})
+        for _ in range(300):
+            await exchange.send({"type": "http.response.body", "body": b"z" * 65536, "more_body": True})
+            sent += 1
+        await exchange.send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async with Room() as room:
+        room.route(room.replica(stream))
+        reader, writer = await asyncio.open_connection("127.0.0.1", room.port, limit=1000)
+        writer.write(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert b"transfer-encoding: chunked" in head
+        before = -1
+        while before != sent:
+            before = sent
+            await asyncio.sleep(0.05)
+        assert sent < 300, "a slow reader holds the handler up"
+        body = await reader.read()
+        assert body.count(b"10000\r\n") == 300
+        assert body.endswith(b"0\r\n\r\n")
+        writer.close()
+
+
+async def test_error_before_and_after_the_response_began() -> None:
+    async def early(exchange: HttpExchange) -> None:
+        raise ValueError("too early")
+
+    async def late(exchange: HttpExchange) -> None:
+        await exchange.send({"type": "http.response.start", "status": 200, "headers": []})
+        await exchange.send({"type": "http.response.body", "body": b"abc", "more_body": True})
+        raise ValueError("too late")
+
+    async with Room() as room:
+        room.route(room.replica(early))
+        status, _, body = split(await room.get("/"))
+        assert (status, body.startswith(b"Unexpected error, traceback: ")) == (500, True)
+        room.route(room.replica(late))
+        answer = await room.get("/")
+        assert answer.endswith(b"3\r\nabc\r\n"), "closed early, without the last chunk"
+
+
+async def test_a_header_with_a_line_break_is_an_error() -> None:
+    async def split_response(exchange: HttpExchange) -> None:
+        exchange.finish(200, [(b"x", b"a\r\nset-cookie: b")], b"")
+
+    async with Room() as room:
+        room.route(room.replica(split_response))
+        assert split(await room.get("/"))[0] == 500
+
+
+_REPLICA = """
+import asyncio, sys, os
+from servd.replica.replica_server import ReplicaServer
+from tests.fakes import FakeUser
+
+async def http(exchange):
+    open(sys.argv[2], "a").write(exchange.scope["path"] + "\\n")
+    if exchange.scope["path"].startswith("/die"):
+        await asyncio.sleep(0.02)
+        os._exit(1)
+    if exchange.scope["path"].startswith("/block"):
+        __import__("time").sleep(30)
+    exchange.finish(200, [], b"from " + sys.argv[3].encode())
+
+async def main():
+    server = ReplicaServer(asyncio.get_running_loop(), sys.argv[1], FakeUser(http), limit=100)
+    server.start()
+    print("ready", flush=True)
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+class Replicas:
+    """Replicas in processes of their own."""
+
+    def __init__(self, tmp_path: Any) -> None:
+        self.log = tmp_path / "log"
+        self.log.touch()
+        self._processes: list[subprocess.Popen[str]] = []
+
+    def start(self, name: str) -> str:
+        address = new_address()
+        process = subprocess.Popen(
+            [sys.executable, "-c", _REPLICA, address, str(self.log), name], stdout=subprocess.PIPE, text=True
+        )
+        self._processes.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        return address
+
+    def kill(self, index: int) -> None:
+        self._processes[index].send_signal(signal.SIGKILL)
+
+    def close(self) -> None:
+        for process in self._processes:
+            process.kill()
+            process.communicate()
+
+    def seen(self, path: str) -> int:
+        return self.log.read_text().split("\n").count(path)
+
+
+@pytest.fixture
+def replicas(tmp_path: Any) -> Any:
+    found = Replicas(tmp_path)
+    yield found
+    found.close()
+
+
+@pytest.mark.slow
+async def test_accepted_get_is_retried_three_times_then_502(replicas: Replicas) -> None:
+    async with Room() as room:
+        room.route(*(replicas.start(str(number)) for number in range(5)))
+        status, _, body = split(await room.get("/die"))
+        assert (status, b"died" in body) == (502, True)
+        assert replicas.seen("/die") == 4, "the first try and three retries"
+        assert split(await room.get("/"))[0] == 200
+
+
+@pytest.mark.slow
+async def test_accepted_post_is_not_repeated(replicas: Replicas) -> None:
+    async with Room() as room:
+        room.route(replicas.start("a"), replicas.start("b"))
+        assert split(await room.get("/die", method="POST"))[0] == 502
+        assert replicas.seen("/die") == 1
+
+
+@pytest.mark.slow
+async def test_post_to_a_replica_that_blocks_and_is_killed_is_not_repeated(replicas: Replicas) -> None:
+    async with Room() as room:
+        room.route(replicas.start("a"))
+        waiting = asyncio.create_task(room.get("/block", method="POST"))
+        await wait_until(lambda: replicas.seen("/block") == 1)
+        behind = asyncio.create_task(room.get("/behind", method="POST"))
+        await wait_until(lambda: room.listener.ongoing == 2)
+        other = replicas.start("b")
+        replicas.kill(0)
+        room.route(other)
+        assert split(await waiting)[0] == 502
+        assert split(await behind)[2] == b"from b", "it had never begun"
+
+
+@pytest.mark.slow
+async def test_kill_of_an_idle_replica_loses_nothing(replicas: Replicas) -> None:
+    async with Room() as room:
+        room.route(replicas.start("a"), replicas.start("b"))
+        for number in range(60):
+            if number == 20:
+                replicas.kill(0)
+            assert split(await room.get(f"/{number}", method="POST"))[0] == 200
