@@ -3,7 +3,7 @@
 import sys
 from typing import Any
 
-from fastapi.encoders import jsonable_encoder
+from fastapi.encoders import encoders_by_class_tuples, jsonable_encoder
 
 
 def encoded(value: Any) -> Any:
@@ -20,3 +20,11 @@ def foreign_encoders() -> dict[Any, Any]:
     if pandas := sys.modules.get("pandas"):
         found[pandas.DataFrame] = lambda frame: frame.to_dict(orient="records")
     return found
+
+
+def teach_fastapi() -> None:
+    """Make FastAPI's own responses encode these types too."""
+    encoders_by_class_tuples[str] = (*encoders_by_class_tuples.get(str, ()), Exception)
+    for kind, encode in foreign_encoders().items():
+        if kind is not Exception:
+            encoders_by_class_tuples[encode] = (kind,)

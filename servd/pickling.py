@@ -1,9 +1,12 @@
 """Python values to bytes and back: arguments and results of calls, exceptions, applications by value."""
 
+import io
 import os
 import pickle
 import sys
+import threading
 import traceback
+from collections import ChainMap
 from collections.abc import Callable
 from typing import Any
 
@@ -81,19 +84,36 @@ def load_exception(parts: list[Any]) -> Exception:
     return rebuilt
 
 
+def _framework_reducers() -> dict[Any, Any]:
+    """How to ship what frameworks keep in their application objects and cannot pickle themselves."""
+    # locks guard caches; at the other end nobody holds them
+    reducers: dict[Any, Any] = {
+        type(threading.Lock()): lambda _: (threading.Lock, ()),
+        type(threading.RLock()): lambda _: (threading.RLock, ()),
+    }
+    if datastructures := sys.modules.get("starlette.datastructures"):
+        state = datastructures.State
+        reducers[state] = lambda value: (state, (value._state,))
+    return reducers
+
+
 def dump_application(application: Any) -> bytes:
     """An application by value, readable by the same minor version of Python. Two calls never give the same bytes.
 
     Raises:
         TypeError: something in it cannot be pickled; the text says what.
     """
+    buffer = io.BytesIO()
     try:
-        data: bytes = cloudpickle.dumps(application, _PROTOCOL)
+        # the table is read when the pickler is made, so it must be the class's
+        table = ChainMap(_framework_reducers(), cloudpickle.Pickler.dispatch_table)
+        kind = type("ApplicationPickler", (cloudpickle.Pickler,), {"dispatch_table": table})
+        kind(buffer, _PROTOCOL).dump(application)
     except Exception as error:
         raise TypeError(f"cannot ship the application to the daemon: {error}") from error
     # what `run` ships has no version: shipped again, it is new code, so it must have another hash
     nonce = os.urandom(8).hex()
-    return _APPLICATION_MAGIC + f"{_PYTHON} {nonce}\n".encode() + data
+    return _APPLICATION_MAGIC + f"{_PYTHON} {nonce}\n".encode() + buffer.getvalue()
 
 
 def load_application(data: bytes) -> Any:

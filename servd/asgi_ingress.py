@@ -1,0 +1,135 @@
+"""`ingress`: a class that answers HTTP with an ASGI application.
+
+FastAPI is never imported here: an application made with it has brought it along.
+"""
+
+import asyncio
+import importlib
+import inspect
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from servd.application import (
+    ASGI_ATTRIBUTE,
+    DOCS_PATH_ATTRIBUTE,
+    SHUTDOWN_ATTRIBUTE,
+    STARTUP_ATTRIBUTE,
+)
+from servd.asgi_calls import call_app
+from servd.exceptions import ServdError
+
+
+def ingress(app: Any) -> Callable[[type[Any]], type[Any]]:
+    """Class decorator, under `deployment`: the class answers HTTP with `app`.
+
+    Methods that `app` routes are called on the replica's instance; their other parameters follow FastAPI's rules. The
+    application is copied: what is added to it later is not seen.
+
+    Args:
+        app: a FastAPI application, an APIRouter, or any ASGI callable.
+
+    Raises:
+        ValueError: the target is no class, or defines `__call__`.
+        ServdError: a routed method has no `self`.
+    """
+
+    def decorate(target: type[Any]) -> type[Any]:
+        if not inspect.isclass(target):
+            raise ValueError(f"`ingress` decorates a class, got {target!r}")
+        if "__call__" in vars(target):
+            raise ValueError(f"{target.__name__} must not define `__call__`: the ASGI application answers")
+        frozen = _frozen(app, target)
+        attributes = {
+            "__module__": target.__module__,
+            "__qualname__": target.__qualname__,
+            "__doc__": target.__doc__,
+            DOCS_PATH_ATTRIBUTE: getattr(frozen, "docs_url", None),
+            "__servd_app__": frozen,
+            ASGI_ATTRIBUTE: _answer,
+            STARTUP_ATTRIBUTE: _startup,
+            SHUTDOWN_ATTRIBUTE: _shutdown,
+        }
+        return type(target.__name__, (target,), attributes)
+
+    return decorate
+
+
+async def _answer(self: Any, scope: Any, receive: Any, send: Any) -> None:
+    app = type(self).__servd_app__
+    handlers = getattr(app, "exception_handlers", {})
+    answers = Exception in handlers or 500 in handlers
+    scope["servd.instance"] = self
+    await call_app(app, scope, receive, send, answers_errors=answers)
+
+
+async def _startup(self: Any) -> None:
+    self.__dict__["__servd_lifespan__"] = lifespan = Lifespan(type(self).__servd_app__, self)
+    await lifespan.startup()
+
+
+async def _shutdown(self: Any) -> None:
+    lifespan = self.__dict__.pop("__servd_lifespan__", None)
+    if lifespan is not None:
+        await lifespan.shutdown()
+
+
+class Lifespan:
+    """The lifespan of an ASGI application, in a task of its own; applications without one are fine."""
+
+    def __init__(self, app: Any, instance: Any) -> None:
+        self._app, self._instance = app, instance
+        self._messages: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self._answers: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self._task: asyncio.Task[None] | None = None
+        self.state: dict[str, Any] = {}
+
+    async def startup(self) -> None:
+        """Raises whatever the application's start-up raises."""
+        self._task = asyncio.create_task(self._run())
+        answer = await self._ask("startup")
+        if answer is not None and answer["type"].endswith("failed"):
+            await asyncio.gather(self._task, return_exceptions=True)
+            failure = None if self._task.cancelled() else self._task.exception()
+            raise failure or ServdError(f"the application's start-up failed: {answer.get('message', '')}")
+
+    async def shutdown(self) -> None:
+        """Raises whatever the application's shutdown raises."""
+        if self._task is None:
+            return
+        answer = await self._ask("shutdown")
+        if answer is not None and answer["type"].endswith("failed"):
+            await asyncio.gather(self._task, return_exceptions=True)
+            raise ServdError(f"the application's shutdown failed: {answer.get('message', '')}")
+
+    async def _run(self) -> None:
+        scope = {
+            "type": "lifespan",
+            "asgi": {"version": "3.0", "spec_version": "2.0"},
+            "state": self.state,
+            "servd.instance": self._instance,
+        }
+        await self._app(scope, self._messages.get, self._answers.put)
+
+    async def _ask(self, what: str) -> dict[str, Any] | None:
+        """The application's answer; None when it knows no lifespan."""
+        assert self._task is not None
+        self._messages.put_nowait({"type": f"lifespan.{what}"})
+        answer = asyncio.create_task(self._answers.get())
+        await asyncio.wait((answer, self._task), return_when=asyncio.FIRST_COMPLETED)
+        if answer.done():
+            return answer.result()
+        answer.cancel()
+        # an application that raises at once, or returns, has no lifespan
+        self._task.exception()
+        return None
+
+
+def _frozen(app: Any, target: type[Any]) -> Any:
+    """A copy of a FastAPI application with its plain routes and those of the class; others as they are."""
+    fastapi = sys.modules.get("fastapi")
+    if fastapi is None or not isinstance(app, fastapi.FastAPI | fastapi.APIRouter):
+        return app
+    frozen = importlib.import_module("servd.class_routes").frozen_app(app, target)
+    importlib.import_module("servd.encoders").teach_fastapi()
+    return frozen
