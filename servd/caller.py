@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+from servd.began import BeganReader
 from servd.context import RequestContext
 from servd.exceptions import ReplicaDiedError
 from servd.link import CallerLink
@@ -21,6 +22,7 @@ from servd.records import (
     END,
     EVENT,
     HEAD,
+    HELLO,
     ITEM,
     OFFER,
     REJECTED,
@@ -44,7 +46,7 @@ Router = RequestRouter[Outgoing]
 class ReplicaPeer:
     """One replica as a caller sees it: its link and the requests that are there."""
 
-    __slots__ = ("candidate", "is_retired", "link", "owner", "pending", "router")
+    __slots__ = ("_began", "candidate", "is_retired", "link", "owner", "pending", "router")
 
     def __init__(self, owner: "Caller", router: Router, candidate: Candidate) -> None:
         self.owner = owner
@@ -52,7 +54,10 @@ class ReplicaPeer:
         self.candidate = candidate
         self.pending: dict[int, Outgoing] = {}
         self.is_retired = False
+        key = random.getrandbits(63) | 1
+        self._began = BeganReader(candidate.address, key)
         self.link = CallerLink(owner.loop, candidate.address, self._on_records, self._on_lost)
+        self.link.send((HELLO, key))
 
     def __repr__(self) -> str:
         return f"ReplicaPeer({self.candidate}, pending={len(self.pending)})"
@@ -61,7 +66,12 @@ class ReplicaPeer:
         """Close when the last request is answered."""
         self.is_retired = True
         if not self.pending:
-            self.link.close()
+            self.close()
+
+    def close(self) -> None:
+        """Close at once."""
+        self.link.close()
+        self._began.close()
 
     def grant(self, call: Outgoing, size: int) -> None:
         """The reader of a call's answer took `size` bytes."""
@@ -97,7 +107,7 @@ class ReplicaPeer:
                 # one callback must not cost the others their replies
                 logger.exception("reply_callback_failed peer=%s", self)
         if self.is_retired and not pending:
-            self.link.close()
+            self.close()
 
     def _on_other(self, kind: int, record: tuple[Any, ...], frames: list[Any]) -> None:
         if kind == ACCEPTED:
@@ -147,6 +157,10 @@ class ReplicaPeer:
             logger.error("unknown_record kind=%s peer=%s", kind, self)
 
     def _on_lost(self, reason: str) -> None:
+        last = self._began.last_begun()
+        for call_id, call in self.pending.items():
+            call.is_accepted = call.is_accepted or last is None or call_id <= last
+        self._began.close(is_dead=True)
         self.owner.on_lost(self, reason)
 
 
@@ -178,6 +192,7 @@ class Caller:
         self._routers: dict[str, Router] = {}
         self._subscribed: set[str] = set()
         self._sent = 0
+        self._last_id = 0
         self._budget = RetryBudget()
         self.max_retries = max_retries_setting()
         self._timer = loop.call_later(_TURN_S, self._turn)
@@ -271,7 +286,7 @@ class Caller:
         for router in self._routers.values():
             for candidate in router.announced.values():
                 if candidate.peer is not None:
-                    candidate.peer.link.close()
+                    candidate.peer.close()
 
     # --- news of replicas -----------------------------------------------------------------------------------------
 
@@ -336,7 +351,8 @@ class Caller:
 
     def _send(self, call: Outgoing, candidate: Candidate, flags: int) -> None:
         peer: ReplicaPeer = candidate.peer
-        call_id = call.number
+        # ids grow in the order of sending, so a replica begins them in that order
+        self._last_id = call_id = self._last_id + 1
         call.call_id = call_id
         call.peer = peer
         peer.pending[call_id] = call

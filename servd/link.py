@@ -124,6 +124,11 @@ class CallerLink:
             self._is_scheduled = True
             self._loop.call_soon(self._flush)
 
+    @property
+    def is_closed(self) -> bool:
+        """Nothing is sent or received any more."""
+        return self._is_closed
+
     def close(self) -> None:
         """Close at once; what was not sent is dropped. Calling it again does nothing."""
         if self._is_closed:

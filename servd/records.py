@@ -28,6 +28,7 @@ HTTP = 0  # id, flags, method, path, query, flat headers, body, request id, rout
 CALL = 1  # id, flags, method, parts, (request id, route, app, model id, seconds left, depth, ancestors)
 CANCEL = 4  # id
 DECLINE = 5  # the offered slot is not wanted
+HELLO = 14  # the caller's key: first record on a connection
 WANT = 6  # number of requests that wait at the caller: its ticket
 
 # replica -> caller

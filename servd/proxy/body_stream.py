@@ -13,15 +13,19 @@ class BodyStream:
     Args:
         call: the request.
         on_room: called when less than 1 MiB waits again.
+
+    Attributes:
+        received: bytes that the client sent so far.
     """
 
-    __slots__ = ("_call", "_credit", "_is_closed", "_on_room", "_pieces", "_waiting")
+    __slots__ = ("_call", "_credit", "_is_closed", "_on_room", "_pieces", "_waiting", "received")
 
     def __init__(self, call: Outgoing, on_room: Callable[[], None]) -> None:
         self._call = call
         self._on_room = on_room
         self._pieces: deque[bytes] = deque()
         self._waiting = 0
+        self.received = 0
         self._credit = 0
         self._is_closed = False
 
@@ -42,6 +46,7 @@ class BodyStream:
         """Further bytes of the client."""
         self._pieces.append(data)
         self._waiting += len(data)
+        self.received += len(data)
         self._pump()
 
     def close(self) -> None:

@@ -63,6 +63,7 @@ class HttpConnection(HttpAnswering):
         "_tail",
         "_upgrade",
         "_url",
+        "_whole_bytes",
     )
 
     _body: bytes | bytearray
@@ -81,6 +82,7 @@ class HttpConnection(HttpAnswering):
         self._rest = b""
         self._tail: tuple[Any, ...] = ()
         self._flags = 0
+        self._whole_bytes = min(self._forwarder.limits.body_bytes or WHOLE_BODY_BYTES, WHOLE_BODY_BYTES)
         self._is_fresh = True
         self._is_read_paused = False
         self._is_streaming = False
@@ -151,6 +153,8 @@ class HttpConnection(HttpAnswering):
             return
         if self._is_streaming:
             assert self._stream is not None
+            if self._is_over_limit(self._stream.received + len(data)):
+                return
             self._stream.feed(data)
             if self._stream.is_full:
                 self._pause_reading()
@@ -161,7 +165,7 @@ class HttpConnection(HttpAnswering):
             if isinstance(self._body, bytes):
                 self._body = bytearray(self._body)
             self._body += data
-        if len(self._body) > WHOLE_BODY_BYTES:
+        if len(self._body) > self._whole_bytes:
             self._on_large_body()
 
     def on_message_complete(self) -> None:
@@ -253,7 +257,7 @@ class HttpConnection(HttpAnswering):
             self.start_timer(limit_s)
 
     def _on_large_body(self) -> None:
-        if self._is_over_limit(len(self._body)):
+        if self._is_over_limit(len(self._body)) or len(self._body) <= WHOLE_BODY_BYTES:
             return
         if self.is_active or self._backlog:
             self._has_next = True

@@ -215,26 +215,30 @@ class LaneConnection(TCPServer):
         if data.startswith(_PREFACE):
             head, end, rest = data, b"", b""
         await self.protocol.handle(RawData(head + end))
-        await self._wait_for_handshake()
-        if rest:
-            await self.protocol.handle(RawData(rest))
-        await super()._read_data()
+        if not await self._is_handshake_over():
+            # gone before it was answered
+            await self.protocol.handle(Closed())
+        else:
+            if rest:
+                await self.protocol.handle(RawData(rest))
+            await super()._read_data()
         # else the descriptor waits for the idle time-out
         await self.idle_task.stop()
         if self.task is not None:
             # an application that never hears of the end
             self.loop.call_later(_AFTER_END_S, self.task.cancel)
 
-    async def _wait_for_handshake(self) -> None:
+    async def _is_handshake_over(self) -> bool:
         # bytes before the answer to the handshake would be refused in a way that leaves task and descriptor behind
         while not self.is_lost and not self.reader.at_eof():
             protocol = self.protocol.protocol
             stream = getattr(protocol, "stream", None)
             if not isinstance(getattr(protocol, "connection", None), H11WSConnection):
-                return
+                return True
             if not isinstance(stream, WSStream) or stream.state is not ASGIWebsocketState.HANDSHAKE:
-                return
+                return True
             if stream.closed:
-                return
+                return True
             self.changed.clear()
             await self.changed.wait()
+        return False

@@ -47,8 +47,8 @@ class HttpExchange:
     """One request: its ASGI scope, its body, and the way back to the client.
 
     Attributes:
-        scope: ASGI scope, type "http" or "websocket"; path is the full external path, root_path root and prefix.
-        context: the request's context, already current in the task that serves it.
+        scope: ASGI scope, type "http" or "websocket"; path is the full external path, root_path root and
+        prefix. context: the request's context, already current in the task that serves it.
         has_begun: the response's head was sent.
         is_finished: the response is complete.
     """

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from servd.began import BeganLog
 from servd.context import RequestContext, current_request
 from servd.exceptions import ProtocolError
 from servd.link import Peer, ReplicaLink
@@ -20,6 +21,7 @@ from servd.records import (
     CREDIT_BYTES,
     DECLINE,
     EVENT,
+    HELLO,
     HTTP,
     OFFER,
     REJECTED,
@@ -44,15 +46,19 @@ logger = logging.getLogger(__name__)
 
 
 class CallerPeer(Peer):
-    """One caller with its open requests. `unsaid`: accepted requests that it does not know of yet."""
+    """One caller with its open requests.
 
-    __slots__ = ("open", "server", "unsaid")
+    unsaid: accepted requests that it does not know of yet. place: where the request begun last is noted for it.
+    """
+
+    __slots__ = ("open", "place", "server", "unsaid")
 
     def __init__(self, link: ReplicaLink, identity: bytes, server: "ReplicaServer") -> None:
         super().__init__(link, identity)
         self.server = server
         self.open: dict[int, HttpExchange | HandleCall] = {}
         self.unsaid: set[int] = set()
+        self.place = 1
 
     def before_send(self) -> None:
         if self.unsaid:
@@ -103,6 +109,8 @@ class ReplicaServer:
         self._held: list[tuple[CallerPeer, int, HttpExchange | HandleCall]] | None = None
         self._origins: dict[bytes, tuple[Any, Any, str, str, str]] = {}
         self._idle: asyncio.Future[None] | None = None
+        self._began: BeganLog | None = None
+        self._begun_ids = memoryview(bytearray(16)).cast("Q")
 
     def __repr__(self) -> str:
         return f"ReplicaServer({self._address}, {self.admission})"
@@ -118,6 +126,8 @@ class ReplicaServer:
         Raises:
             TransportError: the address cannot be bound.
         """
+        self._began = BeganLog(self._address)
+        self._begun_ids = self._began.words
         self._link = ReplicaLink(
             self._loop,
             self._address,
@@ -163,6 +173,8 @@ class ReplicaServer:
             self._link.flush()
             self._link.close(linger_s)
             self._link = None
+        if self._began is not None:
+            self._began.close()
 
     # --- records of callers
     # ---------------------------------------------------------------------------------------
@@ -188,6 +200,10 @@ class ReplicaServer:
         if kind == WANT:
             self.admission.want(peer, record[1])
             self._make_offers()
+            return
+        if kind == HELLO:
+            assert self._began is not None
+            peer.place = self._began.open_place(record[1])
             return
         work = peer.open.get(record[1])
         if kind == CANCEL:
@@ -290,6 +306,7 @@ class ReplicaServer:
         if call_id not in peer.open and self.cancel_on_disconnect:
             self._release()
             return
+        self._begun_ids[peer.place] = call_id
         current_request.set(exchange.context)
         try:
             await self._user.handle_http(exchange)
@@ -321,6 +338,7 @@ class ReplicaServer:
         if call_id not in peer.open and self.cancel_on_disconnect:
             self._release()
             return
+        self._begun_ids[peer.place] = call_id
         current_request.set(call.context)
         try:
             args, kwargs = loads(call.parts)
@@ -369,4 +387,6 @@ class ReplicaServer:
         for call_id, work in list(peer.open.items()):
             self._cancel(peer, call_id, work)
         self.admission.forget(peer)
+        if self._began is not None:
+            self._began.close_place(peer.place)
         self._make_offers()

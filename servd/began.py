@@ -1,0 +1,107 @@
+"""Which requests a replica had begun when it died, in a small file that outlives it.
+
+"Accepted" rides in an envelope that a replica sends after its handlers took their first step. A handler that never gives the loop
+back is therefore unknown to its caller; if the replica is killed then, the caller looks here before it sends a POST elsewhere.
+Writing costs one store into mapped memory.
+"""
+
+import mmap
+import os
+import struct
+
+_SLOTS = 2048
+_SLOT = struct.Struct("<QQ")
+_PREFIX = "ipc://"
+
+
+def path_of(address: str) -> str | None:
+    """The file that belongs to a replica's address; None when the address is no path."""
+    return f"{address[len(_PREFIX) :]}.began" if address.startswith(_PREFIX) else None
+
+
+class BeganLog:
+    """A replica's side: per caller the id of the request begun last. Slot 0 belongs to nobody."""
+
+    def __init__(self, address: str) -> None:
+        self._path = path_of(address)
+        self._free = list(range(_SLOTS - 1, 0, -1))
+        self._words = memoryview(bytearray(_SLOTS * _SLOT.size)).cast("Q")
+        if self._path is not None:
+            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+            try:
+                os.ftruncate(fd, _SLOTS * _SLOT.size)
+                self._words = memoryview(mmap.mmap(fd, _SLOTS * _SLOT.size)).cast("Q")
+            finally:
+                os.close(fd)
+
+    def __repr__(self) -> str:
+        return f"BeganLog({self._path})"
+
+    @property
+    def words(self) -> memoryview:
+        """Where to write: `words[place] = call_id`, with a place of `open_place`."""
+        return self._words
+
+    def open_place(self, key: int) -> int:
+        """A place for the caller of this key; the place of nobody when there are too many."""
+        if not self._free:
+            return 1
+        slot = self._free.pop()
+        self._words[2 * slot + 1] = 0
+        self._words[2 * slot] = key
+        return 2 * slot + 1
+
+    def close_place(self, place: int) -> None:
+        """The caller is gone."""
+        if place > 1:
+            self._words[place - 1] = 0
+            self._free.append(place // 2)
+
+    def close(self) -> None:
+        """Remove the file."""
+        if self._path is not None:
+            _remove(self._path)
+
+
+class BeganReader:
+    """A caller's side: opened when it connects, read when the replica died."""
+
+    def __init__(self, address: str, key: int) -> None:
+        self._key = key
+        self._path = path_of(address)
+        self._fd = -1
+        if self._path is not None:
+            try:
+                self._fd = os.open(self._path, os.O_RDONLY)
+            except OSError:
+                # gone already, or another kind of replica: then nothing is known
+                pass
+
+    def __repr__(self) -> str:
+        return f"BeganReader({self._path})"
+
+    def last_begun(self) -> int | None:
+        """Id of the request begun last; None = not known, so any may have begun."""
+        if self._fd < 0:
+            return None
+        data = os.pread(self._fd, _SLOTS * _SLOT.size, 0)
+        for key, call_id in _SLOT.iter_unpack(data[: len(data) // _SLOT.size * _SLOT.size]):
+            if key == self._key:
+                return int(call_id)
+        return None
+
+    def close(self, *, is_dead: bool = False) -> None:
+        """Close; the file of a dead replica is removed."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+            if is_dead and self._path is not None:
+                _remove(self._path)
+
+
+def _remove(path: str) -> None:
+    try:
+        os.unlink(path)
+    except OSError:
+        # somebody else was faster
+        pass
