@@ -112,9 +112,7 @@ class Daemon:
         ours, theirs = socket.socketpair()
         arguments = (self._settings, self._lifetime_reader, theirs, self._admin)
         context = multiprocessing.get_context("spawn")
-        process = context.Process(
-            target=entry.call, args=("servd.controller.main:run", *arguments), name="controller"
-        )
+        process = context.Process(target=entry.call, args=("servd.controller.main:run", *arguments), name="controller")
         # an ignored signal stays ignored in the child: Ctrl-C must not end it before its first line
         handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
         process.start()

@@ -217,4 +217,3 @@ def _status(socket_dir: str) -> dict[str, Any] | None:
         return None
     finally:
         connection.close()
-

@@ -123,7 +123,8 @@ class ControlLoop:
         self._wake_at(min(plan.wake_at, next_visible_change(self._observed, now)), now)
 
     def _log(self, plan: actions.Plan, now: float) -> None:
-        if plan.actions:
+        # counts that move republish: worth no line
+        if any(not isinstance(action, actions.Publish) for action in plan.actions):
             wake_in_s = f"{plan.wake_at - now:.1f}" if plan.wake_at < math.inf else "never"
             logger.info("plan %s wake_in_s=%s", plan.summary(), wake_in_s)
         while self._observed.notes:
@@ -191,9 +192,7 @@ class ControlLoop:
             situation = self._situation()
             options = change.merged_options(wish, situation)
             own = snapshots.get(application.name, {})
-            return await self._accept(
-                change.put_application(self._goal, application, options, situation, own), origin
-            )
+            return await self._accept(change.put_application(self._goal, application, options, situation, own), origin)
 
     async def delete_application(self, name: str, *, origin: str = "") -> int:
         """Take one application out of the goal; gives the revision."""

@@ -7,7 +7,6 @@ import os
 import signal
 from collections.abc import Callable
 from dataclasses import replace
-from multiprocessing.connection import Connection
 
 from servd.controller import actions, events
 from servd.controller.control_server import PROXY, REPLICA, ControlServer
@@ -35,7 +34,6 @@ class Executor:
     """Turns actions into effects; the intent is on disk already.
 
     Args:
-        lifetime: read end of the lifetime pipe, for every child.
         emit: takes the events.
     """
 
@@ -44,7 +42,6 @@ class Executor:
         loop: asyncio.AbstractEventLoop,
         settings: Settings,
         observed: Observed,
-        lifetime: Connection,
         supervisor: Supervisor,
         server: ControlServer,
         lines: ForkServerLines,
@@ -54,7 +51,6 @@ class Executor:
         self._loop = loop
         self._settings = settings
         self._observed = observed
-        self._lifetime = lifetime
         self._supervisor = supervisor
         self._server = server
         self._lines = lines
@@ -111,7 +107,7 @@ class Executor:
         pid, ticks = self._supervisor.start(
             (FORK_SERVER, fact.fork_server_id),
             FORK_SERVER_TARGET,
-            (fact.order, self._lifetime),
+            (fact.order,),
             fact.order.runtime_env.get("env_vars") or {},
         )
         self._emit(events.ForkServerStarted(fact.fork_server_id, pid, ticks))
@@ -134,7 +130,7 @@ class Executor:
             pid, ticks = self._supervisor.start(
                 (REPLICA, fact.replica_id),
                 REPLICA_TARGET,
-                (fact.start, server.order, self._lifetime),
+                (fact.start, server.order),
                 server.order.runtime_env.get("env_vars") or {},
             )
             self._emit(events.ReplicaForked(fact.replica_id, pid, ticks))
@@ -149,9 +145,7 @@ class Executor:
                 self._kill_replica(replica_id)
             # else its line is away for a moment: `greet_replica` drains it
             return
-        self._server.after_acknowledged(
-            action.wait_s, lambda: self._server.send(REPLICA, replica_id, action.goal)
-        )
+        self._server.after_acknowledged(action.wait_s, lambda: self._server.send(REPLICA, replica_id, action.goal))
 
     def greet_replica(self, fact: ReplicaFact) -> None:
         """Tell a replica that has just said Hello its goal."""
@@ -159,9 +153,7 @@ class Executor:
         goal = fact.start.goal
         self._server.send(REPLICA, fact.replica_id, replace(goal, drain=False))
         if goal.drain:
-            self._server.after_acknowledged(
-                _ACKNOWLEDGE_S, lambda: self._server.send(REPLICA, fact.replica_id, goal)
-            )
+            self._server.after_acknowledged(_ACKNOWLEDGE_S, lambda: self._server.send(REPLICA, fact.replica_id, goal))
 
     def _kill_replica(self, replica_id: str) -> None:
         self._lines.withdraw(replica_id)
@@ -186,7 +178,7 @@ class Executor:
         try:
             sockets = await self._channel.open_listeners(fact.host, fact.port, settings.proxies)
             pid, ticks = self._supervisor.start(
-                (PROXY, fact.proxy_id), PROXY_TARGET, (start, sockets[fact.slot], self._lifetime), {}
+                (PROXY, fact.proxy_id), PROXY_TARGET, (start, sockets[fact.slot]), {}
             )
         except Exception as error:
             logger.exception("action_failed action=StartProxy")

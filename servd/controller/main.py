@@ -67,9 +67,7 @@ def run(settings: Settings, lifetime: Connection, channel: socket.socket, admin:
 
 
 class _Controller:
-    def __init__(
-        self, settings: Settings, lifetime: Connection, channel: socket.socket, admin: socket.socket
-    ) -> None:
+    def __init__(self, settings: Settings, lifetime: Connection, channel: socket.socket, admin: socket.socket) -> None:
         self._settings = settings
         self._lifetime = lifetime
         self._channel = channel
@@ -97,11 +95,9 @@ class _Controller:
         news = ProcessNews(loop, observed, control.emit)
         server = ControlServer(news, first_generation=int(now * 1000))
         lines = ForkServerLines(loop, news)
-        supervisor = Supervisor(loop, news.process_exited)
+        supervisor = Supervisor(loop, self._lifetime, news.process_exited)
         channel = DaemonChannel(loop, self._channel, news.orphan_exited, self._stop, _fail)
-        executor = Executor(
-            loop, settings, observed, self._lifetime, supervisor, server, lines, channel, control.emit
-        )
+        executor = Executor(loop, settings, observed, supervisor, server, lines, channel, control.emit)
         news.start(executor, supervisor)
         # Hellos need an answer at once, admin requests may wait for the imports below
         await server.open(control_socket(settings.socket_dir))

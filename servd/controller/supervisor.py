@@ -8,6 +8,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -27,14 +28,19 @@ class Supervisor:
     """Knows the living processes of servd, own children and adopted ones.
 
     Args:
+        lifetime: read end of the lifetime pipe, the last argument of every process.
         on_exit: called once for each process that is gone, with its key, pid and exit code (negative = killed by that
             signal, None = unknown).
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, on_exit: Callable[[Key, int, int | None], None]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        lifetime: Connection,
+        on_exit: Callable[[Key, int, int | None], None],
     ) -> None:
         self._loop = loop
+        self._lifetime = lifetime
         self._on_exit = on_exit
         self._context = multiprocessing.get_context("spawn")
         self._watched: dict[Key, _Watched] = {}
@@ -52,7 +58,9 @@ class Supervisor:
         Raises:
             OSError: no process could be made.
         """
-        process = self._context.Process(target=entry.call, args=(target, *arguments), name=f"{key[0]} {key[1]}")
+        process = self._context.Process(
+            target=entry.call, args=(target, *arguments, self._lifetime), name=f"{key[0]} {key[1]}"
+        )
         with _environment(variables):
             process.start()
         pid = process.pid or 0

@@ -1,0 +1,195 @@
+"""A whole daemon for a test: started, asked, stopped, and nothing of it left."""
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from servd import launch
+from servd.clock import SystemClock, block_for
+from servd.settings import Settings, admin_socket, socket_dir_for
+
+LIMIT_S = 30.0
+ECHO = """
+import os
+from servd import deployment
+
+@deployment(num_replicas=2)
+class Echo:
+    async def __call__(self, request):
+        return str(os.getpid())
+
+app = Echo.bind()
+"""
+
+T = TypeVar("T")
+
+
+def eventually(fact: Callable[[], T], limit_s: float = LIMIT_S) -> T:
+    """The first true value of `fact()`; AssertionError when there is none in time."""
+    clock = SystemClock()
+    deadline = clock.now() + limit_s
+    while True:
+        value = fact()
+        if value:
+            return value
+        assert clock.now() < deadline, f"never so within {limit_s} s; last value {value!r}"
+        block_for(0.02)
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class UnixConnection(http.client.HTTPConnection):
+    """HTTP over a Unix socket."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=LIMIT_S)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+class RunningDaemon:
+    """A daemon in the foreground of the test."""
+
+    def __init__(self, settings: Settings, variables: dict[str, str] | None = None) -> None:
+        self.settings = settings
+        self.errors_path = Path(f"{settings.state_dir}.stderr")
+        with open(self.errors_path, "wb") as errors:
+            self.process = subprocess.Popen(
+                launch.daemon_command(settings),
+                stdin=subprocess.DEVNULL,
+                stderr=errors,
+                env={**os.environ, **(variables or {})},
+            )
+
+    @property
+    def errors(self) -> str:
+        """What it wrote on stderr."""
+        return self.errors_path.read_text()
+
+    def ready(self) -> "RunningDaemon":
+        """Itself, once both planes answer."""
+        eventually(lambda: self.process.poll() is not None or self.is_ready())
+        assert self.process.poll() is None, self.errors
+        return self
+
+    def is_ready(self) -> bool:
+        """Whether both planes answer."""
+        try:
+            listening = self.status()["http"]["listening"]
+        except OSError:
+            return False
+        return listening or not self.settings.open_http
+
+    def ask(self, verb: str, path: str, body: Any = None) -> tuple[int, Any]:
+        """Status code and body (JSON where it is) of a request to the admin plane."""
+        connection = UnixConnection(admin_socket(self.settings.socket_dir))
+        try:
+            connection.request(verb, path, None if body is None else json.dumps(body))
+            response = connection.getresponse()
+            text = response.read().decode()
+        finally:
+            connection.close()
+        try:
+            return response.status, json.loads(text)
+        except ValueError:
+            return response.status, text
+
+    def status(self) -> dict[str, Any]:
+        """Body of `/api/servd/v1/status`."""
+        code, body = self.ask("GET", "/api/servd/v1/status")
+        assert code == 200, body
+        return dict(body)
+
+    def deploy(self, code_dir: Path, import_path: str = "echo:app") -> None:
+        """Deploy the application "default" and wait until it runs."""
+        document = {"import_path": import_path, "runtime_env": {"working_dir": str(code_dir)}}
+        assert self.ask("PUT", "/api/serve/deployments/", document) == (200, "")
+        self.wait_until_running()
+
+    def wait_until_running(self) -> None:
+        """Wait for the application "default", all replicas included."""
+
+        def runs() -> bool:
+            try:
+                app = self.status()["applications"]["default"]
+            except (OSError, KeyError):
+                return False
+            assert app["status"] != "DEPLOY_FAILED", app
+            deployments = app["deployments"].values()
+            return app["status"] == "RUNNING" and all(d["status"] == "HEALTHY" for d in deployments)
+
+        eventually(runs)
+
+    def get(self, path: str = "/") -> tuple[int, str]:
+        """Status code and text of a request to the data plane."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.settings.http_port, timeout=LIMIT_S)
+        try:
+            connection.request("GET", path)
+            response = connection.getresponse()
+            return response.status, response.read().decode()
+        finally:
+            connection.close()
+
+    def pids(self, title: str = "") -> list[int]:
+        """Living processes of this daemon, by the begin of their title after `servd: `."""
+        return [pid for pid, name in titles(self.settings.state_dir) if name.startswith(f"servd: {title}")]
+
+    def stop(self) -> int:
+        """Stop it as Ctrl-C does; gives the exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+        return self.process.wait(LIMIT_S)
+
+
+def titles(state_dir: str) -> Iterator[tuple[int, str]]:
+    """Pid and title of every process whose title ends with this state directory."""
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                line = Path(f"/proc/{name}/cmdline").read_bytes().rstrip(b"\0").replace(b"\0", b" ").decode()
+            except OSError:
+                continue
+            if line.startswith("servd: ") and line.endswith(state_dir):
+                yield int(name), line
+
+
+def settings_in(directory: Path, **options: Any) -> Settings:
+    """Settings of a daemon that is in nobody's way."""
+    state_dir = str(directory / "state")
+    settings = Settings(
+        state_dir,
+        socket_dir_for(state_dir),
+        http_port=free_port(),
+        admin_port=free_port(),
+        start_dir=str(directory),
+    )
+    return replace(settings, **options)
+
+
+@contextmanager
+def a_daemon(settings: Settings, variables: dict[str, str] | None = None) -> Iterator[RunningDaemon]:
+    """A daemon that is ready; afterwards it is stopped and nothing of it is left."""
+    daemon = RunningDaemon(settings, variables)
+    try:
+        yield daemon.ready()
+    finally:
+        daemon.stop()
+        eventually(lambda: not list(titles(settings.state_dir)), 10.0)
+    assert not os.path.exists(settings.socket_dir)
