@@ -83,9 +83,7 @@ class ForkServerLines:
 
 
 class _Line(asyncio.Protocol):
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, listener: Listener, fork_server_id: str, path: str
-    ) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, listener: Listener, fork_server_id: str, path: str) -> None:
         self._listener = listener
         self._id = fork_server_id
         self._path = path

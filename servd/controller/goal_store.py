@@ -175,9 +175,7 @@ def goal_from_json(value: dict[str, Any]) -> Goal:
         _build(ApplicationGoal, {**app, "document": _document(app["document"])}) for app in value["applications"]
     )
     http = _build(HttpGoal, value["http"]) if value.get("http") else None
-    return _build(
-        Goal, {**value, "mode": DeployMode(value["mode"]), "http": http, "applications": applications}
-    )
+    return _build(Goal, {**value, "mode": DeployMode(value["mode"]), "http": http, "applications": applications})
 
 
 def _document(value: dict[str, Any]) -> ApplicationDocument:
