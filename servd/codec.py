@@ -10,6 +10,7 @@ from servd.exceptions import ProtocolError
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 _MESSAGE = 1
+_LARGE_INTEGER = 2
 _BY_NAME: dict[str, type[Any]] = {
     name: thing
     for name, thing in vars(messages).items()
@@ -43,11 +44,16 @@ def decode_message(data: bytes | memoryview) -> Any:
 
 
 def _encode_dataclass(value: Any) -> msgpack.ExtType:
+    if isinstance(value, int):
+        # msgpack ends at 64 bits; a user's JSON does not
+        return msgpack.ExtType(_LARGE_INTEGER, value.to_bytes(value.bit_length() // 8 + 1, "big", signed=True))
     fields = [type(value).__name__, *(getattr(value, f.name) for f in dataclasses.fields(value))]
     return msgpack.ExtType(_MESSAGE, msgpack.packb(fields, default=_encode_dataclass))
 
 
 def _decode_dataclass(code: int, data: bytes) -> Any:
+    if code == _LARGE_INTEGER:
+        return int.from_bytes(data, "big", signed=True)
     if code != _MESSAGE:
         raise ProtocolError(f"unknown extension type {code}")
     name, *values = msgpack.unpackb(data, ext_hook=_decode_dataclass, use_list=False, strict_map_key=False)
