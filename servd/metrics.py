@@ -1,0 +1,178 @@
+"""`Counter`, `Gauge`, `Histogram` for applications; Prometheus underneath."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import prometheus_client
+from prometheus_client import CollectorRegistry
+
+from servd.context import current_request, replica_context
+
+REGISTRY = CollectorRegistry()
+"""The metrics of this process's application code."""
+
+
+def exposition() -> bytes:
+    """All metrics of this process in Prometheus' text format."""
+    return prometheus_client.generate_latest(REGISTRY)
+
+
+class _Metric:
+    """What the three kinds share: keys, default tags, checks."""
+
+    def __init__(self, name: str, description: str, tag_keys: tuple[str, ...] | None) -> None:
+        if not isinstance(name, str):
+            raise TypeError(f"a metric's name is a str, got {type(name).__name__}")
+        if not name:
+            raise ValueError("a metric's name must not be empty")
+        if tag_keys is not None and not isinstance(tag_keys, tuple):
+            raise TypeError(f"tag_keys must be a tuple, got {type(tag_keys).__name__}")
+        for key in tag_keys or ():
+            if not isinstance(key, str):
+                raise TypeError(f"tag keys are str, got {type(key).__name__}")
+        self._name, self._description = name, description
+        self._keys = tag_keys or ()
+        self._defaults: dict[str, str] = {}
+        self._automatic = _replica_tags()
+        self._refuse_automatic(self._keys)
+        self._collector: Any = self._make((*self._keys, *self._automatic))
+
+    def _make(self, keys: tuple[str, ...]) -> Any:
+        raise NotImplementedError
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """Name, description, keys and default tags."""
+        return {
+            "name": self._name,
+            "description": self._description,
+            "tag_keys": (*self._keys, *self._automatic),
+            "default_tags": {**self._defaults, **self._automatic},
+        }
+
+    def set_default_tags(self, default_tags: Mapping[str, str]) -> None:
+        """Values for keys that a call does not pass.
+
+        Raises:
+            ValueError: an unknown key, or one that servd fills in. TypeError: a value that is no str.
+        """
+        self._refuse_automatic(default_tags)
+        self._check(default_tags)
+        self._defaults = dict(default_tags)
+
+    def _labelled(self, tags: Mapping[str, str] | None) -> Any:
+        given = {**self._defaults, **(tags or {})}
+        self._refuse_automatic(given)
+        self._check(given)
+        if "route" in self._keys and "route" not in given:
+            given["route"] = current_request.get().route
+        missing = [key for key in self._keys if key not in given]
+        if missing:
+            raise ValueError(f"{self._name}: no value for {', '.join(missing)}")
+        given.update(self._automatic)
+        return self._collector.labels(**given) if given else self._collector
+
+    def _check(self, tags: Mapping[str, str]) -> None:
+        for key, value in tags.items():
+            if key not in self._keys:
+                raise ValueError(f"{self._name} has no tag key {key!r}; keys: {', '.join(self._keys) or 'none'}")
+            if not isinstance(value, str):
+                raise TypeError(f"the value of tag {key!r} must be a str, got {type(value).__name__}")
+
+    def _refuse_automatic(self, keys: Any) -> None:
+        taken = [key for key in keys if key in self._automatic]
+        if taken:
+            raise ValueError(f"{', '.join(taken)} is filled in by servd inside a replica")
+
+
+class Counter(_Metric):
+    """A sum that only grows."""
+
+    def __init__(self, name: str, description: str = "", tag_keys: tuple[str, ...] | None = None) -> None:
+        super().__init__(name, description, tag_keys)
+
+    def _make(self, keys: tuple[str, ...]) -> Any:
+        return _registered(prometheus_client.Counter, self._name, self._description, keys)
+
+    def inc(self, value: float = 1.0, tags: Mapping[str, str] | None = None) -> None:
+        """Add `value`, > 0.
+
+        Raises:
+            ValueError: `value` is not positive, or the tags do not fit.
+        """
+        if value <= 0:
+            raise ValueError(f"a counter only grows: value must be > 0, got {value}")
+        self._labelled(tags).inc(value)
+
+
+class Gauge(_Metric):
+    """A value that goes up and down."""
+
+    def __init__(self, name: str, description: str = "", tag_keys: tuple[str, ...] | None = None) -> None:
+        super().__init__(name, description, tag_keys)
+
+    def _make(self, keys: tuple[str, ...]) -> Any:
+        return _registered(prometheus_client.Gauge, self._name, self._description, keys)
+
+    def set(self, value: float, tags: Mapping[str, str] | None = None) -> None:
+        """Make it `value`.
+
+        Raises:
+            ValueError: the tags do not fit.
+        """
+        self._labelled(tags).set(value)
+
+
+class Histogram(_Metric):
+    """Counts of values by size. boundaries: upper bounds, all > 0."""
+
+    def __init__(
+        self,
+        name: str,
+        description: str = "",
+        boundaries: Sequence[float] | None = None,
+        tag_keys: tuple[str, ...] | None = None,
+    ) -> None:
+        if not boundaries:
+            raise ValueError("a histogram needs boundaries")
+        if any(bound <= 0 for bound in boundaries):
+            raise ValueError(f"boundaries must be > 0, got {list(boundaries)}")
+        self._boundaries = tuple(sorted(boundaries))
+        super().__init__(name, description, tag_keys)
+
+    def _make(self, keys: tuple[str, ...]) -> Any:
+        return _registered(prometheus_client.Histogram, self._name, self._description, keys, buckets=self._boundaries)
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """As for all metrics, and the boundaries."""
+        return {**super().info, "boundaries": self._boundaries}
+
+    def observe(self, value: float, tags: Mapping[str, str] | None = None) -> None:
+        """Count `value`.
+
+        Raises:
+            ValueError: the tags do not fit.
+        """
+        self._labelled(tags).observe(value)
+
+
+_made: dict[tuple[Any, str, tuple[str, ...]], Any] = {}
+
+
+def _registered(kind: Any, name: str, description: str, keys: tuple[str, ...], **options: Any) -> Any:
+    """The collector of that name; two objects of one name count together."""
+    key = (kind, name, keys)
+    if key not in _made:
+        _made[key] = kind(name, description, keys, registry=REGISTRY, **options)
+    return _made[key]
+
+
+def _replica_tags() -> dict[str, str]:
+    replica = replica_context()
+    if replica is None:
+        return {}
+    tags = {"deployment": replica.deployment, "replica": replica.replica_tag}
+    if replica.app_name:
+        tags["application"] = replica.app_name
+    return tags

@@ -1,0 +1,71 @@
+"""Metrics of application code: checks, tags, what a replica adds."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from servd.context import ReplicaContext, RequestContext, current_request, set_replica_context
+from servd.metrics import Counter, Gauge, Histogram, exposition
+
+
+@pytest.fixture
+def replica() -> Iterator[None]:
+    set_replica_context(ReplicaContext("app_d", "app_d#abcdef", app_name="app"))
+    yield
+    set_replica_context(None)
+
+
+def lines(name: str) -> list[str]:
+    return [line for line in exposition().decode().splitlines() if line.startswith(name)]
+
+
+def test_values_outside_a_replica() -> None:
+    counter = Counter("plain_total", "text", tag_keys=("kind",))
+    counter.inc(2, tags={"kind": "a"})
+    counter.set_default_tags({"kind": "b"})
+    counter.inc()
+    assert 'plain_total{kind="a"} 2.0' in lines("plain_total")
+    assert 'plain_total{kind="b"} 1.0' in lines("plain_total")
+    assert counter.info["tag_keys"] == ("kind",)
+    gauge = Gauge("level")
+    gauge.set(3)
+    gauge.set(-1)
+    assert lines("level") == ["level -1.0"]
+    histogram = Histogram("seconds", boundaries=[1, 5])
+    histogram.observe(3)
+    assert 'seconds_bucket{le="5.0"} 1.0' in lines("seconds")
+
+
+@pytest.mark.usefixtures("replica")
+def test_a_replica_adds_who_it_is() -> None:
+    counter = Counter("inside", tag_keys=("route",))
+    token = current_request.set(RequestContext(route="/x"))
+    counter.inc()
+    current_request.reset(token)
+    (line,) = lines("inside_total")
+    for part in ('route="/x"', 'deployment="app_d"', 'replica="app_d#abcdef"', 'application="app"'):
+        assert part in line
+    with pytest.raises(ValueError, match="deployment"):
+        Counter("own", tag_keys=("deployment",))
+    with pytest.raises(ValueError, match="replica"):
+        counter.set_default_tags({"replica": "x"})
+
+
+@pytest.mark.parametrize(
+    ("make", "error"),
+    [
+        (lambda: Counter(""), ValueError),
+        (lambda: Counter("x", tag_keys=["a"]), TypeError),
+        (lambda: Histogram("x"), ValueError),
+        (lambda: Histogram("x", boundaries=[0, 1]), ValueError),
+        (lambda: Counter("c1").inc(0), ValueError),
+        (lambda: Counter("c2").inc(tags={"a": "b"}), ValueError),
+        (lambda: Counter("c3", tag_keys=("a",)).inc(), ValueError),
+        (lambda: Counter("c4", tag_keys=("a",)).inc(tags={"a": 1}), TypeError),
+        (lambda: Gauge("g1").set_default_tags({"a": "b"}), ValueError),
+    ],
+)
+def test_what_does_not_fit(make: Any, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        make()
