@@ -72,7 +72,8 @@ def _apply(order: BuildOrder, clock: Clock) -> Environment:
 
     modules = [directory("py_modules", uri) for uri in env.get("py_modules") or () if uri]
     working_dir = directory("working_dir", env["working_dir"]) if env.get("working_dir") else ""
-    cwd = working_dir or order.start_dir or os.getcwd()
+    # an application by value starts where its driver was: that is the first of the driver's directories
+    cwd = working_dir or next(iter(order.driver_path), "") or order.start_dir or os.getcwd()
     extra = (env.get("env_vars") or {}).get("PYTHONPATH", "")
     written = _absolute([*modules, *_home(order, working_dir), *extra.split(os.pathsep)], cwd)
     own = [path for path in written if not _is_interpreter_dir(path)]
