@@ -15,6 +15,7 @@ from typing import Any
 from servd import pickling, runtime_env
 from servd.application import Application, Deployment
 from servd.built_application import BuiltApplication, build_application
+from servd.compat import ray_names
 from servd.exceptions import DeployError
 from servd.messages import BuildOrder
 from servd.replica.environment import Environment
@@ -33,6 +34,8 @@ def load_application(order: BuildOrder, environment: Environment) -> BuiltApplic
     Raises:
         DeployError: the text is for the application's message: the traceback shortened to the user's frames.
     """
+    # now, because real Ray may be among the packages of this environment
+    ray_names.install()
     try:
         if order.application_file:
             with open(order.application_file, "rb") as file:

@@ -1,0 +1,183 @@
+"""`import ray` and `from ray import serve` for applications written for Ray Serve, where Ray is not installed.
+
+How this works: a finder for the names `ray` and `ray.*` gives servd's own modules under these names, when they are imported.
+"""
+
+import importlib
+import importlib.util
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+from servd.exceptions import ReplicaDiedError, ServdError, UserCodeError
+
+SWITCH = "SERVD_RAY_COMPAT"
+
+_SERVE_MODULES = (
+    "api",
+    "config",
+    "context",
+    "dag",
+    "deployment_graph",
+    "drivers",
+    "exceptions",
+    "handle",
+    "http_adapters",
+    "metrics",
+    "schema",
+)
+_OTHER_MODULES = {
+    "ray.serve": "servd",
+    "ray.dag.input_node": "servd.dag",
+    "ray.serve.batching": "servd.batching",
+    "ray.serve.multiplex": "servd.multiplex",
+}
+_ALIASES = {**_OTHER_MODULES, **{f"ray.serve.{name}": f"servd.{name}" for name in _SERVE_MODULES}}
+_INSTEAD = {
+    "remote": "make a deployment and call it through a handle",
+    "put": "pass the value itself: handle calls do not copy large arrays into the pickle",
+    "wait": "use `asyncio.wait` on the responses of handle calls",
+    "kill": "use `servd.delete`",
+    "cancel": "use `.cancel()` of a handle's response",
+    "get_actor": "use `servd.get_deployment_handle`",
+    "method": "make a deployment",
+    "nodes": "servd runs on one host; see `servd.status()`",
+    "cluster_resources": "servd runs on one host",
+    "available_resources": "servd runs on one host",
+    "get_runtime_context": "use `servd.get_replica_context()`",
+}
+
+
+def install() -> bool:
+    """Make `import ray` work; False when real Ray is there, or the switch `SERVD_RAY_COMPAT=0` forbids it."""
+    if os.environ.get(SWITCH, "1") == "0":
+        return False
+    if any(isinstance(finder, AliasFinder) for finder in sys.meta_path):
+        return True
+    if "ray" in sys.modules or importlib.util.find_spec("ray") is not None:
+        return False
+    # first: `ray.serve` is a package with servd's path, where others would find its modules a second time
+    sys.meta_path.insert(0, AliasFinder())
+    # what is set on the logger of Ray Serve takes effect on servd's
+    logging.Logger.manager.loggerDict["ray.serve"] = logging.getLogger("servd")
+    return True
+
+
+def uninstall() -> None:
+    """Take the names away again."""
+    sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, AliasFinder)]
+    for name in [name for name in sys.modules if name == "ray" or name.startswith("ray.")]:
+        del sys.modules[name]
+    if logging.Logger.manager.loggerDict.get("ray.serve") is logging.getLogger("servd"):
+        del logging.Logger.manager.loggerDict["ray.serve"]
+
+
+class AliasFinder(MetaPathFinder):
+    """Finds `ray`, `ray.exceptions` and the modules of Ray Serve that servd has."""
+
+    def find_spec(
+        self,
+        fullname: str,
+        path: Sequence[str] | None = None,  # noqa: ARG002
+        target: ModuleType | None = None,  # noqa: ARG002
+    ) -> ModuleSpec | None:
+        """The spec of an alias; None for names that are not Ray's."""
+        if fullname.partition(".")[0] != "ray":
+            return None
+        if fullname in _MAKERS:
+            return ModuleSpec(fullname, _MadeLoader(_MAKERS[fullname]), is_package=fullname in ("ray", "ray.dag"))
+        if fullname in _ALIASES:
+            return ModuleSpec(fullname, _AliasLoader(_ALIASES[fullname]), is_package=fullname == "ray.serve")
+        raise ModuleNotFoundError(
+            f"servd has no {fullname}: its Ray Serve API covers {', '.join(sorted(_ALIASES))}", name=fullname
+        )
+
+
+class _AliasLoader(Loader):
+    """Gives a module of servd as it is."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._spec: Any = None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:  # noqa: ARG002
+        module = importlib.import_module(self._name)
+        self._spec = module.__spec__
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        # importing under the alias has put the alias's spec there
+        module.__spec__ = self._spec
+
+
+class _MadeLoader(Loader):
+    """Fills a new module."""
+
+    def __init__(self, fill: Callable[[ModuleType], None]) -> None:
+        self._fill = fill
+
+    def create_module(self, spec: ModuleSpec) -> None:  # noqa: ARG002
+        return None
+
+    def exec_module(self, module: ModuleType) -> None:
+        self._fill(module)
+
+
+def _fill_ray(module: ModuleType) -> None:
+    # only applications that import ray pay for it
+    response = importlib.import_module("servd.response")
+
+    def init(*_args: Any, **_kwargs: Any) -> None:
+        """Nothing: servd has no cluster to connect to."""
+
+    def shutdown(*_args: Any, **_kwargs: Any) -> None:
+        """Nothing: `servd.shutdown()` ends Serve."""
+
+    def is_initialized() -> bool:
+        """Always True."""
+        return True
+
+    def missing(name: str) -> Any:
+        if name in _INSTEAD:
+            raise ServdError(f"servd has no ray.{name}: {_INSTEAD[name]}")
+        try:
+            return importlib.import_module(f"ray.{name}")
+        except ModuleNotFoundError:
+            raise AttributeError(f"servd's stand-in for ray has no {name!r}") from None
+
+    module.__dict__.update(
+        __version__="2.5.1",
+        __doc__="servd's stand-in for Ray.",
+        __getattr__=missing,
+        get=response.get,
+        init=init,
+        shutdown=shutdown,
+        is_initialized=is_initialized,
+        ObjectRef=response.DeploymentResponse,
+    )
+
+
+def _fill_exceptions(module: ModuleType) -> None:
+    module.__dict__.update(
+        RayError=ServdError,
+        RayTaskError=UserCodeError,
+        RayActorError=ReplicaDiedError,
+        ActorDiedError=ReplicaDiedError,
+        GetTimeoutError=TimeoutError,
+    )
+
+
+def _fill_dag(module: ModuleType) -> None:
+    module.__dict__.update(InputNode=importlib.import_module("servd.dag").InputNode)
+
+
+_MAKERS: dict[str, Callable[[ModuleType], None]] = {
+    "ray": _fill_ray,
+    "ray.dag": _fill_dag,
+    "ray.exceptions": _fill_exceptions,
+}

@@ -1,0 +1,70 @@
+"""Applications written for Ray Serve import their names; each test in an interpreter of its own."""
+
+import subprocess
+import sys
+
+import pytest
+
+
+def python(code: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", "import servd.compat.ray\n" + code], capture_output=True, text=True, env=env, timeout=30
+    )
+
+
+def test_the_names_that_applications_use() -> None:
+    done = python("""
+import ray, logging
+from ray import serve
+from ray.serve.drivers import DAGDriver
+from ray.serve.deployment_graph import InputNode, RayServeDAGHandle
+from ray.dag.input_node import InputNode as Same
+from ray.serve.http_adapters import json_request
+from ray.serve.handle import DeploymentHandle, RayServeDeploymentHandle
+from ray.serve.exceptions import RayServeException
+from ray.serve.config import AutoscalingConfig
+from ray.serve.schema import ServeApplicationSchema
+from ray.exceptions import RayTaskError
+import ray.serve.metrics
+import servd, servd.handle, servd.dag
+assert serve is servd and ray.serve is servd
+assert DeploymentHandle is servd.handle.DeploymentHandle and Same is InputNode is servd.dag.InputNode
+assert servd.handle.__spec__.name == "servd.handle" and servd.__spec__.name == "servd"
+assert serve.context.get_global_client and serve.deployment and ray.serve.metrics.Counter
+assert logging.getLogger("ray.serve") is logging.getLogger("servd")
+ray.init(address="auto"); assert ray.is_initialized()
+x: ray.ObjectRef
+@serve.deployment(ray_actor_options={"num_cpus": 0})
+class A:
+    def __call__(self): return 5
+assert ray.get(serve.run(A.bind(), local=True).remote()) == 5
+assert ray.get([serve.run(A.bind(), local=True).remote()]) == [5]
+""")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("import ray\n@ray.remote\ndef f(): pass", "make a deployment"),
+        ("import ray; ray.put(1)", "pass the value itself"),
+        ("import ray; ray.nonsense", "AttributeError"),
+        ("import ray.data", "servd has no ray.data"),
+        ("from ray.serve import gradio_integrations", "gradio_integrations"),
+    ],
+)
+def test_what_servd_has_not_says_so(code: str, said: str) -> None:
+    done = python(code)
+    assert done.returncode == 1
+    assert said in done.stderr
+
+
+def test_the_switch() -> None:
+    done = python("import ray", SERVD_RAY_COMPAT="0")
+    assert "No module named 'ray'" in done.stderr
+
+
+def test_real_ray_wins(tmp_path: object) -> None:
+    (tmp_path / "ray.py").write_text("real = True")  # type: ignore[operator]
+    done = python("import ray; assert ray.real", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 0, done.stderr
