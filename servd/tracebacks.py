@@ -23,7 +23,18 @@ def user_traceback(error: BaseException) -> str:
     report = traceback.TracebackException.from_exception(error)
     for item in _chain(report):
         item.stack = traceback.StackSummary.from_list(_shortened(list(item.stack)))
-    return "".join(report.format()).rstrip()
+    return "".join(report.format()).rstrip() + _await_hint(error)
+
+
+def _await_hint(error: BaseException) -> str:
+    """What to do about `ref = await h.remote(); await ref` on a handle of one step."""
+    if not isinstance(error, TypeError) or "can't be used in 'await' expression" not in str(error):
+        return ""
+    return (
+        "\nIf this awaits the result of a handle call a second time: handles give their value at the first await. "
+        "Annotate the parameter as RayServeDeploymentHandle, or set SERVD_LEGACY_HANDLES=1 in env_vars of the "
+        "application's runtime_env, for two steps."
+    )
 
 
 def _chain(report: traceback.TracebackException) -> Iterator[traceback.TracebackException]:

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import logging
 import os
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -206,6 +207,10 @@ class Warden:
     def _send(self) -> None:
         if self._report.ongoing != self._ward.ongoing:
             self._report = dataclasses.replace(self._report, ongoing=self._ward.ongoing)
+        # a replica without multiplexed methods never loads that module
+        multiplex = sys.modules.get("servd.multiplex")
+        if multiplex is not None and self._report.model_ids != (held := multiplex.loaded_model_ids()):
+            self._report = dataclasses.replace(self._report, model_ids=held)
         if self._report != self._said and self._link.send(self._report):
             self._said = self._report
         if self._caller_report is None:

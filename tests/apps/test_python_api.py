@@ -1,0 +1,310 @@
+"""Applications run from Python against a real daemon: both handle styles, graphs, FastAPI, batches, models, errors."""
+
+import asyncio
+import json
+import os
+import socket
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pytest
+from fastapi import FastAPI, Query
+
+import servd
+from servd.client import find
+from servd.exceptions import ServdError, UserCodeError
+from servd.handle import DeploymentHandle, RayServeDeploymentHandle
+
+FRUIT = Path(__file__).parents[2] / "examples" / "fruit"
+
+
+class OwnError(Exception):
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+class HoldsLock(Exception):
+    def __init__(self) -> None:
+        super().__init__("held")
+        self.lock = threading.Lock()
+
+
+@pytest.fixture(scope="module")
+def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """A daemon of this process, which ends with it."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("SERVD_STATE_DIR", str(tmp_path_factory.mktemp("state")))
+    for name in ("SERVD_ADDRESS", "RAY_AGENT_ADDRESS", "RAY_DASHBOARD_ADDRESS"):
+        patch.delenv(name, raising=False)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        free = int(probe.getsockname()[1])
+    client = servd.start(detached=False, http_options={"port": free})
+    yield free
+    client.shutdown()
+    patch.undo()
+
+
+@pytest.fixture(autouse=True)
+def clean(port: int) -> Iterator[None]:
+    assert port
+    yield
+    client = find()
+    assert client is not None
+    client.delete_apps(list(servd.status().applications))
+
+
+def ask(port: int, path: str, body: Any = None) -> tuple[int, str]:
+    data = None if body is None else json.dumps(body).encode()
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", data, timeout=20) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+@servd.deployment
+class Worker:
+    def __init__(self, base: int = 0) -> None:
+        self.base = base
+
+    def add(self, x: int) -> int:
+        return self.base + x
+
+    def fail(self, code: int) -> None:
+        raise OwnError(code)
+
+    def fail_unpicklable(self) -> None:
+        raise HoldsLock
+
+    def unpicklable(self) -> Any:
+        return threading.Lock()
+
+    def echo(self, value: Any) -> Any:
+        return value
+
+    async def count(self, n: int) -> Any:
+        for i in range(n):
+            yield i
+
+    async def body(self, request: Any) -> str:
+        return (await request.body()).decode()
+
+    async def forever(self) -> None:
+        await asyncio.Event().wait()
+
+    def context(self) -> tuple[str, str, str]:
+        about = servd.get_replica_context()
+        return about.deployment, about.app_name, about.replica_tag.partition("#")[0]
+
+
+@servd.deployment
+class Front:
+    def __init__(self, one: DeploymentHandle, two: RayServeDeploymentHandle) -> None:
+        self.one, self.two = one, two
+
+    async def __call__(self, request: Any) -> Any:
+        ref = await self.two.add.remote(1)
+        sums = [await self.one.add.remote(1), await ref]
+        chained = await self.one.add.remote(self.one.add.remote(10))
+        items = [item async for item in self.one.options(stream=True).count.remote(3)]
+        own = await servd.get_deployment_handle("Worker").add.remote(5)
+        return {"sums": sums, "chained": chained, "items": items, "own": own, "body": await self.sent(request)}
+
+    async def sent(self, request: Any) -> str:
+        text: str = await self.one.body.remote(request)
+        return text
+
+    async def by_mistake(self) -> Any:
+        return await (await self.one.add.remote(1))
+
+
+def front() -> Any:
+    return Front.bind(Worker.bind(100), Worker.options(name="other").bind(200))
+
+
+def test_deployments_call_each_other(port: int) -> None:
+    handle = servd.run(front(), route_prefix="/front")
+    status, text = ask(port, "/front", {"a": 1})
+    assert (status, json.loads(text)) == (
+        200,
+        {"sums": [101, 201], "chained": 210, "items": [0, 1, 2], "own": 105, "body": '{"a": 1}'},
+    )
+    with pytest.raises(TypeError, match="await") as caught:
+        handle.by_mistake.remote().result(20)
+    assert "SERVD_LEGACY_HANDLES" in str(caught.value.__cause__)
+
+
+def test_calls_from_a_script(port: int) -> None:
+    handle = servd.run(Worker.bind(1), name="w", route_prefix=None)
+    assert handle.add.remote(handle.add.remote(1)).result(20) == 3
+    assert servd.get([handle.add.remote(n) for n in range(3)]) == [1, 2, 3]
+    assert list(handle.options(stream=True).count.remote(3)) == [0, 1, 2]
+    assert handle.context.remote().result(20) == ("w_Worker", "w", "w_Worker")
+    array = np.arange(200_000)
+    assert np.array_equal(handle.echo.remote(array).result(20), array)
+    assert ask(port, "/")[0] == 404
+
+    async def many() -> list[int]:
+        one_step = servd.get_app_handle("w")
+        return await asyncio.gather(*(one_step.add.remote(n) for n in range(100)))
+
+    assert asyncio.run(many()) == list(range(1, 101))
+
+
+def test_errors_come_back() -> None:
+    handle = servd.run(Worker.bind())
+    with pytest.raises(OwnError) as caught:
+        handle.fail.remote(7).result(20)
+    assert caught.value.code == 7
+    assert "in fail" in str(caught.value.__cause__)
+    with pytest.raises(UserCodeError, match="held"):
+        handle.fail_unpicklable.remote().result(20)
+    with pytest.raises(TypeError, match="lock"):
+        handle.unpicklable.remote().result(20)
+    with pytest.raises(ServdError, match="fail_unpicklable"):
+        handle.unknown.remote().result(20)
+    with pytest.raises(TypeError, match="stream=True"):
+        handle.count.remote(3).result(20)
+    with pytest.raises(KeyError, match="default_Nothing"):
+        servd.get_deployment_handle("Nothing", "default").remote().result(20)
+    with pytest.raises(TimeoutError):
+        handle.forever.remote().result(0.01)
+    assert handle.add.remote(1).result(20) == 1
+
+
+def test_a_broken_application_says_why() -> None:
+    @servd.deployment
+    class Broken:
+        def __init__(self) -> None:
+            raise ValueError("no model file")
+
+    with pytest.raises(RuntimeError, match="no model file"):
+        servd.run(Broken.bind())
+    assert servd.status().applications["default"].status == "DEPLOY_FAILED"
+
+
+def test_prefixes_belong_to_one_application() -> None:
+    servd.run(Worker.bind(), name="first", route_prefix="/x")
+    with pytest.raises(ServdError, match="/x"):
+        servd.run(Worker.bind(), name="second", route_prefix="/x")
+
+
+def test_running_again_replaces(port: int) -> None:
+    @servd.deployment
+    def pid() -> int:
+        return os.getpid()
+
+    first = servd.run(pid.bind())
+    before = first.remote().result(20)
+    again = servd.run(pid.bind())
+    assert again.remote().result(20) != before
+    assert ask(port, "/")[0] == 200
+    servd.delete("default")
+    assert ask(port, "/")[0] == 404
+    servd.delete("default")
+
+
+def test_the_fruit_stand(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [str(FRUIT), *sys.path])
+    import conditional_dag
+    import fruit
+
+    servd.run(fruit.deployment_graph, name="fruit", route_prefix="/fruit")
+    servd.run(conditional_dag.serve_dag, name="math", route_prefix="/math")
+    assert ask(port, "/fruit", ["MANGO", 2]) == (200, "6")
+    assert ask(port, "/fruit/", ["KIWI", 2]) == (200, "-1")
+    assert ask(port, "/math", ["ADD", 10]) == (200, "12 pizzas please!")
+    assert ask(port, "/math", ["MUL", 10]) == (200, "-20 pizzas please!")
+    assert servd.get_app_handle("fruit").predict.remote(["PEAR", 3]).result(20) == 12
+
+
+def test_fastapi_under_a_prefix(port: int) -> None:
+    app = FastAPI()
+
+    @servd.deployment
+    @servd.ingress(app)
+    class Shop:
+        def __init__(self) -> None:
+            self.name = "shop"
+
+        @app.get("/item/{name}")
+        def item(self, name: str, count: Annotated[int, Query()] = 1) -> str:
+            return f"{self.name} {name} {count}"
+
+        @app.get("/broken")
+        def broken(self) -> None:
+            raise ValueError("boom")
+
+    servd.run(Shop.bind(), route_prefix="/shop")
+    assert ask(port, "/shop/item/kiwi?count=2") == (200, '"shop kiwi 2"')
+    assert ask(port, "/shop/item/kiwi?count=x")[0] == 422
+    assert "/shop/openapi.json" in ask(port, "/shop/docs")[1]
+    assert "/item/{name}" in ask(port, "/shop/openapi.json")[1]
+    status, text = ask(port, "/shop/broken")
+    assert status == 500
+    assert text.startswith("Unexpected error, traceback: ")
+    assert "boom" in text
+
+
+def test_batches_and_models() -> None:
+    @servd.deployment
+    class Model:
+        def __init__(self) -> None:
+            self.loads: list[str] = []
+
+        @servd.batch(max_batch_size=8, batch_wait_timeout_s=0.2)
+        async def predict(self, items: list[int]) -> list[tuple[int, int]]:
+            return [(item, len(items)) for item in items]
+
+        @servd.multiplexed(max_num_models_per_replica=2)
+        async def load(self, model_id: str) -> str:
+            self.loads.append(model_id)
+            return f"model {model_id}"
+
+        async def __call__(self) -> tuple[str, list[str]]:
+            return await self.load(servd.get_multiplexed_model_id()), self.loads
+
+    handle = servd.run(Model.bind())
+    assert servd.get([handle.predict.remote(n) for n in range(8)]) == [(n, 8) for n in range(8)]
+    for model_id in ("a", "a", "b"):
+        name, loads = handle.options(multiplexed_model_id=model_id).remote().result(20)
+        assert name == f"model {model_id}"
+    assert loads == ["a", "b"]
+
+
+def test_names_of_ray_serve(port: int) -> None:
+    # in a module of its own, by value: the replica finds `ray` as the driver does
+    code = """
+import servd.compat.ray
+import ray
+from ray import serve
+from ray.serve.handle import RayServeDeploymentHandle
+
+@serve.deployment
+class Inner:
+    def say(self, x): return f"inner {x}"
+
+@serve.deployment
+class Outer:
+    def __init__(self, inner: RayServeDeploymentHandle): self.inner = inner
+    async def __call__(self, request):
+        import ray
+        from ray.serve.http_adapters import json_request
+        ref: ray.ObjectRef = await self.inner.say.remote(1)
+        return await ref
+
+app = Outer.bind(Inner.bind())
+"""
+    scope: dict[str, Any] = {"__name__": "__main__"}
+    exec(code, scope)
+    servd.run(scope["app"])
+    assert ask(port, "/") == (200, "inner 1")
