@@ -28,6 +28,7 @@ def main() -> int:
     own_the_terminal()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     state_dir = str((ROOT / options.state_dir).absolute())
+    os.environ.setdefault("SERVD_LOG_TO_STDERR", "0")  # the log files have it all; here it would hide the tour
     settings = Settings(
         state_dir=state_dir,
         socket_dir=socket_dir_for(state_dir),
@@ -65,7 +66,7 @@ def show(http_port: int, admin_port: int, state_dir: str) -> bool:
     with urllib.request.urlopen(request, timeout=10) as answer:
         print(answer.read().decode())
     print(f"\nThe price of two mangos. The admin API: http://127.0.0.1:{admin_port}/api/serve/applications/")
-    print("Serving until Ctrl-C.", flush=True)
+    print(f"Logs: {state_dir}/logs. Serving until Ctrl-C.", flush=True)
     return True
 
 
