@@ -47,7 +47,7 @@ def main() -> int:
     except KeyboardInterrupt:
         return 0
     except ServdError:
-        print("Choose other ports like this: make run HTTP_PORT=8080 ADMIN_PORT=52366", file=sys.stderr)
+        print("If a port is taken, choose another: make run HTTP_PORT=8080 ADMIN_PORT=52366", file=sys.stderr)
         return 1
     return 0
 
