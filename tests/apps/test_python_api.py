@@ -18,7 +18,7 @@ from fastapi import FastAPI, Query
 
 import servd
 from servd.client import find
-from servd.exceptions import ServdError, UserCodeError
+from servd.exceptions import RequestCancelledError, ServdError, UserCodeError
 from servd.handle import DeploymentHandle, RayServeDeploymentHandle
 
 FRUIT = Path(__file__).parents[2] / "examples" / "fruit"
@@ -176,8 +176,12 @@ def test_errors_come_back() -> None:
         handle.count.remote(3).result(20)
     with pytest.raises(KeyError, match="default_Nothing"):
         servd.get_deployment_handle("Nothing", "default").remote().result(20)
+    waiting = handle.forever.remote()
     with pytest.raises(TimeoutError):
-        handle.forever.remote().result(0.01)
+        waiting.result(0.01)
+    waiting.cancel()
+    with pytest.raises(RequestCancelledError):
+        waiting.result(20)
     assert handle.add.remote(1).result(20) == 1
 
 
