@@ -1,9 +1,10 @@
-"""Which requests a replica takes: an exact cap over all callers, and a line of tickets for those that were refused.
+"""Which requests a replica takes: an exact cap over all callers, and a line of tickets for those that were
+refused.
 
-How it works: a request is admitted while running and offered slots are fewer than the limit. A refused caller leaves one
-ticket. Every slot that becomes free is held for the caller with the oldest ticket and offered to it; the caller claims
-it with its oldest request or declines. A caller that still has requests waiting goes to the end of the line, so no
-caller polls and none starves.
+How it works: a request is admitted while running and offered slots are fewer than the limit. A refused caller
+leaves one ticket. Every slot that becomes free is held for the caller with the oldest ticket and offered to
+it; the caller claims it with its oldest request or declines. A caller that still has requests waiting goes to
+the end of the line, so no caller polls and none starves.
 """
 
 from collections import OrderedDict
@@ -37,7 +38,9 @@ class Admission(Generic[CallerT]):
         )
 
     def admit(self, caller: CallerT) -> bool:
-        """Whether a request may run; it counts as running then, else the caller has a ticket (not when leaving)."""
+        """Whether a request may run; it counts as running then, else the caller has a ticket (not when
+        leaving).
+        """
         if self.running + self.held < self.limit and not self.is_leaving:
             self.running += 1
             return True
@@ -46,7 +49,9 @@ class Admission(Generic[CallerT]):
         return False
 
     def claim(self, caller: CallerT) -> bool:
-        """As `admit`, for a request that answers an offer: it takes the slot that is held for it, also while leaving."""
+        """As `admit`, for a request that answers an offer: it takes the slot that is held for it, also while
+        leaving.
+        """
         if not self._take_back(caller):
             return self.admit(caller)
         self.running += 1
@@ -58,7 +63,9 @@ class Admission(Generic[CallerT]):
         self._tickets.pop(caller, None)
 
     def want(self, caller: CallerT, waiting: int) -> None:
-        """The caller says how many requests wait at its side; 0 gives its ticket back. Its place in line stays."""
+        """The caller says how many requests wait at its side; 0 gives its ticket back. Its place in line
+        stays.
+        """
         wanted = waiting - self._offered.get(caller, 0)
         if wanted <= 0 or self.is_leaving:
             self._tickets.pop(caller, None)
@@ -80,7 +87,9 @@ class Admission(Generic[CallerT]):
         return bool(self._tickets)
 
     def next_offer(self) -> CallerT | None:
-        """The caller to offer a free slot to, which is held for it from now on; None when nobody waits or nothing is free."""
+        """The caller to offer a free slot to, which is held for it from now on; None when nobody waits or
+        nothing is free.
+        """
         if not self._tickets or self.is_leaving or self.running + self.held >= self.limit:
             return None
         caller, wanted = self._tickets.popitem(last=False)

@@ -16,6 +16,7 @@ _DROPPED_HEADERS = frozenset(
     (b"content-length", b"transfer-encoding", b"connection", b"keep-alive", b"upgrade", b"date", b"x-request-id")
 )
 _EVENT_COST_BYTES = 64
+_MAX_BLOCKS = 512
 
 Headers = Iterable[tuple[bytes, bytes]]
 Message = dict[str, Any]
@@ -53,60 +54,36 @@ class HttpExchange:
         is_finished: the response is complete.
     """
 
-    __slots__ = (
-        "_body",
-        "_call_id",
-        "_credit",
-        "_events",
-        "_held_head",
-        "_peer",
-        "_taken",
-        "_waiter",
-        "_writer",
-        "context",
-        "has_begun",
-        "has_started",
-        "is_disconnected",
-        "is_finished",
-        "scope",
-        "task",
-    )
+    # values of the class until an instance needs its own: most requests set none of them
+    has_begun = False
+    has_started = False
+    is_finished = False
+    is_disconnected = False
+    task: asyncio.Task[None] | None = None
+    _events: deque[Message] | None = None
+    _held_head: tuple[int, Headers] | None = None
+    _waiter: asyncio.Future[None] | None = None
+    _writer: asyncio.Future[None] | None = None
+    _credit = CREDIT_BYTES
+    _taken = 0
 
     def __init__(
-        self,
-        peer: "CallerPeer",
-        call_id: int,
-        scope: dict[str, Any],
-        context: RequestContext,
-        body: Any,
-        events: deque[Message] | None,
+        self, peer: "CallerPeer", call_id: int, scope: dict[str, Any], context: RequestContext, body: Any
     ) -> None:
         self._peer = peer
-        self._call_id = call_id
+        self.call_id = call_id
         self.scope = scope
         self.context = context
-        self._body = body
-        self._events = events
-        self.has_begun = False
-        self.has_started = False
-        self.is_finished = False
-        self.is_disconnected = False
-        self.task: asyncio.Task[None] | None = None
-        self._held_head: tuple[int, Headers] | None = None
-        self._waiter: asyncio.Future[None] | None = None
-        self._writer: asyncio.Future[None] | None = None
-        self._credit = CREDIT_BYTES
-        self._taken = 0
+        self.body = body
 
     def __repr__(self) -> str:
-        return f"HttpExchange({self.scope.get('method', 'WEBSOCKET')} {self.scope['path']} id={self._call_id})"
+        return f"HttpExchange({self.scope.get('method', 'WEBSOCKET')} {self.scope['path']} id={self.call_id})"
 
     async def receive(self) -> Message:
         """ASGI `receive`: the request body piece by piece, then waits for the disconnect."""
         if self._events is None:
-            body = self._body
+            body, self.body = self.body, None
             if body is not None:
-                self._body = None
                 return {"type": "http.request", "body": body, "more_body": False}
             self._events = deque()
         while not self._events:
@@ -134,7 +111,7 @@ class HttpExchange:
         peer = self._peer
         if len(body) >= 65536:
             body = peer.outbox.attach(body)
-        peer.finish_exchange(self._call_id, (RESPONSE, self._call_id, peer.ongoing_after(), status, block, body))
+        peer.finish_exchange(self.call_id, (RESPONSE, self.call_id, peer.ongoing_after(), status, block, body))
 
     async def send(self, message: Message) -> None:
         """ASGI `send`.
@@ -160,7 +137,13 @@ class HttpExchange:
     def abort(self, reason: str) -> None:
         """End a response that has begun: the client's connection is closed early."""
         self.is_finished = True
-        self._peer.finish_exchange(self._call_id, (END, self._call_id, self._peer.ongoing_after(), reason))
+        self._peer.finish_exchange(self.call_id, (END, self.call_id, self._peer.ongoing_after(), reason))
+
+    def expect_events(self) -> None:
+        """The body, or a WebSocket's messages, come piece by piece."""
+        self._events = deque()
+        if self.scope["type"] == "websocket":
+            self._events.append({"type": "websocket.connect"})
 
     def disconnect(self) -> None:
         """The client is gone: `receive` says so, `send` raises."""
@@ -196,7 +179,7 @@ class HttpExchange:
     def _grant(self, cost: int) -> None:
         self._taken += cost
         if self._taken >= _GRANT_BYTES:
-            self._peer.send((CREDIT, self._call_id, self._taken))
+            self._peer.send((CREDIT, self.call_id, self._taken))
             self._taken = 0
 
     async def _send_body(self, body: Any, more: bool) -> None:
@@ -212,19 +195,19 @@ class HttpExchange:
                 self.finish(status, headers, body)
                 return
             self.has_begun = True
-            self._peer.send((HEAD, self._call_id, status, self._block(headers, True)))
+            self._peer.send((HEAD, self.call_id, status, self._block(headers, True)))
         if body:
             for start in range(0, len(body), CREDIT_BYTES):
                 await self._send_piece(body[start : start + CREDIT_BYTES])
         if not more:
             self.is_finished = True
-            self._peer.finish_exchange(self._call_id, (END, self._call_id, self._peer.ongoing_after(), None))
+            self._peer.finish_exchange(self.call_id, (END, self.call_id, self._peer.ongoing_after(), None))
 
     async def _send_piece(self, piece: bytes) -> None:
         await self._wait_for_credit()
         self._credit -= len(piece)
         peer = self._peer
-        peer.send((BODY, self._call_id, peer.outbox.attach(piece), True))
+        peer.send((BODY, self.call_id, peer.outbox.attach(piece), True))
 
     async def _send_event(self, message: Message) -> None:
         data = message.get("bytes") or message.get("text") or message.get("body") or b""
@@ -234,7 +217,7 @@ class HttpExchange:
         self.has_begun = True
         if "headers" in message:
             message = {**message, "headers": [tuple(pair) for pair in message["headers"]]}
-        self._peer.send((EVENT, self._call_id, message, cost))
+        self._peer.send((EVENT, self.call_id, message, cost))
 
     async def _wait_for_credit(self) -> None:
         # the last piece may exceed what is left: more is never outstanding than the credit and one piece
@@ -246,12 +229,31 @@ class HttpExchange:
 
     def _block(self, headers: Headers, keep_length: bool) -> bytes:
         keep_length = keep_length or self.scope["method"] == "HEAD"
-        parts = []
-        for name, value in headers:
-            lower = name.lower()
-            if lower not in _DROPPED_HEADERS or (keep_length and lower == b"content-length"):
-                parts.append(lower + b": " + value + b"\r\n")
-        block = b"".join(parts)
-        if block.count(b"\n") != len(parts) or block.count(b"\r") != len(parts):
-            raise ValueError("a response header holds a line break")
+        pairs = tuple(headers)
+        try:
+            block = _blocks.get((keep_length, pairs))
+        except TypeError:
+            # pairs may be lists
+            pairs = tuple((bytes(name), bytes(value)) for name, value in pairs)
+            block = None
+        if block is None:
+            block = _block_of(pairs, keep_length)
+            if len(_blocks) >= _MAX_BLOCKS:
+                _blocks.clear()
+            _blocks[keep_length, pairs] = block
         return block
+
+
+_blocks: dict[tuple[Any, ...], bytes] = {}
+
+
+def _block_of(headers: tuple[tuple[bytes, bytes], ...], keep_length: bool) -> bytes:
+    parts = []
+    for name, value in headers:
+        lower = name.lower()
+        if lower not in _DROPPED_HEADERS or (keep_length and lower == b"content-length"):
+            parts.append(lower + b": " + value + b"\r\n")
+    block = b"".join(parts)
+    if block.count(b"\n") != len(parts) or block.count(b"\r") != len(parts):
+        raise ValueError("a response header holds a line break")
+    return block

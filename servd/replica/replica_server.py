@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -40,7 +39,8 @@ from servd.replica.responses import error_response
 from servd.route_table import decoded_path
 
 _ASGI = {"version": "3.0", "spec_version": "2.4"}
-_MAX_ORIGINS = 4096
+_MAX_REMEMBERED = 4096
+_MAX_REMEMBERED_PATH_BYTES = 256
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ class ReplicaServer:
         self.admission: Admission[CallerPeer] = Admission(limit)
         self._on_change = on_change
         self._link: ReplicaLink | None = None
-        self._held: list[tuple[CallerPeer, int, HttpExchange | HandleCall]] | None = None
+        self._paths: dict[bytes, str] = {}
         self._origins: dict[bytes, tuple[Any, Any, str, str, str]] = {}
         self._idle: asyncio.Future[None] | None = None
         self._began: BeganLog | None = None
@@ -141,20 +141,6 @@ class ReplicaServer:
         self.admission.limit = limit
         self.cancel_on_disconnect = cancel_on_disconnect
         self._make_offers()
-
-    def hold(self) -> None:
-        """Begin no request until `go_on()`: admitted ones wait (during `reconfigure`)."""
-        if self._held is None:
-            self._held = []
-
-    def go_on(self) -> None:
-        """Begin what was held."""
-        held, self._held = self._held or [], None
-        for peer, call_id, work in held:
-            if call_id in peer.open:
-                self._begin(peer, call_id, work)
-            else:
-                self._release()
 
     def drain(self) -> None:
         """Take nothing new from now on; what runs goes on."""
@@ -223,9 +209,11 @@ class ReplicaServer:
 
     def _on_http(self, peer: CallerPeer, record: tuple[Any, ...], frames: list[Any]) -> None:
         (_, call_id, flags, method, path, query, flat, body, request_id, route, origin, extra) = record
-        if not self._is_admitted(peer, call_id, flags):
+        if not (self.admission.claim(peer) if flags & CLAIM else self.admission.admit(peer)):
+            self._reject(peer, call_id)
             return
         client, server, scheme, version, root_path = self._origins.get(origin) or self._learn(origin)
+        # each name is followed by its value
         names = iter(flat)
         scope = {
             "type": "http",
@@ -233,15 +221,25 @@ class ReplicaServer:
             "http_version": version,
             "method": method,
             "scheme": scheme,
-            "path": decoded_path(path),
+            "path": self._paths.get(path) or self._decode(path),
             "raw_path": path,
             "query_string": query,
             "root_path": root_path if route == "/" else root_path + route,
-            "headers": list(zip(names, names, strict=True)),
+            "headers": list(zip(names, names)),  # noqa: B905 - `strict` costs as much as the rest of the line
             "client": client,
             "server": server,
         }
         context = RequestContext(request_id, route, self._app)
+        exchange = HttpExchange(peer, call_id, scope, context, body)
+        if flags or extra is not None or type(body) is int:
+            self._add_rest(peer, exchange, flags, extra, frames)
+        peer.open[call_id] = exchange
+        peer.unsaid.add(call_id)
+        exchange.task = self._loop.create_task(self._serve(peer, call_id, exchange))
+
+    def _add_rest(self, peer: CallerPeer, exchange: HttpExchange, flags: int, extra: Any, frames: list[Any]) -> None:
+        context, scope = exchange.context, exchange.scope
+        exchange.body = body_of(exchange.body, frames)
         if extra is not None:
             left, context.multiplexed_model_id, subprotocols = extra
             if left is not None:
@@ -249,57 +247,42 @@ class ReplicaServer:
             if flags & WEBSOCKET:
                 scope["type"] = "websocket"
                 scope["subprotocols"] = list(subprotocols)
-        if type(body) is int:
-            body = body_of(body, frames)
-        events: deque[dict[str, Any]] | None = None
         if flags & (STREAMED_BODY | WEBSOCKET):
-            events = deque()
-            if flags & WEBSOCKET:
-                events.append({"type": "websocket.connect"})
-            peer.send((CREDIT, call_id, CREDIT_BYTES))
-        exchange = HttpExchange(peer, call_id, scope, context, body, events)
-        peer.open[call_id] = exchange
-        if self._held is None:
-            exchange.task = self._loop.create_task(self._serve(peer, call_id, exchange))
-        else:
-            self._held.append((peer, call_id, exchange))
-        peer.unsaid.add(call_id)
+            exchange.expect_events()
+            peer.send((CREDIT, exchange.call_id, CREDIT_BYTES))
 
     def _on_call(self, peer: CallerPeer, record: tuple[Any, ...], frames: list[Any]) -> None:
         _, call_id, flags, method, parts, about = record
-        if not self._is_admitted(peer, call_id, flags):
+        if not (self.admission.claim(peer) if flags & CLAIM else self.admission.admit(peer)):
+            self._reject(peer, call_id)
             return
         request_id, route, app, model_id, left, depth, ancestors = about
         deadline = None if left is None else self._loop.time() + left
         context = RequestContext(request_id, route, app, model_id, deadline, depth, ancestors)
         call = HandleCall(peer, call_id, method, bodies_of(parts, frames), bool(flags & STREAM), context)
         peer.open[call_id] = call
-        self._begin(peer, call_id, call)
         peer.unsaid.add(call_id)
+        call.task = self._loop.create_task(self._answer(peer, call_id, call))
 
-    def _is_admitted(self, peer: CallerPeer, call_id: int, flags: int) -> bool:
-        admission = self.admission
-        if admission.claim(peer) if flags & CLAIM else admission.admit(peer):
-            return True
-        peer.send((REJECTED, call_id, admission.running, admission.is_leaving))
-        return False
+    def _reject(self, peer: CallerPeer, call_id: int) -> None:
+        peer.send((REJECTED, call_id, self.admission.running, self.admission.is_leaving))
+
+    def _decode(self, path: bytes) -> str:
+        text = decoded_path(path)
+        if len(path) <= _MAX_REMEMBERED_PATH_BYTES:
+            if len(self._paths) >= _MAX_REMEMBERED:
+                self._paths.clear()
+            self._paths[path] = text
+        return text
 
     def _learn(self, origin: bytes) -> tuple[Any, Any, str, str, str]:
-        if len(self._origins) >= _MAX_ORIGINS:
+        if len(self._origins) >= _MAX_REMEMBERED:
             self._origins.clear()
         known = self._origins[origin] = read_origin(origin)
         return known
 
     # --- running
     # --------------------------------------------------------------------------------------------------
-
-    def _begin(self, peer: CallerPeer, call_id: int, work: HttpExchange | HandleCall) -> None:
-        if self._held is not None:
-            self._held.append((peer, call_id, work))
-        elif isinstance(work, HttpExchange):
-            work.task = self._loop.create_task(self._serve(peer, call_id, work))
-        else:
-            work.task = self._loop.create_task(self._answer(peer, call_id, work))
 
     async def _serve(self, peer: CallerPeer, call_id: int, exchange: HttpExchange) -> None:
         exchange.has_started = True

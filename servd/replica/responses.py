@@ -31,6 +31,8 @@ def value_response(value: Any) -> Answer:
     kind = type(value)
     if kind is str:
         return 200, UTF8_TEXT, value.encode()
+    if kind is bytes:
+        return 200, RAW_TEXT, value
     if value is None:
         return 200, RAW_TEXT, b""
     if kind is not dict and not isinstance(value, Enum):

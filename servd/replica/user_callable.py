@@ -21,6 +21,8 @@ from servd.replica.responses import UTF8_TEXT, chunk_body, value_response
 from servd.replica.sync_threads import SyncThreads
 
 _END = object()
+# looked up first: most handlers return one of these
+_PLAIN = frozenset((bytes, str, dict, list, int, float, bool, type(None)))
 _closed: list[Any] = []
 """Instances whose `__del__` was called: these references outlive everything, so that it is not called
 again.
@@ -249,7 +251,9 @@ class UserCallable:
         if entry.takes_request:
             args = (Request(exchange.scope, exchange.receive, send),)
         value = await entry.function(*args) if entry.kind == "async" else await self._invoke(entry, args, {})
-        if isinstance(value, Response):
+        if type(value) in _PLAIN:
+            exchange.finish(*value_response(value))
+        elif isinstance(value, Response):
             if type(value).__call__ is Response.__call__ and value.background is None:
                 exchange.finish(value.status_code, value.raw_headers, bytes(value.body))
             else:
