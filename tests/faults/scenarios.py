@@ -1,0 +1,240 @@
+"""Faults and changes under load, each as often as asked for; what they may cost is said in `allowed`."""
+
+import os
+import random
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from servd.clock import SystemClock, block_for
+from tests.faults.load import Counts, Failure
+from tests.faults.stage import Stage
+from tests.system.running_daemon import a_daemon, eventually, settings_in
+
+HOLD_S = 0.02
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a scenario saw. unexpected: failures that it must not have; notes: further things that went wrong."""
+
+    name: str
+    times: int
+    counts: Counts
+    seconds: float = 0.0
+    unexpected: list[Failure] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def is_good(self) -> bool:
+        """Whether everything was as it must be."""
+        return not self.unexpected and not self.notes
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.name:28} x{self.times:<3} {self.counts.total:7} requests, {len(self.counts.failures)} failed, "
+            f"{len(self.unexpected)} unexpected, slowest {self.counts.slowest_s:.2f} s, {self.seconds:.1f} s"
+        ]
+        lines += [f"    {count} x {reason}" for reason, count in sorted(self.counts.reasons().items())]
+        lines += [f"    unexpected: {failure}" for failure in self.unexpected[:5]]
+        return "\n".join([*lines, *(f"    {note}" for note in self.notes)])
+
+
+@contextmanager
+def a_stage(directory: Path, *, replicas: int, proxies: int = 1) -> Iterator[Stage]:
+    """A daemon that serves the application with so many replicas."""
+    with a_daemon(settings_in(directory, proxies=proxies)) as daemon:
+        stage = Stage(daemon, directory)
+        stage.deploy(replicas=replicas)
+        yield stage
+
+
+def _under_load(
+    name: str, stage: Stage, times: int, once: Callable[[int], object], path: str = "/", **options: Any
+) -> Outcome:
+    clock = SystemClock()
+    began = clock.now()
+    load = stage.load(path, **options)
+    try:
+        for number in range(1, times + 1):
+            once(number)
+    except BaseException:
+        load.kill()
+        raise
+    counts = load.stop()
+    return Outcome(name, times, counts, clock.now() - began, unexpected=counts.failures)
+
+
+def rolling_updates(directory: Path, times: int) -> Outcome:
+    """A new code version, again and again."""
+    with a_stage(directory, replicas=3) as stage:
+        return _under_load("rolling updates", stage, times, lambda number: stage.deploy(version=number))
+
+
+def updates_of_one_replica(directory: Path, times: int) -> Outcome:
+    """A new code version of a deployment of one replica."""
+    with a_stage(directory, replicas=1) as stage:
+        return _under_load("updates of one replica", stage, times, lambda number: stage.deploy(version=number))
+
+
+def updates_while_busy(directory: Path, times: int) -> Outcome:
+    """A new code version while handlers take their time: drains have something to wait for."""
+    with a_stage(directory, replicas=3) as stage:
+        path = f"/?hold={HOLD_S}"
+        return _under_load("updates while busy", stage, times, lambda number: stage.deploy(version=number), path)
+
+
+def reconfigures(directory: Path, times: int) -> Outcome:
+    """A new `user_config` in place; every process stays."""
+    with a_stage(directory, replicas=3) as stage:
+        before = sorted(stage.daemon.pids("replica"))
+        outcome = _under_load("reconfigures", stage, times, lambda number: stage.deploy(colour=number))
+        if sorted(stage.daemon.pids("replica")) != before:
+            outcome.notes.append("a replica was replaced")
+        if outcome.is_good and stage.daemon.get()[1].split()[3] != str(times):
+            outcome.notes.append("the last user_config is not in effect")
+        return outcome
+
+
+def scale_changes(directory: Path, times: int) -> Outcome:
+    """Up to four replicas and down to one."""
+    with a_stage(directory, replicas=1) as stage:
+
+        def up_and_down(_: int) -> None:
+            stage.deploy(replicas=4)
+            stage.deploy(replicas=1)
+
+        return _under_load("scale changes", stage, times, up_and_down)
+
+
+def controller_kills(directory: Path, times: int) -> Outcome:
+    """`kill -9` of the controller; every other process stays."""
+    with a_stage(directory, replicas=2, proxies=2) as stage:
+        before = _data_plane(stage)
+        outcome = _under_load("kill -9 controller", stage, times, lambda _: stage.kill_controller())
+        if _data_plane(stage) != before:
+            outcome.notes.append(f"processes were {before}, are {_data_plane(stage)}")
+        return outcome
+
+
+def _data_plane(stage: Stage) -> list[int]:
+    pids = stage.daemon.pids
+    return sorted(pids("replica") + pids("proxy") + pids("fork server"))
+
+
+def controller_kills_in_updates(directory: Path, times: int) -> Outcome:
+    """`kill -9` of the controller at any moment of a rolling update: also between an intent and its effect."""
+    rng = random.Random(times)
+    with a_stage(directory, replicas=3) as stage:
+
+        def update_and_kill(number: int) -> None:
+            old = stage.controller()
+            stage.put(version=number, replicas=rng.choice([2, 3, 4]))
+            block_for(rng.uniform(0.0, 1.0))
+            stage.kill(old)
+            eventually(lambda: stage.says(lambda status: status["controller_info"]["pid"] != old))
+            stage.wait()
+
+        outcome = _under_load("kill -9 controller in update", stage, times, update_and_kill)
+        left = len(stage.daemon.pids("replica")), len(stage.daemon.pids("fork server"))
+        if left != (stage.replicas, 1):
+            outcome.notes.append(f"strays: {left} replicas and fork servers, wanted {(stage.replicas, 1)}")
+        return outcome
+
+
+def fork_server_kills(directory: Path, times: int) -> Outcome:
+    """`kill -9` of the fork server; its replicas go on."""
+    with a_stage(directory, replicas=2) as stage:
+        before = sorted(stage.daemon.pids("replica"))
+
+        def kill(_: int) -> None:
+            (pid,) = stage.daemon.pids("fork server")
+            stage.kill_and_replace("fork server", pid)
+
+        outcome = _under_load("kill -9 fork server", stage, times, kill)
+        if sorted(stage.daemon.pids("replica")) != before:
+            outcome.notes.append("a replica was replaced")
+        return outcome
+
+
+def idle_replica_kills(directory: Path, times: int) -> Outcome:
+    """`kill -9` of a replica whose reported count is 0, among six.
+
+    POSTs are few, because a report is a moment old: one that the victim has begun just now must fail, since it may not run twice.
+    """
+    with a_stage(directory, replicas=6) as stage:
+        outcome = _under_load(
+            "kill -9 idle replica",
+            stage,
+            times,
+            lambda _: stage.kill_and_replace("replica", stage.idle()),
+            post_pause_s=0.1,
+        )
+        return _without_begun_posts(outcome, stage)
+
+
+def busy_replica_kills(directory: Path, times: int) -> Outcome:
+    """`kill -9` of busy replicas: no GET fails; a POST fails with 502 only, and only after a handler had begun it."""
+    with a_stage(directory, replicas=3) as stage:
+        outcome = _under_load(
+            "kill -9 busy replica",
+            stage,
+            times,
+            lambda _: stage.kill_and_replace("replica", stage.busy()),
+            f"/?hold={HOLD_S}",
+            keep=8,
+        )
+        return _without_begun_posts(outcome, stage)
+
+
+def _without_begun_posts(outcome: Outcome, stage: Stage) -> Outcome:
+    marks = stage.begun()
+    begun = set(marks)
+    outcome.unexpected = [
+        failure
+        for failure in outcome.counts.failures
+        if failure.method == "GET" or not failure.reason.startswith("502 ") or failure.mark not in begun
+    ]
+    if len(begun) < len(marks):
+        outcome.notes.append(f"{len(marks) - len(begun)} POSTs ran twice")
+    return outcome
+
+
+def proxy_kills(directory: Path, times: int) -> Outcome:
+    """`kill -9` of one of two proxies: only requests on its own connections fail."""
+    with a_stage(directory, replicas=2, proxies=2) as stage:
+        own: set[int] = set()
+
+        def kill(number: int) -> None:
+            proxies = sorted(stage.daemon.pids("proxy"))
+            victim = proxies[number % len(proxies)]
+            # so that it accepts nothing between the look and its end
+            os.kill(victim, signal.SIGSTOP)
+            own.update(c.raddr.port for c in psutil.Process(victim).net_connections("tcp") if c.raddr)
+            stage.kill_and_replace("proxy", victim)
+            eventually(lambda: [p["status"] for p in stage.daemon.status()["proxies"]] == ["HEALTHY"] * 2)
+
+        outcome = _under_load("kill -9 proxy", stage, times, kill, keep=8)
+        outcome.unexpected = [failure for failure in outcome.counts.failures if failure.port not in own]
+        return outcome
+
+
+SCENARIOS: dict[str, tuple[Callable[[Path, int], Outcome], int, int]] = {
+    "rolling_updates": (rolling_updates, 2, 50),
+    "updates_of_one_replica": (updates_of_one_replica, 2, 20),
+    "updates_while_busy": (updates_while_busy, 2, 20),
+    "reconfigures": (reconfigures, 4, 50),
+    "scale_changes": (scale_changes, 2, 20),
+    "controller_kills": (controller_kills, 2, 20),
+    "controller_kills_in_updates": (controller_kills_in_updates, 2, 20),
+    "fork_server_kills": (fork_server_kills, 2, 20),
+    "idle_replica_kills": (idle_replica_kills, 4, 20),
+    "busy_replica_kills": (busy_replica_kills, 4, 20),
+    "proxy_kills": (proxy_kills, 2, 20),
+}
+"""name -> (scenario, repetitions in `make test`, repetitions in `make faults` and `make test-all`)."""
