@@ -148,7 +148,8 @@ class CallTicket(Outgoing):
         try:
             return await self._done
         except asyncio.CancelledError:
-            self.cancel()
+            # the cancellation of who waits has cancelled the future already, so `cancel` would find it done
+            self._take_back()
             raise
 
     async def __aiter__(self) -> AsyncIterator[list[Any]]:
@@ -169,8 +170,13 @@ class CallTicket(Outgoing):
     def cancel(self) -> None:
         """Take the call back, best effort. Nothing happens when it has ended."""
         if not self._done.done():
-            self._cancel(self)
+            self._take_back()
             self._finish(RequestCancelledError("the call was cancelled"))
+
+    def _take_back(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._cancel(self)
 
     def record(self, call_id: int, flags: int, outbox: Outbox) -> tuple[Any, ...]:
         context = self._context
