@@ -37,15 +37,17 @@ class Target:
     """Where requests of one path go.
 
     prefix: the route's; router: of its ingress deployment; limit_s: time limit by configuration, None = none.
+    path, query: of the URL it was remembered for.
     """
 
-    __slots__ = ("app", "limit_s", "prefix", "router")
+    __slots__ = ("app", "limit_s", "path", "prefix", "query", "router")
 
     def __init__(self, prefix: str, app: str, router: Router, limit_s: float | None) -> None:
         self.prefix = prefix
         self.app = app
         self.router = router
         self.limit_s = limit_s
+        self.path = self.query = b""
 
     def __repr__(self) -> str:
         return f"Target({self.prefix} -> {self.router.deployment})"
@@ -56,6 +58,7 @@ class Forwarder:
 
     Attributes:
         targets: remembered targets by raw path; look here first, then ask `resolve`.
+        usual_targets: remembered targets by whole URL, those without a time limit.
         tail: `server` and `date` header lines of a response of this second.
     """
 
@@ -64,6 +67,7 @@ class Forwarder:
         self.limits = limits
         self.table = RouteTable(root_path)
         self.targets: dict[bytes, Target] = {}
+        self.usual_targets: dict[bytes, Target] = {}
         self._clock = clock or SystemClock()
         self._ids = b""
         self._next_id = 0
@@ -83,6 +87,7 @@ class Forwarder:
         self.table.update(routing.routes, routing.generation)
         self.caller.apply_routing(routing)
         self.targets.clear()
+        self.usual_targets.clear()
 
     def refresh_date(self) -> None:
         """Renew `tail`; once a second."""
@@ -106,6 +111,15 @@ class Forwarder:
                 self.targets.clear()
             self.targets[raw_path] = target
         return target
+
+    def remember_url(self, url: bytes, path: bytes, query: bytes, target: Target) -> None:
+        """Know the target of a whole URL the next time."""
+        if target.limit_s is None and len(url) <= _MAX_REMEMBERED_PATH_BYTES:
+            if len(self.usual_targets) >= _MAX_REMEMBERED:
+                self.usual_targets.clear()
+            usual = Target(target.prefix, target.app, target.router, None)
+            usual.path, usual.query = path, query
+            self.usual_targets[url] = usual
 
     def answer_unrouted(self, raw_path: bytes) -> Answer:
         """The proxy's own answer to a path without a target."""

@@ -47,14 +47,15 @@ class HttpConnection(HttpAnswering):
         "_final",
         "_flags",
         "_head_bytes",
+        "_head_limit",
         "_head_tick",
         "_headers",
-        "_is_fresh",
         "_is_in_body",
         "_is_large_read",
         "_is_read_paused",
         "_is_streaming",
         "_is_upgrade",
+        "_is_usual",
         "_origin",
         "_owes_continue",
         "_parser",
@@ -83,7 +84,7 @@ class HttpConnection(HttpAnswering):
         self._tail: tuple[Any, ...] = ()
         self._flags = 0
         self._whole_bytes = min(self._forwarder.limits.body_bytes or WHOLE_BODY_BYTES, WHOLE_BODY_BYTES)
-        self._is_fresh = True
+        self._head_limit = self._forwarder.limits.head_bytes
         self._is_read_paused = False
         self._is_streaming = False
         self._is_large_read = False
@@ -105,20 +106,19 @@ class HttpConnection(HttpAnswering):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         self._listener.connections.discard(self)
-        self._is_deaf = True
+        self._is_deaf = self._is_unready = True
         self._backlog.clear()
         if self.is_active:
             self._forwarder.caller.cancel(self)
         self._end_request()
 
     def data_received(self, data: bytes) -> None:
-        if self._is_deaf:
-            return
-        if self._is_fresh:
-            data = self._look_for_preface(data)
+        if self._is_unready:
+            data = self._look_at_start(data)
             if not data:
                 return
-        if len(data) > self._forwarder.limits.head_bytes:
+        if len(data) > self._head_limit:
+            self._is_usual = False
             self._is_large_read = True
         try:
             self._parser.feed_data(data)
@@ -138,19 +138,21 @@ class HttpConnection(HttpAnswering):
         name = name.lower()
         self._headers += (name, value)
         if name in _SPECIAL:
+            self._is_usual = False
             if self._special is _NOTHING:
                 self._special = {}
             known = self._special.get(name)
             self._special[name] = value if known is None else known + b", " + value
 
     def on_headers_complete(self) -> None:
-        self._is_in_body = True
-        if self._special is not _NOTHING or self._is_large_read or self._head_bytes:
+        if not self._is_usual:
+            self._is_in_body = True
             self._check_head()
 
     def on_body(self, data: bytes) -> None:
         if self._is_deaf:
             return
+        self._is_usual = False
         if self._is_streaming:
             assert self._stream is not None
             if self._is_over_limit(self._stream.received + len(data)):
@@ -169,6 +171,40 @@ class HttpConnection(HttpAnswering):
             self._on_large_body()
 
     def on_message_complete(self) -> None:
+        parser = self._parser
+        if not self._is_usual or self.is_active or self._has_next or not parser.should_keep_alive():
+            self._complete()
+            return
+        # most requests: none of the headers that concern the proxy, no body, a path seen before. A shortcut through `_start`
+        url = self._url
+        forwarder = self._forwarder
+        target = forwarder.usual_targets.get(url)
+        method = _METHODS.get(parser.get_method())
+        if target is None or method is None or self._listener.is_draining:
+            self._complete()
+            return
+        self._url = b""
+        headers, self._headers = self._headers, []
+        self._method = method
+        self.is_active = self.is_plain = self._keep_alive = True
+        self._is_http10 = False
+        self.is_idempotent = method in IDEMPOTENT_METHODS
+        self.model_id = ""
+        self._request_id = request_id = forwarder.request_id(None)
+        self._tail = (
+            method,
+            target.path,
+            target.query,
+            headers,
+            b"",
+            request_id.decode(),
+            target.prefix,
+            self._origin,
+            None,
+        )
+        forwarder.caller.submit(self, target.router)
+
+    def _complete(self) -> None:
         if self._is_deaf or self._is_upgrade:
             return
         if self._is_streaming:
@@ -191,6 +227,7 @@ class HttpConnection(HttpAnswering):
         self._body = b""
         self._special = _NOTHING
         self._is_in_body = False
+        self._is_usual = True
         self._head_bytes = self._head_tick = 0
         if self.is_active or self._backlog:
             self._backlog.append((method, url, headers, body, special, keep_alive, is_http10))
@@ -247,6 +284,8 @@ class HttpConnection(HttpAnswering):
             return
         if target.limit_s is not None or special is not _NOTHING:
             self._limit(target, special)
+        elif url not in forwarder.usual_targets:
+            forwarder.remember_url(url, path, query, target)
         source = self._make_origin("1.0") if is_http10 else self._origin
         self._tail = (name, path, query, headers, body, request_id.decode(), target.prefix, source, extra)
         forwarder.caller.submit(self, target.router)
@@ -324,7 +363,7 @@ class HttpConnection(HttpAnswering):
             if tick - self._tick > limits.idle_s:
                 self._refuse(408, "the request's body took too long")
         elif not self.is_active and (is_over or tick - self._tick > limits.idle_s):
-            self._is_deaf = True
+            self._is_deaf = self._is_unready = True
             self._transport.close()
 
     def _go_on(self) -> None:
@@ -353,11 +392,13 @@ class HttpConnection(HttpAnswering):
         self._special = _NOTHING
         self._is_in_body = False
         self._is_upgrade = False
+        self._is_usual = True
         self._head_bytes = self._head_tick = 0
         self._flags = 0
 
     def _on_partial(self, size: int) -> None:
         self._tick = self._listener.tick
+        self._is_usual = False
         if not self._is_in_body:
             self._head_bytes += size
             self._head_tick = self._head_tick or self._tick or 1
@@ -369,6 +410,7 @@ class HttpConnection(HttpAnswering):
             return
         block = TEXT + b"retry-after: 1\r\n" if status == 503 else TEXT
         self._final = (status, block, text.encode())
+        self._is_usual = False
         if self.is_active and self._is_streaming:
             self._forwarder.caller.cancel(self)
             self._end_request()
@@ -402,7 +444,9 @@ class HttpConnection(HttpAnswering):
             self._is_read_paused = False
             self._transport.resume_reading()
 
-    def _look_for_preface(self, data: bytes) -> bytes:
+    def _look_at_start(self, data: bytes) -> bytes:
+        if self._is_deaf:
+            return b""
         data = self._rest + data
         self._rest = b""
         if data.startswith(_PREFACE[: len(data)]) and self._listener.hand_over is not None:
@@ -411,10 +455,10 @@ class HttpConnection(HttpAnswering):
             else:
                 self._hand_over(data)
             return b""
-        self._is_fresh = data.startswith(_PREFACE) and self._listener.hand_over is not None
-        if self._is_fresh:
+        if data.startswith(_PREFACE) and self._listener.hand_over is not None:
             self._hand_over(data)
             return b""
+        self._is_unready = False
         return data
 
     def _on_upgrade(self, rest: bytes) -> None:
@@ -435,7 +479,7 @@ class HttpConnection(HttpAnswering):
             self._hand_over(self._upgrade)
 
     def _hand_over(self, data: bytes) -> None:
-        self._is_deaf = True
+        self._is_deaf = self._is_unready = True
         self._listener.connections.discard(self)
         self._resume_reading()
         assert self._listener.hand_over is not None

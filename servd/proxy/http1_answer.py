@@ -35,6 +35,7 @@ class HttpAnswering(asyncio.Protocol, Outgoing):
         "_is_chunked",
         "_is_deaf",
         "_is_http10",
+        "_is_unready",
         "_is_write_paused",
         "_keep_alive",
         "_limit_s",
@@ -72,6 +73,7 @@ class HttpAnswering(asyncio.Protocol, Outgoing):
         self._body_left: int | None = None
         self._is_chunked = False
         self._is_deaf = False
+        self._is_unready = True
         self._has_next = False
         self._is_write_paused = False
         self._tick = listener.tick
@@ -240,7 +242,7 @@ class HttpAnswering(asyncio.Protocol, Outgoing):
     def _close_after(self) -> None:
         if self._is_deaf:
             return
-        self._is_deaf = True
+        self._is_deaf = self._is_unready = True
         if self._is_body_open():
             # closing with unread data would reset the connection, and the answer with it
             if self._transport.can_write_eof():
