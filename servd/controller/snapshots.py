@@ -89,7 +89,9 @@ class _Entry:
 def _copy(directory: str, draft: str, excludes: Sequence[str], where: str) -> str:
     total = 0
     content = hashlib.sha256()
-    for entry in _entries(directory, "", excludes, frozenset()):
+    # never the daemon's own files: the copy would contain itself, and differ each time
+    state_dir = os.path.realpath(os.path.join(draft, os.pardir, os.pardir))
+    for entry in _entries(directory, "", excludes, frozenset({state_dir})):
         target = os.path.join(draft, entry.path)
         content.update(f"{entry.path}\0{entry.is_directory:d}{entry.is_executable:d}\0{entry.target}\0".encode())
         if entry.is_directory:
@@ -127,7 +129,7 @@ def _entries(root: str, relative: str, excludes: Sequence[str], parents: frozens
     here = os.path.join(root, relative)
     real = os.path.realpath(here)
     if real in parents:
-        return  # a link to a directory above: it would never end
+        return  # a link to a directory above: it would never end; or the state directory
     for name in sorted(os.listdir(here)):
         path = os.path.join(relative, name)
         if name in ALWAYS_EXCLUDED or _is_excluded(path, name, excludes):

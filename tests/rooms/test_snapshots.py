@@ -92,3 +92,11 @@ def test_every_local_directory_of_a_document_is_taken_as_it_is_written(code: Pat
     assert set(taken) == {"app"}
     assert set(taken["app"]) == {uri, f"{uri}/package"}
     assert tree(Path(taken["app"][f"{uri}/package"])) == {"data.csv": "1,2"}
+
+
+def test_a_state_directory_inside_is_left_out(code: Path) -> None:
+    store = code / "state" / "code"
+    first = snapshot(str(code), (), str(store), "here")
+    (code / "state" / "goals.sqlite3").write_text("changes all the time")
+    assert snapshot(str(code), (), str(store), "here") == first
+    assert tree(Path(first)) == {"main.py": "x = 1", "package/data.csv": "1,2"}
