@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from servd.states import ApplicationStatus, DeployMode, DeploymentStatus, ProxyStatus, ReplicaState
+from servd.states import ApplicationStatus, DeploymentStatus, DeployMode, ProxyStatus, ReplicaState
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,10 @@ class ReplicaView:
 
 @dataclass(frozen=True, slots=True)
 class DeadReplicaView:
-    """A replica that is gone. exit_code negative = killed by that signal; None = unknown."""
+    """A replica that is gone. exit_code negative = killed by that signal; None = unknown.
+
+    ongoing: its open requests by its last report. log_lines: its last ones. stack: of its main thread, if that was stuck.
+    """
 
     replica_id: str
     pid: int | None
@@ -73,6 +76,8 @@ class DeadReplicaView:
     age_s: float
     reason: str
     ongoing: int = 0
+    log_lines: tuple[str, ...] = ()
+    stack: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,17 +153,72 @@ class InstanceView:
     controller_worker_id: str
     node_id: str
     node_ip: str
+    log_dir: str = ""
 
     def application(self, name: str) -> ApplicationView | None:
         """The application of that name, if there is one."""
         return next((app for app in self.applications if app.name == name), None)
 
 
+@dataclass(frozen=True, slots=True)
+class RevisionView:
+    """One accepted change of the goal. at: wall time, seconds. origin: who asked for it, how and from where.
+
+    applications: name -> stored config, None for one without (`run`). http: the HTTP options its document sent.
+    """
+
+    revision: int
+    at: float
+    origin: str
+    running: bool
+    mode: DeployMode
+    http: HttpWish
+    applications: dict[str, dict[str, Any] | None]
+
+
+@dataclass(frozen=True, slots=True)
+class DeploymentChange:
+    """What a change would do to one deployment.
+
+    action: "untouched", "reconfigured" (in place), "restarted", "removed" or "added". fields: what differs, dotted.
+    replicas_after: None where only the build can tell.
+    """
+
+    name: str
+    action: str
+    fields: tuple[str, ...]
+    replicas_before: int
+    replicas_after: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ApplicationChange:
+    """What a change would do to one application.
+
+    action: "unchanged", "changed", "removed" or "added". note: what only the build can tell, or why it would fail; "" = nothing.
+    deployments: full name -> its change.
+    """
+
+    action: str
+    fields: tuple[str, ...]
+    note: str
+    deployments: dict[str, DeploymentChange]
+
+
+@dataclass(frozen=True, slots=True)
+class ChangePlan:
+    """What a change would do now. revision: of the goal it was compared with. http: option -> [before, after], if it differs."""
+
+    revision: int
+    http: dict[str, tuple[Any, Any]]
+    applications: dict[str, ApplicationChange]
+
+
 class ControlPlane(Protocol):
     """The verbs on the goal. Implemented by the controller's `ControlLoop`, spoken to by `rest/`.
 
-    Raises of all changing verbs: ConfigError (400), RevisionConflictError (412), GoalNotSavedError (507), ListenError (500); nothing
-    was changed then. They return once the goal is on disk.
+    Raises of all changing verbs: ConfigError (400), RevisionConflictError (412), GoalNotSavedError (507), ListenError
+    (500); nothing was changed then. They return once the goal is on disk.
     """
 
     def view(self) -> InstanceView:
@@ -173,14 +233,63 @@ class ControlPlane(Protocol):
         """Replace the goal's applications; gives the new revision."""
         ...
 
+    async def plan(self, document: GoalDocument, *, if_match: str | None = None) -> ChangePlan:
+        """What `put` would do; the same checks, nothing is changed."""
+        ...
+
     async def put_application(
-        self, application: ApplicationDocument, *, http: HttpWish | None = None, origin: str = ""
+        self,
+        application: ApplicationDocument,
+        *,
+        http: HttpWish | None = None,
+        if_match: str | None = None,
+        origin: str = "",
     ) -> int:
         """Add or replace one application, others stay (`run`); gives the new revision."""
         ...
 
-    async def delete_application(self, name: str, *, origin: str = "") -> int:
+    async def delete_application(self, name: str, *, if_match: str | None = None, origin: str = "") -> int:
         """Take one application out of the goal; unknown name changes nothing. Does not wait. Gives the revision."""
+        ...
+
+    async def scale(self, app: str, deployment: str, count: int, *, origin: str = "") -> None:
+        """Pin the replica count of a deployment (bare name) until the next change that names the application.
+
+        Raises:
+            UnknownNameError: there is no such application, or it has no such deployment.
+        """
+        ...
+
+    def revisions(self, limit: int) -> tuple[RevisionView, ...]:
+        """The latest revisions, newest first."""
+        ...
+
+    def revision(self, number: int) -> RevisionView:
+        """One revision.
+
+        Raises:
+            UnknownNameError: there is none of that number.
+        """
+        ...
+
+    async def rollback(self, number: int, *, if_match: str | None = None, origin: str = "") -> int:
+        """Make the goal what it was at that revision, its code included; gives the new revision.
+
+        Raises:
+            UnknownNameError: there is none of that number.
+        """
+        ...
+
+    async def plan_rollback(self, number: int, *, if_match: str | None = None) -> ChangePlan:
+        """What `rollback` would do; the same checks, nothing is changed."""
+        ...
+
+    async def stack(self, replica_id: str) -> str:
+        """Python stacks of a living replica: its threads and its asynchronous tasks.
+
+        Raises:
+            UnknownNameError: there is no such replica. NoAnswerError: it does not answer.
+        """
         ...
 
     async def start_instance(self, http: HttpWish, *, origin: str = "") -> int:

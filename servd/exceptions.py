@@ -19,6 +19,19 @@ class ConfigError(ServdError):
     status_code = 400
 
 
+class UnknownNameError(ConfigError):
+    """The request names something that does not exist: a revision, an application, a replica."""
+
+    status_code = 404
+
+
+class NoAnswerError(ServdError):
+    """A process of this daemon was asked and did not answer in time."""
+
+    status_code = 504
+    retryable = True
+
+
 class RevisionConflictError(ConfigError):
     """`If-Match` names another revision than the current one."""
 

@@ -32,7 +32,7 @@ class ReplicaGoal:
     """Controller -> replica: how the replica shall be, whole. Sent after Hello and at each change.
 
     config_version names (user_config, graceful_shutdown_wait_loop_s): another one than the applied one asks for a
-    `reconfigure`. user_config is JSON text, "" for none. drain: finish what runs, then exit.
+    `reconfigure`. user_config is JSON text, "" for none. drain: finish what runs, then exit. memory_limit_bytes: 0 = none.
     """
 
     replica_id: str
@@ -44,6 +44,7 @@ class ReplicaGoal:
     graceful_shutdown_timeout_s: float
     cancel_on_disconnect: bool = True
     drain: bool = False
+    memory_limit_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,8 @@ class ReplicaReport:
     """Replica -> controller: how the replica is. Sent after Hello, at each change and every 0.25 s when a count changed.
 
     phase: a `states.ReplicaPhase`. applied: config_version in effect ("" before the first). error: shortened traceback when
-    the start or the last reconfigure failed. health_failures: consecutive failed checks, 0 = well.
+    the start or the last reconfigure failed. health_failures: consecutive failed checks, 0 = well. memory_bytes: resident, 0 = not
+    measured.
     """
 
     replica_id: str
@@ -64,6 +66,22 @@ class ReplicaReport:
     health_message: str = ""
     model_ids: tuple[str, ...] = ()
     stack: str = ""
+    memory_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StackWish:
+    """Controller -> replica: say where your threads and tasks are."""
+
+    request_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class StackReport:
+    """Replica -> controller: the answer to a `StackWish`; text for people."""
+
+    request_id: int
+    text: str
 
 
 # --- routing: controller -> proxies and callers ---------------------------------------------------------------------

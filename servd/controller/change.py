@@ -81,7 +81,7 @@ def put(
         snapshots: per application name, local directory as written -> directory of its snapshot.
     """
     applications = tuple(_wish(app, situation, snapshots.get(app.name, {})) for app in document.applications)
-    return Goal(goal.revision + 1, True, document.mode, http, applications)
+    return Goal(goal.revision + 1, True, document.mode, http, applications, document.http)
 
 
 def put_application(
@@ -110,7 +110,39 @@ def put_application(
     kept = [wish if app.name == wish.name else app for app in goal.applications]
     if wish not in kept:
         kept.append(wish)
-    return Goal(goal.revision + 1, True, goal.mode, http, tuple(kept))
+    return Goal(goal.revision + 1, True, goal.mode, http, tuple(kept), goal.asked)
+
+
+def check_rollback(goal: Goal, former: Goal, situation: Situation) -> HttpGoal | None:
+    """Options of the data plane after going back to an earlier goal; None if Serve did not run then.
+
+    Raises:
+        ConfigError: as `check_put`.
+    """
+    if not former.running:
+        return None
+    http = merged_options(former.asked, situation, compare_all=former.mode == DeployMode.MULTI_APP)
+    if DeployMode.UNSET not in (goal.mode, former.mode) and goal.mode != former.mode:
+        raise ConfigError(
+            f"revision {former.revision} is a {SCHEMAS[DeployMode(former.mode)]} config (mode {former.mode}), this instance "
+            f"runs a {SCHEMAS[DeployMode(goal.mode)]} config (mode {goal.mode}); they cannot be mixed: delete it first"
+        )
+    documents = [app.document for app in former.applications]
+    staying = {document.name for document in documents}
+    _check_full_names(documents, [d for d in situation.deployed if d[0] in staying])
+    return http
+
+
+def rollback(goal: Goal, former: Goal, http: HttpGoal | None, situation: Situation) -> Goal:
+    """The goal with everything as it was in `former`, its code included; counts set by `scale` are given up.
+
+    Args:
+        http: from `check_rollback`.
+    """
+    if not former.running:
+        return Goal(revision=goal.revision + 1)
+    applications = tuple(_wish(app.document, situation, app.snapshots) for app in former.applications)
+    return Goal(goal.revision + 1, True, former.mode, http, applications, former.asked)
 
 
 def delete_application(goal: Goal, name: str) -> Goal:

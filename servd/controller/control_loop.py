@@ -9,10 +9,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from servd.clock import Clock
-from servd.control_plane import ApplicationDocument, GoalDocument, HttpWish, InstanceView
-from servd.controller import actions, change, events
+from servd.control_plane import ApplicationDocument, ChangePlan, GoalDocument, HttpWish, InstanceView, RevisionView
+from servd.controller import actions, change, events, history
 from servd.controller.daemon_channel import DaemonChannel
 from servd.controller.data_plane import is_served
+from servd.controller.dry_run import compare
 from servd.controller.executor import Executor
 from servd.controller.fact_store import FactStore
 from servd.controller.facts import DataPlaneFact
@@ -21,9 +22,10 @@ from servd.controller.goal_store import GoalStore
 from servd.controller.observed import Observed
 from servd.controller.reconciler import turn
 from servd.controller.snapshots import take_snapshots
+from servd.controller.stack_requests import StackRequests
 from servd.controller.status import Identity, instance_view, next_visible_change
 from servd.controller.supervisor import Supervisor
-from servd.exceptions import DeployError, ListenError, RevisionConflictError, ServdError
+from servd.exceptions import DeployError, ListenError, RevisionConflictError, ServdError, UnknownNameError
 from servd.ids import DeploymentID
 from servd.settings import Settings
 
@@ -67,6 +69,7 @@ class ControlLoop:
         self._executor: Executor | None = None
         self._supervisor: Supervisor | None = None
         self._channel: DaemonChannel | None = None
+        self._stacks: StackRequests | None = None
         self._events: list[events.Event] = []
         self._turn_is_due = False
         self._wake: asyncio.TimerHandle | None = None
@@ -79,9 +82,15 @@ class ControlLoop:
     def __repr__(self) -> str:
         return f"ControlLoop(revision {self._goal.revision}, version {self._version})"
 
-    def start(self, executor: Executor, supervisor: Supervisor, channel: DaemonChannel) -> None:
+    def start(
+        self,
+        executor: Executor,
+        supervisor: Supervisor,
+        channel: DaemonChannel,
+        stacks: StackRequests | None = None,
+    ) -> None:
         """Begin: adopt what an earlier controller left, then the first turn."""
-        self._executor, self._supervisor, self._channel = executor, supervisor, channel
+        self._executor, self._supervisor, self._channel, self._stacks = executor, supervisor, channel, stacks
         executor.adopt()
         self._schedule()
 
@@ -173,19 +182,40 @@ class ControlLoop:
     async def put(self, document: GoalDocument, *, if_match: str | None = None, origin: str = "") -> int:
         """Replace the goal's applications; gives the new revision."""
         async with self._changing:
-            self._check_match(if_match)
-            change.check_put(self._goal, document, self._situation())
-            snapshots = await self._snapshots(*document.applications)
-            # the world has moved on meanwhile; the goal has not, the lock is ours
-            situation = self._situation()
-            http = change.check_put(self._goal, document, situation)
-            return await self._accept(change.put(self._goal, document, http, situation, snapshots), origin)
+            return await self._accept(await self._after_put(document, if_match), origin)
+
+    async def plan(self, document: GoalDocument, *, if_match: str | None = None) -> ChangePlan:
+        """What `put` would do; nothing is changed."""
+        async with self._changing:
+            return await self._compared(await self._after_put(document, if_match))
+
+    async def _after_put(self, document: GoalDocument, if_match: str | None) -> Goal:
+        self._check_match(if_match)
+        change.check_put(self._goal, document, self._situation())
+        snapshots = await self._snapshots(*document.applications)
+        # the world has moved on meanwhile; the goal has not, the lock is ours
+        situation = self._situation()
+        http = change.check_put(self._goal, document, situation)
+        return change.put(self._goal, document, http, situation, snapshots)
+
+    async def _compared(self, goal: Goal) -> ChangePlan:
+        opened = await self._listen(goal.http) if goal.running else None
+        if opened is not None and self._channel is not None:
+            self._channel.close_listeners(*opened)
+        http = self._observed.data_plane.http or self._situation().http
+        return compare(self._goal, goal, http, self._observed)
 
     async def put_application(
-        self, application: ApplicationDocument, *, http: HttpWish | None = None, origin: str = ""
+        self,
+        application: ApplicationDocument,
+        *,
+        http: HttpWish | None = None,
+        if_match: str | None = None,
+        origin: str = "",
     ) -> int:
         """Add or replace one application, others stay; gives the new revision."""
         async with self._changing:
+            self._check_match(if_match)
             wish = http or HttpWish()
             change.merged_options(wish, self._situation())
             snapshots = await self._snapshots(application)
@@ -194,10 +224,60 @@ class ControlLoop:
             own = snapshots.get(application.name, {})
             return await self._accept(change.put_application(self._goal, application, options, situation, own), origin)
 
-    async def delete_application(self, name: str, *, origin: str = "") -> int:
+    async def delete_application(self, name: str, *, if_match: str | None = None, origin: str = "") -> int:
         """Take one application out of the goal; gives the revision."""
         async with self._changing:
+            self._check_match(if_match)
             return await self._accept(change.delete_application(self._goal, name), origin)
+
+    async def rollback(self, number: int, *, if_match: str | None = None, origin: str = "") -> int:
+        """Make the goal what it was at that revision, its code included; gives the new revision."""
+        async with self._changing:
+            goal = self._after_rollback(number, if_match)
+            return await self._accept(goal, f"{origin} (rollback to revision {number})")
+
+    async def plan_rollback(self, number: int, *, if_match: str | None = None) -> ChangePlan:
+        """What `rollback` would do; nothing is changed."""
+        async with self._changing:
+            return await self._compared(self._after_rollback(number, if_match))
+
+    def _after_rollback(self, number: int, if_match: str | None) -> Goal:
+        self._check_match(if_match)
+        former = history.goal_of(self._store, number)
+        situation = self._situation()
+        http = change.check_rollback(self._goal, former, situation)
+        history.check_code(former, self._code_dir)
+        return change.rollback(self._goal, former, http, situation)
+
+    async def scale(self, app: str, deployment: str, count: int, *, origin: str = "") -> None:
+        """Pin the replica count of a deployment until the next change that names the application."""
+        async with self._changing:
+            wish = self._goal.application(app)
+            if wish is None:
+                raise UnknownNameError(f"there is no application {app!r}")
+            known = {name for owner, name in self._observed.targets if owner == app}
+            known |= {override["name"] for override in wish.document.deployments}
+            if deployment not in known:
+                there = ", ".join(sorted(known)) or "none yet"
+                raise UnknownNameError(f"application {app!r} has no deployment {deployment!r}; it has {there}")
+            goal = change.scale(self._goal, app, deployment, count)
+            self._refuse_while_stopping()
+            self._store.save_scale(goal)
+            self._take(goal, f"{origin} ({app}/{deployment} to {count} replicas)")
+
+    def revisions(self, limit: int) -> tuple[RevisionView, ...]:
+        """The latest revisions, newest first."""
+        return history.latest(self._store, limit)
+
+    def revision(self, number: int) -> RevisionView:
+        """One revision."""
+        return history.view_of(self._store, number)
+
+    async def stack(self, replica_id: str) -> str:
+        """Python stacks of a living replica."""
+        if self._stacks is None or replica_id not in self._observed.replicas:
+            raise UnknownNameError(f"there is no replica {replica_id!r}")
+        return await self._stacks.ask(replica_id)
 
     async def start_instance(self, http: HttpWish, *, origin: str = "") -> int:
         """Make Serve run with an empty goal if it does not run; gives the revision."""
@@ -239,15 +319,17 @@ class ControlLoop:
             raise RevisionConflictError(if_match, self._goal.revision)
 
     async def _snapshots(self, *documents: ApplicationDocument) -> dict[str, dict[str, str]]:
-        code_dir = os.path.join(self._settings.state_dir, "code")
-        return await asyncio.to_thread(take_snapshots, documents, code_dir)
+        return await asyncio.to_thread(take_snapshots, documents, self._code_dir)
+
+    @property
+    def _code_dir(self) -> str:
+        return os.path.join(self._settings.state_dir, "code")
 
     async def _accept(self, goal: Goal, origin: str) -> int:
         """Open the listener if the address is new, put the goal on disk, make it the one in force."""
         if goal is self._goal:
             return goal.revision
-        if self._is_stopping:
-            raise ServdError("the daemon is stopping: the goal was not changed")
+        self._refuse_while_stopping()
         opened = await self._listen(goal.http) if goal.running else None
         try:
             self._store.save(goal, origin, self._clock.wall_time())
@@ -255,11 +337,19 @@ class ControlLoop:
             if opened is not None and self._channel is not None:
                 self._channel.close_listeners(*opened)
             raise
-        logger.info("goal_accepted revision=%d origin=%s", goal.revision, origin or "-")
+        self._take(goal, origin)
+        return goal.revision
+
+    def _take(self, goal: Goal, origin: str) -> None:
+        """The goal is on disk: from now on it is the one in force. Leaves the audit line."""
+        logger.info("audit revision=%d previous=%d origin=%s", goal.revision, self._goal.revision, origin or "-")
         self._goal = goal
         self._note_change()
         self._schedule()
-        return goal.revision
+
+    def _refuse_while_stopping(self) -> None:
+        if self._is_stopping:
+            raise ServdError("the daemon is stopping: the goal was not changed")
 
     async def _listen(self, http: HttpGoal | None) -> tuple[str, int] | None:
         """Bind the address of these options; gives it if it was not in use before."""

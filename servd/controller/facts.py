@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from servd.codec import register_message
-from servd.control_plane import ApplicationDocument
+from servd.control_plane import ApplicationDocument, HttpWish
 from servd.controller.goal import ApplicationGoal, Goal, HttpGoal
 from servd.controller.resources import Held
 from servd.messages import BuildOrder, BuildResult, ReplicaStart
@@ -39,7 +39,8 @@ class ForkServerFact:
 class ReplicaFact:
     """A replica process, from its order to its exit.
 
-    start.goal is the goal last sent. kill_at: when a draining one is killed (inf = not draining). Times are monotonic seconds.
+    start.goal is the goal last sent. kill_at: when a draining one is killed (inf = not draining). outgrown: why it shall be replaced
+    though its version is right, "" if it shall not. Times are monotonic seconds.
     """
 
     replica_id: str
@@ -69,6 +70,8 @@ class ReplicaFact:
     cpus: float = 0.0
     gpu_share: float = 0.0
     devices: tuple[int, ...] = ()
+    memory_bytes: int = 0
+    outgrown: str = ""
 
     @property
     def held(self) -> Held:
@@ -88,7 +91,7 @@ class ReplicaFact:
 
 @dataclass(frozen=True, slots=True)
 class DeadReplicaFact:
-    """A replica that is gone, for the post-mortem list."""
+    """A replica that is gone, for the post-mortem list. stack: of its main thread, if that was stuck."""
 
     replica_id: str
     pid: int
@@ -96,6 +99,8 @@ class DeadReplicaFact:
     age_s: float
     reason: str
     ongoing: int
+    log_lines: tuple[str, ...] = ()
+    stack: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +109,8 @@ class DeploymentFact:
 
     target_key: digest of the target that the counters belong to. failures: consecutive failed starts. trouble: why it is
     UNHEALTHY, "" if it is not. desired: replica count that the autoscaler decided, None before the first decision.
-    lean / lean_since: direction (-1, 0, 1) in which the autoscaler leans, and since when.
+    lean / lean_since: direction (-1, 0, 1) in which the autoscaler leans, and since when. outgrown_at: when a replica was last
+    found to use more memory than it may.
     """
 
     app: str
@@ -120,6 +126,7 @@ class DeploymentFact:
     lean_since: float = 0.0
     reason: str = ""
     dead: tuple[DeadReplicaFact, ...] = ()
+    outgrown_at: float = float("-inf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +221,7 @@ class Samples:
 
 
 register_message(
-    ApplicationDocument, ApplicationGoal, Goal, HttpGoal,
+    ApplicationDocument, ApplicationGoal, Goal, HttpGoal, HttpWish,
     ForkServerFact, ReplicaFact, DeadReplicaFact, DeploymentFact, ApplicationFact, ProxyFact, DataPlaneFact,
 )  # fmt: skip
 

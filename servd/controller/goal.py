@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from servd.control_plane import ApplicationDocument
+from servd.control_plane import ApplicationDocument, HttpWish
 from servd.states import DeployMode
 
 
@@ -38,13 +38,17 @@ class ApplicationGoal:
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """Everything that is wanted. http: None until Serve first ran with options of its own."""
+    """Everything that is wanted. http: None until Serve first ran with options of its own.
+
+    asked: the HTTP options that its documents sent; a rollback compares these and no others.
+    """
 
     revision: int = 0
     running: bool = False
     mode: DeployMode = DeployMode.UNSET
     http: HttpGoal | None = None
     applications: tuple[ApplicationGoal, ...] = ()
+    asked: HttpWish = field(default_factory=HttpWish)
 
     def application(self, name: str) -> ApplicationGoal | None:
         """The wanted application of that name, if any."""

@@ -1,7 +1,8 @@
 """The accepted goal on disk: every revision, chained, so that a damaged or emptied store is refused and never obeyed.
 
 One SQLite file in the state directory, WAL, synchronous FULL, checkpointed after each revision. Each row carries a SHA-256
-over itself and the sum of the row before: SQLite's own check does not see a changed or lost row.
+over itself and the sum of the row before: SQLite's own check does not see a changed or lost row. Replica counts set by
+`scale` are no revision: they stand beside the latest one until the next.
 """
 
 import contextlib
@@ -11,11 +12,11 @@ import logging
 import os
 import sqlite3
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from servd.control_plane import ApplicationDocument
+from servd.control_plane import ApplicationDocument, HttpWish
 from servd.controller.goal import ApplicationGoal, Goal, HttpGoal
 from servd.exceptions import GoalNotSavedError, InvariantError, StateError
 from servd.states import DeployMode
@@ -29,6 +30,9 @@ CREATE TABLE revisions (
     revision INTEGER PRIMARY KEY, goal TEXT NOT NULL, at REAL NOT NULL, origin TEXT NOT NULL,
     previous TEXT NOT NULL, sha256 TEXT NOT NULL
 ) STRICT
+"""
+_PINS_SCHEMA = """
+CREATE TABLE IF NOT EXISTS pins (revision INTEGER PRIMARY KEY, scale TEXT NOT NULL, sha256 TEXT NOT NULL) STRICT
 """
 
 logger = logging.getLogger(__name__)
@@ -113,17 +117,45 @@ class GoalStore:
                     (goal.revision, text, at, origin, previous, sha256),
                 )
         except sqlite3.Error as error:
-            raise GoalNotSavedError(
-                f"the goal was not saved in {self._path}: {error}. Make room there and try again; "
-                f"the accepted goal (revision {revision}) goes on"
-            ) from error
+            raise self._not_saved(error) from error
         self._last = (goal.revision, sha256, goal)
+        self._checkpoint()
+
+    def save_scale(self, goal: Goal) -> None:
+        """Make `goal` the one in force: the latest revision with other replica counts set by `scale`.
+
+        Raises:
+            GoalNotSavedError: nothing was saved.
+        """
+        revision, sha256, _ = self._last
+        if goal.revision != revision:
+            raise InvariantError(f"counts of revision {goal.revision} cannot stand beside {revision}")
+        text = json.dumps({app.name: app.scale for app in goal.applications})
+        row = (revision, text, _sum(sha256, revision, text, 0.0, "scale"))
+        try:
+            with self._connection:
+                self._connection.execute(_PINS_SCHEMA)
+                self._connection.execute("INSERT OR REPLACE INTO pins VALUES (?, ?, ?)", row)
+        except sqlite3.Error as error:
+            raise self._not_saved(error) from error
+        self._last = (revision, sha256, goal)
         self._checkpoint()
 
     def revisions(self) -> list[Revision]:
         """All revisions, oldest first."""
         rows = self._connection.execute("SELECT revision, at, origin, sha256 FROM revisions ORDER BY revision")
         return [Revision(*row) for row in rows]
+
+    def goal_of(self, revision: int) -> Goal | None:
+        """The goal of a revision as it was accepted; None if there is no such revision."""
+        row = self._connection.execute("SELECT goal FROM revisions WHERE revision = ?", (revision,)).fetchone()
+        return None if row is None else goal_from_json(json.loads(row[0]))
+
+    def _not_saved(self, error: sqlite3.Error) -> GoalNotSavedError:
+        return GoalNotSavedError(
+            f"the goal was not saved in {self._path}: {error}. Make room there and try again; "
+            f"the accepted goal (revision {self._last[0]}) goes on"
+        )
 
     def close(self) -> None:
         """Close the file."""
@@ -157,9 +189,23 @@ class GoalStore:
         if count:
             self._last = (count, last, goal_from_json(json.loads(text)))
         self._connection.execute("PRAGMA synchronous=FULL")
+        self._apply_pins()
         self._checkpoint()
         if max_pages is not None:
             self._connection.execute(f"PRAGMA max_page_count={max_pages}")
+
+    def _apply_pins(self) -> None:
+        revision, sha256, goal = self._last
+        if self._connection.execute("SELECT 1 FROM sqlite_schema WHERE name = 'pins'").fetchone() is None:
+            return
+        row = self._connection.execute("SELECT scale, sha256 FROM pins WHERE revision = ?", (revision,)).fetchone()
+        if row is None:
+            return
+        if row[1] != _sum(sha256, revision, row[0], 0.0, "scale"):
+            raise _refusal(self._path, f"the replica counts beside revision {revision} were changed")
+        counts = json.loads(row[0])
+        apps = tuple(replace(app, scale=counts.get(app.name, app.scale)) for app in goal.applications)
+        self._last = (revision, sha256, replace(goal, applications=apps))
 
     def _pragma(self, name: str) -> Any:
         return self._connection.execute(f"PRAGMA {name}").fetchone()[0]
@@ -175,7 +221,9 @@ def goal_from_json(value: dict[str, Any]) -> Goal:
         _build(ApplicationGoal, {**app, "document": _document(app["document"])}) for app in value["applications"]
     )
     http = _build(HttpGoal, value["http"]) if value.get("http") else None
-    return _build(Goal, {**value, "mode": DeployMode(value["mode"]), "http": http, "applications": applications})
+    asked = _build(HttpWish, value.get("asked") or {})
+    mode = DeployMode(value["mode"])
+    return _build(Goal, {**value, "mode": mode, "http": http, "applications": applications, "asked": asked})
 
 
 def _document(value: dict[str, Any]) -> ApplicationDocument:

@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 from servd import logs, process
 from servd.clock import SystemClock, block_for
 from servd.controller.control_loop import ControlLoop
-from servd.controller.control_server import ControlServer
+from servd.controller.control_server import REPLICA, ControlServer
 from servd.controller.daemon_channel import DaemonChannel
 from servd.controller.data_plane import boot, is_served
 from servd.controller.executor import Executor
@@ -23,6 +23,7 @@ from servd.controller.fork_server_lines import ForkServerLines
 from servd.controller.goal_store import GoalStore
 from servd.controller.observed import Observed
 from servd.controller.process_news import ProcessNews
+from servd.controller.stack_requests import StackRequests
 from servd.controller.status import Identity
 from servd.controller.supervisor import Supervisor
 from servd.exceptions import InvariantError, ServdError, StateError
@@ -98,13 +99,14 @@ class _Controller:
         supervisor = Supervisor(loop, self._lifetime, news.process_exited)
         channel = DaemonChannel(loop, self._channel, news.orphan_exited, self._stop, _fail)
         executor = Executor(loop, settings, observed, supervisor, server, lines, channel, control.emit)
-        news.start(executor, supervisor)
+        stacks = StackRequests(loop, lambda replica_id, wish: server.send(REPLICA, replica_id, wish))
+        news.start(executor, supervisor, stacks)
         # Hellos need an answer at once, admin requests may wait for the imports below
         await server.open(control_socket(settings.socket_dir))
         http = observed.data_plane.http or (goal.http if goal.running else None)
         if http is not None and is_served(http):
             await channel.open_listeners(http.host, http.port, settings.proxies)
-        control.start(executor, supervisor, channel)
+        control.start(executor, supervisor, channel, stacks)
         logger.info("controller_started pid=%d revision=%d", os.getpid(), goal.revision)
         try:
             await self._serve(control)

@@ -9,6 +9,7 @@ from servd.controller import actions, events
 from servd.controller.control_server import PROXY, REPLICA
 from servd.controller.executor import Executor
 from servd.controller.observed import Observed
+from servd.controller.stack_requests import StackRequests
 from servd.controller.supervisor import Key, Supervisor
 from servd.messages import (
     BuildResult,
@@ -19,6 +20,7 @@ from servd.messages import (
     ProxyGoal,
     ProxyReport,
     ReplicaReport,
+    StackReport,
 )
 
 logger = logging.getLogger(__name__)
@@ -38,14 +40,16 @@ class ProcessNews:
         self._emit = emit
         self._executor: Executor
         self._supervisor: Supervisor
+        self._stacks: StackRequests | None = None
 
     def __repr__(self) -> str:
         return f"ProcessNews({len(self._observed.replicas)} replicas)"
 
-    def start(self, executor: Executor, supervisor: Supervisor) -> None:
+    def start(self, executor: Executor, supervisor: Supervisor, stacks: StackRequests | None = None) -> None:
         """Say who answers; before the first news."""
         self._executor = executor
         self._supervisor = supervisor
+        self._stacks = stacks
 
     def greeted(self, hello: Hello, pid: int) -> bool:
         """A process said Hello on its control line; False refuses it."""
@@ -83,6 +87,8 @@ class ProcessNews:
             self._emit(events.ReplicaReported(message))
         elif isinstance(message, ProxyReport) and role == PROXY and message.proxy_id == peer_id:
             self._emit(events.ProxyReported(message))
+        elif isinstance(message, StackReport) and self._stacks is not None:
+            self._stacks.answered(message)
         else:
             logger.warning("message_ignored role=%s id=%s message=%s", role, peer_id, type(message).__name__)
 

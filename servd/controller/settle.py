@@ -10,6 +10,7 @@ from servd.controller.data_plane import settle_data_plane
 from servd.controller.facts import ApplicationFact, DeploymentFact, ForkServerFact
 from servd.controller.goal import ApplicationGoal, Goal
 from servd.controller.observed import Observed
+from servd.controller.outgrown import settle_memory
 from servd.controller.restarts import BackOff, failure_threshold, retry_delay_s
 from servd.controller.targets import DeploymentTarget, digest, resolve
 from servd.exceptions import DeployError
@@ -33,7 +34,7 @@ def settle(goal: Goal, observed: Observed, now: float) -> float:
     _settle_templates(observed, now)
     wake_at = float("inf")
     for target in observed.targets.values():
-        wake_at = min(wake_at, _settle_deployment(target, observed, now))
+        wake_at = min(wake_at, _settle_deployment(target, observed, now), settle_memory(target, observed, now))
     _forget_gone(observed)
     settle_data_plane(goal, observed)
     for app in list(observed.applications.values()):
@@ -65,7 +66,10 @@ def is_settled(target: DeploymentTarget, fact: DeploymentFact, observed: Observe
     """Whether nothing is under way: RUNNING at the target version = wanted count, and no replica in another state."""
     replicas = observed.replicas_of(target.id.app, target.id.name)
     return len(replicas) == wanted_count(target, fact) and all(
-        r.state is ReplicaState.RUNNING and r.version == target.version and r.config_version == target.config_version
+        r.state is ReplicaState.RUNNING
+        and r.version == target.version
+        and r.config_version == target.config_version
+        and not r.outgrown
         for r in replicas
     )
 
@@ -204,7 +208,7 @@ def _settle_deployment(target: DeploymentTarget, observed: Observed, now: float)
     key = (target.id.app, target.id.name)
     fact = observed.deployments.get(key)
     if fact is None or fact.target_key != target.key:
-        fact = _fresh_fact(target, fact)
+        fact = fresh_fact(target, fact)
         observed.put(fact)
     wake_at = float("inf")
     if target.autoscaling is not None and target.pinned is None:
@@ -221,7 +225,8 @@ def _settle_deployment(target: DeploymentTarget, observed: Observed, now: float)
     return wake_at
 
 
-def _fresh_fact(target: DeploymentTarget, old: DeploymentFact | None) -> DeploymentFact:
+def fresh_fact(target: DeploymentTarget, old: DeploymentFact | None) -> DeploymentFact:
+    """What is remembered of a deployment when its target has just changed."""
     desired = None
     if target.autoscaling is not None:
         low, high = target.autoscaling["min_replicas"], target.autoscaling["max_replicas"]

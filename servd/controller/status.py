@@ -66,6 +66,7 @@ def instance_view(
         controller_worker_id=identity.worker_id,
         node_id=identity.node_id,
         node_ip=identity.node_ip,
+        log_dir=settings.log_dir,
     )
 
 
@@ -113,7 +114,10 @@ def _deployment(app: ApplicationFact, name: str, observed: Observed, pool: Pool,
         target_num_replicas=wanted_count(target, fact) if target and not app.deleting else 0,
         replicas=tuple(_replica(replica, observed) for replica in replicas),
         recent_dead=tuple(
-            DeadReplicaView(d.replica_id, d.pid or None, d.exit_code, d.age_s, d.reason, d.ongoing) for d in dead
+            DeadReplicaView(
+                d.replica_id, d.pid or None, d.exit_code, d.age_s, d.reason, d.ongoing, tuple(d.log_lines), d.stack
+            )
+            for d in dead
         ),
         autoscaling={"target": fact.desired, "reason": fact.reason} if autoscaled and fact else None,
     )
@@ -142,6 +146,9 @@ def _message(status: DeploymentStatus, fact: DeploymentFact | None, replicas: li
                 f"{len(slow)} replica(s) have been starting for more than {SLOW_START_S:.0f} s: "
                 f"the constructor, reconfigure or first health check is slow"
             )
+        outgrown = [f"replica {r.replica_id} {r.outgrown} and is replaced" for r in replicas if r.outgrown]
+        if outgrown:
+            return "\n".join(outgrown)
         if fact.last_error and fact.failures:
             return f"{fact.failures} failed start(s); last error:\n{fact.last_error}"
     return ""
@@ -169,7 +176,7 @@ def _replica(fact: ReplicaFact, observed: Observed) -> ReplicaView:
         actor_id=fact.actor_id,
         worker_id=fact.worker_id,
         ongoing=fact.ongoing,
-        message=fact.stop_reason or fact.health_message,
+        message=fact.stop_reason or fact.outgrown or fact.health_message or fact.stack,
     )
 
 

@@ -1,9 +1,36 @@
-"""Notices that a thread's loop does not turn any more, and says where it is stuck."""
+"""Notices that a thread's loop does not turn any more, and says where it is stuck; shows where all threads and tasks are."""
 
+import asyncio
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Callable
+
+MAX_TASKS = 100
+"""Tasks whose stacks are shown; a busy replica may have thousands."""
+
+
+def stacks(loop: asyncio.AbstractEventLoop) -> str:
+    """Python stacks of all threads of this process but the calling one, and of the tasks of `loop`; for people."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    parts = [f"pid {os.getpid()}"]
+    for ident, frame in sys._current_frames().items():
+        if ident != threading.get_ident():
+            lines = "".join(traceback.format_stack(frame)).rstrip()
+            parts.append(f"thread {names.get(ident, ident)}:\n{lines}")
+    try:
+        tasks = sorted(asyncio.all_tasks(loop), key=lambda task: task.get_name())
+    except RuntimeError:
+        # the set of tasks changed under our hands, several times in a row
+        tasks = []
+    for task in tasks[:MAX_TASKS]:
+        frames = [item for frame in task.get_stack() for item in traceback.extract_stack(frame, limit=1)]
+        lines = "".join(traceback.format_list(frames)).rstrip() or "  (not in Python code)"
+        parts.append(f"task {task.get_name()}:\n{lines}")
+    if len(tasks) > MAX_TASKS:
+        parts.append(f"and {len(tasks) - MAX_TASKS} more tasks")
+    return "\n\n".join(parts)
 
 
 class LoopWatch:

@@ -13,11 +13,21 @@ from typing import Any, Protocol
 
 from servd import settings
 from servd.control_link import ControlLink
-from servd.messages import CallerReport, Hello, ReplicaGoal, ReplicaReport, ReplicaStart, Routing, Subscribe
+from servd.messages import (
+    CallerReport,
+    Hello,
+    ReplicaGoal,
+    ReplicaReport,
+    ReplicaStart,
+    Routing,
+    StackReport,
+    StackWish,
+    Subscribe,
+)
 from servd.pidfd import start_ticks
 from servd.process import run, watch_lifetime
 from servd.replica.health import HealthChecks
-from servd.replica.loop_watch import LoopWatch
+from servd.replica.loop_watch import LoopWatch, stacks
 from servd.states import ReplicaPhase
 
 REPORT_PERIOD_S = 0.25
@@ -186,6 +196,8 @@ class Warden:
             self._in_main(self._ward.set_goal, message)
         elif isinstance(message, Routing):
             self._in_main(self._ward.apply_routing, message)
+        elif isinstance(message, StackWish):
+            self._link.send(StackReport(message.request_id, stacks(self._main_loop)))
 
     def _change(self, changes: dict[str, Any]) -> None:
         self._report = dataclasses.replace(self._report, **changes)

@@ -6,10 +6,13 @@ from servd.control_plane import ApplicationDocument, GoalDocument, HttpWish
 from servd.controller.change import (
     Situation,
     check_put,
+    check_rollback,
     delete,
     delete_application,
     put,
     put_application,
+    rollback,
+    scale,
     start_instance,
 )
 from servd.controller.goal import Goal, HttpGoal
@@ -127,3 +130,32 @@ def test_start_makes_serve_run_once() -> None:
     goal = start_instance(Goal(), HTTP)
     assert (goal.running, goal.mode, goal.revision) == (True, DeployMode.UNSET, 1)
     assert start_instance(goal, HTTP) is goal
+
+
+def test_a_rollback_brings_everything_back_but_the_counts_of_scale() -> None:
+    first = put(Goal(), document("a", port=8000), HTTP, situation(), {"a": {"/dir": "/code/1"}})
+    second = put(first, document("b"), HTTP, situation(), {})
+    pinned = scale(first, "a", "D", 5)
+    back = rollback(second, pinned, check_rollback(second, pinned, situation(present={"b"})), situation())
+    assert (back.revision, back.mode, back.asked) == (3, DeployMode.MULTI_APP, HttpWish(port=8000))
+    (app,) = back.applications
+    assert (app.name, app.snapshots, app.scale, app.deploy_id) == ("a", {"/dir": "/code/1"}, {}, 7)
+
+
+def test_a_rollback_to_nothing_empties_the_goal() -> None:
+    goal = a_goal(an_app())
+    assert check_rollback(goal, Goal(3), situation(present={"app"})) is None
+    assert rollback(goal, Goal(3), None, situation()) == Goal(2)
+
+
+def test_a_rollback_is_refused_as_a_put_is() -> None:
+    goal = a_goal(an_app())
+    single = put(Goal(), document("default", mode=DeployMode.SINGLE_APP), HTTP, situation(), {})
+    with pytest.raises(ConfigError, match="ServeApplicationSchema"):
+        check_rollback(goal, single, situation(present={"app"}))
+    elsewhere = put(Goal(), document("a", port=9000), HttpGoal("127.0.0.1", 9000), situation(), {})
+    with pytest.raises(ConfigError, match="port"):
+        check_rollback(goal, elsewhere, situation(present={"app"}))
+    # options that the document had not sent are not compared
+    flags = put(Goal(), document("a"), HttpGoal("127.0.0.1", 9000), situation(), {})
+    assert check_rollback(goal, flags, situation(present={"app"})) == HTTP

@@ -1,13 +1,16 @@
 """The goal store: what is accepted stays, what is damaged is refused."""
 
+import contextlib
 import shutil
 import sqlite3
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from servd.control_plane import ApplicationDocument
+from servd.control_plane import ApplicationDocument, HttpWish
+from servd.controller import change
 from servd.controller.fact_store import FactStore
 from servd.controller.goal import ApplicationGoal, Goal, HttpGoal
 from servd.controller.goal_store import GoalStore
@@ -49,6 +52,39 @@ def test_the_goal_comes_back_with_its_types(tmp_path: Path) -> None:
     assert again.latest().mode is DeployMode.MULTI_APP
     assert [(r.revision, r.at, r.origin) for r in again.revisions()] == [(1, 12.0, "PUT")]
     again.close()
+
+
+def test_every_revision_can_be_read_again(tmp_path: Path) -> None:
+    store = GoalStore.open(str(tmp_path))
+    asked = HttpWish(port=8000)
+    store.save(replace(a_goal(1, "first"), asked=asked), "PUT", 1.0)
+    store.save(a_goal(2, "second"), "PUT", 2.0)
+    assert store.goal_of(1) == replace(a_goal(1, "first"), asked=asked)
+    assert store.goal_of(2) == store.latest()
+    assert store.goal_of(3) is None
+    store.close()
+
+
+def test_counts_of_scale_stand_beside_the_latest_revision(tmp_path: Path) -> None:
+    store = GoalStore.open(str(tmp_path))
+    store.save(a_goal(1), "PUT", 1.0)
+    scaled = change.scale(a_goal(1), "fruit", "D", 9)
+    store.save_scale(scaled)
+    store.close()
+    store = GoalStore.open(str(tmp_path))
+    assert store.latest() == scaled
+    assert [row.revision for row in store.revisions()] == [1]
+    assert store.goal_of(1) == a_goal(1)
+    store.save(a_goal(2), "PUT", 2.0)
+    store.close()
+    store = GoalStore.open(str(tmp_path))
+    assert store.latest() == a_goal(2)
+    store.save_scale(change.scale(a_goal(2), "fruit", "D", 9))
+    store.close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "goal.db")) as connection, connection:
+        connection.execute("UPDATE pins SET scale = replace(scale, '9', '8') WHERE revision = 2")
+    with pytest.raises(StateError, match="replica counts"):
+        GoalStore.open(str(tmp_path))
 
 
 def test_a_skipped_revision_is_a_bug(tmp_path: Path) -> None:

@@ -1,0 +1,178 @@
+"""What a change of the goal would do, without doing it: every deployment as it is served now against what it would become.
+
+How this works: the build that serves now is resolved with the new wish. Where the code stays, the same digests that the
+reconciler compares tell what happens; where it changes, everything restarts, and what it then defines only its build can tell.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from servd.control_plane import ApplicationChange, ChangePlan, DeploymentChange
+from servd.controller.facts import ApplicationFact, DeploymentFact
+from servd.controller.goal import ApplicationGoal, Goal, HttpGoal
+from servd.controller.observed import Observed
+from servd.controller.settle import fresh_fact, wanted_count
+from servd.controller.targets import (
+    DeploymentTarget,
+    digest,
+    resolve,
+    without_empty_variables,
+)
+from servd.exceptions import DeployError
+from servd.ids import DeploymentID
+from servd.runtime_env import local_uris
+
+UNTOUCHED, RECONFIGURED, RESTARTED = "untouched", "reconfigured", "restarted"
+REMOVED, ADDED = "removed", "added"
+UNCHANGED, CHANGED = "unchanged", "changed"
+NEW_CODE = "the new code is not built: it may define other deployments"
+NOT_BUILT = "the application is not built: its deployments show once it is"
+
+_COUNTS = ("num_replicas", "autoscaling_config", "scale")
+
+
+def compare(before: Goal, after: Goal, http: HttpGoal | None, observed: Observed) -> ChangePlan:
+    """What would happen if `after` became the goal now.
+
+    Args:
+        http: options in force.
+        observed: facts, with `before` settled into them; not changed.
+    """
+    apps = {wish.name: _application(wish, observed) for wish in after.applications}
+    for name, fact in observed.applications.items():
+        if name not in apps and not fact.deleting:
+            apps[name] = ApplicationChange(REMOVED, (), "", _all(fact, observed, REMOVED))
+    for wish in before.applications:
+        apps.setdefault(wish.name, ApplicationChange(REMOVED, (), "", {}))
+    return ChangePlan(before.revision, _http_changes(http, after.http), apps)
+
+
+def _http_changes(old: HttpGoal | None, new: HttpGoal | None) -> dict[str, tuple[Any, Any]]:
+    before = asdict(old) if old is not None else {}
+    after = asdict(new) if new is not None else {}
+    return {
+        name: (before.get(name), after.get(name))
+        for name in ("host", "port", "root_path", "location")
+        if before.get(name) != after.get(name)
+    }
+
+
+def _application(wish: ApplicationGoal, observed: Observed) -> ApplicationChange:
+    fact = observed.applications.get(wish.name)
+    if fact is None or fact.deleting:
+        return ApplicationChange(ADDED, (), NOT_BUILT, dict(_listed(wish)))
+    if fact.active is None or fact.active_goal is None:
+        return ApplicationChange(CHANGED, (), NOT_BUILT, dict(_listed(wish)))
+    code = _code_fields(fact.active_goal, wish)
+    fields = [*code, *_other_fields(fact.active_goal, wish)]
+    version = digest("new code", fact.code_version) if code else fact.code_version
+    try:
+        targets = resolve(wish, fact.active, version)
+    except DeployError as error:
+        note = f"{NEW_CODE}; {error}, now" if code else f"it would fail: {error}"
+        return ApplicationChange(CHANGED, tuple(fields), note, _all(fact, observed, RESTARTED if code else UNTOUCHED))
+    changes = dict(_deployments(wish, targets, tuple(code), observed))
+    is_same = not fields and all(c.action == UNTOUCHED and not c.fields for c in changes.values())
+    return ApplicationChange(UNCHANGED if is_same else CHANGED, tuple(fields), NEW_CODE if code else "", changes)
+
+
+def _listed(wish: ApplicationGoal) -> Iterator[tuple[str, DeploymentChange]]:
+    """Deployments of an unbuilt application, as far as its document names them."""
+    for override in wish.document.deployments:
+        name = DeploymentID(wish.name, override["name"]).full_name
+        yield name, DeploymentChange(override["name"], ADDED, (), 0, override.get("num_replicas"))
+
+
+def _all(fact: ApplicationFact, observed: Observed, action: str) -> dict[str, DeploymentChange]:
+    """One action for every deployment that there is."""
+    found = {}
+    for key, target in observed.targets.items():
+        if key[0] == fact.name:
+            count = wanted_count(target, observed.deployments.get(key))
+            after = {REMOVED: 0, UNTOUCHED: count}.get(action)
+            found[target.id.full_name] = DeploymentChange(target.id.name, action, (), count, after)
+    return found
+
+
+def _deployments(
+    wish: ApplicationGoal, targets: tuple[DeploymentTarget, ...], code: tuple[str, ...], observed: Observed
+) -> Iterator[tuple[str, DeploymentChange]]:
+    for target in targets:
+        key = (wish.name, target.id.name)
+        old, fact = observed.targets.get(key), observed.deployments.get(key)
+        if old is None:
+            yield target.id.full_name, DeploymentChange(target.id.name, ADDED, (), 0, wanted_count(target, None))
+            continue
+        fields = [*code, *_option_fields(old, target)]
+        fields += [] if old.pinned == target.pinned else ["scale"]
+        if old.version != target.version:
+            action = RESTARTED
+            fields += _environment_fields(old, target) if not code else []
+        elif [field for field in fields if field.partition(".")[0] not in _COUNTS]:
+            action = RECONFIGURED
+        else:
+            action = UNTOUCHED
+        before, after = wanted_count(old, fact), _count_after(old, target, fact)
+        yield target.id.full_name, DeploymentChange(target.id.name, action, tuple(fields), before, after)
+
+
+def _count_after(old: DeploymentTarget, new: DeploymentTarget, fact: DeploymentFact | None) -> int:
+    return wanted_count(new, fact if old.key == new.key else fresh_fact(new, fact))
+
+
+def _option_fields(old: DeploymentTarget, new: DeploymentTarget) -> Iterator[str]:
+    """Options that differ, dotted where they are objects; the environment apart."""
+    for name in {**old.options, **new.options}:
+        before, after = old.options.get(name), new.options.get(name)
+        if name == "ray_actor_options":
+            before, after = _without_environment(before), _without_environment(after)
+        yield from _different(name, before, after)
+
+
+def _without_environment(options: Any) -> dict[str, Any]:
+    found = {key: value for key, value in (options or {}).items() if key != "runtime_env"}
+    return {"num_cpus": 1.0, **{k: float(v) if isinstance(v, int | float) else v for k, v in found.items()}}
+
+
+def _environment_fields(old: DeploymentTarget, new: DeploymentTarget) -> Iterator[str]:
+    before, after = without_empty_variables(old.runtime_env), without_empty_variables(new.runtime_env)
+    yield from (f"ray_actor_options.{field}" for field in _different("runtime_env", before, after))
+
+
+def _different(name: str, before: Any, after: Any) -> Iterator[str]:
+    """`name`, or the dotted names of the keys below it, where two JSON values differ."""
+    # facts that went through the fact store have tuples where documents have lists
+    before, after = json.loads(json.dumps([before, after], default=str))
+    if before == after:
+        return
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+        for key in {**before, **after}:
+            yield from _different(f"{name}.{key}", before.get(key), after.get(key))
+    else:
+        yield name
+
+
+def _code_fields(old: ApplicationGoal, new: ApplicationGoal) -> list[str]:
+    """What makes another code version: each of these restarts the whole application."""
+    was, wish = old.document, new.document
+    fields: list[str] = []
+    for name in ("import_path", "args", "python_path", "driver_path"):
+        fields += _different(name, getattr(was, name), getattr(wish, name))
+    if wish.application_hash or was.application_hash:
+        fields.append("application (shipped by value)")
+    fields += _different(
+        "runtime_env", without_empty_variables(was.runtime_env), without_empty_variables(wish.runtime_env)
+    )
+    for directory in local_uris(wish.runtime_env):
+        if old.snapshots.get(directory) != new.snapshots.get(directory) and directory in old.snapshots:
+            fields.append(f"source files in {directory}")
+    return fields
+
+
+def _other_fields(old: ApplicationGoal, new: ApplicationGoal) -> Iterator[str]:
+    was, wish = old.document, new.document
+    if (was.route_prefix_given, was.route_prefix) != (wish.route_prefix_given, wish.route_prefix):
+        yield "route_prefix"
+    yield from _different("logging_config", was.logging_config, wish.logging_config)

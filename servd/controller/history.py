@@ -1,0 +1,67 @@
+"""Revisions of the goal as people look at them, and what must be there to go back to one."""
+
+import os
+
+from servd.control_plane import RevisionView
+from servd.controller.goal import Goal
+from servd.controller.goal_store import GoalStore, Revision
+from servd.exceptions import ConfigError, UnknownNameError
+
+
+def latest(store: GoalStore, limit: int) -> tuple[RevisionView, ...]:
+    """The latest revisions, newest first, `limit` at most."""
+    rows = store.revisions()[-limit:] if limit > 0 else []
+    return tuple(_view(row, goal_of(store, row.revision)) for row in reversed(rows))
+
+
+def view_of(store: GoalStore, number: int) -> RevisionView:
+    """One revision.
+
+    Raises:
+        UnknownNameError: there is none of that number.
+    """
+    goal = goal_of(store, number)
+    return next(_view(row, goal) for row in store.revisions() if row.revision == number)
+
+
+def goal_of(store: GoalStore, number: int) -> Goal:
+    """The goal of a revision as it was accepted.
+
+    Raises:
+        UnknownNameError: there is none of that number.
+    """
+    goal = store.goal_of(number)
+    if goal is None:
+        last = store.latest().revision
+        there = f"there are 1 to {last}" if last else "there is none yet"
+        raise UnknownNameError(f"there is no revision {number}: {there}")
+    return goal
+
+
+def check_code(goal: Goal, code_dir: str) -> None:
+    """Check that the code which a goal was accepted with is still there.
+
+    Raises:
+        ConfigError: names what is gone.
+    """
+    for app in goal.applications:
+        for directory, snapshot in app.snapshots.items():
+            if not os.path.isdir(snapshot):
+                raise ConfigError(
+                    f"revision {goal.revision}: the snapshot of {directory} of application {app.name!r} is gone: {snapshot}"
+                )
+        pickled = f"{code_dir}/{app.document.application_hash}.pkl"
+        if app.document.application_hash and not os.path.isfile(pickled):
+            raise ConfigError(f"revision {goal.revision}: the code of application {app.name!r} is gone: {pickled}")
+
+
+def _view(row: Revision, goal: Goal) -> RevisionView:
+    return RevisionView(
+        revision=row.revision,
+        at=row.at,
+        origin=row.origin,
+        running=goal.running,
+        mode=goal.mode,
+        http=goal.asked,
+        applications={app.name: app.document.stored for app in goal.applications},
+    )
