@@ -6,32 +6,12 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from servd.began import BeganReader
 from servd.context import RequestContext
 from servd.exceptions import ReplicaDiedError
-from servd.link import CallerLink
 from servd.messages import DeploymentTargets, Routing
 from servd.outgoing import CallTicket, Outgoing
-from servd.records import (
-    ACCEPTED,
-    BODY,
-    CANCEL,
-    CLAIM,
-    CREDIT,
-    DECLINE,
-    END,
-    EVENT,
-    HEAD,
-    HELLO,
-    ITEM,
-    OFFER,
-    REJECTED,
-    REPLY,
-    RESPONSE,
-    WANT,
-    bodies_of,
-    body_of,
-)
+from servd.records import CANCEL, CLAIM, DECLINE, WANT
+from servd.replica_peer import ReplicaPeer, Router
 from servd.request_router import AfterLoss, Candidate, RequestRouter, RetryBudget, after_loss
 from servd.settings import variable
 
@@ -39,129 +19,6 @@ DEFAULT_MAX_RETRIES = 3
 _TURN_S = 1.0
 
 logger = logging.getLogger(__name__)
-
-Router = RequestRouter[Outgoing]
-
-
-class ReplicaPeer:
-    """One replica as a caller sees it: its link and the requests that are there."""
-
-    __slots__ = ("_began", "candidate", "is_retired", "link", "owner", "pending", "router")
-
-    def __init__(self, owner: "Caller", router: Router, candidate: Candidate) -> None:
-        self.owner = owner
-        self.router = router
-        self.candidate = candidate
-        self.pending: dict[int, Outgoing] = {}
-        self.is_retired = False
-        key = random.getrandbits(63) | 1
-        self._began = BeganReader(candidate.address, key)
-        self.link = CallerLink(owner.loop, candidate.address, self._on_records, self._on_lost)
-        self.link.send((HELLO, key))
-
-    def __repr__(self) -> str:
-        return f"ReplicaPeer({self.candidate}, pending={len(self.pending)})"
-
-    def retire(self) -> None:
-        """Close when the last request is answered."""
-        self.is_retired = True
-        if not self.pending:
-            self.close()
-
-    def close(self) -> None:
-        """Close at once."""
-        self.link.close()
-        self._began.close()
-
-    def grant(self, call: Outgoing, size: int) -> None:
-        """The reader of a call's answer took `size` bytes."""
-        if call.call_id in self.pending:
-            self.link.send((CREDIT, call.call_id, size))
-
-    def send_body(self, call: Outgoing, data: Any, more: bool) -> None:
-        """Send a piece of a request body."""
-        if call.call_id in self.pending:
-            link = self.link
-            link.send((BODY, call.call_id, link.outbox.attach(data), more))
-
-    def send_event(self, call: Outgoing, message: dict[str, Any], cost: int) -> None:
-        """Send a message of a WebSocket's client."""
-        if call.call_id in self.pending:
-            self.link.send((EVENT, call.call_id, message, cost))
-
-    def _on_records(self, records: list[Any], frames: list[Any]) -> None:
-        pending = self.pending
-        candidate = self.candidate
-        for record in records[1:]:
-            try:
-                kind = record[0]
-                if kind == RESPONSE:
-                    _, call_id, ongoing, status, block, body = record
-                    candidate.load = ongoing
-                    call = pending.pop(call_id, None)
-                    if call is not None:
-                        call.on_response(status, block, body if type(body) is bytes else body_of(body, frames))
-                else:
-                    self._on_other(kind, record, frames)
-            except Exception:
-                # one callback must not cost the others their replies
-                logger.exception("reply_callback_failed peer=%s", self)
-        if self.is_retired and not pending:
-            self.close()
-
-    def _on_other(self, kind: int, record: tuple[Any, ...], frames: list[Any]) -> None:
-        if kind == ACCEPTED:
-            for call_id in record[1]:
-                call = self.pending.get(call_id)
-                if call is not None:
-                    call.is_accepted = True
-        elif kind == OFFER:
-            self.candidate.load = record[1]
-            self.owner.on_offer(self)
-        elif kind in (REPLY, END, REJECTED):
-            self._on_last(kind, record, frames)
-        else:
-            self._on_part(kind, record, frames)
-
-    def _on_last(self, kind: int, record: tuple[Any, ...], frames: list[Any]) -> None:
-        self.candidate.load = record[2]
-        call = self.pending.pop(record[1], None)
-        if kind == REJECTED:
-            self.owner.on_rejected(self, call, record[3])
-        elif call is None:
-            return
-        elif kind == REPLY:
-            call.on_reply(record[3], bodies_of(record[4], frames))
-        else:
-            call.on_end(record[3])
-
-    def _on_part(self, kind: int, record: tuple[Any, ...], frames: list[Any]) -> None:
-        call = self.pending.get(record[1])
-        if call is None:
-            return
-        call.is_accepted = True
-        if kind == CREDIT:
-            call.was_granted = True
-            call.on_credit(record[2])
-            return
-        call.has_begun = True
-        if kind == BODY:
-            call.on_piece(body_of(record[2], frames))
-        elif kind == HEAD:
-            call.on_head(record[2], record[3])
-        elif kind == ITEM:
-            call.on_item(bodies_of(record[2], frames), record[3])
-        elif kind == EVENT:
-            call.on_event(record[2], record[3])
-        else:
-            logger.error("unknown_record kind=%s peer=%s", kind, self)
-
-    def _on_lost(self, reason: str) -> None:
-        last = self._began.last_begun()
-        for call_id, call in self.pending.items():
-            call.is_accepted = call.is_accepted or last is None or call_id <= last
-        self._began.close(is_dead=True)
-        self.owner.on_lost(self, reason)
 
 
 class Caller:

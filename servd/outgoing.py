@@ -10,7 +10,7 @@ from servd.exceptions import RemoteFailure, RequestCancelledError
 from servd.records import CALL, CREDIT_BYTES, STREAM, Outbox
 
 if TYPE_CHECKING:
-    from servd.caller import ReplicaPeer
+    from servd.replica_peer import ReplicaPeer
     from servd.request_router import RequestRouter
 
 _GRANT_BYTES = CREDIT_BYTES // 4

@@ -8,12 +8,13 @@ import string
 from email.utils import formatdate
 from http import HTTPStatus
 
-from servd.caller import Caller, Router
+from servd.caller import Caller
 from servd.clock import Clock, SystemClock
 from servd.exceptions import RequestError
 from servd.messages import Routing
 from servd.proxy.limits import Limits
 from servd.proxy.probes import TEXT, Answer, answer_unrouted, is_probe
+from servd.replica_peer import Router
 from servd.route_table import RouteTable, decoded_path
 
 RETRY_AFTER_S = 1
