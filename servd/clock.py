@@ -19,11 +19,9 @@ class Clock(Protocol):
 class SystemClock:
     """The system's clocks."""
 
-    def now(self) -> float:
-        return time.monotonic()
-
-    def wall_time(self) -> float:
-        return time.time()
+    # asked for every request: no Python call in between
+    now = staticmethod(time.monotonic)
+    wall_time = staticmethod(time.time)
 
 
 def block_for(seconds: float) -> None:

@@ -194,7 +194,7 @@ class AccessLog:
         self._file = file
         self._head = f"{component} {component_id}"
         self._place = place
-        self._lines: list[str] = []
+        self._noted: list[tuple[float, str, str, float, str, str, str]] = []
         self._second = -1
         self._stamp = ""
 
@@ -209,20 +209,30 @@ class AccessLog:
         app: str,
     ) -> None:
         """Note one request: `<method> <status> <latency>ms`, one decimal."""
+        # worded in `flush`: one after the other they cost half of what they cost between requests
+        self._noted.append((wall_time, method, status, latency_s, request_id, route, app))
+
+    def flush(self) -> None:
+        """Write what was noted since the last flush."""
+        if self._noted:
+            noted, self._noted = self._noted, []
+            data = "".join([self._line(*one) for one in noted]).encode(errors="backslashreplace")
+            self._file.write(data)
+
+    def _line(
+        self, wall_time: float, method: str, status: str, latency_s: float, request_id: str, route: str, app: str
+    ) -> str:
         second = int(wall_time)
         if second != self._second:
             self._second = second
             self._stamp = local_stamp(second)
         millis = int((wall_time - second) * 1000)
-        known = " ".join(filter(None, (request_id, route, app)))
-        self._lines.append(
+        known = (
+            f"{request_id} {route} {app}"
+            if request_id and route and app
+            else " ".join(filter(None, (request_id, route, app)))
+        )
+        return (
             f"INFO {self._stamp},{millis:03d} {self._head} {known} {self._place}"
             f" - {method} {status} {latency_s * 1000:.1f}ms\n"
         )
-
-    def flush(self) -> None:
-        """Write what was noted since the last flush."""
-        if self._lines:
-            data = "".join(self._lines).encode(errors="backslashreplace")
-            self._lines.clear()
-            self._file.write(data)
