@@ -18,6 +18,8 @@ REPLICA = "replica"
 CALLER = "caller"
 _CREDENTIALS = struct.Struct("3i")
 _NO_ROUTING = Routing(0)
+_LAST_WORDS_S = 1.0
+_ACCEPT_S = 0.01
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +54,7 @@ class ControlServer:
         self._peers: dict[tuple[str, str], _Peer] = {}
         self._waits: list[_Wait] = []
         self._server: asyncio.Server | None = None
+        self._last_words: dict[tuple[str, str], list[Callable[[], object]]] = {}
 
     def __repr__(self) -> str:
         return f"ControlServer(generation {self._generation}, peers {sorted(self._peers)})"
@@ -102,6 +105,29 @@ class ControlServer:
         self._waits.append(wait)
         wait.timer = asyncio.get_running_loop().call_later(wait_s, self._end, wait)
 
+    def after_heard_out(self, role: str, peer_id: str, callback: Callable[[], object]) -> None:
+        """Call back once all that a dead process had written is read: the news of its death must not overtake its last words.
+
+        Its line may still wait to be accepted, so without one the callback comes after a moment.
+        """
+        loop = asyncio.get_running_loop()
+        key = (role, peer_id)
+        if key in self._peers:
+            self._last_words.setdefault(key, []).append(callback)
+            loop.call_later(_LAST_WORDS_S, self._heard_out, key)
+        else:
+            loop.call_later(_ACCEPT_S, self._hear_late_line, key, callback)
+
+    def _hear_late_line(self, key: tuple[str, str], callback: Callable[[], object]) -> None:
+        if key in self._peers:
+            self.after_heard_out(*key, callback)
+        else:
+            callback()
+
+    def _heard_out(self, key: tuple[str, str]) -> None:
+        for callback in self._last_words.pop(key, ()):
+            callback()
+
     # --- called by peers --------------------------------------------------------------------------------------------
 
     def _received(self, peer: "_Peer", message: Any) -> None:
@@ -137,6 +163,7 @@ class ControlServer:
         if peer.hello is None or self._peers.get((peer.hello.role, peer.hello.id)) is not peer:
             return
         del self._peers[(peer.hello.role, peer.hello.id)]
+        self._heard_out((peer.hello.role, peer.hello.id))
         for deployment in peer.queued:
             self._listener.queued(peer.name, deployment, 0)
         self._settle_waits(peer)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from servd.controller import actions, events
-from servd.controller.control_server import PROXY, REPLICA
+from servd.controller.control_server import PROXY, REPLICA, ControlServer
 from servd.controller.executor import Executor
 from servd.controller.observed import Observed
 from servd.controller.stack_requests import StackRequests
@@ -39,15 +39,23 @@ class ProcessNews:
         self._observed = observed
         self._emit = emit
         self._executor: Executor
+        self._server: ControlServer
         self._supervisor: Supervisor
         self._stacks: StackRequests | None = None
 
     def __repr__(self) -> str:
         return f"ProcessNews({len(self._observed.replicas)} replicas)"
 
-    def start(self, executor: Executor, supervisor: Supervisor, stacks: StackRequests | None = None) -> None:
+    def start(
+        self,
+        executor: Executor,
+        supervisor: Supervisor,
+        server: ControlServer,
+        stacks: StackRequests | None = None,
+    ) -> None:
         """Say who answers; before the first news."""
         self._executor = executor
+        self._server = server
         self._supervisor = supervisor
         self._stacks = stacks
 
@@ -127,4 +135,7 @@ class ProcessNews:
     def process_exited(self, key: Key, pid: int, exit_code: int | None) -> None:
         """A process is gone."""
         logger.info("process_exited kind=%s id=%s pid=%d exit_code=%s", *key, pid, exit_code)
-        self._executor.exited(key, exit_code)
+        if key[0] == REPLICA:
+            self._server.after_heard_out(*key, lambda: self._executor.exited(key, exit_code))
+        else:
+            self._executor.exited(key, exit_code)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import socket
 import stat
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from servd.messages import (
     Endpoint,
     Hello,
     ProxyReport,
+    ReplicaReport,
     Route,
     Routing,
     Subscribe,
@@ -212,3 +214,20 @@ async def test_refused_nameless_and_nonsense_peers_are_dropped(room: Room) -> No
         peer.say(first)
         assert await peer.hear() is None
     assert not room.server.send("proxy", "bad", ProxyReport("bad", True))
+
+
+async def test_a_death_is_told_after_the_last_words(tmp_path: Path) -> None:
+    news = News()
+    server = ControlServer(news, first_generation=1)
+    path = str(tmp_path / "c.sock")
+    await server.open(path)
+    failed = ReplicaReport("r", "failed", error="KeyError: 'nope'")
+    # opened, spoken into and closed before the server has had a turn, as by a process that fails at once
+    with socket.socket(socket.AF_UNIX) as line:
+        line.connect(path)
+        line.sendall(record(Hello("replica", "r", 1, 1)) + record(failed))
+    server.after_heard_out("replica", "r", lambda: news.heard.put_nowait("exited"))
+    assert (await news.next())[0] == "greeted"
+    assert await news.next() == ("replica", "r", failed)
+    assert await news.next() == "exited"
+    server.close()
