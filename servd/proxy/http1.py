@@ -1,22 +1,19 @@
 """The HTTP/1.1 lane: an asyncio protocol on httptools that talks to the forwarder directly."""
 
 import asyncio
-from collections import deque
 from typing import Any, cast
 
 import httptools
 
 from servd.proxy.body_stream import BodyStream
 from servd.proxy.forwarder import Target
-from servd.proxy.http1_answer import HttpAnswering
+from servd.proxy.http1_order import CONTINUE, HttpOrder
 from servd.proxy.limits import WHOLE_BODY_BYTES
 from servd.proxy.listener import Listener
-from servd.proxy.probes import TEXT, Answer
-from servd.records import FRAME_BYTES, HTTP, STREAMED_BODY, Outbox, origin
+from servd.records import FRAME_BYTES, HTTP, STREAMED_BODY, Outbox
 from servd.request_router import IDEMPOTENT_METHODS
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _SPECIAL = frozenset(
     (
         b"connection",
@@ -33,41 +30,27 @@ _METHODS = {name.encode(): name for name in ("GET", "POST", "PUT", "HEAD", "DELE
 _KNOWN_UPGRADES = frozenset((b"websocket", b"h2c"))
 _NOTHING: dict[bytes, bytes] = {}
 
-# what is kept of a pipelined request: method, url, headers, body, special headers, keep-alive, HTTP/1.0
-Parsed = tuple[bytes, bytes, list[bytes], "bytes | bytearray", dict[bytes, bytes], bool, bool]
 
-
-class HttpConnection(HttpAnswering):
+class HttpConnection(HttpOrder):
     """One client connection: one request at a time is under way, pipelined ones wait."""
 
     __slots__ = (
-        "_backlog",
-        "_body",
         "_extra",
-        "_final",
         "_flags",
         "_head_bytes",
         "_head_limit",
-        "_head_tick",
         "_headers",
-        "_is_in_body",
         "_is_large_read",
-        "_is_read_paused",
-        "_is_streaming",
         "_is_upgrade",
-        "_is_usual",
         "_origin",
-        "_owes_continue",
         "_parser",
         "_rest",
         "_special",
         "_tail",
-        "_upgrade",
         "_url",
         "_whole_bytes",
     )
 
-    _body: bytes | bytearray
     _headers: list[bytes]
     _special: dict[bytes, bytes]
     _url: bytes
@@ -76,19 +59,13 @@ class HttpConnection(HttpAnswering):
 
     def __init__(self, listener: Listener) -> None:
         super().__init__(listener)
-        self._backlog: deque[Parsed] = deque()
         self._parser: Any = httptools.HttpRequestParser(self)
-        self._final: Answer | None = None
-        self._upgrade: bytes | None = None
         self._rest = b""
         self._tail: tuple[Any, ...] = ()
         self._flags = 0
         self._whole_bytes = min(self._forwarder.limits.body_bytes or WHOLE_BODY_BYTES, WHOLE_BODY_BYTES)
         self._head_limit = self._forwarder.limits.head_bytes
-        self._is_read_paused = False
-        self._is_streaming = False
         self._is_large_read = False
-        self._owes_continue = False
         self._forget_message()
 
     def __repr__(self) -> str:
@@ -337,53 +314,12 @@ class HttpConnection(HttpAnswering):
             self._owes_continue = special.get(b"expect", b"").lower() == b"100-continue"
             return
         if special.get(b"expect", b"").lower() == b"100-continue":
-            self._transport.write(_CONTINUE)
+            self._transport.write(CONTINUE)
         target = self._forwarder.resolve(self._url.partition(b"?")[0])
         if target is not None and (b"content-length" in special or b"transfer-encoding" in special):
             self._limit(target, special)
 
-    def _is_over_limit(self, body_bytes: int) -> bool:
-        limit = self._forwarder.limits.body_bytes
-        if limit and body_bytes > limit:
-            self._refuse(413, f"the request's body is larger than {limit} bytes")
-            return True
-        return False
-
     # --- order and connection -------------------------------------------------------------------------------------
-
-    def check_time(self, tick: int, is_over: bool) -> None:
-        """Once a second: end the connection when it is idle or its client too slow."""
-        limits = self._forwarder.limits
-        if self._is_deaf or self._is_read_paused:
-            return
-        if self._head_tick and not self._is_in_body:
-            if tick - self._head_tick > limits.head_s:
-                self._refuse(408, "the request's head took too long")
-        elif self._is_in_body:
-            if tick - self._tick > limits.idle_s:
-                self._refuse(408, "the request's body took too long")
-        elif not self.is_active and (is_over or tick - self._tick > limits.idle_s):
-            self._is_deaf = self._is_unready = True
-            self._transport.close()
-
-    def _go_on(self) -> None:
-        if self._is_deaf or self.is_active:
-            return
-        if self._backlog:
-            self._start(*self._backlog.popleft())
-            return
-        self._has_next = False
-        if self._upgrade is not None:
-            self._hand_over(self._upgrade)
-        elif self._final is not None:
-            self._refuse_now(self._final)
-        else:
-            if self._owes_continue:
-                self._owes_continue = False
-                self._transport.write(_CONTINUE)
-            if len(self._body) > WHOLE_BODY_BYTES:
-                self._start_stream()
-            self._resume_reading()
 
     def _forget_message(self) -> None:
         self._url = b""
@@ -404,45 +340,6 @@ class HttpConnection(HttpAnswering):
             self._head_tick = self._head_tick or self._tick or 1
             if self._head_bytes > self._forwarder.limits.head_bytes:
                 self._refuse(431, "the request's head is too large")
-
-    def _refuse(self, status: int, text: str) -> None:
-        if self._is_deaf or self._final is not None:
-            return
-        block = TEXT + b"retry-after: 1\r\n" if status == 503 else TEXT
-        self._final = (status, block, text.encode())
-        self._is_usual = False
-        if self.is_active and self._is_streaming:
-            self._forwarder.caller.cancel(self)
-            self._end_request()
-        if self.is_active or self._backlog:
-            self._has_next = True
-            self._pause_reading()
-        else:
-            self._refuse_now(self._final)
-
-    def _refuse_now(self, answer: Answer) -> None:
-        if self.has_begun and self._is_streaming:
-            self._transport.close()
-            return
-        self.is_active = True
-        self._is_in_body = True
-        self._keep_alive = self.is_plain = False
-        self._request_id = self._forwarder.request_id(None)
-        self._method = ""
-        self.answer(answer)
-
-    def _is_body_open(self) -> bool:
-        return self._is_in_body
-
-    def _pause_reading(self) -> None:
-        if not self._is_read_paused and not self._transport.is_closing():
-            self._is_read_paused = True
-            self._transport.pause_reading()
-
-    def _resume_reading(self) -> None:
-        if self._is_read_paused and not self._transport.is_closing():
-            self._is_read_paused = False
-            self._transport.resume_reading()
 
     def _look_at_start(self, data: bytes) -> bytes:
         if self._is_deaf:
@@ -477,24 +374,6 @@ class HttpConnection(HttpAnswering):
             self._pause_reading()
         else:
             self._hand_over(self._upgrade)
-
-    def _hand_over(self, data: bytes) -> None:
-        self._is_deaf = self._is_unready = True
-        self._listener.connections.discard(self)
-        self._resume_reading()
-        assert self._listener.hand_over is not None
-        self._listener.hand_over(self._transport, data)
-
-    def _make_origin(self, version: str) -> bytes:
-        client = self._transport.get_extra_info("peername")
-        server = self._transport.get_extra_info("sockname")
-        return origin(
-            client[:2] if isinstance(client, tuple) else None,
-            server[:2] if isinstance(server, tuple) else None,
-            "http",
-            version,
-            self._forwarder.table.root_path,
-        )
 
 
 def _unusual_target(url: bytes) -> tuple[bytes, bytes]:

@@ -1,0 +1,158 @@
+"""What keeps an HTTP/1.1 connection in order: pipelined requests, refusals, limits of time and size, its end."""
+
+from collections import deque
+
+from servd.proxy.http1_answer import HttpAnswering
+from servd.proxy.limits import WHOLE_BODY_BYTES
+from servd.proxy.listener import Listener
+from servd.proxy.probes import TEXT, Answer
+from servd.records import origin
+
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+# what is kept of a pipelined request: method, url, headers, body, special headers, keep-alive, HTTP/1.0
+Parsed = tuple[bytes, bytes, list[bytes], "bytes | bytearray", dict[bytes, bytes], bool, bool]
+
+
+class HttpOrder(HttpAnswering):
+    """One request at a time is under way; what came behind it waits."""
+
+    __slots__ = (
+        "_backlog",
+        "_body",
+        "_final",
+        "_head_tick",
+        "_is_in_body",
+        "_is_read_paused",
+        "_is_streaming",
+        "_is_usual",
+        "_owes_continue",
+        "_upgrade",
+    )
+
+    _body: bytes | bytearray
+    _is_in_body: bool
+    _is_usual: bool
+    _head_tick: int
+
+    def __init__(self, listener: Listener) -> None:
+        super().__init__(listener)
+        self._backlog: deque[Parsed] = deque()
+        self._final: Answer | None = None
+        self._upgrade: bytes | None = None
+        self._is_read_paused = False
+        self._is_streaming = False
+        self._owes_continue = False
+
+    def _start(
+        self,
+        method: bytes,
+        url: bytes,
+        headers: list[bytes],
+        body: bytes | bytearray,
+        special: dict[bytes, bytes],
+        keep_alive: bool,
+        is_http10: bool,
+    ) -> None:
+        raise NotImplementedError
+
+    def _start_stream(self) -> None:
+        raise NotImplementedError
+
+    def check_time(self, tick: int, is_over: bool) -> None:
+        """Once a second: end the connection when it is idle or its client too slow."""
+        limits = self._forwarder.limits
+        if self._is_deaf or self._is_read_paused:
+            return
+        if self._head_tick and not self._is_in_body:
+            if tick - self._head_tick > limits.head_s:
+                self._refuse(408, "the request's head took too long")
+        elif self._is_in_body:
+            if tick - self._tick > limits.idle_s:
+                self._refuse(408, "the request's body took too long")
+        elif not self.is_active and (is_over or tick - self._tick > limits.idle_s):
+            self._is_deaf = self._is_unready = True
+            self._transport.close()
+
+    def _go_on(self) -> None:
+        if self._is_deaf or self.is_active:
+            return
+        if self._backlog:
+            self._start(*self._backlog.popleft())
+            return
+        self._has_next = False
+        if self._upgrade is not None:
+            self._hand_over(self._upgrade)
+        elif self._final is not None:
+            self._refuse_now(self._final)
+        else:
+            if self._owes_continue:
+                self._owes_continue = False
+                self._transport.write(CONTINUE)
+            if len(self._body) > WHOLE_BODY_BYTES:
+                self._start_stream()
+            self._resume_reading()
+
+    def _refuse(self, status: int, text: str) -> None:
+        if self._is_deaf or self._final is not None:
+            return
+        block = TEXT + b"retry-after: 1\r\n" if status == 503 else TEXT
+        self._final = (status, block, text.encode())
+        self._is_usual = False
+        if self.is_active and self._is_streaming:
+            self._forwarder.caller.cancel(self)
+            self._end_request()
+        if self.is_active or self._backlog:
+            self._has_next = True
+            self._pause_reading()
+        else:
+            self._refuse_now(self._final)
+
+    def _refuse_now(self, answer: Answer) -> None:
+        if self.has_begun and self._is_streaming:
+            self._transport.close()
+            return
+        self.is_active = True
+        self._is_in_body = True
+        self._keep_alive = self.is_plain = False
+        self._request_id = self._forwarder.request_id(None)
+        self._method = ""
+        self.answer(answer)
+
+    def _is_body_open(self) -> bool:
+        return self._is_in_body
+
+    def _pause_reading(self) -> None:
+        if not self._is_read_paused and not self._transport.is_closing():
+            self._is_read_paused = True
+            self._transport.pause_reading()
+
+    def _resume_reading(self) -> None:
+        if self._is_read_paused and not self._transport.is_closing():
+            self._is_read_paused = False
+            self._transport.resume_reading()
+
+    def _hand_over(self, data: bytes) -> None:
+        self._is_deaf = self._is_unready = True
+        self._listener.connections.discard(self)
+        self._resume_reading()
+        assert self._listener.hand_over is not None
+        self._listener.hand_over(self._transport, data)
+
+    def _make_origin(self, version: str) -> bytes:
+        client = self._transport.get_extra_info("peername")
+        server = self._transport.get_extra_info("sockname")
+        return origin(
+            client[:2] if isinstance(client, tuple) else None,
+            server[:2] if isinstance(server, tuple) else None,
+            "http",
+            version,
+            self._forwarder.table.root_path,
+        )
+
+    def _is_over_limit(self, body_bytes: int) -> bool:
+        limit = self._forwarder.limits.body_bytes
+        if limit and body_bytes > limit:
+            self._refuse(413, f"the request's body is larger than {limit} bytes")
+            return True
+        return False
