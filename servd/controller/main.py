@@ -100,7 +100,7 @@ class _Controller:
         channel = DaemonChannel(loop, self._channel, news.orphan_exited, self._stop, _fail)
         executor = Executor(loop, settings, observed, supervisor, server, lines, channel, control.emit)
         stacks = StackRequests(loop, lambda replica_id, wish: server.send(REPLICA, replica_id, wish))
-        news.start(executor, supervisor, stacks)
+        news.start(executor, supervisor, server, stacks)
         # Hellos need an answer at once, admin requests may wait for the imports below
         await server.open(control_socket(settings.socket_dir))
         http = observed.data_plane.http or (goal.http if goal.running else None)
