@@ -82,6 +82,7 @@ class AutoscalingConfig(Document):
         "aggregation_function",
         "policy",
     )
+    also: ClassVar[Mapping[str, Mapping[str, Any]]] = {key: {} for key in ignored}
 
     @classmethod
     def prepare(cls, raw: dict[str, Any]) -> list[Fault]:
@@ -124,6 +125,11 @@ class LoggingConfig(Document):
     enable_access_log: bool = True
 
     empty_only: ClassVar[tuple[str, ...]] = ("logs_dir", "additional_log_standard_attrs")
+    also: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "logs_dir": {"enum": ["", None]},
+        "additional_log_standard_attrs": {"enum": [[], None]},
+        "log_level": {"type": "integer"},
+    }
     hints: ClassVar[Mapping[str, str]] = {
         "logs_dir": "log files are in <state directory>/logs, which `servd start --state-dir` sets",
         "additional_log_standard_attrs": "",
@@ -163,6 +169,7 @@ class DeploymentOptions(Document):
     logging_config: LoggingConfig | None = None
 
     later_names: ClassVar[Mapping[str, str]] = {"max_ongoing_requests": "max_concurrent_queries"}
+    also: ClassVar[Mapping[str, Mapping[str, Any]]] = {"num_replicas": {"const": "auto"}}
     hints: ClassVar[Mapping[str, str]] = {
         "placement_group_bundles": "num_gpus in ray_actor_options reserves devices of this host",
         "placement_group_strategy": "all replicas run on this host",
@@ -259,6 +266,9 @@ class RayActorOptions(Document):
         "max_concurrency": "max_concurrent_queries of the deployment bounds the requests in flight",
         "max_restarts": "replicas that die are always replaced",
         "scheduling_strategy": "there is one host",
+    }
+    also: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "env_vars": {"type": "object", "additionalProperties": {"type": "string"}}
     }
     reserved: ClassVar[tuple[str, ...]] = ("CPU", "GPU", "memory", "object_store_memory")
 

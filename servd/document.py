@@ -1,10 +1,12 @@
 """A pydantic model that reports every fault of a document at once, and the text that people get to read."""
 
+import difflib
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, ValidationError, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError
 
 from servd.exceptions import ConfigError
 
@@ -24,17 +26,30 @@ class Document(BaseModel):
     """A model that refuses unknown keys and reports all its faults at once, cross-field ones included.
 
     Subclasses override `prepare` for what is more than one field's type; `hints` says how to get what a key
-    of later releases gives.
+    of later releases gives; `also` has the JSON Schema of keys and values that `prepare` takes beyond the fields.
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True, protected_namespaces=())
     later_names: ClassVar[Mapping[str, str]] = {}
     hints: ClassVar[Mapping[str, str]] = {}
+    also: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     @classmethod
     def prepare(cls, raw: dict[str, Any]) -> list[Fault]:  # noqa: ARG003
         """Bring `raw` (a private copy) into the 2.5 form, in place; gives the faults that types don't show."""
         return []
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """The JSON Schema with the keys and values of later releases."""
+        found = handler.resolve_ref_schema(handler(core_schema))
+        properties = found.setdefault("properties", {})
+        for later, era in cls.later_names.items():
+            properties[later] = {**properties[era], "title": f"Same as {era}"}
+        for name, further in cls.also.items():
+            own = properties.get(name)
+            properties[name] = {"anyOf": [own, dict(further)]} if own else dict(further)
+        return found
 
     @model_validator(mode="wrap")
     @classmethod
@@ -67,7 +82,9 @@ class Document(BaseModel):
         key = str(found["loc"][0])
         if key in cls.hints:
             return f"servd has no {key}" + (f": {cls.hints[key]}" if cls.hints[key] else "")
-        return f"unknown key; {cls.__name__} has {', '.join(cls.model_fields)}"
+        near = difflib.get_close_matches(key.lower(), [*cls.model_fields, *cls.later_names], n=1, cutoff=0.6)
+        meant = f", did you mean {near[0]!r}?" if near else ";"
+        return f"unknown key{meant} {cls.__name__} has {', '.join(cls.model_fields)}"
 
 
 def _detail(loc: tuple[str | int, ...], kind: str, reason: str, given: Any) -> InitErrorDetails:

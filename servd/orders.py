@@ -11,6 +11,9 @@ from servd.control_plane import ApplicationDocument, HttpWish
 from servd.document import Document, Fault
 from servd.schema import HTTPOptionsSchema, Port, check_import_path
 
+MAX_REPLICAS = 100_000
+"""More than one host can hold; a slip of the finger must not exhaust the controller."""
+
 
 class ApplicationOrder(Document):
     """Body of `PUT /api/servd/v1/applications/{name}`: one application joins, the others stay.
@@ -70,6 +73,12 @@ class ApplicationOrder(Document):
         """Options of the data plane that were given."""
         location = str(self.proxy_location) if self.proxy_location else None
         return HttpWish(self.host, self.port, self.root_path, location)
+
+
+class ScaleOrder(Document):
+    """Body of `POST /api/v1/applications/{app}/deployments/{deployment}/scale`."""
+
+    target_num_replicas: Annotated[int, Field(strict=True, ge=0, le=MAX_REPLICAS)]
 
 
 class StartOrder(HTTPOptionsSchema):

@@ -147,6 +147,8 @@ class ServeApplicationSchema(Document):
         "proxy_location": "it belongs to the top level of a multi-app config, ServeDeploySchema",
     }
 
+    also: ClassVar[Mapping[str, Mapping[str, Any]]] = {"external_scaler_enabled": {"type": "boolean"}}
+
     @classmethod
     def prepare(cls, raw: dict[str, Any]) -> list[Fault]:
         """Refuses one deployment twice; turns absolute paths of the environment into `file:` URIs."""
@@ -205,6 +207,12 @@ class ServeDeploySchema(Document):
         "target_capacity": "set num_replicas, or autoscaling_config",
         "import_path": "it belongs to an item of applications",
         "runtime_env": "it belongs to an item of applications",
+    }
+
+    also: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "proxy_location": {"const": "Disabled"},
+        "grpc_options": {"type": ["object", "null"]},
+        "target_capacity": {"type": "null"},
     }
 
     @classmethod

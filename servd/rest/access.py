@@ -2,11 +2,12 @@
 
 import hmac
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from servd.exceptions import StateError
+from servd.quick_dataclass import dataclass
 from servd.rest.peers import Peer, own_uids
 from servd.runtime_env import is_loopback
 from servd.settings import Settings

@@ -7,7 +7,6 @@ import os
 import socket
 import stat
 from collections.abc import Awaitable, Callable
-from urllib.parse import unquote
 
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.asyncio.tcp_server import TCPServer
@@ -23,16 +22,24 @@ from servd.rest.access import AccessRules
 from servd.rest.applications import applications_resource
 from servd.rest.bodies import version_body
 from servd.rest.deployments import deployments_resource, deployments_status_resource
-from servd.rest.exchange import BodyWatch, Endpoint, Resource, json_answer
-from servd.rest.own_endpoints import application_resource, code_resource, start_resource, status_resource
+from servd.rest.exchange import PEER_KEY, STRANGER, BodyWatch, Endpoint, Resource, json_answer
+from servd.rest.openapi import openapi_document
+from servd.rest.own_endpoints import (
+    application_resource,
+    code_resource,
+    scale_resource,
+    stack_resource,
+    start_resource,
+    status_resource,
+)
 from servd.rest.peers import Peer, peer_of
 from servd.rest.problems import not_allowed, not_found, problem, problem_of
+from servd.rest.revisions import revision_resource, revisions_resource, rollback_resource
+from servd.rest.routes import Maker, Routes
 
 logger = logging.getLogger(__name__)
 
 GRACEFUL_TIMEOUT_S = 3.0
-_STRANGER = Peer(is_unix=False)
-_PEER_KEY = "servd.peer"
 
 
 class AdminApp:
@@ -40,18 +47,7 @@ class AdminApp:
 
     def __init__(self, plane: ControlPlane, access: AccessRules, code_dir: str) -> None:
         self._access = access
-        self._fixed: dict[str, Resource] = {
-            "/api/serve/deployments/": deployments_resource(plane),
-            "/api/serve/deployments/status": deployments_status_resource(plane),
-            "/api/serve/applications/": applications_resource(plane),
-            "/api/ray/version": {"GET": _version},
-            "/api/servd/v1/status": status_resource(plane),
-            "/api/servd/v1/start": start_resource(plane),
-        }
-        self._named: dict[str, Callable[[str], Resource]] = {
-            "/api/servd/v1/applications/": lambda name: application_resource(plane, name),
-            "/api/servd/v1/code/": lambda digest: code_resource(code_dir, digest),
-        }
+        self._routes = Routes(routes(plane, code_dir))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -71,14 +67,14 @@ class AdminApp:
         await response(scope, body, send)
 
     async def _respond(self, request: Request) -> Response:
-        peer = request.scope.get(_PEER_KEY, _STRANGER)
+        peer = request.scope.get(PEER_KEY, STRANGER)
         local = request.scope.get("server") or ("", 0)
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in request.scope["headers"]}
         refusal = self._access.refusal(peer, headers, local[0])
         if refusal is not None:
             extra = {"WWW-Authenticate": "Bearer"} if refusal.status == 401 else None
             return problem(refusal.status, refusal.text, extra)
-        resource = self._resource(request.scope)
+        resource = self._routes.find(_spelled(request.scope))
         if resource is None:
             return not_found()
         endpoint = _endpoint(resource, request.method)
@@ -86,16 +82,31 @@ class AdminApp:
             return not_allowed([*resource, "HEAD"] if "GET" in resource else [*resource])
         return await endpoint(request)
 
-    def _resource(self, scope: Scope) -> Resource | None:
-        # the path as it was spelled: %2F is no slash, and any other spelling of a known path is unknown
-        spelled = (scope.get("raw_path") or scope["path"].encode()).partition(b"?")[0].decode("latin-1")
-        if spelled in self._fixed:
-            return self._fixed[spelled]
-        for prefix, resource in self._named.items():
-            name = spelled.removeprefix(prefix)
-            if name != spelled and name and "/" not in name:
-                return resource(unquote(name))
-        return None
+
+def routes(plane: ControlPlane, code_dir: str) -> dict[str, Maker]:
+    """Every path of the admin plane."""
+    return {
+        "/api/serve/deployments/": lambda: deployments_resource(plane),
+        "/api/serve/deployments/status": lambda: deployments_status_resource(plane),
+        "/api/serve/applications/": lambda: applications_resource(plane),
+        "/api/ray/version": lambda: {"GET": _version},
+        "/api/openapi.json": lambda: {"GET": _openapi},
+        "/api/v1/applications/{app}/deployments/{deployment}/scale": lambda app, name: scale_resource(plane, app, name),
+        "/api/servd/v1/status": lambda: status_resource(plane),
+        "/api/servd/v1/start": lambda: start_resource(plane),
+        "/api/servd/v1/revisions": lambda: revisions_resource(plane),
+        "/api/servd/v1/revisions/{revision}": lambda number: revision_resource(plane, number),
+        "/api/servd/v1/revisions/{revision}/rollback": lambda number: rollback_resource(plane, number),
+        "/api/servd/v1/applications/{app}": lambda name: application_resource(plane, name),
+        "/api/servd/v1/replicas/{replica_id}/stack": lambda replica_id: stack_resource(plane, replica_id),
+        "/api/servd/v1/code/{sha256}": lambda digest: code_resource(code_dir, digest),
+    }
+
+
+def _spelled(scope: Scope) -> str:
+    """The path as the client wrote it."""
+    path: bytes = scope.get("raw_path") or scope["path"].encode()
+    return path.partition(b"?")[0].decode("latin-1")
 
 
 def _endpoint(resource: Resource, method: str) -> Endpoint | None:
@@ -104,6 +115,10 @@ def _endpoint(resource: Resource, method: str) -> Endpoint | None:
 
 async def _version(_: Request) -> Response:
     return json_answer(version_body())
+
+
+async def _openapi(_: Request) -> Response:
+    return json_answer(openapi_document())
 
 
 def create_app(plane: ControlPlane, access: AccessRules, code_dir: str) -> AdminApp:
@@ -170,7 +185,7 @@ async def serve(app: ASGIApp, sockets: list[socket.socket], shutdown: asyncio.Ev
 
 def _with_peer(app: ASGIApp, peer: Peer) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
-        scope[_PEER_KEY] = peer
+        scope[PEER_KEY] = peer
         await app(scope, receive, send)
 
     return application

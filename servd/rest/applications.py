@@ -9,12 +9,14 @@ from servd.rest.exchange import (
     Resource,
     empty_answer,
     if_match,
+    is_dry_run,
     json_answer,
     origin,
     parse_json,
     read_body,
     until_listening,
 )
+from servd.rest.revisions import plan_answer
 from servd.schema import parse_v2
 
 
@@ -24,7 +26,10 @@ def applications_resource(plane: ControlPlane) -> Resource:
     async def put(request: Request) -> Response:
         body = await read_body(request)
         condition = if_match(request, plane)
-        await plane.put(parse_v2(parse_json(body)), if_match=condition, origin=origin(request))
+        document = parse_v2(parse_json(body))
+        if is_dry_run(request):
+            return plan_answer(await plane.plan(document, if_match=condition))
+        await plane.put(document, if_match=condition, origin=origin(request))
         await until_listening(plane)
         return empty_answer()
 

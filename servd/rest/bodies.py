@@ -74,6 +74,7 @@ def own_status(view: InstanceView) -> dict[str, Any]:
         "revision": view.revision,
         "version": view.version,
         "running": view.running,
+        "log_dir": view.log_dir,
         "deploy_mode": view.mode,
         "controller_info": controller_info(view),
         "http": {
@@ -219,4 +220,6 @@ def _dead(dead: DeadReplicaView) -> dict[str, Any]:
         "age_s": dead.age_s,
         "reason": dead.reason,
         "open_requests": dead.ongoing,
+        "log_lines": list(dead.log_lines),
+        "stack": dead.stack,
     }

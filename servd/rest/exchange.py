@@ -12,6 +12,7 @@ from starlette.types import Message, Receive
 from servd.clock import SystemClock
 from servd.control_plane import ControlPlane, InstanceView
 from servd.exceptions import ConfigError, ListenError, RevisionConflictError
+from servd.rest.peers import Peer
 from servd.rest.problems import MAX_BODY_BYTES, BodyTooLargeError
 from servd.states import ProxyLocation
 
@@ -22,6 +23,9 @@ Resource = dict[str, Endpoint]
 _DISCARD_BYTES = 16 * MAX_BODY_BYTES
 _DISCARD_S = 5.0
 LISTEN_LIMIT_S = 60.0
+PEER_KEY = "servd.peer"
+"""Where the server puts the `Peer` of a connection into the ASGI scope."""
+STRANGER = Peer(is_unix=False)
 
 
 class BodyWatch:
@@ -134,7 +138,41 @@ def if_match(request: Request, plane: ControlPlane) -> str | None:
     return wanted
 
 
+def is_dry_run(request: Request) -> bool:
+    """Whether the request only asks what would happen.
+
+    Raises:
+        ConfigError: `dry_run` is neither true nor false.
+    """
+    text = request.query_params.get("dry_run", "false").lower()
+    if text not in ("true", "1", "false", "0"):
+        raise ConfigError(f"query parameter dry_run must be true or false, got {text[:80]!r}")
+    return text in ("true", "1")
+
+
+def number_parameter(request: Request, name: str, default: float) -> float:
+    """A number among the query parameters.
+
+    Raises:
+        ConfigError: it is none, or beyond what a double holds exactly.
+    """
+    text = request.query_params.get(name)
+    if text is None:
+        return default
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not abs(value) < 2**53:
+        raise ConfigError(f"query parameter {name} must be a number, got {text[:80]!r}")
+    return value
+
+
 def origin(request: Request) -> str:
-    """Who asked for a change, for the audit trail."""
-    client = request.client.host if request.client and request.client.host else "unix socket"
-    return f"{request.method} {request.url.path} from {client}"
+    """Who asked for a change, how and from where, for the audit trail."""
+    peer: Peer = request.scope.get(PEER_KEY, STRANGER)
+    client = request.client
+    where = f"{client.host}:{client.port}" if client and not peer.is_unix else "the Unix socket"
+    # the path as it was spelled: what it stands for may hold line breaks
+    path = (request.scope.get("raw_path") or b"").partition(b"?")[0].decode("latin-1")
+    return f"{request.method} {path} by {peer.name} from {where}"

@@ -1,4 +1,4 @@
-"""servd's own endpoints under `/api/servd/v1/`: one application, shipped code, status with long poll, start."""
+"""servd's own endpoints under `/api/servd/v1/`: one application, scale, stacks, shipped code, status with long poll, start."""
 
 import hashlib
 import hmac
@@ -7,14 +7,24 @@ import tempfile
 from pathlib import Path
 
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from servd.control_plane import ControlPlane
 from servd.document import validated
 from servd.exceptions import ConfigError
-from servd.orders import ApplicationOrder, StartOrder
+from servd.orders import ApplicationOrder, ScaleOrder, StartOrder
 from servd.rest.bodies import own_status
-from servd.rest.exchange import Resource, json_answer, origin, parse_json, read_body, until_listening
+from servd.rest.exchange import (
+    PEER_KEY,
+    Resource,
+    if_match,
+    json_answer,
+    number_parameter,
+    origin,
+    parse_json,
+    read_body,
+    until_listening,
+)
 from servd.rest.problems import problem
 from servd.settings import make_private_dir
 
@@ -26,24 +36,14 @@ def status_resource(plane: ControlPlane) -> Resource:
     """GET status; with `?seen=VERSION&timeout_s=T` it waits for another version first."""
 
     async def get(request: Request) -> Response:
-        seen = request.query_params.get("seen")
-        if seen is not None:
-            timeout_s = _number(request.query_params.get("timeout_s", "30"), "timeout_s")
-            await plane.changed(int(_number(seen, "seen")), min(max(timeout_s, 0.0), LONGEST_POLL_S))
+        timeout_s = number_parameter(request, "timeout_s", 30.0)
+        if "seen" in request.query_params:
+            seen = int(number_parameter(request, "seen", 0))
+            await plane.changed(seen, min(max(timeout_s, 0.0), LONGEST_POLL_S))
         view = plane.view()
         return json_answer(own_status(view), view)
 
     return {"GET": get}
-
-
-def _number(text: str, name: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    if not abs(value) < 2**53:
-        raise ConfigError(f"query parameter {name} must be a number, got {text!r}")
-    return value
 
 
 def start_resource(plane: ControlPlane) -> Resource:
@@ -63,23 +63,49 @@ def application_resource(plane: ControlPlane, name: str) -> Resource:
     """PUT adds or replaces one application, DELETE takes it out; the others stay. Neither waits."""
 
     async def put(request: Request) -> Response:
-        order = validated(ApplicationOrder, parse_json(await read_body(request)))
+        body = await read_body(request)
+        condition = if_match(request, plane)
+        order = validated(ApplicationOrder, parse_json(body))
         application = order.to_application(name)
-        revision = await plane.put_application(application, http=order.http_wish(), origin=origin(request))
+        revision = await plane.put_application(
+            application, http=order.http_wish(), if_match=condition, origin=origin(request)
+        )
         await until_listening(plane)
         return json_answer({"revision": revision})
 
     async def delete(request: Request) -> Response:
-        return json_answer({"revision": await plane.delete_application(name, origin=origin(request))})
+        condition = if_match(request, plane)
+        revision = await plane.delete_application(name, if_match=condition, origin=origin(request))
+        return json_answer({"revision": revision})
 
     return {"PUT": put, "DELETE": delete}
+
+
+def scale_resource(plane: ControlPlane, app: str, deployment: str) -> Resource:
+    """POST pins the replica count of one deployment until the next change that names the application."""
+
+    async def post(request: Request) -> Response:
+        order = validated(ScaleOrder, parse_json(await read_body(request)))
+        await plane.scale(app, deployment, order.target_num_replicas, origin=origin(request))
+        return json_answer({"application": app, "deployment": deployment, **order.model_dump()})
+
+    return {"POST": post}
+
+
+def stack_resource(plane: ControlPlane, replica_id: str) -> Resource:
+    """GET: Python stacks of a living replica, as text."""
+
+    async def get(_: Request) -> Response:
+        return PlainTextResponse(await plane.stack(replica_id) + "\n")
+
+    return {"GET": get}
 
 
 def code_resource(code_dir: str, digest: str) -> Resource:
     """PUT keeps a pickled application under its SHA-256; over the Unix socket only, without size limit."""
 
     async def put(request: Request) -> Response:
-        if not request.scope["servd.peer"].is_unix:
+        if not request.scope[PEER_KEY].is_unix:
             return problem(403, "403: applications are shipped by value over the Unix socket only, never over TCP")
         if len(digest) != 64 or not set(digest) <= _DIGITS:
             raise ConfigError(f"{digest!r} is no SHA-256 in hexadecimal")

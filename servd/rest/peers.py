@@ -1,10 +1,12 @@
 """Who is at the other end of an accepted connection: a Unix socket's client, or the owner of a TCP socket."""
 
 import os
+import pwd
 import socket
 import struct
-from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
+
+from servd.quick_dataclass import dataclass
 
 _NETLINK_SOCK_DIAG = 4
 _SOCK_DIAG_BY_FAMILY = 20
@@ -17,22 +19,39 @@ _MAPPED = b"\0" * 10 + b"\xff\xff"
 class Peer:
     """The client of one connection. is_unix: it came through the Unix socket, whose file mode let it in.
 
-    uid: owner of the client's TCP socket; None if no living socket of this host was found.
+    uid: owner of the client's TCP socket, or user of the Unix socket's client; None if no living socket of this host was found.
     """
 
     is_unix: bool
     uid: int | None = None
 
+    @property
+    def name(self) -> str:
+        """The user for people: name and uid."""
+        if self.uid is None:
+            return "an unknown user"
+        try:
+            return f"{pwd.getpwuid(self.uid).pw_name} (uid {self.uid})"
+        except KeyError:
+            return f"uid {self.uid}"
+
 
 def peer_of(connection: socket.socket) -> Peer:
     """The peer, looked up now: call it when the connection is accepted, because a closed client shows as uid 0."""
     if connection.family == socket.AF_UNIX:
-        return Peer(is_unix=True)
+        return Peer(is_unix=True, uid=_unix_uid(connection))
     try:
         client, local = connection.getpeername(), connection.getsockname()
     except OSError:
         return Peer(is_unix=False)
     return Peer(is_unix=False, uid=tcp_owner((client[0], client[1]), (local[0], local[1])))
+
+
+def _unix_uid(connection: socket.socket) -> int | None:
+    if not hasattr(socket, "SO_PEERCRED"):
+        return None
+    _, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return int(uid)
 
 
 def tcp_owner(client: tuple[str, int], server: tuple[str, int]) -> int | None:

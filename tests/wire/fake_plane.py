@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from servd.control_plane import (
+    ApplicationChange,
     ApplicationDocument,
     ApplicationView,
+    ChangePlan,
+    DeploymentChange,
     DeploymentView,
     GoalDocument,
     HttpView,
@@ -20,8 +23,9 @@ from servd.control_plane import (
     InstanceView,
     ProxyView,
     ReplicaView,
+    RevisionView,
 )
-from servd.exceptions import RevisionConflictError
+from servd.exceptions import NoAnswerError, RevisionConflictError, UnknownNameError
 from servd.rest.access import AccessRules
 from servd.rest.app import bind_unix, create_app, serve
 from servd.states import ApplicationStatus, DeploymentStatus, DeployMode, ProxyStatus, ReplicaState
@@ -72,6 +76,30 @@ def an_application(name: str = "default", **changes: Any) -> ApplicationView:
     return replace(view, **changes)
 
 
+A_CHANGE = ChangePlan(
+    0,
+    {"port": (8000, 8001)},
+    {
+        "a": ApplicationChange(
+            "changed",
+            (),
+            "",
+            {
+                "a_D": DeploymentChange("D", "restarted", ("ray_actor_options.num_cpus",), 1, 2),
+                "a_E": DeploymentChange("E", "untouched", (), 1, 1),
+            },
+        ),
+        "b": ApplicationChange("added", (), "not built yet", {}),
+    },
+)
+
+
+def a_revision(number: int, *apps: str, mode: DeployMode = DeployMode.MULTI_APP, **http: Any) -> RevisionView:
+    """A revision with these applications."""
+    stored = {name: {"name": name, "import_path": f"m{number}:a"} for name in apps}
+    return RevisionView(number, 1000.0 + number, f"PUT {number}", True, mode, HttpWish(**http), stored)
+
+
 @dataclass
 class FakePlane:
     """Takes every change and remembers it; `error` is raised instead, if set. `running_at`: views to show next."""
@@ -80,6 +108,8 @@ class FakePlane:
     error: Exception | None = None
     calls: list[tuple[Any, ...]] = field(default_factory=list)
     next_views: list[InstanceView] = field(default_factory=list)
+    history: tuple[RevisionView, ...] = ()
+    change: ChangePlan = field(default_factory=lambda: A_CHANGE)
 
     def view(self) -> InstanceView:
         return self.instance
@@ -103,12 +133,54 @@ class FakePlane:
         return self._take("put", document, origin, if_match=if_match)
 
     async def put_application(
-        self, application: ApplicationDocument, *, http: HttpWish | None = None, origin: str = ""
+        self,
+        application: ApplicationDocument,
+        *,
+        http: HttpWish | None = None,
+        if_match: str | None = None,
+        origin: str = "",
     ) -> int:
-        return self._take("put_application", application, http, origin)
+        return self._take("put_application", application, http, origin, if_match=if_match)
 
-    async def delete_application(self, name: str, *, origin: str = "") -> int:
-        return self._take("delete_application", name, origin)
+    async def delete_application(self, name: str, *, if_match: str | None = None, origin: str = "") -> int:
+        return self._take("delete_application", name, origin, if_match=if_match)
+
+    async def plan(self, document: GoalDocument, *, if_match: str | None = None) -> ChangePlan:
+        if self.error is not None:
+            raise self.error
+        return self.change
+
+    async def scale(self, app: str, deployment: str, count: int, *, origin: str = "") -> None:
+        view = self.instance.application(app)
+        if view is None or deployment not in {d.bare_name for d in view.deployments}:
+            raise UnknownNameError(f"there is no {app}/{deployment}")
+        self.calls.append(("scale", app, deployment, count, origin))
+
+    def revisions(self, limit: int) -> tuple[RevisionView, ...]:
+        return self.history[::-1][:limit]
+
+    def revision(self, number: int) -> RevisionView:
+        for revision in self.history:
+            if revision.revision == number:
+                return revision
+        raise UnknownNameError(f"there is no revision {number}")
+
+    async def rollback(self, number: int, *, if_match: str | None = None, origin: str = "") -> int:
+        self.revision(number)
+        return self._take("rollback", number, origin, if_match=if_match)
+
+    async def plan_rollback(self, number: int, *, if_match: str | None = None) -> ChangePlan:
+        self.revision(number)
+        return self.change
+
+    async def stack(self, replica_id: str) -> str:
+        if replica_id == "silent":
+            raise NoAnswerError("replica silent did not answer")
+        if replica_id not in {
+            r.replica_id for a in self.instance.applications for d in a.deployments for r in d.replicas
+        }:
+            raise UnknownNameError(f"there is no replica {replica_id!r}")
+        return f"stacks of {replica_id}"
 
     async def start_instance(self, http: HttpWish, *, origin: str = "") -> int:
         return self._take("start_instance", http, origin)

@@ -1,0 +1,222 @@
+"""The OpenAPI description of the whole admin plane, made from the models that check the documents."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import version
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.json_schema import JsonSchemaMode, models_json_schema
+
+from servd.orders import ApplicationOrder, ScaleOrder, StartOrder
+from servd.schema import ServeApplicationSchema, ServeDeploySchema, ServeInstanceDetails, ServeStatusSchema
+
+Json = dict[str, Any]
+
+_TEXTS = {
+    "400": "The request or the document is wrong; the text lists every fault with its place.",
+    "401": "The bearer token is missing or wrong.",
+    "403": "Not let in: another user, another site, or a Host that is not served.",
+    "404": "There is nothing of that name.",
+    "405": "The path has other verbs; see Allow.",
+    "412": "If-Match is not the current revision; nothing was changed.",
+    "413": "The body is over 1 MiB.",
+    "500": "It did not work; the text says why.",
+    "504": "The replica does not answer.",
+    "507": "The goal cannot be saved; the accepted one goes on.",
+}
+_READ = ("401", "403", "405", "500")
+_CHANGE = ("400", *_READ, "412", "413", "507")
+_OBJECT: Json = {"type": "object"}
+_REVISION_ANSWER: Json = {
+    "type": "object",
+    "properties": {"revision": {"type": "integer"}},
+    "required": ["revision"],
+}
+_EMPTY_CONFIG: Json = {
+    "type": "object",
+    "properties": {"import_path": {"const": ""}, "runtime_env": {}, "deployments": {}},
+}
+_DRY_RUN: Json = {
+    "name": "dry_run",
+    "in": "query",
+    "schema": {"type": "boolean"},
+    "description": "Check everything, change nothing, answer with what would happen.",
+}
+_IF_MATCH: Json = {
+    "name": "If-Match",
+    "in": "header",
+    "schema": {"type": "string"},
+    "description": "The ETag of the revision that the change is meant for; absent or *: no condition.",
+}
+_NUMBER: Json = {"type": "number"}
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One verb of one path. ok: JSON Schema of the answer, None for an empty one. body: model or schema of the request."""
+
+    method: str
+    path: str
+    name: str
+    summary: str
+    ok: Json | None
+    errors: tuple[str, ...] = _READ
+    body: type[BaseModel] | Json | None = None
+    parameters: tuple[Json, ...] = ()
+    ok_type: str = "application/json"
+    needs_body: bool = True
+    path_schemas: Mapping[str, Json] = field(default_factory=dict)
+
+
+def _ref(model: type[BaseModel]) -> Json:
+    return {"$ref": f"#/components/schemas/{model.__name__}"}
+
+
+def _query(name: str, schema: Json, description: str) -> Json:
+    return {"name": name, "in": "query", "schema": schema, "description": description}
+
+
+def _documents() -> list[Operation]:
+    put = (_DRY_RUN, _IF_MATCH)
+    v1, v2 = "/api/serve/deployments/", "/api/serve/applications/"
+    stored = {"anyOf": [_ref(ServeApplicationSchema), _EMPTY_CONFIG]}
+    return [
+        Operation("get", v1, "getConfig", "The V1 config as submitted.", stored),
+        Operation(
+            "put",
+            v1,
+            "putConfig",
+            "Deploy a V1 config; empty answer, or the plan of a dry run.",
+            None,
+            _CHANGE,
+            ServeApplicationSchema,
+            put,
+        ),
+        Operation("delete", v1, "deleteConfig", "Remove everything.", None, _CHANGE, parameters=(_IF_MATCH,)),
+        Operation("get", f"{v1}status", "getStatus", "Status of the application `default`.", _ref(ServeStatusSchema)),
+        Operation("get", v2, "getDetails", "Everything that runs.", _ref(ServeInstanceDetails)),
+        Operation(
+            "put",
+            v2,
+            "putApplications",
+            "Deploy a V2 config; empty answer, or the plan of a dry run.",
+            None,
+            _CHANGE,
+            ServeDeploySchema,
+            put,
+        ),
+        Operation("delete", v2, "deleteApplications", "Remove everything.", None, _CHANGE, parameters=(_IF_MATCH,)),
+        Operation("get", "/api/ray/version", "getVersion", "What 2.5 clients ask first.", _OBJECT),
+        Operation("get", "/api/openapi.json", "getOpenapi", "This document.", _OBJECT),
+    ]
+
+
+def _own() -> list[Operation]:
+    own = "/api/servd/v1"
+    scale = "/api/v1/applications/{app}/deployments/{deployment}/scale"
+    app_errors = (*_CHANGE, "404")
+    digest = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
+    number = {"revision": {"type": "integer", "minimum": 1}}
+    waits = (
+        _query("seen", _NUMBER, "Wait until the version differs from this one."),
+        _query("timeout_s", _NUMBER, "Wait no longer than this, seconds, at most 60."),
+    )
+    limit = (_query("limit", {"type": "integer"}, "At most so many, default 100."),)
+    back = (_DRY_RUN, _IF_MATCH)
+    return [
+        Operation("post", scale, "scale", "Pin a replica count.", _OBJECT, app_errors, ScaleOrder),
+        Operation(
+            "get", f"{own}/status", "getOwnStatus", "Everything about everything.", _OBJECT, ("400", *_READ),
+            parameters=waits,
+        ),
+        Operation(
+            "post", f"{own}/start", "start", "Make Serve run.", _REVISION_ANSWER, _CHANGE, StartOrder, needs_body=False
+        ),
+        Operation(
+            "get", f"{own}/revisions", "listRevisions", "Accepted changes, newest first.", _OBJECT, ("400", *_READ),
+            parameters=limit,
+        ),
+        Operation(
+            "get", f"{own}/revisions/{{revision}}", "getRevision", "One revision with its document.", _OBJECT,
+            (*_READ, "404"), path_schemas=number,
+        ),
+        Operation(
+            "post", f"{own}/revisions/{{revision}}/rollback", "rollback", "Make the goal what it was then.", _OBJECT,
+            app_errors, parameters=back, path_schemas=number,
+        ),
+        Operation(
+            "put", f"{own}/applications/{{app}}", "putApplication", "Add or replace one application.",
+            _REVISION_ANSWER, _CHANGE, ApplicationOrder, (_IF_MATCH,),
+        ),
+        Operation(
+            "delete", f"{own}/applications/{{app}}", "deleteApplication", "Take one application away.",
+            _REVISION_ANSWER, _CHANGE, parameters=(_IF_MATCH,),
+        ),
+        Operation(
+            "get", f"{own}/replicas/{{replica_id}}/stack", "getStack", "Python stacks of a living replica.",
+            {"type": "string"}, (*_READ, "404", "504"), ok_type="text/plain",
+        ),
+        Operation(
+            "put", f"{own}/code/{{sha256}}", "putCode", "Ship a pickled application; Unix socket only.", _OBJECT,
+            ("400", *_READ, "507"), {"type": "string", "format": "binary"}, path_schemas={"sha256": digest},
+        ),
+    ]  # fmt: skip
+
+
+@cache
+def openapi_document() -> Json:
+    """OpenAPI 3.1 of the admin plane."""
+    paths: Json = {}
+    operations = [*_documents(), *_own()]
+    models: set[type[BaseModel]] = {ServeStatusSchema, ServeInstanceDetails}
+    models |= {op.body for op in operations if isinstance(op.body, type)}
+    for op in operations:
+        paths.setdefault(op.path, {})[op.method] = _operation(op)
+    wanted: list[tuple[type[BaseModel], JsonSchemaMode]] = [
+        (model, "validation") for model in sorted(models, key=lambda model: model.__name__)
+    ]
+    _, definitions = models_json_schema(wanted, ref_template="#/components/schemas/{model}")
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "servd admin API",
+            "version": version("servd"),
+            "description": "Loopback and the Unix socket serve the daemon's own user; elsewhere a bearer token is needed.",
+        },
+        "paths": paths,
+        "components": {
+            "schemas": definitions["$defs"],
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+        },
+        "security": [{}, {"token": []}],
+    }
+
+
+def _operation(op: Operation) -> Json:
+    content = {} if op.ok is None else {"content": {op.ok_type: {"schema": op.ok}}}
+    found: Json = {
+        "operationId": op.name,
+        "summary": op.summary,
+        "responses": {
+            "200": {"description": "Done.", **content},
+            **{
+                code: {"description": _TEXTS[code], "content": {"text/plain": {"schema": {"type": "string"}}}}
+                for code in sorted(op.errors)
+            },
+        },
+    }
+    names = [part[1:-1] for part in op.path.split("/") if part.startswith("{")]
+    parameters = [
+        {"name": name, "in": "path", "required": True, "schema": op.path_schemas.get(name, {"type": "string"})}
+        for name in names
+    ]
+    if parameters or op.parameters:
+        found["parameters"] = [*parameters, *op.parameters]
+    if op.body is not None:
+        is_model = isinstance(op.body, type)
+        schema = _ref(op.body) if isinstance(op.body, type) else op.body
+        kind = "application/json" if is_model else "application/octet-stream"
+        found["requestBody"] = {"required": op.needs_body, "content": {kind: {"schema": schema}}}
+    return found

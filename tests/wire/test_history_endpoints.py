@@ -1,0 +1,144 @@
+"""Revisions, dry runs, scale and stacks over real HTTP."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from servd.exceptions import ConfigError
+from servd.rest.access import AccessRules
+from servd.states import DeployMode
+from tests.wire.fake_plane import FakePlane, Server, a_revision, an_application, an_instance
+
+V1 = "/api/serve/deployments/"
+V2 = "/api/serve/applications/"
+REVISIONS = "/api/servd/v1/revisions"
+SCALE = "/api/v1/applications/a/deployments/{}/scale"
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    history = (a_revision(1, "a"), a_revision(2, "a", "b", port=8001, location="HeadOnly"))
+    single = a_revision(3, "default", mode=DeployMode.SINGLE_APP)
+    instance = an_instance(running=True, revision=3, applications=(an_application("a"),))
+    plane = FakePlane(instance, history=(*history, single))
+    with Server(plane, AccessRules("127.0.0.1"), tmp_path).running() as running:
+        yield running
+
+
+def ask(server: Server, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
+    status, _, text = server.ask(method, path, None if body is None else json.dumps(body), headers=headers)
+    return status, json.loads(text) if status == 200 and text else text
+
+
+def test_revisions_are_listed_newest_first(server: Server) -> None:
+    status, body = ask(server, "GET", REVISIONS)
+    assert (status, body["revision"]) == (200, 3)
+    assert [(r["revision"], r["applications"], r["deploy_mode"]) for r in body["revisions"]] == [
+        (3, ["default"], "SINGLE_APP"), (2, ["a", "b"], "MULTI_APP"), (1, ["a"], "MULTI_APP"),
+    ]  # fmt: skip
+    assert len(ask(server, "GET", f"{REVISIONS}?limit=1")[1]["revisions"]) == 1
+    assert ask(server, "GET", f"{REVISIONS}?limit=many")[0] == 400
+
+
+def test_a_revision_shows_the_document_to_send_again(server: Server) -> None:
+    second = ask(server, "GET", f"{REVISIONS}/2")[1]["document"]
+    assert list(second) == ["proxy_location", "http_options", "applications"]
+    assert second["http_options"] == {"port": 8001}
+    assert [app["name"] for app in second["applications"]] == ["a", "b"]
+    assert ask(server, "GET", f"{REVISIONS}/3")[1]["document"] == {"name": "default", "import_path": "m3:a"}
+
+
+@pytest.mark.parametrize("number", ["9", "x", "-1", "1.0", "%C2%B2", "9" * 5000])
+def test_unknown_revisions_are_not_found(server: Server, number: str) -> None:
+    path = f"{REVISIONS}/{number}"
+    assert server.ask("GET", path)[0] == 404
+    assert server.ask("POST", f"{path}/rollback")[0] == 404
+    assert server.plane.calls == []
+
+
+def test_rollback_makes_a_new_revision(server: Server) -> None:
+    assert ask(server, "POST", f"{REVISIONS}/1/rollback") == (200, {"revision": 4})
+    verb, number, origin = server.plane.calls[-1]
+    assert (verb, number) == ("rollback", 1)
+    assert origin.startswith(f"POST {REVISIONS}/1/rollback by ")
+    assert f"(uid {os.getuid()}) from 127.0.0.1:" in origin
+
+
+def test_rollback_has_a_condition_and_a_dry_run(server: Server) -> None:
+    status, text = ask(server, "POST", f"{REVISIONS}/1/rollback", **{"If-Match": '"2"'})
+    assert status == 412
+    assert '"3"' in text
+    assert ask(server, "POST", f"{REVISIONS}/1/rollback?dry_run=true")[1]["applications"]["a"]["action"] == "changed"
+    assert server.plane.calls == []
+    assert ask(server, "POST", f"{REVISIONS}/1/rollback", **{"If-Match": '"3"'})[0] == 200
+
+
+@pytest.mark.parametrize(("path", "body"), [(V1, {"import_path": "m:a"}), (V2, {"applications": []})])
+def test_a_dry_run_checks_and_changes_nothing(server: Server, path: str, body: dict[str, Any]) -> None:
+    status, plan = ask(server, "PUT", f"{path}?dry_run=true", body)
+    assert status == 200
+    assert plan["http"] == {"port": [8000, 8001]}
+    assert plan["applications"]["a"]["deployments"]["a_D"] == {
+        "name": "D",
+        "action": "restarted",
+        "fields": ["ray_actor_options.num_cpus"],
+        "replicas_before": 1,
+        "replicas_after": 2,
+    }
+    assert server.plane.calls == []
+    assert ask(server, "PUT", f"{path}?dry_run=true", {**body, "colour": 1})[0] == 400
+    assert ask(server, "PUT", f"{path}?dry_run=maybe", body)[0] == 400
+    assert ask(server, "PUT", f"{path}?dry_run=true", body, **{"If-Match": '"1"'})[0] == 412
+    server.plane.error = ConfigError("port differs")
+    assert ask(server, "PUT", f"{path}?dry_run=true", body) == (400, "port differs")
+    server.plane.error = None
+    assert ask(server, "PUT", f"{path}?dry_run=false", body)[0] == 200
+    assert [call[0] for call in server.plane.calls] == ["put"]
+
+
+def test_scale_pins_a_count(server: Server) -> None:
+    assert ask(server, "POST", SCALE.format("D"), {"target_num_replicas": 0})[0] == 200
+    assert server.plane.calls[-1][:4] == ("scale", "a", "D", 0)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        (SCALE.format("X"), {"target_num_replicas": 1}, 404),
+        ("/api/v1/applications/z/deployments/D/scale", {"target_num_replicas": 1}, 404),
+        (SCALE.format("D"), {"target_num_replicas": -1}, 400),
+        (SCALE.format("D"), {"target_num_replicas": 1.5}, 400),
+        (SCALE.format("D"), {"target_num_replicas": True}, 400),
+        (SCALE.format("D"), {"target_num_replicas": None}, 400),
+        (SCALE.format("D"), {"target_num_replicas": 1, "x": 1}, 400),
+        (SCALE.format("D"), {"target_num_replicas": 10**30}, 400),
+        (SCALE.format("D"), {}, 400),
+        (SCALE.format("D"), [1], 400),
+        (SCALE.format("D"), None, 400),
+    ],
+)
+def test_wrong_counts_and_names_are_refused(server: Server, path: str, body: Any, status: int) -> None:
+    assert ask(server, "POST", path, body)[0] == status
+    assert server.plane.calls == []
+
+
+def test_stacks_are_text(server: Server) -> None:
+    status, headers, text = server.ask("GET", "/api/servd/v1/replicas/a_D%23aBcDeF/stack")
+    assert (status, text) == (200, "stacks of a_D#aBcDeF\n")
+    assert headers["content-type"].startswith("text/plain")
+    assert server.ask("GET", "/api/servd/v1/replicas/nobody/stack")[0] == 404
+    assert server.ask("GET", "/api/servd/v1/replicas/silent/stack")[0] == 504
+
+
+def test_openapi_describes_every_path(server: Server) -> None:
+    status, document = ask(server, "GET", "/api/openapi.json")
+    assert (status, document["openapi"]) == (200, "3.1.0")
+    for path, verbs in document["paths"].items():
+        given = path.replace("{revision}", "1").replace("{app}", "a").replace("{deployment}", "D")
+        given = given.replace("{replica_id}", "r").replace("{sha256}", "0")
+        allowed = set(server.ask("TRACE", given)[1]["allow"].lower().split(", ")) - {"head"}
+        assert allowed == set(verbs), path
