@@ -9,7 +9,8 @@ import importlib
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
+from servd.quick_dataclass import dataclass
 from types import MappingProxyType
 from typing import Any, Protocol
 

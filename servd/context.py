@@ -8,7 +8,7 @@ import importlib
 import threading
 from collections.abc import AsyncIterator
 from contextvars import ContextVar
-from dataclasses import dataclass
+from servd.quick_dataclass import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from servd.exceptions import ServdError

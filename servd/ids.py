@@ -2,7 +2,7 @@
 
 import random
 import string
-from dataclasses import dataclass
+from servd.quick_dataclass import dataclass
 
 _LETTERS = string.ascii_letters
 

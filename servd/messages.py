@@ -4,7 +4,8 @@ Fields hold msgpack values, tuples of them, or other messages. All news are leve
 whole truth of its sender at that moment, so a lost, repeated or late one does no harm.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import field
+from servd.quick_dataclass import dataclass
 from typing import Any
 
 # --- child -> controller: first record of every control line -------------------------------------------------------

@@ -4,7 +4,7 @@ import hashlib
 import os
 import stat
 import tempfile
-from dataclasses import dataclass
+from servd.quick_dataclass import dataclass
 from pathlib import Path
 
 from servd.exceptions import StateError

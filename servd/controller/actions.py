@@ -1,6 +1,6 @@
 """What a plan asks for, imperative. Ids are minted by the plan; the executor records the intent, then does it."""
 
-from dataclasses import dataclass
+from servd.quick_dataclass import dataclass
 
 from servd.controller.facts import ForkServerFact, ProxyFact, ReplicaFact
 from servd.messages import BuildOrder, ProxyGoal, ReplicaGoal, ReplicaStart, Routing

@@ -5,7 +5,7 @@ Source: Ray Serve 2.5, autoscaling policy; delays are held times instead of coun
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from servd.quick_dataclass import dataclass
 from typing import Any
 
 

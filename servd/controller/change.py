@@ -4,7 +4,8 @@ Source: Ray Serve REST API 2.5; which options conflict, and when the listener mo
 """
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from servd.quick_dataclass import dataclass
 
 from servd.control_plane import ApplicationDocument, GoalDocument, HttpWish
 from servd.controller.data_plane import flag_options

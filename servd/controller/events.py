@@ -1,6 +1,6 @@
 """News from the world, past tense. `Observed.apply(event, now)` turns them into facts."""
 
-from dataclasses import dataclass
+from servd.quick_dataclass import dataclass
 
 from servd.messages import BuildResult, ProxyReport, ReplicaReport
 

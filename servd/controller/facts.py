@@ -3,7 +3,8 @@
 A fact says what was ordered and what was heard; statuses are computed from facts and never stored.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import field
+from servd.quick_dataclass import dataclass
 from typing import Any
 
 from servd.codec import register_message

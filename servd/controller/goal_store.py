@@ -12,7 +12,8 @@ import logging
 import os
 import sqlite3
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
+from servd.quick_dataclass import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 

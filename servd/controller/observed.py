@@ -3,7 +3,8 @@
 import math
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
+from servd.quick_dataclass import dataclass
 from typing import Any
 
 from servd.controller import actions, events

@@ -5,7 +5,7 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from servd.quick_dataclass import dataclass
 
 from servd.settings import Settings
 

@@ -4,7 +4,7 @@ Source: Ray Serve 2.5 (threshold, doubling back-off, jitter).
 """
 
 import random
-from dataclasses import dataclass
+from servd.quick_dataclass import dataclass
 
 MAX_FAILURES = 100
 FAILURES_PER_REPLICA = 3

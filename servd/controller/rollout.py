@@ -7,7 +7,7 @@ Source: Ray Serve 2.5 rolling steps; start-first order is servd's.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from servd.quick_dataclass import dataclass
 
 from servd.controller.facts import ReplicaFact
 from servd.states import ROUTABLE, ReplicaState

@@ -7,7 +7,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from servd.quick_dataclass import dataclass
 from typing import Any
 
 from servd.control_plane import ApplicationDocument

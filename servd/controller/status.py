@@ -1,7 +1,7 @@
 """What people see, computed from the goal and the facts."""
 
 import math
-from dataclasses import dataclass
+from servd.quick_dataclass import dataclass
 
 from servd.control_plane import (
     ApplicationView,

@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from servd.quick_dataclass import dataclass
 from typing import Any
 
 from servd.controller.goal import ApplicationGoal

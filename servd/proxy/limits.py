@@ -1,6 +1,6 @@
 """Bounds of the data port, from the environment."""
 
-from dataclasses import dataclass
+from servd.quick_dataclass import dataclass
 from typing import Self
 
 from servd.settings import variable

@@ -8,7 +8,7 @@ import os
 import stat
 import zipfile
 import zlib
-from dataclasses import dataclass
+from servd.quick_dataclass import dataclass
 
 from servd.exceptions import DeployError
 

@@ -9,7 +9,7 @@ import os
 import sys
 import sysconfig
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from servd.quick_dataclass import dataclass
 from typing import Any
 
 from servd import runtime_env

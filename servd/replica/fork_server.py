@@ -16,7 +16,7 @@ import struct
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from servd.quick_dataclass import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkProcess
 from typing import Any

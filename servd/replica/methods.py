@@ -3,7 +3,7 @@
 import asyncio
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from servd.quick_dataclass import dataclass
 from typing import Any
 
 HOOKS = frozenset({"reconfigure", "check_health"})
