@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from servd.context import RequestContext
-from servd.exceptions import ReplicaDiedError
+from servd.exceptions import ReplicaDiedError, ServdError
 from servd.messages import DeploymentTargets, Routing
 from servd.outgoing import CallTicket, Outgoing
 from servd.records import CANCEL, CLAIM, DECLINE, WANT
@@ -137,6 +137,15 @@ class Caller:
         elif peer.pending.pop(call.call_id, None) is not None:
             peer.link.send((CANCEL, call.call_id))
 
+    def cancel_calls_of(self, context: RequestContext) -> None:
+        """Take back every call made for a request whose handler was cancelled."""
+        for router in self._routers.values():
+            peers = [candidate.peer for candidate in router.announced.values() if candidate.peer is not None]
+            calls = [*router.line, *(call for peer in peers for call in peer.pending.values())]
+            for call in calls:
+                if isinstance(call, CallTicket) and call.context is context:
+                    call.cancel()
+
     def close(self) -> None:
         """Close all links; whatever is under way fails."""
         self._timer.cancel()
@@ -160,6 +169,14 @@ class Caller:
         peer.link.send((WANT, waiting))
         if not waiting:
             peer.candidate.is_full = False
+
+    def refuse_circles(self, router: Router) -> None:
+        """Refuse what waits for slots that are held on its own behalf."""
+        for call in list(router.line):
+            refused = _circle(call)
+            if refused is not None:
+                router.line.remove(call)
+                call.on_failure(refused)
 
     def on_rejected(self, peer: ReplicaPeer, call: Outgoing | None, is_leaving: bool) -> None:
         """A replica did not take a request; its ticket lies there unless the replica leaves."""
@@ -228,7 +245,7 @@ class Caller:
 
     def _wait(self, call: Outgoing) -> None:
         router = call.router
-        refused = router.admit_to_line(call)
+        refused = _circle(call) or router.admit_to_line(call)
         if refused is not None:
             call.on_failure(refused)
         elif self._on_waiting is not None and len(router.line) == 1 and not router.candidates:
@@ -256,6 +273,7 @@ class Caller:
             waiting, router.line = router.line, []
             for call in waiting:
                 call.on_failure(refused)
+        self.refuse_circles(router)
 
     def _turn(self) -> None:
         self._timer = self.loop.call_later(_TURN_S, self._turn)
@@ -267,6 +285,10 @@ class Caller:
                     fresh = Candidate(candidate.replica_id, candidate.address, candidate.model_ids)
                     router.revive(fresh)
                     self._connect(router, fresh)
+
+
+def _circle(call: Outgoing) -> ServdError | None:
+    return call.router.circle(call.context.ancestors) if isinstance(call, CallTicket) else None
 
 
 def _number(call: Outgoing) -> int:

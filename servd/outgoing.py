@@ -89,6 +89,8 @@ class Outgoing:
 class CallTicket(Outgoing):
     """A handle call: await it for the parts of the result, or iterate over the parts of its items.
 
+    context: of the request that it is made for.
+
     Raises (from awaiting and iterating):
         RemoteFailure: the called code raised.
         RequestError: it could not be served.
@@ -97,7 +99,6 @@ class CallTicket(Outgoing):
 
     __slots__ = (
         "_cancel",
-        "_context",
         "_deadline",
         "_done",
         "_items",
@@ -108,6 +109,7 @@ class CallTicket(Outgoing):
         "_taken",
         "_timer",
         "_waiter",
+        "context",
     )
 
     def __init__(
@@ -125,7 +127,7 @@ class CallTicket(Outgoing):
         self._cancel = cancel
         self._method = method
         self._parts = parts
-        self._context = context
+        self.context = context
         self._stream = stream
         self._deadline = deadline
         self._done: asyncio.Future[list[Any]] = loop.create_future()
@@ -179,7 +181,7 @@ class CallTicket(Outgoing):
         self._cancel(self)
 
     def record(self, call_id: int, flags: int, outbox: Outbox) -> tuple[Any, ...]:
-        context = self._context
+        context = self.context
         left = None if self._deadline is None else self._deadline - self._loop.time()
         about = (
             context.request_id,

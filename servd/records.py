@@ -40,6 +40,7 @@ REJECTED = 10  # id, ongoing, is_leaving
 OFFER = 11  # ongoing: one slot is held for the caller
 ITEM = 12  # id, parts, cost in bytes: one item of a streaming handle call
 END = 13  # id, ongoing, error text or None: end of a stream
+LIMIT = 15  # requests that run at a time: answer to HELLO, and when it changes
 
 # flags of HTTP and CALL
 STREAMED_BODY = 1

@@ -16,6 +16,7 @@ from servd.records import (
     HEAD,
     HELLO,
     ITEM,
+    LIMIT,
     OFFER,
     REJECTED,
     REPLY,
@@ -108,6 +109,9 @@ class ReplicaPeer:
         elif kind == OFFER:
             self.candidate.load = record[1]
             self.owner.on_offer(self)
+        elif kind == LIMIT:
+            self.candidate.limit = record[1]
+            self.owner.refuse_circles(self.router)
         elif kind in (REPLY, END, REJECTED):
             self._on_last(kind, record, frames)
         else:

@@ -11,7 +11,13 @@ from collections import deque
 from enum import Enum
 from typing import Any, Generic, Protocol, TypeVar
 
-from servd.exceptions import BackPressureError, DeploymentUnavailableError, NoRouteError, RequestError
+from servd.exceptions import (
+    BackPressureError,
+    DeploymentUnavailableError,
+    NoRouteError,
+    RequestError,
+    ServdError,
+)
 from servd.messages import DeploymentTargets
 
 IDEMPOTENT_METHODS = frozenset(("GET", "HEAD", "OPTIONS", "PUT", "DELETE"))
@@ -35,17 +41,19 @@ class Candidate:
 
     Attributes:
         load: requests running there by its own last count, or those of this caller if they are more.
+        limit: requests that run there at most, by its own word; 0 = not known yet.
         is_full: it rejected a request and holds a ticket of this caller.
         peer: the caller's connection to it.
     """
 
-    __slots__ = ("address", "is_full", "load", "model_ids", "peer", "replica_id")
+    __slots__ = ("address", "is_full", "limit", "load", "model_ids", "peer", "replica_id")
 
     def __init__(self, replica_id: str, address: str, model_ids: tuple[str, ...] = ()) -> None:
         self.replica_id = replica_id
         self.address = address
         self.model_ids = model_ids
         self.load = 0
+        self.limit = 0
         self.is_full = False
         self.peer: Any = None
 
@@ -153,6 +161,24 @@ class RequestRouter(Generic[WorkT]):
         else:
             self.line.append(work)
         return None
+
+    def circle(self, ancestors: tuple[str, ...]) -> ServdError | None:
+        """Why a call can never run here: the calls it is made for hold every slot of the deployment.
+
+        Args:
+            ancestors: replica ids that hold a slot for the call, outermost first; one may occur several times.
+
+        Source: python-api.md section 8.3.
+        """
+        if not ancestors or not self.candidates:
+            return None
+        if not all(0 < c.limit <= ancestors.count(c.replica_id) for c in self.candidates):
+            return None
+        way = " -> ".join([*(replica_id.partition("#")[0] for replica_id in ancestors), self.deployment])
+        return ServdError(
+            f"the call can never run: the calls it is made for hold every slot of {self.deployment} ({way}). "
+            "Break the circle, or raise max_ongoing_requests"
+        )
 
     def take_waiting(self) -> WorkT | None:
         """The request that waited longest, taken out of the line."""

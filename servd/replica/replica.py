@@ -107,6 +107,8 @@ class Replica:
             user,
             limit=start.goal.max_concurrent_queries,
             app=start.app,
+            replica_id=start.replica_id,
+            on_cancelled=self._caller.cancel_calls_of,
             cancel_on_disconnect=start.goal.cancel_on_disconnect,
         )
         self._server.start()

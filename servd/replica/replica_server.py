@@ -22,6 +22,7 @@ from servd.records import (
     EVENT,
     HELLO,
     HTTP,
+    LIMIT,
     OFFER,
     REJECTED,
     STREAM,
@@ -84,6 +85,8 @@ class ReplicaServer:
         user: the user's deployment.
         limit: `max_concurrent_queries`, over all callers.
         cancel_on_disconnect: cancel handlers whose caller took the request back.
+        replica_id: of this replica, for calls that run in circles.
+        on_cancelled: called with the context of a request whose handler was cancelled: the calls it made end too.
         on_change: called after each change of the counts; keep it cheap.
     """
 
@@ -95,13 +98,18 @@ class ReplicaServer:
         *,
         limit: int,
         app: str = "",
+        replica_id: str = "",
         cancel_on_disconnect: bool = True,
+        on_cancelled: Callable[[RequestContext], None] | None = None,
         on_change: Callable[[], None] | None = None,
     ) -> None:
         self._loop = loop
         self._address = address
         self._user = user
         self._app = app
+        self._replica_id = replica_id
+        self._own = (replica_id,)
+        self._on_cancelled = on_cancelled
         self.cancel_on_disconnect = cancel_on_disconnect
         self.admission: Admission[CallerPeer] = Admission(limit)
         self._on_change = on_change
@@ -140,6 +148,8 @@ class ReplicaServer:
         """Take over new values; what runs goes on."""
         self.admission.limit = limit
         self.cancel_on_disconnect = cancel_on_disconnect
+        for peer in self._link.peers.values() if self._link is not None else ():
+            peer.send((LIMIT, limit))
         self._make_offers()
 
     def drain(self) -> None:
@@ -190,6 +200,7 @@ class ReplicaServer:
         if kind == HELLO:
             assert self._began is not None
             peer.place = self._began.open_place(record[1])
+            peer.send((LIMIT, self.admission.limit))
             return
         work = peer.open.get(record[1])
         if kind == CANCEL:
@@ -229,7 +240,7 @@ class ReplicaServer:
             "client": client,
             "server": server,
         }
-        context = RequestContext(request_id, route, self._app)
+        context = RequestContext(request_id, route, self._app, ancestors=self._own)
         exchange = HttpExchange(peer, call_id, scope, context, body)
         if flags or extra is not None or type(body) is int:
             self._add_rest(peer, exchange, flags, extra, frames)
@@ -258,7 +269,9 @@ class ReplicaServer:
             return
         request_id, route, app, model_id, left, depth, ancestors = about
         deadline = None if left is None else self._loop.time() + left
-        context = RequestContext(request_id, route, app, model_id, deadline, depth, ancestors)
+        context = RequestContext(
+            request_id, route, app, model_id, deadline, depth + 1, (*ancestors, self._replica_id)
+        )
         call = HandleCall(peer, call_id, method, bodies_of(parts, frames), bool(flags & STREAM), context)
         peer.open[call_id] = call
         peer.unsaid.add(call_id)
@@ -296,6 +309,7 @@ class ReplicaServer:
             if not exchange.is_finished and exchange.scope["type"] == "http" and not exchange.is_disconnected:
                 raise RuntimeError("the handler ended without a complete response")
         except (asyncio.CancelledError, ClientGoneError):
+            self._take_back_calls(exchange.context)
             if not exchange.is_finished and not exchange.is_disconnected:
                 self._fail(exchange, RuntimeError("the handler was cancelled"))
         except Exception as error:
@@ -306,6 +320,8 @@ class ReplicaServer:
         finally:
             if not exchange.is_finished:
                 exchange.abort("")
+            # what it left running holds no slot
+            exchange.context.ancestors = ()
             self._release()
 
     def _fail(self, exchange: HttpExchange, error: BaseException) -> None:
@@ -333,11 +349,17 @@ class ReplicaServer:
             else:
                 call.reply(True, dumps(await self._user.call(call.method, args, kwargs, call.context)))
         except asyncio.CancelledError as error:
+            self._take_back_calls(call.context)
             call.reply(False, dump_exception(error))
         except Exception as error:
             call.reply(False, dump_exception(error))
         finally:
+            call.context.ancestors = ()
             self._release()
+
+    def _take_back_calls(self, context: RequestContext) -> None:
+        if self._on_cancelled is not None:
+            self._on_cancelled(context)
 
     def _release(self) -> None:
         admission = self.admission

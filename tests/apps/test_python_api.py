@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import socket
 import sys
 import threading
 import urllib.error
@@ -34,22 +33,6 @@ class HoldsLock(Exception):
     def __init__(self) -> None:
         super().__init__("held")
         self.lock = threading.Lock()
-
-
-@pytest.fixture(scope="module")
-def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """A daemon of this process, which ends with it."""
-    patch = pytest.MonkeyPatch()
-    patch.setenv("SERVD_STATE_DIR", str(tmp_path_factory.mktemp("state")))
-    for name in ("SERVD_ADDRESS", "RAY_AGENT_ADDRESS", "RAY_DASHBOARD_ADDRESS"):
-        patch.delenv(name, raising=False)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        free = int(probe.getsockname()[1])
-    client = servd.start(detached=False, http_options={"port": free})
-    yield free
-    client.shutdown()
-    patch.undo()
 
 
 @pytest.fixture(autouse=True)
