@@ -10,7 +10,6 @@ import inspect
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import field
-from servd.quick_dataclass import dataclass
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -18,6 +17,7 @@ from servd.application import DOCS_PATH_ATTRIBUTE, Application, Deployment, part
 from servd.deployment_graph import GraphNode, InputNode, InputPart, MethodNode
 from servd.ids import DeploymentID
 from servd.messages import BuiltDeployment
+from servd.quick_dataclass import dataclass
 
 LEGACY_HANDLES = ("RayServeHandle", "RayServeSyncHandle", "RayServeDeploymentHandle")
 

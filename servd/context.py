@@ -8,10 +8,10 @@ import importlib
 import threading
 from collections.abc import AsyncIterator
 from contextvars import ContextVar
-from servd.quick_dataclass import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from servd.exceptions import ServdError
+from servd.quick_dataclass import dataclass
 
 if TYPE_CHECKING:
     from servd.client import Client

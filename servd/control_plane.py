@@ -1,9 +1,9 @@
 """What the admin server, the CLI and `servd.run` ask of the control plane, and the values that travel between them."""
 
 from dataclasses import field
-from servd.quick_dataclass import dataclass
 from typing import Any, Protocol
 
+from servd.quick_dataclass import dataclass
 from servd.states import ApplicationStatus, DeploymentStatus, DeployMode, ProxyStatus, ReplicaState
 
 

@@ -2,6 +2,7 @@
 
 import random
 import string
+
 from servd.quick_dataclass import dataclass
 
 _LETTERS = string.ascii_letters

@@ -5,8 +5,9 @@ whole truth of its sender at that moment, so a lost, repeated or late one does n
 """
 
 from dataclasses import field
-from servd.quick_dataclass import dataclass
 from typing import Any
+
+from servd.quick_dataclass import dataclass
 
 # --- child -> controller: first record of every control line -------------------------------------------------------
 

@@ -4,10 +4,10 @@ import hashlib
 import os
 import stat
 import tempfile
-from servd.quick_dataclass import dataclass
 from pathlib import Path
 
 from servd.exceptions import StateError
+from servd.quick_dataclass import dataclass
 
 DEFAULT_HTTP_HOST = "127.0.0.1"
 DEFAULT_HTTP_PORT = 8000

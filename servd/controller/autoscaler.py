@@ -5,8 +5,9 @@ Source: Ray Serve 2.5, autoscaling policy; delays are held times instead of coun
 
 import math
 from collections.abc import Mapping, Sequence
-from servd.quick_dataclass import dataclass
 from typing import Any
+
+from servd.quick_dataclass import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,6 @@ Source: Ray Serve REST API 2.5; which options conflict, and when the listener mo
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
-from servd.quick_dataclass import dataclass
 
 from servd.control_plane import ApplicationDocument, GoalDocument, HttpWish
 from servd.controller.data_plane import flag_options
@@ -13,6 +12,7 @@ from servd.controller.goal import ApplicationGoal, Goal, HttpGoal
 from servd.controller.observed import Observed
 from servd.exceptions import ConfigError
 from servd.ids import DeploymentID
+from servd.quick_dataclass import dataclass
 from servd.runtime_env import check_application
 from servd.settings import Settings
 from servd.states import DeployMode, ProxyLocation

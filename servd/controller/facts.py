@@ -4,7 +4,6 @@ A fact says what was ordered and what was heard; statuses are computed from fact
 """
 
 from dataclasses import field
-from servd.quick_dataclass import dataclass
 from typing import Any
 
 from servd.codec import register_message
@@ -12,6 +11,7 @@ from servd.control_plane import ApplicationDocument, HttpWish
 from servd.controller.goal import ApplicationGoal, Goal, HttpGoal
 from servd.controller.resources import Held
 from servd.messages import BuildOrder, BuildResult, ReplicaStart
+from servd.quick_dataclass import dataclass
 from servd.states import ReplicaState
 
 

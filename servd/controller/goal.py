@@ -1,9 +1,9 @@
 """The goal: what users asked for, as one immutable value. The goal store keeps every revision of it."""
 
 from dataclasses import field
-from servd.quick_dataclass import dataclass
 
 from servd.control_plane import ApplicationDocument, HttpWish
+from servd.quick_dataclass import dataclass
 from servd.states import DeployMode
 
 

@@ -13,13 +13,13 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import asdict, fields, replace
-from servd.quick_dataclass import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from servd.control_plane import ApplicationDocument, HttpWish
 from servd.controller.goal import ApplicationGoal, Goal, HttpGoal
 from servd.exceptions import GoalNotSavedError, InvariantError, StateError
+from servd.quick_dataclass import dataclass
 from servd.states import DeployMode
 
 STORE_NAME = "goal.db"

@@ -5,8 +5,8 @@
 
 import math
 from collections.abc import Iterable
-from servd.quick_dataclass import dataclass
 
+from servd.quick_dataclass import dataclass
 from servd.settings import Settings
 
 EPSILON = 1e-9

@@ -4,6 +4,7 @@ Source: Ray Serve 2.5 (threshold, doubling back-off, jitter).
 """
 
 import random
+
 from servd.quick_dataclass import dataclass
 
 MAX_FAILURES = 100

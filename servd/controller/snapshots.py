@@ -7,11 +7,11 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from servd.quick_dataclass import dataclass
 from typing import Any
 
 from servd.control_plane import ApplicationDocument
 from servd.exceptions import ConfigError, GoalNotSavedError
+from servd.quick_dataclass import dataclass
 from servd.runtime_env import is_local_directory, local_path, local_uris
 from servd.settings import make_private_dir
 

@@ -1,7 +1,6 @@
 """What people see, computed from the goal and the facts."""
 
 import math
-from servd.quick_dataclass import dataclass
 
 from servd.control_plane import (
     ApplicationView,
@@ -20,6 +19,7 @@ from servd.controller.resources import Pool, place, shortage
 from servd.controller.settle import deployment_status, route_prefix, wanted_count
 from servd.controller.targets import DEFAULTS, DeploymentTarget
 from servd.ids import DeploymentID
+from servd.quick_dataclass import dataclass
 from servd.settings import Settings
 from servd.states import ApplicationStatus, DeploymentStatus, DeployMode, ProxyStatus, ReplicaState
 

@@ -1,8 +1,8 @@
 """Bounds of the data port, from the environment."""
 
-from servd.quick_dataclass import dataclass
 from typing import Self
 
+from servd.quick_dataclass import dataclass
 from servd.settings import variable
 
 WHOLE_BODY_BYTES = 1024 * 1024

@@ -8,9 +8,9 @@ import os
 import stat
 import zipfile
 import zlib
-from servd.quick_dataclass import dataclass
 
 from servd.exceptions import DeployError
+from servd.quick_dataclass import dataclass
 
 MAX_ENTRIES = 100_000
 MAX_UNPACKED_BYTES = 8 * 1024**3

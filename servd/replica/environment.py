@@ -9,13 +9,13 @@ import os
 import sys
 import sysconfig
 from collections.abc import Iterable, Sequence
-from servd.quick_dataclass import dataclass
 from typing import Any
 
 from servd import runtime_env
 from servd.clock import Clock, SystemClock
 from servd.exceptions import DeployError
 from servd.messages import BuildOrder
+from servd.quick_dataclass import dataclass
 from servd.replica.code_cache import unpacked_archive
 from servd.replica.packages import installed_packages
 

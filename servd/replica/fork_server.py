@@ -16,7 +16,6 @@ import struct
 import sys
 import warnings
 from collections.abc import Callable
-from servd.quick_dataclass import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkProcess
 from typing import Any
@@ -36,6 +35,7 @@ from servd.messages import (
     ReplicaStart,
 )
 from servd.pidfd import start_ticks
+from servd.quick_dataclass import dataclass
 from servd.replica.environment import apply_environment
 from servd.replica.fork_safety import fork_unsafe_reason
 from servd.replica.importing import code_version, load_application

@@ -3,8 +3,9 @@
 import asyncio
 import inspect
 from collections.abc import Callable
-from servd.quick_dataclass import dataclass
 from typing import Any
+
+from servd.quick_dataclass import dataclass
 
 HOOKS = frozenset({"reconfigure", "check_health"})
 """Public methods that are no handlers."""
