@@ -54,6 +54,16 @@ class ReplicaStartFailed:
     replica_id: str
     error: str
 
+@dataclass(frozen=True, slots=True)
+class ReplicaStartLost:
+    """The order came to nothing, and nobody is to blame.
+
+    Its fork server was gone before it got it; or a controller gave it that died, and whether it was carried out is unknown.
+    """
+
+    replica_id: str
+
+
 
 @dataclass(frozen=True, slots=True)
 class ReplicaReported:
@@ -64,9 +74,10 @@ class ReplicaReported:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaExited:
-    """The process is gone. exit_code None = unknown; negative = killed by that signal."""
+    """The process is gone. exit_code None = unknown; negative = killed by that signal. log_lines: its last ones."""
 
     replica_id: str
+    log_lines: tuple[str, ...] = ()
     exit_code: int | None
 
 
@@ -117,6 +128,7 @@ Event = (
     | BuildFinished
     | ForkServerExited
     | ReplicaForked
+    | ReplicaStartLost
     | ReplicaStartFailed
     | ReplicaReported
     | ReplicaExited

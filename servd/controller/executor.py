@@ -125,7 +125,7 @@ class Executor:
     def _start_replica(self, fact: ReplicaFact, *, spawn: bool) -> None:
         server = self._observed.fork_servers.get(fact.fork_server_id)
         if server is None:
-            self._emit(events.ReplicaStartFailed(fact.replica_id, "its fork server is gone"))
+            self._emit(events.ReplicaStartLost(fact.replica_id))
         elif spawn:
             pid, ticks = self._supervisor.start(
                 (REPLICA, fact.replica_id),
@@ -135,7 +135,7 @@ class Executor:
             )
             self._emit(events.ReplicaForked(fact.replica_id, pid, ticks))
         elif not self._lines.order(fact.fork_server_id, fact.start):
-            self._emit(events.ReplicaStartFailed(fact.replica_id, "its fork server is gone"))
+            self._emit(events.ReplicaStartLost(fact.replica_id))
 
     def _drain_replica(self, action: actions.DrainReplica) -> None:
         replica_id = action.goal.replica_id
@@ -177,9 +177,7 @@ class Executor:
         )
         try:
             sockets = await self._channel.open_listeners(fact.host, fact.port, settings.proxies)
-            pid, ticks = self._supervisor.start(
-                (PROXY, fact.proxy_id), PROXY_TARGET, (start, sockets[fact.slot]), {}
-            )
+            pid, ticks = self._supervisor.start((PROXY, fact.proxy_id), PROXY_TARGET, (start, sockets[fact.slot]), {})
         except Exception as error:
             logger.exception("action_failed action=StartProxy")
             self._emit(events.ProxyStartFailed(fact.proxy_id, str(error)))
@@ -219,7 +217,7 @@ class Executor:
     def _adopt_replica(self, fact: ReplicaFact) -> None:
         if not fact.pid:
             # ordered, but whether it was made is unknown: another one takes its place, and `end_stray` ends it
-            self._emit(events.ReplicaStartFailed(fact.replica_id, "the controller died while it was started"))
+            self._emit(events.ReplicaStartLost(fact.replica_id))
         elif self._supervisor.adopt((REPLICA, fact.replica_id), fact.pid, fact.start_ticks):
             self._known.add(fact.replica_id)
         else:
@@ -243,8 +241,11 @@ class Executor:
                 _remove(fact.start.address.removeprefix("ipc://"))
             self._emit(events.ReplicaExited(name, exit_code))
         else:
-            for replica_id in self._lines.close(name):
-                self._emit(events.ReplicaStartFailed(replica_id, "its fork server died before it was forked"))
+            for replica_id, had_order in self._lines.close(name).items():
+                # if the order itself is deadly, the starts must be counted, or it goes round for ever
+                error = "its fork server died before it was forked"
+                lost = events.ReplicaStartLost(replica_id)
+                self._emit(events.ReplicaStartFailed(replica_id, error) if had_order else lost)
             server = self._observed.fork_servers.get(name)
             if server is not None:
                 _remove(server.order.socket_path)

@@ -76,10 +76,10 @@ class ForkServerLines:
         line = self._lines.get(fork_server_id)
         return line is not None and line.stop()
 
-    def close(self, fork_server_id: str) -> list[str]:
-        """Forget it: it is gone. Gives the replicas whose orders it has not answered."""
+    def close(self, fork_server_id: str) -> dict[str, bool]:
+        """Forget it: it is gone. Gives the replicas whose orders it has not answered, and whether it got the order."""
         line = self._lines.pop(fork_server_id, None)
-        return line.close() if line is not None else []
+        return line.close() if line is not None else {}
 
 
 class _Line(asyncio.Protocol):
@@ -93,6 +93,7 @@ class _Line(asyncio.Protocol):
         self._is_built = False
         self._orders: dict[str, ReplicaStart] = {}
         self._sent: set[str] = set()
+        self._had: set[str] = set()
         self._lost = loop.create_future()
         self._task = loop.create_task(self._run(loop))
 
@@ -111,11 +112,12 @@ class _Line(asyncio.Protocol):
         self._transport.write(record(ForkServerStop()))
         return True
 
-    def close(self) -> list[str]:
+    def close(self) -> dict[str, bool]:
+        sent = self._sent | self._had
         self._task.cancel()
         if self._transport is not None:
             self._transport.abort()
-        return list(self._orders)
+        return {replica_id: replica_id in sent for replica_id in self._orders}
 
     async def _run(self, loop: asyncio.AbstractEventLoop) -> None:
         retry_s = _RETRY_S
@@ -150,6 +152,7 @@ class _Line(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         self._transport = None
         self._is_greeted = False
+        self._had |= self._sent
         self._sent.clear()
         if not self._lost.done():
             self._lost.set_result(None)

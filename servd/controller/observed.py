@@ -95,12 +95,12 @@ class Observed:
 
     @classmethod
     def restore(cls, facts: Iterable[Any], epoch: float, now: float) -> "Observed":
-        """Facts of an earlier controller: its replicas are RECOVERING until they report."""
+        """Facts of an earlier controller: replicas that served are RECOVERING until they report; a start stays a start."""
         observed = cls(epoch=epoch)
         for fact in facts:
             if isinstance(fact, ReplicaFact):
                 state = ReplicaState(fact.state)
-                if state is not ReplicaState.STOPPING:
+                if state in ROUTABLE:
                     state = ReplicaState.RECOVERING
                 fact = replace(fact, state=state, state_since=now, killed_at=-math.inf)
             elif isinstance(fact, ForkServerFact):
@@ -211,10 +211,14 @@ class Observed:
                 self._change(self.replicas.get(event.replica_id), pid=event.pid, start_ticks=event.start_ticks)
             case events.ReplicaStartFailed():
                 self._replica_gone(event.replica_id, None, event.error, now)
+            case events.ReplicaStartLost():
+                lost = self.replicas.get(event.replica_id)
+                if lost is not None:
+                    self.forget(lost)
             case events.ReplicaReported():
                 self._replica_reported(event.report, now)
             case events.ReplicaExited():
-                self._replica_gone(event.replica_id, event.exit_code, "", now)
+                self._replica_gone(event.replica_id, event.exit_code, "", now, event.log_lines)
             case events.ProxyStarted():
                 self._change(self.proxies.get(event.proxy_id), pid=event.pid, start_ticks=event.start_ticks)
             case events.ProxyReported():
@@ -271,6 +275,7 @@ class Observed:
             health_message=report.health_message,
             model_ids=report.model_ids,
             stack=report.stack,
+            memory_bytes=report.memory_bytes,
         )
         before = self.replicas[report.replica_id]
         if updated != before:
@@ -313,13 +318,16 @@ class Observed:
             self.put(replace(fact, state=ReplicaState.STOPPING, state_since=now, kill_at=now, stop_reason="unhealthy"))
             self._trouble(fact, f"replica {fact.replica_id} failed its health check: {report.health_message}")
 
-    def _replica_gone(self, replica_id: str, exit_code: int | None, error: str, now: float) -> None:
+    def _replica_gone(
+        self, replica_id: str, exit_code: int | None, error: str, now: float, log_lines: tuple[str, ...] = ()
+    ) -> None:
         fact = self.replicas.get(replica_id)
         if fact is None:
             return
         self.forget(fact)
         reason = fact.stop_reason or error or fact.error or f"exited with {_exit_text(exit_code)}"
-        dead = DeadReplicaFact(replica_id, fact.pid, exit_code, now - fact.created_at, reason, fact.ongoing)
+        age_s = now - fact.created_at
+        dead = DeadReplicaFact(replica_id, fact.pid, exit_code, age_s, reason, fact.ongoing, log_lines, fact.stack)
         deployment = self.deployments.get(fact.key)
         if deployment is not None:
             self.put(replace(deployment, dead=(*deployment.dead, dead)[-DEAD_KEPT:]))

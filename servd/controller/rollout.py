@@ -36,7 +36,7 @@ def next_step(
 
     Args:
         replicas: all replicas of the deployment, any state.
-        version, config_version: of the target.
+        version, config_version: of the target. A replica that has outgrown its memory counts as one of another version.
         target: wanted replicas, >= 0.
         scarce: no device is free for a replica beyond `target`, so old ones stop first.
 
@@ -44,8 +44,8 @@ def next_step(
         The step; nothing to do once `target` replicas run at both versions and no other is left.
     """
     alive = [replica for replica in replicas if replica.state is not ReplicaState.STOPPING]
-    new = [replica for replica in alive if replica.version == version]
-    old = [replica for replica in alive if replica.version != version]
+    new = [replica for replica in alive if replica.version == version and not replica.outgrown]
+    old = [replica for replica in alive if replica.version != version or replica.outgrown]
     step = rolling_step(target)
     surplus = 0 if scarce and old else step
     start = max(min(target - len(new), target + surplus - len(alive)), 0) if target else 0
@@ -69,7 +69,7 @@ def _drain_old(old: Sequence[ReplicaFact], new: Sequence[ReplicaFact], keep: int
     ready = sum(replica.state in ROUTABLE for replica in new)
     excess = max(ready + len(serving) - keep, 0)
     oldest_first = sorted(serving, key=lambda replica: replica.created_at)
-    return [(replica, "replaced") for replica in [*starting, *oldest_first[:excess]]]
+    return [(replica, replica.outgrown or "replaced") for replica in [*starting, *oldest_first[:excess]]]
 
 
 def _drain_surplus(new: Sequence[ReplicaFact], target: int) -> list[tuple[ReplicaFact, str]]:

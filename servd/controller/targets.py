@@ -111,6 +111,7 @@ class DeploymentTarget:
             health_check_timeout_s=float(options["health_check_timeout_s"]),
             graceful_shutdown_timeout_s=float(options["graceful_shutdown_timeout_s"]),
             cancel_on_disconnect=options["cancel_on_disconnect"],
+            memory_limit_bytes=options["memory_limit_bytes"] or 0,
         )
 
 

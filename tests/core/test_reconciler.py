@@ -367,6 +367,22 @@ def test_restored_replicas_recover_and_keep_their_processes() -> None:
     assert status_of(world) is ApplicationStatus.RUNNING
 
 
+def test_what_was_starting_when_the_controller_died_starts_on_and_a_lost_order_is_no_failed_start() -> None:
+    from servd.controller.observed import Observed
+
+    world = starting_world()
+    [lost] = world.replicas()
+    facts = [f for f in world.observed.take_changes().values() if f is not None]
+    world.observed = Observed.restore(facts, 0.0, 0.0)
+    assert [r.state for r in world.replicas()] == [ReplicaState.STARTING]
+    world.turn(events.ReplicaStartLost(lost.replica_id))
+    [successor] = world.replicas()
+    assert successor.replica_id != lost.replica_id
+    fact = world.observed.deployments[("app", "D")]
+    assert (fact.failures, fact.trouble, fact.dead) == (0, "", ())
+    assert status_of(world) is ApplicationStatus.DEPLOYING
+
+
 def test_a_restored_replica_that_stays_silent_is_killed_after_30_s() -> None:
     from servd.controller.observed import Observed
 

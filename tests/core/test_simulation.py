@@ -12,6 +12,13 @@ def test_histories(block: int) -> None:
         Simulation(seed).run()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("block", range(2))
+def test_gentle_histories(block: int) -> None:
+    for seed in range(block * 100, block * 100 + 100):
+        Simulation(seed, gentle=True).run()
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 def test_planted_faults_are_caught(fault: str) -> None:
     for seed in range(50):
