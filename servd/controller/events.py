@@ -1,8 +1,7 @@
 """News from the world, past tense. `Observed.apply(event, now)` turns them into facts."""
 
-from servd.quick_dataclass import dataclass
-
 from servd.messages import BuildResult, ProxyReport, ReplicaReport
+from servd.quick_dataclass import dataclass
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +53,7 @@ class ReplicaStartFailed:
     replica_id: str
     error: str
 
+
 @dataclass(frozen=True, slots=True)
 class ReplicaStartLost:
     """The order came to nothing, and nobody is to blame.
@@ -62,7 +62,6 @@ class ReplicaStartLost:
     """
 
     replica_id: str
-
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +76,8 @@ class ReplicaExited:
     """The process is gone. exit_code None = unknown; negative = killed by that signal. log_lines: its last ones."""
 
     replica_id: str
-    log_lines: tuple[str, ...] = ()
     exit_code: int | None
+    log_lines: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +127,8 @@ Event = (
     | BuildFinished
     | ForkServerExited
     | ReplicaForked
-    | ReplicaStartLost
     | ReplicaStartFailed
+    | ReplicaStartLost
     | ReplicaReported
     | ReplicaExited
     | ProxyStarted

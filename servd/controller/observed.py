@@ -4,7 +4,6 @@ import math
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import field, replace
-from servd.quick_dataclass import dataclass
 from typing import Any
 
 from servd.controller import actions, events
@@ -23,6 +22,7 @@ from servd.controller.facts import (
 )
 from servd.controller.targets import DeploymentTarget
 from servd.messages import ReplicaReport, Routing
+from servd.quick_dataclass import dataclass
 from servd.states import ROUTABLE, ReplicaPhase, ReplicaState
 
 DEAD_KEPT = 5

@@ -7,9 +7,9 @@ Source: Ray Serve 2.5 rolling steps; start-first order is servd's.
 """
 
 from collections.abc import Sequence
-from servd.quick_dataclass import dataclass
 
 from servd.controller.facts import ReplicaFact
+from servd.quick_dataclass import dataclass
 from servd.states import ROUTABLE, ReplicaState
 
 STOP_ORDER = (ReplicaState.STARTING, ReplicaState.UPDATING, ReplicaState.RECOVERING, ReplicaState.RUNNING)

@@ -11,7 +11,6 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from servd.quick_dataclass import dataclass
 from typing import Any
 
 from servd.controller.goal import ApplicationGoal
@@ -19,6 +18,7 @@ from servd.controller.resources import Need
 from servd.exceptions import DeployError
 from servd.ids import DeploymentID
 from servd.messages import BuildResult, BuiltDeployment, ReplicaGoal
+from servd.quick_dataclass import dataclass
 
 DEFAULTS: dict[str, Any] = {
     "num_replicas": 1,
