@@ -13,7 +13,7 @@ from servd.context import RequestContext
 from servd.messages import DeploymentTargets, Endpoint, Route, Routing
 from servd.proxy.forwarder import Forwarder
 from servd.proxy.http1 import HttpConnection
-from servd.proxy.hypercorn_lane import HypercornLane
+from servd.proxy.late_lane import LateLane
 from servd.proxy.limits import Limits
 from servd.proxy.listener import Listener
 from servd.replica.exchange import HttpExchange
@@ -77,7 +77,7 @@ class Room:
         self.caller = a_caller()
         self.forwarder = Forwarder(self.caller, root_path, limits or Limits())
         self.listener = Listener(self.forwarder)
-        self.lane = HypercornLane(self.forwarder)
+        self.lane = LateLane(self.forwarder)
         self.servers: dict[str, ReplicaServer] = {}
         self.port = 0
         self._hand_over = hand_over

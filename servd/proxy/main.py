@@ -16,7 +16,7 @@ from servd.messages import CallerReport, Hello, ProxyGoal, ProxyReport, ProxySta
 from servd.pidfd import start_ticks
 from servd.proxy.forwarder import Forwarder
 from servd.proxy.http1 import HttpConnection
-from servd.proxy.hypercorn_lane import HypercornLane
+from servd.proxy.late_lane import LateLane
 from servd.proxy.limits import Limits
 from servd.proxy.listener import Listener
 from servd.settings import control_socket
@@ -60,7 +60,7 @@ class Proxy:
         self._loop = asyncio.get_running_loop()
         self._caller = Caller(self._loop, start.proxy_id, _nothing, self._on_applied, on_waiting=self._report_queues)
         self._forwarder = Forwarder(self._caller, start.root_path, Limits.from_environment())
-        self._lane = HypercornLane(self._forwarder)
+        self._lane = LateLane(self._forwarder)
         self._listener = Listener(self._forwarder, self._lane.hand_over)
         self._server: asyncio.Server | None = None
         self._generation = -1
@@ -112,7 +112,7 @@ class Proxy:
 
     @property
     def _connections(self) -> int:
-        return len(self._listener.connections) + len(self._lane.connections)
+        return len(self._listener.connections) + self._lane.connections
 
     # --- the controller -------------------------------------------------------------------------------------------
 

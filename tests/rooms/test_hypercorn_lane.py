@@ -136,7 +136,7 @@ async def test_drain_says_goodbye() -> None:
         socket = await websockets.connect(f"ws://127.0.0.1:{room.port}/chat")
         async with httpx.AsyncClient(http1=False, http2=True) as client:
             assert (await client.get(f"http://127.0.0.1:{room.port}/x")).status_code == 200
-            await wait_until(lambda: len(room.lane.connections) == 2)
+            await wait_until(lambda: room.lane.connections == 2)
             room.lane.drain()
             with pytest.raises(websockets.ConnectionClosedError) as closed:
                 await socket.recv()
@@ -144,3 +144,19 @@ async def test_drain_says_goodbye() -> None:
             assert closed.value.rcvd.code == 1012
             await wait_until(lambda: not room.lane.connections)
         await wait_until(lambda: room.servers[address].ongoing == 0)
+
+
+async def test_connections_that_come_while_the_lane_is_loaded_wait_for_it() -> None:
+    async with Room(hand_over=True) as room:
+        room.route(room.replica(shout))
+        assert "lane=None" in repr(room.lane)
+        uri = f"ws://127.0.0.1:{room.port}/chat"
+        gone = await asyncio.open_connection("127.0.0.1", room.port)
+        gone[1].write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+        gone[1].close()
+        sockets = await asyncio.gather(*(websockets.connect(uri) for _ in range(3)))
+        for socket in sockets:
+            await socket.send("one")
+            assert await socket.recv() == "ONE"
+            await socket.close()
+        await wait_until(lambda: not room.lane.connections)
