@@ -17,6 +17,8 @@ from servd.settings import variable
 
 MAX_FILE_BYTES = 512 * 1024 * 1024
 BACKUP_FILES = 5
+LAST_LINES = 20
+LAST_BYTES = 4096
 LOGGER_NAMES = ("servd", "ray.serve")
 """Loggers that are set up; the second is an alias that Ray Serve applications write to."""
 
@@ -37,6 +39,20 @@ def proxy_file(ip: str) -> str:
 def replica_file(deployment: str, replica_tag: str) -> str:
     """Name of a replica's log file; `deployment` is the full name."""
     return f"deployment_{deployment}_{replica_tag}.log".replace("/", "_")
+
+
+def last_lines(log_dir: str, file_name: str) -> tuple[str, ...]:
+    """The last lines of a log file under the log root, for people: at most 20 and 4 KiB; none when it cannot be read."""
+    try:
+        with open(Path(log_dir) / "serve" / file_name, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(size - LAST_BYTES, 0))
+            data = file.read(LAST_BYTES)
+    except OSError:
+        return ()
+    lines = data.decode(errors="backslashreplace").splitlines()
+    # the first one may have lost its begin
+    return tuple(lines[1:] if size > LAST_BYTES else lines)[-LAST_LINES:]
 
 
 def setup(
@@ -106,6 +122,10 @@ class LogFile:
         except OSError:
             pass
 
+    def fileno(self) -> int:
+        """Its descriptor; the same number for ever."""
+        return self._fd
+
     def close(self) -> None:
         """Close the file."""
         os.close(self._fd)
@@ -123,8 +143,9 @@ class LogFile:
                     backup.replace(f"{self._path}.{number + 1}")
             self._path.replace(f"{self._path}.1")
         successor = self._open()
-        os.close(self._fd)
-        self._fd = successor
+        # under the same number: others write to it as well
+        os.dup2(successor, self._fd, inheritable=False)
+        os.close(successor)
 
 
 class _FileHandler(logging.Handler):

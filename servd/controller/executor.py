@@ -8,15 +8,18 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 
+from servd import logs
 from servd.controller import actions, events
 from servd.controller.control_server import PROXY, REPLICA, ControlServer
 from servd.controller.daemon_channel import DaemonChannel
+from servd.controller.devices import with_device_names
 from servd.controller.facts import ForkServerFact, ProxyFact, ReplicaFact
 from servd.controller.fork_server_lines import ForkServerLines
 from servd.controller.observed import Observed
 from servd.controller.supervisor import Key, Supervisor
 from servd.exceptions import InvariantError
-from servd.messages import ProxyGoal, ProxyStart
+from servd.ids import DeploymentID
+from servd.messages import BuildOrder, ProxyGoal, ProxyStart
 from servd.settings import Settings, variable
 
 FORK_SERVER = "fork_server"
@@ -35,6 +38,7 @@ class Executor:
 
     Args:
         emit: takes the events.
+        devices: names of the host's GPUs by index.
     """
 
     def __init__(
@@ -47,6 +51,7 @@ class Executor:
         lines: ForkServerLines,
         channel: DaemonChannel,
         emit: Callable[[events.Event], None],
+        devices: tuple[str, ...] = (),
     ) -> None:
         self._loop = loop
         self._settings = settings
@@ -56,6 +61,7 @@ class Executor:
         self._lines = lines
         self._channel = channel
         self._emit = emit
+        self._devices = devices
         self._spawns_all = variable("FORK", "1") == "0"
         self._starting: set[asyncio.Task[None]] = set()
         self._known: set[str] = set()
@@ -108,7 +114,7 @@ class Executor:
             (FORK_SERVER, fact.fork_server_id),
             FORK_SERVER_TARGET,
             (fact.order,),
-            fact.order.runtime_env.get("env_vars") or {},
+            _variables(fact.order),
         )
         self._emit(events.ForkServerStarted(fact.fork_server_id, pid, ticks))
         self._lines.connect(fact.fork_server_id, fact.order.socket_path)
@@ -124,17 +130,18 @@ class Executor:
 
     def _start_replica(self, fact: ReplicaFact, *, spawn: bool) -> None:
         server = self._observed.fork_servers.get(fact.fork_server_id)
+        start = replace(fact.start, variables=with_device_names(fact.start.variables, self._devices))
         if server is None:
             self._emit(events.ReplicaStartLost(fact.replica_id))
         elif spawn:
             pid, ticks = self._supervisor.start(
                 (REPLICA, fact.replica_id),
                 REPLICA_TARGET,
-                (fact.start, server.order),
-                server.order.runtime_env.get("env_vars") or {},
+                (start, server.order),
+                _variables(server.order),
             )
             self._emit(events.ReplicaForked(fact.replica_id, pid, ticks))
-        elif not self._lines.order(fact.fork_server_id, fact.start):
+        elif not self._lines.order(fact.fork_server_id, start):
             self._emit(events.ReplicaStartLost(fact.replica_id))
 
     def _drain_replica(self, action: actions.DrainReplica) -> None:
@@ -237,9 +244,12 @@ class Executor:
         elif kind == REPLICA:
             self._known.discard(name)
             fact = self._observed.replicas.get(name)
+            log_lines: tuple[str, ...] = ()
             if fact is not None:
                 _remove(fact.start.address.removeprefix("ipc://"))
-            self._emit(events.ReplicaExited(name, exit_code))
+                file_name = logs.replica_file(DeploymentID(fact.app, fact.deployment).full_name, name)
+                log_lines = logs.last_lines(fact.start.log_dir, file_name)
+            self._emit(events.ReplicaExited(name, exit_code, log_lines))
         else:
             for replica_id, had_order in self._lines.close(name).items():
                 # if the order itself is deadly, the starts must be counted, or it goes round for ever
@@ -250,6 +260,12 @@ class Executor:
             if server is not None:
                 _remove(server.order.socket_path)
             self._emit(events.ForkServerExited(name, exit_code))
+
+
+def _variables(order: BuildOrder) -> dict[str, str]:
+    """What must hold before the interpreter starts: the user's variables, over the defaults that nobody has set."""
+    defaults = {name: value for name, value in order.default_variables.items() if name not in os.environ}
+    return {**defaults, **(order.runtime_env.get("env_vars") or {})}
 
 
 def _remove(path: str) -> None:

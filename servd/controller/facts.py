@@ -40,8 +40,8 @@ class ForkServerFact:
 class ReplicaFact:
     """A replica process, from its order to its exit.
 
-    start.goal is the goal last sent. kill_at: when a draining one is killed (inf = not draining). outgrown: why it shall be replaced
-    though its version is right, "" if it shall not. Times are monotonic seconds.
+    start.goal is the goal last sent. kill_at: when a draining one is killed (inf = not draining). outgrown: why it shall be
+    replaced though its version is right, "" if it shall not. Times are monotonic seconds.
     """
 
     replica_id: str

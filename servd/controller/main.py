@@ -18,6 +18,7 @@ from servd.controller.control_server import REPLICA, ControlServer
 from servd.controller.daemon_channel import DaemonChannel
 from servd.controller.data_plane import boot, is_served
 from servd.controller.executor import Executor
+from servd.controller.devices import device_names
 from servd.controller.fact_store import FactStore
 from servd.controller.fork_server_lines import ForkServerLines
 from servd.controller.goal_store import GoalStore
@@ -70,6 +71,9 @@ def run(settings: Settings, lifetime: Connection, channel: socket.socket, admin:
 class _Controller:
     def __init__(self, settings: Settings, lifetime: Connection, channel: socket.socket, admin: socket.socket) -> None:
         self._settings = settings
+        self._devices = device_names()
+        if settings.num_gpus is None:
+            settings = replace(settings, num_gpus=float(len(self._devices)))
         self._lifetime = lifetime
         self._channel = channel
         self._admin = admin
@@ -98,7 +102,7 @@ class _Controller:
         lines = ForkServerLines(loop, news)
         supervisor = Supervisor(loop, self._lifetime, news.process_exited)
         channel = DaemonChannel(loop, self._channel, news.orphan_exited, self._stop, _fail)
-        executor = Executor(loop, settings, observed, supervisor, server, lines, channel, control.emit)
+        executor = Executor(loop, settings, observed, supervisor, server, lines, channel, control.emit, self._devices)
         stacks = StackRequests(loop, lambda replica_id, wish: server.send(REPLICA, replica_id, wish))
         news.start(executor, supervisor, server, stacks)
         # Hellos need an answer at once, admin requests may wait for the imports below

@@ -1,7 +1,8 @@
 """Replicas that use more memory than they may: each is replaced by a fresh one, start first, drain last.
 
 How this works: the verdict is written into the replica's fact and stays, so memory that is given back in the middle of a
-replacement changes nothing. A limit that every fresh replica exceeds at once must not become a hot loop: then one is replaced at a time.
+replacement changes nothing. A limit that every fresh replica exceeds at once must not become a hot loop: replicas that lived
+a short time only are replaced one by one, with a pause between.
 """
 
 import math

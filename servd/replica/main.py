@@ -1,6 +1,7 @@
 """Entry points of a replica process: forked from a fork server, or spawned."""
 
 import atexit
+import faulthandler
 import logging
 import os
 import sys
@@ -46,6 +47,7 @@ def run_spawned(start: ReplicaStart, order: BuildOrder, lifetime: Connection) ->
 
 def _run(start: ReplicaStart, load: Callable[[], Deployment], lifetime_fd: int) -> NoReturn:
     process.begin(f"replica {start.replica_id}", start.state_dir, lifetime_fd)
+    os.environ.update(start.variables)
     full_name = DeploymentID(start.app, start.deployment).full_name
     file = logs.setup(
         "replica",
@@ -54,7 +56,8 @@ def _run(start: ReplicaStart, load: Callable[[], Deployment], lifetime_fd: int) 
         logs.replica_file(full_name, start.replica_id),
         request_fields=_request_fields,
     )
-
+    # a crash in native code leaves its stack among the last lines of the log
+    faulthandler.enable(file.fileno())
     access = logs.AccessLog(file, "replica", start.replica_id, "replica.py")
 
     async def live() -> int:

@@ -34,6 +34,9 @@ REPORT_PERIOD_S = 0.25
 STUCK_AFTER_S = 5.0
 """A main loop that did not turn for so long is diagnosed."""
 
+MEMORY_STEP_BYTES = 1024 * 1024
+"""A change of the memory in use is worth a report from here on."""
+
 _FLUSH_TIMEOUT_S = 1.0
 
 logger = logging.getLogger(__name__)
@@ -86,6 +89,7 @@ class Warden:
         self._caller_report: CallerReport | None = None
         self._caller_said: CallerReport | None = None
         self._health: HealthChecks | None = None
+        self._own_process: Any = None
         self._watch = LoopWatch(self._in_main, threading.get_ident(), stuck_after_s=STUCK_AFTER_S)
         self._link = ControlLink(
             settings.control_socket(start.socket_dir), self._hello, self._on_message, self._on_connect
@@ -171,6 +175,7 @@ class Warden:
         while not line.done():
             await asyncio.sleep(REPORT_PERIOD_S)
             self._look_at_main_loop(loop.time())
+            self._look_at_memory()
             self._send()
         line.result()
 
@@ -241,6 +246,20 @@ class Warden:
             if self._said == self._report and self._link.is_idle:
                 return
             await asyncio.sleep(0.002)
+
+    def _look_at_memory(self) -> None:
+        limit = self._start.goal.memory_limit_bytes
+        if not limit:
+            return
+        if self._own_process is None:
+            # here and not above: few replicas have a limit, and all would carry it
+            import psutil
+
+            self._own_process = psutil.Process()
+        size = self._own_process.memory_info().rss
+        said = self._report.memory_bytes
+        if abs(size - said) >= MEMORY_STEP_BYTES or (size > limit) != (said > limit):
+            self._report = dataclasses.replace(self._report, memory_bytes=size)
 
     def _look_at_main_loop(self, now: float) -> None:
         # a constructor may take as long as it wants
