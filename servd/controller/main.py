@@ -9,6 +9,7 @@ import random
 import signal
 import socket
 import sys
+from dataclasses import replace
 from multiprocessing.connection import Connection
 
 from servd import logs, process
@@ -17,8 +18,8 @@ from servd.controller.control_loop import ControlLoop
 from servd.controller.control_server import REPLICA, ControlServer
 from servd.controller.daemon_channel import DaemonChannel
 from servd.controller.data_plane import boot, is_served
-from servd.controller.executor import Executor
 from servd.controller.devices import device_names
+from servd.controller.executor import Executor
 from servd.controller.fact_store import FactStore
 from servd.controller.fork_server_lines import ForkServerLines
 from servd.controller.goal_store import GoalStore
@@ -70,10 +71,10 @@ def run(settings: Settings, lifetime: Connection, channel: socket.socket, admin:
 
 class _Controller:
     def __init__(self, settings: Settings, lifetime: Connection, channel: socket.socket, admin: socket.socket) -> None:
-        self._settings = settings
         self._devices = device_names()
         if settings.num_gpus is None:
             settings = replace(settings, num_gpus=float(len(self._devices)))
+        self._settings = settings
         self._lifetime = lifetime
         self._channel = channel
         self._admin = admin
