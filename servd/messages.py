@@ -54,8 +54,8 @@ class ReplicaReport:
     """Replica -> controller: how the replica is. Sent after Hello, at each change and every 0.25 s when a count changed.
 
     phase: a `states.ReplicaPhase`. applied: config_version in effect ("" before the first). error: shortened traceback when
-    the start or the last reconfigure failed. health_failures: consecutive failed checks, 0 = well. memory_bytes: resident, 0 = not
-    measured.
+    the start or the last reconfigure failed. health_failures: consecutive failed checks, 0 = well. memory_bytes: resident, 0
+    = not measured.
     """
 
     replica_id: str
@@ -198,9 +198,10 @@ class BuildOrder:
 
     import_path: `module:attr` or `module.attr`, "" for an application by value. application_file: path of the cloudpickle
     file of an application by value, "" otherwise. args: arguments of an application builder. runtime_env: the effective one
-    of this fork server, local directories already replaced by their snapshots (plain paths). start_dir and python_path: of the
-    daemon (runtime.md section 12, "no working_dir"). driver_path: sys.path of the shipping driver, by-value only. default_variables: set
-    before the interpreter starts where neither the environment nor runtime_env has them (thread counts).
+    of this fork server, local directories already replaced by their snapshots (plain paths). start_dir and python_path: of
+    the daemon (runtime.md section 12, "no working_dir"). driver_path: sys.path of the shipping driver, by-value only.
+    default_variables: set before the interpreter starts where neither the environment nor runtime_env has them (thread
+    counts).
     """
 
     fork_server_id: str
@@ -240,9 +241,10 @@ class BuiltDeployment:
 class BuildResult:
     """Fork server -> controller: how the build ended.
 
-    error: "" or the text for the application's message (shortened traceback). code_version: hex digest over the import path, args,
-    application runtime_env and the content of the modules imported from outside site-packages. deployments: dependencies
-    first, ingress last. route_prefix: of the ingress, from code; None = not exposed. fork_unsafe: "" or why replicas must be spawned.
+    error: "" or the text for the application's message (shortened traceback). code_version: hex digest over the import path,
+    args, application runtime_env and the content of the modules imported from outside site-packages. deployments:
+    dependencies first, ingress last. route_prefix: of the ingress, from code; None = not exposed. fork_unsafe: "" or why
+    replicas must be spawned.
     """
 
     build_id: str
@@ -301,7 +303,7 @@ class ChildExited:
 
 @dataclass(frozen=True, slots=True)
 class ForkServerHello:
-    """Fork server -> controller, first record to every controller that connects: build (None while it runs) and living children."""
+    """Fork server -> controller, first record to each that connects: build (None while it runs) and living children."""
 
     fork_server_id: str
     pid: int
