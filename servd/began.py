@@ -19,6 +19,17 @@ def path_of(address: str) -> str | None:
     return f"{address[len(_PREFIX) :]}.began" if address.startswith(_PREFIX) else None
 
 
+def remove_files(address: str) -> None:
+    """Remove what a replica leaves in the socket directory: its socket and this file.
+
+    A caller that wants to know what was begun has the file open already.
+    """
+    path = path_of(address)
+    if path is not None:
+        _remove(path)
+        _remove(address[len(_PREFIX) :])
+
+
 class BeganLog:
     """A replica's side: per caller the id of the request begun last. Slot 0 belongs to nobody."""
 

@@ -45,19 +45,32 @@ def run(main: Coroutine[Any, Any, _T], *, closes_loop: bool = True) -> _T:
         return runner.run(main)
 
 
+def _nothing() -> None:
+    pass
+
+
 def watch_lifetime(
-    loop: asyncio.AbstractEventLoop, fd: int, on_end: Callable[[], None], limit_s: float = LIFETIME_DRAIN_S
+    loop: asyncio.AbstractEventLoop,
+    fd: int,
+    on_end: Callable[[], None],
+    limit_s: float = LIFETIME_DRAIN_S,
+    at_limit: Callable[[], None] = _nothing,
 ) -> None:
     """Call `on_end` on `loop` when the daemon is gone, and end the process at the latest `limit_s` after.
 
     Args:
+        at_limit: called right before that end.
         fd: read end of the lifetime pipe; nothing is ever written to it, so readable means end of file.
     """
 
     def ended() -> None:
         loop.remove_reader(fd)
-        loop.call_later(limit_s, os._exit, 1)
+        loop.call_later(limit_s, cut_off)
         on_end()
+
+    def cut_off() -> None:
+        at_limit()
+        os._exit(1)
 
     loop.add_reader(fd, ended)
 

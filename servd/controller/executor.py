@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from servd import logs
+from servd.began import remove_files
 from servd.controller import actions, events
 from servd.controller.control_server import PROXY, REPLICA, ControlServer
 from servd.controller.daemon_channel import DaemonChannel
@@ -246,7 +247,7 @@ class Executor:
             fact = self._observed.replicas.get(name)
             log_lines: tuple[str, ...] = ()
             if fact is not None:
-                _remove(fact.start.address.removeprefix("ipc://"))
+                remove_files(fact.start.address)
                 file_name = logs.replica_file(DeploymentID(fact.app, fact.deployment).full_name, name)
                 log_lines = logs.last_lines(fact.start.log_dir, file_name)
             self._emit(events.ReplicaExited(name, exit_code, log_lines))

@@ -27,8 +27,8 @@ class FactStore:
         except sqlite3.DatabaseError as error:
             # without facts every living process is a stray, and is replaced
             logger.error("facts_lost path=%s reason=%s", self._path, error)
-            for suffix in ("", "-wal", "-shm"):
-                Path(f"{self._path}{suffix}").unlink(missing_ok=True)
+            for path in fact_files(socket_dir):
+                Path(path).unlink(missing_ok=True)
             self._connection = _open(self._path)
         self._unsaved: dict[tuple[str, str], Any] = {}
 
@@ -79,6 +79,11 @@ class FactStore:
             "INSERT INTO facts VALUES (?, ?, ?) ON CONFLICT (kind, key) DO UPDATE SET value = excluded.value",
             (kind, key, encode_message(fact)),
         )
+
+
+def fact_files(socket_dir: str) -> list[str]:
+    """The files of the store, there or not."""
+    return [f"{socket_dir}/{STORE_NAME}{suffix}" for suffix in ("", "-wal", "-shm")]
 
 
 def _open(path: str) -> sqlite3.Connection:

@@ -10,6 +10,7 @@ from typing import Any
 
 from servd import link
 from servd.application import Deployment
+from servd.began import remove_files
 from servd.caller import Caller
 from servd.clock import SystemClock
 from servd.context import ReplicaContext, current_request, install_process, set_replica_context
@@ -129,7 +130,7 @@ class Replica:
         self._server.close(_LINGER_S)
         self._caller.close()
         link.finish()
-        remove_socket(self._start.address)
+        remove_files(self._start.address)
         self._warden.flush()
 
     def _note(self, method: str, succeeded: bool, began: float) -> None:
@@ -217,15 +218,6 @@ class Replica:
             self._warden.report(phase=ReplicaPhase.FAILED, error=text)
         else:
             self._updating = None
-
-
-def remove_socket(address: str) -> None:
-    """Remove the file behind an `ipc://` address."""
-    try:
-        os.unlink(address.removeprefix("ipc://"))
-    except OSError:
-        # the one who cleans up after dead replicas may have been faster
-        pass
 
 
 def _parsed(user_config: str) -> Any:

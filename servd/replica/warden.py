@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from servd import settings
+from servd.began import remove_files
 from servd.control_link import ControlLink
 from servd.messages import (
     CallerReport,
@@ -169,7 +170,12 @@ class Warden:
 
     async def _main(self) -> None:
         loop = self._loop = asyncio.get_running_loop()
-        watch_lifetime(loop, self._lifetime_fd, lambda: self._in_main(self._ward.lifetime_ended))
+        watch_lifetime(
+            loop,
+            self._lifetime_fd,
+            lambda: self._in_main(self._ward.lifetime_ended),
+            at_limit=lambda: remove_files(self._start.address),
+        )
         line = asyncio.create_task(self._link.run())
         self._is_up.set()
         while not line.done():
