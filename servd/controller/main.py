@@ -1,6 +1,7 @@
 """The controller process: puts the parts together, serves the admin plane, ends when the daemon says so."""
 
 import asyncio
+import contextlib
 import fcntl
 import importlib
 import logging
@@ -20,7 +21,7 @@ from servd.controller.daemon_channel import DaemonChannel
 from servd.controller.data_plane import boot, is_served
 from servd.controller.devices import device_names
 from servd.controller.executor import Executor
-from servd.controller.fact_store import FactStore
+from servd.controller.fact_store import FactStore, fact_files
 from servd.controller.fork_server_lines import ForkServerLines
 from servd.controller.goal_store import GoalStore
 from servd.controller.observed import Observed
@@ -30,6 +31,8 @@ from servd.controller.status import Identity
 from servd.controller.supervisor import Supervisor
 from servd.exceptions import InvariantError, ServdError, StateError
 from servd.ids import random_hex
+from servd.rest.access import rules_for
+from servd.rest.admin_sockets import bind_unix, first_connection
 from servd.settings import Settings, admin_socket, control_socket, variable
 
 EXIT_REFUSED = 78
@@ -87,7 +90,7 @@ class _Controller:
         """Live until the daemon says stop."""
         loop = asyncio.get_running_loop()
         settings = self._settings
-        loop.add_reader(self._lifetime.fileno(), os._exit, 1)  # its children see the same end and drain
+        loop.add_reader(self._lifetime.fileno(), self._daemon_gone)
         lock = _lock(settings.state_dir)
         max_pages = variable("GOAL_STORE_MAX_PAGES", "")
         store = GoalStore.open(settings.state_dir, int(max_pages) if max_pages else None)
@@ -102,7 +105,7 @@ class _Controller:
         server = ControlServer(news, first_generation=int(now * 1000))
         lines = ForkServerLines(loop, news)
         supervisor = Supervisor(loop, self._lifetime, news.process_exited)
-        channel = DaemonChannel(loop, self._channel, news.orphan_exited, self._stop, _fail)
+        channel = DaemonChannel(loop, self._channel, news.orphan_exited, self._stop, self._daemon_gone)
         executor = Executor(loop, settings, observed, supervisor, server, lines, channel, control.emit, self._devices)
         stacks = StackRequests(loop, lambda replica_id, wish: server.send(REPLICA, replica_id, wish))
         news.start(executor, supervisor, server, stacks)
@@ -122,8 +125,8 @@ class _Controller:
             os.close(lock)
 
     async def _serve(self, control: ControlLoop) -> None:
-        shutdown = asyncio.Event()
-        serving = asyncio.create_task(self._serve_admin(control, shutdown))
+        wanted, shutdown = asyncio.Event(), asyncio.Event()
+        serving = asyncio.create_task(self._serve_admin(control, wanted, shutdown))
         asked = asyncio.create_task(self._stop_asked.wait())
         await asyncio.wait([asked, serving], return_when=asyncio.FIRST_COMPLETED)
         if serving.done():
@@ -132,17 +135,21 @@ class _Controller:
             raise InvariantError("the admin server ended")
         await control.stop(self._stop_timeout_s)
         shutdown.set()
+        wanted.set()
         await serving
 
-    async def _serve_admin(self, control: ControlLoop, shutdown: asyncio.Event) -> None:
-        # this import takes longer than all the rest of the start: meanwhile the loop greets and plans
-        app = await asyncio.to_thread(importlib.import_module, "servd.rest.app")
-        access = await asyncio.to_thread(importlib.import_module, "servd.rest.access")
+    async def _serve_admin(self, control: ControlLoop, wanted: asyncio.Event, shutdown: asyncio.Event) -> None:
         settings = self._settings
-        plane = app.create_app(control, access.rules_for(settings), os.path.join(settings.state_dir, "code"))
+        rules = rules_for(settings)
         self._admin.setblocking(False)
-        unix = app.bind_unix(admin_socket(settings.socket_dir))
-        await app.serve(plane, [self._admin, unix], shutdown)
+        sockets = [self._admin, bind_unix(admin_socket(settings.socket_dir))]
+        # what answers there is half of this process, in time to load and in memory: not before somebody asks
+        await first_connection(sockets, wanted)
+        if shutdown.is_set():
+            return
+        app = await asyncio.to_thread(importlib.import_module, "servd.rest.app")
+        plane = app.create_app(control, rules, os.path.join(settings.state_dir, "code"))
+        await app.serve(plane, sockets, shutdown)
 
     def _identity(self) -> Identity:
         # the node is the state directory: the same over restarts
@@ -154,6 +161,15 @@ class _Controller:
             node_id=random_hex(56, node),
             node_ip=NODE_IP,
         )
+
+    def _daemon_gone(self) -> None:
+        """Leave no socket behind, and facts that nobody will need; the children see the same end, and drain."""
+        directory = self._settings.socket_dir
+        # the controller's lock is still ours: no other one can have made these
+        for path in (control_socket(directory), admin_socket(directory), *fact_files(directory)):
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+        os._exit(1)
 
     def _stop(self, timeout_s: float) -> None:
         logger.info("stopping timeout_s=%.0f", timeout_s)
