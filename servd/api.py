@@ -80,7 +80,8 @@ def run(
 
     Args:
         blocking: True = stay until Ctrl-C after that.
-        name: of the application; one of this name is replaced.
+        name: of the application; one of this name is replaced. Without a name, "", it replaces all others too, and its
+            deployments go by their bare names.
         route_prefix: instead of the ingress's; None = not over HTTP.
         logging_config: as in documents.
         local: run it in this process, without daemon and sockets.
@@ -98,8 +99,6 @@ def run(
     root = _root_of(target)
     if local or _local_testing_mode:
         return _run_locally(root, name)
-    if not name:
-        raise ServdError("an application needs a name")
     built = build_application(root, name)
     client = _client_module().find_or_start(host=host, port=port)
     _warn_of_other_options(client, {"host": host, "port": port})
@@ -244,12 +243,15 @@ def get_deployment_handle(deployment_name: str, app_name: str | None = None) -> 
 
 
 def get_deployment(name: str) -> Deployment:
-    """Deprecated: the live deployment of that full name.
+    """Deprecated: the live deployment of that full name, or of the name that `Deployment.deploy` gave it.
 
     Raises:
         KeyError: there is none.
     """
     found = list_deployments()
+    alone = DeploymentID(name, name).full_name
+    if name not in found and alone in found:
+        return found[alone]
     if name not in found:
         raise KeyError(f"deployment {name!r} does not exist; there are: {', '.join(found) or 'none'}")
     return found[name]
@@ -287,9 +289,7 @@ def legacy_handle(name: str, *, sync: bool) -> Any:
     if replica is not None and context.replica_context() is not None:
         # the name was checked by `get_deployment`
         return (RayServeSyncHandle if sync else RayServeHandle)(DeploymentID("", name))
-    client = _running_client()
-    alone = DeploymentID(name, name).full_name
-    return client.get_handle(alone if alone in client.live_deployments() else name, sync=sync)
+    return _running_client().get_handle(name, sync=sync)
 
 
 def _root_of(target: Any) -> Application:

@@ -196,12 +196,15 @@ class Client:
         return None if app is None else app["deployed_app_config"]
 
     def get_handle(self, deployment_name: str, missing_ok: bool = False, sync: bool = True) -> Any:
-        """A legacy handle to a deployment by its full name.
+        """A legacy handle to a deployment by its full name, or by the name that `Deployment.deploy` gave it.
 
         Raises:
             KeyError: there is none, and not `missing_ok`.
         """
         found = self.live_deployments()
+        alone = DeploymentID(deployment_name, deployment_name).full_name
+        if deployment_name not in found and alone in found:
+            deployment_name = alone
         if deployment_name not in found and not missing_ok:
             raise KeyError(f"deployment {deployment_name!r} does not exist; there are: {', '.join(found) or 'none'}")
         target = found.get(deployment_name, (DeploymentID("", deployment_name), {}))[0]

@@ -6,7 +6,7 @@ Standard library only: every replica and every driver loads this.
 import asyncio
 import importlib
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -118,6 +118,10 @@ class Ticket(Protocol):
 
     def cancel(self) -> Any:
         """Take the call back, best effort."""
+        ...
+
+    def when_sent(self, told: Callable[[], None]) -> None:
+        """Call `told` once a replica is chosen; at once if one is."""
         ...
 
 

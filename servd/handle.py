@@ -103,8 +103,14 @@ class _Handle:
         method = "" if self._method == "__call__" else f", method_name={self._method!r}"
         return f"{type(self).__name__}({self._full_name!r}{method})"
 
-    def _start(self, args: tuple[Any, ...], kwargs: dict[str, Any], kind: type[DeploymentResponse]) -> Any:
-        """The call on its way, as a `kind` or a generator of results."""
+    def _start(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        kind: type[DeploymentResponse],
+        sent: threading.Event | None = None,
+    ) -> Any:
+        """The call on its way, as a `kind` or a generator of results. sent: set when a replica is chosen, or it failed."""
         to = self._process or installed_process() or process()
         context = current_request.get()
         if context.depth >= MAX_DEPTH:
@@ -123,8 +129,9 @@ class _Handle:
             ticket = self._submit(to, parts, context)
             return DeploymentResponseGenerator(to, ticket) if self._stream else kind(to, ticket)
         if self._stream:
-            return DeploymentResponseGenerator(to, self._open(to, args, kwargs, parts, context))
-        fetch = self._fetch(to, args, kwargs, parts, context)
+            opening = self._open(to, args, kwargs, parts, context)
+            return DeploymentResponseGenerator(to, opening=asyncio.run_coroutine_threadsafe(opening, to.loop))
+        fetch = self._fetch(sent, to, args, kwargs, parts, context)
         if _get_ident() == to.thread_id:
             return kind(to, future=to.loop.create_task(fetch))
         return kind(to, future=asyncio.run_coroutine_threadsafe(fetch, to.loop))
@@ -153,8 +160,15 @@ class _Handle:
             parts = pickling.dumps((args, kwargs))
         return self._submit(to, parts, context)
 
-    async def _fetch(self, to: Process, *call: Any) -> Any:
-        return pickling.loads(await (await self._open(to, *call)))
+    async def _fetch(self, sent: threading.Event | None, *call: Any) -> Any:
+        try:
+            ticket = await self._open(*call)
+            if sent is not None:
+                ticket.when_sent(sent.set)
+            return pickling.loads(await ticket)
+        finally:
+            if sent is not None:
+                sent.set()
 
 
 def _is_response(value: Any) -> bool:
@@ -218,9 +232,15 @@ class RayServeSyncHandle(_Handle):
         """Call the deployment.
 
         Returns:
-            A `Ref`; with `options(stream=True)` a `DeploymentResponseGenerator`.
+            A `Ref`, once a replica is chosen for the call (on an event-loop thread at once); with
+            `options(stream=True)` a `DeploymentResponseGenerator`.
         """
-        return self._start(args, kwargs, Ref)
+        if self._stream or asyncio._get_running_loop() is not None:
+            return self._start(args, kwargs, Ref)
+        sent = threading.Event()
+        started = self._start(args, kwargs, Ref, sent)
+        sent.wait()
+        return started
 
 
 async def _in_two_steps(ref: Ref) -> Ref:

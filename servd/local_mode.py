@@ -5,7 +5,7 @@ Arguments and results are pickled on the way, and user code runs as in a replica
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Awaitable, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from typing import Any
 
 from servd import pickling
@@ -40,6 +40,10 @@ class LocalTicket:
     def __aiter__(self) -> AsyncIterator[Any]:
         assert self._items is not None
         return self._items
+
+    def when_sent(self, told: Callable[[], None]) -> None:
+        """There is always a replica."""
+        told()
 
     def cancel(self) -> None:
         """Cancel the handler."""

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator, Callable, Generator
 from typing import TYPE_CHECKING, Any
 
 from servd.context import RequestContext
@@ -104,6 +104,7 @@ class CallTicket(Outgoing):
         "_items",
         "_loop",
         "_method",
+        "_on_sent",
         "_parts",
         "_stream",
         "_taken",
@@ -135,6 +136,7 @@ class CallTicket(Outgoing):
         self._waiter: asyncio.Future[None] | None = None
         self._taken = 0
         self._timer: asyncio.TimerHandle | None = None
+        self._on_sent: Callable[[], None] | None = None
         self.model_id = model_id
         self.is_idempotent = False
         if deadline is not None:
@@ -175,6 +177,13 @@ class CallTicket(Outgoing):
             self._take_back()
             self._finish(RequestCancelledError("the call was cancelled"))
 
+    def when_sent(self, told: Callable[[], None]) -> None:
+        """Call `told` once a replica is chosen; at once if one is."""
+        if self.peer is not None:
+            told()
+        else:
+            self._on_sent = told
+
     def _take_back(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
@@ -194,6 +203,8 @@ class CallTicket(Outgoing):
         )
         if self._stream:
             flags |= STREAM
+        if self._on_sent is not None:
+            self._on_sent()
         return (CALL, call_id, flags, self._method, outbox.attach_all(self._parts), about)
 
     def on_reply(self, succeeded: bool, parts: list[Any]) -> None:

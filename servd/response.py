@@ -8,10 +8,11 @@ loop, arguments that are results themselves) goes through a coroutine on that lo
 import asyncio
 import concurrent.futures
 from asyncio import _get_running_loop
-from collections.abc import AsyncIterator, Coroutine, Generator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from typing import Any
 
 from servd import pickling
+from servd.clock import SystemClock
 from servd.context import Process, Ticket
 from servd.exceptions import NoRouteError, RemoteFailure, RequestCancelledError, UnknownDeploymentError
 
@@ -170,10 +171,15 @@ class _Steps:
 class DeploymentResponseGenerator:
     """The results of a streaming call: `async for` on a loop, `for` on other threads."""
 
-    def __init__(self, process: Process, opening: Coroutine[Any, Any, Ticket] | Ticket) -> None:
+    def __init__(
+        self,
+        process: Process,
+        ticket: Ticket | None = None,
+        opening: "concurrent.futures.Future[Ticket] | None" = None,
+    ) -> None:
         self._process = process
         self._opening = opening
-        self._ticket: Ticket | None = None
+        self._ticket = ticket
         self._items: AsyncIterator[Any] | None = None
         self._is_cancelled = False
         self._is_done = False
@@ -208,7 +214,7 @@ class DeploymentResponseGenerator:
         """Take the call back, best effort: the next step raises `RequestCancelledError`. Any thread."""
         if not self._is_done:
             self._is_cancelled = True
-            self._process.loop.call_soon_threadsafe(self._cancel_here)
+            self._end_here()
 
     def __await__(self) -> Generator[Any, None, Any]:
         raise TypeError("a streaming call has many results: use `async for`, not `await`")
@@ -226,18 +232,18 @@ class DeploymentResponseGenerator:
 
     def __del__(self) -> None:
         # nobody will read the rest: free the replica's slot
-        if self._ticket is not None and not self._is_done and not self._process.loop.is_closed():
-            self._process.loop.call_soon_threadsafe(self._ticket.cancel)
+        if not self._is_done and not self._process.loop.is_closed():
+            self._end_here()
 
     async def _next(self) -> Any:
         if self._is_cancelled:
             raise RequestCancelledError("the call was cancelled")
         try:
             if self._items is None:
-                opening = self._opening
-                ticket: Ticket = await opening if isinstance(opening, Coroutine) else opening
-                self._ticket = ticket
-                self._items = ticket.__aiter__()
+                if self._ticket is None:
+                    assert self._opening is not None
+                    self._ticket = await asyncio.wrap_future(self._opening)
+                self._items = self._ticket.__aiter__()
             return pickling.loads(await self._items.__anext__())
         except asyncio.CancelledError:
             self._is_done = True
@@ -263,9 +269,17 @@ class DeploymentResponseGenerator:
         except StopAsyncIteration:
             return False, None
 
-    def _cancel_here(self) -> None:
-        if self._ticket is not None:
-            self._ticket.cancel()
+    def _end_here(self) -> None:
+        loop, ticket, opening = self._process.loop, self._ticket, self._opening
+        if ticket is not None:
+            loop.call_soon_threadsafe(ticket.cancel)
+        elif opening is not None:
+            opening.add_done_callback(lambda done: loop.call_soon_threadsafe(_cancel_opened, done))
+
+
+def _cancel_opened(opening: "concurrent.futures.Future[Ticket]") -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().cancel()
 
 
 def call_error(error: Exception) -> Exception:
@@ -300,7 +314,9 @@ def get(refs: Any, timeout: float | None = None) -> Any:
     if _get_running_loop() is not None:
         raise RuntimeError("this would block the event loop: use `await` instead of `get`")
     if isinstance(refs, list | tuple):
-        return [get(item, timeout) for item in refs]
+        now = SystemClock().now
+        deadline = None if timeout is None else now() + timeout
+        return [get(item, None if deadline is None else max(0.0, deadline - now())) for item in refs]
     if not hasattr(refs, "result"):
         kind = type(refs).__name__
         raise TypeError(f"`get` takes a response of a handle call, or a list of them, got {kind}")

@@ -88,12 +88,13 @@ def put(
 def put_application(
     goal: Goal, document: ApplicationDocument, http: HttpGoal, situation: Situation, snapshots: Mapping[str, str]
 ) -> Goal:
-    """The goal with one application added or replaced; others and the mode stay.
+    """The goal with one application added or replaced; others and the mode stay. One without a name stays alone.
 
     Raises:
         ConfigError: another wanted application was given the same route prefix, or two deployments would get one full name.
     """
-    for other in goal.applications:
+    others = goal.applications if document.name else ()
+    for other in others:
         theirs = other.document
         if (
             other.name != document.name
@@ -108,7 +109,7 @@ def put_application(
     check_application(document.name, document.runtime_env, document.deployments)
     _check_full_names([document], situation.deployed)
     wish = _wish(document, situation, snapshots)
-    kept = [wish if app.name == wish.name else app for app in goal.applications]
+    kept = [wish if app.name == wish.name else app for app in others]
     if wish not in kept:
         kept.append(wish)
     return Goal(goal.revision + 1, True, goal.mode, http, tuple(kept), goal.asked)

@@ -1,11 +1,8 @@
 """The admin server: paths, verbs, access, and Hypercorn on the TCP port and the Unix socket."""
 
 import asyncio
-import contextlib
 import logging
-import os
 import socket
-import stat
 from collections.abc import Awaitable, Callable
 
 from hypercorn.app_wrappers import ASGIWrapper
@@ -17,7 +14,6 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from servd.control_plane import ControlPlane
-from servd.exceptions import StateError
 from servd.rest.access import AccessRules
 from servd.rest.applications import applications_resource
 from servd.rest.bodies import version_body
@@ -97,6 +93,8 @@ def routes(plane: ControlPlane, code_dir: str) -> dict[str, Maker]:
         "/api/servd/v1/revisions": lambda: revisions_resource(plane),
         "/api/servd/v1/revisions/{revision}": lambda number: revision_resource(plane, number),
         "/api/servd/v1/revisions/{revision}/rollback": lambda number: rollback_resource(plane, number),
+        # the application without a name
+        "/api/servd/v1/applications/": lambda: application_resource(plane, ""),
         "/api/servd/v1/applications/{app}": lambda name: application_resource(plane, name),
         "/api/servd/v1/replicas/{replica_id}/stack": lambda replica_id: stack_resource(plane, replica_id),
         "/api/servd/v1/code/{sha256}": lambda digest: code_resource(code_dir, digest),
@@ -124,29 +122,6 @@ async def _openapi(_: Request) -> Response:
 def create_app(plane: ControlPlane, access: AccessRules, code_dir: str) -> AdminApp:
     """The admin plane over `plane`; shipped applications are kept in `code_dir`."""
     return AdminApp(plane, access, code_dir)
-
-
-def bind_unix(path: str) -> socket.socket:
-    """A listening Unix socket of mode 0600; a stale one of the same name is replaced.
-
-    Raises:
-        StateError: something else lies there, or the path is too long.
-    """
-    with contextlib.suppress(FileNotFoundError):
-        if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            raise StateError(f"{path} exists and is no socket")
-        os.unlink(path)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        # the directory is private: nobody can connect before the mode is set
-        listener.bind(path)
-        os.chmod(path, 0o600)
-        listener.listen(128)
-    except OSError as error:
-        listener.close()
-        raise StateError(f"cannot listen on {path}: {error}") from error
-    listener.setblocking(False)
-    return listener
 
 
 async def serve(app: ASGIApp, sockets: list[socket.socket], shutdown: asyncio.Event) -> None:

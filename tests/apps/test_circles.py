@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,8 @@ def test_cancelling_a_call_cancels_the_calls_it_made(tmp_path: Path) -> None:
 
 def test_a_full_line_pushes_back(tmp_path: Path) -> None:
     slow = Slow.options(max_ongoing_requests=1, max_queued_requests=2)
-    handle = servd.run(slow.bind(str(tmp_path)), name="small", route_prefix=None)
+    servd.run(slow.bind(str(tmp_path)), name="small", route_prefix=None)
+    handle = servd.get_app_handle("small")
     first = handle.hold.remote("first")
     eventually(lambda: (tmp_path / "first.begun").exists())
     waiting = [handle.hold.remote("waiting"), handle.hold.remote("waiting")]
@@ -150,3 +152,19 @@ def test_a_full_line_pushes_back(tmp_path: Path) -> None:
             call.result(20)
     assert handle.ping.remote().result(20) == "pong"
     assert not (tmp_path / "refused.begun").exists()
+
+
+def test_a_sync_handle_waits_until_a_replica_is_chosen(tmp_path: Path) -> None:
+    slow = Slow.options(max_ongoing_requests=1)
+    handle = servd.run(slow.bind(str(tmp_path)), name="small", route_prefix=None)
+    first = handle.hold.remote("first")
+    eventually(lambda: (tmp_path / "first.begun").exists())
+    # the first one to be rejected: only then the caller knows that the replica is full
+    rejected = handle.ping.remote()
+    with ThreadPoolExecutor(1) as pool:
+        blocked = pool.submit(lambda: handle.ping.remote().result(20))
+        with pytest.raises(TimeoutError):
+            blocked.result(0.1)
+        first.cancel()
+        assert blocked.result(20) == "pong"
+    assert rejected.result(20) == "pong"

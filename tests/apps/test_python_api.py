@@ -19,6 +19,7 @@ import servd
 from servd.client import find
 from servd.exceptions import RequestCancelledError, ServdError, UserCodeError
 from servd.handle import DeploymentHandle, RayServeDeploymentHandle
+from tests.system.running_daemon import eventually
 
 FRUIT = Path(__file__).parents[2] / "examples" / "fruit"
 
@@ -295,3 +296,40 @@ app = Outer.bind(Inner.bind())
     exec(code, scope)
     servd.run(scope["app"])
     assert ask(port, "/") == (200, "inner 1")
+
+
+def test_an_application_without_a_name_replaces_all_others(port: int) -> None:
+    servd.run(Worker.bind(1), name="first", route_prefix="/first")
+    servd.run(Worker.bind(2), name="second", route_prefix="/")
+
+    @servd.deployment
+    def alone() -> str:
+        return servd.get_replica_context().deployment
+
+    handle = servd.run(alone.bind(), name="")
+    assert ask(port, "/") == (200, "alone")
+    assert handle.remote().result(20) == "alone"
+    assert ask(port, "/first")[0] == 200
+    eventually(lambda: list(servd.status().applications) == [""])
+    assert list(servd.list_deployments()) == ["alone"]
+    servd.delete("")
+    assert ask(port, "/")[0] == 404
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_deployments_of_release_1_are_deployed_alone(port: int) -> None:
+    deployed = Worker.options(name="Alone")
+    deployed.deploy(5)
+    handle = deployed.get_handle()
+    assert servd.get(handle.add.remote(1)) == 6
+    assert servd.get_deployment("Alone").get_handle().add.remote(2).result(20) == 7
+
+    async def two_steps() -> Any:
+        ref = await deployed.get_handle(sync=False).add.remote(3)
+        return await ref
+
+    assert asyncio.run(two_steps()) == 8
+    assert deployed.url == f"http://127.0.0.1:{port}/Alone"
+    deployed.delete()
+    with pytest.raises(KeyError, match="Alone"):
+        servd.get_deployment("Alone")

@@ -41,6 +41,9 @@ class FakeTicket:
                 raise RemoteFailure(pickling.dump_exception(item))
             yield pickling.dumps(item)
 
+    def when_sent(self, told: Callable[[], None]) -> None:
+        told()
+
     def cancel(self) -> None:
         self.work.cancel()
 

@@ -34,7 +34,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
         "/api/serve/applications%2F",
         "/api/serve/%61pplications/",
         "//api/serve/applications/",
-        "/api/servd/v1/applications/",
+        "/api/servd/v1/applications",
         "/api/servd/v1/applications/a/b",
     ],
 )
