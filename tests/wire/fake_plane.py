@@ -27,7 +27,8 @@ from servd.control_plane import (
 )
 from servd.exceptions import NoAnswerError, RevisionConflictError, UnknownNameError
 from servd.rest.access import AccessRules
-from servd.rest.app import bind_unix, create_app, serve
+from servd.rest.admin_sockets import bind_unix
+from servd.rest.app import create_app, serve
 from servd.states import ApplicationStatus, DeploymentStatus, DeployMode, ProxyStatus, ReplicaState
 
 
