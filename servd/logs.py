@@ -17,8 +17,8 @@ from servd.settings import variable
 
 MAX_FILE_BYTES = 512 * 1024 * 1024
 BACKUP_FILES = 5
-LAST_LINES = 20
-LAST_BYTES = 4096
+LAST_LINES = 50
+LAST_BYTES = 8192
 LOGGER_NAMES = ("servd", "ray.serve")
 """Loggers that are set up; the second is an alias that Ray Serve applications write to."""
 
@@ -42,7 +42,7 @@ def replica_file(deployment: str, replica_tag: str) -> str:
 
 
 def last_lines(log_dir: str, file_name: str) -> tuple[str, ...]:
-    """The last lines of a log file under the log root, for people: at most 20 and 4 KiB; none when it cannot be read."""
+    """The last lines of a log file under the log root, for people: at most 50 and 8 KiB; none when it cannot be read."""
     try:
         with open(Path(log_dir) / "serve" / file_name, "rb") as file:
             size = file.seek(0, os.SEEK_END)
