@@ -4,18 +4,25 @@ import http.client
 import json
 import os
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
 from servd.exceptions import ConfigError, ServdError, TransportError
 from servd.settings import DEFAULT_ADMIN_PORT, admin_socket, default_state_dir, socket_dir_for
 
+if TYPE_CHECKING:
+    import ssl
+
 DEFAULT_ADDRESS = f"http://localhost:{DEFAULT_ADMIN_PORT}"
 ADDRESS_VARIABLES = ("SERVD_ADDRESS", "RAY_AGENT_ADDRESS", "RAY_DASHBOARD_ADDRESS")
 TOKEN_FILE_VARIABLE = "SERVD_ADMIN_TOKEN_FILE"
+CA_FILE_VARIABLE = "SERVD_ADMIN_CA_FILE"
+"""Certificate(s) in PEM form that an https: admin address is checked against; the system's if unset."""
 REQUEST_TIMEOUT_S = 30.0
+PUT_TIMEOUT_S = 75.0
 DELETE_TIMEOUT_S = 75.0
 V1_PATH = "/api/serve/deployments/"
 V2_PATH = "/api/serve/applications/"
@@ -119,15 +126,21 @@ class AdminClient:
         return self.address.startswith("unix://")
 
     def request(
-        self, method: str, path: str, body: bytes | None = None, *, timeout_s: float = REQUEST_TIMEOUT_S
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        *,
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float = REQUEST_TIMEOUT_S,
     ) -> Answer:
         """One exchange; timeout_s bounds each wait on the socket."""
         connection = self._connection(timeout_s)
         try:
-            connection.request(method, path, body, self._headers(body))
+            connection.request(method, path, body, {**self._headers(body), **(headers or {})})
             response = connection.getresponse()
             text = response.read().decode("utf-8", "replace")
-            headers = {name.lower(): value for name, value in response.getheaders()}
+            found = {name.lower(): value for name, value in response.getheaders()}
         except (OSError, http.client.HTTPException) as error:
             reason = "no answer in time" if isinstance(error, TimeoutError) else str(error) or repr(error)
             raise UnreachableError(self.address, reason) from error
@@ -135,7 +148,7 @@ class AdminClient:
             connection.close()
         if response.status != 200:
             raise RefusedError(response.status, text)
-        return Answer(text, headers)
+        return Answer(text, found)
 
     def probe(self) -> dict[str, Any]:
         """Version of what answers."""
@@ -144,7 +157,7 @@ class AdminClient:
 
     def put(self, document: Any, *, multi_app: bool) -> None:
         """PUT a whole V2 (multi_app) or V1 document."""
-        self.request("PUT", V2_PATH if multi_app else V1_PATH, _json(document))
+        self.request("PUT", V2_PATH if multi_app else V1_PATH, _json(document), timeout_s=PUT_TIMEOUT_S)
 
     def details(self) -> dict[str, Any]:
         """GET V2."""
@@ -174,6 +187,29 @@ class AdminClient:
         """Take one application out of the goal; does not wait."""
         self.request("DELETE", _application_path(name))
 
+    def plan(self, document: Any, *, multi_app: bool) -> dict[str, Any]:
+        """What `put` would do; nothing is changed."""
+        path = V2_PATH if multi_app else V1_PATH
+        return dict(self.request("PUT", f"{path}?dry_run=true", _json(document), timeout_s=PUT_TIMEOUT_S).json())
+
+    def revisions(self, limit: int) -> dict[str, Any]:
+        """The current `revision`, and the latest `revisions`, newest first."""
+        return dict(self.request("GET", f"/api/servd/v1/revisions?limit={limit}").json())
+
+    def revision(self, number: int) -> dict[str, Any]:
+        """One revision with its document."""
+        return dict(self.request("GET", f"/api/servd/v1/revisions/{number}").json())
+
+    def rollback(self, number: int, *, revision: int, dry_run: bool = False) -> dict[str, Any]:
+        """Go back to a revision if the current one is still `revision`; gives the new one, or the plan of a dry run."""
+        path = f"/api/servd/v1/revisions/{number}/rollback{'?dry_run=true' if dry_run else ''}"
+        return dict(self.request("POST", path, headers={"If-Match": f'"{revision}"'}, timeout_s=PUT_TIMEOUT_S).json())
+
+    def scale(self, app: str, deployment: str, count: int) -> None:
+        """Pin the replica count of a deployment (bare name)."""
+        path = f"/api/v1/applications/{quote(app, safe='')}/deployments/{quote(deployment, safe='')}/scale"
+        self.request("POST", path, _json({"target_num_replicas": count}))
+
     def ship(self, digest: str, pickled: bytes) -> None:
         """Keep a pickled application under its SHA-256; over the Unix socket only."""
         self.request("PUT", f"/api/servd/v1/code/{digest}", pickled, timeout_s=600.0)
@@ -182,9 +218,15 @@ class AdminClient:
         if self.is_unix:
             return _UnixConnection(self.address.removeprefix("unix://"), timeout_s)
         parts = urlsplit(self.address)
-        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         try:
-            return kind(parts.hostname or "", parts.port, timeout=timeout_s)
+            if parts.scheme == "https":
+                return http.client.HTTPSConnection(
+                    parts.hostname or "",
+                    parts.port,
+                    timeout=timeout_s,
+                    context=_trust(os.environ.get(CA_FILE_VARIABLE)),
+                )
+            return http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=timeout_s)
         except ValueError as error:
             raise ConfigError(f"address {self.address!r} is malformed: {error}") from error
 
@@ -197,6 +239,16 @@ class AdminClient:
             except (OSError, UnicodeDecodeError) as error:
                 raise ConfigError(f"cannot read {TOKEN_FILE_VARIABLE}={token_file}: {error}") from error
         return headers
+
+
+def _trust(ca_file: str | None) -> "ssl.SSLContext":
+    # here: most calls use the Unix socket, and loading it takes a while
+    import ssl
+
+    try:
+        return ssl.create_default_context(cafile=ca_file or None)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"cannot use {CA_FILE_VARIABLE}={ca_file}: {error}") from error
 
 
 def _application_path(name: str) -> str:

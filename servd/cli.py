@@ -2,51 +2,43 @@
 
 import os
 import sys
-from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
-from servd.exceptions import ServdError
-from servd.settings import (
-    DEFAULT_ADMIN_HOST,
-    DEFAULT_ADMIN_PORT,
-    Settings,
-    default_state_dir,
-    socket_dir_for,
+from servd import cli_operations
+from servd.cli_options import (
+    Address,
+    AppDir,
+    AppName,
+    Arguments,
+    Format,
+    Name,
+    PlanOnly,
+    RoutePrefix,
+    StateDir,
+    Timeout,
+    Wait,
+    absolute,
+    fail,
+    form_of,
+    must_exist,
+    state_dir_of,
 )
+from servd.exceptions import ServdError
+from servd.settings import DEFAULT_ADMIN_HOST, DEFAULT_ADMIN_PORT, Settings, socket_dir_for
 from servd.states import ProxyLocation
 
 app = typer.Typer(
     name="servd",
     help="Serve Python applications from many processes on one host.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 
-Address = Annotated[
-    str | None,
-    typer.Option("--address", "-a", help="Admin address: http://HOST:PORT or unix://PATH.", show_default=False),
-]
-StateDir = Annotated[
-    str | None,
-    typer.Option("--state-dir", metavar="DIR", help="State directory of the daemon.", show_default=False),
-]
-Name = Annotated[str | None, typer.Option("--name", "-n", help="Only this application.", show_default=False)]
-AppName = Annotated[str, typer.Option("--name", help="Application name; with an import path only.")]
-RoutePrefix = Annotated[
-    str | None,
-    typer.Option("--route-prefix", help="Route prefix; with an import path only.", show_default=False),
-]
-AppDir = Annotated[str, typer.Option("--app-dir", "-d", help="Put first on the import path.")]
-Arguments = Annotated[
-    list[str] | None, typer.Argument(metavar="[key=val]...", help="Arguments of an application builder.")
-]
 
-
-@app.command(help="Start the daemon; it stays in the foreground until Ctrl-C.")
+@app.command(help="Start the daemon; stays until Ctrl-C unless detached.")
 def start(
     address: Annotated[
         str | None, typer.Option("--address", "-a", help="Accepted and ignored.", show_default=False)
@@ -77,8 +69,8 @@ def start(
     if address is not None:
         typer.echo("Warning: --address has no effect: servd start is the daemon itself", err=True)
     if http_location == ProxyLocation.FIXED_NUMBER:
-        _fail("--http-location FixedNumber needs a number, which no option gives; use NoServer, HeadOnly or EveryNode")
-    folder = _state_dir(state_dir)
+        fail("--http-location FixedNumber needs a number, which no option gives; use NoServer, HeadOnly or EveryNode")
+    folder = state_dir_of(state_dir)
     settings = Settings(
         state_dir=folder,
         socket_dir=socket_dir_for(folder),
@@ -90,7 +82,7 @@ def start(
         admin_host=admin_host,
         admin_port=admin_port,
         admin_allowed_hosts=tuple(admin_allowed_host or ()),
-        admin_token_file=str(Path(admin_token_file).absolute()) if admin_token_file else None,
+        admin_token_file=absolute(admin_token_file),
         num_cpus=num_cpus,
         num_gpus=num_gpus,
         metrics_port=metrics_port,
@@ -106,15 +98,15 @@ def start(
     os.execv(command[0], command)
 
 
-@app.command(help="Stop the daemon of the state directory; the goal is kept.")
+@app.command(help="Stop the daemon; the goal is kept.")
 def stop(state_dir: StateDir = None) -> None:
     """Exit 0, also when none runs."""
     from servd.launch import stop as stop_daemon
 
-    stop_daemon(_state_dir(state_dir))
+    stop_daemon(state_dir_of(state_dir))
 
 
-@app.command(help="Deploy a config file, or one application by its import path.")
+@app.command(help="Deploy a config file, or one application.")
 def deploy(
     target: Annotated[str, typer.Argument(metavar="CONFIG_FILE|IMPORT_PATH", show_default=False)],
     arguments: Arguments = None,
@@ -123,10 +115,9 @@ def deploy(
     name: AppName = "default",
     route_prefix: RoutePrefix = None,
     app_dir: AppDir = ".",
-    wait: Annotated[bool, typer.Option("--wait", help="Wait until everything runs; exit 1 if it fails.")] = False,
-    timeout: Annotated[
-        float | None, typer.Option(min=0, metavar="SECONDS", help="Give up waiting after this time.")
-    ] = None,
+    wait: Wait = False,
+    timeout: Timeout = None,
+    plan: PlanOnly = False,
 ) -> None:
     """A document goes to the endpoint of its version; an import path joins the other applications."""
     from servd.admin_client import AdminClient, find_address
@@ -134,9 +125,16 @@ def deploy(
     from servd.document_files import is_document_path
 
     is_document = is_document_path(target)
-    if is_document and not os.path.isfile(target):
-        _fail(f"config file {target} does not exist")
+    if is_document:
+        must_exist(target)
     client = AdminClient(find_address(address, state_dir))
+    if plan:
+        if not is_document:
+            raise typer.BadParameter("it needs a config file", param_hint="--plan")
+        from servd.operations import show_deploy_plan
+
+        show_deploy_plan(client, target, "table")
+        return
     must_wait = wait or timeout is not None
     if is_document:
         if arguments:
@@ -149,7 +147,7 @@ def deploy(
     deploy_import_path(client, order, name, wait=must_wait, timeout_s=timeout)
 
 
-@app.command(help="Run an application or a config file, by default until Ctrl-C.")
+@app.command(help="Deploy and stay until Ctrl-C; starts a daemon if needed.")
 def run(
     target: Annotated[str, typer.Argument(metavar="CONFIG_FILE|IMPORT_PATH", show_default=False)],
     arguments: Arguments = None,
@@ -177,8 +175,8 @@ def run(
     from servd.run_command import run as run_target
 
     is_document = is_document_path(target)
-    if is_document and not os.path.isfile(target):
-        _fail(f"config file {target} does not exist")
+    if is_document:
+        must_exist(target)
     options = RunOptions(
         target=target,
         is_document=is_document,
@@ -193,7 +191,7 @@ def run(
         route_prefix=route_prefix,
         reload=reload,
     )
-    with daemon_for(options, address, _state_dir(state_dir), is_blocking=blocking) as client:
+    with daemon_for(options, address, state_dir_of(state_dir), is_blocking=blocking) as client:
         run_target(client, options, is_blocking=blocking)
 
 
@@ -207,12 +205,12 @@ def config(address: Address = None, state_dir: StateDir = None, name: Name = Non
 
 
 @app.command(help="Print the status of the applications.")
-def status(address: Address = None, state_dir: StateDir = None, name: Name = None) -> None:
-    """YAML on stdout only."""
+def status(address: Address = None, state_dir: StateDir = None, name: Name = None, form: Format = None) -> None:
+    """A table on a terminal; YAML on stdout otherwise."""
     from servd.admin_client import AdminClient, find_address
     from servd.commands import show_status
 
-    show_status(AdminClient(find_address(address, state_dir)), name)
+    show_status(AdminClient(find_address(address, state_dir)), name, form_of(form))
 
 
 @app.command(help="Remove all applications; the daemon keeps running.")
@@ -231,30 +229,34 @@ def shutdown(
     shut_down(client)
 
 
-def _state_dir(given: str | None) -> str:
-    return str(Path(given).absolute()) if given else default_state_dir()
+@app.callback()
+def _common(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+) -> None:
+    if debug:
+        os.environ["SERVD_DEBUG"] = "1"
 
 
-def _fail(message: str) -> NoReturn:
-    typer.echo(f"Error: {message}", err=True)
-    raise typer.Exit(1)
+app.registered_commands += cli_operations.app.registered_commands
+
+
+def _wants_tracebacks() -> bool:
+    return os.environ.get("SERVD_DEBUG", "0") not in ("", "0")
 
 
 def main() -> None:
-    """Entry of the `servd` script: errors on stderr, tracebacks only with SERVD_DEBUG=1."""
+    """Entry of the `servd` script: errors on stderr, tracebacks only with --debug or SERVD_DEBUG=1."""
     try:
         app(prog_name="servd")
     except BrokenPipeError:
         # whoever read our output has gone; the interpreter would complain again when it flushes
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except ServdError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(1)
     except Exception as error:
-        if os.environ.get("SERVD_DEBUG", "0") not in ("", "0"):
+        if _wants_tracebacks():
             raise
-        print(f"Error: {type(error).__name__}: {error}", file=sys.stderr)
+        kind = "" if isinstance(error, ServdError) else f"{type(error).__name__}: "
+        print(f"Error: {kind}{error}", file=sys.stderr)
         sys.exit(1)
 
 

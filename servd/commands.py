@@ -1,5 +1,6 @@
 """What `deploy`, `status`, `config` and `shutdown` do."""
 
+import json
 import os
 import sys
 from collections.abc import Iterable
@@ -8,7 +9,7 @@ from typing import Any
 
 from servd.admin_client import AdminClient
 from servd.clock import SystemClock
-from servd.console import progress_on, progress_rows, say, without_colours
+from servd.console import STATUS_HEAD, progress_on, progress_rows, say, status_rows, table, without_colours
 from servd.document_files import DocumentFile, dump_yaml, load_document, resolve_paths
 from servd.exceptions import ConfigError, DeployError
 from servd.schema import EMPTY_CONFIG, parse_v1, parse_v2
@@ -146,8 +147,8 @@ def _config_of(apps: dict[str, Any], name: str) -> dict[str, Any]:
     return EMPTY_CONFIG if config is None else config
 
 
-def show_status(client: AdminClient, name: str | None) -> None:
-    """Print the applications' status as YAML.
+def show_status(client: AdminClient, name: str | None, form: str = "yaml") -> None:
+    """Print the applications' status: form "yaml" or "json" as the contract has it, or "table" for people.
 
     Raises:
         ConfigError: there is no application of that name.
@@ -157,12 +158,21 @@ def show_status(client: AdminClient, name: str | None) -> None:
     apps = details["applications"]
     if name is not None and name not in apps:
         raise ConfigError(f"there is no application {name!r}")
-    if not apps:
+    if not apps and form != "json":
         say("There are no applications running on this servd instance.")
         return
+    names = [name] if name is not None else list(apps)
+    if form == "table":
+        status = client.status()
+        there = [app for app in names if app in status["applications"]]
+        table(STATUS_HEAD, status_rows(status, there, SystemClock().wall_time()))
+        return
     bare = details["deploy_mode"] == "SINGLE_APP"
-    chosen = [apps[name]] if name is not None else list(apps.values())
-    print(SEPARATOR.join(dump_yaml(status_document(app, bare_names=bare)) for app in chosen))
+    documents = [status_document(apps[app], bare_names=bare) for app in names]
+    if form == "json":
+        print(json.dumps(documents[0] if name is not None else documents, indent=2))
+    else:
+        print(SEPARATOR.join(dump_yaml(document) for document in documents))
 
 
 def status_document(app: dict[str, Any], *, bare_names: bool) -> dict[str, Any]:

@@ -17,6 +17,12 @@ _COLOURS = {
     "DEPLOY_FAILED": "red",
     "UNHEALTHY": "red",
     "DELETING": "yellow",
+    "DEPLOYING": "cyan",
+    "UPDATING": "cyan",
+    "restarted": "yellow",
+    "removed": "red",
+    "added": "green",
+    "reconfigured": "cyan",
 }
 
 
@@ -82,6 +88,82 @@ def progress_rows(status: dict[str, Any], apps: Iterable[str]) -> list[ProgressR
                 )
             )
     return rows
+
+
+STATUS_HEAD = ("application", "deployment", "status", "age", "replicas", "reason")
+
+
+def status_rows(status: dict[str, Any], apps: Iterable[str], now: float) -> list[tuple[str, ...]]:
+    """Rows under `STATUS_HEAD` from servd's own status; now: wall time, seconds."""
+    rows: list[tuple[str, ...]] = []
+    for name in apps:
+        app = status["applications"][name]
+        age = _age(now - app["last_deployed_time_s"])
+        rows.append((name, "", app["status"], age, app["route_prefix"] or "not routed", _first_line(app["message"])))
+        for deployment in app["deployments"].values():
+            replicas = deployment["replicas"]
+            running = [replica for replica in replicas if replica["state"] == "RUNNING"]
+            count = f"{len(running)}/{deployment['target_num_replicas']}"
+            others = [replica["state"] for replica in replicas if replica["state"] != "RUNNING"]
+            states = [f"{others.count(state)} {state}" for state in dict.fromkeys(others)]
+            age = _age(now - min(replica["start_time_s"] for replica in replicas)) if replicas else ""
+            rows.append(
+                ("", deployment["name"], deployment["status"], age, " ".join([count, *states]), _reason(deployment))
+            )
+    return rows
+
+
+def _reason(deployment: dict[str, Any]) -> str:
+    """Why a deployment is not as it should be."""
+    if deployment["message"]:
+        return _first_line(deployment["message"])
+    unwell = [replica["message"] for replica in deployment["replicas"] if replica.get("message")]
+    if unwell:
+        return _first_line(unwell[0])
+    dead = deployment["recent_dead_replicas"]
+    if dead and deployment["status"] != "HEALTHY":
+        return _first_line(f"{dead[-1]['replica_id']} died: {dead[-1]['reason']}")
+    return deployment["status_trigger"] if deployment["status"] != "HEALTHY" else ""
+
+
+def _first_line(message: str) -> str:
+    """The line that says most: the last one of a traceback, else the first."""
+    lines = [line.strip() for line in without_colours(message).strip().splitlines() if line.strip()]
+    if not lines:
+        return ""
+    is_traceback = any(line.startswith("Traceback (most recent call last)") for line in lines)
+    return lines[-1] if is_traceback else lines[0]
+
+
+def _age(seconds: float) -> str:
+    """A duration for people: 5s, 3m, 2h, 4d."""
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= length:
+            return f"{seconds // length:.0f}{unit}"
+    return f"{max(seconds, 0):.0f}s"
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
+    """Print a table: with colours on a terminal, else in plain columns of any width."""
+    columns, body = tuple(head), [tuple(row) for row in rows]
+    if sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
+        _coloured_table(columns, body)
+        return
+    widths = [max(len(row[i]) for row in [columns, *body]) for i in range(len(columns))]
+    for row in [columns, *body]:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _coloured_table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    # here and not above: most commands show no table, and rich is slow to import
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(*head, box=None, pad_edge=False)
+    for row in rows:
+        drawn.add_row(*(Text(cell, style=_COLOURS.get(cell, "")) for cell in row))
+    Console().print(drawn)
 
 
 class Progress(Protocol):

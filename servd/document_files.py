@@ -236,6 +236,20 @@ def dump_yaml(document: Any) -> str:
     ).rstrip("\n")
 
 
+def dump_spaced_yaml(document: Any, levels: int) -> str:
+    """As `dump_yaml`, with a blank line between the entries of the outer `levels` levels."""
+
+    class Spaced(_Dumper):
+        def write_line_break(self, data: str | None = None) -> None:
+            super().write_line_break(data)
+            if len(self.indents) <= levels:
+                super().write_line_break()
+
+    return yaml.dump(
+        document, Dumper=Spaced, sort_keys=False, allow_unicode=True, default_flow_style=False, width=10**6
+    ).rstrip("\n")
+
+
 class _Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
         return True

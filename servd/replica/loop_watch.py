@@ -17,7 +17,7 @@ def stacks(loop: asyncio.AbstractEventLoop) -> str:
     parts = [f"pid {os.getpid()}"]
     for ident, frame in sys._current_frames().items():
         if ident != threading.get_ident():
-            lines = "".join(traceback.format_stack(frame)).rstrip()
+            lines = "".join(traceback.format_list(_shortened(traceback.extract_stack(frame)))).rstrip()
             parts.append(f"thread {names.get(ident, ident)}:\n{lines}")
     try:
         tasks = sorted(asyncio.all_tasks(loop), key=lambda task: task.get_name())
@@ -31,6 +31,15 @@ def stacks(loop: asyncio.AbstractEventLoop) -> str:
     if len(tasks) > MAX_TASKS:
         parts.append(f"and {len(tasks) - MAX_TASKS} more tasks")
     return "\n\n".join(parts)
+
+
+def _shortened(frames: list[traceback.FrameSummary]) -> list[traceback.FrameSummary]:
+    """Without the frames that only started the thread or its loop."""
+    starts = [i for i, frame in enumerate(frames) if frame.filename.endswith(_STARTERS)]
+    return frames[starts[-1] :] if starts else frames
+
+
+_STARTERS = (os.path.join("asyncio", "runners.py"), "threading.py")
 
 
 class LoopWatch:

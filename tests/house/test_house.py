@@ -38,7 +38,7 @@ HOMES = {
                         "proxy.main"},
     "httptools": {"proxy.http1"},
     "hypercorn": {"proxy.hypercorn_lane", "rest.app", "rest.server"},
-    "typer": {"cli"},
+    "typer": {"cli", "cli_operations", "cli_options"},
     "yaml": {"document_files"},
     "time": {"clock"},
     "rich": {"console"},

@@ -1,0 +1,223 @@
+"""The commands that operators use: history, plans, scale, logs, stacks; `build` and `exec`; each imports what it needs."""
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from servd.cli_options import (
+    Address,
+    AppDir,
+    ConfigFile,
+    Form,
+    PlanOnly,
+    StateDir,
+    TableFormat,
+    Timeout,
+    Wait,
+    fail,
+    must_exist,
+    state_dir_of,
+)
+
+app = typer.Typer()
+
+LOG_TARGETS = "controller, proxy, daemon, APP, APP/DEPLOYMENT or a replica id."
+STACK_TARGETS = "APP, APP/DEPLOYMENT, a replica id or a pid."
+
+
+@app.command(help="List the revisions of the goal, newest first.")
+def history(
+    address: Address = None,
+    state_dir: StateDir = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 20,
+    form: TableFormat = Form.TABLE,
+) -> None:
+    """Each accepted document is a revision."""
+    from servd.admin_client import AdminClient, find_address
+    from servd.operations import show_history
+
+    show_history(AdminClient(find_address(address, state_dir)), limit, form)
+
+
+@app.command(help="Go back to revision N [the one before the current].")
+def rollback(
+    number: Annotated[int | None, typer.Argument(metavar="[N]", min=1, show_default=False)] = None,
+    address: Address = None,
+    state_dir: StateDir = None,
+    plan: PlanOnly = False,
+    wait: Wait = False,
+    timeout: Timeout = None,
+) -> None:
+    """The code comes back as it was accepted then; the result is a new revision."""
+    from servd.admin_client import AdminClient, find_address
+    from servd.operations import roll_back
+
+    client = AdminClient(find_address(address, state_dir))
+    roll_back(client, number, plan_only=plan, wait=wait or timeout is not None, timeout_s=timeout)
+
+
+@app.command(help="Compare a config file with what is deployed.")
+def diff(path: ConfigFile, address: Address = None, state_dir: StateDir = None, form: TableFormat = Form.TABLE) -> None:
+    """Nothing is changed."""
+    from servd.admin_client import AdminClient, find_address
+    from servd.operations import show_diff
+
+    must_exist(path)
+    show_diff(AdminClient(find_address(address, state_dir)), path, form)
+
+
+@app.command(help="Check a config file, without a daemon.")
+def validate(path: ConfigFile) -> None:
+    """Every fault with file, line and column."""
+    from servd.operations import validate as check
+
+    must_exist(path)
+    check(path)
+
+
+@app.command(help="Pin a replica count until the next deploy.")
+def scale(
+    target: Annotated[str, typer.Argument(metavar="APP/DEPLOYMENT", show_default=False)],
+    count: Annotated[int, typer.Argument(metavar="N", min=0, show_default=False)],
+    address: Address = None,
+    state_dir: StateDir = None,
+) -> None:
+    """Also where it autoscales."""
+    from servd.admin_client import AdminClient, find_address
+    from servd.operations import scale as pin
+
+    pin(AdminClient(find_address(address, state_dir)), target, count)
+
+
+@app.command(help="Print log files: all, or those of TARGET.")
+def logs(
+    target: Annotated[str | None, typer.Argument(metavar="[TARGET]", help=LOG_TARGETS, show_default=False)] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until Ctrl-C.")] = False,
+    lines: Annotated[int, typer.Option("--lines", min=0, help="Last lines of each file.")] = 50,
+    address: Address = None,
+    state_dir: StateDir = None,
+) -> None:
+    """Reads the files on this host; works without a daemon too."""
+    from servd.admin_client import AdminClient, UnreachableError, find_address
+    from servd.log_files import patterns, show_logs
+
+    log_dir = os.path.join(state_dir_of(state_dir), "logs")
+    status = None
+    try:
+        status = AdminClient(find_address(address, state_dir)).status()
+    except UnreachableError:
+        if address is not None:
+            raise
+    # without an explicit address the state directory says which logs are meant
+    if status is not None and (address is not None or state_dir is None):
+        log_dir = status["log_dir"]
+    if not os.path.isdir(log_dir):
+        fail(f"there is no log directory {log_dir} on this host; name the daemon with --state-dir or -a")
+    try:
+        show_logs(log_dir, patterns(status, target), lines=lines, follow=follow)
+    except KeyboardInterrupt:
+        raise typer.Exit(0) from None
+
+
+@app.command(help="Print the Python stacks of live replicas.")
+def stack(
+    target: Annotated[str, typer.Argument(metavar="TARGET", help=STACK_TARGETS, show_default=False)],
+    address: Address = None,
+    state_dir: StateDir = None,
+) -> None:
+    """Threads and asynchronous tasks; needs no root."""
+    from servd.admin_client import AdminClient, find_address
+    from servd.operations import show_stacks
+
+    show_stacks(AdminClient(find_address(address, state_dir)), target)
+
+
+@app.command(help="Write the config file of applications from their code.")
+def build(
+    import_paths: Annotated[list[str], typer.Argument(metavar="IMPORT_PATH...", show_default=False)],
+    app_dir: AppDir = ".",
+    kubernetes_format: Annotated[
+        bool, typer.Option("--kubernetes_format", "-k", help="camelCase keys, as a Kubernetes resource has them.")
+    ] = False,
+    output_path: Annotated[
+        str | None, typer.Option("--output-path", "-o", metavar="FILE", help="Write here [stdout].", show_default=False)
+    ] = None,
+    multi_app: Annotated[bool, typer.Option("--multi-app", "-m", help="A multi-app config.")] = False,
+) -> None:
+    """Asks no daemon."""
+    from servd.build_command import build as build_text
+
+    text = build_text(import_paths, app_dir=app_dir, multi_app=multi_app, kubernetes=kubernetes_format)
+    if multi_app:
+        typer.echo("Note: the applications got generated names; choose better ones in the file.", err=True)
+    if output_path is None:
+        sys.stdout.write(text)
+        return
+    with open(output_path, "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+@app.command(
+    name="exec",
+    help="Run a command in which `import ray` gives servd.",
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+)
+def execute(command: Annotated[list[str], typer.Argument(metavar="COMMAND...", show_default=False)]) -> None:
+    """Its exit code is the command's."""
+    import servd.compat
+
+    folder = os.path.join(os.path.dirname(os.path.abspath(servd.compat.__file__)), "on_path")
+    paths = [folder, *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+    sys.stdout.flush()
+    try:
+        os.execvp(command[0], command)
+    except OSError as error:
+        typer.echo(f"Error: cannot run {command[0]}: {error.strerror}", err=True)
+        # as shells have it: not there, or there and no program
+        raise typer.Exit(127 if isinstance(error, FileNotFoundError) else 126) from error
+
+
+@app.command(help="Print the version.")
+def version() -> None:
+    """Of this program, not of a daemon."""
+    from importlib.metadata import version as version_of
+
+    typer.echo(f"servd {version_of('servd')}")
+
+
+@app.command(help="Print the JSON Schema of config files.")
+def schema(
+    single_app: Annotated[bool, typer.Option("--single-app", help="Of single-app configs (V1).")] = False,
+) -> None:
+    """For editors and checkers."""
+    import json
+
+    from servd.schema import ServeApplicationSchema, ServeDeploySchema
+
+    model = ServeApplicationSchema if single_app else ServeDeploySchema
+    found = {"$schema": "https://json-schema.org/draft/2020-12/schema", **model.model_json_schema()}
+    typer.echo(json.dumps(found, indent=2))
+
+
+@app.command(
+    name="systemd-unit",
+    help="Print a systemd unit that runs the daemon.",
+    context_settings={"ignore_unknown_options": True},
+)
+def systemd_unit(
+    options: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[-- START_OPTIONS...]", help="Options of `servd start`.", show_default=False),
+    ] = None,
+    state_dir: StateDir = None,
+    user: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Account of a system unit [unit of the user manager].")
+    ] = None,
+) -> None:
+    """Type=notify: ready when the last goal is serving again."""
+    from servd.service_unit import unit
+
+    sys.stdout.write(unit(state_dir_of(state_dir), options or (), user=user))

@@ -1,0 +1,76 @@
+"""Options that several commands share, and how a command fails."""
+
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from servd.settings import default_state_dir
+
+
+class Form(StrEnum):
+    """How a command prints what it knows."""
+
+    TABLE = "table"
+    YAML = "yaml"
+    JSON = "json"
+
+
+Address = Annotated[
+    str | None,
+    typer.Option("--address", "-a", help="Admin address: http://HOST:PORT or unix://PATH.", show_default=False),
+]
+StateDir = Annotated[
+    str | None,
+    typer.Option("--state-dir", metavar="DIR", help="State directory of the daemon.", show_default=False),
+]
+Name = Annotated[str | None, typer.Option("--name", "-n", help="Only this application.", show_default=False)]
+AppName = Annotated[str, typer.Option("--name", help="Application name; with an import path only.")]
+RoutePrefix = Annotated[
+    str | None,
+    typer.Option("--route-prefix", help="Route prefix; with an import path only.", show_default=False),
+]
+AppDir = Annotated[str, typer.Option("--app-dir", "-d", help="Put first on the import path.")]
+Arguments = Annotated[
+    list[str] | None, typer.Argument(metavar="[key=val]...", help="Arguments of an application builder.")
+]
+Format = Annotated[
+    Form | None, typer.Option("--format", help="Output [table on a terminal, else yaml].", show_default=False)
+]
+TableFormat = Annotated[Form, typer.Option("--format", help="Output.")]
+Wait = Annotated[bool, typer.Option("--wait", help="Wait until everything runs; exit 1 if it fails.")]
+Timeout = Annotated[
+    float | None, typer.Option(min=0, metavar="SECONDS", help="Give up waiting after this time.", show_default=False)
+]
+PlanOnly = Annotated[bool, typer.Option("--plan", help="Only say what would happen to each deployment.")]
+ConfigFile = Annotated[str, typer.Argument(metavar="CONFIG_FILE", show_default=False)]
+
+
+def form_of(given: Form | None) -> str:
+    """What was asked for; without a wish a table for people, YAML for programs."""
+    return given or (Form.TABLE if sys.stdout.isatty() else Form.YAML)
+
+
+def state_dir_of(given: str | None) -> str:
+    """The state directory that a command means, absolute."""
+    return str(Path(given).absolute()) if given else default_state_dir()
+
+
+def absolute(path: str | None) -> str | None:
+    """A path of the command line made absolute: the daemon may have another current directory."""
+    return os.path.abspath(path) if path else None
+
+
+def must_exist(path: str) -> None:
+    """End the command with exit 1 if there is no such config file."""
+    if not os.path.isfile(path):
+        fail(f"config file {path} does not exist")
+
+
+def fail(message: str) -> NoReturn:
+    """End the command: one line on stderr, exit 1."""
+    typer.echo(f"Error: {message}", err=True)
+    raise typer.Exit(1)

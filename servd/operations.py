@@ -1,0 +1,192 @@
+"""What `history`, `rollback`, `diff`, `validate`, `scale` and `stack` do, and `deploy --plan`."""
+
+import difflib
+import json
+import os
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any
+from urllib.parse import quote
+
+from servd import runtime_env
+from servd.admin_client import AdminClient
+from servd.commands import CheckedDocument, read_document, wait_until_running
+from servd.console import say, table
+from servd.document_files import dump_yaml
+from servd.exceptions import ConfigError
+from servd.schema import parse_v1, parse_v2
+
+HISTORY_HEAD = ("revision", "time", "applications", "origin")
+PLAN_HEAD = ("application", "deployment", "replicas", "what happens", "because of")
+TABLE, YAML, JSON = "table", "yaml", "json"
+
+
+def show(value: Any, form: str) -> None:
+    """Print a value as YAML or JSON."""
+    print(json.dumps(value, indent=2) if form == JSON else dump_yaml(value))
+
+
+def show_history(client: AdminClient, limit: int, form: str) -> None:
+    """Print the accepted changes, newest first."""
+    client.probe()
+    found = client.revisions(limit)
+    if form != TABLE:
+        show(found["revisions"], form)
+        return
+    rows = [
+        (
+            f"{item['revision']}{' *' if item['revision'] == found['revision'] else ''}",
+            moment(item["at"]),
+            ", ".join(item["applications"]) or ("none" if item["running"] else "none, Serve does not run"),
+            item["origin"],
+        )
+        for item in found["revisions"]
+    ]
+    table(HISTORY_HEAD, rows) if rows else say("There is no revision yet.")
+
+
+def moment(at: float) -> str:
+    """Wall time in seconds as local time for people."""
+    return datetime.fromtimestamp(at).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def roll_back(client: AdminClient, number: int | None, *, plan_only: bool, wait: bool, timeout_s: float | None) -> None:
+    """Make the goal what it was at a revision, by default the one before the current.
+
+    Raises:
+        ConfigError: there is no revision before the current one.
+    """
+    client.probe()
+    current = client.status()["revision"]
+    wanted = current - 1 if number is None else number
+    if wanted < 1:
+        raise ConfigError("there is no revision to go back to; `servd history` lists them")
+    if plan_only:
+        show_plan(client.rollback(wanted, revision=current, dry_run=True), TABLE)
+        return
+    made = client.rollback(wanted, revision=current)["revision"]
+    say(f"Rolled back to revision {wanted}; this is revision {made}.", "SUCC")
+    if wait:
+        wait_until_running(client, client.revision(made)["applications"], timeout_s)
+
+
+def show_deploy_plan(client: AdminClient, path: str, form: str) -> None:
+    """Print what deploying a file would do."""
+    document = read_document(path)
+    client.probe()
+    show_plan(client.plan(document.value, multi_app=document.multi_app), form)
+
+
+def show_plan(plan: dict[str, Any], form: str) -> None:
+    """Print the plan of a dry run."""
+    if form != TABLE:
+        show(plan, form)
+        return
+    for option, (before, after) in plan["http"].items():
+        print(f"HTTP option {option}: {before} -> {after}")
+    table(PLAN_HEAD, list(_plan_rows(plan)))
+    for name, app in plan["applications"].items():
+        if app["note"]:
+            print(f"{name}: {app['note']}")
+
+
+def _plan_rows(plan: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    for name, app in plan["applications"].items():
+        yield name, "", "", app["action"], ", ".join(app["fields"])
+        for item in app["deployments"].values():
+            before, after = item["replicas_before"], item["replicas_after"]
+            count = str(before) if before == after else f"{before} -> {'?' if after is None else after}"
+            # what makes a new version of the whole application stands in its own line
+            because = [field for field in item["fields"] if field not in app["fields"]]
+            yield "", item["name"], count, item["action"], ", ".join(because)
+
+
+def show_diff(client: AdminClient, path: str, form: str) -> None:
+    """Print how a file differs from what is deployed, then what deploying it would do."""
+    document = read_document(path)
+    client.probe()
+    current = client.status()["revision"]
+    stored = client.revision(current)["document"] if current else None
+    before = dump_yaml(stored).splitlines() if stored else []
+    after = dump_yaml(_as_stored(document)).splitlines()
+    lines = list(difflib.unified_diff(before, after, f"revision {current}", path, lineterm=""))
+    plan = client.plan(document.value, multi_app=document.multi_app)
+    if form != TABLE:
+        show({"diff": lines, "plan": plan}, form)
+        return
+    print("\n".join(lines) if lines else f"{path} is what revision {current} has.")
+    print()
+    show_plan(plan, TABLE)
+
+
+def _as_stored(document: CheckedDocument) -> dict[str, Any]:
+    goal = parse_v2(document.value) if document.multi_app else parse_v1(document.value)
+    return goal.stored
+
+
+def validate(path: str) -> None:
+    """Check a file as the daemon would, without a daemon.
+
+    Raises:
+        ConfigError: every fault with its place; a local directory that is missing counts.
+    """
+    document = read_document(path)
+    goal = parse_v2(document.value) if document.multi_app else parse_v1(document.value)
+    missing = []
+    for app in goal.applications:
+        runtime_env.check_application(app.name, app.runtime_env, app.deployments)
+        own = [(entry.get("ray_actor_options") or {}).get("runtime_env") or {} for entry in app.deployments]
+        for env in (app.runtime_env, *own):
+            for uri in runtime_env.local_uris(env):
+                place = runtime_env.local_path(uri)
+                if not os.path.exists(place):
+                    missing.append(f'{path}: application "{app.name}": runtime_env: there is no {place}')
+    if missing:
+        raise ConfigError("\n".join(missing))
+    kind = "ServeDeploySchema (multi-app)" if document.multi_app else "ServeApplicationSchema (single-app)"
+    say(f"{path} is a valid {kind} config: {', '.join(document.apps) or 'no applications'}.", "SUCC")
+
+
+def scale(client: AdminClient, target: str, count: int) -> None:
+    """Pin the replica count of APP/DEPLOYMENT.
+
+    Raises:
+        ConfigError: the target has not that form.
+    """
+    app, mark, deployment = target.partition("/")
+    if not mark or not app or not deployment or "/" in deployment:
+        raise ConfigError(f"{target!r} must have the form APP/DEPLOYMENT; `servd status` lists them")
+    client.probe()
+    client.scale(app, deployment, count)
+    say(f"Pinned {target} to {count} replica(s), until the next deploy that names {app!r}.", "SUCC")
+
+
+def show_stacks(client: AdminClient, target: str) -> None:
+    """Print the Python stacks of the replicas that a target means.
+
+    Raises:
+        ConfigError: it means none.
+    """
+    client.probe()
+    replicas = [item for item in replicas_of(client.status(), target) if item["state"] != "STOPPING"]
+    if not replicas:
+        raise ConfigError(f"{target!r} means no living replica; give APP, APP/DEPLOYMENT, a replica id or a pid")
+    texts = []
+    for replica in replicas:
+        path = f"/api/servd/v1/replicas/{quote(replica['replica_id'], safe='')}/stack"
+        texts.append(f"=== replica {replica['replica_id']}, " + client.request("GET", path).text.rstrip())
+    print("\n\n".join(texts))
+
+
+def replicas_of(status: dict[str, Any], target: str) -> list[dict[str, Any]]:
+    """Replicas of servd's own status that a target means: APP, APP/DEPLOYMENT, a full name, a replica id or a pid."""
+    found = []
+    for name, app in status["applications"].items():
+        for full_name, deployment in app["deployments"].items():
+            is_whole = target in (name, f"{name}/{deployment['name']}", full_name)
+            found += [
+                replica
+                for replica in deployment["replicas"]
+                if is_whole or target in (replica["replica_id"], str(replica["pid"]))
+            ]
+    return found

@@ -1,0 +1,303 @@
+"""The commands that operators use, against a fake control plane behind the real admin server."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from servd.rest.access import AccessRules
+from servd.states import ApplicationStatus, DeployMode
+from tests.wire.fake_plane import FakePlane, Server, a_revision, an_application, an_instance
+from tests.wire.test_commands import Command
+
+ROOT = Path(__file__).parents[2]
+FRUIT = ROOT / "examples" / "fruit"
+CONFIG = ROOT / "configs" / "fruit.yaml"
+NAMES = (
+    "start", "stop", "deploy", "run", "config", "status", "shutdown", "history", "rollback", "diff", "validate", "scale",
+    "logs", "stack", "build", "exec", "version", "schema", "systemd-unit",
+)  # fmt: skip
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    instance = an_instance(running=True, revision=2, mode=DeployMode.MULTI_APP, applications=(an_application("a"),))
+    plane = FakePlane(instance, history=(a_revision(1, "a"), a_revision(2, "a", "b")))
+    with Server(plane, AccessRules("127.0.0.1"), tmp_path).running() as running:
+        yield running
+
+
+@pytest.fixture
+def servd(tmp_path: Path) -> Command:
+    return Command(tmp_path)
+
+
+def test_every_command_has_one_line_in_the_help(servd: Command) -> None:
+    code, out, _ = servd("--help")
+    assert code == 0
+    lines = dict(re.findall(r"^  ([a-z][a-z-]*)  +(\S.*)$", out, re.MULTILINE))
+    assert set(NAMES) == set(lines)
+    assert not [line for line in lines.values() if line.endswith("...")]
+
+
+def test_history_lists_revisions(servd: Command, server: Server) -> None:
+    code, out, err = servd("history", "-a", server.url)
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0].split() == ["revision", "time", "applications", "origin"]
+    assert lines[1].startswith("2 *")
+    assert "a, b" in lines[1]
+    assert [item["revision"] for item in yaml.safe_load(servd("history", "--format", "yaml", "-a", server.url)[1])] == [
+        2,
+        1,
+    ]
+    assert len(json.loads(servd("history", "--limit", "1", "--format", "json", "-a", server.url)[1])) == 1
+
+
+def test_rollback_goes_to_the_revision_before(servd: Command, server: Server) -> None:
+    code, out, err = servd("rollback", "-a", server.url)
+    assert (code, err) == (0, "")
+    assert "Rolled back to revision 1; this is revision 3" in out
+    assert [call[:2] for call in server.plane.calls] == [("rollback", 1)]
+    code, _, err = servd("rollback", "7", "-a", server.url)
+    assert (code, err.splitlines()) == (1, ["Error: the daemon answered 404: there is no revision 7"])
+    server.plane.instance = an_instance()
+    assert "no revision to go back to" in servd("rollback", "-a", server.url)[2]
+    assert servd("rollback", "0", "-a", server.url)[0] == 2
+
+
+def test_a_plan_is_shown_and_nothing_sent(servd: Command, server: Server) -> None:
+    for arguments in (("deploy", str(CONFIG), "--plan"), ("rollback", "1", "--plan"), ("diff", str(CONFIG))):
+        code, out, err = servd(*arguments, "-a", server.url)
+        assert (code, err) == (0, ""), arguments
+        assert "HTTP option port: 8000 -> 8001" in out
+        assert re.search(r"D +1 -> 2 +restarted +ray_actor_options.num_cpus", out)
+        assert re.search(r"E +1 +untouched", out)
+        assert "b: not built yet" in out
+    assert server.plane.calls == []
+    assert servd("deploy", "m:a", "--plan", "-a", server.url)[0] == 2
+
+
+def test_diff_compares_with_what_is_stored(servd: Command, server: Server) -> None:
+    same = {
+        "applications": [
+            {"name": "a", "import_path": "m2:a"},
+            {"name": "b", "import_path": "m2:a", "route_prefix": "/b"},
+        ]
+    }
+    (servd.folder / "v2.yaml").write_text(yaml.safe_dump(same))
+    out = servd("diff", "v2.yaml", "-a", server.url)[1]
+    assert [line for line in out.splitlines() if line.startswith(("+", "-"))][2:] == ["+  route_prefix: /b"]
+    found = json.loads(servd("diff", "v2.yaml", "--format", "json", "-a", server.url)[1])
+    assert found["plan"]["revision"] == 0
+
+
+def test_scale(servd: Command, server: Server) -> None:
+    code, _, err = servd("scale", "a/D", "3", "-a", server.url)
+    assert (code, err) == (0, "")
+    assert server.plane.calls[0][:4] == ("scale", "a", "D", 3)
+    assert servd("scale", "a", "3", "-a", server.url)[0] == 1
+    assert servd("scale", "a/X", "3", "-a", server.url)[0] == 1
+    assert servd("scale", "a/D", "many", "-a", server.url)[0] == 2
+
+
+def test_status_for_people_and_programs(servd: Command, server: Server) -> None:
+    failed = an_application(
+        "b", status=ApplicationStatus.DEPLOY_FAILED, message="Traceback (most recent call last):\n  x\nBoom: no"
+    )
+    apps = (an_application("a"), failed)
+    server.plane.instance = an_instance(running=True, mode=DeployMode.MULTI_APP, applications=apps)
+    code, out, err = servd("status", "--format", "table", "-a", server.url)
+    assert (code, err) == (0, "")
+    assert re.search(r"^a +RUNNING +\d+d +/$", out, re.MULTILINE)
+    assert re.search(r"^ +D +HEALTHY +\d+d +1/1$", out, re.MULTILINE)
+    assert re.search(r"^b +DEPLOY_FAILED .* Boom: no$", out, re.MULTILINE)
+    found = json.loads(servd("status", "--format", "json", "-a", server.url)[1])
+    assert [item["app_status"]["status"] for item in found] == ["RUNNING", "DEPLOY_FAILED"]
+    assert json.loads(servd("status", "-n", "a", "--format", "json", "-a", server.url)[1])["name"] == "a"
+    assert servd("status", "--format", "xml", "-a", server.url)[0] == 2
+
+
+@pytest.mark.parametrize("target", ["a", "a/D", "a_D", "a_D#aBcDeF", "12"])
+def test_stacks_of_what_a_target_means(servd: Command, server: Server, target: str) -> None:
+    code, out, err = servd("stack", target, "-a", server.url)
+    assert (code, err) == (0, "")
+    assert out == "=== replica a_D#aBcDeF, stacks of a_D#aBcDeF\n"
+
+
+def test_a_target_without_replicas(servd: Command, server: Server) -> None:
+    code, _, err = servd("stack", "nobody", "-a", server.url)
+    assert (code, len(err.splitlines())) == (1, 1)
+    assert "'nobody'" in err
+
+
+def test_validate_needs_no_daemon(servd: Command) -> None:
+    code, out, err = servd("validate", str(CONFIG))
+    assert (code, err) == (0, "")
+    assert "valid ServeApplicationSchema" in out
+    (servd.folder / "v.yaml").write_text(
+        "applications:\n- import_path: m:a\n  runtime_env: {working_dir: nowhere}\n  deployments:\n"
+        "  - name: D\n    num_replica: 2\n"
+    )
+    code, _, err = servd("validate", "v.yaml")
+    assert code == 1
+    assert "v.yaml:6:5: applications.0.deployments.0.num_replica: unknown key, did you mean 'num_replicas'?" in err
+    (servd.folder / "v.yaml").write_text("import_path: m:a\nruntime_env: {working_dir: nowhere, env_vars: {A: 1}}\n")
+    assert "env_vars.A" in servd("validate", "v.yaml")[2]
+    (servd.folder / "v.yaml").write_text("import_path: m:a\nruntime_env: {working_dir: nowhere}\n")
+    assert f"there is no {servd.folder}/nowhere" in servd("validate", "v.yaml")[2]
+    assert servd("validate", "missing.yaml")[0] == 1
+
+
+def test_logs_of_a_directory(servd: Command, server: Server) -> None:
+    logs = servd.folder / "state" / "logs"
+    (logs / "serve").mkdir(parents=True)
+    (logs / "serve" / "controller_1.log").write_text("one\ntwo\n")
+    (logs / "serve" / "deployment_a_D_a_D#aBcDeF.log").write_text("three\n")
+    (logs / "serve" / "deployment_gone_D_gone_D#aBcDeF.log").write_text("four\n")
+    (logs / "daemon.log").write_text("five\n")
+    given = ("--state-dir", str(servd.folder / "state"))
+    assert servd("logs", "controller", "--lines", "1", *given, SERVD_ADDRESS=server.url)[1] == "two\n"
+    for target in ("a", "a/D", "a_D", "a_D#aBcDeF"):
+        assert servd("logs", target, *given, SERVD_ADDRESS=server.url)[1] == "three\n"
+    assert servd("logs", "gone/D", *given, SERVD_ADDRESS="http://127.0.0.1:1")[1] == "four\n"
+    assert "daemon: five\n" in servd("logs", *given, SERVD_ADDRESS="http://127.0.0.1:1")[1]
+    assert servd("logs", "nobody", *given, SERVD_ADDRESS=server.url)[0] == 1
+    assert servd("logs", "--state-dir", "nowhere", SERVD_ADDRESS="http://127.0.0.1:1")[0] == 1
+
+
+def test_logs_follow_what_is_added(servd: Command) -> None:
+    logs = servd.folder / "state" / "logs" / "serve"
+    logs.mkdir(parents=True)
+    path = logs / "controller_1.log"
+    path.write_text("one\n")
+    with subprocess.Popen(
+        [sys.executable, "-m", "servd.cli", "logs", "-f", "controller"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**servd.environment, "PYTHONPATH": str(ROOT), "SERVD_ADDRESS": "http://127.0.0.1:1"},
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "one\n"
+        with path.open("a") as file:
+            file.write("two\n")
+        assert process.stdout.readline() == "two\n"
+        path.rename(logs / "controller_1.log.1")
+        path.write_text("three\n")
+        assert process.stdout.readline() == "three\n"
+        process.send_signal(2)
+        assert process.wait(10) == 0
+
+
+def test_build_prints_what_deploy_takes(servd: Command) -> None:
+    code, out, err = servd("build", "fruit.deployment_graph", "-d", str(FRUIT))
+    assert (code, err) == (0, "")
+    assert out.startswith("# This file was generated using the `servd build` command on servd v")
+    body = out.partition("\n")[2]
+    assert body == (
+        "\nimport_path: fruit.deployment_graph\n\nruntime_env: {}\n\nhost: 127.0.0.1\n\nport: 8000\n\ndeployments:\n\n"
+        "- name: MangoStand\n  user_config:\n    price: 3\n\n- name: OrangeStand\n  user_config:\n    price: 2\n\n"
+        "- name: PearStand\n  user_config:\n    price: 4\n\n- name: FruitMarket\n  num_replicas: 2\n\n"
+        "- name: DAGDriver\n  route_prefix: /\n"
+    )
+    (servd.folder / "built.yaml").write_text(out)
+    assert servd("validate", "built.yaml")[0] == 0
+
+
+def test_build_of_several_applications(servd: Command) -> None:
+    (servd.folder / "apps.py").write_text(
+        "from servd import deployment\n"
+        "def builder(args): return A.bind()\n"
+        "@deployment(route_prefix='/a', ray_actor_options={'num_cpus': 0.5, 'runtime_env': {'env_vars': {'A_b': '1'}}})\n"
+        "def A(request): return 1\n"
+        "@deployment(route_prefix='/b', user_config={'k_k': 1}, max_concurrent_queries=5, num_replicas=2)\n"
+        "class B: pass\n"
+        "a, b = A.bind(), B.bind()\n"
+    )
+    code, _, err = servd("build", "apps:a", "apps:b", "-m", "-o", "out.yaml")
+    assert code == 0
+    assert "names" in err
+    text = (servd.folder / "out.yaml").read_text()
+    assert text.endswith("    max_concurrent_queries: 5\n    user_config:\n      k_k: 1\n")
+    document = yaml.safe_load(text)
+    assert list(document) == ["proxy_location", "http_options", "applications"]
+    assert [(app["name"], app["route_prefix"]) for app in document["applications"]] == [("app1", "/a"), ("app2", "/b")]
+    assert servd("validate", "out.yaml")[0] == 0
+    found = yaml.safe_load(servd("build", "apps:a", "-k")[1])
+    assert found["importPath"] == "apps:a"
+    assert found["runtimeEnv"] == "{}"
+    options = found["deployments"][0]["rayActorOptions"]
+    assert options["numCpus"] == 0.5
+    assert json.loads(options["runtimeEnv"]) == {"env_vars": {"A_b": "1"}}
+    refused = [
+        (["apps:a", "apps:b"], "--multi-app"),
+        (["apps:a", "-m", "-k"], "--kubernetes_format"),
+        (["apps:a", "apps:a", "-m"], '"/a"'),
+        (["apps:builder"], "TypeError"),
+        (["apps:A"], "TypeError"),
+        (["apps:nothing"], "AttributeError"),
+        (["nothing:a"], "ModuleNotFoundError"),
+        (["apps"], "module:attribute"),
+    ]
+    for arguments, fragment in refused:
+        code, out, err = servd("build", *arguments)
+        assert (code, out) == (1, ""), arguments
+        assert fragment in err
+    assert "Traceback" in servd("--debug", "build", "nothing:a")[2]
+
+
+def test_exec_gives_ray_its_alias(servd: Command) -> None:
+    program = "import sys, ray; from ray import serve; import ray.serve.handle; print(serve.__name__); sys.exit(7)"
+    assert servd("exec", sys.executable, "-W", "error", "-c", program)[:2] == (7, "servd\n")
+    code, _, err = servd("exec", "no-such-program-here")
+    assert (code, len(err.splitlines())) == (127, 1)
+
+
+def test_version_and_schema(servd: Command) -> None:
+    assert re.fullmatch(r"servd \d+\.\d+\.\d+\S*\n", servd("version")[1])
+    schema = json.loads(servd("schema")[1])
+    assert schema["title"] == "ServeDeploySchema"
+    assert "max_ongoing_requests" in schema["$defs"]["DeploymentSchema"]["properties"]
+    assert json.loads(servd("schema", "--single-app")[1])["title"] == "ServeApplicationSchema"
+
+
+def test_a_unit_for_systemd(servd: Command) -> None:
+    code, out, err = servd("systemd-unit", "--state-dir", "/srv/a b", "--user", "me", "--", "--http-port", "80")
+    assert (code, err) == (0, "")
+    assert "Type=notify\n" in out
+    assert "User=me\n" in out
+    assert re.search(r'^ExecStart=.* start --state-dir "/srv/a b" --http-port 80$', out, re.MULTILINE)
+    assert "ExecReload=" in out
+    assert int(re.search(r"TimeoutStopSec=(\d+)", out)[1]) > 60  # type: ignore[index]
+    assert "WantedBy=default.target" in servd("systemd-unit")[1]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion(servd: Command, shell: str) -> None:
+    code, out, _ = servd(
+        _SERVD_COMPLETE=f"complete_{shell}",
+        _TYPER_COMPLETE_ARGS="servd roll",
+        COMP_WORDS="servd roll",
+        COMP_CWORD="1",
+        _TYPER_COMPLETE_FISH_ACTION="get-args",
+    )
+    assert code == 0
+    assert "rollback" in out
+
+
+def test_the_help_is_fast(servd: Command) -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "servd.cli", "--help"],
+        capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    # these cost more than all the rest together
+    assert not loaded & {"pydantic", "yaml", "asyncio", "rich", "ssl", "starlette", "http.client", "zmq"}
