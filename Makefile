@@ -6,8 +6,9 @@ BIN := $(VENV)/bin
 HTTP_PORT ?= 8000
 ADMIN_PORT ?= 52365
 STATE_DIR ?= .cache/state
+SOAK_MINUTES ?= 10
 
-.PHONY: run test test-all lint types bench clean
+.PHONY: run test test-all faults soak lint types bench clean
 
 run: $(VENV)/installed
 	@$(BIN)/python tools/quickstart.py --http-port $(HTTP_PORT) --admin-port $(ADMIN_PORT) --state-dir $(STATE_DIR)
@@ -17,6 +18,12 @@ test: $(VENV)/installed-dev
 
 test-all: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -q
+
+faults: $(VENV)/installed-dev
+	$(BIN)/python -m tests.faults
+
+soak: $(VENV)/installed-dev
+	$(BIN)/python -m tests.faults.soak --minutes $(SOAK_MINUTES)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

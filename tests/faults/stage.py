@@ -74,17 +74,21 @@ class Stage:
         self.version = self.version if version is None else version
         self.colour = self.colour if colour is None else colour
         self.replicas = self.replicas if replicas is None else replicas
+        applications = [self.document(version=self.version)]
+        code, text = self.daemon.ask("PUT", "/api/serve/applications/", {"applications": applications})
+        assert code == 200, text
+
+    def document(self, *, version: int) -> dict[str, Any]:
+        """The application as a document has it."""
         deployment = {"name": "Work", "num_replicas": self.replicas, "user_config": {"colour": self.colour}}
-        application = {
+        return {
             "name": "work",
             "route_prefix": "/",
             "import_path": "work:build",
-            "args": {"version": self.version, "journal": str(self._journal)},
+            "args": {"version": version, "journal": str(self._journal)},
             "runtime_env": {"working_dir": str(self._code)},
             "deployments": [deployment],
         }
-        code, text = self.daemon.ask("PUT", "/api/serve/applications/", {"applications": [application]})
-        assert code == 200, text
 
     def deploy(self, **changes: int) -> None:
         """Send a document and wait until exactly that runs."""
