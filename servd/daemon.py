@@ -227,8 +227,7 @@ class Daemon:
         self._lifetime_writer.close()
         kill_at = self._clock.now() + (LEFTOVER_DRAIN_S if self._result == 0 else 0.5)
         give_up_at = kill_at + 2.0
-        tracker = _tracker_pid()
-        while left := [pid for pid in _children() if pid != tracker]:
+        while left := list(_children()):
             now = self._clock.now()
             if now >= give_up_at:
                 _say(f"processes still alive: {left}")
@@ -251,8 +250,14 @@ def _say(text: str) -> None:
     print(f"servd: {text}", file=sys.stderr, flush=True)
 
 
-def _tracker_pid() -> int | None:
-    return getattr(multiprocessing.resource_tracker._resource_tracker, "_pid", None)
+def _forgo_tracker() -> None:
+    """Spare the process that multiprocessing starts beside the first spawned one.
+
+    It cleans up after semaphores and shared memory, and servd has none. What is set here is what every spawned process
+    has: a descriptor to write to. Processes with code of the user's forget it, and get a tracker when they need one.
+    """
+    tracker: Any = multiprocessing.resource_tracker._resource_tracker
+    tracker._fd = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
 
 
 def _children() -> Iterator[int]:
@@ -339,6 +344,7 @@ def serve(settings: Settings, tied_to: int | None) -> int:
         settings = replace(settings, admin_port=admin.getsockname()[1])
         setproctitle(f"servd: daemon {settings.state_dir}")
         _become_subreaper()
+        _forgo_tracker()
         return Daemon(settings, listeners, admin, tied_to).run()
     finally:
         _empty_socket_dir(settings.socket_dir)

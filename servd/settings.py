@@ -1,9 +1,7 @@
 """What `servd start` decided, and where a daemon keeps its files and sockets. Standard library only: every process loads this."""
 
-import hashlib
 import os
 import stat
-import tempfile
 from pathlib import Path
 
 from servd.exceptions import StateError
@@ -68,6 +66,10 @@ def default_state_dir() -> str:
 
 def socket_dir_for(state_dir: str) -> str:
     """Directory of the sockets of a state directory. Nothing is created."""
+    # for the one process that starts a daemon: every process loads this module, and these weigh a megabyte
+    import hashlib
+    import tempfile
+
     digest = hashlib.sha256(os.path.realpath(state_dir).encode()).hexdigest()[:12]
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     if runtime and os.path.isdir(runtime) and os.stat(runtime).st_uid == os.getuid():

@@ -39,7 +39,7 @@ from servd.quick_dataclass import dataclass
 from servd.replica.environment import apply_environment
 from servd.replica.fork_safety import fork_unsafe_reason
 from servd.replica.importing import code_version, load_application
-from servd.replica.main import run_forked
+from servd.replica.main import allow_tracker, run_forked
 from servd.settings import fork_server_socket, variable
 
 _BACKLOG = 8
@@ -61,6 +61,7 @@ def serve(order: BuildOrder, lifetime: Connection) -> None:
     process.begin(f"fork server {order.app or order.fork_server_id}", order.state_dir, lifetime.fileno())
     logs.setup("fork_server", order.fork_server_id, order.log_dir, "fork_server.log")
     path = order.socket_path or fork_server_socket(order.socket_dir, order.fork_server_id)
+    allow_tracker()
     code = 1
     try:
         listener = _listen(path)

@@ -3,12 +3,13 @@
 import atexit
 import faulthandler
 import logging
+import multiprocessing.resource_tracker
 import os
 import sys
 import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from servd import logs, process
 from servd.application import Deployment
@@ -38,6 +39,8 @@ def run_spawned(start: ReplicaStart, order: BuildOrder, lifetime: Connection) ->
     `env_vars` of the order's runtime environment must hold already. Target of `multiprocessing`, not
     daemonic.
     """
+
+    allow_tracker()
 
     def load() -> Deployment:
         return load_application(order, apply_environment(order)).deployments[start.deployment]
@@ -70,6 +73,14 @@ def _run(start: ReplicaStart, load: Callable[[], Deployment], lifetime_fd: int) 
         logger.exception("replica_failed")
         code = 1
     leave(code)
+
+
+def allow_tracker() -> None:
+    """Let code of the user's have multiprocessing's resource tracker, which servd does without (`servd.daemon`)."""
+    tracker: Any = multiprocessing.resource_tracker._resource_tracker
+    fd, tracker._fd = tracker._fd, None
+    if fd is not None:
+        os.close(fd)
 
 
 def leave(code: int) -> NoReturn:
