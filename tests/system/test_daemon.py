@@ -230,3 +230,35 @@ def test_tied_it_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
     assert died.returncode == -signal.SIGKILL
     eventually(lambda: list(titles(settings.state_dir)) == [], 10.0)
     eventually(lambda: launch.running_pid(settings.state_dir) is None)
+
+
+SHARING = """
+from multiprocessing import get_context, shared_memory
+from servd import deployment
+
+@deployment
+def share(request):
+    block = shared_memory.SharedMemory(create=True, size=8)
+    child = get_context("spawn").Process(target=print)
+    child.start()
+    child.join()
+    block.close()
+    block.unlink()
+    return str(child.exitcode)
+
+app = share.bind()
+"""
+
+
+def test_multiprocessing_is_the_applications_to_use(tmp_path: Path) -> None:
+    code_dir = tmp_path / "code"
+    code_dir.mkdir()
+    (code_dir / "sharing.py").write_text(SHARING)
+    with a_daemon(settings_in(tmp_path)) as daemon:
+        daemon.deploy(code_dir, "sharing:app")
+        processes = {path.name: path / "cmdline" for path in Path("/proc").iterdir() if path.name.isdigit()}
+        parents = {pid: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1] for pid in processes}
+        assert [pid for pid, parent in parents.items() if parent == str(daemon.process.pid)] == [
+            str(pid) for pid in daemon.pids("controller")
+        ], "nothing beside the controller"
+        assert daemon.get() == (200, "0")
