@@ -1,0 +1,127 @@
+"""The journal of requests: its lines, its counts, and notes that arrive while it settles."""
+
+import asyncio
+import json
+import threading
+from pathlib import Path
+
+import pytest
+
+from servd.journal import LATENCY_BOUNDS_MS, MAX_SERIES, NOWHERE, AccessLog, Journal
+from servd.logs import LogFile
+
+FRUIT = ("/fruit", "shop", "shop_Fruit")
+
+
+class StandingClock:
+    """Time passes only when told to."""
+
+    def __init__(self) -> None:
+        self.at = 100.0
+
+    def now(self) -> float:
+        return self.at
+
+    def wall_time(self) -> float:
+        return self.at + 1_000_000.0
+
+
+def access_log(path: Path) -> AccessLog:
+    return AccessLog(LogFile(path), "http_proxy", "127.0.0.1", ("http1.py", 7))
+
+
+async def test_lines_are_written_together(tmp_path: Path) -> None:
+    path, clock = tmp_path / "x.log", StandingClock()
+    journal = Journal(asyncio.get_running_loop(), access_log(path), clock=clock)
+    clock.at += 0.00125
+    journal.note((FRUIT, "GET", 200), 100.0, "abc")
+    clock.at += 0.5
+    journal.note((FRUIT, "POST", 503), 100.0, "")
+    journal.note((NOWHERE, "GET", 404), clock.at, "x")
+    assert path.read_text() == ""
+    journal.settle()
+    first, second, third = path.read_text().splitlines()
+    assert first.startswith("INFO 1970-01-12 ")
+    assert first.endswith(",001 http_proxy 127.0.0.1 abc /fruit shop http1.py:7 - GET 200 1.2ms")
+    assert second.endswith(",501 http_proxy 127.0.0.1 /fruit shop http1.py:7 - POST 503 501.2ms")
+    assert third.endswith(" http_proxy 127.0.0.1 x http1.py:7 - GET 404 0.0ms")
+
+
+async def test_lines_are_written_without_being_asked(tmp_path: Path) -> None:
+    path = tmp_path / "x.log"
+    journal = Journal(asyncio.get_running_loop(), access_log(path))
+    journal.note((FRUIT, "GET", 200), journal.now(), "abc")
+    async with asyncio.timeout(5):
+        while not path.read_text():  # noqa: ASYNC110 - a file tells nobody
+            await asyncio.sleep(0.01)
+    for _ in range(1000):
+        journal.note((FRUIT, "GET", 200), journal.now(), "abc")
+    assert len(path.read_text().splitlines()) > 500
+
+
+async def test_json_lines_and_none(tmp_path: Path) -> None:
+    path = tmp_path / "x.log"
+    journal = Journal(asyncio.get_running_loop(), access_log(path))
+    key = (('/"x"', "", ""), 'a"b', "ERROR")
+    journal.note((FRUIT, "GET", 200), journal.now(), "abc")
+    journal.configure(is_json=True, is_access_log_on=True)
+    journal.note((FRUIT, "GET", 200), journal.now() - 400.0, "abc")
+    journal.note(key, journal.now(), "")
+    journal.configure(is_json=True, is_access_log_on=False)
+    journal.note(key, journal.now(), "")
+    text, plain, odd = path.read_text().splitlines()
+    assert text.endswith("GET 200 0.0ms")
+    fields = json.loads(plain)
+    assert fields.pop("message").startswith("GET 200 40000")
+    assert fields.pop("asctime")[10] == " "
+    assert fields == {
+        "levelname": "INFO",
+        "component_name": "http_proxy",
+        "component_id": "127.0.0.1",
+        "request_id": "abc",
+        "route": "/fruit",
+        "application": "shop",
+        "filename": "http1.py",
+        "lineno": 7,
+    }
+    assert (json.loads(odd)["route"], json.loads(odd)["message"]) == ('/"x"', 'a"b ERROR 0.0ms')
+    assert sum(journal.series()[key].buckets) == 2
+
+
+@pytest.mark.parametrize(
+    ("latency_ms", "bound"), [(0.05, 1), (0.95, 1), (1.04, 2), (19.7, 20), (250.0, 300), (7e5, None)]
+)
+async def test_buckets(latency_ms: float, bound: int | None) -> None:
+    clock = StandingClock()
+    journal = Journal(asyncio.get_running_loop(), clock=clock)
+    journal.note((FRUIT, "GET", 200), clock.at - latency_ms / 1000, "abc")
+    (series,) = journal.series().values()
+    place = series.buckets.index(1)
+    assert (LATENCY_BOUNDS_MS[place] if bound else place) == (bound or len(LATENCY_BOUNDS_MS))
+    assert series.tenths == pytest.approx(latency_ms * 10, abs=1)
+
+
+async def test_the_number_of_series_is_bounded() -> None:
+    journal = Journal(asyncio.get_running_loop())
+    for number in range(MAX_SERIES + 100):
+        journal.note((FRUIT, f"ODD{number}", 200), journal.now(), "abc")
+    series = journal.series()
+    assert len(series) == MAX_SERIES + 1
+    assert sum(series[NOWHERE, "-", 200].buckets) == 100
+
+
+async def test_nothing_is_lost_when_another_thread_settles() -> None:
+    journal = Journal(asyncio.get_running_loop())
+    ended = threading.Event()
+
+    def settle() -> None:
+        while not ended.is_set():
+            journal.settle()
+
+    thread = threading.Thread(target=settle)
+    thread.start()
+    for _ in range(30_000):
+        journal.note((FRUIT, "GET", 200), journal.now(), "abc")
+    ended.set()
+    thread.join()
+    assert sum(journal.series()[FRUIT, "GET", 200].buckets) == 30_000
