@@ -19,6 +19,8 @@ from servd.application import (
 from servd.asgi_calls import call_app
 from servd.exceptions import ServdError
 
+_LIFESPAN = "__servd_lifespan__"
+
 
 def ingress(app: Any) -> Callable[[type[Any]], type[Any]]:
     """Class decorator, under `deployment`: the class answers HTTP with `app`.
@@ -60,16 +62,20 @@ async def _answer(self: Any, scope: Any, receive: Any, send: Any) -> None:
     handlers = getattr(app, "exception_handlers", {})
     answers = Exception in handlers or 500 in handlers
     scope["servd.instance"] = self
+    lifespan = self.__dict__.get(_LIFESPAN)
+    if lifespan is not None:
+        # each request gets its own copy of what the lifespan gave
+        scope["state"] = lifespan.state.copy()
     await call_app(app, scope, receive, send, answers_errors=answers)
 
 
 async def _startup(self: Any) -> None:
-    self.__dict__["__servd_lifespan__"] = lifespan = Lifespan(type(self).__servd_app__, self)
+    self.__dict__[_LIFESPAN] = lifespan = Lifespan(type(self).__servd_app__, self)
     await lifespan.startup()
 
 
 async def _shutdown(self: Any) -> None:
-    lifespan = self.__dict__.pop("__servd_lifespan__", None)
+    lifespan = self.__dict__.pop(_LIFESPAN, None)
     if lifespan is not None:
         await lifespan.shutdown()
 
