@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import socket
+import ssl
 from collections.abc import Awaitable, Callable
 
 from hypercorn.app_wrappers import ASGIWrapper
@@ -44,6 +45,10 @@ class AdminApp:
     def __init__(self, plane: ControlPlane, access: AccessRules, code_dir: str) -> None:
         self._access = access
         self._routes = Routes(routes(plane, code_dir))
+
+    def admit_by(self, access: AccessRules) -> None:
+        """Use these rules from now on."""
+        self._access = access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -124,8 +129,14 @@ def create_app(plane: ControlPlane, access: AccessRules, code_dir: str) -> Admin
     return AdminApp(plane, access, code_dir)
 
 
-async def serve(app: ASGIApp, sockets: list[socket.socket], shutdown: asyncio.Event) -> None:
-    """Serve the admin plane on listening sockets until `shutdown` is set; open requests get 3 s to finish."""
+async def serve(
+    app: ASGIApp, sockets: list[socket.socket], shutdown: asyncio.Event, tls: ssl.SSLContext | None = None
+) -> None:
+    """Serve the admin plane on listening sockets until `shutdown` is set; open requests get 3 s to finish.
+
+    Args:
+        tls: of TCP sockets; None = none.
+    """
     config = Config()
     config.accesslog = None
     config.errorlog = logging.getLogger("servd.rest.hypercorn")
@@ -142,9 +153,14 @@ async def serve(app: ASGIApp, sockets: list[socket.socket], shutdown: asyncio.Ev
             task.add_done_callback(tasks.discard)
         peer = peer_of(writer.get_extra_info("socket"))
         wrapper = ASGIWrapper(_with_peer(app, peer))  # type: ignore[arg-type]
-        await TCPServer(wrapper, loop, config, context, {}, reader, writer)
+        await _Connection(wrapper, loop, config, context, {}, reader, writer)
 
-    servers = [await asyncio.start_server(accepted, sock=listener, backlog=128) for listener in sockets]
+    servers = [
+        await asyncio.start_server(
+            accepted, sock=listener, backlog=128, ssl=None if listener.family == socket.AF_UNIX else tls
+        )
+        for listener in sockets
+    ]
     try:
         await shutdown.wait()
     finally:
@@ -156,6 +172,13 @@ async def serve(app: ASGIApp, sockets: list[socket.socket], shutdown: asyncio.Ev
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
+
+
+class _Connection(TCPServer):
+    async def _read_data(self) -> None:
+        await super()._read_data()
+        # the client has gone: Hypercorn would keep the descriptor until the keep-alive time-out
+        await self.idle_task.stop()
 
 
 def _with_peer(app: ASGIApp, peer: Peer) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
