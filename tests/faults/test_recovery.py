@@ -224,3 +224,13 @@ def test_a_killed_replica_is_replaced_in_a_blink(tmp_path: Path) -> None:
         code, text = stage.daemon.get()
         assert code == 200
         assert int(text.split()[-1]) != victim["pid"]
+
+
+def test_clients_of_the_admin_plane_that_are_gone_hold_no_descriptor(tmp_path: Path) -> None:
+    with a_daemon(settings_in(tmp_path)) as daemon:
+        (controller,) = daemon.pids("controller")
+        daemon.status()
+        before = len(os.listdir(f"/proc/{controller}/fd"))
+        for _ in range(30):
+            daemon.status()
+        eventually(lambda: len(os.listdir(f"/proc/{controller}/fd")) <= before + 2, 5.0)
