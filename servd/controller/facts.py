@@ -70,6 +70,8 @@ class ReplicaFact:
     stack: str = ""
     cpus: float = 0.0
     gpu_share: float = 0.0
+    reported_at: float = float("-inf")
+    suspect_at: float = float("inf")
     devices: tuple[int, ...] = ()
     memory_bytes: int = 0
     outgrown: str = ""
@@ -169,6 +171,7 @@ class ProxyFact:
     listening: bool = False
     reported_at: float = float("-inf")
     connections: int = 0
+    suspect_at: float = float("inf")
     draining: bool = False
     kill_at: float = float("inf")
     killed_at: float = float("-inf")

@@ -102,11 +102,13 @@ class Observed:
                 state = ReplicaState(fact.state)
                 if state in ROUTABLE:
                     state = ReplicaState.RECOVERING
-                fact = replace(fact, state=state, state_since=now, killed_at=-math.inf)
+                fact = replace(
+                    fact, state=state, state_since=now, killed_at=-math.inf, reported_at=now, suspect_at=math.inf
+                )
             elif isinstance(fact, ForkServerFact):
                 fact = replace(fact, stopping=False)  # the order may have been lost: it is given again
             elif isinstance(fact, ProxyFact):
-                fact = replace(fact, listening=False, reported_at=now)
+                fact = replace(fact, listening=False, reported_at=now, suspect_at=math.inf)
                 observed.listeners.add((fact.host, fact.port))
             observed.put(fact)
         return observed
@@ -276,10 +278,14 @@ class Observed:
             model_ids=report.model_ids,
             stack=report.stack,
             memory_bytes=report.memory_bytes,
+            reported_at=now,
+            suspect_at=math.inf,
         )
         before = self.replicas[report.replica_id]
-        if updated != before:
+        if _without_counts(updated) != _without_counts(before):
             self.put(updated)
+        else:
+            self.replicas[report.replica_id] = updated  # counts and signs of life are not worth a write
         samples = self.samples.setdefault(report.replica_id, Samples())
         samples.add(now, report.ongoing + report.queued, keep_s=3600.0)
         self._judge(before, updated, report, now)
@@ -316,7 +322,7 @@ class Observed:
             self._count_failure(fact, report.error, now)
         elif report.health_failures >= UNHEALTHY_AFTER_FAILURES > before.health_failures:
             self.put(replace(fact, state=ReplicaState.STOPPING, state_since=now, kill_at=now, stop_reason="unhealthy"))
-            self._trouble(fact, f"replica {fact.replica_id} failed its health check: {report.health_message}")
+            self.blame(fact, f"replica {fact.replica_id} failed its health check: {report.health_message}")
 
     def _replica_gone(
         self, replica_id: str, exit_code: int | None, error: str, now: float, log_lines: tuple[str, ...] = ()
@@ -335,7 +341,7 @@ class Observed:
             text = fact.error or error or f"the replica process exited with {_exit_text(exit_code)} before it was ready"
             self._count_failure(fact, text, now)
         elif fact.state is not ReplicaState.STOPPING:
-            self._trouble(fact, f"replica {replica_id} exited with {_exit_text(exit_code)}")
+            self.blame(fact, f"replica {replica_id} exited with {_exit_text(exit_code)}")
 
     def _count_failure(self, fact: ReplicaFact, error: str, now: float) -> None:
         deployment = self.deployments.get(fact.key)
@@ -344,7 +350,8 @@ class Observed:
             return
         self.put(replace(deployment, failures=deployment.failures + 1, failed_at=now, last_error=error))
 
-    def _trouble(self, fact: ReplicaFact, message: str) -> None:
+    def blame(self, fact: ReplicaFact, message: str) -> None:
+        """Make the deployment UNHEALTHY because of this replica, if it was of the target version."""
         deployment = self.deployments.get(fact.key)
         target = self.targets.get(fact.key)
         if deployment is None or (target is not None and target.version != fact.version):
@@ -357,7 +364,9 @@ class Observed:
         if fact is None:
             return
         report = event.report
-        updated = replace(fact, listening=report.listening, connections=report.connections, reported_at=now)
+        updated = replace(
+            fact, listening=report.listening, connections=report.connections, reported_at=now, suspect_at=math.inf
+        )
         if report.listening and not fact.listening:
             self.put(updated)
             self.put(replace(self.data_plane, proxy_failures=0, proxy_error=""))
@@ -373,6 +382,10 @@ class Observed:
             # a proxy that served is replaced at once; one that never listened makes the next one wait
             failures = 0 if fact.listening else self.data_plane.proxy_failures + 1
             self.put(replace(self.data_plane, proxy_failures=failures, proxy_failed_at=now, proxy_error=error))
+
+
+def _without_counts(fact: ReplicaFact) -> ReplicaFact:
+    return replace(fact, ongoing=0, queued=0, memory_bytes=0, reported_at=0.0)
 
 
 def _exit_text(exit_code: int | None) -> str:

@@ -32,6 +32,7 @@ from servd.replica.loop_watch import LoopWatch, stacks
 from servd.states import ReplicaPhase
 
 REPORT_PERIOD_S = 0.25
+SIGN_OF_LIFE_S = 5.0
 STUCK_AFTER_S = 5.0
 """A main loop that did not turn for so long is diagnosed."""
 
@@ -86,6 +87,7 @@ class Warden:
         self._thread = threading.Thread(target=self._serve, name="warden", daemon=True)
         self._report = ReplicaReport(start.replica_id, ReplicaPhase.STARTING)
         self._said: ReplicaReport | None = None
+        self._said_at = 0.0
         self._subscribed = Subscribe(())
         self._caller_report: CallerReport | None = None
         self._caller_said: CallerReport | None = None
@@ -180,6 +182,8 @@ class Warden:
         self._is_up.set()
         while not line.done():
             await asyncio.sleep(REPORT_PERIOD_S)
+            if loop.time() - self._said_at > SIGN_OF_LIFE_S:
+                self._said = None
             self._look_at_main_loop(loop.time())
             self._look_at_memory()
             self._send()
@@ -236,6 +240,7 @@ class Warden:
             self._report = dataclasses.replace(self._report, model_ids=held)
         if self._report != self._said and self._link.send(self._report):
             self._said = self._report
+            self._said_at = asyncio.get_running_loop().time()
         if self._caller_report is None:
             return
         queued = self._ward.queued()

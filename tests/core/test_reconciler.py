@@ -8,7 +8,7 @@ from servd.controller import events
 from servd.controller.goal import Goal
 from servd.controller.settle import deployment_status
 from servd.controller.status import Identity, application_status, instance_view
-from servd.messages import BuildResult, ReplicaReport
+from servd.messages import BuildResult, ProxyReport, ReplicaReport
 from servd.states import ApplicationStatus, DeploymentStatus, DeployMode, ReplicaState
 from tests.core.build import HTTP, World, a_build, a_goal, an_app, verbs
 
@@ -477,3 +477,37 @@ def test_num_cpus_limits_only_with_a_pool() -> None:
     assert len(deployed(num_replicas=3, ray_actor_options={"num_cpus": 64}).replicas()) == 3
     pooled = deployed(World(a_goal(an_app()), num_cpus=2), num_replicas=3, ray_actor_options={"num_cpus": 1})
     assert len(pooled.replicas()) == 2
+
+
+def test_a_silent_replica_is_replaced_but_only_when_it_is_sure() -> None:
+    world = deployed()
+    [silent] = world.replicas()
+    assert world.wake_at == pytest.approx(30.0)
+    world.now = 30.0
+    assert verbs(world.turn()) == []
+    assert world.wake_at == pytest.approx(32.0)
+    world.now = 32.0
+    assert "KillReplica" in verbs(world.turn())
+    assert "silent for 32 s" in world.observed.deployments[("app", "D")].trouble
+    assert silent.replica_id in world.observed.replicas, "it is known until its exit is"
+
+
+def test_a_report_clears_the_suspicion() -> None:
+    world = deployed()
+    world.now = 30.0
+    world.turn()
+    world.now = 31.0
+    [replica] = world.replicas()
+    [proxy] = world.observed.proxies
+    world.turn(world.running(replica.start.goal), events.ProxyReported(ProxyReport(proxy, listening=True)))
+    world.now = 32.5
+    assert verbs(world.turn()) == []
+
+
+def test_a_silent_proxy_is_replaced() -> None:
+    world = World(a_goal())
+    world.run()
+    world.now = 30.0
+    world.turn()
+    world.now = 32.0
+    assert sorted(verbs(world.turn())) == ["KillProxy", "StartProxy"]

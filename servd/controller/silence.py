@@ -1,0 +1,46 @@
+"""Processes that live but do not speak: stopped, or so stuck that not even their second thread runs.
+
+How this works: every proxy and replica reports at least every few seconds. One that is silent for too long becomes a suspect, and is
+ended if it still is one a moment later: after a pause of the controller itself its own mail may not be read yet.
+"""
+
+import math
+from dataclasses import replace
+
+from servd.controller.facts import ProxyFact, ReplicaFact
+from servd.controller.observed import Observed
+from servd.states import ROUTABLE, ReplicaState
+
+SILENT_S = 30.0
+SURE_S = 2.0
+
+
+def settle_silence(observed: Observed, now: float) -> float:
+    """Judge all proxies and replicas; gives the moment to look again (monotonic seconds, inf = never)."""
+    wake_at = math.inf
+    for proxy in list(observed.proxies.values()):
+        if not proxy.draining:
+            wake_at = min(wake_at, _judge(proxy, SILENT_S, observed, now))
+    for replica in list(observed.replicas.values()):
+        if replica.state in ROUTABLE:
+            limit_s = max(SILENT_S, replica.start.goal.health_check_timeout_s)
+            wake_at = min(wake_at, _judge(replica, limit_s, observed, now))
+    return wake_at
+
+
+def _judge(fact: ProxyFact | ReplicaFact, limit_s: float, observed: Observed, now: float) -> float:
+    silent_at = fact.reported_at + limit_s
+    if silent_at > now:
+        return silent_at
+    if fact.suspect_at == math.inf:
+        observed.put(replace(fact, suspect_at=now))
+        return now + SURE_S
+    if fact.suspect_at + SURE_S > now:
+        return fact.suspect_at + SURE_S
+    reason = f"silent for {now - fact.reported_at:.0f} s"
+    if isinstance(fact, ProxyFact):
+        observed.put(replace(fact, draining=True, kill_at=now))
+    else:
+        observed.put(replace(fact, state=ReplicaState.STOPPING, state_since=now, kill_at=now, stop_reason=reason))
+        observed.blame(fact, f"replica {fact.replica_id} is {reason}")
+    return now
