@@ -18,6 +18,7 @@ from servd.cli_options import (
     RoutePrefix,
     StateDir,
     Timeout,
+    TlsFile,
     Wait,
     absolute,
     fail,
@@ -55,6 +56,10 @@ def start(
         list[str] | None, typer.Option(help="Further Host value that is let in; may be repeated.")
     ] = None,
     admin_token_file: Annotated[str | None, typer.Option(metavar="FILE", help="Bearer token of the admin API.")] = None,
+    admin_tls_cert: TlsFile = None,
+    admin_tls_key: TlsFile = None,
+    http_tls_cert: TlsFile = None,
+    http_tls_key: TlsFile = None,
     state_dir: StateDir = None,
     num_cpus: Annotated[float | None, typer.Option(min=0, help="Limit of all num_cpus together.")] = None,
     num_gpus: Annotated[float | None, typer.Option(min=0, help="Devices that num_gpus may reserve.")] = None,
@@ -65,6 +70,7 @@ def start(
     """Become the daemon, or start it in the background."""
     from servd.launch import daemon_command, start_detached
     from servd.rest.access import rules_for
+    from servd.tls import check_pair
 
     if address is not None:
         typer.echo("Warning: --address has no effect: servd start is the daemon itself", err=True)
@@ -83,6 +89,10 @@ def start(
         admin_port=admin_port,
         admin_allowed_hosts=tuple(admin_allowed_host or ()),
         admin_token_file=absolute(admin_token_file),
+        admin_tls_cert=absolute(admin_tls_cert),
+        admin_tls_key=absolute(admin_tls_key),
+        http_tls_cert=absolute(http_tls_cert),
+        http_tls_key=absolute(http_tls_key),
         num_cpus=num_cpus,
         num_gpus=num_gpus,
         metrics_port=metrics_port,
@@ -90,6 +100,8 @@ def start(
         python_path=os.environ.get("PYTHONPATH", ""),
     )
     rules_for(settings)
+    check_pair(settings.admin_tls_cert, settings.admin_tls_key, "--admin-tls")
+    check_pair(settings.http_tls_cert, settings.http_tls_key, "--http-tls")
     if detach:
         start_detached(settings)
         return

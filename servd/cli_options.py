@@ -46,6 +46,9 @@ Timeout = Annotated[
     float | None, typer.Option(min=0, metavar="SECONDS", help="Give up waiting after this time.", show_default=False)
 ]
 PlanOnly = Annotated[bool, typer.Option("--plan", help="Only say what would happen to each deployment.")]
+TlsFile = Annotated[
+    str | None, typer.Option(metavar="FILE", help="PEM file; the port then speaks TLS.", show_default=False)
+]
 ConfigFile = Annotated[str, typer.Argument(metavar="CONFIG_FILE", show_default=False)]
 
 

@@ -27,8 +27,18 @@ from servd.clock import SystemClock
 from servd.codec import RecordReader, record
 from servd.exceptions import AlreadyRunningError, ListenError, ServdError, StateError
 from servd.listeners import Listeners
-from servd.messages import CloseListeners, ListenersOpened, OpenListeners, OrphanExited, StopController
+from servd.messages import (
+    CloseListeners,
+    InstanceServing,
+    ListenersOpened,
+    OpenListeners,
+    OrphanExited,
+    Reload,
+    Reloaded,
+    StopController,
+)
 from servd.pidfd import exit_code_of
+from servd.service_notice import ServiceNotice
 from servd.settings import MAX_SOCKET_PATH_BYTES, Settings, make_private_dir, replica_address
 
 EXIT_REFUSED = 78
@@ -40,7 +50,7 @@ SETTLED_AFTER_S = 10.0
 LOCK_NAME = "daemon.lock"
 TIED_OPTION = "--tied-to="
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP)
 
 
 class Daemon:
@@ -65,6 +75,9 @@ class Daemon:
         self._start_at: float | None = 0.0
         self._stop_by: float | None = None
         self._result: int | None = None
+        self._notice = ServiceNotice()
+        # a terminal that is closed ends what runs in it; without one the signal means: read your files again
+        self._hang_up_ends = os.isatty(0)
 
     def run(self) -> int:
         """Serve until a signal; gives the exit code."""
@@ -87,7 +100,8 @@ class Daemon:
         self._wake_writer.setblocking(False)
         signal.set_wakeup_fd(self._wake_writer.fileno(), warn_on_full_buffer=False)
         for number in _SIGNALS:
-            signal.signal(number, _note)
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # nohup means it
+                signal.signal(number, _note)
         self._poll.register(self._wake_reader, select.POLLIN)
 
     def _timeout_ms(self, now: float) -> float | None:
@@ -100,6 +114,8 @@ class Daemon:
             self._reap()
             if signal.SIGTERM in numbers or signal.SIGINT in numbers:
                 self._stop()
+            if signal.SIGHUP in numbers:
+                self._hang_up()
         elif fd == self._tied_to:
             self._poll.unregister(fd)
             self._stop()
@@ -167,6 +183,17 @@ class Daemon:
                     self._open(message)
                 case CloseListeners():
                     self._listeners.close(message.host, message.port)
+                case InstanceServing():
+                    self._notice.ready(message.status)
+                case Reloaded():
+                    self._notice.ready(f"nothing was reloaded: {message.error}" if message.error else "reloaded")
+
+    def _hang_up(self) -> None:
+        if self._hang_up_ends:
+            self._stop()
+        elif self._channel is not None:
+            self._notice.reloading(self._clock.now())
+            self._send(Reload())
 
     def _open(self, wish: OpenListeners) -> None:
         answer = ListenersOpened(wish.request_id, wish.host, wish.port)
@@ -211,6 +238,7 @@ class Daemon:
                 self._orphans.append(orphan)
 
     def _stop(self) -> None:
+        self._notice.stopping()
         now = self._clock.now()
         if self._controller is None:
             self._start_at = None

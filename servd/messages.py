@@ -35,6 +35,7 @@ class ReplicaGoal:
 
     config_version names (user_config, graceful_shutdown_wait_loop_s): another one than the applied one asks for a
     `reconfigure`. user_config is JSON text, "" for none. drain: finish what runs, then exit. memory_limit_bytes: 0 = none.
+    logging_config: only the keys that were given.
     """
 
     replica_id: str
@@ -47,6 +48,7 @@ class ReplicaGoal:
     cancel_on_disconnect: bool = True
     drain: bool = False
     memory_limit_bytes: int = 0
+    logging_config: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,46 @@ class StackReport:
 
     request_id: int
     text: str
+
+
+# --- logs and metrics, every process -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class LogConfig:
+    """Controller -> proxy: how to log. config: a `logging_config` with the keys that were given, {} for none."""
+
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class MetricsWish:
+    """Controller -> any process with a control line: send your metrics."""
+
+    request_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class MetricFamily:
+    """All samples of one metric. kind: "counter", "gauge" or "histogram".
+
+    samples: (((label, value), ...), number); of a histogram the number is (sum, (how many under each bound and above the one
+    before, then the rest)). bounds: of a histogram's buckets.
+    """
+
+    name: str
+    kind: str
+    text: str
+    samples: tuple[tuple[tuple[tuple[str, str], ...], Any], ...]
+    bounds: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class MetricsReport:
+    """The answer to a `MetricsWish`; with request_id 0 the last words of a process that ends."""
+
+    request_id: int
+    families: tuple[MetricFamily, ...]
 
 
 # --- routing: controller -> proxies and callers ---------------------------------------------------------------------
@@ -168,6 +210,8 @@ class ProxyStart:
     state_dir: str
     socket_dir: str
     log_dir: str
+    tls_cert: str = ""
+    tls_key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,3 +404,22 @@ class StopController:
     """Daemon -> controller: end proxies and replicas gracefully within timeout_s, then exit; the goal stays."""
 
     timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceServing:
+    """Controller -> daemon: the last goal is serving again, or what of it can. status: a line for people."""
+
+    status: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reload:
+    """Daemon -> controller: read the token and the certificates again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reloaded:
+    """Controller -> daemon: done; error: "" or why the old ones stay."""
+
+    error: str = ""

@@ -24,8 +24,9 @@ def begin(title: str, state_dir: str, *inherited_fds: int) -> None:
         inherited_fds: descriptors it was started with; the user's own subprocesses shall not get them.
     """
     setproctitle.setproctitle(f"servd: {title} {state_dir}")
-    # Ctrl-C reaches the whole foreground group; only the daemon acts on it
+    # Ctrl-C and a closed terminal reach the whole foreground group; only the daemon acts on them
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     for fd in inherited_fds:
         os.set_inheritable(fd, False)
 

@@ -32,6 +32,10 @@ class Settings:
     num_cpus: float | None = None
     num_gpus: float | None = None
     metrics_port: int | None = None
+    admin_tls_cert: str | None = None
+    admin_tls_key: str | None = None
+    http_tls_cert: str | None = None
+    http_tls_key: str | None = None
     start_dir: str = ""
     python_path: str = ""
 
@@ -53,6 +57,11 @@ def variable(name: str, default: str) -> str:
         if value is not None:
             return value
     return default
+
+
+def is_on(name: str, default: str = "0") -> bool:
+    """Whether a variable of servd switches something on."""
+    return variable(name, default).lower() in ("1", "true", "yes")
 
 
 def default_state_dir() -> str:

@@ -8,7 +8,16 @@ from typing import Any
 
 from servd.codec import RecordReader, record
 from servd.exceptions import ListenError, ServdError
-from servd.messages import CloseListeners, ListenersOpened, OpenListeners, OrphanExited, StopController
+from servd.messages import (
+    CloseListeners,
+    InstanceServing,
+    ListenersOpened,
+    OpenListeners,
+    OrphanExited,
+    Reload,
+    Reloaded,
+    StopController,
+)
 
 _MAX_FDS = 253
 
@@ -22,6 +31,7 @@ class DaemonChannel:
         on_orphan: called with each exit of a process that had become the daemon's child.
         on_stop: called with the time-out, seconds, when the daemon wants the controller to end.
         on_gone: called when the daemon is gone.
+        on_reload: called when the token and the certificates shall be read again.
     """
 
     def __init__(
@@ -31,12 +41,14 @@ class DaemonChannel:
         on_orphan: Callable[[OrphanExited], None],
         on_stop: Callable[[float], None],
         on_gone: Callable[[], None],
+        on_reload: Callable[[], None] | None = None,
     ) -> None:
         self._loop = loop
         self._channel = channel
         self._on_orphan = on_orphan
         self._on_stop = on_stop
         self._on_gone = on_gone
+        self._on_reload = on_reload
         self._records = RecordReader()
         self._fds: list[int] = []
         self._asked: dict[int, asyncio.Future[ListenersOpened]] = {}
@@ -72,6 +84,10 @@ class DaemonChannel:
         for listener in self._open.pop((host, port), []):
             listener.close()
         self._send(CloseListeners(host, port))
+
+    def tell(self, news: InstanceServing | Reloaded) -> None:
+        """Send news for the service manager."""
+        self._send(news)
 
     def _send(self, message: Any) -> None:
         try:
@@ -109,6 +125,8 @@ class DaemonChannel:
                 self._on_orphan(message)
             case StopController():
                 self._on_stop(message.timeout_s)
+            case Reload() if self._on_reload is not None:
+                self._on_reload()
 
     def _opened(self, answer: ListenersOpened) -> None:
         fds, self._fds = self._fds, []

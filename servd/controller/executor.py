@@ -182,6 +182,8 @@ class Executor:
             state_dir=settings.state_dir,
             socket_dir=settings.socket_dir,
             log_dir=settings.log_dir,
+            tls_cert=settings.http_tls_cert or "",
+            tls_key=settings.http_tls_key or "",
         )
         try:
             sockets = await self._channel.open_listeners(fact.host, fact.port, settings.proxies)

@@ -9,11 +9,13 @@ import os
 import random
 import signal
 import socket
+import ssl
 import sys
 from dataclasses import replace
 from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING
 
-from servd import logs, process
+from servd import logs, process, tls
 from servd.clock import SystemClock, block_for
 from servd.controller.control_loop import ControlLoop
 from servd.controller.control_server import REPLICA, ControlServer
@@ -23,22 +25,29 @@ from servd.controller.devices import device_names
 from servd.controller.executor import Executor
 from servd.controller.fact_store import FactStore, fact_files
 from servd.controller.fork_server_lines import ForkServerLines
+from servd.controller.goal import Goal
 from servd.controller.goal_store import GoalStore
 from servd.controller.observed import Observed
 from servd.controller.process_news import ProcessNews
 from servd.controller.stack_requests import StackRequests
-from servd.controller.status import Identity
+from servd.controller.status import Identity, is_serving
 from servd.controller.supervisor import Supervisor
 from servd.exceptions import InvariantError, ServdError, StateError
 from servd.ids import random_hex
+from servd.messages import InstanceServing, Reloaded
 from servd.rest.access import rules_for
 from servd.rest.admin_sockets import bind_unix, first_connection
 from servd.settings import Settings, admin_socket, control_socket, variable
+from servd.states import ApplicationStatus
+
+if TYPE_CHECKING:
+    from servd.rest.app import AdminApp
 
 EXIT_REFUSED = 78
 NODE_IP = "127.0.0.1"
 LOCK_NAME = "controller.lock"
 _LOCK_LIMIT_S = 6.0
+_LOOK_S = 5.0
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +94,11 @@ class _Controller:
         self._rng = random.Random()
         self._stop_asked = asyncio.Event()
         self._stop_timeout_s = 0.0
+        self._goal = Goal()
+        self._plane: AdminApp | None = None
+        self._rules = rules_for(settings)
+        self._tls: ssl.SSLContext | None = None
+        self._to_daemon: DaemonChannel
 
     async def run(self) -> None:
         """Live until the daemon says stop."""
@@ -97,7 +111,7 @@ class _Controller:
         facts = FactStore(settings.socket_dir)
         now = self._clock.now()
         observed = Observed.restore(facts.load(), self._clock.wall_time() - now, now)
-        goal = boot(store.latest(), observed, settings)
+        goal = self._goal = boot(store.latest(), observed, settings)
         control = ControlLoop(
             loop, settings, self._clock, self._rng, self._identity(), goal, observed, store, facts, _fail
         )
@@ -105,7 +119,9 @@ class _Controller:
         server = ControlServer(news, first_generation=int(now * 1000))
         lines = ForkServerLines(loop, news)
         supervisor = Supervisor(loop, self._lifetime, news.process_exited)
-        channel = DaemonChannel(loop, self._channel, news.orphan_exited, self._stop, self._daemon_gone)
+        channel = self._to_daemon = DaemonChannel(
+            loop, self._channel, news.orphan_exited, self._stop, self._daemon_gone, self._reload
+        )
         executor = Executor(loop, settings, observed, supervisor, server, lines, channel, control.emit, self._devices)
         stacks = StackRequests(loop, lambda replica_id, wish: server.send(REPLICA, replica_id, wish))
         news.start(executor, supervisor, server, stacks)
@@ -128,11 +144,13 @@ class _Controller:
         wanted, shutdown = asyncio.Event(), asyncio.Event()
         serving = asyncio.create_task(self._serve_admin(control, wanted, shutdown))
         asked = asyncio.create_task(self._stop_asked.wait())
+        announcing = asyncio.create_task(self._announce(control))
         await asyncio.wait([asked, serving], return_when=asyncio.FIRST_COMPLETED)
         if serving.done():
             # it has no reason to end by itself
             await serving
             raise InvariantError("the admin server ended")
+        announcing.cancel()
         await control.stop(self._stop_timeout_s)
         shutdown.set()
         wanted.set()
@@ -140,7 +158,8 @@ class _Controller:
 
     async def _serve_admin(self, control: ControlLoop, wanted: asyncio.Event, shutdown: asyncio.Event) -> None:
         settings = self._settings
-        rules = rules_for(settings)
+        if settings.admin_tls_cert and settings.admin_tls_key:
+            self._tls = tls.server_context(settings.admin_tls_cert, settings.admin_tls_key, "--admin-tls")
         self._admin.setblocking(False)
         sockets = [self._admin, bind_unix(admin_socket(settings.socket_dir))]
         # what answers there is half of this process, in time to load and in memory: not before somebody asks
@@ -148,8 +167,38 @@ class _Controller:
         if shutdown.is_set():
             return
         app = await asyncio.to_thread(importlib.import_module, "servd.rest.app")
-        plane = app.create_app(control, rules, os.path.join(settings.state_dir, "code"))
-        await app.serve(plane, sockets, shutdown)
+        self._plane = app.create_app(control, self._rules, os.path.join(settings.state_dir, "code"))
+        await app.serve(self._plane, sockets, shutdown, self._tls)
+
+    async def _announce(self, control: ControlLoop) -> None:
+        """Say once when the goal that this controller started with is serving again."""
+        wanted = [app.name for app in self._goal.applications]
+        view = control.view()
+        while not is_serving(view, wanted if view.revision == self._goal.revision else ()):
+            if not view.running and not self._settings.open_http:
+                break
+            await control.changed(view.version, _LOOK_S)
+            view = control.view()
+        failed = [app.name for app in view.applications if app.status is ApplicationStatus.DEPLOY_FAILED]
+        trouble = f"; failed: {', '.join(failed)}" if failed else ""
+        self._to_daemon.tell(InstanceServing(f"serving {len(view.applications)} application(s){trouble}"))
+
+    def _reload(self) -> None:
+        """Read the token and the certificates again; what cannot be used leaves everything as it was."""
+        settings = self._settings
+        try:
+            rules = rules_for(settings)
+            if self._tls is not None:
+                tls.load(self._tls, settings.admin_tls_cert or "", settings.admin_tls_key or "", "--admin-tls")
+        except ServdError as error:
+            logger.error("reload_failed reason=%s", error)
+            self._to_daemon.tell(Reloaded(str(error)))
+            return
+        self._rules = rules
+        if self._plane is not None:
+            self._plane.admit_by(rules)
+        logger.info("reloaded")
+        self._to_daemon.tell(Reloaded())
 
     def _identity(self) -> Identity:
         # the node is the state directory: the same over restarts

@@ -1,6 +1,7 @@
 """What people see, computed from the goal and the facts."""
 
 import math
+from collections.abc import Collection
 
 from servd.control_plane import (
     ApplicationView,
@@ -21,7 +22,7 @@ from servd.controller.targets import DEFAULTS, DeploymentTarget
 from servd.ids import DeploymentID
 from servd.quick_dataclass import dataclass
 from servd.settings import Settings
-from servd.states import ApplicationStatus, DeploymentStatus, DeployMode, ProxyStatus, ReplicaState
+from servd.states import ApplicationStatus, DeploymentStatus, DeployMode, ProxyLocation, ProxyStatus, ReplicaState
 
 SLOW_START_S = 30.0
 PROXY_SILENCE_S = 20.0
@@ -68,6 +69,20 @@ def instance_view(
         node_ip=identity.node_ip,
         log_dir=settings.log_dir,
     )
+
+
+def is_serving(view: InstanceView, wanted: Collection[str]) -> bool:
+    """Whether a daemon that has just started does what it can: the data plane listens, and every application is settled.
+
+    Args:
+        wanted: names of the applications of the goal it started with.
+    """
+    is_open = view.http.listening or view.http.location == ProxyLocation.NO_SERVER
+    there = {app.name for app in view.applications}
+    return is_open and there.issuperset(wanted) and all(app.status in _SETTLED for app in view.applications)
+
+
+_SETTLED = (ApplicationStatus.RUNNING, ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.DELETING)
 
 
 def application_status(app: ApplicationFact) -> ApplicationStatus:

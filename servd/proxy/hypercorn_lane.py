@@ -172,7 +172,7 @@ class LaneConnection(TCPServer):
                     self.context,
                     task_group,
                     ConnectionState(self.state),
-                    False,
+                    self.writer.get_extra_info("sslcontext") is not None,
                     client[:2] if client else None,
                     server[:2] if server else None,
                     self.protocol_send,

@@ -20,6 +20,7 @@ from servd.proxy.late_lane import LateLane
 from servd.proxy.limits import Limits
 from servd.proxy.listener import Listener
 from servd.settings import control_socket
+from servd.tls import Certificate
 
 _TURN_S = 1.0
 _QUEUE_REPORT_S = 0.25
@@ -62,6 +63,7 @@ class Proxy:
         self._forwarder = Forwarder(self._caller, start.root_path, Limits.from_environment())
         self._lane = LateLane(self._forwarder)
         self._listener = Listener(self._forwarder, self._lane.hand_over)
+        self._certificate = Certificate(start.tls_cert, start.tls_key, "--http-tls") if start.tls_cert else None
         self._server: asyncio.Server | None = None
         self._generation = -1
         self._queued: dict[str, int] = {}
@@ -154,7 +156,10 @@ class Proxy:
     async def _open(self) -> None:
         # only now: before the first routing everything would be 404
         self._server = await self._loop.create_server(
-            lambda: HttpConnection(self._listener), sock=self._sock, backlog=_BACKLOG
+            lambda: HttpConnection(self._listener),
+            sock=self._sock,
+            backlog=_BACKLOG,
+            ssl=self._certificate.context if self._certificate is not None else None,
         )
         logger.info("proxy_listening host=%s port=%d", self._start.host, self._start.port)
         self._report()
@@ -163,6 +168,8 @@ class Proxy:
         while True:
             await asyncio.sleep(_TURN_S)
             self._listener.turn()
+            if self._certificate is not None:
+                self._certificate.refresh()
             self._report()
 
     async def _watch_queues(self) -> None:
