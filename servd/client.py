@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from servd import context, pickling
-from servd.admin_client import AdminClient, RefusedError, UnreachableError, find_address
+from servd.admin_client import ADDRESS_VARIABLES, AdminClient, RefusedError, UnreachableError, find_address
 from servd.clock import SystemClock
 from servd.config import HTTPOptions
 from servd.driver_line import DriverLine
@@ -276,15 +276,23 @@ def find() -> Client | None:
             return _client
         except UnreachableError:
             _client.close()
-    here = context.installed_process()
-    address = f"unix://{admin_socket(here.socket_dir)}" if here is not None and here.socket_dir else find_address()
-    admin = AdminClient(address)
+    admin = AdminClient(_address())
     try:
         admin.probe()
     except UnreachableError:
         return None
     _client = Client(admin)
     return _client
+
+
+def _address() -> str:
+    """Where this process looks for a daemon: never at the default port, where somebody else's may be."""
+    here = context.installed_process()
+    if here is not None and here.socket_dir:
+        return f"unix://{admin_socket(here.socket_dir)}"
+    if any(os.environ.get(name) for name in ADDRESS_VARIABLES):
+        return find_address()
+    return f"unix://{admin_socket(socket_dir_for(default_state_dir()))}"
 
 
 def connect() -> Client:
