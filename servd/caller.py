@@ -6,9 +6,11 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+from servd.clock import SystemClock
 from servd.context import RequestContext
 from servd.exceptions import ReplicaDiedError, ServdError
-from servd.messages import DeploymentTargets, Routing
+from servd.measures import handle_families, queue_families
+from servd.messages import DeploymentTargets, MetricFamily, Routing
 from servd.outgoing import CallTicket, Outgoing
 from servd.records import CANCEL, CLAIM, DECLINE, WANT
 from servd.replica_peer import ReplicaPeer, Router
@@ -51,6 +53,8 @@ class Caller:
         self._sent = 0
         self._last_id = 0
         self._budget = RetryBudget()
+        self._now = SystemClock().now
+        self._calls: dict[tuple[str, str, str], int] = {}
         self.max_retries = max_retries_setting()
         self._timer = loop.call_later(_TURN_S, self._turn)
 
@@ -72,6 +76,16 @@ class Caller:
     def queued(self) -> dict[str, int]:
         """Requests that wait for a replica, per deployment that has any."""
         return {name: len(router.line) for name, router in self._routers.items() if router.line}
+
+    def metrics(self) -> list[MetricFamily]:
+        """Calls that were sent, requests that wait; any thread may ask."""
+        now = self._now()
+        lines = []
+        for name, router in self._routers.copy().items():
+            oldest = next(iter(router.line.copy()), None)
+            age_s = max(now - oldest.waits_since, 0.0) if oldest is not None else 0.0
+            lines.append((name, router.targets.app, len(router.line), age_s))
+        return [*handle_families(self._calls.copy()), *queue_families(lines)]
 
     def subscriptions(self) -> tuple[str, ...]:
         """Full names that handle calls went to."""
@@ -111,7 +125,10 @@ class Caller:
         """
         ticket = CallTicket(self.loop, self.cancel, method, parts, context, stream, model_id, deadline)
         self.subscribe(deployment)
-        self.submit(ticket, self.router_of(deployment))
+        router = self.router_of(deployment)
+        key = (deployment, context.route, router.targets.app)
+        self._calls[key] = self._calls.get(key, 0) + 1
+        self.submit(ticket, router)
         return ticket
 
     def submit(self, call: Outgoing, router: Router) -> None:
@@ -245,6 +262,7 @@ class Caller:
 
     def _wait(self, call: Outgoing) -> None:
         router = call.router
+        call.waits_since = self._now()
         refused = _circle(call) or router.admit_to_line(call)
         if refused is not None:
             call.on_failure(refused)

@@ -28,6 +28,7 @@ class Outgoing:
         is_idempotent: may be repeated after a replica accepted it and died.
         has_begun: a part of the answer arrived.
         was_granted: a byte of a streamed body was granted.
+        waits_since: when it was put into the waiting line, by the caller's clock; only while it waits.
     """
 
     __slots__ = (
@@ -40,6 +41,7 @@ class Outgoing:
         "peer",
         "retries",
         "router",
+        "waits_since",
         "was_granted",
     )
 
@@ -51,6 +53,7 @@ class Outgoing:
     is_idempotent: bool
     has_begun: bool
     was_granted: bool
+    waits_since: float
     retries: int
     model_id: str
 

@@ -42,6 +42,9 @@ ITEM = 12  # id, parts, cost in bytes: one item of a streaming handle call
 END = 13  # id, ongoing, error text or None: end of a stream
 LIMIT = 15  # requests that run at a time: answer to HELLO, and when it changes
 
+REPLICA_TIMING = b"server-timing: replica;dur="
+"""Begin of the header line in which a replica says how long it took, in milliseconds, where that is asked for."""
+
 # flags of HTTP and CALL
 STREAMED_BODY = 1
 CLAIM = 2  # takes the offered slot

@@ -2,12 +2,13 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
+from servd.journal import Labels
 from servd.outgoing import Outgoing
 from servd.proxy.body_stream import BodyStream
-from servd.proxy.forwarder import Forwarder, Target, answer_failure, answer_timeout
+from servd.proxy.forwarder import CLIENT_GONE, Forwarder, Target, answer_failure, answer_timeout
 from servd.proxy.limits import WHOLE_BODY_BYTES
 from servd.proxy.probes import TEXT, Answer
 from servd.records import FRAME_BYTES, HTTP, STREAMED_BODY, Outbox, origin
@@ -24,10 +25,24 @@ class ForwardedCall(Outgoing):
     ("event", message, cost), ("failure", error).
     """
 
-    __slots__ = ("_flags", "_loop", "_news", "_tail", "_waiter", "deadline", "limit_s", "stream", "subprotocols")
+    __slots__ = (
+        "_flags",
+        "_loop",
+        "_news",
+        "_now",
+        "_tail",
+        "_waiter",
+        "deadline",
+        "limit_s",
+        "sent_at",
+        "stream",
+        "subprotocols",
+    )
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, now: Callable[[], float]) -> None:
         self._loop = loop
+        self._now = now
+        self.sent_at = 0.0
         self._news: deque[tuple[Any, ...]] = deque()
         self._waiter: asyncio.Future[None] | None = None
         self._tail: tuple[Any, ...] = ()
@@ -49,6 +64,7 @@ class ForwardedCall(Outgoing):
         tail = self._tail
         if len(tail[4]) >= FRAME_BYTES:
             tail = (*tail[:4], outbox.attach(tail[4]), *tail[5:])
+        self.sent_at = self._now()
         left = None if self.deadline is None else max(0.0, self.deadline - self._loop.time())
         return (HTTP, call_id, flags | self._flags, *tail, (left, self.model_id, self.subprotocols))
 
@@ -93,6 +109,52 @@ class ForwardedCall(Outgoing):
             self.stream.add_credit(size)
 
 
+class NotedSend:
+    """An ASGI `send` that notes in the journal how a request ended, when its block is left.
+
+    status: of the response as far as it was sent; `CLIENT_GONE` before.
+    """
+
+    def __init__(
+        self,
+        forwarder: Forwarder,
+        method: str,
+        labels: Labels,
+        request_id: bytes,
+        send: Send,
+        call: ForwardedCall | None = None,
+    ) -> None:
+        self._forwarder = forwarder
+        self._method = method if method.isalpha() else "-"
+        self._labels = labels
+        self._request_id = request_id.decode()
+        self._send = send
+        self._call = call
+        self._began = forwarder.journal.now()
+        self.status = CLIENT_GONE
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        journal = self._forwarder.journal
+        if journal.is_on:
+            journal.note((self._labels, self._method, self.status), self._began, self._request_id)
+
+    async def __call__(self, message: dict[str, Any]) -> None:
+        """Send one message."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            if self._forwarder.limits.server_timing:
+                message = {**message, "headers": self._timed(message["headers"])}
+        await self._send(message)
+
+    def _timed(self, headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+        sent_at = self._call.sent_at if self._call is not None else 0.0
+        block = b"".join(b"%b: %b\r\n" % pair for pair in headers)
+        return response_headers(self._forwarder.timed(block, self._began, sent_at), None)
+
+
 class AsgiForwarder:
     """Forwards one HTTP request per call."""
 
@@ -103,7 +165,7 @@ class AsgiForwarder:
     def new_call(self, scope: dict[str, Any], target: Target) -> tuple[ForwardedCall, bytes]:
         """A call prepared from a scope, without its body, and its request id."""
         headers = dict(scope["headers"])
-        call = ForwardedCall(self._loop)
+        call = ForwardedCall(self._loop, self._forwarder.journal.now)
         call.model_id = headers.get(b"serve_multiplexed_model_id", b"").decode("latin-1")
         limit_s = self._forwarder.time_limit(target, headers.get(b"x-request-timeout-seconds"))
         if limit_s is not None:
@@ -129,12 +191,30 @@ class AsgiForwarder:
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """Forward one HTTP request."""
-        target = self._forwarder.resolve(scope["raw_path"])
+        forwarder = self._forwarder
+        target = forwarder.resolve(scope["raw_path"])
         if target is None:
-            request_id = self._forwarder.request_id(None)
-            await _send_answer(send, self._forwarder.answer_unrouted(scope["raw_path"]), request_id)
+            request_id = forwarder.request_id(dict(scope["headers"]).get(b"x-request-id"))
+            noted = NotedSend(
+                forwarder, scope["method"], forwarder.labels_of_unrouted(scope["raw_path"]), request_id, send
+            )
+            with noted:
+                await _send_answer(noted, forwarder.answer_unrouted(scope["raw_path"]), request_id)
             return
         call, request_id = self.new_call(scope, target)
+        noted = NotedSend(forwarder, scope["method"], target.labels, request_id, send, call)
+        with noted:
+            await self._forward(scope, receive, noted, target, call, request_id)
+
+    async def _forward(
+        self,
+        scope: dict[str, Any],
+        receive: Receive,
+        send: Send,
+        target: Target,
+        call: ForwardedCall,
+        request_id: bytes,
+    ) -> None:
         try:
             body, is_complete = await self._read_body(receive, call)
         except TimeoutError:

@@ -11,13 +11,18 @@ from http import HTTPStatus
 from servd.caller import Caller
 from servd.clock import Clock, SystemClock
 from servd.exceptions import RequestError
+from servd.journal import NOWHERE, Journal, Labels
 from servd.messages import Routing
 from servd.proxy.limits import Limits
 from servd.proxy.probes import TEXT, Answer, answer_unrouted, is_probe
+from servd.records import REPLICA_TIMING
 from servd.replica_peer import Router
 from servd.route_table import RouteTable, decoded_path
 
 RETRY_AFTER_S = 1
+CLIENT_GONE = 499
+"""What a request counts as whose client went before the whole answer was written; nobody is sent this."""
+
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _LETTERS = string.ascii_letters.encode()
 _TO_LETTERS = bytes(_LETTERS[index % len(_LETTERS)] for index in range(256))
@@ -38,16 +43,17 @@ class Target:
     """Where requests of one path go.
 
     prefix: the route's; router: of its ingress deployment; limit_s: time limit by configuration, None = none.
-    path, query: of the URL it was remembered for.
+    path, query: of the URL it was remembered for. labels: of its requests in the journal.
     """
 
-    __slots__ = ("app", "limit_s", "path", "prefix", "query", "router")
+    __slots__ = ("app", "labels", "limit_s", "path", "prefix", "query", "router")
 
     def __init__(self, prefix: str, app: str, router: Router, limit_s: float | None) -> None:
         self.prefix = prefix
         self.app = app
         self.router = router
         self.limit_s = limit_s
+        self.labels: Labels = (prefix, app, router.deployment)
         self.path = self.query = b""
 
     def __repr__(self) -> str:
@@ -61,15 +67,24 @@ class Forwarder:
         targets: remembered targets by raw path; look here first, then ask `resolve`.
         usual_targets: remembered targets by whole URL, those without a time limit.
         tail: `server` and `date` header lines of a response of this second.
+        journal: where requests are noted.
     """
 
-    def __init__(self, caller: Caller, root_path: str, limits: Limits, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        caller: Caller,
+        root_path: str,
+        limits: Limits,
+        clock: Clock | None = None,
+        journal: Journal | None = None,
+    ) -> None:
         self.caller = caller
         self.limits = limits
         self.table = RouteTable(root_path)
         self.targets: dict[bytes, Target] = {}
         self.usual_targets: dict[bytes, Target] = {}
         self._clock = clock or SystemClock()
+        self.journal = journal or Journal(caller.loop, counts=False, clock=self._clock)
         self._ids = b""
         self._next_id = 0
         self.tail = b""
@@ -115,7 +130,7 @@ class Forwarder:
 
     def remember_url(self, url: bytes, path: bytes, query: bytes, target: Target) -> None:
         """Know the target of a whole URL the next time."""
-        if target.limit_s is None and len(url) <= _MAX_REMEMBERED_PATH_BYTES:
+        if target.limit_s is None and not self.limits.server_timing and len(url) <= _MAX_REMEMBERED_PATH_BYTES:
             if len(self.usual_targets) >= _MAX_REMEMBERED:
                 self.usual_targets.clear()
             usual = Target(target.prefix, target.app, target.router, None)
@@ -125,6 +140,26 @@ class Forwarder:
     def answer_unrouted(self, raw_path: bytes) -> Answer:
         """The proxy's own answer to a path without a target."""
         return answer_unrouted(self.table, raw_path, raw_path)
+
+    def labels_of_unrouted(self, raw_path: bytes) -> Labels:
+        """Labels of a request without a target: all unknown paths count together."""
+        inner = self.table.inner_path(decoded_path(raw_path))
+        return (inner, "", "") if inner is not None and is_probe(inner) else NOWHERE
+
+    def timed(self, block: bytes, began: float, sent_at: float) -> bytes:
+        """Header lines with one `Server-Timing`: waiting for a replica, the way to it and back, its own time.
+
+        Args:
+            block: of the response; the replica's figure is in it.
+            sent_at: when the request was handed to its last replica; 0 = never.
+        """
+        total_ms = (self.journal.now() - began) * 1000
+        before, found, rest = block.rpartition(REPLICA_TIMING)
+        figure, _, after = rest.partition(b"\r\n") if found else (b"0", b"", rest)
+        queue_ms = (sent_at - began) * 1000 if sent_at else total_ms
+        route_ms = max(total_ms - queue_ms - float(figure), 0.0)
+        line = b"queue;dur=%.2f, route;dur=%.2f, replica;dur=%b\r\n" % (queue_ms, route_ms, figure)
+        return b"".join((before, after, b"server-timing: ", line))
 
     def request_id(self, given: bytes | None) -> bytes:
         """The id of a request: what the client gave if it is a decent one, else 10 random letters."""

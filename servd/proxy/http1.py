@@ -6,7 +6,7 @@ from typing import Any, cast
 import httptools
 
 from servd.proxy.body_stream import BodyStream
-from servd.proxy.forwarder import Target
+from servd.proxy.forwarder import CLIENT_GONE, Target
 from servd.proxy.http1_order import CONTINUE, HttpOrder
 from servd.proxy.limits import WHOLE_BODY_BYTES
 from servd.proxy.listener import Listener
@@ -41,6 +41,7 @@ class HttpConnection(HttpOrder):
         "_head_limit",
         "_headers",
         "_is_large_read",
+        "_is_timed",
         "_is_upgrade",
         "_origin",
         "_parser",
@@ -65,6 +66,7 @@ class HttpConnection(HttpOrder):
         self._flags = 0
         self._whole_bytes = min(self._forwarder.limits.body_bytes or WHOLE_BODY_BYTES, WHOLE_BODY_BYTES)
         self._head_limit = self._forwarder.limits.head_bytes
+        self._is_timed = self._forwarder.limits.server_timing
         self._is_large_read = False
         self._forget_message()
 
@@ -87,6 +89,7 @@ class HttpConnection(HttpOrder):
         self._backlog.clear()
         if self.is_active:
             self._forwarder.caller.cancel(self)
+            self._note(CLIENT_GONE)
         self._end_request()
 
     def data_received(self, data: bytes) -> None:
@@ -165,6 +168,8 @@ class HttpConnection(HttpOrder):
         self._method = method
         self.is_active = self.is_plain = self._keep_alive = True
         self._is_http10 = False
+        self._labels = target.labels
+        self._began = forwarder.journal.now()
         self.is_idempotent = method in IDEMPOTENT_METHODS
         self.model_id = ""
         self._request_id = request_id = forwarder.request_id(None)
@@ -222,6 +227,8 @@ class HttpConnection(HttpOrder):
         if self._timer is not None:
             left = max(0.0, self._timer.when() - self._loop.time())
             tail = (*tail[:8], (left, self.model_id, ()))
+        if self._is_timed:
+            self._sent_at = self._forwarder.journal.now()
         return (HTTP, call_id, flags | self._flags, *tail)
 
     def _start(
@@ -245,7 +252,9 @@ class HttpConnection(HttpOrder):
         self._method = name
         self._keep_alive = keep_alive
         self._is_http10 = is_http10
-        self.is_plain = keep_alive and not is_http10 and name != "HEAD" and not self._listener.is_draining
+        self._began = forwarder.journal.now()
+        is_plain = keep_alive and not is_http10 and name != "HEAD" and not self._listener.is_draining
+        self.is_plain = is_plain and not self._is_timed
         self.is_idempotent = name in IDEMPOTENT_METHODS
         extra = None
         if special is _NOTHING:
@@ -257,8 +266,10 @@ class HttpConnection(HttpOrder):
             if self.model_id:
                 extra = (None, self.model_id, ())
         if target is None:
+            self._labels = forwarder.labels_of_unrouted(path)
             self.answer(forwarder.answer_unrouted(path))
             return
+        self._labels = target.labels
         if target.limit_s is not None or special is not _NOTHING:
             self._limit(target, special)
         elif url not in forwarder.usual_targets:

@@ -2,6 +2,7 @@
 
 import asyncio
 
+from servd.journal import NOWHERE
 from servd.outgoing import Outgoing
 from servd.proxy.body_stream import BodyStream
 from servd.proxy.forwarder import answer_failure, answer_timeout, status_line
@@ -28,6 +29,7 @@ class HttpAnswering(asyncio.Protocol, Outgoing):
     """
 
     __slots__ = (
+        "_began",
         "_body_left",
         "_forwarder",
         "_granted",
@@ -38,11 +40,14 @@ class HttpAnswering(asyncio.Protocol, Outgoing):
         "_is_unready",
         "_is_write_paused",
         "_keep_alive",
+        "_labels",
         "_limit_s",
         "_listener",
         "_loop",
         "_method",
         "_request_id",
+        "_sent_at",
+        "_status",
         "_stream",
         "_tick",
         "_timer",
@@ -66,6 +71,9 @@ class HttpAnswering(asyncio.Protocol, Outgoing):
         self._is_http10 = False
         self._method = ""
         self._request_id = b""
+        self._labels = NOWHERE
+        self._began = self._sent_at = 0.0
+        self._status = 0
         self._timer: asyncio.TimerHandle | None = None
         self._stream: BodyStream | None = None
         self._limit_s = 0.0
@@ -103,12 +111,16 @@ class HttpAnswering(asyncio.Protocol, Outgoing):
             )
         else:
             self._write(self._head(status, block, b"content-length: %d\r\n" % size), body)
+        journal = self._forwarder.journal
+        if journal.is_on:
+            journal.note((self._labels, self._method, status), self._began, self._request_id.decode())
         self._finish()
 
     def on_head(self, status: int, block: bytes) -> None:
         if self._transport.is_closing():
             return
         self.has_begun = True
+        self._status = status
         self._body_left = _declared_length(block)
         self._is_chunked = False
         line = b""
@@ -145,6 +157,7 @@ class HttpAnswering(asyncio.Protocol, Outgoing):
     def on_end(self, error: str | None) -> None:
         if self._transport.is_closing():
             return
+        self._note(self._status if self.has_begun else 500)
         if error is not None or not self.has_begun or (self._body_left or 0) > 0:
             self._end_request()
             self._transport.close()
@@ -163,6 +176,7 @@ class HttpAnswering(asyncio.Protocol, Outgoing):
         if self._transport.is_closing():
             return
         if self.has_begun:
+            self._note(self._status)
             self._end_request()
             self._transport.close()
         else:
@@ -187,6 +201,12 @@ class HttpAnswering(asyncio.Protocol, Outgoing):
             self._limit_s = limit_s
             self._timer = self._loop.call_later(limit_s, self._on_time_out)
 
+    def _note(self, status: int) -> None:
+        """The request has ended."""
+        journal = self._forwarder.journal
+        if journal.is_on:
+            journal.note((self._labels, self._method, status), self._began, self._request_id.decode())
+
     def _write(self, *pieces: bytes) -> None:
         if len(pieces[1]) < _WRITE_APART_BYTES:
             self._transport.write(b"".join(pieces))
@@ -199,6 +219,9 @@ class HttpAnswering(asyncio.Protocol, Outgoing):
             line += _CLOSE
         elif self._is_http10:
             line += _KEEP
+        if self._forwarder.limits.server_timing:
+            block = self._forwarder.timed(block, self._began, self._sent_at)
+            self._sent_at = 0.0
         rid = self._request_id
         return b"".join((status_line(status), block, self._forwarder.tail, line, b"x-request-id: ", rid, b"\r\n\r\n"))
 
@@ -269,12 +292,15 @@ class HttpAnswering(asyncio.Protocol, Outgoing):
                 stage = "waiting for a replica" if self.peer is None else "in the handler"
             self._forwarder.caller.cancel(self)
             if self.has_begun:
+                self._note(self._status)
                 self._end_request()
                 self._transport.close()
                 return
         else:
             stage = "reading the body"
             self.is_active = True
+            self._method, self._labels = "-", NOWHERE
+            self._began = self._forwarder.journal.now() - self._limit_s
             self._keep_alive = self.is_plain = False
         self.answer(answer_timeout(self._limit_s, stage))
 

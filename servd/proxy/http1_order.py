@@ -2,6 +2,7 @@
 
 from collections import deque
 
+from servd.journal import NOWHERE
 from servd.proxy.http1_answer import HttpAnswering
 from servd.proxy.limits import WHOLE_BODY_BYTES
 from servd.proxy.listener import Listener
@@ -116,7 +117,8 @@ class HttpOrder(HttpAnswering):
         self._is_in_body = True
         self._keep_alive = self.is_plain = False
         self._request_id = self._forwarder.request_id(None)
-        self._method = ""
+        self._method = "-"
+        self._labels, self._began, self._sent_at = NOWHERE, self._forwarder.journal.now(), 0.0
         self.answer(answer)
 
     def _is_body_open(self) -> bool:
@@ -145,7 +147,7 @@ class HttpOrder(HttpAnswering):
         return origin(
             client[:2] if isinstance(client, tuple) else None,
             server[:2] if isinstance(server, tuple) else None,
-            "http",
+            "http" if self._transport.get_extra_info("sslcontext") is None else "https",
             version,
             self._forwarder.table.root_path,
         )

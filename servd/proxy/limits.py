@@ -3,7 +3,7 @@
 from typing import Self
 
 from servd.quick_dataclass import dataclass
-from servd.settings import variable
+from servd.settings import is_on, variable
 
 WHOLE_BODY_BYTES = 1024 * 1024
 """Request bodies up to this size are read whole before they are sent on; larger ones are streamed."""
@@ -11,7 +11,8 @@ WHOLE_BODY_BYTES = 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a client may do. Times in seconds; 0 = no bound for `body_bytes` and `request_s`.
+    """What a client may do, and whether it is told where its time went. Times in seconds; 0 = no bound for `body_bytes` and
+    `request_s`.
 
     head_s: from the first byte of a request to the end of its head. idle_s: without a request, or without a byte of its body.
     request_s: time limit of a whole request.
@@ -23,11 +24,12 @@ class Limits:
     idle_s: float = 75.0
     connections: int = 16_384
     request_s: float = 0.0
+    server_timing: bool = False
 
     @classmethod
     def from_environment(cls) -> Self:
         """`SERVD_HTTP_MAX_HEADER_BYTES`, `..._MAX_BODY_BYTES`, `..._HEADER_TIMEOUT_S`, `..._IDLE_TIMEOUT_S`,
-        `..._MAX_CONNECTIONS` and `SERVD_REQUEST_PROCESSING_TIMEOUT_S`.
+        `..._MAX_CONNECTIONS`, `SERVD_REQUEST_PROCESSING_TIMEOUT_S` and `SERVD_HTTP_SERVER_TIMING`.
 
         Raises:
             ValueError: one of them is no number or negative.
@@ -39,6 +41,7 @@ class Limits:
             idle_s=float(variable("HTTP_IDLE_TIMEOUT_S", "75")),
             connections=int(variable("HTTP_MAX_CONNECTIONS", "16384")),
             request_s=float(variable("REQUEST_PROCESSING_TIMEOUT_S", "0")),
+            server_timing=is_on("HTTP_SERVER_TIMING"),
         )
         if min(limits.head_bytes, limits.body_bytes, limits.head_s, limits.idle_s, limits.request_s) < 0:
             raise ValueError(f"limits of the data port must not be negative: {limits}")

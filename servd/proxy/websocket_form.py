@@ -3,8 +3,8 @@
 import asyncio
 from typing import Any
 
-from servd.proxy.asgi_form import AsgiForwarder, ForwardedCall, Receive, Send, response_headers
-from servd.proxy.forwarder import Forwarder, answer_failure, answer_timeout
+from servd.proxy.asgi_form import AsgiForwarder, ForwardedCall, NotedSend, Receive, Send, response_headers
+from servd.proxy.forwarder import CLIENT_GONE, Forwarder, Target, answer_failure, answer_timeout
 from servd.proxy.probes import Answer
 from servd.records import WEBSOCKET
 
@@ -27,11 +27,30 @@ class WebSocketForwarder:
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """Forward one WebSocket."""
-        target = self._forwarder.resolve(scope["raw_path"])
+        forwarder = self._forwarder
+        target = forwarder.resolve(scope["raw_path"])
         if target is None:
-            await _deny(send, self._forwarder.answer_unrouted(scope["raw_path"]))
+            request_id = forwarder.request_id(dict(scope["headers"]).get(b"x-request-id"))
+            noted = NotedHandshake(
+                forwarder, "WEBSOCKET", forwarder.labels_of_unrouted(scope["raw_path"]), request_id, send
+            )
+            with noted:
+                await _deny(noted, forwarder.answer_unrouted(scope["raw_path"]))
             return
         call, request_id = self._http.new_call(scope, target)
+        noted = NotedHandshake(forwarder, "WEBSOCKET", target.labels, request_id, send)
+        with noted:
+            await self._forward(scope, receive, noted, target, call, request_id)
+
+    async def _forward(
+        self,
+        scope: dict[str, Any],
+        receive: Receive,
+        send: Send,
+        target: Target,
+        call: ForwardedCall,
+        request_id: bytes,
+    ) -> None:
         call.subprotocols = tuple(scope.get("subprotocols", ()))
         credit = _Credit(call)
         call.prepare(self._http.tail(scope, target, b"", request_id), WEBSOCKET)
@@ -85,6 +104,20 @@ class WebSocketForwarder:
             else:
                 await _deny(send, _answer_of(news))
                 return
+
+
+class NotedHandshake(NotedSend):
+    """Notes the whole life of a WebSocket, under the status that its handshake got."""
+
+    async def __call__(self, message: dict[str, Any]) -> None:
+        if message["type"] == "websocket.accept":
+            self.status = 101
+        elif message["type"] == "websocket.http.response.start":
+            self.status = message["status"]
+        elif message["type"] == "websocket.close" and self.status == CLIENT_GONE:
+            # what the server makes of a close before the handshake
+            self.status = 403
+        await self._send(message)
 
 
 class _Credit:

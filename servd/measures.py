@@ -1,0 +1,185 @@
+"""What every process counts under the names of the contract, as families of samples that can be sent and added up.
+
+Source: runtime.md section 14.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from servd.journal import LATENCY_BOUNDS_MS, Key, Series
+from servd.messages import MetricFamily
+
+COUNTER, GAUGE, HISTOGRAM = "counter", "gauge", "histogram"
+
+CONTRACT: dict[str, tuple[str, str]] = {
+    "serve_num_http_requests": (COUNTER, "HTTP requests answered."),
+    "serve_num_http_error_requests": (COUNTER, "HTTP requests answered with another status than 200."),
+    "serve_num_deployment_http_error_requests": (
+        COUNTER,
+        "HTTP requests to a deployment answered with another status than 200.",
+    ),
+    "serve_http_request_latency_ms": (HISTOGRAM, "Time from the end of a request's head to the end of its answer."),
+    "serve_num_router_requests": (COUNTER, "Requests that were routed to a deployment."),
+    "serve_deployment_queued_queries": (GAUGE, "Requests that wait for a replica of the deployment."),
+    "serve_handle_request_counter": (COUNTER, "Requests sent to a deployment, by handles and by the proxies."),
+    "serve_deployment_request_counter": (COUNTER, "Requests that the replica served."),
+    "serve_deployment_error_counter": (COUNTER, "Requests that ended with an exception in the replica."),
+    "serve_deployment_replica_starts": (COUNTER, "Starts of the replica."),
+    "serve_deployment_processing_latency_ms": (HISTOGRAM, "Time that requests spent in the replica's handler."),
+    "serve_replica_processing_queries": (GAUGE, "Requests that run in the replica."),
+    "serve_deployment_replica_healthy": (GAUGE, "1 while the replica's health checks pass."),
+    "serve_multiplexed_model_load_latency_s": (GAUGE, "How long the last load of a model took."),
+    "serve_multiplexed_model_unload_latency_s": (GAUGE, "How long the last unload of a model took."),
+    "serve_num_multiplexed_models": (GAUGE, "Models that the replica holds."),
+    "serve_multiplexed_models_load_counter": (COUNTER, "Loads of models."),
+    "serve_multiplexed_models_unload_counter": (COUNTER, "Unloads of models."),
+    "serve_deployment_queue_age_s": (GAUGE, "How long the oldest of the waiting requests has waited."),
+    "serve_event_loop_lag_ms": (GAUGE, "Longest delay of a process's event loop within the last 10 to 20 s."),
+    "serve_proxy_connections": (GAUGE, "Client connections that are open."),
+}
+"""Name -> kind and help. The last three are servd's own."""
+
+MAXIMA = frozenset(("serve_deployment_queue_age_s", "serve_event_loop_lag_ms"))
+"""Gauges of which the greatest counts where several processes give one; others are added."""
+
+Pairs = tuple[tuple[str, str], ...]
+"""Label names and values of a sample, without empty values."""
+
+_PEAK_S = 10.0
+
+
+def labelled(**labels: str) -> Pairs:
+    """The labels of a sample."""
+    return tuple((name, value) for name, value in labels.items() if value)
+
+
+def family(name: str, samples: Iterable[tuple[Pairs, Any]]) -> MetricFamily:
+    """A family of the contract."""
+    kind, text = CONTRACT[name]
+    bounds = LATENCY_BOUNDS_MS if kind == HISTOGRAM else ()
+    return MetricFamily(name, kind, text, tuple(samples), bounds)
+
+
+class Sums:
+    """Adds up samples whose labels turn out equal."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, dict[Pairs, Any]] = {}
+
+    def count(self, name: str, number: int, **labels: str) -> None:
+        """Add to a counter; none appears at 0."""
+        if number:
+            samples = self._found.setdefault(name, {})
+            pairs = labelled(**labels)
+            samples[pairs] = samples.get(pairs, 0) + number
+
+    def measure(self, name: str, series: Series, **labels: str) -> None:
+        """Add a series to a histogram."""
+        samples = self._found.setdefault(name, {})
+        pairs = labelled(**labels)
+        number = sum(series.buckets)
+        # half a tenth: each latency was cut to whole tenths
+        total_ms, buckets = samples.get(pairs, (0.0, (0,) * len(series.buckets)))
+        added = tuple(a + b for a, b in zip(buckets, series.buckets, strict=True))
+        samples[pairs] = (total_ms + (series.tenths + number / 2) / 10, added)
+
+    def families(self) -> list[MetricFamily]:
+        """What was added up."""
+        return [family(name, samples.items()) for name, samples in self._found.items()]
+
+
+def http_families(found: Mapping[Key, Series]) -> list[MetricFamily]:
+    """What a proxy's journal says."""
+    sums = Sums()
+    for ((route, app, deployment), method, status), series in found.items():
+        number, code = sum(series.buckets), str(status)
+        sums.count("serve_num_http_requests", number, route=route, method=method, application=app, status_code=code)
+        sums.measure("serve_http_request_latency_ms", series, route=route, application=app, status_code=code)
+        if status != 200:
+            sums.count("serve_num_http_error_requests", number, route=route, error_code=code, method=method)
+        if not deployment:
+            continue
+        if status != 200:
+            sums.count(
+                "serve_num_deployment_http_error_requests",
+                number,
+                deployment=deployment,
+                error_code=code,
+                method=method,
+                route=route,
+                application=app,
+            )
+        _count_routed(sums, number, deployment, route, app)
+    return sums.families()
+
+
+def replica_families(found: Mapping[Key, Series], **tags: str) -> list[MetricFamily]:
+    """What a replica's journal says. tags: the replica's."""
+    sums = Sums()
+    for ((route, _, _), _, status), series in found.items():
+        name = "serve_deployment_error_counter" if status == "ERROR" else "serve_deployment_request_counter"
+        sums.count(name, sum(series.buckets), route=route, **tags)
+        sums.measure("serve_deployment_processing_latency_ms", series, route=route, **tags)
+    return sums.families()
+
+
+def handle_families(sent: Mapping[tuple[str, str, str], int]) -> list[MetricFamily]:
+    """Calls that handles of this process sent. sent: (deployment, route, application) -> number."""
+    sums = Sums()
+    for (deployment, route, app), number in sent.items():
+        _count_routed(sums, number, deployment, route, app)
+    return sums.families()
+
+
+def _count_routed(sums: Sums, number: int, deployment: str, route: str, app: str) -> None:
+    sums.count("serve_num_router_requests", number, deployment=deployment, route=route, application=app)
+    sums.count(
+        "serve_handle_request_counter", number, handle=deployment, deployment=deployment, route=route, application=app
+    )
+
+
+def queue_families(waiting: Iterable[tuple[str, str, int, float]]) -> list[MetricFamily]:
+    """Waiting lines. waiting: deployment, application, number, age of the oldest in seconds."""
+    lines = list(waiting)
+    tags = [labelled(deployment=deployment, application=app) for deployment, app, _, _ in lines]
+    return [
+        family("serve_deployment_queued_queries", zip(tags, (line[2] for line in lines), strict=True)),
+        family("serve_deployment_queue_age_s", zip(tags, (line[3] for line in lines), strict=True)),
+    ]
+
+
+class LoopLag:
+    """The longest delay of a loop within the last 10 to 20 s.
+
+    Args:
+        now: gives monotonic seconds.
+    """
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        self._since = now()
+        self._peak_s = self._former_s = 0.0
+
+    def __repr__(self) -> str:
+        return f"LoopLag({self.worst_ms():.1f} ms)"
+
+    def note(self, lag_s: float) -> None:
+        """Something came that much later than it should have."""
+        self._turn()
+        self._peak_s = max(self._peak_s, lag_s)
+
+    def worst_ms(self) -> float:
+        """The longest delay, milliseconds."""
+        self._turn()
+        return round(max(self._peak_s, self._former_s) * 1000, 3)
+
+    def family(self, **tags: str) -> MetricFamily:
+        """The delay as a sample."""
+        return family("serve_event_loop_lag_ms", [(labelled(**tags), self.worst_ms())])
+
+    def _turn(self) -> None:
+        now = self._now()
+        if now - self._since >= _PEAK_S:
+            self._former_s = self._peak_s if now - self._since < 2 * _PEAK_S else 0.0
+            self._peak_s = 0.0
+            self._since = now
