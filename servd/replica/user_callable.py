@@ -163,15 +163,26 @@ class UserCallable:
         self._running += 1
         began, succeeded = self._now(), False
         try:
+            entry = self._entry
             if self._asgi is not None:
                 await self._asgi(exchange.scope, exchange.receive, exchange.send)
+            elif entry is not None and entry.kind == "async" and exchange.scope["type"] == "http":
+                # most requests: spares them a coroutine
+                value = await entry.function(*self._arguments(entry, exchange))
+                if type(value) in _PLAIN:
+                    exchange.finish(*value_response(value))
+                else:
+                    await self._answer_with(exchange, value)
             else:
-                await self._answer(exchange)
+                await self._answer(exchange, entry)
             succeeded = True
         except (SystemExit, KeyboardInterrupt) as error:
             raise _exit_error(error) from error
         finally:
-            self._leave("__call__", succeeded, began)
+            self._running -= 1
+            if not self._running and self._idle is not None:
+                self._wake()
+            self._on_end("__call__", succeeded, began)
 
     async def call(
         self,
@@ -238,25 +249,25 @@ class UserCallable:
         finally:
             self._leave(method, succeeded, began)
 
-    async def _answer(self, exchange: HttpExchange) -> None:
-        entry = self._entry
+    async def _answer(self, exchange: HttpExchange, entry: Method | None) -> None:
         if exchange.scope["type"] != "http":
             await exchange.send({"type": "websocket.close", "code": 1000})
             return
         if entry is None:
             raise RayServeException(f"{self._deployment.name} has no method `__call__`: it cannot answer HTTP requests")
-        args: tuple[Any, ...] = ()
+        await self._answer_with(exchange, await self._invoke(entry, self._arguments(entry, exchange), {}))
+
+    def _arguments(self, entry: Method, exchange: HttpExchange) -> tuple[Any, ...]:
         # Starlette types its messages as mutable mappings, the exchange as dictionaries: they are the same
         send: Any = exchange.send
-        if entry.takes_request:
-            args = (Request(exchange.scope, exchange.receive, send),)
-        value = await entry.function(*args) if entry.kind == "async" else await self._invoke(entry, args, {})
-        if type(value) in _PLAIN:
-            exchange.finish(*value_response(value))
-        elif isinstance(value, Response):
+        return (Request(exchange.scope, exchange.receive, send),) if entry.takes_request else ()
+
+    async def _answer_with(self, exchange: HttpExchange, value: Any) -> None:
+        if isinstance(value, Response):
             if type(value).__call__ is Response.__call__ and value.background is None:
                 exchange.finish(value.status_code, value.raw_headers, bytes(value.body))
             else:
+                send: Any = exchange.send
                 await value(exchange.scope, exchange.receive, send)
         elif is_generator(value):
             await self._stream_response(exchange, value)
@@ -334,9 +345,12 @@ class UserCallable:
 
     def _leave(self, method: str, succeeded: bool, began: float) -> None:
         self._running -= 1
+        self._wake()
+        self._on_end(method, succeeded, began)
+
+    def _wake(self) -> None:
         if not self._running and self._idle is not None and not self._idle.done():
             self._idle.set_result(None)
-        self._on_end(method, succeeded, began)
 
     async def _wait_until_released(self) -> None:
         while self._is_held:
