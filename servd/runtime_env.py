@@ -25,6 +25,7 @@ REFUSED = {
 }
 PIP_KEYS = ("packages", "pip_check", "pip_version")
 _LOOPBACK = re.compile(r"(localhost|127(\.\d{1,3}){3}|::1)\Z")
+_PIN = re.compile(r"#sha256=([0-9A-Fa-f]{64})\Z")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 
 
@@ -43,15 +44,31 @@ def uri_fault(uri: Any) -> str:
         host = parts.hostname or ""
     except ValueError as error:
         return f"{uri!r} is no valid URI: {error}"
+    if reason := _pin_fault(uri, parts.fragment):
+        return reason
     if parts.scheme == "file":
         if host not in ("", "localhost") or not parts.path.startswith("/"):
             return f"{uri!r} must name an absolute path on this host: file:///..."
+        if parts.fragment and not parts.path.endswith(".zip"):
+            return f"{uri!r} pins a directory: only a .zip has a sum"
         return ""
     if parts.scheme not in ("https", "http") or not host:
         return f"{uri!r} is not supported; give {FORMS}"
     if parts.scheme == "http" and not is_loopback(host):
         return f"{uri!r} is neither https: nor on a loopback host; give {FORMS}"
     return "" if parts.path.endswith(".zip") else f"{uri!r} must point to a .zip file"
+
+
+def _pin_fault(uri: str, fragment: str) -> str:
+    if fragment.startswith("sha256") and pin_of(uri) is None:
+        return f"{uri!r} has a malformed pin: #sha256= and 64 hexadecimal digits"
+    return ""
+
+
+def pin_of(uri: str) -> str | None:
+    """The SHA-256 in lower-case hexadecimal that a URI pins its archive to (`#sha256=...`); None without a pin."""
+    found = _PIN.search(uri)
+    return found[1].lower() if found else None
 
 
 def is_loopback(host: str) -> bool:

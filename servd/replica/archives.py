@@ -8,11 +8,13 @@ import os
 import stat
 import zipfile
 import zlib
+from typing import Any
 
 from servd.exceptions import DeployError
 from servd.quick_dataclass import dataclass
 
 MAX_ENTRIES = 100_000
+MAX_LIST_BYTES = 64 * 1024**2
 MAX_UNPACKED_BYTES = 8 * 1024**3
 MAX_RATIO = 200
 RATIO_FREE_BYTES = 64 * 1024**2
@@ -21,6 +23,8 @@ RATIO_FREE_BYTES = 64 * 1024**2
 _DROPPED_TOP = "__MACOSX"
 _CHUNK_BYTES = 1024 * 1024
 _MAX_LINK_BYTES = 4096
+_ENTRIES_FIELD, _LIST_BYTES_FIELD = 4, 5
+"""Places in what zipfile finds at the end of an archive."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,7 @@ def unpack(archive: str, target: str) -> None:
             link that leads outside.
     """
     try:
+        _check_directory(archive)
         with zipfile.ZipFile(archive) as opened:
             entries = judged(opened.infolist(), os.path.getsize(archive))
             os.mkdir(target, 0o700)
@@ -61,6 +66,21 @@ def unpack(archive: str, target: str) -> None:
         raise DeployError(f"the archive is damaged or no zip file: {error}") from error
     except OSError as error:
         raise DeployError(f"the archive cannot be unpacked: {error}") from error
+
+
+def _check_directory(archive: str) -> None:
+    """Refuse a list of entries that would fill the memory before it can be judged."""
+    find_end: Any = getattr(zipfile, "_EndRecData", None)
+    with open(archive, "rb") as file:
+        end = find_end(file) if find_end is not None else None
+    if end is None:
+        return
+    entries, list_bytes = end[_ENTRIES_FIELD], end[_LIST_BYTES_FIELD]
+    if entries > MAX_ENTRIES or list_bytes > MAX_LIST_BYTES:
+        raise DeployError(
+            f"the archive has {entries} entries in a list of {list_bytes} bytes, "
+            f"at most {MAX_ENTRIES} and {MAX_LIST_BYTES} are allowed"
+        )
 
 
 def judged(infos: list[zipfile.ZipInfo], archive_bytes: int) -> list[Entry]:

@@ -3,6 +3,7 @@
 import fcntl
 import glob
 import hashlib
+import hmac
 import os
 import shutil
 import tempfile
@@ -35,7 +36,7 @@ def unpacked_archive(uri: str, state_dir: str, *, deadline: float, clock: Clock 
     """Directory with the content of the archive behind `uri`, fetched and unpacked if it is not in the cache.
 
     Args:
-        uri: a valid `https:`, `http:` (loopback) or `file:` URI, or an absolute path.
+        uri: a valid `https:`, `http:` (loopback) or `file:` URI, or an absolute path; `#sha256=` pins its content.
         deadline: monotonic seconds; waiting for another process that fetches the same URI counts.
 
     Raises:
@@ -43,15 +44,27 @@ def unpacked_archive(uri: str, state_dir: str, *, deadline: float, clock: Clock 
             stays behind.
     """
     clock = clock or SystemClock()
-    key = "z-" + hashlib.sha256(uri.encode()).hexdigest()[:40]
+    pin = runtime_env.pin_of(uri)
+    # what is pinned is known by its content, wherever it comes from
+    key = f"p-{pin}" if pin else "z-" + hashlib.sha256(uri.encode()).hexdigest()[:40]
 
     def make(part: str, content: str) -> None:
-        unpack(_local_archive(uri, part, deadline, clock), content)
+        archive = _local_archive(uri, part, deadline, clock)
+        if pin is not None:
+            _check_pin(archive, pin)
+        unpack(archive, content)
 
     try:
         return cached_directory(key, state_dir, make, deadline=deadline, clock=clock)
     except DeployError as error:
         raise DeployError(f"{uri}: {error}") from error
+
+
+def _check_pin(archive: str, pin: str) -> None:
+    with open(archive, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if not hmac.compare_digest(found, pin):
+        raise DeployError(f"has SHA-256 {found}, which is not the pinned one")
 
 
 def cached_directory(
@@ -129,7 +142,8 @@ def _fetch(uri: str, path: str, deadline: float, clock: Clock) -> None:
     left = max(0.001, min(_STALL_TIMEOUT_S, deadline - clock.now()))
     with _opener(uri).open(uri, timeout=left) as answer, open(path, "wb") as file:
         received = 0
-        while chunk := answer.read(_CHUNK_BYTES):
+        # one read of the socket at a time: a server that drips must meet the deadline
+        while chunk := answer.read1(_CHUNK_BYTES):
             received += len(chunk)
             if received > MAX_ARCHIVE_BYTES:
                 raise DeployError(f"is larger than {MAX_ARCHIVE_BYTES} bytes")

@@ -173,3 +173,14 @@ def test_an_encrypted_entry_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.zip").write_bytes(data)
     with pytest.raises(DeployError, match="encrypted"):
         unpack(str(tmp_path / "a.zip"), str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(("limit", "value"), [("MAX_LIST_BYTES", 100), ("MAX_ENTRIES", 4)])
+def test_a_list_of_entries_too_long_is_not_even_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, value: int
+) -> None:
+    archive = a_zip(tmp_path / "a.zip", {f"file{number}.py": "" for number in range(5)})
+    monkeypatch.setattr(archives, limit, value)
+    monkeypatch.setattr(zipfile.ZipFile, "infolist", lambda _: pytest.fail("it was read"))
+    with pytest.raises(DeployError, match="5 entries"):
+        unpack(archive, str(tmp_path / "out"))

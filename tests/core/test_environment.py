@@ -1,5 +1,6 @@
 """Runtime environments: directories, archives and their cache, import path."""
 
+import contextlib
 import functools
 import hashlib
 import http.server
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from servd.clock import SystemClock, block_for
 from servd.exceptions import DeployError
 from servd.messages import BuildOrder
 from servd.replica.code_cache import cache_dir, unpacked_archive
@@ -176,6 +178,14 @@ class Site(http.server.SimpleHTTPRequestHandler):
             self.end_headers()
             self.wfile.write(b"PK")
             self.close_connection = True
+        elif self.path == "/drip.zip":
+            self.send_response(200)
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                for _ in range(200):
+                    self.wfile.write(b"P")
+                    block_for(0.05)
+            self.close_connection = True
         else:
             super().do_GET()
 
@@ -217,6 +227,33 @@ def test_what_cannot_be_fetched_is_named(tmp_path: Path, site: str, path: str, e
     with pytest.raises(DeployError, match=expected) as caught:
         unpacked_archive(site + path, str(tmp_path / "state"), deadline=NEVER)
     assert site + path in str(caught.value)
+
+
+def test_a_pinned_archive_is_known_by_its_content(tmp_path: Path, site: str) -> None:
+    content = (tmp_path / "site" / "code.zip").read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    state = str(tmp_path / "state")
+    path = unpacked_archive(f"{site}/code.zip#sha256={digest.upper()}", state, deadline=NEVER)
+    assert Path(path, "fetched.py").read_text() == "VALUE = 7"
+    elsewhere = (tmp_path / "elsewhere.zip").as_uri() + f"#sha256={digest}"
+    assert unpacked_archive(elsewhere, state, deadline=NEVER) == path
+    assert Site.hits == ["/code.zip"]
+
+
+def test_an_archive_that_is_not_the_pinned_one_is_not_kept(tmp_path: Path, site: str) -> None:
+    state = str(tmp_path / "state")
+    for uri in (f"{site}/code.zip", (tmp_path / "site" / "code.zip").as_uri()):
+        with pytest.raises(DeployError, match="not the pinned one"):
+            unpacked_archive(f"{uri}#sha256={'0' * 64}", state, deadline=NEVER)
+    assert [name for name in os.listdir(cache_dir(state)) if not name.endswith(".lock")] == []
+
+
+def test_a_server_that_drips_meets_the_deadline(tmp_path: Path, site: str) -> None:
+    clock = SystemClock()
+    began = clock.now()
+    with pytest.raises(DeployError, match=r"setup_timeout_seconds|timed out"):
+        unpacked_archive(f"{site}/drip.zip", str(tmp_path / "state"), deadline=began + 0.15)
+    assert clock.now() - began < 5
 
 
 def a_wheel(directory: Path) -> Path:
