@@ -20,6 +20,7 @@ class ForkServerFact:
     """A fork server. is_builder: it was started to build `deploy_id`; else it is a further template with its own environment.
 
     template_version: code version whose replicas it forks, "" while unknown. env_key: digest of its runtime environment.
+    mute_children: a child of it said nothing after the fork, so its replicas are spawned from now on.
     """
 
     fork_server_id: str
@@ -34,6 +35,7 @@ class ForkServerFact:
     start_ticks: int = 0
     result: BuildResult | None = None
     stopping: bool = False
+    mute_children: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,7 @@ class ReplicaFact:
     """A replica process, from its order to its exit.
 
     start.goal is the goal last sent. kill_at: when a draining one is killed (inf = not draining). outgrown: why it shall be
-    replaced though its version is right, "" if it shall not. Times are monotonic seconds.
+    replaced though its version is right, "" if it shall not. was_forked: not spawned. Times are monotonic seconds.
     """
 
     replica_id: str
@@ -75,6 +77,7 @@ class ReplicaFact:
     devices: tuple[int, ...] = ()
     memory_bytes: int = 0
     outgrown: str = ""
+    was_forked: bool = False
 
     @property
     def held(self) -> Held:

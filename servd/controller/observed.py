@@ -100,11 +100,11 @@ class Observed:
         for fact in facts:
             if isinstance(fact, ReplicaFact):
                 state = ReplicaState(fact.state)
+                fact = replace(fact, state_since=now, killed_at=-math.inf, suspect_at=math.inf)
                 if state in ROUTABLE:
                     state = ReplicaState.RECOVERING
-                fact = replace(
-                    fact, state=state, state_since=now, killed_at=-math.inf, reported_at=now, suspect_at=math.inf
-                )
+                    fact = replace(fact, reported_at=now)
+                fact = replace(fact, state=state)
             elif isinstance(fact, ForkServerFact):
                 fact = replace(fact, stopping=False)  # the order may have been lost: it is given again
             elif isinstance(fact, ProxyFact):
@@ -210,7 +210,9 @@ class Observed:
             case events.ForkServerExited():
                 self._fork_server_gone(event.fork_server_id, f"exited with {_exit_text(event.exit_code)}")
             case events.ReplicaForked():
-                self._change(self.replicas.get(event.replica_id), pid=event.pid, start_ticks=event.start_ticks)
+                child = self.replicas.get(event.replica_id)
+                if child is not None and not child.pid:
+                    self.put(replace(child, pid=event.pid, start_ticks=event.start_ticks, state_since=now))
             case events.ReplicaStartFailed():
                 self._replica_gone(event.replica_id, None, event.error, now)
             case events.ReplicaStartLost():

@@ -89,7 +89,7 @@ def _start(
         return  # the template's news bring us back
     if fact.failures >= threshold:
         count = 1  # probe with one: a broken version must not burn a whole round of processes at each try
-    spawn = bool(server.result.fork_unsafe) or target.options["start_method"] == "spawn"
+    spawn = bool(server.result.fork_unsafe) or server.mute_children or target.options["start_method"] == "spawn"
     held = [*_held(observed), *promised]
     for _ in range(count):
         placed = place(target.need, held, Pool.of(settings))
@@ -98,7 +98,7 @@ def _start(
         held.append(placed)
         promised.append(placed)
         fresh = _new_replica(target, app, server.fork_server_id, observed, settings, now, rng)
-        yield actions.StartReplica(_on_devices(fresh, placed), spawn, reason)
+        yield actions.StartReplica(replace(_on_devices(fresh, placed), was_forked=not spawn), spawn, reason)
 
 
 def _held(observed: Observed) -> list[Held]:

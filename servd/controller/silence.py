@@ -1,5 +1,7 @@
 """Processes that live but do not speak: stopped, or so stuck that not even their second thread runs.
 
+A forked child that never greets hangs in something that it inherited, a lock for one: its successors are spawned.
+
 How this works: every proxy and replica reports at least every few seconds. One that is silent for too long becomes a suspect, and is
 ended if it still is one a moment later: after a pause of the controller itself its own mail may not be read yet.
 """
@@ -12,6 +14,8 @@ from servd.controller.observed import Observed
 from servd.states import ROUTABLE, ReplicaState
 
 SILENT_S = 30.0
+MUTE_S = 10.0
+"""A forked child greets before any of the user's code runs: it takes milliseconds."""
 SURE_S = 2.0
 
 
@@ -25,7 +29,29 @@ def settle_silence(observed: Observed, now: float) -> float:
         if replica.state in ROUTABLE:
             limit_s = max(SILENT_S, replica.start.goal.health_check_timeout_s)
             wake_at = min(wake_at, _judge(replica, limit_s, observed, now))
+        elif replica.state is ReplicaState.STARTING and replica.was_forked and replica.pid:
+            wake_at = min(wake_at, _judge_birth(replica, observed, now))
     return wake_at
+
+
+def _judge_birth(child: ReplicaFact, observed: Observed, now: float) -> float:
+    if child.reported_at > -math.inf:
+        return math.inf
+    silent_at = child.state_since + MUTE_S
+    if silent_at > now:
+        return silent_at
+    if child.suspect_at == math.inf:
+        observed.put(replace(child, suspect_at=now))
+        return now + SURE_S
+    if child.suspect_at + SURE_S > now:
+        return child.suspect_at + SURE_S
+    reason = f"said nothing for {now - child.state_since:.0f} s after the fork; its successor is spawned"
+    observed.put(replace(child, state=ReplicaState.STOPPING, state_since=now, kill_at=now, stop_reason=reason))
+    server = observed.fork_servers.get(child.fork_server_id)
+    if server is not None and not server.mute_children:
+        observed.put(replace(server, mute_children=True))
+        observed.notes.append(f"replica {child.replica_id} {reason}")
+    return now
 
 
 def _judge(fact: ProxyFact | ReplicaFact, limit_s: float, observed: Observed, now: float) -> float:

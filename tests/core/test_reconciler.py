@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from servd.controller import events
+from servd.controller import actions, events
 from servd.controller.goal import Goal
 from servd.controller.settle import deployment_status
 from servd.controller.status import Identity, application_status, instance_view
@@ -381,6 +381,33 @@ def test_what_was_starting_when_the_controller_died_starts_on_and_a_lost_order_i
     fact = world.observed.deployments[("app", "D")]
     assert (fact.failures, fact.trouble, fact.dead) == (0, "", ())
     assert status_of(world) is ApplicationStatus.DEPLOYING
+
+
+def test_a_forked_child_that_never_greets_is_killed_and_its_successor_spawned() -> None:
+    world = starting_world()
+    [child] = world.replicas()
+    world.turn(events.ReplicaForked(child.replica_id, 7, 1))
+    assert world.wake_at == pytest.approx(10.0)
+    world.now = 10.0
+    assert verbs(world.turn()) == []
+    world.now = 12.0
+    plan = world.turn()
+    assert sorted(verbs(plan)) == ["KillReplica", "StartReplica"]
+    [start] = [action for action in plan.actions if isinstance(action, actions.StartReplica)]
+    assert start.spawn
+    world.turn(events.ReplicaExited(child.replica_id, -9))
+    fact = world.observed.deployments[("app", "D")]
+    assert fact.failures == 0
+    assert "said nothing for 12 s" in fact.dead[0].reason
+
+
+def test_a_forked_child_that_greets_may_construct_for_ever() -> None:
+    world = starting_world()
+    [child] = world.replicas()
+    report = ReplicaReport(child.replica_id, "starting")
+    world.turn(events.ReplicaForked(child.replica_id, 7, 1), events.ReplicaReported(report))
+    world.now = 1000.0
+    assert verbs(world.turn()) == []
 
 
 def test_a_restored_replica_that_stays_silent_is_killed_after_30_s() -> None:
