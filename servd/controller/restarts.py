@@ -6,6 +6,7 @@ Source: Ray Serve 2.5 (threshold, doubling back-off, jitter).
 import random
 
 from servd.quick_dataclass import dataclass
+from servd.settings import variable
 
 MAX_FAILURES = 100
 FAILURES_PER_REPLICA = 3
@@ -14,10 +15,13 @@ JITTER_S = 3.0
 
 @dataclass(frozen=True, slots=True)
 class BackOff:
-    """Shape of the back-off: first delay is 1 s, times `factor` per failure beyond the threshold, at most `limit_s`."""
+    """Shape of the back-off: first delay is 1 s, times `factor` per failure beyond the threshold, at most `limit_s`.
 
-    factor: float = 2.0
-    limit_s: float = 64.0
+    Defaults: `EXPONENTIAL_BACKOFF_FACTOR` and `MAX_BACKOFF_TIME_S` of the environment, else 2.0 and 64 s.
+    """
+
+    factor: float = float(variable("EXPONENTIAL_BACKOFF_FACTOR", "2.0"))
+    limit_s: float = float(variable("MAX_BACKOFF_TIME_S", "64.0"))
 
 
 def failure_threshold(target: int) -> int:

@@ -2,8 +2,8 @@
 
 A forked child that never greets hangs in something that it inherited, a lock for one: its successors are spawned.
 
-How this works: every proxy and replica reports at least every few seconds. One that is silent for too long becomes a suspect, and is
-ended if it still is one a moment later: after a pause of the controller itself its own mail may not be read yet.
+How this works: every proxy and replica reports at least every few seconds. One that is silent for too long becomes a suspect,
+and is ended if it still is one a moment later: after a pause of the controller itself its own mail may not be read yet.
 """
 
 import math

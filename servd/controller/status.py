@@ -21,10 +21,10 @@ from servd.controller.settle import deployment_status, route_prefix, wanted_coun
 from servd.controller.targets import DEFAULTS, DeploymentTarget
 from servd.ids import DeploymentID
 from servd.quick_dataclass import dataclass
-from servd.settings import Settings
+from servd.settings import Settings, variable
 from servd.states import ApplicationStatus, DeploymentStatus, DeployMode, ProxyLocation, ProxyStatus, ReplicaState
 
-SLOW_START_S = 30.0
+SLOW_START_S = float(variable("SLOW_STARTUP_WARNING_S", "30.0"))
 PROXY_SILENCE_S = 20.0
 STATE_ORDER = list(ReplicaState)
 

@@ -401,13 +401,22 @@ def test_a_forked_child_that_never_greets_is_killed_and_its_successor_spawned() 
     assert "said nothing for 12 s" in fact.dead[0].reason
 
 
-def test_a_forked_child_that_greets_may_construct_for_ever() -> None:
+def test_a_forked_child_that_greets_may_construct_for_ever_and_the_message_says_that_it_does() -> None:
     world = starting_world()
     [child] = world.replicas()
     report = ReplicaReport(child.replica_id, "starting")
     world.turn(events.ReplicaForked(child.replica_id, 7, 1), events.ReplicaReported(report))
+    assert message_of(world) == ""
+    world.now = 31.0
+    assert "1 replica(s) have been starting for more than 30 s" in message_of(world)
     world.now = 1000.0
     assert verbs(world.turn()) == []
+
+
+def message_of(world: World) -> str:
+    who = Identity(1, "a", "w", "n", "ip")
+    view = instance_view(world.goal, world.observed, world.settings, who, version=1, now=world.now)
+    return view.applications[0].deployments[0].message
 
 
 def test_a_restored_replica_that_stays_silent_is_killed_after_30_s() -> None:
