@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +11,7 @@ import httpx
 import numpy as np
 import pytest
 from pydantic import BaseModel
+from starlette.requests import Request
 
 import servd
 from servd import http_adapters
@@ -160,13 +162,26 @@ def test_arrays() -> None:
 
 @pytest.mark.usefixtures("local")
 def test_images() -> None:
-    pytest.importorskip("PIL")
     pixel = base64.b64decode(
         "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
     )
     app = DAGDriver.bind(of("shape"), http_adapters.image_to_ndarray)
     assert ask(app, "POST", "/", files={"img": ("a.png", pixel)}).json() == [1, 1, 3]
     assert ask(app, "POST", "/", files={"other": ("a.png", pixel)}).status_code == 422
+
+
+@pytest.mark.usefixtures("local")
+def test_frames() -> None:
+    body = {"columns": ["a", "b"], "data": [[1, 2], [3, 4]]}
+    app = DAGDriver.bind(of("shape"), http_adapters.pandas_read_json)
+    assert ask(app, "POST", "/?orient=split", json=body).json() == [2, 2]
+
+
+@pytest.mark.parametrize(("adapter", "library"), [("image_to_ndarray", "PIL.Image"), ("pandas_read_json", "pandas")])
+async def test_adapters_name_the_missing_library(adapter: str, library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(ImportError, match=r"needs (Pillow|pandas): install it"):
+        await getattr(http_adapters, adapter)(Request({"type": "http"}))
 
 
 def test_form_fields_are_found_in_the_body() -> None:

@@ -1,0 +1,130 @@
+"""`run` from a script, from a function, from a notebook cell; and a changed source file that is deployed again."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.system.running_daemon import RunningDaemon, a_daemon, eventually, settings_in
+
+SCRIPT = """
+import servd.compat.ray
+from ray import serve
+from helper import greeting
+
+@serve.deployment
+class Greeter:
+    def greet(self, name):
+        return greeting(name) + SUFFIX
+
+SUFFIX = "!"
+
+def main():
+    handle = serve.run(Greeter.bind(), name="script", route_prefix=None)
+    print(handle.greet.remote("script").result())
+    serve.shutdown()
+
+if __name__ == "__main__":
+    main()
+"""
+CELLS = """
+import json, servd
+namespace = {"__name__": "__main__"}
+exec("import servd\\n@servd.deployment\\nclass Cell:\\n    def say(self): return NAME\\nNAME = 'cell'", namespace)
+handle = servd.run(namespace["Cell"].bind(), route_prefix=None)
+print(handle.say.remote().result())
+try:
+    import sys
+    sys.ps1 = ">>> "
+    servd.build(namespace["Cell"].bind())
+except RuntimeError as error:
+    print("refused")
+"""
+EDITED = """
+from servd import deployment
+from part import word
+
+@deployment
+def say():
+    return word
+
+app = say.bind()
+"""
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDaemon]:
+    with a_daemon(settings_in(tmp_path_factory.mktemp("ways"))) as running:
+        yield running
+
+
+def run_python(folder: Path, code: str, state_dir: str) -> str:
+    """What a program prints, started in `folder`."""
+    (folder / "program.py").write_text(code)
+    removed = ("SERVD_ADDRESS", "RAY_AGENT_ADDRESS", "RAY_DASHBOARD_ADDRESS")
+    environment = {key: value for key, value in os.environ.items() if key not in removed}
+    done = subprocess.run(
+        [sys.executable, "program.py"],
+        cwd=folder,
+        env={**environment, "SERVD_STATE_DIR": state_dir},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def helper(folder: Path) -> None:
+    (folder / "helper.py").write_text("def greeting(name):\n    return f'hello {name}'\n")
+
+
+def test_a_script_without_a_daemon_brings_its_own(tmp_path: Path) -> None:
+    helper(tmp_path)
+    assert run_python(
+        tmp_path, SCRIPT.replace("route_prefix=None", "route_prefix=None, port=0"), str(tmp_path / "s")
+    ) == ("hello script!\n")
+
+
+def test_a_script_with_a_daemon_leaves_it_running(daemon: RunningDaemon, tmp_path: Path) -> None:
+    helper(tmp_path)
+    assert run_python(tmp_path, SCRIPT, daemon.settings.state_dir) == "hello script!\n"
+    assert daemon.status()["applications"] == {}
+    assert daemon.process.poll() is None
+
+
+def test_code_of_a_cell_travels_by_value(daemon: RunningDaemon, tmp_path: Path) -> None:
+    assert run_python(tmp_path, CELLS, daemon.settings.state_dir) == "cell\nrefused\n"
+    assert list(daemon.status()["applications"]) == ["default"]
+
+
+def test_an_edited_file_is_a_new_version(daemon: RunningDaemon, tmp_path: Path) -> None:
+    (tmp_path / "edited.py").write_text(EDITED)
+    (tmp_path / "part.py").write_text("word = 'one'")
+    (tmp_path / "other.py").write_text(
+        "from servd import deployment\n\n@deployment\ndef pid():\n"
+        "    import os\n    return str(os.getpid())\n\napp = pid.bind()\n"
+    )
+    env = {"working_dir": str(tmp_path)}
+    document: dict[str, Any] = {
+        "applications": [
+            {"name": "edited", "route_prefix": "/edited", "import_path": "edited:app", "runtime_env": env},
+            {"name": "other", "route_prefix": "/other", "import_path": "other:app", "runtime_env": env},
+        ]
+    }
+    document["applications"][1]["runtime_env"] = {**env, "excludes": ["part.py"]}
+    daemon.ask("DELETE", "/api/serve/deployments/")
+    assert daemon.ask("PUT", "/api/serve/applications/", document) == (200, "")
+    eventually(lambda: daemon.get("/edited") == (200, "one"))
+    eventually(lambda: daemon.get("/other")[0] == 200)
+    before = daemon.get("/other")
+    (tmp_path / "part.py").write_text("word = 'two'")
+    assert daemon.get("/edited") == (200, "one")
+    assert daemon.ask("PUT", "/api/serve/applications/", document) == (200, "")
+    eventually(lambda: daemon.get("/edited") == (200, "two"))
+    # what did not change was not restarted
+    assert daemon.get("/other") == before
