@@ -9,11 +9,11 @@ from servd.states import ApplicationStatus, DeploymentStatus, DeployMode, ProxyS
 
 
 class _Exact(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", defer_build=True)
 
 
 class _Open(BaseModel):
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", defer_build=True)
 
 
 class AppStatus(_Exact):

@@ -29,7 +29,14 @@ class Document(BaseModel):
     of later releases gives; `also` has the JSON Schema of keys and values that `prepare` takes beyond the fields.
     """
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid",
+        allow_inf_nan=False,
+        coerce_numbers_to_str=True,
+        protected_namespaces=(),
+        # most processes use one model or two of all they load
+        defer_build=True,
+    )
     later_names: ClassVar[Mapping[str, str]] = {}
     hints: ClassVar[Mapping[str, str]] = {}
     also: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
