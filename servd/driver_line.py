@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import sys
 import threading
 from typing import Any
 
@@ -9,7 +10,7 @@ from servd.caller import Caller
 from servd.context import Process, RequestContext, install_process, remove_process
 from servd.control_link import ControlLink
 from servd.ids import random_hex
-from servd.messages import CallerReport, Hello, Routing, Subscribe
+from servd.messages import CallerReport, Hello, MetricFamily, MetricsReport, MetricsWish, Routing, Subscribe
 from servd.outgoing import CallTicket
 from servd.pidfd import start_ticks
 from servd.settings import control_socket
@@ -103,6 +104,13 @@ class DriverLine:
     def _received(self, message: Any) -> None:
         if isinstance(message, Routing):
             self._caller.apply_routing(message)
+        elif isinstance(message, MetricsWish):
+            self._link.send(MetricsReport(message.request_id, tuple(self._metrics())))
+
+    def _metrics(self) -> list[MetricFamily]:
+        # few drivers measure anything
+        user = sys.modules.get("servd.metrics")
+        return [*self._caller.metrics(), *(user.families() if user is not None else ())]
 
     def _subscribe(self, deployments: tuple[str, ...]) -> None:
         self._link.send(Subscribe(deployments))

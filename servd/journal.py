@@ -7,11 +7,15 @@ small share of a loop that does nothing else.
 
 import asyncio
 import json
+import os
 import threading
 from bisect import bisect_left
+from collections.abc import Callable
+from typing import Any
 
 from servd.clock import Clock, SystemClock, local_stamp
-from servd.logs import LogFile
+from servd.logs import LogFile, Style
+from servd.settings import is_on
 
 LATENCY_BOUNDS_MS = (
     1,
@@ -75,6 +79,12 @@ class Series:
 
     def __repr__(self) -> str:
         return f"Series({self.words.strip()}: {sum(self.buckets)})"
+
+
+def place_of(function: Callable[..., Any]) -> tuple[str, int]:
+    """File name and first line of a function, as log lines show them."""
+    code = function.__code__
+    return os.path.basename(code.co_filename), code.co_firstlineno
 
 
 class AccessLog:
@@ -142,7 +152,7 @@ class Journal:
 
     Args:
         access: None writes no lines.
-        counts: False keeps no series.
+        counts: False keeps no series; by default `SERVD_METRICS=0` asks for none.
     """
 
     def __init__(
@@ -150,12 +160,12 @@ class Journal:
         loop: asyncio.AbstractEventLoop,
         access: AccessLog | None = None,
         *,
-        counts: bool = True,
+        counts: bool | None = None,
         clock: Clock | None = None,
     ) -> None:
         self._loop = loop
         self._access = access
-        self._counts = counts
+        self._counts = is_on("METRICS", "1") if counts is None else counts
         self._clock = clock or SystemClock()
         self.now = self._clock.now
         self._noted: list[tuple[Key, float, float, str]] = []
@@ -165,7 +175,7 @@ class Journal:
         self._wall_offset = self._clock.wall_time() - self.now()
         self._second = -1.0
         self._start = ""
-        self.is_on = counts or access is not None
+        self.is_on = self._counts or access is not None
 
     def __repr__(self) -> str:
         return f"Journal({len(self._series)} series, {len(self._noted)} notes)"
@@ -185,17 +195,17 @@ class Journal:
         elif len(noted) >= _SETTLE_NOTES:
             self.settle()
 
-    def configure(self, *, is_json: bool, is_access_log_on: bool) -> None:
+    def configure(self, style: Style) -> None:
         """Write lines of another style from now on, or none."""
         self.settle()
         with self._lock:
             access = self._access
             if access is None:
                 return
-            access.is_enabled = is_access_log_on
-            self.is_on = self._counts or is_access_log_on
-            if access.is_json != is_json:
-                access.set_style(is_json=is_json)
+            access.is_enabled = style.has_access_log
+            self.is_on = self._counts or style.has_access_log
+            if access.is_json != style.is_json:
+                access.set_style(is_json=style.is_json)
                 self._second = -1.0
                 for key, series in self._series.items():
                     series.words = access.words(key)
@@ -203,6 +213,8 @@ class Journal:
     def series(self) -> dict[Key, Series]:
         """What was counted, all notes settled. The series go on counting."""
         self.settle()
+        if not self._counts:
+            return {}
         with self._lock:
             return dict(self._series)
 

@@ -9,22 +9,45 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
-from servd.clock import local_stamp
-from servd.settings import variable
+from servd.quick_dataclass import dataclass
+from servd.settings import is_on, variable
 
 MAX_FILE_BYTES = 512 * 1024 * 1024
 BACKUP_FILES = 5
 LAST_LINES = 50
 LAST_BYTES = 8192
-_LINES_AT_ONCE = 512
 LOGGER_NAMES = ("servd", "ray.serve")
 """Loggers that are set up; the second is an alias that Ray Serve applications write to."""
 
 RequestFields = Callable[[], tuple[str, str, str]]
 """Gives request id, route and application of the running request, each "" when unknown."""
+
+_own_levels: dict[str, int] = {}
+"""Level that was set here, by logger; a logger that has another one got it from the user."""
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """How a process writes its lines."""
+
+    is_json: bool
+    level: int
+    has_access_log: bool
+
+
+def style_of(config: Mapping[str, Any]) -> Style:
+    """What a `logging_config` asks for; keys that it does not have follow the environment.
+
+    Access lines are of level INFO.
+    """
+    encoding = config.get("encoding") or ("JSON" if is_on("ENABLE_JSON_LOGGING") else "TEXT")
+    default = "DEBUG" if is_on("DEBUG_LOG") else "INFO"
+    level = logging.getLevelNamesMapping().get(config.get("log_level") or default, logging.INFO)
+    return Style(encoding == "JSON", level, bool(config.get("enable_access_log", True)) and level <= logging.INFO)
 
 
 def controller_file(pid: int) -> str:
@@ -67,6 +90,8 @@ def setup(
 ) -> "LogFile":
     """Send servd's log lines of this process to its file and to stderr.
 
+    Only servd's own loggers are touched. Handlers and levels that the user gave them stay.
+
     Args:
         component, component_id: e.g. "http_proxy" and its ip, "replica" and its tag.
         log_dir: the log root; the file lies in `serve/` under it.
@@ -77,27 +102,46 @@ def setup(
         The file, for an `AccessLog`.
     """
     file = LogFile(Path(log_dir) / "serve" / file_name)
-    formatter = LineFormatter(component, component_id, request_fields, is_json=_is_on("ENABLE_JSON_LOGGING"))
+    formatter = LineFormatter(component, component_id, request_fields)
     handlers: list[logging.Handler] = [_FileHandler(file)]
     if variable("LOG_TO_STDERR", "1") != "0":
-        handlers.append(logging.StreamHandler(sys.stderr))
+        handlers.append(_StderrHandler(sys.stderr))
         handlers[-1].setLevel(stderr_level)
     for handler in handlers:
         handler.setFormatter(formatter)
     for name in LOGGER_NAMES:
         logger = logging.getLogger(name)
         for old in logger.handlers[:]:
-            logger.removeHandler(old)
-            old.close()
+            if isinstance(old, _OWN_HANDLERS):
+                logger.removeHandler(old)
+                old.close()
         for handler in handlers:
             logger.addHandler(handler)
-        logger.setLevel(logging.DEBUG if _is_on("DEBUG_LOG") else logging.INFO)
         logger.propagate = False
+    configure({})
+    revive()
     return file
 
 
-def _is_on(name: str) -> bool:
-    return variable(name, "0").lower() in ("1", "true", "yes")
+def configure(config: Mapping[str, Any]) -> Style:
+    """Write the lines of this process from now on as a `logging_config` says; gives what it comes to."""
+    style = style_of(config)
+    for name in LOGGER_NAMES:
+        logger = logging.getLogger(name)
+        if logger.level in (logging.NOTSET, _own_levels.get(name)):
+            logger.setLevel(style.level)
+            _own_levels[name] = style.level
+        for handler in logger.handlers:
+            if isinstance(handler.formatter, LineFormatter):
+                handler.formatter.is_json = style.is_json
+    return style
+
+
+def revive() -> None:
+    """Let servd's loggers speak again: `logging.config` in a user's module silences all that it finds."""
+    for name, logger in logging.root.manager.loggerDict.items():
+        if isinstance(logger, logging.Logger) and f"{name}.".startswith(tuple(f"{own}." for own in LOGGER_NAMES)):
+            logger.disabled = False
 
 
 class LogFile:
@@ -161,22 +205,27 @@ class _FileHandler(logging.Handler):
             self.handleError(record)
 
 
+class _StderrHandler(logging.StreamHandler[Any]):
+    pass
+
+
+_OWN_HANDLERS = (_FileHandler, _StderrHandler)
+
+
 class LineFormatter(logging.Formatter):
-    """Lines as the module says, or JSON objects with the same fields."""
+    """Lines as the module says; with `is_json` JSON objects with the same fields."""
 
     def __init__(
         self,
         component: str,
         component_id: str,
         request_fields: RequestFields | None,
-        *,
-        is_json: bool = False,
     ) -> None:
         super().__init__()
         self._component = component
         self._component_id = component_id
         self._request_fields = request_fields
-        self._is_json = is_json
+        self.is_json = False
 
     def format(self, record: logging.LogRecord) -> str:
         """The line of one record, its traceback on the lines after it."""
@@ -185,7 +234,7 @@ class LineFormatter(logging.Formatter):
             message = f"{message}\n{self.formatException(record.exc_info)}"
         request = self._request_fields() if self._request_fields else ("", "", "")
         place = f"{record.filename}:{record.lineno}"
-        if self._is_json:
+        if self.is_json:
             return self._json(record, message, request)
         known = " ".join(filter(None, (self._component, self._component_id, *request)))
         return f"{record.levelname} {self.formatTime(record)} {known} {place} - {message}"
@@ -204,60 +253,3 @@ class LineFormatter(logging.Formatter):
             "message": message,
         }
         return json.dumps({key: value for key, value in fields.items() if value != ""})
-
-
-class AccessLog:
-    """Access lines of one process, gathered and written together.
-
-    A logger call per request would cost too much. The owner calls `flush()` from a timer and at its end; many lines are
-    written at once, so that no flush takes long.
-    """
-
-    def __init__(self, file: LogFile, component: str, component_id: str, place: str) -> None:
-        self._file = file
-        self._head = f"{component} {component_id}"
-        self._place = place
-        self._noted: list[tuple[float, str, str, float, str, str, str]] = []
-        self._milli = self._second = -1
-        self._stamp = self._start = ""
-
-    def add(
-        self,
-        wall_time: float,
-        method: str,
-        status: str,
-        latency_s: float,
-        request_id: str,
-        route: str,
-        app: str,
-    ) -> None:
-        """Note one request: `<method> <status> <latency>ms`, one decimal."""
-        # worded in `flush`: one after the other they cost half of what they cost between requests
-        noted = self._noted
-        noted.append((wall_time, method, status, latency_s, request_id, route, app))
-        if len(noted) >= _LINES_AT_ONCE:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write what was noted since the last flush."""
-        if not self._noted:
-            return
-        noted, self._noted = self._noted, []
-        place = self._place
-        lines = []
-        for wall_time, method, status, latency_s, request_id, route, app in noted:
-            # many lines share their millisecond, and with it all that comes before the request's id
-            milli = int(wall_time * 1000)
-            if milli != self._milli:
-                self._milli = milli
-                second, millis = divmod(milli, 1000)
-                if second != self._second:
-                    self._second = second
-                    self._stamp = local_stamp(second)
-                self._start = f"INFO {self._stamp},{millis:03d} {self._head} "
-            if request_id and route and app:
-                request = f"{request_id} {route} {app}"
-            else:
-                request = " ".join(filter(None, (request_id, route, app)))
-            lines.append(f"{self._start}{request} {place} - {method} {status} {latency_s * 1000:.1f}ms\n")
-        self._file.write("".join(lines).encode(errors="backslashreplace"))

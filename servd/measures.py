@@ -156,7 +156,7 @@ class LoopLag:
     """
 
     def __init__(self, now: Callable[[], float]) -> None:
-        self._now = now
+        self.now = now
         self._since = now()
         self._peak_s = self._former_s = 0.0
 
@@ -178,7 +178,7 @@ class LoopLag:
         return family("serve_event_loop_lag_ms", [(labelled(**tags), self.worst_ms())])
 
     def _turn(self) -> None:
-        now = self._now()
+        now = self.now()
         if now - self._since >= _PEAK_S:
             self._former_s = self._peak_s if now - self._since < 2 * _PEAK_S else 0.0
             self._peak_s = 0.0

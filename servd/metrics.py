@@ -7,14 +7,53 @@ import prometheus_client
 from prometheus_client import CollectorRegistry
 
 from servd.context import current_request, replica_context
+from servd.messages import MetricFamily
 
 REGISTRY = CollectorRegistry()
 """The metrics of this process's application code."""
 
+_Samples = dict[tuple[tuple[str, str], ...], Any]
 
-def exposition() -> bytes:
-    """All metrics of this process in Prometheus' text format."""
-    return prometheus_client.generate_latest(REGISTRY)
+
+def families(**tags: str) -> list[MetricFamily]:
+    """All metrics of this process, under the names that the application gave them.
+
+    Args:
+        tags: the replica's; added to samples of metrics that were made before the process was a replica.
+    """
+    return [
+        MetricFamily(name, kind.__name__.lower(), text, tuple(samples.items()), bounds)
+        for (kind, name, _), collector in _made.copy().items()
+        for text, samples, bounds in (_read(kind, collector, tags),)
+    ]
+
+
+def _read(kind: Any, collector: Any, tags: Mapping[str, str]) -> tuple[str, _Samples, tuple[float, ...]]:
+    """Help text, samples and bounds of one metric."""
+    (metric,) = collector.collect()
+    samples: _Samples = {}
+    counts: dict[tuple[tuple[str, str], ...], dict[float, float]] = {}
+    for sample in metric.samples:
+        labels = {**sample.labels, **{key: value for key, value in tags.items() if key not in sample.labels}}
+        bound = labels.pop("le", None)
+        pairs = tuple((key, value) for key, value in labels.items() if value)
+        if kind is not prometheus_client.Histogram:
+            if not sample.name.endswith("_created"):
+                samples[pairs] = sample.value
+        elif sample.name.endswith("_bucket") and bound is not None:
+            counts.setdefault(pairs, {})[float(bound)] = sample.value
+        elif sample.name.endswith("_sum"):
+            samples[pairs] = sample.value
+    if kind is not prometheus_client.Histogram:
+        return metric.documentation, samples, ()
+    bounds: tuple[float, ...] = ()
+    for pairs, running in counts.items():
+        *bounds_found, _ = sorted(running)
+        bounds = tuple(bounds_found)
+        steps = [running[bound] for bound in sorted(running)]
+        each = tuple(int(step - before) for before, step in zip([0.0, *steps], steps, strict=False))
+        samples[pairs] = (samples[pairs], each)
+    return metric.documentation, samples, bounds
 
 
 class _Metric:

@@ -14,11 +14,15 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
+from servd.clock import SystemClock
 from servd.context import current_request, replica_context
+from servd.measures import family, labelled
+from servd.messages import MetricFamily
 
 logger = logging.getLogger(__name__)
 
 _UNLIMITED = -1
+_now = SystemClock().now
 _pools: "weakref.WeakSet[ModelPool]" = weakref.WeakSet()
 _lock = threading.Lock()
 
@@ -28,6 +32,36 @@ def loaded_model_ids() -> tuple[str, ...]:
     with _lock:
         pools = list(_pools)
     return tuple(dict.fromkeys(model_id for pool in pools for model_id in pool.model_ids()))
+
+
+def model_metrics(**tags: str) -> list[MetricFamily]:
+    """What happened to the models of this replica. tags: the replica's."""
+    with _lock:
+        pools = list(_pools)
+    pairs = labelled(**tags)
+    held = sum(len(pool.model_ids()) for pool in pools)
+    found = [
+        family("serve_num_multiplexed_models", [(pairs, held)]),
+        family("serve_multiplexed_models_load_counter", [(pairs, _times.loads)]),
+        family("serve_multiplexed_models_unload_counter", [(pairs, _times.unloads)]),
+    ]
+    if _times.loads:
+        found.append(family("serve_multiplexed_model_load_latency_s", [(pairs, _times.last_load_s)]))
+    if _times.unloads:
+        found.append(family("serve_multiplexed_model_unload_latency_s", [(pairs, _times.last_unload_s)]))
+    return found
+
+
+class _Times:
+    """Loads and unloads in this process, and how long the last of each took, seconds."""
+
+    loads = 0
+    unloads = 0
+    last_load_s = 0.0
+    last_unload_s = 0.0
+
+
+_times = _Times()
 
 
 class ModelPool:
@@ -89,8 +123,11 @@ class ModelPool:
             raise TimeoutError(
                 f"model {model_id!r} waited until the request's deadline: all models are in use"
             ) from None
+        began = _now()
         try:
             self._models[model_id] = await self._load(model_id)
+            _times.loads += 1
+            _times.last_load_s = _now() - began
         finally:
             self._reserved -= 1
             self._wake()
@@ -113,6 +150,12 @@ class ModelPool:
 
     async def _unload(self, model_id: str) -> None:
         model = self._models.pop(model_id)
+        began = _now()
+        await self._finalize(model_id, model)
+        _times.unloads += 1
+        _times.last_unload_s = _now() - began
+
+    async def _finalize(self, model_id: str, model: Any) -> None:
         finalizer = getattr(type(model), "__del__", None)
         if finalizer is None:
             return

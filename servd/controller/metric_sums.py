@@ -97,9 +97,9 @@ def _histogram_lines(name: str, pairs: Pairs, value: Any, bounds: Iterable[float
     running = 0
     for bound, number in zip((*bounds, math.inf), buckets, strict=True):
         running += number
-        yield f"{name}_bucket{_labels((*pairs, ('le', _number(float(bound)))))} {running}"
+        yield f"{name}_bucket{_labels((*pairs, ('le', _number(bound))))} {_number(running)}"
     yield f"{name}_sum{_labels(pairs)} {_number(total)}"
-    yield f"{name}_count{_labels(pairs)} {running}"
+    yield f"{name}_count{_labels(pairs)} {_number(running)}"
 
 
 def _labels(pairs: Pairs) -> str:
@@ -119,4 +119,4 @@ def _number(value: float) -> str:
         return "+Inf"
     if value == -math.inf:
         return "-Inf"
-    return repr(value) if value == value else "NaN"
+    return repr(float(value)) if value == value else "NaN"

@@ -12,7 +12,19 @@ from typing import Any
 from servd import logs, process
 from servd.caller import Caller
 from servd.control_link import ControlLink
-from servd.messages import CallerReport, Hello, ProxyGoal, ProxyReport, ProxyStart, Routing
+from servd.journal import AccessLog, Journal, place_of
+from servd.measures import LoopLag, family, http_families
+from servd.messages import (
+    CallerReport,
+    Hello,
+    LogConfig,
+    MetricsReport,
+    MetricsWish,
+    ProxyGoal,
+    ProxyReport,
+    ProxyStart,
+    Routing,
+)
 from servd.pidfd import start_ticks
 from servd.proxy.forwarder import Forwarder
 from servd.proxy.http1 import HttpConnection
@@ -39,13 +51,14 @@ def run(start: ProxyStart, sock: socket.socket, lifetime: Connection) -> None:
         lifetime: read end of the lifetime pipe.
     """
     process.begin(f"proxy {start.slot}", start.state_dir, lifetime.fileno(), sock.fileno())
-    logs.setup("http_proxy", start.host, start.log_dir, logs.proxy_file(start.host))
+    file = logs.setup("http_proxy", start.host, start.log_dir, logs.proxy_file(start.host))
+    access = AccessLog(file, "http_proxy", start.host, place_of(HttpConnection.on_response))
     process.raise_file_limit()
-    process.run(_live(start, sock, lifetime))
+    process.run(_live(start, sock, lifetime, access))
 
 
-async def _live(start: ProxyStart, sock: socket.socket, lifetime: Connection) -> None:
-    proxy = Proxy(start, sock)
+async def _live(start: ProxyStart, sock: socket.socket, lifetime: Connection, access: AccessLog) -> None:
+    proxy = Proxy(start, sock, access)
     loop = asyncio.get_running_loop()
     process.watch_lifetime(loop, lifetime.fileno(), lambda: proxy.drain(process.LIFETIME_DRAIN_S))
     loop.add_signal_handler(signal.SIGTERM, proxy.drain, process.LIFETIME_DRAIN_S)
@@ -53,14 +66,17 @@ async def _live(start: ProxyStart, sock: socket.socket, lifetime: Connection) ->
 
 
 class Proxy:
-    """One proxy: accepts once it has routes, drains when told to."""
+    """One proxy: accepts once it has routes, drains when told to. access: where a line per request goes."""
 
-    def __init__(self, start: ProxyStart, sock: socket.socket) -> None:
+    def __init__(self, start: ProxyStart, sock: socket.socket, access: AccessLog) -> None:
         self._start = start
         self._sock = sock
         self._loop = asyncio.get_running_loop()
         self._caller = Caller(self._loop, start.proxy_id, _nothing, self._on_applied, on_waiting=self._report_queues)
-        self._forwarder = Forwarder(self._caller, start.root_path, Limits.from_environment())
+        self._journal = Journal(self._loop, access)
+        self._journal.configure(logs.configure({}))
+        self._lag = LoopLag(self._journal.now)
+        self._forwarder = Forwarder(self._caller, start.root_path, Limits.from_environment(), journal=self._journal)
         self._lane = LateLane(self._forwarder)
         self._listener = Listener(self._forwarder, self._lane.hand_over)
         self._certificate = Certificate(start.tls_cert, start.tls_key, "--http-tls") if start.tls_cert else None
@@ -110,6 +126,7 @@ class Proxy:
         while self._connections and self._loop.time() < end:  # noqa: ASYNC110
             await asyncio.sleep(_LOOK_S)
         self._lane.close()
+        self._send_metrics(0)
         logger.info("proxy_drained connections=%d", self._connections)
 
     @property
@@ -135,8 +152,21 @@ class Proxy:
         elif isinstance(message, ProxyGoal):
             if message.drain:
                 self.drain(message.drain_timeout_s)
+        elif isinstance(message, LogConfig):
+            self._journal.configure(logs.configure(message.config))
+        elif isinstance(message, MetricsWish):
+            self._send_metrics(message.request_id)
         else:
             logger.warning("unexpected_message kind=%s", type(message).__name__)
+
+    def _send_metrics(self, request_id: int) -> None:
+        found = [
+            *http_families(self._journal.series()),
+            *self._caller.metrics(),
+            family("serve_proxy_connections", [((), self._connections)]),
+            self._lag.family(component="http_proxy", proxy=str(self._start.slot)),
+        ]
+        self._link.send(MetricsReport(request_id, tuple(found)))
 
     def _on_applied(self, generation: int) -> None:
         self._generation = generation
@@ -174,7 +204,9 @@ class Proxy:
 
     async def _watch_queues(self) -> None:
         while True:
+            due = self._lag.now() + _QUEUE_REPORT_S
             await asyncio.sleep(_QUEUE_REPORT_S)
+            self._lag.note(max(self._lag.now() - due, 0.0))
             if self._caller.queued() != self._queued:
                 self._report_queues()
 

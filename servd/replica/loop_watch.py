@@ -7,6 +7,8 @@ import threading
 import traceback
 from collections.abc import Callable
 
+from servd.measures import LoopLag
+
 MAX_TASKS = 100
 """Tasks whose stacks are shown; a busy replica may have thousands."""
 
@@ -49,13 +51,22 @@ class LoopWatch:
         ask: has a callback called on the watched loop, without waiting for it.
         thread_id: of the thread that runs the watched loop.
         stuck_after_s: silence from which on the loop counts as stuck, seconds.
+        lag: is told how long each answer took.
     """
 
-    def __init__(self, ask: Callable[[Callable[[], None]], None], thread_id: int, *, stuck_after_s: float) -> None:
+    def __init__(
+        self,
+        ask: Callable[[Callable[[], None]], None],
+        thread_id: int,
+        *,
+        stuck_after_s: float,
+        lag: LoopLag | None = None,
+    ) -> None:
         self._ask = ask
         self._thread_id = thread_id
         self._stuck_after_s = stuck_after_s
-        self._asked_at = 0.0
+        self._lag = lag
+        self._asked_at = self._lag_began = 0.0
         self._is_waiting = False
 
     def __repr__(self) -> str:
@@ -70,12 +81,16 @@ class LoopWatch:
         if not self._is_waiting:
             self._asked_at = now
             self._is_waiting = True
+            if self._lag is not None:
+                self._lag_began = self._lag.now()
             self._ask(self._turned)
             return ""
         stuck_s = now - self._asked_at
         return self._diagnosis(stuck_s) if stuck_s >= self._stuck_after_s else ""
 
     def _turned(self) -> None:
+        if self._lag is not None:
+            self._lag.note(self._lag.now() - self._lag_began)
         self._is_waiting = False
 
     def _diagnosis(self, stuck_s: float) -> str:

@@ -16,6 +16,7 @@ from servd.application import Deployment
 from servd.built_application import BuiltApplication
 from servd.context import current_request
 from servd.ids import DeploymentID
+from servd.journal import AccessLog, place_of
 from servd.messages import BuildOrder, ReplicaStart
 from servd.replica.environment import apply_environment
 from servd.replica.importing import load_application
@@ -61,7 +62,7 @@ def _run(start: ReplicaStart, load: Callable[[], Deployment], lifetime_fd: int) 
     )
     # a crash in native code leaves its stack among the last lines of the log
     faulthandler.enable(file.fileno())
-    access = logs.AccessLog(file, "replica", start.replica_id, "replica.py")
+    access = AccessLog(file, "replica", start.replica_id, place_of(Replica.note))
 
     async def live() -> int:
         return await Replica(start, load, lifetime_fd, access).run()

@@ -8,7 +8,7 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-from servd import link
+from servd import link, logs
 from servd.application import Deployment
 from servd.began import remove_files
 from servd.caller import Caller
@@ -16,16 +16,17 @@ from servd.clock import SystemClock
 from servd.context import ReplicaContext, current_request, install_process, set_replica_context
 from servd.exceptions import DeployError
 from servd.ids import DeploymentID
-from servd.logs import AccessLog
-from servd.messages import ReplicaGoal, ReplicaStart, Routing
+from servd.journal import AccessLog, Journal
+from servd.measures import LoopLag
+from servd.messages import MetricFamily, ReplicaGoal, ReplicaStart, Routing
 from servd.process import LIFETIME_DRAIN_S
+from servd.replica.replica_metrics import replica_metrics
 from servd.replica.replica_server import ReplicaServer
 from servd.replica.user_callable import UserCallable
 from servd.replica.warden import Warden
 from servd.states import ReplicaPhase
 from servd.tracebacks import user_traceback
 
-_ACCESS_FLUSH_S = 0.25
 _LINGER_S = 2.0
 """How long the last answers may take to leave."""
 
@@ -54,13 +55,13 @@ class Replica:
         self._server: ReplicaServer | None = None
         self._updating: asyncio.Task[None] | None = None
         self._drain_limit_s: asyncio.Future[float] = self._loop.create_future()
-        self._warden = Warden(start, self._loop, self, lifetime_fd)
+        self._clock = SystemClock()
+        self._lag = LoopLag(self._clock.now)
+        self._warden = Warden(start, self._loop, self, lifetime_fd, self._lag)
         self._caller = Caller(self._loop, start.replica_id, self._warden.subscribe, self._warden.routing_applied)
         self._queued: dict[str, int] = {}
-        self._access = access
-        self._clock = SystemClock()
-        self._wall_offset = self._clock.wall_time() - self._clock.now()
-        self._is_flush_due = False
+        self._journal = Journal(self._loop, access, clock=self._clock)
+        self._journal.configure(logs.configure(start.goal.logging_config))
 
     def __repr__(self) -> str:
         return f"Replica({self._start.replica_id}, {self._warden.phase}, {self._server})"
@@ -91,11 +92,12 @@ class Replica:
     async def _start_up(self) -> UserCallable:
         start = self._start
         deployment = self._load()
+        logs.revive()
         full_name = DeploymentID(start.app, start.deployment).full_name
         context = ReplicaContext(full_name, start.replica_id, app_name=start.app)
         set_replica_context(context)
         user = UserCallable(
-            deployment, context, max_sync_threads=start.max_sync_threads, on_end=self._note, clock=self._clock
+            deployment, context, max_sync_threads=start.max_sync_threads, on_end=self.note, clock=self._clock
         )
         await user.construct()
         if self._user_config is not None:
@@ -126,35 +128,21 @@ class Replica:
                 await user.close()
         except TimeoutError:
             logger.warning("drain_cut_off ongoing=%d", self.ongoing)
-        self._access.flush()
+        self._journal.settle()
+        self._warden.send_metrics()
         self._server.close(_LINGER_S)
         self._caller.close()
         link.finish()
         remove_files(self._start.address)
         self._warden.flush()
 
-    def _note(self, method: str, succeeded: bool, began: float) -> None:
-        """One line of the access log."""
-        now = self._clock.now()
-        request = current_request.get()
-        self._access.add(
-            now + self._wall_offset,
-            method,
-            "OK" if succeeded else "ERROR",
-            now - began,
-            request.request_id,
-            request.route,
-            request.app_name,
-        )
-        if not self._is_flush_due:
-            self._is_flush_due = True
-            self._loop.call_later(_ACCESS_FLUSH_S, self._flush_access)
-
-    def _flush_access(self) -> None:
-        self._is_flush_due = False
-        # a clock that was set shows from here on
-        self._wall_offset = self._clock.wall_time() - self._clock.now()
-        self._access.flush()
+    def note(self, method: str, succeeded: bool, began: float) -> None:
+        """A request has ended."""
+        journal = self._journal
+        if journal.is_on:
+            request = current_request.get()
+            key = ((request.route, request.app_name, ""), method, "OK" if succeeded else "ERROR")
+            journal.note(key, began, request.request_id)
 
     # --- what the warden asks and tells
     # -------------------------------------------------------------------------------
@@ -173,6 +161,10 @@ class Replica:
             pass
         return self._queued
 
+    def metrics(self) -> list[MetricFamily]:
+        """What this process has counted."""
+        return replica_metrics(self._start, self._journal, self.ongoing, self._caller, self._lag)
+
     def apply_routing(self, routing: Routing) -> None:
         """Take over the controller's routing."""
         self._caller.apply_routing(routing)
@@ -185,6 +177,8 @@ class Replica:
 
     def set_goal(self, goal: ReplicaGoal) -> None:
         """Become what the goal says; while starting it is only noted."""
+        if goal.logging_config != self._goal.logging_config:
+            self._journal.configure(logs.configure(goal.logging_config))
         self._goal = goal
         if self._server is None:
             return

@@ -14,9 +14,13 @@ from typing import Any, Protocol
 from servd import settings
 from servd.began import remove_files
 from servd.control_link import ControlLink
+from servd.measures import LoopLag
 from servd.messages import (
     CallerReport,
     Hello,
+    MetricFamily,
+    MetricsReport,
+    MetricsWish,
     ReplicaGoal,
     ReplicaReport,
     ReplicaStart,
@@ -45,9 +49,7 @@ logger = logging.getLogger(__name__)
 
 
 class Ward(Protocol):
-    """What the warden guards: the main thread's side. All of it is called on the main loop but the two
-    counts.
-    """
+    """What the warden guards: the main thread's side. All of it is called on the main loop but the counts."""
 
     @property
     def ongoing(self) -> int:
@@ -56,6 +58,10 @@ class Ward(Protocol):
 
     def queued(self) -> dict[str, int]:
         """Calls of this process that wait for a replica, per deployment; read from the warden's thread."""
+        ...
+
+    def metrics(self) -> list[MetricFamily]:
+        """What was counted; called on the warden's thread."""
         ...
 
     def set_goal(self, goal: ReplicaGoal) -> None:
@@ -77,7 +83,14 @@ class Warden:
     Made on the main thread. Methods may be called from any thread unless they say otherwise.
     """
 
-    def __init__(self, start: ReplicaStart, main_loop: asyncio.AbstractEventLoop, ward: Ward, lifetime_fd: int) -> None:
+    def __init__(
+        self,
+        start: ReplicaStart,
+        main_loop: asyncio.AbstractEventLoop,
+        ward: Ward,
+        lifetime_fd: int,
+        lag: LoopLag | None = None,
+    ) -> None:
         self._start = start
         self._main_loop = main_loop
         self._ward = ward
@@ -93,7 +106,7 @@ class Warden:
         self._caller_said: CallerReport | None = None
         self._health: HealthChecks | None = None
         self._own_process: Any = None
-        self._watch = LoopWatch(self._in_main, threading.get_ident(), stuck_after_s=STUCK_AFTER_S)
+        self._watch = LoopWatch(self._in_main, threading.get_ident(), stuck_after_s=STUCK_AFTER_S, lag=lag)
         self._link = ControlLink(
             settings.control_socket(start.socket_dir), self._hello, self._on_message, self._on_connect
         )
@@ -147,6 +160,10 @@ class Warden:
         """Use these from the next check on."""
         if self._health is not None:
             self._health.period_s, self._health.timeout_s = period_s, timeout_s
+
+    def send_metrics(self) -> None:
+        """Send what was counted, before the process ends."""
+        self._in_loop(self._send_metrics, 0)
 
     def flush(self) -> None:
         """Send what is not sent yet; blocks the calling thread, for 1 s at most."""
@@ -211,8 +228,13 @@ class Warden:
             self._in_main(self._ward.set_goal, message)
         elif isinstance(message, Routing):
             self._in_main(self._ward.apply_routing, message)
+        elif isinstance(message, MetricsWish):
+            self._send_metrics(message.request_id)
         elif isinstance(message, StackWish):
             self._link.send(StackReport(message.request_id, stacks(self._main_loop)))
+
+    def _send_metrics(self, request_id: int) -> None:
+        self._link.send(MetricsReport(request_id, tuple(self._ward.metrics())))
 
     def _change(self, changes: dict[str, Any]) -> None:
         self._report = dataclasses.replace(self._report, **changes)

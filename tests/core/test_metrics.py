@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from servd.context import ReplicaContext, RequestContext, current_request, set_replica_context
-from servd.metrics import Counter, Gauge, Histogram, exposition
+from servd.controller.metric_sums import MetricSums
+from servd.metrics import Counter, Gauge, Histogram, families
 
 
 @pytest.fixture
@@ -17,7 +18,9 @@ def replica() -> Iterator[None]:
 
 
 def lines(name: str) -> list[str]:
-    return [line for line in exposition().decode().splitlines() if line.startswith(name)]
+    sums = MetricSums()
+    sums.add(families())
+    return [line for line in sums.text().splitlines() if line.startswith(name)]
 
 
 def test_values_outside_a_replica() -> None:
@@ -43,7 +46,7 @@ def test_a_replica_adds_who_it_is() -> None:
     token = current_request.set(RequestContext(route="/x"))
     counter.inc()
     current_request.reset(token)
-    (line,) = lines("inside_total")
+    (line,) = lines("inside")
     for part in ('route="/x"', 'deployment="app_d"', 'replica="app_d#abcdef"', 'application="app"'):
         assert part in line
     with pytest.raises(ValueError, match="deployment"):

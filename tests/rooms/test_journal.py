@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from servd.journal import LATENCY_BOUNDS_MS, MAX_SERIES, NOWHERE, AccessLog, Journal
-from servd.logs import LogFile
+from servd.logs import LogFile, style_of
 
 FRUIT = ("/fruit", "shop", "shop_Fruit")
 
@@ -64,10 +64,10 @@ async def test_json_lines_and_none(tmp_path: Path) -> None:
     journal = Journal(asyncio.get_running_loop(), access_log(path))
     key = (('/"x"', "", ""), 'a"b', "ERROR")
     journal.note((FRUIT, "GET", 200), journal.now(), "abc")
-    journal.configure(is_json=True, is_access_log_on=True)
+    journal.configure(style_of({"encoding": "JSON"}))
     journal.note((FRUIT, "GET", 200), journal.now() - 400.0, "abc")
     journal.note(key, journal.now(), "")
-    journal.configure(is_json=True, is_access_log_on=False)
+    journal.configure(style_of({"encoding": "JSON", "log_level": "WARNING"}))
     journal.note(key, journal.now(), "")
     text, plain, odd = path.read_text().splitlines()
     assert text.endswith("GET 200 0.0ms")

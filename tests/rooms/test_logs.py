@@ -2,6 +2,7 @@
 
 import json
 import logging
+import logging.config
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ def _untouched_loggers() -> Iterator[None]:
         logger.handlers.clear()
         logger.propagate = True
         logger.setLevel(logging.NOTSET)
+    logs._own_levels.clear()
 
 
 def test_line_has_level_time_component_request_and_place(tmp_path: Path) -> None:
@@ -69,10 +71,41 @@ def test_two_writers_of_one_file_rotate_once(tmp_path: Path) -> None:
     assert not (tmp_path / "x.log.2").exists()
 
 
-def test_access_lines_are_written_together(tmp_path: Path) -> None:
-    path = tmp_path / "x.log"
-    access = logs.AccessLog(logs.LogFile(path), "http_proxy", "127.0.0.1", "forwarder.py:1")
-    access.add(0.5, "GET", "200", 0.00123, "rid", "/fruit", "app")
-    assert path.read_text() == ""
-    access.flush()
-    assert path.read_text().endswith(",500 http_proxy 127.0.0.1 rid /fruit app forwarder.py:1 - GET 200 1.2ms\n")
+def test_a_logging_config_changes_level_and_encoding(tmp_path: Path) -> None:
+    logs.setup("replica", "r", str(tmp_path), "x.log")
+    logger = logging.getLogger("servd.x")
+    assert logs.configure({}) == logs.Style(False, logging.INFO, True)
+    logger.debug("no")
+    assert logs.configure({"encoding": "JSON", "log_level": "DEBUG"}) == logs.Style(True, logging.DEBUG, True)
+    logger.debug("yes")
+    assert not logs.configure({"log_level": "ERROR"}).has_access_log
+    logger.warning("no")
+    assert not logs.configure({"enable_access_log": False}).has_access_log
+    (line,) = (tmp_path / "serve" / "x.log").read_text().splitlines()
+    assert json.loads(line)["message"] == "yes"
+
+
+def test_what_the_user_set_stays(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    logs.setup("fork_server", "f", str(tmp_path), "f.log")
+    alias = logging.getLogger("ray.serve")
+    alias.setLevel(logging.ERROR)
+    alias.addHandler(caplog.handler)
+    root = logging.getLogger().handlers[:], logging.getLogger().level
+    logs.setup("replica", "r", str(tmp_path), "r.log")
+    logs.configure({"log_level": "DEBUG"})
+    alias.warning("too little")
+    alias.error("enough")
+    logging.getLogger("servd").debug("ours")
+    assert caplog.messages == ["enough"]
+    assert len((tmp_path / "serve" / "r.log").read_text().splitlines()) == 2
+    assert not (tmp_path / "serve" / "f.log").read_text()
+    assert (logging.getLogger().handlers, logging.getLogger().level) == root
+
+
+def test_a_users_configuration_does_not_silence_us(tmp_path: Path) -> None:
+    before = logging.getLogger("servd.replica.replica")
+    logging.config.dictConfig({"version": 1})
+    assert before.disabled
+    logs.setup("replica", "r", str(tmp_path), "r.log")
+    before.info("here")
+    assert (tmp_path / "serve" / "r.log").read_text().endswith(" - here\n")
