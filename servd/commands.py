@@ -11,7 +11,7 @@ from servd.admin_client import AdminClient
 from servd.clock import SystemClock
 from servd.console import STATUS_HEAD, progress_on, progress_rows, say, status_rows, table, without_colours
 from servd.document_files import DocumentFile, dump_yaml, load_document, resolve_paths
-from servd.exceptions import ConfigError, DeployError
+from servd.exceptions import ConfigError, DeployError, ServdError
 from servd.schema import EMPTY_CONFIG, parse_v1, parse_v2
 
 SEPARATOR = "\n\n---\n\n"
@@ -168,15 +168,32 @@ def show_status(client: AdminClient, name: str | None, form: str = "yaml") -> No
         table(STATUS_HEAD, status_rows(status, there, SystemClock().wall_time()))
         return
     bare = details["deploy_mode"] == "SINGLE_APP"
-    documents = [status_document(apps[app], bare_names=bare) for app in names]
+    crashes = _crashes(client)
+    documents = [status_document(apps[app], crashes, bare_names=bare) for app in names]
     if form == "json":
         print(json.dumps(documents[0] if name is not None else documents, indent=2))
     else:
         print(SEPARATOR.join(dump_yaml(document) for document in documents))
 
 
-def status_document(app: dict[str, Any], *, bare_names: bool) -> dict[str, Any]:
-    """Status of one application of GET V2, as `servd status` prints it."""
+def _crashes(client: AdminClient) -> dict[str, list[dict[str, Any]]]:
+    """Recently dead replicas that did not leave on their own, by full name of their deployment."""
+    try:
+        status = client.status()
+    except ServdError:
+        # another server that speaks this API: it keeps no such list
+        return {}
+    return {
+        name: [dead for dead in deployment["recent_dead_replicas"] if dead["exit_code"] != 0]
+        for app in status["applications"].values()
+        for name, deployment in app["deployments"].items()
+    }
+
+
+def status_document(
+    app: dict[str, Any], crashes: dict[str, list[dict[str, Any]]] | None = None, *, bare_names: bool
+) -> dict[str, Any]:
+    """Status of one application of GET V2, as `servd status` prints it; with crashes of a deployment, if there were any."""
     prefix = f"{app['name']}_" if bare_names else ""
     return {
         "name": app["name"],
@@ -190,10 +207,27 @@ def status_document(app: dict[str, Any], *, bare_names: bool) -> dict[str, Any]:
                 "name": deployment["name"].removeprefix(prefix),
                 "status": deployment["status"],
                 "message": without_colours(deployment["message"]),
+                **_post_mortems((crashes or {}).get(deployment["name"], [])),
             }
             for deployment in app["deployments"].values()
         ],
     }
+
+
+def _post_mortems(crashes: list[dict[str, Any]]) -> dict[str, Any]:
+    """Key and value for the status of a deployment; none without crashes, as the contract has it."""
+    shown = [
+        {
+            "replica_id": dead["replica_id"],
+            **({"signal": dead["signal"]} if dead["signal"] is not None else {"exit_code": dead["exit_code"]}),
+            "age_s": round(dead["age_s"], 1),
+            "open_requests": dead["open_requests"],
+            "reason": without_colours(dead["reason"]),
+            "last_log_lines": without_colours("\n".join(dead["log_lines"])),
+        }
+        for dead in crashes
+    ]
+    return {"recent_dead_replicas": shown} if shown else {}
 
 
 def shut_down(client: AdminClient) -> None:

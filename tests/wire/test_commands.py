@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from servd.control_plane import DeadReplicaView
 from servd.rest.access import AccessRules
 from servd.states import ApplicationStatus, DeployMode
 from tests.wire.fake_plane import FakePlane, Server, an_application, an_instance
@@ -207,6 +208,29 @@ def test_status_prints_yaml_documents(servd: Command, server: Server) -> None:
     server.plane.instance = replace(server.plane.instance, mode=DeployMode.SINGLE_APP, applications=(an_application(),))
     out = servd("status", "-a", server.url)[1]
     assert yaml.safe_load(out)["deployment_statuses"][0]["name"] == "D"
+
+
+@pytest.mark.slow
+def test_status_tells_the_post_mortem_of_crashed_replicas_only(servd: Command, server: Server) -> None:
+    app = an_application("a")
+    replaced = DeadReplicaView("a_D#planned", 7, 0, 60.0, "replaced")
+    crashed = DeadReplicaView("a_D#crashed", 8, -11, 12.34, "exited with signal 11", 2, ("one", "two"))
+    deployment = replace(app.deployments[0], recent_dead=(replaced, crashed))
+    apps = (replace(app, deployments=(deployment,)),)
+    server.plane.instance = an_instance(running=True, mode=DeployMode.MULTI_APP, applications=apps)
+    code, out, _ = servd("status", "-a", server.url)
+    assert code == 0
+    (shown,) = yaml.safe_load(out)["deployment_statuses"]
+    assert shown["recent_dead_replicas"] == [
+        {
+            "replica_id": "a_D#crashed",
+            "signal": 11,
+            "age_s": 12.3,
+            "open_requests": 2,
+            "reason": "exited with signal 11",
+            "last_log_lines": "one\ntwo",
+        }
+    ]
 
 
 @pytest.mark.slow
