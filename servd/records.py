@@ -24,7 +24,7 @@ CREDIT = 3  # id, bytes: the reader took so many
 EVENT = 7  # id, ASGI message of a WebSocket, cost in bytes
 
 # caller -> replica
-HTTP = 0  # id, flags, method, path, query, flat headers, body, request id, route, origin, extra
+HTTP = 0  # id, flags, method, path, query, pairs of headers, body, request id, route, origin, extra
 CALL = 1  # id, flags, method, parts, (request id, route, app, model id, seconds left, depth, ancestors)
 CANCEL = 4  # id
 DECLINE = 5  # the offered slot is not wanted

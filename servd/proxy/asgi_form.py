@@ -184,10 +184,10 @@ class AsgiForwarder:
             scope["http_version"],
             self._forwarder.table.root_path,
         )
-        flat = [part for name, value in scope["headers"] for part in (name.lower(), value)]
+        headers = [(name.lower(), value) for name, value in scope["headers"]]
         method = scope.get("method", "GET")
         query = scope["query_string"]
-        return (method, scope["raw_path"], query, flat, body, request_id.decode(), target.prefix, source)
+        return (method, scope["raw_path"], query, headers, body, request_id.decode(), target.prefix, source)
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """Forward one HTTP request."""

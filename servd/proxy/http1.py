@@ -52,7 +52,7 @@ class HttpConnection(HttpOrder):
         "_whole_bytes",
     )
 
-    _headers: list[bytes]
+    _headers: list[tuple[bytes, bytes]]
     _special: dict[bytes, bytes]
     _url: bytes
     _is_upgrade: bool
@@ -116,7 +116,7 @@ class HttpConnection(HttpOrder):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         name = name.lower()
-        self._headers += (name, value)
+        self._headers.append((name, value))
         if name in _SPECIAL:
             self._is_usual = False
             if self._special is _NOTHING:
@@ -235,7 +235,7 @@ class HttpConnection(HttpOrder):
         self,
         method: bytes,
         url: bytes,
-        headers: list[bytes],
+        headers: list[tuple[bytes, bytes]],
         body: bytes | bytearray,
         special: dict[bytes, bytes],
         keep_alive: bool,
@@ -310,7 +310,7 @@ class HttpConnection(HttpOrder):
         special = self._special
         if self._is_large_read or self._head_bytes:
             self._is_large_read = False
-            size = len(self._url) + sum(map(len, self._headers)) + 2 * len(self._headers)
+            size = len(self._url) + sum(len(name) + len(value) + 4 for name, value in self._headers)
             if size > self._forwarder.limits.head_bytes:
                 self._refuse(431, "the request's head is too large")
                 return
@@ -376,8 +376,7 @@ class HttpConnection(HttpOrder):
             if rest:
                 self.data_received(rest)
             return
-        names = iter(self._headers)
-        head = b"".join(b"%b: %b\r\n" % pair for pair in zip(names, names, strict=True))
+        head = b"".join(b"%b: %b\r\n" % pair for pair in self._headers)
         self._upgrade = b"%b %b HTTP/1.1\r\n%b\r\n" % (self._parser.get_method(), self._url, head) + rest
         self._forget_message()
         if self.is_active or self._backlog:

@@ -12,7 +12,7 @@ from servd.records import origin
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 # what is kept of a pipelined request: method, url, headers, body, special headers, keep-alive, HTTP/1.0
-Parsed = tuple[bytes, bytes, list[bytes], "bytes | bytearray", dict[bytes, bytes], bool, bool]
+Parsed = tuple[bytes, bytes, list[tuple[bytes, bytes]], "bytes | bytearray", dict[bytes, bytes], bool, bool]
 
 
 class HttpOrder(HttpAnswering):
@@ -49,7 +49,7 @@ class HttpOrder(HttpAnswering):
         self,
         method: bytes,
         url: bytes,
-        headers: list[bytes],
+        headers: list[tuple[bytes, bytes]],
         body: bytes | bytearray,
         special: dict[bytes, bytes],
         keep_alive: bool,

@@ -228,13 +228,11 @@ class ReplicaServer:
             raise ProtocolError(f"unknown record kind {kind!r}")
 
     def _on_http(self, peer: CallerPeer, record: tuple[Any, ...], frames: list[Any]) -> None:
-        (_, call_id, flags, method, path, query, flat, body, request_id, route, origin, extra) = record
+        (_, call_id, flags, method, path, query, headers, body, request_id, route, origin, extra) = record
         if not (self.admission.claim(peer) if flags & CLAIM else self.admission.admit(peer)):
             self._reject(peer, call_id)
             return
         client, server, scheme, version, root_path = self._origins.get(origin) or self._learn(origin)
-        # each name is followed by its value
-        names = iter(flat)
         scope = {
             "type": "http",
             "asgi": _ASGI,
@@ -245,7 +243,7 @@ class ReplicaServer:
             "raw_path": path,
             "query_string": query,
             "root_path": root_path if route == "/" else root_path + route,
-            "headers": list(zip(names, names)),  # noqa: B905 - `strict` costs as much as the rest of the line
+            "headers": list(headers),
             "client": client,
             "server": server,
         }
