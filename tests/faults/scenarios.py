@@ -46,10 +46,10 @@ class Outcome:
 
 
 @contextmanager
-def a_stage(directory: Path, *, replicas: int, proxies: int = 1) -> Iterator[Stage]:
+def a_stage(directory: Path, *, replicas: int, proxies: int = 1, is_graph: bool = False) -> Iterator[Stage]:
     """A daemon that serves the application with so many replicas."""
     with a_daemon(settings_in(directory, proxies=proxies)) as daemon:
-        stage = Stage(daemon, directory)
+        stage = Stage(daemon, directory, is_graph=is_graph)
         stage.deploy(replicas=replicas)
         yield stage
 
@@ -87,6 +87,17 @@ def updates_while_busy(directory: Path, times: int) -> Outcome:
     with a_stage(directory, replicas=3) as stage:
         path = f"/?hold={HOLD_S}"
         return _under_load("updates while busy", stage, times, lambda number: stage.deploy(version=number), path)
+
+
+def updates_of_a_graph(directory: Path, times: int) -> Outcome:
+    """A new code version of two deployments, one of which calls the other by its handle, and another count."""
+    with a_stage(directory, replicas=2, is_graph=True) as stage:
+        return _under_load(
+            "updates of a graph",
+            stage,
+            times,
+            lambda number: stage.deploy(version=number, replicas=2 + number % 3),
+        )
 
 
 def reconfigures(directory: Path, times: int) -> Outcome:
@@ -228,6 +239,7 @@ SCENARIOS: dict[str, tuple[Callable[[Path, int], Outcome], int, int]] = {
     "rolling_updates": (rolling_updates, 2, 50),
     "updates_of_one_replica": (updates_of_one_replica, 2, 20),
     "updates_while_busy": (updates_while_busy, 2, 20),
+    "updates_of_a_graph": (updates_of_a_graph, 2, 20),
     "reconfigures": (reconfigures, 4, 50),
     "scale_changes": (scale_changes, 2, 20),
     "controller_kills": (controller_kills, 2, 20),

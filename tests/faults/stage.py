@@ -38,16 +38,35 @@ class Work:
         return f"{mark} {len(body)} {self.version} {self.colour} {os.getpid()}"
 
 
+    async def echo(self, mark, size):
+        return f"{mark} {size} {self.version} {self.colour} {os.getpid()}"
+
+
+@deployment
+class Front:
+    def __init__(self, work):
+        self.work = work
+
+    async def __call__(self, request):
+        return await self.work.echo.remote(request.headers.get("x-mark", "-"), len(await request.body()))
+
+
 def build(args):
-    return Work.bind(args["version"], args["journal"])
+    work = Work.bind(args["version"], args["journal"])
+    return Front.bind(work) if args["graph"] else work
 '''
 
 
 class Stage:
-    """The application "work" on a running daemon. Every change waits until it holds."""
+    """The application "work" on a running daemon. Every change waits until it holds.
 
-    def __init__(self, daemon: RunningDaemon, directory: Path) -> None:
+    Args:
+        is_graph: the ingress is a deployment of its own and calls `Work` by its handle.
+    """
+
+    def __init__(self, daemon: RunningDaemon, directory: Path, *, is_graph: bool = False) -> None:
         self.daemon = daemon
+        self._is_graph = is_graph
         self._code = directory / "code"
         self._code.mkdir(exist_ok=True)
         (self._code / "work.py").write_text(APPLICATION)
@@ -80,14 +99,16 @@ class Stage:
 
     def document(self, *, version: int) -> dict[str, Any]:
         """The application as a document has it."""
-        deployment = {"name": "Work", "num_replicas": self.replicas, "user_config": {"colour": self.colour}}
+        deployments = [{"name": "Work", "num_replicas": self.replicas, "user_config": {"colour": self.colour}}]
+        if self._is_graph:
+            deployments.append({"name": "Front", "num_replicas": 2})
         return {
             "name": "work",
             "route_prefix": "/",
             "import_path": "work:build",
-            "args": {"version": version, "journal": str(self._journal)},
+            "args": {"version": version, "journal": str(self._journal), "graph": self._is_graph},
             "runtime_env": {"working_dir": str(self._code)},
-            "deployments": [deployment],
+            "deployments": deployments,
         }
 
     def deploy(self, **changes: int) -> None:
