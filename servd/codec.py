@@ -19,7 +19,7 @@ _BY_NAME: dict[str, type[Any]] = {
 
 
 def register_message(*types: type[Any]) -> None:
-    """Make further dataclasses known to `encode_message` (facts of the controller's own store)."""
+    """Make further dataclasses known to `encode_message` (the daemon's, and facts of the controller's own store)."""
     for kind in types:
         _BY_NAME[kind.__name__] = kind
 

@@ -25,9 +25,7 @@ from setproctitle import setproctitle
 from servd import entry
 from servd.clock import SystemClock
 from servd.codec import RecordReader, record
-from servd.exceptions import AlreadyRunningError, ListenError, ServdError, StateError
-from servd.listeners import Listeners
-from servd.messages import (
+from servd.daemon_messages import (
     CloseListeners,
     InstanceServing,
     ListenersOpened,
@@ -37,6 +35,8 @@ from servd.messages import (
     Reloaded,
     StopController,
 )
+from servd.exceptions import AlreadyRunningError, ListenError, ServdError, StateError
+from servd.listeners import Listeners
 from servd.pidfd import exit_code_of
 from servd.service_notice import ServiceNotice
 from servd.settings import MAX_SOCKET_PATH_BYTES, Settings, make_private_dir, replica_address
@@ -54,12 +54,12 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP)
 
 
 class Daemon:
-    """Keeps a controller running until it is told to stop."""
+    """Keeps a controller running until it is told to stop. ports: sockets of the admin port and of the metrics port."""
 
-    def __init__(self, settings: Settings, listeners: Listeners, admin: socket.socket, tied_to: int | None) -> None:
+    def __init__(self, settings: Settings, listeners: Listeners, ports: tuple[Any, ...], tied_to: int | None) -> None:
         self._settings = settings
         self._listeners = listeners
-        self._admin = admin
+        self._ports = ports
         self._tied_to = tied_to
         self._clock = SystemClock()
         self._poll = select.poll()
@@ -126,7 +126,7 @@ class Daemon:
 
     def _start_controller(self) -> None:
         ours, theirs = socket.socketpair()
-        arguments = (self._settings, self._lifetime_reader, theirs, self._admin)
+        arguments = (self._settings, self._lifetime_reader, theirs, *self._ports)
         context = multiprocessing.get_context("spawn")
         process = context.Process(target=entry.call, args=("servd.controller.main:run", *arguments), name="controller")
         # an ignored signal stays ignored in the child: Ctrl-C must not end it before its first line
@@ -369,11 +369,12 @@ def serve(settings: Settings, tied_to: int | None) -> int:
     listeners = Listeners(CRASH_PATIENCE_S if was_unclean else 0.0)
     try:
         admin = listeners.bind_admin(settings.admin_host, settings.admin_port)
+        metrics = None if settings.metrics_port is None else listeners.bind_metrics(settings.metrics_port)
         settings = replace(settings, admin_port=admin.getsockname()[1])
         setproctitle(f"servd: daemon {settings.state_dir}")
         _become_subreaper()
         _forgo_tracker()
-        return Daemon(settings, listeners, admin, tied_to).run()
+        return Daemon(settings, listeners, (admin, metrics), tied_to).run()
     finally:
         _empty_socket_dir(settings.socket_dir)
         with contextlib.suppress(OSError):

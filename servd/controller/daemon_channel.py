@@ -7,8 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from servd.codec import RecordReader, record
-from servd.exceptions import ListenError, ServdError
-from servd.messages import (
+from servd.daemon_messages import (
     CloseListeners,
     InstanceServing,
     ListenersOpened,
@@ -18,6 +17,7 @@ from servd.messages import (
     Reloaded,
     StopController,
 )
+from servd.exceptions import ListenError, ServdError
 
 _MAX_FDS = 253
 

@@ -8,15 +8,17 @@ from typing import Any
 from servd.controller import actions, events
 from servd.controller.control_server import PROXY, REPLICA, ControlServer
 from servd.controller.executor import Executor
+from servd.controller.metrics_desk import MetricsDesk
 from servd.controller.observed import Observed
 from servd.controller.stack_requests import StackRequests
 from servd.controller.supervisor import Key, Supervisor
+from servd.daemon_messages import OrphanExited
 from servd.messages import (
     BuildResult,
     ChildExited,
     Forked,
     Hello,
-    OrphanExited,
+    MetricsReport,
     ProxyGoal,
     ProxyReport,
     ReplicaReport,
@@ -42,6 +44,7 @@ class ProcessNews:
         self._server: ControlServer
         self._supervisor: Supervisor
         self._stacks: StackRequests | None = None
+        self._metrics: MetricsDesk | None = None
 
     def __repr__(self) -> str:
         return f"ProcessNews({len(self._observed.replicas)} replicas)"
@@ -52,12 +55,14 @@ class ProcessNews:
         supervisor: Supervisor,
         server: ControlServer,
         stacks: StackRequests | None = None,
+        metrics: MetricsDesk | None = None,
     ) -> None:
         """Say who answers; before the first news."""
         self._executor = executor
         self._server = server
         self._supervisor = supervisor
         self._stacks = stacks
+        self._metrics = metrics
 
     def greeted(self, hello: Hello, pid: int) -> bool:
         """A process said Hello on its control line; False refuses it."""
@@ -86,7 +91,7 @@ class ProcessNews:
         if self._supervisor.adopt((PROXY, hello.id), pid, hello.start_ticks) and not fact.pid:
             self._emit(events.ProxyStarted(hello.id, pid, hello.start_ticks))
         goal = ProxyGoal(hello.id, drain=fact.draining)
-        self._loop.call_soon(self._executor.execute, actions.SetProxyGoal(goal, "hello"))
+        self._loop.call_soon(self._executor.greet_proxy, actions.SetProxyGoal(goal, "hello"))
         return True
 
     def received(self, role: str, peer_id: str, message: Any) -> None:
@@ -97,6 +102,9 @@ class ProcessNews:
             self._emit(events.ProxyReported(message))
         elif isinstance(message, StackReport) and self._stacks is not None:
             self._stacks.answered(message)
+        elif isinstance(message, MetricsReport):
+            if self._metrics is not None:
+                self._metrics.heard(role, peer_id, message)
         else:
             logger.warning("message_ignored role=%s id=%s message=%s", role, peer_id, type(message).__name__)
 

@@ -1,0 +1,78 @@
+"""What the daemon and its controller say to each other on their socket pair, one dataclass each."""
+
+from servd.codec import register_message
+from servd.quick_dataclass import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class OpenListeners:
+    """Controller -> daemon: bind (or hand out again) one reuse-port socket per slot."""
+
+    request_id: int
+    host: str
+    port: int
+    slots: int
+
+
+@dataclass(frozen=True, slots=True)
+class ListenersOpened:
+    """Daemon -> controller: sockets travel beside this record in slot order; error: "" or why there are none."""
+
+    request_id: int
+    host: str
+    port: int
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CloseListeners:
+    """Controller -> daemon: close its copies of the sockets of that address."""
+
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class OrphanExited:
+    """Daemon -> controller: a process that had become the daemon's child is gone."""
+
+    pid: int
+    exit_code: int
+
+
+@dataclass(frozen=True, slots=True)
+class StopController:
+    """Daemon -> controller: end proxies and replicas gracefully within timeout_s, then exit; the goal stays."""
+
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceServing:
+    """Controller -> daemon: the last goal is serving again, or what of it can. status: a line for people."""
+
+    status: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reload:
+    """Daemon -> controller: read the token and the certificates again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reloaded:
+    """Controller -> daemon: done; error: "" or why the old ones stay."""
+
+    error: str = ""
+
+
+register_message(
+    OpenListeners,
+    ListenersOpened,
+    CloseListeners,
+    OrphanExited,
+    StopController,
+    InstanceServing,
+    Reload,
+    Reloaded,
+)
