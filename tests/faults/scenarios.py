@@ -173,6 +173,23 @@ def fork_server_kills(directory: Path, times: int) -> Outcome:
         return outcome
 
 
+def fork_server_kills_in_updates(directory: Path, times: int) -> Outcome:
+    """`kill -9` of a fork server at any moment of a rolling update: while it imports, while it forks."""
+    rng = random.Random(times)
+    with a_stage(directory, replicas=3) as stage:
+
+        def update_and_kill(number: int) -> None:
+            stage.put(version=number, replicas=rng.choice([2, 3, 4]))
+            block_for(rng.uniform(0.0, 1.0))
+            for pid in rng.sample(stage.daemon.pids("fork server"), 1):
+                stage.kill(pid)
+            stage.wait()
+
+        outcome = _under_load("kill -9 fork server in update", stage, times, update_and_kill)
+        eventually(lambda: len(stage.daemon.pids("fork server")) == 1)
+        return outcome
+
+
 def idle_replica_kills(directory: Path, times: int) -> Outcome:
     """`kill -9` of a replica whose reported count is 0, among six.
 
@@ -245,6 +262,7 @@ SCENARIOS: dict[str, tuple[Callable[[Path, int], Outcome], int, int]] = {
     "controller_kills": (controller_kills, 2, 20),
     "controller_kills_in_updates": (controller_kills_in_updates, 2, 20),
     "fork_server_kills": (fork_server_kills, 2, 20),
+    "fork_server_kills_in_updates": (fork_server_kills_in_updates, 2, 20),
     "idle_replica_kills": (idle_replica_kills, 4, 20),
     "busy_replica_kills": (busy_replica_kills, 4, 20),
     "proxy_kills": (proxy_kills, 2, 20),
