@@ -48,6 +48,7 @@ class GoalDocument:
     http: HttpWish
     applications: tuple[ApplicationDocument, ...]
     stored: dict[str, Any] = field(default_factory=dict)
+    logging_config: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

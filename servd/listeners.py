@@ -7,6 +7,7 @@ from servd.clock import Clock, SystemClock, block_for
 from servd.exceptions import ListenError
 
 BACKLOG = 4096
+METRICS_HOST = "127.0.0.1"
 _RETRY_S = 0.05
 
 
@@ -32,6 +33,14 @@ class Listeners:
             ListenError: names the address and the option.
         """
         return self._bind(host, port, "--admin-port", reuse_port=False)
+
+    def bind_metrics(self, port: int) -> socket.socket:
+        """The listening socket of the metrics port.
+
+        Raises:
+            ListenError: names the address and the option.
+        """
+        return self._bind(METRICS_HOST, port, "--metrics-port", reuse_port=False)
 
     def open(self, host: str, port: int, slots: int) -> list[socket.socket]:
         """Sockets of an address in slot order: those that are open already, and new ones for further slots.

@@ -191,7 +191,9 @@ class ServeApplicationSchema(Document):
             host=self.host if "host" in sent else None,
             port=self.port if "port" in sent else None,
         )
-        return GoalDocument(DeployMode.SINGLE_APP, http, (self.to_application(),), self.stored())
+        # the application is the whole document
+        app = self.to_application()
+        return GoalDocument(DeployMode.SINGLE_APP, http, (app,), self.stored(), app.logging_config or {})
 
 
 class ServeDeploySchema(Document):
@@ -257,7 +259,8 @@ class ServeDeploySchema(Document):
             location=str(self.proxy_location) if "proxy_location" in self.model_fields_set else None,
         )
         apps = tuple(app.to_application(self.logging_config) for app in self.applications)
-        return GoalDocument(DeployMode.MULTI_APP, http, apps, self.stored())
+        log = self.logging_config.model_dump(mode="json", exclude_unset=True) if self.logging_config else {}
+        return GoalDocument(DeployMode.MULTI_APP, http, apps, self.stored(), log)
 
 
 def _repeated(items: Any, key: str, default: Any) -> list[tuple[int, Any]]:

@@ -82,7 +82,7 @@ def put(
         snapshots: per application name, local directory as written -> directory of its snapshot.
     """
     applications = tuple(_wish(app, situation, snapshots.get(app.name, {})) for app in document.applications)
-    return Goal(goal.revision + 1, True, document.mode, http, applications, document.http)
+    return Goal(goal.revision + 1, True, document.mode, http, applications, document.http, document.logging_config)
 
 
 def put_application(
@@ -112,7 +112,7 @@ def put_application(
     kept = [wish if app.name == wish.name else app for app in others]
     if wish not in kept:
         kept.append(wish)
-    return Goal(goal.revision + 1, True, goal.mode, http, tuple(kept), goal.asked)
+    return Goal(goal.revision + 1, True, goal.mode, http, tuple(kept), goal.asked, goal.logging_config)
 
 
 def check_rollback(goal: Goal, former: Goal, situation: Situation) -> HttpGoal | None:
@@ -144,7 +144,7 @@ def rollback(goal: Goal, former: Goal, http: HttpGoal | None, situation: Situati
     if not former.running:
         return Goal(revision=goal.revision + 1)
     applications = tuple(_wish(app.document, situation, app.snapshots) for app in former.applications)
-    return Goal(goal.revision + 1, True, former.mode, http, applications, former.asked)
+    return Goal(goal.revision + 1, True, former.mode, http, applications, former.asked, former.logging_config)
 
 
 def delete_application(goal: Goal, name: str) -> Goal:

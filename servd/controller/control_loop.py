@@ -127,6 +127,7 @@ class ControlLoop:
             self._note_change()
         self._log(plan, now)
         if self._executor is not None:
+            self._executor.set_logging(self._goal.logging_config)
             for action in plan.actions:
                 self._executor.execute(action)
         self._wake_at(min(plan.wake_at, next_visible_change(self._observed, now)), now)

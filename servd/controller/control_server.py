@@ -80,6 +80,10 @@ class ControlServer:
         """Whether that process has a line."""
         return (role, peer_id) in self._peers
 
+    def hellos(self) -> list[Hello]:
+        """The greetings of all connected processes."""
+        return [peer.hello for peer in self._peers.values() if peer.hello is not None]
+
     def send(self, role: str, peer_id: str, message: Any) -> bool:
         """Send to one process; False when it has no line now."""
         peer = self._peers.get((role, peer_id))

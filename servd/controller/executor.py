@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from servd import logs
 from servd.began import remove_files
@@ -20,7 +21,7 @@ from servd.controller.observed import Observed
 from servd.controller.supervisor import Key, Supervisor
 from servd.exceptions import InvariantError
 from servd.ids import DeploymentID
-from servd.messages import BuildOrder, ProxyGoal, ProxyStart
+from servd.messages import BuildOrder, LogConfig, ProxyGoal, ProxyStart
 from servd.settings import Settings, variable
 
 FORK_SERVER = "fork_server"
@@ -66,6 +67,7 @@ class Executor:
         self._spawns_all = variable("FORK", "1") == "0"
         self._starting: set[asyncio.Task[None]] = set()
         self._known: set[str] = set()
+        self._logging_config: dict[str, Any] = {}
 
     def execute(self, action: actions.Action) -> None:
         """Carry out one action; never raises for what the world does."""
@@ -193,6 +195,20 @@ class Executor:
             self._emit(events.ProxyStartFailed(fact.proxy_id, str(error)))
         else:
             self._emit(events.ProxyStarted(fact.proxy_id, pid, ticks))
+
+    def greet_proxy(self, action: actions.SetProxyGoal) -> None:
+        """Tell a proxy that has just said Hello what it shall be."""
+        self._server.send(PROXY, action.goal.proxy_id, LogConfig(self._logging_config))
+        self.execute(action)
+
+    def set_logging(self, config: dict[str, Any]) -> None:
+        """Let the controller and the proxies log like this; nothing happens if they do."""
+        if config == self._logging_config:
+            return
+        self._logging_config = config
+        logs.configure(config)
+        for proxy_id in self._observed.proxies:
+            self._server.send(PROXY, proxy_id, LogConfig(config))
 
     def _set_proxy_goal(self, goal: ProxyGoal) -> None:
         if not self._server.send(PROXY, goal.proxy_id, goal) and goal.drain:

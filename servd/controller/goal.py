@@ -1,6 +1,7 @@
 """The goal: what users asked for, as one immutable value. The goal store keeps every revision of it."""
 
 from dataclasses import field
+from typing import Any
 
 from servd.control_plane import ApplicationDocument, HttpWish
 from servd.quick_dataclass import dataclass
@@ -41,7 +42,8 @@ class ApplicationGoal:
 class Goal:
     """Everything that is wanted. http: None until Serve first ran with options of its own.
 
-    asked: the HTTP options that its documents sent; a rollback compares these and no others.
+    asked: the HTTP options that its documents sent; a rollback compares these and no others. logging_config: of the top level,
+    for the proxies and the controller; applications have their own.
     """
 
     revision: int = 0
@@ -50,6 +52,7 @@ class Goal:
     http: HttpGoal | None = None
     applications: tuple[ApplicationGoal, ...] = ()
     asked: HttpWish = field(default_factory=HttpWish)
+    logging_config: dict[str, Any] = field(default_factory=dict)
 
     def application(self, name: str) -> ApplicationGoal | None:
         """The wanted application of that name, if any."""

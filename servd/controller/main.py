@@ -27,14 +27,18 @@ from servd.controller.fact_store import FactStore, fact_files
 from servd.controller.fork_server_lines import ForkServerLines
 from servd.controller.goal import Goal
 from servd.controller.goal_store import GoalStore
+from servd.controller.metric_sums import replica_health
+from servd.controller.metrics_desk import FILE_NAME as METRICS_FILE
+from servd.controller.metrics_desk import MetricsDesk
+from servd.controller.metrics_port import MetricsPort
 from servd.controller.observed import Observed
 from servd.controller.process_news import ProcessNews
 from servd.controller.stack_requests import StackRequests
 from servd.controller.status import Identity, is_serving
 from servd.controller.supervisor import Supervisor
+from servd.daemon_messages import InstanceServing, Reloaded
 from servd.exceptions import InvariantError, ServdError, StateError
 from servd.ids import random_hex
-from servd.messages import InstanceServing, Reloaded
 from servd.rest.access import rules_for
 from servd.rest.admin_sockets import bind_unix, first_connection
 from servd.settings import Settings, admin_socket, control_socket, variable
@@ -52,13 +56,20 @@ _LOOK_S = 5.0
 logger = logging.getLogger(__name__)
 
 
-def run(settings: Settings, lifetime: Connection, channel: socket.socket, admin: socket.socket) -> None:
+def run(
+    settings: Settings,
+    lifetime: Connection,
+    channel: socket.socket,
+    admin: socket.socket,
+    metrics: socket.socket | None = None,
+) -> None:
     """Be the controller; never returns.
 
     Args:
         lifetime: read end of the lifetime pipe.
         channel: to the daemon.
         admin: listening socket of the admin port.
+        metrics: the one of the metrics port, if there is one.
     """
     process.begin("controller", settings.state_dir, lifetime.fileno(), channel.fileno(), admin.fileno())
     # the daemon says when to stop; a signal to the whole group must not take the controller first
@@ -66,7 +77,7 @@ def run(settings: Settings, lifetime: Connection, channel: socket.socket, admin:
     logs.setup("controller", str(os.getpid()), settings.log_dir, logs.controller_file(os.getpid()))
     process.raise_file_limit()
     try:
-        process.run(_Controller(settings, lifetime, channel, admin).run())
+        process.run(_Controller(settings, lifetime, channel, admin, metrics).run())
         code = 0
     except ServdError as error:
         print(f"Error: {error}", file=sys.stderr)
@@ -82,7 +93,14 @@ def run(settings: Settings, lifetime: Connection, channel: socket.socket, admin:
 
 
 class _Controller:
-    def __init__(self, settings: Settings, lifetime: Connection, channel: socket.socket, admin: socket.socket) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        lifetime: Connection,
+        channel: socket.socket,
+        admin: socket.socket,
+        metrics: socket.socket | None,
+    ) -> None:
         self._devices = device_names()
         if settings.num_gpus is None:
             settings = replace(settings, num_gpus=float(len(self._devices)))
@@ -90,6 +108,7 @@ class _Controller:
         self._lifetime = lifetime
         self._channel = channel
         self._admin = admin
+        self._metrics_listener = metrics
         self._clock = SystemClock()
         self._rng = random.Random()
         self._stop_asked = asyncio.Event()
@@ -99,6 +118,7 @@ class _Controller:
         self._rules = rules_for(settings)
         self._tls: ssl.SSLContext | None = None
         self._to_daemon: DaemonChannel
+        self._metrics: MetricsDesk
 
     async def run(self) -> None:
         """Live until the daemon says stop."""
@@ -124,7 +144,8 @@ class _Controller:
         )
         executor = Executor(loop, settings, observed, supervisor, server, lines, channel, control.emit, self._devices)
         stacks = StackRequests(loop, lambda replica_id, wish: server.send(REPLICA, replica_id, wish))
-        news.start(executor, supervisor, server, stacks)
+        metrics = self._metrics = self._metrics_desk(server, observed)
+        news.start(executor, supervisor, server, stacks, metrics)
         # Hellos need an answer at once, admin requests may wait for the imports below
         await server.open(control_socket(settings.socket_dir))
         http = observed.data_plane.http or (goal.http if goal.running else None)
@@ -145,12 +166,14 @@ class _Controller:
         serving = asyncio.create_task(self._serve_admin(control, wanted, shutdown))
         asked = asyncio.create_task(self._stop_asked.wait())
         announcing = asyncio.create_task(self._announce(control))
+        measuring = asyncio.create_task(self._serve_metrics())
         await asyncio.wait([asked, serving], return_when=asyncio.FIRST_COMPLETED)
         if serving.done():
             # it has no reason to end by itself
             await serving
             raise InvariantError("the admin server ended")
         announcing.cancel()
+        measuring.cancel()
         await control.stop(self._stop_timeout_s)
         shutdown.set()
         wanted.set()
@@ -167,8 +190,20 @@ class _Controller:
         if shutdown.is_set():
             return
         app = await asyncio.to_thread(importlib.import_module, "servd.rest.app")
-        self._plane = app.create_app(control, self._rules, os.path.join(settings.state_dir, "code"))
+        code_dir = os.path.join(settings.state_dir, "code")
+        self._plane = app.create_app(control, self._rules, code_dir, self._metrics.text)
         await app.serve(self._plane, sockets, shutdown, self._tls)
+
+    def _metrics_desk(self, server: ControlServer, observed: Observed) -> MetricsDesk:
+        path = os.path.join(self._settings.socket_dir, METRICS_FILE)
+        return MetricsDesk(path, self._clock, server.hellos, server.send, lambda: replica_health(observed))
+
+    async def _serve_metrics(self) -> None:
+        if self._metrics_listener is not None:
+            port = MetricsPort(self._metrics_listener, self._metrics.text)
+            await port.start()
+            logger.info("metrics_listening %s", port)
+        await self._metrics.watch_loop()
 
     async def _announce(self, control: ControlLoop) -> None:
         """Say once when the goal that this controller started with is serving again."""

@@ -112,6 +112,7 @@ class DeploymentTarget:
             graceful_shutdown_timeout_s=float(options["graceful_shutdown_timeout_s"]),
             cancel_on_disconnect=options["cancel_on_disconnect"],
             memory_limit_bytes=options["memory_limit_bytes"] or 0,
+            logging_config=options["logging_config"],
         )
 
 
@@ -179,7 +180,7 @@ def resolve(app: ApplicationGoal, build: BuildResult, code_version: str) -> tupl
 def _target(
     app: ApplicationGoal, built: BuiltDeployment, override: Mapping[str, Any] | None, code_version: str
 ) -> DeploymentTarget:
-    options = _effective_options(built, override or {})
+    options = _effective_options(app, built, override or {})
     actor_options = dict(options["ray_actor_options"])
     own_env = actor_options.pop("runtime_env", None) or {}
     if override is not None or own_env:
@@ -223,7 +224,7 @@ def _threads(actor_options: Mapping[str, Any]) -> list[dict[str, str]]:
     return [variables] if variables else []
 
 
-def _effective_options(built: BuiltDeployment, override: Mapping[str, Any]) -> dict[str, Any]:
+def _effective_options(app: ApplicationGoal, built: BuiltDeployment, override: Mapping[str, Any]) -> dict[str, Any]:
     sent = {key: value for key, value in override.items() if key not in ("name", "route_prefix")}
     if sent.get("num_replicas", 0) is None:
         del sent["num_replicas"]
@@ -231,6 +232,8 @@ def _effective_options(built: BuiltDeployment, override: Mapping[str, Any]) -> d
     options = {**DEFAULTS, **code, **sent}
     options["is_driver_deployment"] = built.is_driver_deployment or options["is_driver_deployment"]
     options["ray_actor_options"] = options["ray_actor_options"] or {}
+    # the innermost one wins, as a whole
+    options["logging_config"] = options.get("logging_config") or app.document.logging_config or {}
     return options
 
 

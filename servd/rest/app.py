@@ -22,8 +22,10 @@ from servd.rest.deployments import deployments_resource, deployments_status_reso
 from servd.rest.exchange import PEER_KEY, STRANGER, BodyWatch, Endpoint, Resource, json_answer
 from servd.rest.openapi import openapi_document
 from servd.rest.own_endpoints import (
+    Metrics,
     application_resource,
     code_resource,
+    metrics_resource,
     scale_resource,
     stack_resource,
     start_resource,
@@ -42,9 +44,9 @@ GRACEFUL_TIMEOUT_S = 3.0
 class AdminApp:
     """The whole admin plane as an ASGI application. The server puts the peer into the scope under `servd.peer`."""
 
-    def __init__(self, plane: ControlPlane, access: AccessRules, code_dir: str) -> None:
+    def __init__(self, plane: ControlPlane, access: AccessRules, code_dir: str, metrics: Metrics) -> None:
         self._access = access
-        self._routes = Routes(routes(plane, code_dir))
+        self._routes = Routes(routes(plane, code_dir, metrics))
 
     def admit_by(self, access: AccessRules) -> None:
         """Use these rules from now on."""
@@ -84,7 +86,7 @@ class AdminApp:
         return await endpoint(request)
 
 
-def routes(plane: ControlPlane, code_dir: str) -> dict[str, Maker]:
+def routes(plane: ControlPlane, code_dir: str, metrics: Metrics) -> dict[str, Maker]:
     """Every path of the admin plane."""
     return {
         "/api/serve/deployments/": lambda: deployments_resource(plane),
@@ -92,6 +94,7 @@ def routes(plane: ControlPlane, code_dir: str) -> dict[str, Maker]:
         "/api/serve/applications/": lambda: applications_resource(plane),
         "/api/ray/version": lambda: {"GET": _version},
         "/api/openapi.json": lambda: {"GET": _openapi},
+        "/metrics": lambda: metrics_resource(metrics),
         "/api/v1/applications/{app}/deployments/{deployment}/scale": lambda app, name: scale_resource(plane, app, name),
         "/api/servd/v1/status": lambda: status_resource(plane),
         "/api/servd/v1/start": lambda: start_resource(plane),
@@ -124,9 +127,9 @@ async def _openapi(_: Request) -> Response:
     return json_answer(openapi_document())
 
 
-def create_app(plane: ControlPlane, access: AccessRules, code_dir: str) -> AdminApp:
-    """The admin plane over `plane`; shipped applications are kept in `code_dir`."""
-    return AdminApp(plane, access, code_dir)
+def create_app(plane: ControlPlane, access: AccessRules, code_dir: str, metrics: Metrics) -> AdminApp:
+    """The admin plane over `plane`; shipped applications are kept in `code_dir`; `metrics` gives Prometheus' text."""
+    return AdminApp(plane, access, code_dir, metrics)
 
 
 async def serve(

@@ -110,6 +110,9 @@ def _documents() -> list[Operation]:
         Operation("delete", v2, "deleteApplications", "Remove everything.", None, _CHANGE, parameters=(_IF_MATCH,)),
         Operation("get", "/api/ray/version", "getVersion", "What 2.5 clients ask first.", _OBJECT),
         Operation("get", "/api/openapi.json", "getOpenapi", "This document.", _OBJECT),
+        Operation(
+            "get", "/metrics", "getMetrics", "Prometheus' text format.", {"type": "string"}, ok_type="text/plain"
+        ),
     ]
 
 

@@ -1,9 +1,10 @@
-"""servd's own endpoints under `/api/servd/v1/`: one application, scale, stacks, shipped code, status with long poll, start."""
+"""servd's own endpoints under `/api/servd/v1/`: one application, scale, stacks, shipped code, metrics, status, start."""
 
 import hashlib
 import hmac
 import os
 import tempfile
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from starlette.requests import Request
@@ -29,6 +30,10 @@ from servd.rest.problems import problem
 from servd.settings import make_private_dir
 
 LONGEST_POLL_S = 60.0
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+Metrics = Callable[[], Awaitable[str]]
+"""Gives the metrics of the instance as Prometheus' text."""
+
 _DIGITS = set("0123456789abcdef")
 
 
@@ -97,6 +102,15 @@ def stack_resource(plane: ControlPlane, replica_id: str) -> Resource:
 
     async def get(_: Request) -> Response:
         return PlainTextResponse(await plane.stack(replica_id) + "\n")
+
+    return {"GET": get}
+
+
+def metrics_resource(text: Metrics) -> Resource:
+    """GET: the metrics of all processes."""
+
+    async def get(_: Request) -> Response:
+        return Response(await text(), media_type=METRICS_TYPE)
 
     return {"GET": get}
 

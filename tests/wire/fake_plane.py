@@ -186,6 +186,9 @@ class FakePlane:
     async def start_instance(self, http: HttpWish, *, origin: str = "") -> int:
         return self._take("start_instance", http, origin)
 
+    async def metrics(self) -> str:
+        return "# TYPE serve_num_http_requests counter\n"
+
     async def delete(self, *, if_match: str | None = None, origin: str = "") -> None:
         self._take("delete", origin, if_match=if_match)
 
@@ -197,7 +200,7 @@ class Server:
         self.plane = plane
         self.unix_path = str(folder / "admin.sock")
         self.code_dir = folder / "code"
-        self._app = create_app(plane, access, str(self.code_dir))
+        self._app = create_app(plane, access, str(self.code_dir), plane.metrics)
         self._tcp = socket.create_server((access.bind_host, 0))
         self._unix = bind_unix(self.unix_path)
         self.port: int = self._tcp.getsockname()[1]
