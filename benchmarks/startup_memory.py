@@ -139,10 +139,10 @@ class Machine:
             found.setdefault(kind, []).append(int(re.search(r"^Pss: +(\d+)", text, re.M)[1]) / 1000)  # type: ignore[index]
         return found
 
-    def logged(self, file: str, word: str) -> list[datetime]:
-        """When lines with `word` were logged, in files whose name begins with `file`, in order."""
-        lines = [line for path in Path(self.state_dir, "logs").rglob(f"{file}*") for line in path.open()]
-        stamps = [re.search(r"\d{4}-\d\d-\d\d[ T](\d\d:\d\d:\d\d[.,]\d+)", line) for line in lines if word in line]
+    def logged(self, word: str) -> list[datetime]:
+        """When lines with `word` were logged, in order."""
+        lines = {line for path in Path(self.state_dir, "logs").rglob("*.log") for line in path.open() if word in line}
+        stamps = [re.search(r"\d{4}-\d\d-\d\d[ T](\d\d:\d\d:\d\d[.,]\d+)", line) for line in lines]
         return sorted(datetime.strptime(s[1].replace(",", "."), "%H:%M:%S.%f") for s in stamps if s)
 
 
@@ -215,13 +215,9 @@ def _scale(machine: Machine, note: Callable[[str, float], None]) -> None:
     machine.deploy(REPLICAS)
     span = until(lambda: machine.running_replicas() == REPLICAS, begin, 0.005)
     note(f"1 to {REPLICAS} replicas, ms", span * 1000)
-    ordered = machine.logged("controller", "plan ")
-    running = machine.logged("replica", "replica_running")
-    if ordered and len(running) >= REPLICAS:
-        # the last plan before the first of the new ones ran is the order of them all
-        order = max(stamp for stamp in ordered if stamp <= running[-REPLICAS + 1])
-        note("replica ready after the order, first of 7, ms", (running[-REPLICAS + 1] - order).total_seconds() * 1000)
-        note("replica ready after the order, last of 7, ms", (running[-1] - order).total_seconds() * 1000)
+    order, running = machine.logged("StartReplica=")[-1], machine.logged("replica_running")
+    for name, stamp in (("first", running[1 - REPLICAS]), ("last", running[-1])):
+        note(f"ready after the order, {name} of {REPLICAS - 1}, ms", (stamp - order).total_seconds() * 1000)
     # the build of the new document leaves when it turns out to be the one that runs
     until(lambda: len(machine.memory_mb().get("fork_server", ())) == 1, begin, 0.05)
     eight = machine.memory_mb()
