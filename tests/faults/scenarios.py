@@ -181,8 +181,8 @@ def fork_server_kills_in_updates(directory: Path, times: int) -> Outcome:
         def update_and_kill(number: int) -> None:
             stage.put(version=number, replicas=rng.choice([2, 3, 4]))
             block_for(rng.uniform(0.0, 1.0))
-            for pid in rng.sample(stage.daemon.pids("fork server"), 1):
-                stage.kill(pid)
+            # a very young one has no title yet
+            stage.kill(rng.choice(eventually(lambda: stage.daemon.pids("fork server"))))
             stage.wait()
 
         outcome = _under_load("kill -9 fork server in update", stage, times, update_and_kill)
