@@ -19,6 +19,9 @@ Place = Callable[[tuple[str | int, ...]], str]
 MAX_DEPTH = 100
 """Levels of nesting in a document; deeper ones are refused before anything recurses into them."""
 
+MAX_PROBLEMS = 1000
+"""Problems that are told one by one: nobody reads more."""
+
 _LONGEST_VALUE = 80
 
 
@@ -90,8 +93,9 @@ class Document(BaseModel):
         if key in cls.hints:
             return f"servd has no {key}" + (f": {cls.hints[key]}" if cls.hints[key] else "")
         near = difflib.get_close_matches(key.lower(), [*cls.model_fields, *cls.later_names], n=1, cutoff=0.6)
-        meant = f", did you mean {near[0]!r}?" if near else ";"
-        return f"unknown key{meant} {cls.__name__} has {', '.join(cls.model_fields)}"
+        if near:
+            return f"unknown key, did you mean {near[0]!r}?"
+        return f"unknown key; {cls.__name__} has {', '.join(cls.model_fields)}"
 
 
 def _detail(loc: tuple[str | int, ...], kind: str, reason: str, given: Any) -> InitErrorDetails:
@@ -148,12 +152,14 @@ def problems_text(error: ValidationError, place: Place | None = None) -> str:
     """Model name, number of problems, then one line each: place, reason, value."""
     found = error.errors(include_url=False)
     lines = [f"{error.title}: {len(found)} {'problem' if len(found) == 1 else 'problems'}"]
-    for problem in found:
+    for problem in found[:MAX_PROBLEMS]:
         dotted = ".".join(str(key) for key in problem["loc"]) or "(top level)"
         where = f"{place(problem['loc'])}: {dotted}" if place else dotted
         reason = str(problem["msg"]).removeprefix("Value error, ")
         given = "" if problem["type"] == "missing" else f" (got {_shortened(problem['input'])})"
         lines.append(f"  {where}: {reason}{given}")
+    if len(found) > MAX_PROBLEMS:
+        lines.append(f"  and {len(found) - MAX_PROBLEMS} more")
     return "\n".join(lines)
 
 

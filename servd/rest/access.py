@@ -106,6 +106,8 @@ def _netloc(origin: str) -> str:
 
 def _host_name(host: str) -> str:
     """Host header without port and brackets, lower case; "?" for nonsense."""
+    if set(host) & set("@/?#\\ "):
+        return "?"
     try:
         return urlsplit(f"//{host}").hostname or "?"
     except ValueError:

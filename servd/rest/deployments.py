@@ -12,7 +12,7 @@ from servd.rest.exchange import (
     is_dry_run,
     json_answer,
     origin,
-    parse_json,
+    parsed,
     read_body,
     until_listening,
 )
@@ -26,7 +26,7 @@ def deployments_resource(plane: ControlPlane) -> Resource:
     async def put(request: Request) -> Response:
         body = await read_body(request)
         condition = if_match(request, plane)
-        document = parse_v1(parse_json(body))
+        document = await parsed(body, parse_v1)
         if is_dry_run(request):
             return plan_answer(await plane.plan(document, if_match=condition))
         await plane.put(document, if_match=condition, origin=origin(request))

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -16,12 +16,15 @@ from servd.rest.peers import Peer
 from servd.rest.problems import MAX_BODY_BYTES, BodyTooLargeError
 from servd.states import ProxyLocation
 
+T = TypeVar("T")
+
 Endpoint = Callable[[Request], Awaitable[Response]]
 Resource = dict[str, Endpoint]
 """Verb -> endpoint of one path. HEAD goes where GET goes."""
 
 _DISCARD_BYTES = 16 * MAX_BODY_BYTES
 _DISCARD_S = 5.0
+_LARGE_BODY_BYTES = 64 * 1024
 LISTEN_LIMIT_S = 60.0
 PEER_KEY = "servd.peer"
 """Where the server puts the `Peer` of a connection into the ASGI scope."""
@@ -108,7 +111,9 @@ def parse_json(body: bytes) -> Any:
     if not body.strip():
         raise ConfigError("the request body is empty (line 1 column 1): send a JSON object")
     try:
-        return json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
+        return json.loads(
+            body.decode("utf-8"), parse_constant=_refuse_constant, object_pairs_hook=_object_without_repeats
+        )
     except json.JSONDecodeError as error:
         raise ConfigError(f"the request body is not valid JSON: {error}") from None
     except UnicodeDecodeError as error:
@@ -117,6 +122,26 @@ def parse_json(body: bytes) -> Any:
         raise ConfigError("the request body is nested too deeply") from None
     except ValueError as error:
         raise ConfigError(f"the request body is not valid JSON: {error}") from None
+
+
+async def parsed(body: bytes, parse: Callable[[Any], T]) -> T:
+    """What `parse` makes of the JSON in `body`; a large body is parsed beside the loop, which has processes to tend.
+
+    Raises:
+        ConfigError: as `parse_json`, or what `parse` finds.
+    """
+    if len(body) < _LARGE_BODY_BYTES:
+        return parse(parse_json(body))
+    return await asyncio.to_thread(lambda: parse(parse_json(body)))
+
+
+def _object_without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        repeated = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {repeated!r} comes twice in one object")
+    return found
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -39,6 +39,8 @@ def server(tmp_path: Path) -> Iterator[Server]:
         (OWN, {"host": "evil.example"}, 403),
         (OWN, {"host": "127.0.0.1.evil.example"}, 403),
         (OWN, {"host": ""}, 403),
+        (OWN, {"host": "evil.example@localhost"}, 403),
+        (OWN, {"host": "localhost/evil"}, 403),
         (OWN, {"host": "[::1"}, 403),
         (OWN, {"host": "localhost:1", "origin": "http://localhost:1"}, None),
         (OWN, {"host": "localhost:1", "origin": "http://evil.example"}, 403),
