@@ -54,7 +54,8 @@ class Caller:
         self._last_id = 0
         self._budget = RetryBudget()
         self._now = SystemClock().now
-        self._calls: dict[tuple[str, str, str], int] = {}
+        self._calls: dict[tuple[str, str], int] = {}
+        self._apps: dict[str, str] = {}
         self.max_retries = max_retries_setting()
         self._timer = loop.call_later(_TURN_S, self._turn)
 
@@ -85,7 +86,7 @@ class Caller:
             oldest = next(iter(router.line.copy()), None)
             age_s = max(now - oldest.waits_since, 0.0) if oldest is not None else 0.0
             lines.append((name, router.targets.app, len(router.line), age_s))
-        return [*handle_families(self._calls.copy()), *queue_families(lines)]
+        return [*handle_families(self._calls.copy(), self._apps), *queue_families(lines)]
 
     def subscriptions(self) -> tuple[str, ...]:
         """Full names that handle calls went to."""
@@ -126,7 +127,7 @@ class Caller:
         ticket = CallTicket(self.loop, self.cancel, method, parts, context, stream, model_id, deadline)
         self.subscribe(deployment)
         router = self.router_of(deployment)
-        key = (deployment, context.route, router.targets.app)
+        key = (deployment, context.route)
         self._calls[key] = self._calls.get(key, 0) + 1
         self.submit(ticket, router)
         return ticket
@@ -271,6 +272,8 @@ class Caller:
 
     def _apply(self, targets: DeploymentTargets) -> None:
         router = self.router_of(targets.deployment)
+        if targets.app:
+            self._apps[targets.deployment] = targets.app
         new, gone = router.update(targets)
         for candidate in gone:
             if candidate.peer is not None:

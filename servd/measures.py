@@ -123,11 +123,11 @@ def replica_families(found: Mapping[Key, Series], **tags: str) -> list[MetricFam
     return sums.families()
 
 
-def handle_families(sent: Mapping[tuple[str, str, str], int]) -> list[MetricFamily]:
-    """Calls that handles of this process sent. sent: (deployment, route, application) -> number."""
+def handle_families(sent: Mapping[tuple[str, str], int], apps: Mapping[str, str]) -> list[MetricFamily]:
+    """Calls that handles of this process sent. sent: (deployment, route) -> number; apps: deployment -> application."""
     sums = Sums()
-    for (deployment, route, app), number in sent.items():
-        _count_routed(sums, number, deployment, route, app)
+    for (deployment, route), number in sent.items():
+        _count_routed(sums, number, deployment, route, apps.get(deployment, ""))
     return sums.families()
 
 

@@ -5,8 +5,10 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
+from servd.clock import SystemClock
 from servd.context import RequestContext
-from servd.records import BODY, CREDIT, CREDIT_BYTES, END, EVENT, HEAD, RESPONSE
+from servd.records import BODY, CREDIT, CREDIT_BYTES, END, EVENT, HEAD, REPLICA_TIMING, RESPONSE
+from servd.settings import is_on
 
 if TYPE_CHECKING:
     from servd.replica.replica_server import CallerPeer
@@ -17,6 +19,8 @@ _DROPPED_HEADERS = frozenset(
 )
 _EVENT_COST_BYTES = 64
 _MAX_BLOCKS = 512
+_IS_TIMED = is_on("HTTP_SERVER_TIMING")
+_now = SystemClock().now
 
 Headers = Iterable[tuple[bytes, bytes]]
 Message = dict[str, Any]
@@ -66,6 +70,7 @@ class HttpExchange:
     _writer: asyncio.Future[None] | None = None
     _credit = CREDIT_BYTES
     _taken = 0
+    _began = 0.0
 
     def __init__(
         self, peer: "CallerPeer", call_id: int, scope: dict[str, Any], context: RequestContext, body: Any
@@ -75,6 +80,8 @@ class HttpExchange:
         self.scope = scope
         self.context = context
         self.body = body
+        if _IS_TIMED:
+            self._began = _now()
 
     def __repr__(self) -> str:
         return f"HttpExchange({self.scope.get('method', 'WEBSOCKET')} {self.scope['path']} id={self.call_id})"
@@ -241,6 +248,8 @@ class HttpExchange:
             if len(_blocks) >= _MAX_BLOCKS:
                 _blocks.clear()
             _blocks[keep_length, pairs] = block
+        if _IS_TIMED:
+            block += b"%b%.2f\r\n" % (REPLICA_TIMING, (_now() - self._began) * 1000)
         return block
 
 

@@ -1,0 +1,244 @@
+"""Logs, metrics and timings of a whole daemon."""
+
+import http.client
+import json
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from servd.measures import CONTRACT
+from tests.system.running_daemon import RunningDaemon, a_daemon, eventually, free_port, settings_in
+
+pytestmark = pytest.mark.slow
+
+SHOP = """
+import logging
+import logging.config
+from servd import deployment
+from servd.context import get_multiplexed_model_id
+from servd.metrics import Counter, Histogram
+from servd.multiplex import multiplexed
+
+logging.config.dictConfig({
+    "version": 1,
+    "formatters": {"own": {"format": "OWN %(message)s"}},
+    "handlers": {"own": {"class": "logging.StreamHandler", "formatter": "own"}},
+    "root": {"handlers": ["own"], "level": "INFO"},
+})
+SOLD = Counter("shop_sold", "What was sold.", tag_keys=("route",))
+
+@deployment
+class Price:
+    async def of(self, name):
+        logging.getLogger("ray.serve").info("asked for %s", name)
+        return len(name)
+
+@deployment
+class Shop:
+    def __init__(self, price):
+        self.price = price
+        self.wait = Histogram("shop_wait", "Waits.", boundaries=[1, 10])
+
+    @multiplexed(max_num_models_per_replica=1)
+    async def model(self, name):
+        return name
+
+    async def __call__(self, request):
+        logging.getLogger("mine").info("hello from mine")
+        if request.url.path == "/fail":
+            raise RuntimeError("as told")
+        if get_multiplexed_model_id():
+            await self.model(get_multiplexed_model_id())
+        SOLD.inc()
+        self.wait.observe(3)
+        return str(await self.price.of.remote("apple"))
+
+app = Shop.bind(Price.bind())
+"""
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDaemon]:
+    directory = tmp_path_factory.mktemp("daemon")
+    code = directory / "code"
+    code.mkdir()
+    (code / "shop.py").write_text(SHOP)
+    settings = replace(settings_in(directory), metrics_port=free_port())
+    with a_daemon(settings, {"SERVD_HTTP_SERVER_TIMING": "1"}) as running:
+        running.deploy(code, "shop:app")
+        yield running
+
+
+def put(daemon: RunningDaemon, **document: object) -> None:
+    code = str(Path(daemon.settings.start_dir) / "code")
+    body = {"import_path": "shop:app", "runtime_env": {"working_dir": code}, **document}
+    assert daemon.ask("PUT", "/api/serve/deployments/", body) == (200, "")
+    daemon.wait_until_running()
+
+
+def metrics(daemon: RunningDaemon) -> str:
+    code, text = daemon.ask("GET", "/metrics")
+    assert code == 200, text
+    return str(text)
+
+
+def total(text: str, name: str, **labels: str) -> float:
+    """Sum of the samples of a metric with these labels."""
+    return sum(
+        sample.value
+        for found in text_string_to_metric_families(text)
+        for sample in found.samples
+        if sample.name in (name, f"{name}_total") and labels.items() <= sample.labels.items()
+    )
+
+
+def log_lines(daemon: RunningDaemon, prefix: str) -> list[str]:
+    folder = Path(daemon.settings.log_dir) / "serve"
+    return [line for path in folder.glob(f"{prefix}*") for line in path.read_text().splitlines()]
+
+
+def request(daemon: RunningDaemon, path: str = "/", request_id: str = "", model: str = "") -> http.client.HTTPResponse:
+    headers = {"X-Request-ID": request_id, "serve_multiplexed_model_id": model}
+    connection = http.client.HTTPConnection("127.0.0.1", daemon.settings.http_port or 0, timeout=20)
+    connection.request("GET", path, headers={name: value for name, value in headers.items() if value})
+    response = connection.getresponse()
+    response.read()
+    connection.close()
+    return response
+
+
+def test_requests_are_counted_at_once_by_every_process(daemon: RunningDaemon) -> None:
+    before = metrics(daemon)
+    for _ in range(3):
+        assert request(daemon).status == 200
+    assert request(daemon, "/fail").status == 500
+    assert request(daemon, "/-/healthz").status == 200
+    text = metrics(daemon)
+
+    def grown(name: str, **labels: str) -> float:
+        return total(text, name, **labels) - total(before, name, **labels)
+
+    app = {"route": "/", "application": "default"}
+    assert grown("serve_num_http_requests", method="GET", status_code="200", **app) == 3
+    assert grown("serve_num_http_requests", route="/-/healthz") == 1
+    assert grown("serve_num_http_error_requests", error_code="500", route="/") == 1
+    assert grown("serve_num_deployment_http_error_requests", deployment="default_Shop", **app) == 1
+    assert grown("serve_http_request_latency_ms_count", **app) == 4
+    assert grown("serve_num_router_requests", deployment="default_Shop", **app) == 4
+    assert grown("serve_handle_request_counter", deployment="default_Price", **app) == 3
+    shop = {"deployment": "default_Shop", "application": "default"}
+    assert grown("serve_deployment_request_counter", **shop) == 3
+    assert grown("serve_deployment_error_counter", **shop) == 1
+    assert grown("serve_deployment_processing_latency_ms_count", **shop) == 4
+    assert grown("serve_deployment_request_counter", deployment="default_Price", route="/") == 3
+    assert total(text, "serve_deployment_replica_healthy") == 2
+    assert total(text, "serve_deployment_replica_starts", **shop) >= 1
+    assert total(text, "serve_replica_processing_queries") == 0
+    assert "serve_event_loop_lag_ms{" in text
+    # the user's
+    assert grown("shop_sold", route="/", **shop) == 3
+    assert grown("shop_wait_sum", **shop) == 9
+
+
+def test_models_are_counted(daemon: RunningDaemon) -> None:
+    for model in ("a", "b", "b"):
+        assert request(daemon, model=model).status == 200
+    text = metrics(daemon)
+    assert total(text, "serve_multiplexed_models_load_counter") == 2
+    assert total(text, "serve_multiplexed_models_unload_counter") == 1
+    assert total(text, "serve_num_multiplexed_models") == 1
+
+
+def test_the_metrics_port_serves_nothing_else(daemon: RunningDaemon) -> None:
+    def ask(verb: str, path: str, **headers: str) -> tuple[int, str]:
+        connection = http.client.HTTPConnection("127.0.0.1", daemon.settings.metrics_port or 0, timeout=20)
+        connection.request(verb, path, headers=headers)
+        response = connection.getresponse()
+        answer = response.status, response.read().decode()
+        connection.close()
+        return answer
+
+    code, text = ask("GET", "/metrics")
+    assert code == 200
+    assert {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")} >= set(CONTRACT)
+    assert ask("GET", "/api/servd/v1/status")[0] == 404
+    assert ask("POST", "/metrics")[0] == 405
+    assert ask("GET", "/metrics", Host="evil.example")[0] == 403
+
+
+def test_where_the_time_went(daemon: RunningDaemon) -> None:
+    response = request(daemon)
+    timing = response.getheader("server-timing") or ""
+    figures = {name: float(value) for name, _, value in (part.strip().partition(";dur=") for part in timing.split(","))}
+    assert set(figures) == {"queue", "route", "replica"}
+    assert all(0 <= value < 10_000 for value in figures.values())
+    assert figures["replica"] > 0
+
+
+def test_every_request_has_its_lines(daemon: RunningDaemon) -> None:
+    assert request(daemon, request_id="find-me").status == 200
+    assert request(daemon, "/nowhere/-/", request_id="find-me-too").status == 200
+
+    def lines(prefix: str, what: str) -> list[str]:
+        return [line for line in log_lines(daemon, prefix) if f" {what} " in line]
+
+    (proxy_line,) = eventually(lambda: lines("http_proxy_127.0.0.1", "find-me"))
+    assert " find-me / default http1_answer.py:" in proxy_line
+    assert " - GET 200 " in proxy_line
+    assert proxy_line.endswith("ms")
+    (shop_line,) = eventually(lambda: lines("deployment_default_Shop", "find-me"))
+    assert " - __call__ OK " in shop_line
+    own, access = eventually(lambda: (found := lines("deployment_default_Price", "find-me")) and found[1:] and found)
+    assert own.endswith(" - asked for apple")
+    assert " - of OK " in access
+    # the user's own logging goes where the user sends it, and nowhere else
+    assert "OWN hello from mine" in daemon.errors
+    assert not [line for line in log_lines(daemon, "deployment_") if "hello from mine" in line]
+
+
+def test_counters_never_go_backwards(daemon: RunningDaemon) -> None:
+    names = ("serve_num_http_requests", "serve_deployment_request_counter", "shop_sold")
+    for _ in range(5):
+        assert request(daemon).status == 200
+    before = metrics(daemon)
+    for title in ("replica default_Shop", "proxy 0", "controller"):
+        (old,) = daemon.pids(title)
+        os.kill(old, signal.SIGKILL)
+        eventually(lambda title=title, old=old: daemon.pids(title) not in ([], [old]))
+        daemon.wait_until_running()
+        eventually(lambda: daemon.status()["http"]["listening"])
+        after = metrics(daemon)
+        for name in names:
+            assert total(after, name) >= total(before, name), (title, name)
+        before = after
+    assert request(daemon).status == 200
+    assert total(metrics(daemon), names[0]) == total(before, names[0]) + 1
+
+
+def test_logging_config_reaches_everybody(daemon: RunningDaemon) -> None:
+    quiet = {"name": "Price", "logging_config": {"enable_access_log": False}}
+    pids = daemon.pids("replica")
+    put(daemon, logging_config={"encoding": "JSON"}, deployments=[quiet])
+    assert daemon.pids("replica") == pids
+
+    def fields(prefix: str, request_id: str) -> list[dict[str, object]]:
+        found = [json.loads(line) for line in log_lines(daemon, prefix) if line.startswith("{")]
+        return [one for one in found if one.get("request_id") == request_id]
+
+    def has_arrived() -> bool:
+        # the replicas hear of it a moment after the proxies
+        request(daemon, request_id="find-json")
+        return bool(fields("http_proxy_", "find-json") and fields("deployment_default_Shop", "find-json"))
+
+    eventually(has_arrived)
+    request(daemon, request_id="find-quiet")
+    (one,) = eventually(lambda: fields("http_proxy_", "find-quiet"))
+    assert (one["route"], one["application"], str(one["message"])[:8]) == ("/", "default", "GET 200 ")
+    eventually(lambda: fields("deployment_default_Shop", "find-quiet"))
+    (line,) = [line for line in log_lines(daemon, "deployment_default_Price") if " find-quiet " in line]
+    assert line.endswith(" - asked for apple")
