@@ -11,6 +11,7 @@ from typing import Any, Protocol, TextIO
 from servd.clock import SystemClock
 
 _COLOUR_CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+_FRAME = re.compile(r"Traceback \(most recent call last\)|(^|\s)File \"")
 _COLOURS = {
     "RUNNING": "green",
     "HEALTHY": "green",
@@ -99,7 +100,7 @@ def status_rows(status: dict[str, Any], apps: Iterable[str], now: float) -> list
     for name in apps:
         app = status["applications"][name]
         age = _age(now - app["last_deployed_time_s"])
-        rows.append((name, "", app["status"], age, app["route_prefix"] or "not routed", _first_line(app["message"])))
+        rows.append((name, "", app["status"], age, app["route_prefix"] or "not routed", _gist(app["message"])))
         for deployment in app["deployments"].values():
             replicas = deployment["replicas"]
             running = [replica for replica in replicas if replica["state"] == "RUNNING"]
@@ -116,23 +117,25 @@ def status_rows(status: dict[str, Any], apps: Iterable[str], now: float) -> list
 def _reason(deployment: dict[str, Any]) -> str:
     """Why a deployment is not as it should be."""
     if deployment["message"]:
-        return _first_line(deployment["message"])
+        return _gist(deployment["message"])
     unwell = [replica["message"] for replica in deployment["replicas"] if replica.get("message")]
     if unwell:
-        return _first_line(unwell[0])
+        return _gist(unwell[0])
     dead = deployment["recent_dead_replicas"]
     if dead and deployment["status"] != "HEALTHY":
-        return _first_line(f"{dead[-1]['replica_id']} died: {dead[-1]['reason']}")
+        return _gist(f"{dead[-1]['replica_id']} died: {dead[-1]['reason']}")
     return deployment["status_trigger"] if deployment["status"] != "HEALTHY" else ""
 
 
-def _first_line(message: str) -> str:
-    """The line that says most: the last one of a traceback, else the first."""
-    lines = [line.strip() for line in without_colours(message).strip().splitlines() if line.strip()]
-    if not lines:
-        return ""
-    is_traceback = any(line.startswith("Traceback (most recent call last)") for line in lines)
-    return lines[-1] if is_traceback else lines[0]
+def _gist(message: str) -> str:
+    """The line that says most: of a traceback its error, else the last error that is quoted, else the first line."""
+    lines = [line.rstrip() for line in without_colours(message).strip().splitlines() if line.strip()]
+    frames = [number for number, line in enumerate(lines) if _FRAME.search(line)]
+    if frames:
+        # below the frames: source lines are indented, the error is not; hints may follow it
+        return next((line for line in lines[frames[-1] + 1 :] if not line.startswith(" ")), lines[-1].strip())
+    quoted = [number for number, line in enumerate(lines) if line.endswith("Last error:")]
+    return next(iter(lines[quoted[-1] + 1 :] if quoted else lines), "").strip()
 
 
 def _age(seconds: float) -> str:
@@ -198,15 +201,11 @@ class PlainLines:
             self._shown[key] = row
             name = f"{row.app}/{row.deployment}" if row.deployment else row.app
             replicas = f" {row.replicas} replicas" if row.deployment else ""
-            print(f"{name}: {row.status}{replicas}{_short(row.message)}", file=self._stream, flush=True)
+            reason = f" - {_gist(row.message)}" if row.message.strip() else ""
+            print(f"{name}: {row.status}{replicas}{reason}", file=self._stream, flush=True)
 
     def close(self) -> None:
         pass
-
-
-def _short(message: str) -> str:
-    lines = without_colours(message).strip().splitlines()
-    return f" - {lines[-1].strip()}" if lines else ""
 
 
 class LiveTable:
@@ -227,7 +226,7 @@ class LiveTable:
         table = self._table("application", "deployment", "status", "replicas", "message", box=None)
         for row in rows:
             status = self._text(row.status, style=_COLOURS.get(row.status, "cyan"))
-            message = self._text(_short(row.message).removeprefix(" - "))
+            message = self._text(_gist(row.message))
             app = self._text(row.app if not row.deployment else "")
             table.add_row(app, self._text(row.deployment), status, row.replicas, message)
         self._live.update(table)
