@@ -70,7 +70,8 @@ class GoalStore:
             max_pages: bound on the size of the store, pages of 4 KiB; None = the disk's.
 
         Raises:
-            StateError: the store is damaged, emptied, gone though there was one, or of a newer servd. It says what to do.
+            StateError: the store cannot be opened, is damaged, emptied, gone though there was one, or of a newer servd.
+                It says what to do.
         """
         path = Path(state_dir) / STORE_NAME
         marker = Path(state_dir) / MARKER_NAME
@@ -78,7 +79,10 @@ class GoalStore:
             if marker.exists():
                 raise _refusal(path, "it is gone, though this directory was in use")
             _create(path)
-        store = cls(_connect(path), path)
+        try:
+            store = cls(_connect(path), path)
+        except sqlite3.Error as error:
+            raise _refusal(path, str(error)) from error
         try:
             store._check(max_pages)
         except (sqlite3.Error, ValueError, KeyError, TypeError) as error:

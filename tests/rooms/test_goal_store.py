@@ -136,6 +136,11 @@ def remove(file: Path) -> None:
     file.unlink()
 
 
+def become_a_folder(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
 def lose_a_row(file: Path) -> None:
     with sqlite3.connect(file) as connection:
         connection.execute("DELETE FROM revisions WHERE revision = 7")
@@ -151,8 +156,8 @@ def come_from_the_future(file: Path) -> None:
 @pytest.mark.parametrize(
     "damage",
     [
-        break_header, halve, replace_by_text, change_inside_a_row, empty, remove, lose_a_row,
-        come_from_the_future,
+        break_header, halve, replace_by_text, change_inside_a_row, empty, remove, become_a_folder,
+        lose_a_row, come_from_the_future,
     ],
 )  # fmt: skip
 def test_damage_is_refused_with_the_file_and_a_way_out(tmp_path: Path, damage: Callable[[Path], None]) -> None:
