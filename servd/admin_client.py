@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
+from servd.console import warn
 from servd.exceptions import ConfigError, ServdError, TransportError
 from servd.settings import DEFAULT_ADMIN_PORT, admin_socket, default_state_dir, socket_dir_for
 
@@ -66,7 +67,7 @@ def find_address(given: str | None = None, state_dir: str | None = None) -> str:
     """Address of the daemon: the first that is given.
 
     Order: `given`, the variables of `ADDRESS_VARIABLES`, the Unix socket of the state directory if a daemon answers
-    there, `http://localhost:52365`.
+    there, `http://localhost:52365`; a line on stderr says when that stands in for a state directory that was named.
 
     Raises:
         ConfigError: that address is malformed.
@@ -74,15 +75,21 @@ def find_address(given: str | None = None, state_dir: str | None = None) -> str:
     for address in (given, *(os.environ.get(name) for name in ADDRESS_VARIABLES)):
         if address:
             return check_address(address)
-    path = admin_socket(socket_dir_for(state_dir or default_state_dir()))
-    return f"unix://{path}" if _answers(path) else DEFAULT_ADDRESS
+    folder = state_dir or default_state_dir()
+    path = admin_socket(socket_dir_for(folder))
+    if _answers(socket.AF_UNIX, path):
+        return f"unix://{path}"
+    is_chosen = state_dir is not None or bool(os.environ.get("SERVD_STATE_DIR"))
+    if is_chosen and _answers(socket.AF_INET, ("127.0.0.1", DEFAULT_ADMIN_PORT)):
+        warn(f"no daemon answers on {folder}: turning to the one at {DEFAULT_ADDRESS}")
+    return DEFAULT_ADDRESS
 
 
-def _answers(path: str) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+def _answers(family: socket.AddressFamily, address: str | tuple[str, int]) -> bool:
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
         try:
             probe.settimeout(2.0)
-            probe.connect(path)
+            probe.connect(address)
         except OSError:
             return False
     return True
@@ -152,7 +159,13 @@ class AdminClient:
 
     def probe(self) -> dict[str, Any]:
         """Version of what answers."""
-        found: dict[str, Any] = self.request("GET", "/api/ray/version").json()
+        try:
+            found: dict[str, Any] = self.request("GET", "/api/ray/version").json()
+        except RefusedError as error:
+            if error.status != 404:
+                raise
+            hint = f"no admin API there: its port is {DEFAULT_ADMIN_PORT} unless --admin-port chose another"
+            raise RefusedError(404, f"{error.text} ({hint})") from error
         return found
 
     def put(self, document: Any, *, multi_app: bool) -> None:
