@@ -75,7 +75,8 @@ class AlreadyRunningError(ServdError):
         self.state_dir, self.pid = state_dir, pid
 
     def __str__(self) -> str:
-        return f"a daemon already runs on {self.state_dir}: pid {self.pid} (stop it with `servd stop`)"
+        stop = f"servd stop --state-dir {self.state_dir}"
+        return f"a daemon already runs on {self.state_dir}: pid {self.pid} (stop it with `{stop}`)"
 
 
 class DeployError(ServdError):
