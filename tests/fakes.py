@@ -1,8 +1,10 @@
 """Stand-ins for the user's code and for the controller, with real sockets and processes around them."""
 
 import asyncio
+import atexit
 import contextlib
 import random
+import shutil
 import socket
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -49,8 +51,10 @@ class FakeUser:
 
 
 def new_address() -> str:
-    """A ZeroMQ address that nobody uses."""
-    return f"ipc://{tempfile.mkdtemp(prefix='servd-test-')}/r"
+    """A ZeroMQ address that nobody uses; its folder goes when the tests end."""
+    folder = tempfile.mkdtemp(prefix="servd-test-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return f"ipc://{folder}/r"
 
 
 def targets_for(*addresses: str, deployment: str = "app_Echo", **options: Any) -> DeploymentTargets:
