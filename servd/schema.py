@@ -87,10 +87,10 @@ class HTTPOptionsSchema(Document):
     hints: ClassVar[Mapping[str, str]] = {
         "request_timeout_s": "set request_timeout_s of the ingress deployment",
         "keep_alive_timeout_s": "",
-        "ssl_keyfile": "put a TLS terminator in front",
-        "ssl_certfile": "put a TLS terminator in front",
-        "ssl_keyfile_password": "put a TLS terminator in front",
-        "ssl_ca_certs": "put a TLS terminator in front",
+        "ssl_keyfile": "use `servd start --http-tls-cert FILE --http-tls-key FILE`",
+        "ssl_certfile": "use `servd start --http-tls-cert FILE --http-tls-key FILE`",
+        "ssl_keyfile_password": "give a key without a passphrase to `servd start --http-tls-key FILE`",
+        "ssl_ca_certs": "put a TLS terminator that checks client certificates in front",
         "middlewares": "wrap the application's own ASGI app in the middleware",
         "location": "set proxy_location at the top level",
     }

@@ -8,12 +8,14 @@ import signal
 import socket
 import ssl
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from servd.admin_client import AdminClient, RefusedError
+from servd.schema import parse_v2
 from servd.settings import admin_socket
 from tests.system.running_daemon import ECHO, RunningDaemon, a_daemon, eventually, settings_in
 
@@ -80,6 +82,9 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
             check=True, capture_output=True, timeout=30,
         )  # fmt: skip
     return folder
+
+
+QUICK_ECHO = ECHO.replace("num_replicas=2", "num_replicas=2, graceful_shutdown_wait_loop_s=0.01")
 
 
 def client_of(daemon: RunningDaemon) -> AdminClient:
@@ -200,7 +205,7 @@ def test_history_rollback_scale_and_stacks_of_a_real_instance(tmp_path: Path) ->
     settings = settings_in(tmp_path)
     with a_daemon(settings) as daemon:
         client = client_of(daemon)
-        deploy(daemon, tmp_path / "code", ECHO)
+        deploy(daemon, tmp_path / "code", QUICK_ECHO)
         daemon.wait_until_running()
         first = set(daemon.pids("replica"))
         document = {
@@ -210,7 +215,7 @@ def test_history_rollback_scale_and_stacks_of_a_real_instance(tmp_path: Path) ->
         }
         plan = client.plan(document, multi_app=False)["applications"]["default"]
         assert plan["deployments"]["default_Echo"]["action"] == "reconfigured"
-        (tmp_path / "code" / "site_app.py").write_text(ECHO.replace("str(os.getpid())", "'second'"))
+        (tmp_path / "code" / "site_app.py").write_text(QUICK_ECHO.replace("str(os.getpid())", "'second'"))
         plan = client.plan(document, multi_app=False)["applications"]["default"]
         assert plan["deployments"]["default_Echo"]["action"] == "restarted"
         assert plan["fields"] == [f"source files in file://{tmp_path}/code"]
@@ -243,6 +248,24 @@ def test_history_rollback_scale_and_stacks_of_a_real_instance(tmp_path: Path) ->
         assert len(daemon.pids("replica")) == 3
         client_of(daemon).put(json.loads(json.dumps(document | {"deployments": []})), multi_app=False)
         eventually(lambda: len(daemon.pids("replica")) == 2)
+
+
+def test_documents_at_once_are_all_durable_and_none_is_a_mixture(tmp_path: Path) -> None:
+    def document(number: int) -> dict[str, Any]:
+        apps = [{"name": f"p{number}-{i}", "route_prefix": f"/{i}", "import_path": "no.such:app"} for i in range(3)]
+        return {"applications": apps}
+
+    with a_daemon(settings_in(tmp_path)) as daemon:
+        client = client_of(daemon)
+        with ThreadPoolExecutor(6) as pool:
+            list(pool.map(lambda number: client.put(document(number), multi_app=True), range(6)))
+        found = [client.revision(item["revision"])["document"] for item in client.revisions(10)["revisions"]]
+        assert sorted(json.dumps(item) for item in found) == sorted(json.dumps(stored(document(i))) for i in range(6))
+        eventually(lambda: set(client.status()["applications"]) == {app["name"] for app in found[0]["applications"]})
+
+
+def stored(document: dict[str, Any]) -> dict[str, Any]:
+    return parse_v2(document).stored
 
 
 def stack_of(client: AdminClient, path: str) -> str:

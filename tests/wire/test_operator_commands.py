@@ -1,7 +1,9 @@
 """The commands that operators use, against a fake control plane behind the real admin server."""
 
+import contextlib
 import json
 import os
+import pty
 import re
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from servd.console import without_colours
 from servd.rest.access import AccessRules
 from servd.states import ApplicationStatus, DeployMode
 from tests.wire.fake_plane import FakePlane, Server, a_revision, an_application, an_instance
@@ -124,6 +127,23 @@ def test_status_for_people_and_programs(servd: Command, server: Server) -> None:
     assert [item["app_status"]["status"] for item in found] == ["RUNNING", "DEPLOY_FAILED"]
     assert json.loads(servd("status", "-n", "a", "--format", "json", "-a", server.url)[1])["name"] == "a"
     assert servd("status", "--format", "xml", "-a", server.url)[0] == 2
+
+
+def test_status_on_a_terminal_is_a_table(servd: Command, server: Server) -> None:
+    primary, secondary = pty.openpty()
+    command = [sys.executable, "-m", "servd.cli", "status", "-a", server.url]
+    environment = {**servd.environment, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "120", "NO_COLOR": "1"}
+    with subprocess.Popen(command, stdout=secondary, env=environment) as process:
+        os.close(secondary)
+        out = b""
+        with contextlib.suppress(OSError):
+            while data := os.read(primary, 4096):
+                out += data
+    os.close(primary)
+    assert process.returncode == 0
+    shown = without_colours(out.decode())
+    assert re.search(r"application +deployment +status +age +replicas +reason", shown)
+    assert re.search(r"D +HEALTHY .* 1/1", shown)
 
 
 @pytest.mark.parametrize("target", ["a", "a/D", "a_D", "a_D#aBcDeF", "12"])
