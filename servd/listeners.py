@@ -1,6 +1,6 @@
 """The daemon's listening TCP sockets: they outlive proxies and controllers, so no connection is lost between two."""
 
-import os
+import errno
 import socket
 
 from servd.clock import Clock, SystemClock, block_for
@@ -78,8 +78,9 @@ class Listeners:
                 if self._clock.now() < self._patient_until:
                     block_for(_RETRY_S)
                     continue
-                reason = os.strerror(error.errno).lower() if error.errno and error.errno > 0 else str(error)
-                raise ListenError(host, port, reason, option) from error
+                if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+                    option = option.replace("-port", "-host")
+                raise ListenError(host, port, (error.strerror or str(error)).lower(), option) from error
 
 
 def _listen(host: str, port: int, *, reuse_port: bool) -> socket.socket:

@@ -39,7 +39,10 @@ def test_a_taken_port_is_an_error_even_if_its_owner_shares() -> None:
             Listeners().bind_admin("127.0.0.1", port)
 
 
-@pytest.mark.parametrize(("host", "port"), [("no.such.host.invalid", 1), ("127.0.0.1", 70_000), ("203.0.113.1", 1)])
-def test_an_address_that_cannot_be_bound_is_named(host: str, port: int) -> None:
-    with pytest.raises(ListenError, match=f"cannot listen on {host}:{port}: .+"):
+@pytest.mark.parametrize(
+    ("host", "port", "option"),
+    [("no.such.host.invalid", 1, "--http-host"), ("127.0.0.1", 70_000, "--http-port"), ("203.0.113.1", 1, "--http-host")],
+)
+def test_an_address_that_cannot_be_bound_is_named_with_the_option_at_fault(host: str, port: int, option: str) -> None:
+    with pytest.raises(ListenError, match=f"cannot listen on {host}:{port}: .+; choose another with {option}"):
         Listeners().open(host, port, 1)
