@@ -241,9 +241,18 @@ def shutdown(
     shut_down(client)
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        cli_operations.version()
+        raise typer.Exit
+
+
 @app.callback()
 def _common(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+    _: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
 ) -> None:
     if debug:
         os.environ["SERVD_DEBUG"] = "1"

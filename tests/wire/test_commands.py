@@ -63,6 +63,7 @@ def servd(tmp_path: Path) -> Command:
     ("arguments", "code", "fragment"),
     [
         (["--help"], 0, "shutdown"),
+        (["--version"], 0, "servd "),
         ([], 2, "Usage"),
         (["fly"], 2, "No such command"),
         (["deploy"], 2, "Missing argument"),
