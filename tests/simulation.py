@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from servd.control_plane import ApplicationDocument
 from servd.controller import actions, events
 from servd.controller.actions import Action
-from servd.controller.facts import ProxyFact, ReplicaFact
+from servd.controller.facts import ForkServerFact, ProxyFact, ReplicaFact
 from servd.controller.goal import ApplicationGoal, Goal, HttpGoal
 from servd.controller.observed import Observed
 from servd.controller.reconciler import turn
@@ -151,6 +151,8 @@ class Simulation:
             process = self.processes.get(identifier)
             if process is None and isinstance(fact, ReplicaFact):
                 self.deliver(events.ReplicaStartLost(identifier))
+            elif process is None and isinstance(fact, ForkServerFact):
+                self.deliver(events.ForkServerStartLost(identifier))
             elif process is None or not process.alive:
                 self.deliver(self.exit_news(type(fact).__name__, identifier, None))
             else:
@@ -386,8 +388,9 @@ def no_deleted_routes(sim: Simulation, plan: tuple[Action, ...], routed: dict[st
 
 def nobody_is_blamed(sim: Simulation, plan: tuple[Action, ...], routed: dict[str, int]) -> bool:
     """Where code is good and only controllers die, nothing has failed."""
-    facts = sim.observed.deployments.values()
-    return not sim.gentle or not any(fact.failures or fact.trouble for fact in facts)
+    deployments, applications = sim.observed.deployments.values(), sim.observed.applications.values()
+    blamed = any(fact.failures or fact.trouble for fact in deployments) or any(a.build_attempts for a in applications)
+    return not sim.gentle or not blamed
 
 
 SAFETY: dict[str, Callable[[Simulation, tuple[Action, ...], dict[str, int]], bool]] = {

@@ -22,6 +22,13 @@ class ForkServerFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class ForkServerStartLost:
+    """A controller ordered it and died, and whether it was started is unknown; nobody's fault."""
+
+    fork_server_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class BuildFinished:
     """The fork server reported its build; comes again after each reconnect."""
 
@@ -124,6 +131,7 @@ class QueueReported:
 Event = (
     ForkServerStarted
     | ForkServerFailed
+    | ForkServerStartLost
     | BuildFinished
     | ForkServerExited
     | ReplicaForked

@@ -232,7 +232,7 @@ class Executor:
         identifier = fact.fork_server_id
         if not fact.pid:
             # the controller died while it was started: if it lives all the same, its greeting ends it
-            self._emit(events.ForkServerExited(identifier, None))
+            self._emit(events.ForkServerStartLost(identifier))
             self._lines.connect(identifier, fact.order.socket_path)
             self._loop.call_later(_STRAY_S, self._lines.close, identifier)
         elif self._supervisor.adopt((FORK_SERVER, identifier), fact.pid, fact.start_ticks):

@@ -207,6 +207,10 @@ class Observed:
                     self.put(replace(fact, result=event.result))
             case events.ForkServerFailed():
                 self._fork_server_gone(event.fork_server_id, event.error)
+            case events.ForkServerStartLost():
+                missing = self.fork_servers.get(event.fork_server_id)
+                if missing is not None:
+                    self.forget(missing)
             case events.ForkServerExited():
                 self._fork_server_gone(event.fork_server_id, f"exited with {_exit_text(event.exit_code)}")
             case events.ReplicaForked():
@@ -244,7 +248,7 @@ class Observed:
             self._build_died(app, fact, error)
 
     def _build_died(self, app: ApplicationFact, fact: ForkServerFact, error: str) -> None:
-        if fact.deploy_id != app.goal.deploy_id or app.built_deploy_id >= fact.deploy_id:
+        if app.deleting or fact.deploy_id != app.goal.deploy_id or app.built_deploy_id >= fact.deploy_id:
             return
         attempts = app.build_attempts + 1
         if attempts < 3:
