@@ -101,8 +101,11 @@ def run(
         return _run_locally(root, name)
     built = build_application(root, name)
     client = _client_module().find_or_start(host=host, port=port)
-    _warn_of_other_options(client, {"host": host, "port": port})
     order: dict[str, Any] = {}
+    if client.status()["running"]:
+        _warn_of_other_options(client, {"host": host, "port": port})
+    else:
+        order = {key: value for key, value in (("host", host), ("port", port)) if value is not None}
     if not isinstance(route_prefix, Unset):
         order["route_prefix"] = route_prefix
     if logging_config is not None:
@@ -120,6 +123,8 @@ def start(
     detached: bool = False,
     http_options: Mapping[str, Any] | HTTPOptions | None = None,
     dedicated_cpu: bool = False,  # noqa: ARG001
+    *,
+    proxy_location: str | None = None,
     **kwargs: Any,
 ) -> "Client":
     """Make Serve run; without a daemon one is started, which ends with this process unless `detached`.
@@ -128,6 +133,7 @@ def start(
         detached: Serve stays when this process ends.
         http_options: host, port, ... of the data plane; ignored with a warning where Serve runs with others.
         dedicated_cpu: no effect.
+        proxy_location: `location` of the http_options, as later releases spell it.
 
     Returns:
         The client of this process.
@@ -142,6 +148,8 @@ def start(
     if kwargs:
         raise TypeError(f"start() has no argument {', '.join(map(repr, kwargs))}")
     options = http_options if isinstance(http_options, HTTPOptions) else HTTPOptions(**(http_options or {}))
+    if proxy_location is not None:
+        options = HTTPOptions(**{**options.model_dump(exclude_unset=True), "location": str(proxy_location)})
     given = {key: getattr(options, key) for key in options.model_fields_set}
     client = _client_module().find_or_start(host=given.get("host"), port=given.get("port"), detached=detached)
     was_running = client.status()["running"]

@@ -321,6 +321,8 @@ def find_or_start(*, host: str | None, port: int | None, detached: bool = False)
         http_host=host,
         http_port=port,
         admin_port=_free_admin_port(),
+        # it opens with the first application, or with the options that `start` sends
+        open_http=False,
         start_dir=os.getcwd(),
         python_path=os.environ.get("PYTHONPATH", ""),
     )

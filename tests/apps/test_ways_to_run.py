@@ -128,3 +128,24 @@ def test_an_edited_file_is_a_new_version(daemon: RunningDaemon, tmp_path: Path) 
     eventually(lambda: daemon.get("/edited") == (200, "two"))
     # what did not change was not restarted
     assert daemon.get("/other") == before
+
+
+def test_start_takes_the_options_of_both_eras(daemon: RunningDaemon, tmp_path: Path) -> None:
+    code = """
+import servd
+for options in ({"http_port": 1}, {"http_options": {"middlewares": [1]}}):
+    try:
+        servd.start(**options)
+    except ValueError as error:
+        print("refused")
+client = servd.start(proxy_location="Disabled", http_options={"root_path": "/root"}, dedicated_cpu=True)
+print(client.http_config.location, client.root_url.rpartition("/")[2])
+servd.shutdown()
+servd.shutdown()
+try:
+    client.get_serve_status()
+except servd.exceptions.RayServeException:
+    print("closed")
+"""
+    said = run_python(tmp_path, code, str(tmp_path / "state"))
+    assert said == "refused\nrefused\nNoServer root\nclosed\n"
