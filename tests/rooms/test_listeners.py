@@ -41,7 +41,11 @@ def test_a_taken_port_is_an_error_even_if_its_owner_shares() -> None:
 
 @pytest.mark.parametrize(
     ("host", "port", "option"),
-    [("no.such.host.invalid", 1, "--http-host"), ("127.0.0.1", 70_000, "--http-port"), ("203.0.113.1", 1, "--http-host")],
+    [
+        ("no.such.host.invalid", 1, "--http-host"),
+        ("127.0.0.1", 70_000, "--http-port"),
+        ("203.0.113.1", 1, "--http-host"),
+    ],
 )
 def test_an_address_that_cannot_be_bound_is_named_with_the_option_at_fault(host: str, port: int, option: str) -> None:
     with pytest.raises(ListenError, match=f"cannot listen on {host}:{port}: .+; choose another with {option}"):
