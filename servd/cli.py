@@ -68,10 +68,6 @@ def start(
     ] = None,
 ) -> None:
     """Become the daemon, or start it in the background."""
-    from servd.launch import daemon_command, start_detached
-    from servd.rest.access import rules_for
-    from servd.tls import check_pair
-
     if address is not None:
         typer.echo("Warning: --address has no effect: servd start is the daemon itself", err=True)
     if http_location == ProxyLocation.FIXED_NUMBER:
@@ -99,6 +95,14 @@ def start(
         start_dir=os.getcwd(),
         python_path=os.environ.get("PYTHONPATH", ""),
     )
+    _begin(settings, detach=detach)
+
+
+def _begin(settings: Settings, *, detach: bool) -> None:
+    from servd.launch import daemon_command, start_detached
+    from servd.rest.access import rules_for
+    from servd.tls import check_pair
+
     rules_for(settings)
     check_pair(settings.admin_tls_cert, settings.admin_tls_key, "--admin-tls")
     check_pair(settings.http_tls_cert, settings.http_tls_key, "--http-tls")

@@ -75,6 +75,8 @@ def servd(tmp_path: Path) -> Command:
         (["start", "--http-location", "Moon"], 2, "Moon"),
         (["start", "--http-location", "FixedNumber"], 1, "FixedNumber"),
         (["start", "--admin-host", "0.0.0.0"], 1, "--admin-token-file"),
+        (["start", "--admin-tls-cert", "a.pem"], 1, "--admin-tls-cert and --admin-tls-key belong together"),
+        (["start", "--http-tls-cert", "a.pem", "--http-tls-key", "b.pem"], 1, "cannot use --http-tls-cert"),
         (["run", "m:a", "--gradio"], 2, "Gradio"),
         (["run", "m:a", "--reload", "--non-blocking"], 2, "--blocking"),
         (["stop"], 0, ""),
