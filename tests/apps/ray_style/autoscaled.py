@@ -29,10 +29,10 @@ class SignalDeployment:
         metrics_interval_s=0.1,
         look_back_period_s=0.2,
         upscale_delay_s=0,
-        downscale_delay_s=0.2,
+        downscale_delay_s=2,
     ),
     max_concurrent_queries=10,
-    graceful_shutdown_timeout_s=1,
+    graceful_shutdown_timeout_s=5,
 )
 class Blocked:
     def __call__(self, request):
