@@ -352,6 +352,8 @@ def _reasons(app: dict[str, Any]) -> str:
     texts += [
         f"{name} is UNHEALTHY: {deployment['message']}"
         for name, deployment in app["deployments"].items()
+        # of a failed deploy, the application's message quotes them already
         if deployment["status"] == "UNHEALTHY"
+        and (not deployment["message"] or deployment["message"] not in app["message"])
     ]
     return "\n".join(text for text in texts if text)
