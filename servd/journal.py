@@ -1,8 +1,8 @@
 """Requests, noted in one step each; counted and worded for the access log later, many at a time.
 
 How this works: a note is one `append`. `settle` takes what was noted, adds it to the series of its key, and puts a line
-together from parts that are worded once per key, second or tenth of a millisecond. So a request pays for a note, and a
-small share of a loop that does nothing else.
+together from parts that are worded once per key, millisecond or tenth of a millisecond of latency. So a request pays for
+a note, and a small share of a loop that does nothing else.
 """
 
 import asyncio
@@ -44,7 +44,6 @@ MAX_SERIES = 4096
 _SETTLE_S = 0.25
 _SETTLE_NOTES = 256
 _TABLE_TENTHS = 2000
-_MILLIS = [f",{millis:03d}" for millis in range(1001)]
 
 
 def _bucket_of(tenths: int) -> int:
@@ -87,6 +86,9 @@ def place_of(function: Callable[..., Any]) -> tuple[str, int]:
     return os.path.basename(code.co_filename), code.co_firstlineno
 
 
+_NO_SERIES = Series("")
+
+
 class AccessLog:
     """How access lines of one process look, and where they go.
 
@@ -112,18 +114,22 @@ class AccessLog:
         if is_json:
             who = f'", "component_name": {_quoted(self._component)}, "component_id": {_quoted(self._component_id)}'
             self._start = '{"levelname": "INFO", "asctime": "'
-            self.before_id = self.without_id = who + ', "request_id": "'
+            self.before_id = who + ', "request_id": "'
             end = 'ms"}\n'
         else:
             self._start = "INFO "
             self.before_id = f" {self._component} {self._component_id} "
-            self.without_id, end = self.before_id[:-1], "ms\n"
+            end = "ms\n"
         self._end = end
         self.ends = [self.end(tenths) for tenths in range(_TABLE_TENTHS)]
 
     def start(self, second: int) -> str:
         """The begin of all lines of a wall clock's second."""
         return self._start + local_stamp(second)
+
+    def without_id(self, prefix: str) -> str:
+        """What comes before `words` where no request id is known; `prefix` ends with `before_id`."""
+        return prefix if self.is_json else prefix[:-1]
 
     def words(self, key: Key) -> str:
         """What follows the request id and comes before the latency, for all requests of a key."""
@@ -150,6 +156,12 @@ class Journal:
 
     `note` belongs on the loop; everything else may be called from any thread.
 
+    Attributes:
+        now: gives monotonic seconds.
+        noted: what was noted and is not settled: key, begin, end, request id. Who has no time for `note` appends here, and
+            calls `look` when the list has `next_look` entries or more.
+        is_on: somebody wants the notes.
+
     Args:
         access: None writes no lines.
         counts: False keeps no series; by default `SERVD_METRICS=0` asks for none.
@@ -168,17 +180,17 @@ class Journal:
         self._counts = is_on("METRICS", "1") if counts is None else counts
         self._clock = clock or SystemClock()
         self.now = self._clock.now
-        self._noted: list[tuple[Key, float, float, str]] = []
-        self._is_due = False
+        self.noted: list[tuple[Key, float, float, str]] = []
+        self.next_look = 1
         self._lock = threading.Lock()
         self._series: dict[Key, Series] = {}
         self._wall_offset = self._clock.wall_time() - self.now()
-        self._second = -1.0
+        self._second = 0
         self._start = ""
         self.is_on = self._counts or access is not None
 
     def __repr__(self) -> str:
-        return f"Journal({len(self._series)} series, {len(self._noted)} notes)"
+        return f"Journal({len(self._series)} series, {len(self.noted)} notes)"
 
     def note(self, key: Key, began: float, request_id: str) -> None:
         """A request has ended now.
@@ -187,12 +199,17 @@ class Journal:
             began: by `now`.
             request_id: must need no escape in JSON.
         """
-        noted = self._noted
+        noted = self.noted
         noted.append((key, began, self.now(), request_id))
-        if not self._is_due:
-            self._is_due = True
+        if len(noted) >= self.next_look:
+            self.look()
+
+    def look(self) -> None:
+        """Settle if enough was noted, else see to it that it happens soon."""
+        if self.next_look == 1:
+            self.next_look = _SETTLE_NOTES
             self._loop.call_later(_SETTLE_S, self._on_time)
-        elif len(noted) >= _SETTLE_NOTES:
+        else:
             self.settle()
 
     def configure(self, style: Style) -> None:
@@ -206,7 +223,7 @@ class Journal:
             self.is_on = self._counts or style.has_access_log
             if access.is_json != style.is_json:
                 access.set_style(is_json=style.is_json)
-                self._second = -1.0
+                self._second = 0
                 for key, series in self._series.items():
                     series.words = access.words(key)
 
@@ -221,7 +238,7 @@ class Journal:
     def settle(self) -> None:
         """Count and write what was noted."""
         with self._lock:
-            noted = self._noted
+            noted = self.noted
             count = len(noted)
             # the loop may append meanwhile: what is behind `count` stays for the next time
             batch = noted[:count]
@@ -235,26 +252,33 @@ class Journal:
                 access.write(self._lines(batch, access))
 
     def _on_time(self) -> None:
-        self._is_due = False
+        self.next_look = 1
         # a clock that was set shows from here on
         self._wall_offset = self._clock.wall_time() - self.now()
         self.settle()
 
     def _count(self, batch: list[tuple[Key, float, float, str]]) -> None:
         known = self._series
+        last: Key | None = None
+        series = _NO_SERIES
         for key, began, ended, _ in batch:
-            series = known.get(key) or self._learn(key)
+            if key != last:
+                series = known.get(key) or self._learn(key)
+                last = key
             tenths = int((ended - began) * 10_000)
             series.tenths += tenths
             series.buckets[_BUCKET_OF[tenths] if tenths < _TABLE_TENTHS else _bucket_of(tenths)] += 1
 
     def _lines(self, batch: list[tuple[Key, float, float, str]], access: AccessLog) -> str:
         known, ends = self._series, access.ends
-        before_id, without_id = access.before_id, access.without_id
-        begin, start = self._second, self._start
         parts: list[str] = []
+        last: Key | None = None
+        milli_end, prefix = -1.0, ""
+        series = _NO_SERIES
         for key, began, ended, request_id in batch:
-            series = known.get(key) or self._learn(key)
+            if key != last:
+                series = known.get(key) or self._learn(key)
+                last = key
             tenths = int((ended - began) * 10_000)
             series.tenths += tenths
             if tenths < _TABLE_TENTHS:
@@ -263,20 +287,23 @@ class Journal:
             else:
                 end = access.end(tenths)
                 series.buckets[_bucket_of(tenths)] += 1
-            millis = int((ended - begin) * 1000)
-            if not 0 <= millis < 1000:
-                begin, start = self._turn_second(ended, access)
-                millis = int((ended - begin) * 1000)
+            if ended >= milli_end:
+                milli_end, prefix = self._prefix(ended, access)
             if request_id:
-                parts += (start, _MILLIS[millis], before_id, request_id, series.words, end)
+                parts += (prefix, request_id, series.words, end)
             else:
-                parts += (start, _MILLIS[millis], without_id, series.words, end)
+                parts += (access.without_id(prefix), series.words, end)
         return "".join(parts)
 
-    def _turn_second(self, moment: float, access: AccessLog) -> tuple[float, str]:
-        second = int(moment + self._wall_offset)
-        self._second, self._start = second - self._wall_offset, access.start(second)
-        return self._second, self._start
+    def _prefix(self, moment: float, access: AccessLog) -> tuple[float, str]:
+        """What comes before the request id for the rest of this millisecond, and its end."""
+        at = moment + self._wall_offset
+        if not self._second <= at < self._second + 1:
+            self._second = int(at)
+            self._start = access.start(self._second)
+        millis = int((at - self._second) * 1000)
+        end = self._second + (millis + 1) / 1000 - self._wall_offset
+        return end, f"{self._start},{millis:03d}{access.before_id}"
 
     def _learn(self, key: Key) -> Series:
         if len(self._series) >= MAX_SERIES:

@@ -42,6 +42,18 @@ ITEM = 12  # id, parts, cost in bytes: one item of a streaming handle call
 END = 13  # id, ongoing, error text or None: end of a stream
 LIMIT = 15  # requests that run at a time: answer to HELLO, and when it changes
 
+_durations: list[bytes] = []
+
+
+def duration(ms: float) -> bytes:
+    """A duration as `Server-Timing` has it: milliseconds, cut to two decimals."""
+    if not _durations:
+        # where timings are asked for, each response has three
+        _durations.extend(b"%.2f" % (hundredths / 100) for hundredths in range(10_000))
+    hundredths = int(ms * 100)
+    return _durations[hundredths] if hundredths < 10_000 else b"%.2f" % ms
+
+
 REPLICA_TIMING = b"server-timing: replica;dur="
 """Begin of the header line in which a replica says how long it took, in milliseconds, where that is asked for."""
 

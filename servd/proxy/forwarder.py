@@ -15,7 +15,7 @@ from servd.journal import NOWHERE, Journal, Labels
 from servd.messages import Routing
 from servd.proxy.limits import Limits
 from servd.proxy.probes import TEXT, Answer, answer_unrouted, is_probe
-from servd.records import REPLICA_TIMING
+from servd.records import REPLICA_TIMING, duration
 from servd.replica_peer import Router
 from servd.route_table import RouteTable, decoded_path
 
@@ -130,7 +130,7 @@ class Forwarder:
 
     def remember_url(self, url: bytes, path: bytes, query: bytes, target: Target) -> None:
         """Know the target of a whole URL the next time."""
-        if target.limit_s is None and not self.limits.server_timing and len(url) <= _MAX_REMEMBERED_PATH_BYTES:
+        if target.limit_s is None and len(url) <= _MAX_REMEMBERED_PATH_BYTES:
             if len(self.usual_targets) >= _MAX_REMEMBERED:
                 self.usual_targets.clear()
             usual = Target(target.prefix, target.app, target.router, None)
@@ -158,8 +158,19 @@ class Forwarder:
         figure, _, after = rest.partition(b"\r\n") if found else (b"0", b"", rest)
         queue_ms = (sent_at - began) * 1000 if sent_at else total_ms
         route_ms = max(total_ms - queue_ms - float(figure), 0.0)
-        line = b"queue;dur=%.2f, route;dur=%.2f, replica;dur=%b\r\n" % (queue_ms, route_ms, figure)
-        return b"".join((before, after, b"server-timing: ", line))
+        return b"".join(
+            (
+                before,
+                after,
+                b"server-timing: queue;dur=",
+                duration(queue_ms),
+                b", route;dur=",
+                duration(route_ms),
+                b", replica;dur=",
+                figure,
+                b"\r\n",
+            )
+        )
 
     def request_id(self, given: bytes | None) -> bytes:
         """The id of a request: what the client gave if it is a decent one, else 10 random letters."""

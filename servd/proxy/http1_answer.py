@@ -37,14 +37,17 @@ class HttpAnswering(asyncio.Protocol, Outgoing):
         "_is_chunked",
         "_is_deaf",
         "_is_http10",
+        "_is_timed",
         "_is_unready",
         "_is_write_paused",
+        "_journal",
         "_keep_alive",
         "_labels",
         "_limit_s",
         "_listener",
         "_loop",
         "_method",
+        "_now",
         "_request_id",
         "_sent_at",
         "_status",
@@ -62,6 +65,9 @@ class HttpAnswering(asyncio.Protocol, Outgoing):
         self._listener = listener
         self._forwarder = listener.forwarder
         self._loop = listener.forwarder.loop
+        self._journal = listener.forwarder.journal
+        self._now = self._journal.now
+        self._is_timed = listener.forwarder.limits.server_timing
         self.peer = None
         self.model_id = ""
         self.is_active = False
@@ -92,6 +98,8 @@ class HttpAnswering(asyncio.Protocol, Outgoing):
         transport = self._transport
         if transport.is_closing():
             return
+        if self._is_timed:
+            block = self._timed(block)
         size = len(body)
         if not self.is_plain or status < 200 or status == 204 or status == 304:
             self._write_unusual(status, block, body)
@@ -111,9 +119,13 @@ class HttpAnswering(asyncio.Protocol, Outgoing):
             )
         else:
             self._write(self._head(status, block, b"content-length: %d\r\n" % size), body)
-        journal = self._forwarder.journal
+        journal = self._journal
         if journal.is_on:
-            journal.note((self._labels, self._method, status), self._began, self._request_id.decode())
+            noted = journal.noted
+            key = (self._labels, self._method, status)
+            noted.append((key, self._began, self._now(), self._request_id.decode()))
+            if len(noted) >= journal.next_look:
+                journal.look()
         self._finish()
 
     def on_head(self, status: int, block: bytes) -> None:
@@ -132,6 +144,8 @@ class HttpAnswering(asyncio.Protocol, Outgoing):
             else:
                 self._is_chunked = True
                 line = _CHUNKED
+        if self._is_timed:
+            block = self._timed(block)
         self._transport.write(self._head(status, block, line))
 
     def on_piece(self, data: bytes) -> None:
@@ -203,9 +217,13 @@ class HttpAnswering(asyncio.Protocol, Outgoing):
 
     def _note(self, status: int) -> None:
         """The request has ended."""
-        journal = self._forwarder.journal
+        journal = self._journal
         if journal.is_on:
             journal.note((self._labels, self._method, status), self._began, self._request_id.decode())
+
+    def _timed(self, block: bytes) -> bytes:
+        sent_at, self._sent_at = self._sent_at, 0.0
+        return self._forwarder.timed(block, self._began, sent_at)
 
     def _write(self, *pieces: bytes) -> None:
         if len(pieces[1]) < _WRITE_APART_BYTES:
@@ -219,9 +237,6 @@ class HttpAnswering(asyncio.Protocol, Outgoing):
             line += _CLOSE
         elif self._is_http10:
             line += _KEEP
-        if self._forwarder.limits.server_timing:
-            block = self._forwarder.timed(block, self._began, self._sent_at)
-            self._sent_at = 0.0
         rid = self._request_id
         return b"".join((status_line(status), block, self._forwarder.tail, line, b"x-request-id: ", rid, b"\r\n\r\n"))
 
@@ -300,7 +315,7 @@ class HttpAnswering(asyncio.Protocol, Outgoing):
             stage = "reading the body"
             self.is_active = True
             self._method, self._labels = "-", NOWHERE
-            self._began = self._forwarder.journal.now() - self._limit_s
+            self._began = self._now() - self._limit_s
             self._keep_alive = self.is_plain = False
         self.answer(answer_timeout(self._limit_s, stage))
 

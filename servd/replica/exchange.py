@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from servd.clock import SystemClock
 from servd.context import RequestContext
-from servd.records import BODY, CREDIT, CREDIT_BYTES, END, EVENT, HEAD, REPLICA_TIMING, RESPONSE
+from servd.records import BODY, CREDIT, CREDIT_BYTES, END, EVENT, HEAD, REPLICA_TIMING, RESPONSE, duration
 from servd.settings import is_on
 
 if TYPE_CHECKING:
@@ -249,7 +249,7 @@ class HttpExchange:
                 _blocks.clear()
             _blocks[keep_length, pairs] = block
         if _IS_TIMED:
-            block += b"%b%.2f\r\n" % (REPLICA_TIMING, (_now() - self._began) * 1000)
+            return b"".join((block, REPLICA_TIMING, duration((_now() - self._began) * 1000), b"\r\n"))
         return block
 
 

@@ -142,7 +142,10 @@ class Replica:
         if journal.is_on:
             request = current_request.get()
             key = ((request.route, request.app_name, ""), method, "OK" if succeeded else "ERROR")
-            journal.note(key, began, request.request_id)
+            noted = journal.noted
+            noted.append((key, began, journal.now(), request.request_id))
+            if len(noted) >= journal.next_look:
+                journal.look()
 
     # --- what the warden asks and tells
     # -------------------------------------------------------------------------------
