@@ -6,11 +6,21 @@ from typing import Any, cast
 import httptools
 
 from servd.proxy.body_stream import BodyStream
-from servd.proxy.forwarder import CLIENT_GONE, Target
-from servd.proxy.http1_order import CONTINUE, HttpOrder
+from servd.proxy.forwarder import CLIENT_GONE
+from servd.proxy.http1_order import CONTINUE, METHODS, NOTHING, HttpOrder
+from servd.proxy.http1_rules import (
+    FRAME_BYTES_PER_BYTE,
+    FRAME_ROOM,
+    has_one_host,
+    head_bytes,
+    is_other_protocol,
+    refusal_of_head,
+    refusal_of_size,
+    without_upgrade,
+)
 from servd.proxy.limits import WHOLE_BODY_BYTES
 from servd.proxy.listener import Listener
-from servd.records import FRAME_BYTES, HTTP, STREAMED_BODY, Outbox
+from servd.records import STREAMED_BODY
 from servd.request_router import IDEMPOTENT_METHODS
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -26,9 +36,6 @@ _SPECIAL = frozenset(
         b"x-request-timeout-seconds",
     )
 )
-_METHODS = {name.encode(): name for name in ("GET", "POST", "PUT", "HEAD", "DELETE", "OPTIONS", "PATCH")}
-_KNOWN_UPGRADES = frozenset((b"websocket", b"h2c"))
-_NOTHING: dict[bytes, bytes] = {}
 
 
 class HttpConnection(HttpOrder):
@@ -36,18 +43,15 @@ class HttpConnection(HttpOrder):
 
     __slots__ = (
         "_extra",
-        "_flags",
+        "_frame_room",
         "_head_bytes",
         "_head_limit",
         "_headers",
         "_is_large_read",
-        "_is_timed",
         "_is_upgrade",
-        "_origin",
         "_parser",
         "_rest",
         "_special",
-        "_tail",
         "_url",
         "_whole_bytes",
     )
@@ -57,16 +61,14 @@ class HttpConnection(HttpOrder):
     _url: bytes
     _is_upgrade: bool
     _head_bytes: int
+    _frame_room: int
 
     def __init__(self, listener: Listener) -> None:
         super().__init__(listener)
         self._parser: Any = httptools.HttpRequestParser(self)
         self._rest = b""
-        self._tail: tuple[Any, ...] = ()
-        self._flags = 0
         self._whole_bytes = min(self._forwarder.limits.body_bytes or WHOLE_BODY_BYTES, WHOLE_BODY_BYTES)
         self._head_limit = self._forwarder.limits.head_bytes
-        self._is_timed = self._forwarder.limits.server_timing
         self._is_large_read = False
         self._forget_message()
 
@@ -115,11 +117,14 @@ class HttpConnection(HttpOrder):
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if self._is_in_body:
+            # a trailer: it must not be taken for a header
+            return
         name = name.lower()
         self._headers.append((name, value))
         if name in _SPECIAL:
             self._is_usual = False
-            if self._special is _NOTHING:
+            if self._special is NOTHING:
                 self._special = {}
             known = self._special.get(name)
             self._special[name] = value if known is None else known + b", " + value
@@ -133,6 +138,7 @@ class HttpConnection(HttpOrder):
         if self._is_deaf:
             return
         self._is_usual = False
+        self._frame_room += FRAME_BYTES_PER_BYTE * len(data)
         if self._is_streaming:
             assert self._stream is not None
             if self._is_over_limit(self._stream.received + len(data)):
@@ -159,8 +165,12 @@ class HttpConnection(HttpOrder):
         url = self._url
         forwarder = self._forwarder
         target = forwarder.usual_targets.get(url)
-        method = _METHODS.get(parser.get_method())
-        if target is None or method is None or self._listener.is_draining:
+        method = METHODS.get(parser.get_method())
+        named = dict(self._headers)
+        if target is None or method is None or self._listener.is_draining or b"host" not in named:
+            self._complete()
+            return
+        if len(named) != len(self._headers) and not has_one_host(self._headers):
             self._complete()
             return
         self._url = b""
@@ -169,7 +179,7 @@ class HttpConnection(HttpOrder):
         self.is_active = self.is_plain = self._keep_alive = True
         self._is_http10 = False
         self._labels = target.labels
-        self._began = forwarder.journal.now()
+        self._began = self._now()
         self.is_idempotent = method in IDEMPOTENT_METHODS
         self.model_id = ""
         self._request_id = request_id = forwarder.request_id(None)
@@ -198,16 +208,23 @@ class HttpConnection(HttpOrder):
         parser = self._parser
         keep_alive = parser.should_keep_alive()
         special = self._special
-        is_http10 = (not keep_alive or special is not _NOTHING) and parser.get_http_version() != "1.1"
+        is_http10 = (not keep_alive or special is not NOTHING) and parser.get_http_version() != "1.1"
         if is_http10 and parser.get_http_version() != "1.0":
             self._refuse(400, "bad request: unknown HTTP version")
             return
         method, url, headers, body = parser.get_method(), self._url, self._headers, self._body
+        refusal = refusal_of_head(headers, special, is_http10)
+        if refusal is not None:
+            self._refuse(*refusal)
+            return
+        if method == b"CONNECT":
+            self._refuse(501, "CONNECT is not supported")
+            return
         # at once: the answer may be there before `_start` returns
         self._url = b""
         self._headers = []
         self._body = b""
-        self._special = _NOTHING
+        self._special = NOTHING
         self._is_in_body = False
         self._is_usual = True
         self._head_bytes = self._head_tick = 0
@@ -219,69 +236,6 @@ class HttpConnection(HttpOrder):
             self._start(method, url, headers, body, special, keep_alive, is_http10)
 
     # --- requests -------------------------------------------------------------------------------------------------
-
-    def record(self, call_id: int, flags: int, outbox: Outbox) -> tuple[Any, ...]:
-        tail = self._tail
-        if len(tail[4]) >= FRAME_BYTES:
-            tail = (*tail[:4], outbox.attach(tail[4]), *tail[5:])
-        if self._timer is not None:
-            left = max(0.0, self._timer.when() - self._loop.time())
-            tail = (*tail[:8], (left, self.model_id, ()))
-        if self._is_timed:
-            self._sent_at = self._forwarder.journal.now()
-        return (HTTP, call_id, flags | self._flags, *tail)
-
-    def _start(
-        self,
-        method: bytes,
-        url: bytes,
-        headers: list[tuple[bytes, bytes]],
-        body: bytes | bytearray,
-        special: dict[bytes, bytes],
-        keep_alive: bool,
-        is_http10: bool,
-    ) -> None:
-        path, _, query = url.partition(b"?")
-        if path[:1] != b"/":
-            path, query = _unusual_target(url)
-        forwarder = self._forwarder
-        target = forwarder.targets.get(path) or forwarder.resolve(path)
-        name = _METHODS.get(method) or method.decode("latin-1")
-        self.is_active = True
-        self.has_begun = False
-        self._method = name
-        self._keep_alive = keep_alive
-        self._is_http10 = is_http10
-        self._began = forwarder.journal.now()
-        is_plain = keep_alive and not is_http10 and name != "HEAD" and not self._listener.is_draining
-        self.is_plain = is_plain and not self._is_timed
-        self.is_idempotent = name in IDEMPOTENT_METHODS
-        extra = None
-        if special is _NOTHING:
-            self._request_id = request_id = forwarder.request_id(None)
-            self.model_id = ""
-        else:
-            self._request_id = request_id = forwarder.request_id(special.get(b"x-request-id"))
-            self.model_id = special.get(b"serve_multiplexed_model_id", b"").decode("latin-1")
-            if self.model_id:
-                extra = (None, self.model_id, ())
-        if target is None:
-            self._labels = forwarder.labels_of_unrouted(path)
-            self.answer(forwarder.answer_unrouted(path))
-            return
-        self._labels = target.labels
-        if target.limit_s is not None or special is not _NOTHING:
-            self._limit(target, special)
-        elif url not in forwarder.usual_targets:
-            forwarder.remember_url(url, path, query, target)
-        source = self._make_origin("1.0") if is_http10 else self._origin
-        self._tail = (name, path, query, headers, body, request_id.decode(), target.prefix, source, extra)
-        forwarder.caller.submit(self, target.router)
-
-    def _limit(self, target: Target, special: dict[bytes, bytes]) -> None:
-        limit_s = self._forwarder.time_limit(target, special.get(b"x-request-timeout-seconds"))
-        if limit_s is not None:
-            self.start_timer(limit_s)
 
     def _on_large_body(self) -> None:
         if self._is_over_limit(len(self._body)) or len(self._body) <= WHOLE_BODY_BYTES:
@@ -312,19 +266,23 @@ class HttpConnection(HttpOrder):
             self._is_large_read = False
             size = len(self._url) + sum(len(name) + len(value) + 4 for name, value in self._headers)
             if size > self._forwarder.limits.head_bytes:
-                self._refuse(431, "the request's head is too large")
+                self._refuse(*refusal_of_size(len(self._url), self._head_limit))
                 return
-        if b"transfer-encoding" in special and self._parser.get_http_version() == "1.0":
-            self._refuse(400, "bad request: Transfer-Encoding in HTTP/1.0")
+        is_http10 = self._parser.get_http_version() == "1.0"
+        refusal = refusal_of_head(self._headers, special, is_http10)
+        if refusal is not None:
+            self._refuse(*refusal)
             return
+        self._frame_room = FRAME_ROOM + self._head_limit
         if self._is_over_limit(int(special.get(b"content-length", b"0"))):
             return
-        if special.get(b"upgrade", b"").lower() in _KNOWN_UPGRADES and self._listener.hand_over is not None:
-            self._is_upgrade = bool(self._parser.should_upgrade())
+        # before its body: the parser takes everything behind this head for another protocol
+        self._is_upgrade = bool(self._parser.should_upgrade()) and self._parser.get_method() != b"CONNECT"
+        is_expecting = not is_http10 and special.get(b"expect", b"").lower() == b"100-continue"
         if self.is_active or self._backlog:
-            self._owes_continue = special.get(b"expect", b"").lower() == b"100-continue"
+            self._owes_continue = is_expecting
             return
-        if special.get(b"expect", b"").lower() == b"100-continue":
+        if is_expecting:
             self._transport.write(CONTINUE)
         target = self._forwarder.resolve(self._url.partition(b"?")[0])
         if target is not None and (b"content-length" in special or b"transfer-encoding" in special):
@@ -336,11 +294,11 @@ class HttpConnection(HttpOrder):
         self._url = b""
         self._headers = []
         self._body = b""
-        self._special = _NOTHING
+        self._special = NOTHING
         self._is_in_body = False
         self._is_upgrade = False
         self._is_usual = True
-        self._head_bytes = self._head_tick = 0
+        self._head_bytes = self._head_tick = self._frame_room = 0
         self._flags = 0
 
     def _on_partial(self, size: int) -> None:
@@ -350,7 +308,11 @@ class HttpConnection(HttpOrder):
             self._head_bytes += size
             self._head_tick = self._head_tick or self._tick or 1
             if self._head_bytes > self._forwarder.limits.head_bytes:
-                self._refuse(431, "the request's head is too large")
+                self._refuse(*refusal_of_size(len(self._url), self._head_limit))
+        elif b"transfer-encoding" in self._special:
+            self._frame_room -= size
+            if self._frame_room < 0:
+                self._refuse(431, "the chunks and trailers of the request's body are too large")
 
     def _look_at_start(self, data: bytes) -> bytes:
         if self._is_deaf:
@@ -370,26 +332,22 @@ class HttpConnection(HttpOrder):
         return data
 
     def _on_upgrade(self, rest: bytes) -> None:
-        if not self._is_upgrade:
-            # not one we know: the wish is ignored, and the parser would swallow what follows
-            self._parser = httptools.HttpRequestParser(self)
-            if rest:
-                self.data_received(rest)
+        if self._is_deaf or self._final is not None:
             return
-        head = b"".join(b"%b: %b\r\n" % pair for pair in self._headers)
-        self._upgrade = b"%b %b HTTP/1.1\r\n%b\r\n" % (self._parser.get_method(), self._url, head) + rest
+        parser, headers = self._parser, self._headers
+        is_other = is_other_protocol(self._special) and self._listener.hand_over is not None
+        if not is_other:
+            headers = without_upgrade(headers)
+        data = head_bytes(parser.get_method(), self._url, parser.get_http_version(), headers) + rest
         self._forget_message()
+        if not is_other:
+            # the wish is ignored. The parser took the head for all there is, and its body for something else: once more
+            self._parser = httptools.HttpRequestParser(self)
+            self.data_received(data)
+            return
+        self._upgrade = data
         if self.is_active or self._backlog:
             self._has_next = True
             self._pause_reading()
         else:
             self._hand_over(self._upgrade)
-
-
-def _unusual_target(url: bytes) -> tuple[bytes, bytes]:
-    try:
-        parsed = httptools.parse_url(url)
-    except httptools.HttpParserInvalidURLError:
-        # asterisk and authority forms have no path: nothing is routed there
-        return url, b""
-    return parsed.path or b"/", parsed.query or b""

@@ -1,14 +1,22 @@
 """What keeps an HTTP/1.1 connection in order: pipelined requests, refusals, limits of time and size, its end."""
 
 from collections import deque
+from typing import Any
 
 from servd.journal import NOWHERE
+from servd.proxy.forwarder import Target
 from servd.proxy.http1_answer import HttpAnswering
+from servd.proxy.http1_rules import unusual_target
 from servd.proxy.limits import WHOLE_BODY_BYTES
 from servd.proxy.listener import Listener
 from servd.proxy.probes import TEXT, Answer
-from servd.records import origin
+from servd.records import FRAME_BYTES, HTTP, Outbox, origin
+from servd.request_router import IDEMPOTENT_METHODS
 
+NOTHING: dict[bytes, bytes] = {}
+"""Stands for "no special headers": never changed."""
+
+METHODS = {name.encode(): name for name in ("GET", "POST", "PUT", "HEAD", "DELETE", "OPTIONS", "PATCH")}
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 # what is kept of a pipelined request: method, url, headers, body, special headers, keep-alive, HTTP/1.0
@@ -22,12 +30,15 @@ class HttpOrder(HttpAnswering):
         "_backlog",
         "_body",
         "_final",
+        "_flags",
         "_head_tick",
         "_is_in_body",
         "_is_read_paused",
         "_is_streaming",
         "_is_usual",
+        "_origin",
         "_owes_continue",
+        "_tail",
         "_upgrade",
     )
 
@@ -44,6 +55,20 @@ class HttpOrder(HttpAnswering):
         self._is_read_paused = False
         self._is_streaming = False
         self._owes_continue = False
+        self._tail: tuple[Any, ...] = ()
+        self._flags = 0
+        self._origin = b""
+
+    def record(self, call_id: int, flags: int, outbox: Outbox) -> tuple[Any, ...]:
+        tail = self._tail
+        if len(tail[4]) >= FRAME_BYTES:
+            tail = (*tail[:4], outbox.attach(tail[4]), *tail[5:])
+        if self._timer is not None:
+            left = max(0.0, self._timer.when() - self._loop.time())
+            tail = (*tail[:8], (left, self.model_id, ()))
+        if self._is_timed:
+            self._sent_at = self._now()
+        return (HTTP, call_id, flags | self._flags, *tail)
 
     def _start(
         self,
@@ -55,7 +80,46 @@ class HttpOrder(HttpAnswering):
         keep_alive: bool,
         is_http10: bool,
     ) -> None:
-        raise NotImplementedError
+        path, _, query = url.partition(b"?")
+        if path[:1] != b"/":
+            path, query = unusual_target(url)
+        forwarder = self._forwarder
+        target = forwarder.targets.get(path) or forwarder.resolve(path)
+        name = METHODS.get(method) or method.decode("latin-1")
+        self.is_active = True
+        self.has_begun = False
+        self._method = name
+        self._keep_alive = keep_alive
+        self._is_http10 = is_http10
+        self._began = self._now()
+        self.is_plain = keep_alive and not is_http10 and name != "HEAD" and not self._listener.is_draining
+        self.is_idempotent = name in IDEMPOTENT_METHODS
+        extra = None
+        if special is NOTHING:
+            self._request_id = request_id = forwarder.request_id(None)
+            self.model_id = ""
+        else:
+            self._request_id = request_id = forwarder.request_id(special.get(b"x-request-id"))
+            self.model_id = special.get(b"serve_multiplexed_model_id", b"").decode("latin-1")
+            if self.model_id:
+                extra = (None, self.model_id, ())
+        if target is None:
+            self._labels = forwarder.labels_of_unrouted(path)
+            self.answer(forwarder.answer_unrouted(path))
+            return
+        self._labels = target.labels
+        if target.limit_s is not None or special is not NOTHING:
+            self._limit(target, special)
+        elif url not in forwarder.usual_targets:
+            forwarder.remember_url(url, path, query, target)
+        source = self._make_origin("1.0") if is_http10 else self._origin
+        self._tail = (name, path, query, headers, body, request_id.decode(), target.prefix, source, extra)
+        forwarder.caller.submit(self, target.router)
+
+    def _limit(self, target: Target, special: dict[bytes, bytes]) -> None:
+        limit_s = self._forwarder.time_limit(target, special.get(b"x-request-timeout-seconds"))
+        if limit_s is not None:
+            self.start_timer(limit_s)
 
     def _start_stream(self) -> None:
         raise NotImplementedError
@@ -118,7 +182,7 @@ class HttpOrder(HttpAnswering):
         self._keep_alive = self.is_plain = False
         self._request_id = self._forwarder.request_id(None)
         self._method = "-"
-        self._labels, self._began, self._sent_at = NOWHERE, self._forwarder.journal.now(), 0.0
+        self._labels, self._began, self._sent_at = NOWHERE, self._now(), 0.0
         self.answer(answer)
 
     def _is_body_open(self) -> bool:

@@ -181,8 +181,7 @@ class ReplicaServer:
         if self._began is not None:
             self._began.close()
 
-    # --- records of callers
-    # ---------------------------------------------------------------------------------------
+    # --- records of callers -------------------------------------------------------------------------------------------
 
     def _on_records(self, peer: Peer, records: list[Any], frames: list[Any]) -> None:
         assert isinstance(peer, CallerPeer)
@@ -302,8 +301,7 @@ class ReplicaServer:
         known = self._origins[origin] = read_origin(origin)
         return known
 
-    # --- running
-    # --------------------------------------------------------------------------------------------------
+    # --- running ------------------------------------------------------------------------------------------------------
 
     async def _serve(self, peer: CallerPeer, call_id: int, exchange: HttpExchange) -> None:
         exchange.has_started = True

@@ -1,0 +1,74 @@
+"""Rules for heads of HTTP/1.1 requests: what is refused, and what becomes of a wish for another protocol. Pure."""
+
+from collections.abc import Mapping
+
+FRAME_ROOM = 1024 * 1024
+FRAME_BYTES_PER_BYTE = 32
+"""What chunks may cost beside their content: so much in all (reads come in pieces of up to 256 KiB), so much per byte."""
+
+_KNOWN_UPGRADES = frozenset((b"websocket", b"h2c"))
+
+Headers = list[tuple[bytes, bytes]]
+
+
+def has_one_host(headers: Headers) -> bool:
+    """Whether there is exactly one Host header, as HTTP/1.1 asks for. Names are in lower case."""
+    return sum(name == b"host" for name, _ in headers) == 1
+
+
+def refusal_of_head(headers: Headers, special: Mapping[bytes, bytes], is_http10: bool) -> tuple[int, str] | None:
+    """Status and text for a head that is refused; None = it is fine.
+
+    Args:
+        special: the headers that concern the proxy; values of equal names are joined.
+    """
+    coding = special.get(b"transfer-encoding")
+    if coding is not None:
+        if is_http10:
+            return 400, "bad request: Transfer-Encoding in HTTP/1.0"
+        first, _, last = coding.lower().rpartition(b",")
+        if last.strip() != b"chunked":
+            return 400, "bad request: Transfer-Encoding does not end in chunked"
+        if first:
+            return 501, "no transfer coding but chunked is supported"
+    if not is_http10 and not has_one_host(headers):
+        return 400, "bad request: a request needs exactly one Host"
+    return None
+
+
+def refusal_of_size(url_bytes: int, limit: int) -> tuple[int, str]:
+    """Status and text for a head that is larger than `limit`: whoever fills most of it is to blame."""
+    if 2 * url_bytes > limit:
+        return 414, "the request's URI is too long"
+    return 431, "the request's head is too large"
+
+
+def is_other_protocol(special: Mapping[bytes, bytes]) -> bool:
+    """Whether a request with an Upgrade header leaves HTTP/1.1. One with a body never does: where the body ends would be
+    a matter of opinion.
+    """
+    has_body = special.get(b"content-length", b"0").strip(b"0") or b"transfer-encoding" in special
+    return not has_body and special.get(b"upgrade", b"").lower() in _KNOWN_UPGRADES
+
+
+def head_bytes(method: bytes, url: bytes, version: str, headers: Headers) -> bytes:
+    """A head built anew from its parts."""
+    lines = b"".join(b"%b: %b\r\n" % pair for pair in headers)
+    return b"%b %b HTTP/%b\r\n%b\r\n" % (method, url, version.encode(), lines)
+
+
+def without_upgrade(headers: Headers) -> Headers:
+    """The headers of a request whose wish is ignored; it was told to continue already, if it asked."""
+    return [pair for pair in headers if pair[0] not in (b"upgrade", b"expect")]
+
+
+def unusual_target(url: bytes) -> tuple[bytes, bytes]:
+    """Path and query of a request target that does not begin with a slash.
+
+    The asterisk form is its own path: nothing is routed there but the application at the root.
+    """
+    scheme, found, rest = url.partition(b"://")
+    if not found or not scheme.isalnum():
+        return url, b""
+    place, _, query = rest.partition(b"?")
+    return b"/" + place.partition(b"/")[2], query
