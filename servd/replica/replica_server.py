@@ -276,9 +276,7 @@ class ReplicaServer:
             return
         request_id, route, app, model_id, left, depth, ancestors = about
         deadline = None if left is None else self._loop.time() + left
-        context = RequestContext(
-            request_id, route, app, model_id, deadline, depth + 1, (*ancestors, self._replica_id)
-        )
+        context = RequestContext(request_id, route, app, model_id, deadline, depth + 1, (*ancestors, self._replica_id))
         call = HandleCall(peer, call_id, method, bodies_of(parts, frames), bool(flags & STREAM), context)
         peer.open[call_id] = call
         peer.newest = call_id
