@@ -16,7 +16,7 @@ from servd.records import Outbox, unpack
 
 MAX_SOCKETS = 16384
 ZERO_COPY_BYTES = 1024 * 1024
-"""From this size on a frame of immutable bytes is sent without a copy; below, copying is as fast."""
+"""From this size on a frame that cannot change is sent without a copy; below, copying is as fast."""
 
 _EVENTS = zmq.EVENTS
 _POLLIN = int(zmq.POLLIN)
@@ -78,8 +78,9 @@ def _receive_frames(socket: "zmq.Socket[bytes]", count: int) -> list[bytes]:
 def _send_frames(socket: "zmq.Socket[bytes]", frames: list[Any]) -> None:
     last = len(frames) - 1
     for index, frame in enumerate(frames):
-        # only bytes cannot change before ZeroMQ's thread has sent them
-        copy = type(frame) is not bytes or len(frame) < ZERO_COPY_BYTES
+        # ZeroMQ's thread sends it later, so it must not change until then
+        is_fixed = type(frame) is bytes or (type(frame) is memoryview and frame.readonly)
+        copy = not is_fixed or len(frame) < ZERO_COPY_BYTES
         socket.send(frame, _NOBLOCK | (_SNDMORE if index < last else 0), copy=copy)
 
 

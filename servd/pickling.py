@@ -27,7 +27,7 @@ _MAIN = b"__main__"
 def dumps(value: Any) -> list[Any]:
     """Parts that hold `value`: the pickle first, then its large buffers in order.
 
-    The buffers are views of the value's own memory: send them before it changes.
+    Buffers that could change before they are sent are copied, read-only ones are views of the value's own memory.
 
     Raises:
         TypeError: `value` cannot be pickled; the text names its type and the reason.
@@ -38,7 +38,7 @@ def dumps(value: Any) -> list[Any]:
         view = buffer.raw()
         if view.nbytes < OUT_OF_BAND_BYTES:
             return True
-        buffers.append(view)
+        buffers.append(view if view.readonly else bytes(view))
         return False
 
     try:

@@ -119,3 +119,16 @@ def test_an_application_needs_the_same_python() -> None:
         pickling.load_application(other)
     with pytest.raises(DeployError, match="damaged"):
         pickling.load_application(pickle.dumps(1))
+
+
+def test_what_changes_later_travels_as_it_was() -> None:
+    array = np.zeros(100_000)
+    parts = pickling.dumps(array)
+    array[:] = 1
+    assert pickling.loads(parts).sum() == 0
+
+
+def test_what_cannot_change_is_not_copied() -> None:
+    array = np.frombuffer(bytes(200_000), np.uint8)
+    _, buffer = pickling.dumps(array)
+    assert np.shares_memory(np.frombuffer(buffer, np.uint8), array)
