@@ -121,6 +121,8 @@ class Any_:
             raise SystemExit(3)
         if kind == "wait":
             return await self.wait(request.query_params["name"])
+        if kind == "wait_there":
+            return await servd.get_deployment_handle("Any_").wait.remote(request.query_params["name"])
         return VALUES[kind]
 
     async def items(self) -> AsyncIterator[Any]:
@@ -309,3 +311,14 @@ def test_waiting_on_an_event_loop(handle: Any) -> None:
 def test_wrong_options(options: dict[str, Any], error: type[Exception]) -> None:
     with pytest.raises(error):
         servd.deployment(**options)(Any_.func_or_class)
+
+
+def test_time_runs_out_for_a_handler_and_the_calls_it_made(port: int, folder: Path) -> None:
+    headers = {"x-request-timeout-seconds": "0.5"}
+    url = f"http://127.0.0.1:{port}/any"
+    answer = httpx.get(url, params={"kind": "wait", "name": "late"}, headers=headers, timeout=20)
+    assert answer.status_code == 408
+    eventually((folder / "late.cancelled").exists)
+    answer = httpx.get(url, params={"kind": "wait_there", "name": "there"}, headers=headers, timeout=20)
+    assert answer.status_code == 408
+    eventually((folder / "there.cancelled").exists)

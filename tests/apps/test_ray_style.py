@@ -42,7 +42,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDaemon]:
             for name, app in APPS.items()
         ]
         assert running.ask("PUT", "/api/serve/applications/", {"applications": apps}) == (200, "")
-        eventually(lambda: all_running(running), 60.0)
+        eventually(lambda: all_running(running), 120.0)
         yield running
 
 
