@@ -312,6 +312,7 @@ class _Queues:
         self._attribute = f"__servd_queue_{function.__name__}"
         self._signature = inspect.signature(function)
         self._is_method = next(iter(self._signature.parameters), "") == "self"
+        self._as_passed = _counts_to_pass(self._signature)
         self._own: BatchQueue | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -319,9 +320,12 @@ class _Queues:
         return _Queues, (self._function, self._options)
 
     def add(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call:
-        bound = self._signature.bind(*args, **kwargs)
-        positional = bound.args[1:] if self._is_method else bound.args
-        return self._queue_of(args).add(positional, bound.kwargs)
+        if kwargs or len(args) not in self._as_passed:
+            bound = self._signature.bind(*args, **kwargs)
+            passed, kwargs = bound.args, bound.kwargs
+        else:
+            passed = args
+        return self._queue_of(args).add(passed[1:] if self._is_method else passed, kwargs)
 
     def _queue_of(self, args: tuple[Any, ...]) -> BatchQueue:
         if not self._is_method:
@@ -334,3 +338,12 @@ class _Queues:
             bound = functools.partial(self._function, owner)
             queue = owner.__dict__[self._attribute] = BatchQueue(bound, self._options)
         return queue
+
+
+def _counts_to_pass(signature: inspect.Signature) -> range:
+    """How many positional arguments alone make a valid call: those need no binding, which costs more than the rest."""
+    parameters = signature.parameters.values()
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if any(p.kind is p.KEYWORD_ONLY and p.default is p.empty for p in parameters):
+        return range(0)
+    return range(sum(p.default is p.empty for p in positional), len(positional) + 1)
