@@ -212,9 +212,10 @@ class Samples:
     points: list[tuple[float, float]] = field(default_factory=list)
 
     def add(self, at: float, load: float, keep_s: float) -> None:
-        """Append a sample and forget those older than `keep_s`."""
+        """Append a sample and forget what no mean over the last `keep_s` needs."""
         self.points.append((at, load))
-        while len(self.points) > 1 and self.points[0][0] < at - keep_s:
+        # a sample holds until the next one, so the one before the window counts as well
+        while len(self.points) > 1 and self.points[1][0] < at - keep_s:
             self.points.pop(0)
 
     def mean(self, since: float, now: float) -> float:

@@ -17,7 +17,7 @@ from servd.messages import MetricFamily
 from servd.states import ROUTABLE
 
 KEEP_S = 3600.0
-MAX_DEAD = 500
+MAX_DEAD = 100
 """Dead processes whose own series are kept at most."""
 
 

@@ -21,6 +21,7 @@ ANSWER_LIMIT_S = 1.0
 
 FILE_NAME = "metrics.state"
 _LAG_PERIOD_S = 1.0
+_UNBURIED = 16
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +88,7 @@ class MetricsDesk:
         self._collecting: asyncio.Task[str] | None = None
         state = _read(path)
         self._known = {(one.role, one.id): one for one in state.processes}
+        self._bury_above = _UNBURIED
         self._dead = list(state.dead)
         self._dead_sum = MetricSums()
         self._dead_sum.add(state.dead_sum)
@@ -115,6 +117,10 @@ class MetricsDesk:
             self._known[role, peer_id] = ProcessMetrics(
                 role, peer_id, hello.pid, hello.start_ticks, tuple(report.families)
             )
+            if len(self._known) > self._bury_above:
+                # where nobody scrapes, the last words of the dead would pile up
+                self._bury()
+                self._bury_above = 2 * len(self._known) + _UNBURIED
         waiting = self._asked.get((role, peer_id))
         if waiting is not None and report.request_id == self._number and not waiting.done():
             waiting.set_result(None)

@@ -293,7 +293,9 @@ class Observed:
         else:
             self.replicas[report.replica_id] = updated  # counts and signs of life are not worth a write
         samples = self.samples.setdefault(report.replica_id, Samples())
-        samples.add(now, report.ongoing + report.queued, keep_s=3600.0)
+        target = self.targets.get(fact.key)
+        autoscaling = target.autoscaling if target is not None else None
+        samples.add(now, report.ongoing + report.queued, autoscaling["look_back_period_s"] if autoscaling else 0.0)
         self._judge(before, updated, report, now)
 
     @staticmethod
