@@ -70,9 +70,7 @@ class AutoscalingConfig(Document):
     downscale_delay_s: NotNegative = 600.0
     upscale_delay_s: NotNegative = 30.0
 
-    later_names: ClassVar[Mapping[str, str]] = {
-        "target_ongoing_requests": "target_num_ongoing_requests_per_replica"
-    }
+    later_names: ClassVar[Mapping[str, str]] = {"target_ongoing_requests": "target_num_ongoing_requests_per_replica"}
     ignored: ClassVar[tuple[str, ...]] = (
         "upscale_smoothing_factor",
         "downscale_smoothing_factor",
@@ -96,13 +94,9 @@ class AutoscalingConfig(Document):
         if low is not None and high is not None and high < low:
             faults.append((("max_replicas",), f"max_replicas ({high}) must be at least min_replicas ({low})"))
         if first is not None and low is not None and first < low:
-            faults.append(
-                (("initial_replicas",), f"initial_replicas ({first}) must be at least min_replicas ({low})")
-            )
+            faults.append((("initial_replicas",), f"initial_replicas ({first}) must be at least min_replicas ({low})"))
         if first is not None and high is not None and first > high:
-            faults.append(
-                (("initial_replicas",), f"initial_replicas ({first}) must be at most max_replicas ({high})")
-            )
+            faults.append((("initial_replicas",), f"initial_replicas ({first}) must be at most max_replicas ({high})"))
         return faults
 
 
@@ -222,9 +216,7 @@ def _warn_of_low_limit(raw: Mapping[str, Any]) -> None:
     scaling = raw.get("autoscaling_config")
     if not isinstance(scaling, Mapping):
         return
-    target = scaling.get(
-        "target_num_ongoing_requests_per_replica", scaling.get("target_ongoing_requests", 1.0)
-    )
+    target = scaling.get("target_num_ongoing_requests_per_replica", scaling.get("target_ongoing_requests", 1.0))
     limit = raw.get("max_concurrent_queries", 100)
     if isinstance(target, int | float) and isinstance(limit, int | float) and limit < target:
         logger.warning("autoscaling_target_out_of_reach max_concurrent_queries=%s target=%s", limit, target)
@@ -292,9 +284,7 @@ class RayActorOptions(Document):
         resources = raw.get("resources")
         for key in resources if isinstance(resources, Mapping) else ():
             if key in cls.reserved:
-                faults.append(
-                    (("resources", key), f"{key} has an option of its own, it is no custom resource")
-                )
+                faults.append((("resources", key), f"{key} has an option of its own, it is no custom resource"))
         return faults
 
 

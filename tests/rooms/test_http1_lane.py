@@ -151,7 +151,9 @@ async def test_100_continue() -> None:
     async with Room() as room:
         room.route(room.replica(echo))
         reader, writer = await asyncio.open_connection("127.0.0.1", room.port)
-        writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\nexpect: 100-continue\r\nconnection: close\r\n\r\n")
+        writer.write(
+            b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\nexpect: 100-continue\r\nconnection: close\r\n\r\n"
+        )
         assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
         writer.write(b"ok")
         assert (await reader.read()).endswith(b"ok")
