@@ -1,4 +1,4 @@
-"""Values to bytes and back: control messages and records with msgpack, Python values with pickle."""
+"""Control messages and facts to bytes and back, with msgpack, and the frames they travel in on a stream."""
 
 import dataclasses
 from typing import Any
@@ -12,9 +12,7 @@ MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 _MESSAGE = 1
 _LARGE_INTEGER = 2
 _BY_NAME: dict[str, type[Any]] = {
-    name: thing
-    for name, thing in vars(messages).items()
-    if isinstance(thing, type) and dataclasses.is_dataclass(thing)
+    name: thing for name, thing in vars(messages).items() if isinstance(thing, type) and dataclasses.is_dataclass(thing)
 }
 
 
