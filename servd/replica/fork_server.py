@@ -270,8 +270,7 @@ class ForkServer:
             self._poller.unregister(fd)
             line.socket.close()
 
-    # --- in the child
-    # -------------------------------------------------------------------------------------------------
+    # --- in the child -----------------------------------------------------------------------------------------------
 
     def _be_child(self, start: ReplicaStart) -> None:
         """First lines of a child, before any code of the user's runs."""

@@ -147,8 +147,7 @@ class Replica:
             if len(noted) >= journal.next_look:
                 journal.look()
 
-    # --- what the warden asks and tells
-    # -------------------------------------------------------------------------------
+    # --- what the warden asks and tells -----------------------------------------------------------------------------
 
     @property
     def ongoing(self) -> int:

@@ -383,8 +383,7 @@ async def test_a_failing_del_is_only_logged(caplog: pytest.LogCaptureFixture) ->
     assert "cannot close" in caplog.text
 
 
-# --- threads of sync handlers
-# -------------------------------------------------------------------------------------
+# --- threads of sync handlers ---------------------------------------------------------------------------------------
 
 
 async def test_sync_jobs_run_one_at_a_time_per_thread() -> None:
@@ -438,8 +437,7 @@ async def test_a_cancelled_sync_job_holds_its_slot_until_it_ends() -> None:
     assert await threads.run(lambda: 3) == 3
 
 
-# --- health
-# -------------------------------------------------------------------------------------------------------
+# --- health ---------------------------------------------------------------------------------------------------------
 
 
 async def verdicts_of(check: Any, count: int, timeout_s: float = 5.0) -> list[tuple[int, str]]:
