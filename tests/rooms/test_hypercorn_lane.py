@@ -79,9 +79,9 @@ async def test_early_bytes_wait_for_the_handshake() -> None:
 
 async def test_client_that_leaves_during_the_handshake_leaves_nothing_behind() -> None:
     async with Room(hand_over=True) as room:
-        address = room.replica(lambda exchange: asyncio.sleep(30))
+        address = room.replica(lambda _: asyncio.sleep(30))
         room.route(address)
-        reader, writer = await asyncio.open_connection("127.0.0.1", room.port)
+        _, writer = await asyncio.open_connection("127.0.0.1", room.port)
         writer.write(
             b"GET / HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
             b"sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\nearly"

@@ -40,7 +40,8 @@ async def test_streaming_call_with_credit() -> None:
 
     async def numbers(count: int) -> Any:
         nonlocal produced
-        for produced in range(count):
+        for number in range(count):
+            produced = number
             yield b"x" * 100_000
 
     async with Room() as room:
