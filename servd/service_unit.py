@@ -11,7 +11,6 @@ _STOP_MARGIN_S = 10.0
 _UNIT = """\
 [Unit]
 Description=servd: serve Python applications
-Documentation=https://pypi.org/project/servd/
 After=network-online.target
 Wants=network-online.target
 
