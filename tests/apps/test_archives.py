@@ -3,6 +3,7 @@
 import http.server
 import io
 import json
+import shutil
 import ssl
 import subprocess
 import threading
@@ -59,6 +60,8 @@ class Forge(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if shutil.which("openssl") is None:
+        pytest.skip("needs the openssl program to make certificates")
     folder = tmp_path_factory.mktemp("forge")
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
     command += ["-addext", "subjectAltName=DNS:localhost", "-keyout", "key.pem", "-out", "cert.pem"]
