@@ -40,7 +40,8 @@ clean:
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "servd needs Python 3.11 or newer; choose one with PYTHON=..." >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	@# half an environment, as without ensurepip, would pass for a whole one next time
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 $(VENV)/installed: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
