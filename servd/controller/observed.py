@@ -53,8 +53,6 @@ class Observed:
     notes: deque[str] = field(default_factory=lambda: deque(maxlen=100))
     changed: dict[tuple[str, str], Fact | None] = field(default_factory=dict)
 
-    # --- storage --------------------------------------------------------------------------------------------------
-
     def put(self, fact: Any) -> None:
         """Remember a fact, new or changed."""
         match fact:
@@ -113,13 +111,9 @@ class Observed:
             observed.put(fact)
         return observed
 
-    # --- lookups --------------------------------------------------------------------------------------------------
-
     def replicas_of(self, app: str, deployment: str) -> list[ReplicaFact]:
         """Replicas of one deployment, any state, oldest first."""
         return [r for r in self.replicas.values() if r.app == app and r.deployment == deployment]
-
-    # --- intents ----------------------------------------------------------------------------------------------------
 
     def record(self, action: actions.Action, now: float) -> None:
         """Note that `action` is being carried out; called before its effect, so nothing is ordered twice."""
@@ -193,8 +187,6 @@ class Observed:
                 stop_reason=fact.stop_reason or action.reason,
             )
         )
-
-    # --- news -------------------------------------------------------------------------------------------------------
 
     def apply(self, event: events.Event, now: float) -> None:
         """Turn one piece of news into facts. News of something unknown, repeated or late, changes nothing."""
