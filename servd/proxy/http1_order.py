@@ -8,7 +8,7 @@ from servd.proxy.forwarder import Target
 from servd.proxy.http1_answer import HttpAnswering
 from servd.proxy.http1_rules import unusual_target
 from servd.proxy.limits import WHOLE_BODY_BYTES
-from servd.proxy.listener import Listener
+from servd.proxy.listener import Listener, is_reset
 from servd.proxy.probes import TEXT, Answer
 from servd.records import FRAME_BYTES, HTTP, Outbox, origin
 from servd.request_router import IDEMPOTENT_METHODS
@@ -18,6 +18,8 @@ NOTHING: dict[bytes, bytes] = {}
 
 METHODS = {name.encode(): name for name in ("GET", "POST", "PUT", "HEAD", "DELETE", "OPTIONS", "PATCH")}
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_PROCESSING = b"HTTP/1.1 102 Processing\r\n\r\n"
+_LOOK_S = 0.02
 
 # what is kept of a pipelined request: method, url, headers, body, special headers, keep-alive, HTTP/1.0
 Parsed = tuple[bytes, bytes, list[tuple[bytes, bytes]], "bytes | bytearray", dict[bytes, bytes], bool, bool]
@@ -32,6 +34,7 @@ class HttpOrder(HttpAnswering):
         "_final",
         "_flags",
         "_head_tick",
+        "_is_half_closed",
         "_is_in_body",
         "_is_read_paused",
         "_is_streaming",
@@ -55,6 +58,7 @@ class HttpOrder(HttpAnswering):
         self._is_read_paused = False
         self._is_streaming = False
         self._owes_continue = False
+        self._is_half_closed = False
         self._tail: tuple[Any, ...] = ()
         self._flags = 0
         self._origin = b""
@@ -127,6 +131,8 @@ class HttpOrder(HttpAnswering):
     def check_time(self, tick: int, is_over: bool) -> None:
         """Once a second: end the connection when it is idle or its client too slow."""
         limits = self._forwarder.limits
+        if self._is_half_closed:
+            self._look_for_client()
         if self._is_deaf or self._is_read_paused:
             return
         if self._head_tick and not self._is_in_body:
@@ -139,6 +145,23 @@ class HttpOrder(HttpAnswering):
             self._is_deaf = self._is_unready = True
             self._transport.close()
 
+    def eof_received(self) -> bool:
+        """Answer what a client asked before it closed its half of the connection, if it still listens."""
+        if self._is_deaf or self._is_streaming or not (self.is_active or self._backlog):
+            return False
+        if self._transport.get_extra_info("sslcontext") is not None:
+            return False
+        self._is_half_closed = self._has_next = True
+        if not self.has_begun and not self._is_http10:
+            # who has closed both halves answers with a reset, who listens skips it: nothing else tells them apart
+            self._transport.write(_PROCESSING)
+        self._loop.call_later(_LOOK_S, self._look_for_client)
+        return True
+
+    def _look_for_client(self) -> None:
+        if not self._transport.is_closing() and is_reset(self._transport.get_extra_info("socket")):
+            self._transport.abort()
+
     def _go_on(self) -> None:
         if self._is_deaf or self.is_active:
             return
@@ -150,6 +173,9 @@ class HttpOrder(HttpAnswering):
             self._hand_over(self._upgrade)
         elif self._final is not None:
             self._refuse_now(self._final)
+        elif self._is_half_closed:
+            self._is_deaf = self._is_unready = True
+            self._transport.close()
         else:
             if self._owes_continue:
                 self._owes_continue = False

@@ -1,5 +1,6 @@
 """What the connections of one proxy share: the forwarder, their number, the clock tick, the drain."""
 
+import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,18 @@ IDLE_GRACE_TICKS = 2
 requests that are on their way."""
 
 HandOver = Callable[["asyncio.Transport", bytes], None]
+_TCP_CLOSE = 7
+"""State of a connection after a reset (linux/tcp_states.h), the first byte of `TCP_INFO`."""
+
+
+def is_reset(sock: socket.socket | None) -> bool:
+    """Whether the other side has reset this connection; False where nobody can tell."""
+    if sock is None or not hasattr(socket, "TCP_INFO") or sock.family == socket.AF_UNIX:
+        return False
+    try:
+        return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE
+    except OSError:
+        return True
 
 
 class Listener:
