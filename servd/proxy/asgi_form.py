@@ -256,7 +256,6 @@ class AsgiForwarder:
         return body, False
 
     async def _read_on(self, receive: Receive, call: ForwardedCall, room: asyncio.Event) -> None:
-        size = WHOLE_BODY_BYTES
         limit = self._forwarder.limits.body_bytes
         while True:
             stream = call.stream
@@ -269,12 +268,12 @@ class AsgiForwarder:
                 return
             if stream is None:
                 continue
-            size += len(message.get("body", b""))
-            if limit and size > limit:
+            body = message.get("body", b"")
+            if limit and stream.received + len(body) > limit:
                 call.tell("answer", (413, TEXT, f"the request's body is larger than {limit} bytes".encode()))
                 return
-            if message.get("body"):
-                stream.feed(message["body"])
+            if body:
+                stream.feed(body)
             if not message.get("more_body", False):
                 stream.close()
 
@@ -322,7 +321,8 @@ def response_headers(block: bytes, request_id: bytes | None) -> list[tuple[bytes
 async def _send_answer(send: Send, answer: Answer, request_id: bytes) -> None:
     status, block, body = answer
     headers = response_headers(block, request_id)
-    if not any(name == b"content-length" for name, _ in headers):
+    has_body = status >= 200 and status not in (204, 304)
+    if has_body and not any(name == b"content-length" for name, _ in headers):
         headers.append((b"content-length", b"%d" % len(body)))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body, "more_body": False})

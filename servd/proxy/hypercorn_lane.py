@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import sys
 from typing import Any, cast
 
 from h2.events import DataReceived
@@ -38,6 +39,8 @@ class HypercornLane:
         self.is_draining = False
         config = Config()
         config.keep_alive_timeout = forwarder.limits.idle_s
+        # its own bound would break off connections that are in use
+        config.keep_alive_max_requests = sys.maxsize
         config.h2_max_header_list_size = forwarder.limits.head_bytes
         config.include_server_header = False
         config.accesslog = None
