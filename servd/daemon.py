@@ -6,7 +6,6 @@ module as its main module, so it loads little.
 """
 
 import contextlib
-import fcntl
 import json
 import multiprocessing
 import multiprocessing.resource_tracker
@@ -35,11 +34,12 @@ from servd.daemon_messages import (
     Reloaded,
     StopController,
 )
-from servd.exceptions import AlreadyRunningError, ListenError, ServdError, StateError
+from servd.exceptions import ListenError, ServdError, StateError
 from servd.listeners import Listeners
 from servd.pidfd import exit_code_of
 from servd.service_notice import ServiceNotice
 from servd.settings import MAX_SOCKET_PATH_BYTES, Settings, make_private_dir, replica_address
+from servd.state_lock import lock_state_dir
 
 EXIT_REFUSED = 78
 """Exit code of a controller that cannot serve this state directory; it has said why on stderr."""
@@ -47,7 +47,6 @@ STOP_TIMEOUT_S = 60.0
 LEFTOVER_DRAIN_S = 4.5
 CRASH_PATIENCE_S = 5.0
 SETTLED_AFTER_S = 10.0
-LOCK_NAME = "daemon.lock"
 TIED_OPTION = "--tied-to="
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP)
@@ -304,33 +303,6 @@ def _become_subreaper() -> None:
 
     set_child_subreaper = 36
     ctypes.CDLL(None).prctl(set_child_subreaper, 1, 0, 0, 0)
-
-
-def lock_state_dir(state_dir: str) -> tuple[int, bool]:
-    """Take the lock of a state directory and write this pid into it.
-
-    Returns:
-        The descriptor, close-on-exec, and whether the daemon before did not end cleanly.
-
-    Raises:
-        AlreadyRunningError: somebody holds it.
-        StateError: the file cannot be used.
-    """
-    path = f"{state_dir}/{LOCK_NAME}"
-    try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    except OSError as error:
-        raise StateError(f"cannot use {path}: {error.strerror}") from error
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.read(fd, 32).strip()
-        os.close(fd)
-        raise AlreadyRunningError(state_dir, int(holder or b"0")) from None
-    was_unclean = os.fstat(fd).st_size > 0
-    os.ftruncate(fd, 0)
-    os.write(fd, str(os.getpid()).encode())
-    return fd, was_unclean
 
 
 def _empty_socket_dir(socket_dir: str) -> None:

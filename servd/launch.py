@@ -1,7 +1,5 @@
 """Find the running daemon of a state directory, start one, stop one."""
 
-import contextlib
-import fcntl
 import http.client
 import json
 import os
@@ -19,10 +17,10 @@ from typing import Any
 from servd.clock import SystemClock, block_for
 from servd.exceptions import DeployError, StateError
 from servd.settings import Settings, admin_socket, make_private_dir
+from servd.state_lock import running_pid
 
 READY_LIMIT_S = 60.0
 LOG_NAME = "daemon.log"
-_LOCK_NAME = "daemon.lock"
 _POLL_S = 0.02
 
 
@@ -30,22 +28,6 @@ def daemon_command(settings: Settings) -> list[str]:
     """Command line of a daemon with these settings, for `os.execv` or a subprocess."""
     # -P: the current directory is the user's, nothing in it may replace a module of the daemon
     return [sys.executable, "-P", "-m", "servd.daemon", json.dumps(asdict(settings))]
-
-
-def running_pid(state_dir: str) -> int | None:
-    """Pid of the daemon that runs on a state directory; None when none does."""
-    try:
-        fd = os.open(f"{state_dir}/{_LOCK_NAME}", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        with contextlib.suppress(ValueError):
-            return int(os.read(fd, 32))
-    finally:
-        os.close(fd)
-    return None
 
 
 def is_answering(socket_dir: str) -> bool:

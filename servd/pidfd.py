@@ -32,12 +32,3 @@ def open_process(pid: int, expected_ticks: int) -> int | None:
 def exit_code_of(status: "os.waitid_result") -> int:
     """Exit code as `subprocess` has it, negative = killed by that signal, of a `waitid` result."""
     return status.si_status if status.si_code == os.CLD_EXITED else -status.si_status
-
-
-def reap(fd: int) -> int | None:
-    """Exit code of an own child whose pidfd is readable; None when it is no child of ours or was reaped."""
-    try:
-        status = os.waitid(os.P_PIDFD, fd, os.WEXITED | os.WNOHANG)
-    except OSError:
-        return None
-    return None if status is None else exit_code_of(status)

@@ -12,6 +12,8 @@ DEFAULT_HTTP_PORT = 8000
 DEFAULT_ADMIN_HOST = "127.0.0.1"
 DEFAULT_ADMIN_PORT = 52365
 MAX_SOCKET_PATH_BYTES = 107
+OWN_FILES = frozenset({"daemon.lock", "goal.created", "control.sock", "facts.db", "serve"})
+"""Names by which a directory is known as a daemon's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +92,8 @@ def make_private_dir(path: str) -> None:
     """Create `path` with mode 0700, or check that it is such a directory of this user.
 
     Raises:
-        StateError: it is a link or no directory, belongs to somebody else, cannot be created, or others may enter it and the
-            mode cannot be mended.
+        StateError: it is a link or no directory, belongs to somebody else, cannot be created, or others may enter it and it
+            holds files that are not a daemon's: closing somebody's folder is not ours to do.
     """
     try:
         os.makedirs(path, mode=0o700, exist_ok=True)
@@ -103,6 +105,12 @@ def make_private_dir(path: str) -> None:
     if status.st_uid != os.getuid():
         raise StateError(f"directory {path} belongs to uid {status.st_uid}, not to you (uid {os.getuid()})")
     if stat.S_IMODE(status.st_mode) != 0o700:
+        names = os.listdir(path)
+        if names and not OWN_FILES.intersection(names):
+            raise StateError(
+                f"directory {path} is open to others (mode {stat.S_IMODE(status.st_mode):o}) and holds other files; "
+                f"choose a directory of its own, or close this one: chmod 700 {path}"
+            )
         os.chmod(path, 0o700)
 
 

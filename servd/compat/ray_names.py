@@ -68,15 +68,6 @@ def install() -> bool:
     return True
 
 
-def uninstall() -> None:
-    """Take the names away again."""
-    sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, AliasFinder)]
-    for name in [name for name in sys.modules if name == "ray" or name.startswith("ray.")]:
-        del sys.modules[name]
-    if logging.Logger.manager.loggerDict.get("ray.serve") is logging.getLogger("servd"):
-        del logging.Logger.manager.loggerDict["ray.serve"]
-
-
 class AliasFinder(MetaPathFinder):
     """Finds `ray`, `ray.exceptions` and the modules of Ray Serve that servd has."""
 

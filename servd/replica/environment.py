@@ -5,6 +5,7 @@ sets them.
 """
 
 import importlib
+import logging
 import os
 import sys
 import sysconfig
@@ -20,6 +21,8 @@ from servd.replica.code_cache import unpacked_archive
 from servd.replica.packages import installed_packages
 
 DEFAULT_SETUP_TIMEOUT_S = 600.0
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,9 @@ def _apply(order: BuildOrder, clock: Clock) -> Environment:
     env = order.runtime_env
     deadline = clock.now() + _setup_timeout_s(env)
     archives: list[str] = []
+    unknown = runtime_env.unknown_keys(env)
+    if unknown:
+        logger.warning("runtime_env_keys_without_effect app=%s keys=%s", order.app, ",".join(unknown))
 
     def directory(field: str, uri: str) -> str:
         if not runtime_env.is_remote(uri) and os.path.isdir(runtime_env.local_path(uri)):

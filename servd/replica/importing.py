@@ -9,6 +9,7 @@ import sys
 import sysconfig
 import typing
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -38,8 +39,7 @@ def load_application(order: BuildOrder, environment: Environment) -> BuiltApplic
     ray_names.install()
     try:
         if order.application_file:
-            with open(order.application_file, "rb") as file:
-                target = pickling.load_application(file.read())
+            target = pickling.load_application(_read_shipped(order.application_file))
         else:
             target = import_target(order.import_path)
         return build_application(as_application(target, order.args), order.app)
@@ -48,6 +48,14 @@ def load_application(order: BuildOrder, environment: Environment) -> BuiltApplic
     # whatever user code raises while it is imported or built, `sys.exit()` included, is the user's news
     except BaseException as error:
         raise DeployError(user_traceback(error) + _search_hint(error, environment)) from error
+
+
+def _read_shipped(path: str) -> bytes:
+    """The shipped application, checked against the sum that it was uploaded under: nothing else is ever unpickled."""
+    data = Path(path).read_bytes()
+    if hashlib.sha256(data).hexdigest() != Path(path).stem:
+        raise DeployError(f"the shipped application {path} is damaged: run it again")
+    return data
 
 
 def import_target(import_path: str) -> Any:

@@ -1,6 +1,5 @@
 """What kind of handler a method is: decides where it runs and how its result travels."""
 
-import asyncio
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -37,8 +36,7 @@ def kind_of(function: Callable[..., Any]) -> str:
         if inner is None or inner is function:
             break
         function = inner
-    # asyncio's test also knows functions that were marked as coroutine functions
-    if asyncio.iscoroutinefunction(function):
+    if inspect.iscoroutinefunction(function):
         return "async"
     if inspect.isasyncgenfunction(function):
         return "async generator"

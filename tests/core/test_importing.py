@@ -1,6 +1,7 @@
 """From import path or file to an application; builders; the version of the code."""
 
 import dataclasses
+import hashlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,10 +68,14 @@ def test_a_shipped_application_is_built(home: Path, tmp_path: Path) -> None:
     class Local:
         pass
 
-    file = tmp_path / "application.pkl"
-    file.write_bytes(pickling.dump_application(make_deployment(Local, {}).bind()))
+    shipped = pickling.dump_application(make_deployment(Local, {}).bind())
+    file = tmp_path / f"{hashlib.sha256(shipped).hexdigest()}.pkl"
+    file.write_bytes(shipped)
     built = load_application(an_order("", application_file=str(file)), an_environment(home))
     assert list(built.deployments) == ["Local"]
+    file.write_bytes(shipped[:-1])
+    with pytest.raises(DeployError, match="is damaged"):
+        load_application(an_order("", application_file=str(file)), an_environment(home))
 
 
 @pytest.mark.parametrize(

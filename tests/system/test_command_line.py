@@ -16,9 +16,9 @@ import pytest
 
 from servd import run_command
 from servd.exceptions import ServdError
-from servd.launch import running_pid
 from servd.run_command import RunOptions, daemon_for
 from servd.settings import Settings, socket_dir_for
+from servd.state_lock import running_pid
 
 ROOT = Path(__file__).parents[2]
 FRUIT = ROOT / "examples" / "fruit"

@@ -12,6 +12,7 @@ import pytest
 from servd import launch
 from servd.exceptions import DeployError
 from servd.settings import Settings
+from servd.state_lock import running_pid
 from tests.system.running_daemon import (
     ECHO,
     RunningDaemon,
@@ -71,9 +72,9 @@ def test_a_second_daemon_is_refused_with_the_pid_of_the_first(tmp_path: Path) ->
         assert second.returncode == 1
         assert str(daemon.process.pid) in second.stderr
         assert settings.state_dir in second.stderr
-        assert launch.running_pid(settings.state_dir) == daemon.process.pid
+        assert running_pid(settings.state_dir) == daemon.process.pid
         assert daemon.is_ready()
-    assert launch.running_pid(settings.state_dir) is None
+    assert running_pid(settings.state_dir) is None
 
 
 @pytest.mark.parametrize("option", ["http_port", "admin_port"])
@@ -199,7 +200,7 @@ def test_detached_it_goes_on_until_it_is_stopped(tmp_path: Path) -> None:
     settings = settings_in(tmp_path)
     pid = launch.start_detached(settings, 20)
     try:
-        assert launch.running_pid(settings.state_dir) == pid
+        assert running_pid(settings.state_dir) == pid
         assert launch.is_answering(settings.socket_dir)
     finally:
         assert launch.stop(settings.state_dir)
@@ -229,7 +230,7 @@ def test_tied_it_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
     died = subprocess.run([sys.executable, "-c", script, text], timeout=30, check=False)
     assert died.returncode == -signal.SIGKILL
     eventually(lambda: list(titles(settings.state_dir)) == [], 10.0)
-    eventually(lambda: launch.running_pid(settings.state_dir) is None)
+    eventually(lambda: running_pid(settings.state_dir) is None)
 
 
 SHARING = """
