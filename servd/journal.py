@@ -1,14 +1,14 @@
-"""Requests, noted in one step each; counted and worded for the access log later, many at a time.
+"""Requests: counted as they end, their access lines put together from ready parts and written many at a time.
 
-How this works: a note is one `append`. `settle` takes what was noted, adds it to the series of its key, and puts a line
-together from parts that are worded once per key, millisecond or tenth of a millisecond of latency. So a request pays for
-a note, and a small share of a loop that does nothing else.
+How this works: a note adds one to the series of its key, and appends four parts of a line that exist already: what is
+worded once per millisecond, the request's id, what is worded once per key, and one of some thousand ends, by latency. The
+loop writes the parts as one text. Counting later and together was tried: what is kept until then pushes other things
+out of the processor's cache, and that cost more.
 """
 
 import asyncio
 import json
 import os
-import threading
 from bisect import bisect_left
 from collections.abc import Callable
 from typing import Any
@@ -38,11 +38,11 @@ LATENCY_BOUNDS_MS = (
     300000,
     600000,
 )
-MAX_SERIES = 4096
+MAX_SERIES = 512
 """Series of one process; whatever comes beyond is counted together, so that nobody fills the memory with odd methods."""
 
-_SETTLE_S = 0.25
-_SETTLE_NOTES = 256
+_FLUSH_S = 0.25
+_FLUSH_PARTS = 1024
 _TABLE_TENTHS = 2000
 
 
@@ -50,8 +50,6 @@ def _bucket_of(tenths: int) -> int:
     # a latency is somewhere between its tenths and one more
     return bisect_left(LATENCY_BOUNDS_MS, (tenths + 1) / 10)
 
-
-_BUCKET_OF = [_bucket_of(tenths) for tenths in range(_TABLE_TENTHS)]
 
 Labels = tuple[str, str, str]
 """Route prefix, application, deployment (full name); "" where a request had none."""
@@ -65,19 +63,39 @@ NOWHERE: Labels = ("", "", "")
 class Series:
     """Requests of one key.
 
-    buckets: how many were at most each of `LATENCY_BOUNDS_MS` and more than the one before, then the rest. tenths: sum of their
-    latencies in tenths of a millisecond.
+    tenths: how many took that many tenths of a millisecond, cut to whole ones. long: as `buckets`, of those that took longer than
+    `tenths` is long; long_tenths: their sum. words: in the access lines of all of them.
     """
 
-    __slots__ = ("buckets", "tenths", "words")
+    __slots__ = ("long", "long_tenths", "tenths", "words")
 
     def __init__(self, words: str) -> None:
-        self.buckets = [0] * (len(LATENCY_BOUNDS_MS) + 1)
-        self.tenths = 0
+        self.tenths = [0] * _TABLE_TENTHS
+        self.long = [0] * (len(LATENCY_BOUNDS_MS) + 1)
+        self.long_tenths = 0
         self.words = words
 
     def __repr__(self) -> str:
-        return f"Series({self.words.strip()}: {sum(self.buckets)})"
+        return f"Series({self.words.strip()}: {self.count})"
+
+    @property
+    def count(self) -> int:
+        """How many there were."""
+        return sum(self.tenths) + sum(self.long)
+
+    def buckets(self) -> list[int]:
+        """How many were at most each of `LATENCY_BOUNDS_MS` and more than the one before, then the rest."""
+        found = self.long.copy()
+        for tenths, number in enumerate(self.tenths):
+            if number:
+                found[_bucket_of(tenths)] += number
+        return found
+
+    def total_ms(self) -> float:
+        """Sum of the latencies."""
+        tenths = self.long_tenths + sum(tenths * number for tenths, number in enumerate(self.tenths) if number)
+        # half a tenth more for each: they were cut
+        return (tenths + self.count / 2) / 10
 
 
 def place_of(function: Callable[..., Any]) -> tuple[str, int]:
@@ -86,7 +104,9 @@ def place_of(function: Callable[..., Any]) -> tuple[str, int]:
     return os.path.basename(code.co_filename), code.co_firstlineno
 
 
-_NO_SERIES = Series("")
+_NO_ENDS = [""] * _TABLE_TENTHS
+NO_SERIES = Series("")
+"""Stands for "not asked for yet": nothing is added to it."""
 
 
 class AccessLog:
@@ -152,20 +172,35 @@ class AccessLog:
 
 
 class Journal:
-    """The requests of one process.
-
-    `note` belongs on the loop; everything else may be called from any thread.
-
-    Attributes:
-        now: gives monotonic seconds.
-        noted: what was noted and is not settled: key, begin, end, request id. Who has no time for `note` appends here, and
-            calls `look` when the list has `next_look` entries or more.
-        is_on: somebody wants the notes.
+    """The requests of one process. Belongs on the loop, but for `series`.
 
     Args:
         access: None writes no lines.
         counts: False keeps no series; by default `SERVD_METRICS=0` asks for none.
+
+    Attributes:
+        now: gives monotonic seconds.
+        is_on: somebody wants the notes.
     """
+
+    __slots__ = (
+        "_access",
+        "_clock",
+        "_counts",
+        "_ends",
+        "_is_writing",
+        "_loop",
+        "_milli_end",
+        "_next_look",
+        "_parts",
+        "_prefix",
+        "_second",
+        "_series",
+        "_start",
+        "_wall_offset",
+        "is_on",
+        "now",
+    )
 
     def __init__(
         self,
@@ -180,130 +215,101 @@ class Journal:
         self._counts = is_on("METRICS", "1") if counts is None else counts
         self._clock = clock or SystemClock()
         self.now = self._clock.now
-        self.noted: list[tuple[Key, float, float, str]] = []
-        self.next_look = 1
-        self._lock = threading.Lock()
         self._series: dict[Key, Series] = {}
         self._wall_offset = self._clock.wall_time() - self.now()
+        self._parts: list[str] = []
+        self._next_look = 1
+        self._prefix = self._start = ""
+        self._milli_end = 0.0
         self._second = 0
-        self._start = ""
+        self._is_writing = access is not None
+        self._ends = access.ends if access is not None else _NO_ENDS
         self.is_on = self._counts or access is not None
 
     def __repr__(self) -> str:
-        return f"Journal({len(self._series)} series, {len(self.noted)} notes)"
+        return f"Journal({len(self._series)} series, {len(self._parts)} parts)"
 
     def note(self, key: Key, began: float, request_id: str) -> None:
-        """A request has ended now.
+        """A request has ended now. began: by `now`. request_id: must need no escape in JSON."""
+        self.add(self.find(key), began, request_id)
 
-        Args:
-            began: by `now`.
-            request_id: must need no escape in JSON.
-        """
-        noted = self.noted
-        noted.append((key, began, self.now(), request_id))
-        if len(noted) >= self.next_look:
-            self.look()
+    def find(self, key: Key) -> Series:
+        """The series of a key; for who has many requests of the same one."""
+        return self._series.get(key) or self._learn(key)
 
-    def look(self) -> None:
-        """Settle if enough was noted, else see to it that it happens soon."""
-        if self.next_look == 1:
-            self.next_look = _SETTLE_NOTES
-            self._loop.call_later(_SETTLE_S, self._on_time)
+    def add(self, series: Series, began: float, request_id: str) -> None:
+        """As `note`."""
+        now = self.now()
+        tenths = int((now - began) * 10_000)
+        if tenths < _TABLE_TENTHS:
+            series.tenths[tenths] += 1
+            end = self._ends[tenths]
         else:
-            self.settle()
+            series.long[_bucket_of(tenths)] += 1
+            series.long_tenths += tenths
+            end = self._access.end(tenths) if self._access is not None else ""
+        if self._is_writing:
+            if now >= self._milli_end:
+                self._turn_milli(now)
+            parts = self._parts
+            parts += (self._prefix, request_id, series.words, end) if request_id else self._without_id(series, end)
+            if len(parts) >= self._next_look:
+                self._look()
 
     def configure(self, style: Style) -> None:
         """Write lines of another style from now on, or none."""
-        self.settle()
-        with self._lock:
-            access = self._access
-            if access is None:
-                return
-            access.is_enabled = style.has_access_log
-            self.is_on = self._counts or style.has_access_log
-            if access.is_json != style.is_json:
-                access.set_style(is_json=style.is_json)
-                self._second = 0
-                for key, series in self._series.items():
-                    series.words = access.words(key)
+        self.flush()
+        access = self._access
+        if access is None:
+            return
+        self._is_writing = style.has_access_log
+        self.is_on = self._counts or style.has_access_log
+        if access.is_json != style.is_json:
+            access.set_style(is_json=style.is_json)
+            self._ends = access.ends
+            self._second = 0
+            self._milli_end = 0.0
+            for key, series in self._series.items():
+                series.words = access.words(key)
 
     def series(self) -> dict[Key, Series]:
-        """What was counted, all notes settled. The series go on counting."""
-        self.settle()
-        if not self._counts:
-            return {}
-        with self._lock:
-            return dict(self._series)
+        """What was counted; the series go on counting. Any thread may ask."""
+        return self._series.copy() if self._counts else {}
 
-    def settle(self) -> None:
-        """Count and write what was noted."""
-        with self._lock:
-            noted = self.noted
-            count = len(noted)
-            # the loop may append meanwhile: what is behind `count` stays for the next time
-            batch = noted[:count]
-            del noted[:count]
-            if not batch:
-                return
-            access = self._access
-            if access is None or not access.is_enabled:
-                self._count(batch)
-            else:
-                access.write(self._lines(batch, access))
+    def flush(self) -> None:
+        """Write the lines of all requests so far."""
+        if self._parts and self._access is not None:
+            text = "".join(self._parts)
+            self._parts.clear()
+            self._access.write(text)
+
+    def _look(self) -> None:
+        if self._next_look == 1:
+            self._next_look = _FLUSH_PARTS
+            self._loop.call_later(_FLUSH_S, self._on_time)
+        else:
+            self.flush()
 
     def _on_time(self) -> None:
-        self.next_look = 1
+        self._next_look = 1
         # a clock that was set shows from here on
         self._wall_offset = self._clock.wall_time() - self.now()
-        self.settle()
+        self.flush()
 
-    def _count(self, batch: list[tuple[Key, float, float, str]]) -> None:
-        known = self._series
-        last: Key | None = None
-        series = _NO_SERIES
-        for key, began, ended, _ in batch:
-            if key != last:
-                series = known.get(key) or self._learn(key)
-                last = key
-            tenths = int((ended - began) * 10_000)
-            series.tenths += tenths
-            series.buckets[_BUCKET_OF[tenths] if tenths < _TABLE_TENTHS else _bucket_of(tenths)] += 1
-
-    def _lines(self, batch: list[tuple[Key, float, float, str]], access: AccessLog) -> str:
-        known, ends = self._series, access.ends
-        parts: list[str] = []
-        last: Key | None = None
-        milli_end, prefix = -1.0, ""
-        series = _NO_SERIES
-        for key, began, ended, request_id in batch:
-            if key != last:
-                series = known.get(key) or self._learn(key)
-                last = key
-            tenths = int((ended - began) * 10_000)
-            series.tenths += tenths
-            if tenths < _TABLE_TENTHS:
-                end = ends[tenths]
-                series.buckets[_BUCKET_OF[tenths]] += 1
-            else:
-                end = access.end(tenths)
-                series.buckets[_bucket_of(tenths)] += 1
-            if ended >= milli_end:
-                milli_end, prefix = self._prefix(ended, access)
-            if request_id:
-                parts += (prefix, request_id, series.words, end)
-            else:
-                parts += (access.without_id(prefix), series.words, end)
-        return "".join(parts)
-
-    def _prefix(self, moment: float, access: AccessLog) -> tuple[float, str]:
-        """What comes before the request id for the rest of this millisecond, and its end."""
-        at = moment + self._wall_offset
+    def _turn_milli(self, now: float) -> None:
+        """Word what comes before the request id for the rest of this millisecond."""
+        assert self._access is not None
+        at = now + self._wall_offset
         if not self._second <= at < self._second + 1:
             self._second = int(at)
-            self._start = access.start(self._second)
+            self._start = self._access.start(self._second)
         millis = int((at - self._second) * 1000)
-        end = self._second + (millis + 1) / 1000 - self._wall_offset
-        return end, f"{self._start},{millis:03d}{access.before_id}"
+        self._milli_end = self._second + (millis + 1) / 1000 - self._wall_offset
+        self._prefix = f"{self._start},{millis:03d}{self._access.before_id}"
+
+    def _without_id(self, series: Series, end: str) -> tuple[str, ...]:
+        assert self._access is not None
+        return self._access.without_id(self._prefix), series.words, end
 
     def _learn(self, key: Key) -> Series:
         if len(self._series) >= MAX_SERIES:

@@ -77,11 +77,10 @@ class Sums:
         """Add a series to a histogram."""
         samples = self._found.setdefault(name, {})
         pairs = labelled(**labels)
-        number = sum(series.buckets)
-        # half a tenth: each latency was cut to whole tenths
-        total_ms, buckets = samples.get(pairs, (0.0, (0,) * len(series.buckets)))
-        added = tuple(a + b for a, b in zip(buckets, series.buckets, strict=True))
-        samples[pairs] = (total_ms + (series.tenths + number / 2) / 10, added)
+        found = series.buckets()
+        total_ms, buckets = samples.get(pairs, (0.0, (0,) * len(found)))
+        added = tuple(a + b for a, b in zip(buckets, found, strict=True))
+        samples[pairs] = (total_ms + series.total_ms(), added)
 
     def families(self) -> list[MetricFamily]:
         """What was added up."""
@@ -92,7 +91,7 @@ def http_families(found: Mapping[Key, Series]) -> list[MetricFamily]:
     """What a proxy's journal says."""
     sums = Sums()
     for ((route, app, deployment), method, status), series in found.items():
-        number, code = sum(series.buckets), str(status)
+        number, code = series.count, str(status)
         sums.count("serve_num_http_requests", number, route=route, method=method, application=app, status_code=code)
         sums.measure("serve_http_request_latency_ms", series, route=route, application=app, status_code=code)
         if status != 200:
@@ -118,7 +117,7 @@ def replica_families(found: Mapping[Key, Series], **tags: str) -> list[MetricFam
     sums = Sums()
     for ((route, _, _), _, status), series in found.items():
         name = "serve_deployment_error_counter" if status == "ERROR" else "serve_deployment_request_counter"
-        sums.count(name, sum(series.buckets), route=route, **tags)
+        sums.count(name, series.count, route=route, **tags)
         sums.measure("serve_deployment_processing_latency_ms", series, route=route, **tags)
     return sums.families()
 

@@ -83,6 +83,7 @@ class Forwarder:
         self.table = RouteTable(root_path)
         self.targets: dict[bytes, Target] = {}
         self.usual_targets: dict[bytes, Target] = {}
+        self._labels: dict[Labels, Labels] = {}
         self._clock = clock or SystemClock()
         self.journal = journal or Journal(caller.loop, counts=False, clock=self._clock)
         self._ids = b""
@@ -122,6 +123,8 @@ class Forwarder:
         router = self.caller.router_of(route.deployment)
         limits = [limit for limit in (router.targets.request_timeout_s, self.limits.request_s) if limit]
         target = Target(route.prefix, route.app, router, min(limits) if limits else None)
+        # one object per route, so that who compares them needs no second look
+        target.labels = self._labels.setdefault(target.labels, target.labels)
         if len(raw_path) <= _MAX_REMEMBERED_PATH_BYTES:
             if len(self.targets) >= _MAX_REMEMBERED:
                 self.targets.clear()
@@ -134,7 +137,7 @@ class Forwarder:
             if len(self.usual_targets) >= _MAX_REMEMBERED:
                 self.usual_targets.clear()
             usual = Target(target.prefix, target.app, target.router, None)
-            usual.path, usual.query = path, query
+            usual.path, usual.query, usual.labels = path, query, target.labels
             self.usual_targets[url] = usual
 
     def answer_unrouted(self, raw_path: bytes) -> Answer:

@@ -16,7 +16,7 @@ from servd.clock import SystemClock
 from servd.context import ReplicaContext, current_request, install_process, set_replica_context
 from servd.exceptions import DeployError
 from servd.ids import DeploymentID
-from servd.journal import AccessLog, Journal
+from servd.journal import NO_SERIES, AccessLog, Journal
 from servd.measures import LoopLag
 from servd.messages import MetricFamily, ReplicaGoal, ReplicaStart, Routing
 from servd.process import LIFETIME_DRAIN_S
@@ -62,6 +62,9 @@ class Replica:
         self._queued: dict[str, int] = {}
         self._journal = Journal(self._loop, access, clock=self._clock)
         self._journal.configure(logs.configure(start.goal.logging_config))
+        # where the last request was noted: the next one is most often of the same kind
+        self._noted_route = self._noted_method = ""
+        self._noted = NO_SERIES
 
     def __repr__(self) -> str:
         return f"Replica({self._start.replica_id}, {self._warden.phase}, {self._server})"
@@ -128,7 +131,7 @@ class Replica:
                 await user.close()
         except TimeoutError:
             logger.warning("drain_cut_off ongoing=%d", self.ongoing)
-        self._journal.settle()
+        self._journal.flush()
         self._warden.send_metrics()
         self._server.close(_LINGER_S)
         self._caller.close()
@@ -141,11 +144,12 @@ class Replica:
         journal = self._journal
         if journal.is_on:
             request = current_request.get()
-            key = ((request.route, request.app_name, ""), method, "OK" if succeeded else "ERROR")
-            noted = journal.noted
-            noted.append((key, began, journal.now(), request.request_id))
-            if len(noted) >= journal.next_look:
-                journal.look()
+            route = request.route
+            if route != self._noted_route or method != self._noted_method or not succeeded:
+                self._noted_route, self._noted_method = route, method if succeeded else ""
+                key = ((route, request.app_name, ""), method, "OK" if succeeded else "ERROR")
+                self._noted = journal.find(key)
+            journal.add(self._noted, began, request.request_id)
 
     # --- what the warden asks and tells -----------------------------------------------------------------------------
 

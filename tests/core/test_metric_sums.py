@@ -5,7 +5,7 @@ from typing import Any
 from prometheus_client.parser import text_string_to_metric_families
 
 from servd.controller.metric_sums import MetricSums, remains
-from servd.journal import LATENCY_BOUNDS_MS, NOWHERE, Series
+from servd.journal import NOWHERE, Series
 from servd.measures import CONTRACT, http_families, labelled, replica_families
 from servd.messages import MetricFamily
 
@@ -15,8 +15,7 @@ TAGS = {"deployment": "a_D", "replica": "a_D#x", "application": "a"}
 def counted(*latencies_ms: float) -> Series:
     series = Series("")
     for latency_ms in latencies_ms:
-        series.buckets[next(i for i, bound in enumerate((*LATENCY_BOUNDS_MS, 1e9)) if latency_ms <= bound)] += 1
-        series.tenths += int(latency_ms * 10)
+        series.tenths[int(latency_ms * 10) - 1] += 1
     return series
 
 
