@@ -11,7 +11,7 @@ from servd.controller.observed import Observed
 from servd.controller.resources import Held, Pool, place
 from servd.controller.restarts import BackOff, failure_threshold, retry_delay_s
 from servd.controller.rollout import next_step
-from servd.controller.settle import route_prefix, wanted_count
+from servd.controller.settle import is_replaced, route_prefix, wanted_count
 from servd.controller.targets import DeploymentTarget
 from servd.controller.templates import template_for
 from servd.ids import ReplicaID, random_hex, random_letters
@@ -185,6 +185,8 @@ def _drain_all(replicas: list[ReplicaFact], key: tuple[str, str], observed: Obse
     app = observed.applications.get(key[0])
     if app is not None and app.deleting and _callers_live(app, key[1], observed):
         return
+    if app is not None and not app.deleting and app.active is not None and not is_replaced(app, observed):
+        return  # the build before goes on until the new one serves
     for replica in replicas:
         if not replica.drain_sent and replica.kill_at == math.inf:
             yield _drain(replica, None, replica.stop_reason or "no longer in the application")

@@ -4,7 +4,7 @@ from collections.abc import Collection
 
 from servd.controller.facts import ReplicaFact
 from servd.controller.observed import Observed
-from servd.controller.settle import failing_message, route_prefix
+from servd.controller.settle import failing_message, route_prefix, serving_ingress
 from servd.controller.targets import DEFAULTS
 from servd.ids import DeploymentID
 from servd.messages import DeploymentTargets, Endpoint, Route, Routing
@@ -25,7 +25,7 @@ def routing(observed: Observed, leaving: Collection[str]) -> Routing:
         prefix = route_prefix(app)
         if app.deleting or app.active is None or prefix is None:
             continue
-        routes.append(Route(prefix, DeploymentID(app.name, app.active.ingress).full_name, app.name))
+        routes.append(Route(prefix, DeploymentID(app.name, serving_ingress(app, observed)).full_name, app.name))
     keys = {*observed.targets, *(replica.key for replica in observed.replicas.values())}
     targets = [_targets_of(key, observed, leaving) for key in sorted(keys)]
     return Routing(0, tuple(sorted(routes, key=lambda route: route.prefix)), tuple(targets))

@@ -140,8 +140,34 @@ def _settle_build(app: ApplicationFact, observed: Observed) -> None:
         observed.put(replace(built, settled=DEPLOY_FAILED, message=message))
         return
     observed.put(replace(builder, template_version=code_version))
-    observed.put(replace(built, active=result, active_goal=app.goal, code_version=code_version))
+    before = serving_ingress(app, observed) if app.active is not None else ""
+    last_ingress = before if before != result.ingress else ""
+    observed.put(
+        replace(built, active=result, active_goal=app.goal, code_version=code_version, last_ingress=last_ingress)
+    )
     observed.targets.update({(target.id.app, target.id.name): target for target in targets})
+
+
+def serving_ingress(app: ApplicationFact, observed: Observed) -> str:
+    """Bare name of the deployment that the application's route leads to: the ingress of the build before goes on until the new
+    one has a replica that serves. The application must have an active build."""
+    assert app.active is not None
+    goes_on = bool(app.last_ingress) and _serves(app.name, app.last_ingress, observed)
+    return app.last_ingress if goes_on and not _serves(app.name, app.active.ingress, observed) else app.active.ingress
+
+
+def is_replaced(app: ApplicationFact, observed: Observed) -> bool:
+    """Whether every deployment of the active build serves, so that what the build before had beyond it may go."""
+    assert app.active is not None
+    return all(
+        key[0] != app.name or wanted_count(target, observed.deployments.get(key)) == 0 or _serves(*key, observed)
+        for key, target in observed.targets.items()
+    )
+
+
+def _serves(app: str, deployment: str, observed: Observed) -> bool:
+    serving = (*ROUTABLE, ReplicaState.RECOVERING)
+    return any(replica.state in serving for replica in observed.replicas_of(app, deployment))
 
 
 def route_prefix(app: ApplicationFact) -> str | None:

@@ -547,3 +547,40 @@ def test_a_silent_proxy_is_replaced() -> None:
     world.turn()
     world.now = 32.0
     assert sorted(verbs(world.turn())) == ["KillProxy", "StartProxy"]
+
+
+def test_a_renamed_ingress_serves_until_its_successor_does() -> None:
+    world = deployed()
+    world.goal = a_goal(an_app(deploy_id=2), revision=2)
+    world.builds["app"] = a_build("Renamed", code_version="c2")
+    plan = world.turn()
+    server = next(a for a in plan.actions if verbs([a]) == ["StartForkServer"]).order.fork_server_id  # type: ignore[union-attr]
+    plan = world.turn(events.ForkServerStarted(server, 5, 1), events.BuildFinished(server, world.builds["app"]))
+    assert verbs(plan) == ["StartReplica"], "nothing drains yet"
+    assert world.observed.published is not None
+    assert [route.deployment for route in world.observed.published.routes] == ["app_D"]
+    world.run()
+    [fresh] = world.replicas("Renamed")
+    world.turn(events.ReplicaForked(fresh.replica_id, 6, 1), world.running(fresh.start.goal))
+    world.run()
+    assert [route.deployment for route in world.observed.published.routes] == ["app_Renamed"]
+    assert [replica.drain_sent for replica in world.replicas("D")] == [True]
+    world.turn(*(events.ReplicaExited(replica.replica_id, 0) for replica in world.replicas("D")))
+    assert status_of(world) is ApplicationStatus.RUNNING
+
+
+def test_a_renamed_ingress_that_does_not_start_leaves_the_old_one_serving() -> None:
+    world = deployed()
+    world.goal = a_goal(an_app(deploy_id=2), revision=2)
+    world.builds["app"] = a_build("Renamed", code_version="c2")
+    plan = world.turn()
+    server = next(a for a in plan.actions if verbs([a]) == ["StartForkServer"]).order.fork_server_id  # type: ignore[union-attr]
+    world.turn(events.ForkServerStarted(server, 5, 1), events.BuildFinished(server, world.builds["app"]))
+    for _ in range(3):
+        [replica] = world.replicas("Renamed")
+        report = ReplicaReport(replica.replica_id, "failed", error="ValueError: no mangos")
+        world.turn(events.ReplicaReported(report), events.ReplicaExited(replica.replica_id, 1))
+    assert status_of(world) is ApplicationStatus.DEPLOY_FAILED
+    assert [replica.state for replica in world.replicas("D")] == [ReplicaState.RUNNING]
+    assert world.observed.published is not None
+    assert [route.deployment for route in world.observed.published.routes] == ["app_D"]
