@@ -140,8 +140,8 @@ class ApplicationFact:
     """An application from its first PUT until its last process is gone.
 
     goal: the latest wish. built_deploy_id: last deploy whose build ended. active: build that serves, with the wish it was
-    built for.
-    last_ingress: ingress of the build before, "" if there was none or it is the same. settled: "" while DEPLOYING, else RUNNING or DEPLOY_FAILED (sticky), with its message.
+    built for. last_ingress: ingress of the build before, "" if there was none or it is the same. settled: "" while DEPLOYING,
+    else RUNNING or DEPLOY_FAILED (sticky), with its message.
     """
 
     name: str
