@@ -69,8 +69,15 @@ class Fast:
     pass
 
 
+@deployment(max_concurrent_queries=1000)
+@ingress(handlers.starlette_app)
+class Star:
+    pass
+
+
 plain = Plain.bind()
 fast = Fast.bind()
+star = Star.bind()
 """
 
 
@@ -159,7 +166,7 @@ def start_uvicorn(stack: ExitStack, directory: Path, app: str) -> str:
 
 
 def start_servd(stack: ExitStack, directory: Path) -> str:
-    """Start servd and deploy both handlers; gives the URL of its data plane."""
+    """Start servd and deploy all handlers; gives the URL of its data plane."""
     port, admin_port = free_port(), free_port()
     state_dir = directory / "state"
     environment = {**os.environ, "TMPDIR": str(directory), "SERVD_STATE_DIR": str(state_dir)}
@@ -169,7 +176,7 @@ def start_servd(stack: ExitStack, directory: Path) -> str:
         "http_options": {"host": "127.0.0.1", "port": port},
         "applications": [
             {"name": name, "import_path": f"deployments:{name}", "route_prefix": f"/{name}"}
-            for name in ("plain", "fast")
+            for name in ("plain", "fast", "star")
         ],
     }
     (directory / CONFIG_NAME).write_text(json.dumps(document))
@@ -287,6 +294,7 @@ def main() -> None:
             Target("limit", start_limit(stack, directory, "plain"), "limit"),
             Target("servd", f"{data_plane}/plain", "limit"),
             Target("uvicorn Starlette", start_uvicorn(stack, directory, "starlette_app"), "uvicorn Starlette"),
+            Target("servd Starlette", f"{data_plane}/star/", "uvicorn Starlette"),
             Target("limit FastAPI", start_limit(stack, directory, "fastapi"), "limit FastAPI"),
             Target("uvicorn FastAPI", start_uvicorn(stack, directory, "fastapi_app"), "uvicorn FastAPI"),
             Target("servd FastAPI", f"{data_plane}/fast/", "uvicorn FastAPI"),
