@@ -11,7 +11,7 @@ from typing import Any
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from servd.exceptions import TransportError
+from servd.exceptions import ProtocolError, TransportError
 from servd.records import Outbox, unpack
 
 MAX_SOCKETS = 16384
@@ -72,7 +72,13 @@ def _fd(socket: "zmq.Socket[bytes]") -> int:
 
 
 def _receive_frames(socket: "zmq.Socket[bytes]", count: int) -> list[bytes]:
-    return [socket.recv(_NOBLOCK) for _ in range(count)]
+    frames = []
+    for _ in range(count):
+        # what follows the last frame is the next message, maybe somebody else's
+        if not socket.getsockopt(zmq.RCVMORE):
+            raise ProtocolError(f"{count} frames told, {len(frames)} came")
+        frames.append(socket.recv(_NOBLOCK))
+    return frames
 
 
 def _send_frames(socket: "zmq.Socket[bytes]", frames: list[Any]) -> None:
@@ -286,6 +292,9 @@ class ReplicaLink:
             identity = socket.recv(_NOBLOCK)
             peer = self.peers.get(identity)
             if peer is None:
+                if not socket.getsockopt(zmq.RCVMORE):
+                    # a frame too many of somebody's last message
+                    continue
                 peer = self.peers[identity] = self._make_peer(self, identity)
             try:
                 blob = socket.recv(_NOBLOCK)

@@ -11,7 +11,7 @@ from servd.records import BODY, CREDIT, CREDIT_BYTES, END, EVENT, HEAD, REPLICA_
 from servd.settings import is_on
 
 if TYPE_CHECKING:
-    from servd.replica.replica_server import CallerPeer
+    from servd.replica.caller_peer import CallerPeer
 
 _GRANT_BYTES = CREDIT_BYTES // 4
 _DROPPED_HEADERS = frozenset(

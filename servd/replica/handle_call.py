@@ -7,7 +7,7 @@ from servd.context import RequestContext
 from servd.records import CREDIT_BYTES, ITEM, REPLY
 
 if TYPE_CHECKING:
-    from servd.replica.replica_server import CallerPeer
+    from servd.replica.caller_peer import CallerPeer
 
 _ITEM_COST_BYTES = 64
 

@@ -12,7 +12,6 @@ from servd.exceptions import ProtocolError
 from servd.link import Peer, ReplicaLink
 from servd.pickling import dump_exception, dumps, loads
 from servd.records import (
-    ACCEPTED,
     BODY,
     CALL,
     CANCEL,
@@ -35,6 +34,7 @@ from servd.records import (
     read_origin,
 )
 from servd.replica.admission import Admission
+from servd.replica.caller_peer import CallerPeer
 from servd.replica.exchange import ClientGoneError, HttpExchange, UserCallable
 from servd.replica.handle_call import HandleCall
 from servd.replica.responses import error_response
@@ -45,45 +45,6 @@ _MAX_REMEMBERED = 4096
 _MAX_REMEMBERED_PATH_BYTES = 256
 
 logger = logging.getLogger(__name__)
-
-
-class CallerPeer(Peer):
-    """One caller with its open requests.
-
-    newest: id of the request accepted last; ids grow. newest_said: the same, as far as the caller knows. place: where the
-    request begun last is noted for it.
-    """
-
-    __slots__ = ("newest", "newest_said", "open", "place", "server")
-
-    def __init__(self, link: ReplicaLink, identity: bytes, server: "ReplicaServer") -> None:
-        super().__init__(link, identity)
-        self.server = server
-        self.open: dict[int, HttpExchange | HandleCall] = {}
-        self.newest = self.newest_said = 0
-        self.place = 1
-
-    def before_send(self) -> None:
-        if self.newest == self.newest_said:
-            return
-        # what is answered in the same envelope is not open any more
-        unsaid = []
-        for call_id in reversed(self.open):
-            if call_id <= self.newest_said:
-                break
-            unsaid.append(call_id)
-        self.newest_said = self.newest
-        if unsaid:
-            self.outbox.records.append((ACCEPTED, unsaid))
-
-    def ongoing_after(self) -> int:
-        """Requests that run when the one that ends now is not counted."""
-        return self.server.admission.running - 1
-
-    def finish_exchange(self, call_id: int, record: tuple[Any, ...]) -> None:
-        """Send the last record of a call."""
-        if self.open.pop(call_id, None) is not None:
-            self.send(record)
 
 
 class ReplicaServer:
@@ -186,13 +147,20 @@ class ReplicaServer:
     def _on_records(self, peer: Peer, records: list[Any], frames: list[Any]) -> None:
         assert isinstance(peer, CallerPeer)
         for record in records[1:]:
-            kind = record[0]
-            if kind == HTTP:
-                self._on_http(peer, record, frames)
-            elif kind == CALL:
-                self._on_call(peer, record, frames)
-            else:
-                self._on_other(peer, kind, record, frames)
+            running = self.admission.running
+            try:
+                kind = record[0]
+                if kind == HTTP:
+                    self._on_http(peer, record, frames)
+                elif kind == CALL:
+                    self._on_call(peer, record, frames)
+                else:
+                    self._on_other(peer, kind, record, frames)
+            except Exception:
+                # admitted, but it cannot begin; the link drops the peer
+                if self.admission.running > running:
+                    self._release()
+                raise
         if peer.newest != peer.newest_said and not peer.is_due:
             peer.link.schedule(peer)
 
@@ -306,9 +274,9 @@ class ReplicaServer:
         if call_id not in peer.open and self.cancel_on_disconnect:
             self._release()
             return
-        self._begun_ids[peer.place] = call_id
-        current_request.set(exchange.context)
         try:
+            self._begun_ids[peer.place] = call_id
+            current_request.set(exchange.context)
             await self._user.handle_http(exchange)
             if not exchange.is_finished and exchange.scope["type"] == "http" and not exchange.is_disconnected:
                 raise RuntimeError("the handler ended without a complete response")
@@ -341,9 +309,9 @@ class ReplicaServer:
         if call_id not in peer.open and self.cancel_on_disconnect:
             self._release()
             return
-        self._begun_ids[peer.place] = call_id
-        current_request.set(call.context)
         try:
+            self._begun_ids[peer.place] = call_id
+            current_request.set(call.context)
             args, kwargs = loads(call.parts)
             call.parts = []
             if call.is_stream:
