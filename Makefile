@@ -34,6 +34,9 @@ types: $(VENV)/installed-dev
 
 bench: $(VENV)/installed-dev
 	$(BIN)/python -m benchmarks.http_load
+	$(BIN)/python -m benchmarks.startup_memory
+	$(BIN)/python -m benchmarks.scale
+	$(BIN)/python -m benchmarks.handles
 
 clean:
 	rm -rf $(VENV) .cache build *.egg-info
