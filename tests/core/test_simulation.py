@@ -19,6 +19,13 @@ def test_gentle_histories(block: int) -> None:
         Simulation(seed, gentle=True).run()
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("block", range(20))
+def test_many_histories(block: int) -> None:
+    for seed in range(10_000 + block * 1000, 11_000 + block * 1000):
+        Simulation(seed, gentle=seed % 5 == 0).run()
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 def test_planted_faults_are_caught(fault: str) -> None:
     for seed in range(50):
