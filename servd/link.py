@@ -72,7 +72,7 @@ def _fd(socket: "zmq.Socket[bytes]") -> int:
 
 
 def _receive_frames(socket: "zmq.Socket[bytes]", count: int) -> list[bytes]:
-    frames = []
+    frames: list[bytes] = []
     for _ in range(count):
         # what follows the last frame is the next message, maybe somebody else's
         if not socket.getsockopt(zmq.RCVMORE):

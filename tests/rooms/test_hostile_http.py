@@ -1,6 +1,7 @@
 """Hostile and malformed input on the HTTP/1.1 lane: the right status, nothing smuggled, other connections unharmed."""
 
 import asyncio
+import random
 import re
 
 import pytest
@@ -240,3 +241,66 @@ async def test_clients_that_are_gone_free_their_slot(ends: str) -> None:
         else:
             writer.transport.abort()
         await wait_until(lambda: room.servers[address].ongoing == 0 and not room.listener.connections)
+
+
+PARTS = b"\r\n|\r\n\r\n|\n| |:|\x00|HTTP/1.1|chunked|content-length: 5\r\n|0\r\n\r\n|%|?|upgrade: h2c\r\n".split(b"|")
+    b"\r\n",
+    b"\r\n\r\n",
+    b"\n",
+    b" ",
+    b":",
+    b"\x00",
+    b"HTTP/1.1",
+    b"chunked",
+    b"content-length: 5\r\n",
+    b"0\r\n\r\n",
+    b"%",
+    b"?",
+)
+REQUESTS = [data for _, data in REFUSED.values() if len(data) < 2000] + [data for data, _ in ANSWERED.values()]
+
+
+def mutated(rng: random.Random, data: bytes) -> bytes:
+    """These bytes with a few accidents."""
+    for _ in range(rng.choice([1, 1, 2, 5])):
+        at = rng.randrange(len(data) + 1)
+        size = rng.choice([1, 2, 10])
+        kind = rng.randrange(4)
+        new = (b"", rng.randbytes(size), rng.choice(PARTS), data[at : at + 20])[kind]
+        data = data[:at] + new + data[at + (size if kind < 2 else 0) :]
+    return data
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_fuzz(seed: int, caplog: pytest.LogCaptureFixture) -> None:
+    rng = random.Random(seed)
+    async with Room(limits=Limits(body_bytes=100_000, request_s=5), hand_over=True) as room:
+        address = room.replica(echo)
+        room.route(address)
+        statuses: set[bytes] = set()
+
+        async def attack() -> None:
+            data = b"".join(mutated(rng, rng.choice(REQUESTS)) for _ in range(rng.choice([1, 1, 3])))
+            reader, writer = await asyncio.open_connection("127.0.0.1", room.port)
+            try:
+                for start in range(0, len(data), piece := rng.choice([3, 50, 100_000])):
+                    writer.write(data[start : start + piece])
+                    await asyncio.sleep(0)
+                writer.write_eof()
+                async with asyncio.timeout(10):
+                    answer = await reader.read()
+                statuses.update(re.findall(rb"^HTTP/1\.1 (\d+)", answer))
+            except ConnectionError:
+                pass
+            finally:
+                writer.close()
+
+        for _ in range(15):
+            others = [room.get("/", method="POST", body=b"good") for _ in range(3)]
+            good = await asyncio.gather(*others, *(attack() for _ in range(20)))
+            assert [split(answer)[2] for answer in good[:3] if answer] == [b"good"] * 3
+        await wait_until(lambda: not room.listener.connections and not room.lane.connections, 10)
+        await wait_until(lambda: room.servers[address].ongoing == 0)
+        assert statuses <= {b"100", b"101", b"102", b"200", b"400", b"404", b"413", b"414", b"431", b"501"}
+        assert b"400" in statuses
+    assert [record.getMessage() for record in caplog.records if record.levelname in ("ERROR", "CRITICAL")] == []

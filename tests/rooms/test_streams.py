@@ -1,0 +1,99 @@
+"""Bodies of any size cost bounded memory, whoever is slow."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from servd.replica.exchange import HttpExchange
+from tests.fakes import Room, wait_until
+
+MIB = 1024 * 1024
+PIECE = b"x" * 256 * 1024
+
+
+def rss() -> int:
+    """Memory of this process, which plays all parts here."""
+    return int(psutil.Process().memory_info().rss)
+
+
+async def send_all(exchange: HttpExchange, pieces: int, piece: bytes) -> None:
+    await exchange.send({"type": "http.response.start", "status": 200, "headers": []})
+    for _ in range(pieces):
+        await exchange.send({"type": "http.response.body", "body": piece, "more_body": True})
+    await exchange.send({"type": "http.response.body", "body": b""})
+
+
+async def count(exchange: HttpExchange) -> None:
+    """Answers how long the body was."""
+    size = 0
+    while True:
+        message = await exchange.receive()
+        size += len(message["body"])
+        if not message["more_body"]:
+            break
+    exchange.finish(200, [], b"%d" % size)
+
+
+@pytest.mark.parametrize("size", [64 * MIB, pytest.param(1024 * MIB, marks=pytest.mark.long)])
+@pytest.mark.parametrize("is_http2", [False, True])
+async def test_large_uploads_and_downloads_in_constant_memory(size: int, is_http2: bool) -> None:
+    async def serve(exchange: HttpExchange) -> None:
+        if exchange.scope["method"] == "POST":
+            await count(exchange)
+        else:
+            await send_all(exchange, size // len(PIECE), PIECE)
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for _ in range(size // len(PIECE)):
+            yield PIECE
+
+    async with Room(hand_over=True) as room:
+        room.route(room.replica(serve))
+        url = f"http://127.0.0.1:{room.port}/"
+        async with httpx.AsyncClient(http1=not is_http2, http2=is_http2, timeout=300) as client:
+            await client.get(f"{url}-/healthz")
+            before, got, most = rss(), 0, 0
+            async with client.stream("GET", url) as response:
+                async for data in response.aiter_raw():
+                    got += len(data)
+                    if got % (8 * MIB) < len(data):
+                        most = max(most, rss())
+            assert got == size
+            assert (await client.post(url, content=pieces())).text == str(size)
+            assert max(most, rss()) - before < 40 * MIB
+
+
+@pytest.mark.parametrize("piece_bytes", [1000, 65536, 48 * MIB])
+async def test_a_reader_that_stops_costs_less_than_2_mib(piece_bytes: int) -> None:
+    produced = 0
+
+    async def endless(exchange: HttpExchange) -> None:
+        nonlocal produced
+        await exchange.send({"type": "http.response.start", "status": 200, "headers": []})
+        piece = b"x" * piece_bytes
+        while True:
+            await exchange.send({"type": "http.response.body", "body": piece, "more_body": True})
+            produced += piece_bytes
+
+    async with Room() as room:
+        address = room.replica(endless)
+        room.route(address)
+        reader, writer = await asyncio.open_connection("127.0.0.1", room.port, limit=1)
+        writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        await reader.read(1)
+        (connection,) = room.listener.connections
+        transport: Any = connection._transport
+        await wait_until(lambda: connection._is_write_paused)
+        last = -1
+        while last != (now := produced + transport.get_write_buffer_size()):
+            last = now
+            await asyncio.sleep(0.05)
+            assert transport.get_write_buffer_size() < 2 * MIB
+        # what was produced and neither reached the kernel nor the proxy's buffer waits in between
+        assert produced < 24 * MIB
+        writer.transport.abort()
+        await wait_until(lambda: room.servers[address].ongoing == 0)
