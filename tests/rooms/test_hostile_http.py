@@ -244,19 +244,6 @@ async def test_clients_that_are_gone_free_their_slot(ends: str) -> None:
 
 
 PARTS = b"\r\n|\r\n\r\n|\n| |:|\x00|HTTP/1.1|chunked|content-length: 5\r\n|0\r\n\r\n|%|?|upgrade: h2c\r\n".split(b"|")
-    b"\r\n",
-    b"\r\n\r\n",
-    b"\n",
-    b" ",
-    b":",
-    b"\x00",
-    b"HTTP/1.1",
-    b"chunked",
-    b"content-length: 5\r\n",
-    b"0\r\n\r\n",
-    b"%",
-    b"?",
-)
 REQUESTS = [data for _, data in REFUSED.values() if len(data) < 2000] + [data for data, _ in ANSWERED.values()]
 
 
