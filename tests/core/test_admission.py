@@ -72,7 +72,7 @@ def test_never_over_the_cap_and_nobody_starves(seed: int) -> None:
     rng = random.Random(seed)
     admission: Admission[int] = Admission(rng.randint(1, 4))
     waiting = {caller: rng.randint(0, 6) for caller in range(4)}
-    sent = {caller: 0 for caller in waiting}
+    sent = dict.fromkeys(waiting, 0)
     running: list[int] = []
     offers: list[int] = []
     for step in range(2000):

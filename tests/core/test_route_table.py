@@ -34,7 +34,12 @@ def test_longest_prefix_wins(path: bytes, expected: str | None) -> None:
 
 def test_root_matches_everything() -> None:
     table = a_table("/", "/a")
-    assert [getattr(table.match(path), "prefix", None) for path in (b"/", b"/x/y", b"/a", b"/ab")] == ["/", "/", "/a", "/"]
+    assert [getattr(table.match(path), "prefix", None) for path in (b"/", b"/x/y", b"/a", b"/ab")] == [
+        "/",
+        "/",
+        "/a",
+        "/",
+    ]
 
 
 def test_root_path_is_removed_first() -> None:
