@@ -68,6 +68,7 @@ class Simulation:
     broken_code: set[tuple[str, int]] = field(default_factory=set)
     wake_at: float = 0.0
     spoke_at: float = 0.0
+    served: set[str] = field(default_factory=set)
     history: list[str] = field(default_factory=list)
     last_mail: dict[str, float] = field(default_factory=dict)
     calm: bool = False
@@ -178,6 +179,8 @@ class Simulation:
         for event in due:
             self.observed.apply(event, self.now)
         routed = self.routed()
+        serving = (*ROUTABLE, ReplicaState.RECOVERING)
+        self.served = {r.replica_id for r in self.observed.replicas.values() if r.state in serving}
         plan = turn(self.goal, self.observed, self.settings, self.now, self.rng)
         for key, fact in self.observed.take_changes().items():
             if fact is None:
@@ -358,14 +361,12 @@ def never_below(sim: Simulation, plan: tuple[Action, ...], routed: dict[str, int
     drained = {a.goal.replica_id for a in plan if isinstance(a, actions.DrainReplica) and a.reason == "replaced"}
     for key, target in sim.observed.targets.items():
         replicas = sim.observed.replicas_of(*key)
-        leaving = [r for r in replicas if r.replica_id in drained]
-        if not leaving:
-            continue
+        if not any(r.replica_id in drained and r.replica_id in sim.served for r in replicas):
+            continue  # what never served takes nothing away
         serving = sum(r.state in (*ROUTABLE, ReplicaState.RECOVERING) for r in replicas)
-        starting_left = sum(r.replica_id in drained and r.created_at == sim.now for r in replicas)
         wanted = wanted_count(target, sim.observed.deployments.get(key))
         before = routed.get(target.id.full_name, 0)
-        if serving < min(wanted, before) and not starting_left:
+        if serving < min(wanted, before):
             return False
     return True
 
