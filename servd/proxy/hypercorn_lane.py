@@ -9,11 +9,11 @@ from h2.events import DataReceived
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.asyncio.task_group import TaskGroup
 from hypercorn.asyncio.tcp_server import TCPServer
-from hypercorn.asyncio.worker_context import WorkerContext
+from hypercorn.asyncio.worker_context import EventWrapper, WorkerContext
 from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol import ProtocolWrapper
-from hypercorn.protocol.h2 import H2Protocol
+from hypercorn.protocol.h2 import BUFFER_HIGH_WATER, BUFFER_LOW_WATER, BufferCompleteError, H2Protocol, StreamBuffer
 from hypercorn.protocol.h11 import H2CProtocolRequiredError, H11WSConnection
 from hypercorn.protocol.ws_stream import ASGIWebsocketState, WSStream
 from hypercorn.typing import ConnectionState
@@ -99,7 +99,40 @@ class _LaneProtocol(asyncio.StreamReaderProtocol):
             self.connection.changed.set()
 
 
+class _LaneBuffer(StreamBuffer):
+    """What waits for a stream's window. The base class lets its writer go on after each frame that leaves: a slow reader
+    would cost memory without a bound.
+    """
+
+    async def push(self, data: bytes) -> None:
+        if self._complete:
+            raise BufferCompleteError
+        self.buffer.extend(data)
+        await self._is_empty.clear()
+        if len(self.buffer) >= BUFFER_HIGH_WATER:
+            await self._paused.clear()
+            await self._paused.wait()
+
+    async def pop(self, max_length: int) -> bytes:
+        data = bytes(self.buffer[:max_length])
+        del self.buffer[:max_length]
+        if len(self.buffer) < BUFFER_LOW_WATER:
+            await self._paused.set()
+        if not self.buffer:
+            await self._is_empty.set()
+        return data
+
+
+class _LaneBuffers(dict[int, StreamBuffer]):
+    def __setitem__(self, stream_id: int, buffer: StreamBuffer) -> None:
+        super().__setitem__(stream_id, _LaneBuffer(EventWrapper))
+
+
 class _LaneH2(H2Protocol):
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.stream_buffers = _LaneBuffers()
+
     async def _handle_events(self, events: list[Any]) -> None:
         for event in events:
             if isinstance(event, DataReceived) and event.stream_id not in self.streams:

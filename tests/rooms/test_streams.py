@@ -97,3 +97,23 @@ async def test_a_reader_that_stops_costs_less_than_2_mib(piece_bytes: int) -> No
         assert produced < 24 * MIB
         writer.transport.abort()
         await wait_until(lambda: room.servers[address].ongoing == 0)
+
+
+async def test_an_http2_reader_that_is_slow_costs_less_than_2_mib() -> None:
+    async def endless(exchange: HttpExchange) -> None:
+        await send_all(exchange, 200, PIECE)
+
+    async with Room(hand_over=True) as room:
+        room.route(room.replica(endless))
+        async with (
+            httpx.AsyncClient(http1=False, http2=True) as client,
+            client.stream("GET", f"http://127.0.0.1:{room.port}/") as response,
+        ):
+            got = 0
+            async for data in response.aiter_raw():
+                got += len(data)
+                lane: Any = room.lane._lane
+                (connection,) = lane.connections
+                waiting = sum(len(buffer.buffer) for buffer in connection.protocol.protocol.stream_buffers.values())
+                assert waiting + connection.writer.transport.get_write_buffer_size() < 2 * MIB
+            assert got == 200 * len(PIECE)
