@@ -127,7 +127,7 @@ class NotedSend:
         self._forwarder = forwarder
         self._method = method if method.isalpha() else "-"
         self._labels = labels
-        self._request_id = request_id.decode()
+        self._request_id = request_id
         self._send = send
         self._call = call
         self._began = forwarder.journal.now()

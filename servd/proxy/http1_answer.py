@@ -2,7 +2,7 @@
 
 import asyncio
 
-from servd.journal import NO_SERIES, NOWHERE
+from servd.journal import NOWHERE
 from servd.outgoing import Outgoing
 from servd.proxy.body_stream import BodyStream
 from servd.proxy.forwarder import answer_failure, answer_timeout, status_line
@@ -47,10 +47,6 @@ class HttpAnswering(asyncio.Protocol, Outgoing):
         "_listener",
         "_loop",
         "_method",
-        "_noted",
-        "_noted_labels",
-        "_noted_method",
-        "_noted_status",
         "_now",
         "_request_id",
         "_sent_at",
@@ -81,11 +77,7 @@ class HttpAnswering(asyncio.Protocol, Outgoing):
         self._is_http10 = False
         self._method = ""
         self._request_id = b""
-        self._labels = self._noted_labels = NOWHERE
-        # where the last request was noted: the next one is most often of the same kind
-        self._noted = NO_SERIES
-        self._noted_status = 0
-        self._noted_method = ""
+        self._labels = NOWHERE
         self._began = self._sent_at = 0.0
         self._status = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -129,14 +121,7 @@ class HttpAnswering(asyncio.Protocol, Outgoing):
             self._write(self._head(status, block, b"content-length: %d\r\n" % size), body)
         journal = self._journal
         if journal.is_on:
-            if (
-                status != self._noted_status
-                or self._method != self._noted_method
-                or self._labels is not self._noted_labels
-            ):
-                self._noted_status, self._noted_method, self._noted_labels = status, self._method, self._labels
-                self._noted = journal.find((self._labels, self._method, status))
-            journal.add(self._noted, self._began, self._request_id.decode())
+            journal.noted.append((self._labels, self._method, status, self._began, self._now(), self._request_id))
         self._finish()
 
     def on_head(self, status: int, block: bytes) -> None:
@@ -230,7 +215,7 @@ class HttpAnswering(asyncio.Protocol, Outgoing):
         """The request has ended."""
         journal = self._journal
         if journal.is_on:
-            journal.note((self._labels, self._method, status), self._began, self._request_id.decode())
+            journal.note((self._labels, self._method, status), self._began, self._request_id)
 
     def _timed(self, block: bytes) -> bytes:
         sent_at, self._sent_at = self._sent_at, 0.0

@@ -21,6 +21,7 @@ from servd.messages import BuildOrder, ReplicaStart
 from servd.replica.environment import apply_environment
 from servd.replica.importing import load_application
 from servd.replica.replica import Replica
+from servd.replica.replica_notes import noter
 
 EXIT_HANDLERS_LIMIT_S = 2.0
 
@@ -62,7 +63,7 @@ def _run(start: ReplicaStart, load: Callable[[], Deployment], lifetime_fd: int) 
     )
     # a crash in native code leaves its stack among the last lines of the log
     faulthandler.enable(file.fileno())
-    access = AccessLog(file, "replica", start.replica_id, place_of(Replica.note))
+    access = AccessLog(file, "replica", start.replica_id, place_of(noter))
 
     async def live() -> int:
         return await Replica(start, load, lifetime_fd, access).run()

@@ -13,14 +13,15 @@ from servd.application import Deployment
 from servd.began import remove_files
 from servd.caller import Caller
 from servd.clock import SystemClock
-from servd.context import ReplicaContext, current_request, install_process, set_replica_context
+from servd.context import ReplicaContext, install_process, set_replica_context
 from servd.exceptions import DeployError
 from servd.ids import DeploymentID
-from servd.journal import NO_SERIES, AccessLog, Journal
+from servd.journal import AccessLog, Journal
 from servd.measures import LoopLag
 from servd.messages import MetricFamily, ReplicaGoal, ReplicaStart, Routing
 from servd.process import LIFETIME_DRAIN_S
 from servd.replica.replica_metrics import replica_metrics
+from servd.replica.replica_notes import noter, read_notes
 from servd.replica.replica_server import ReplicaServer
 from servd.replica.user_callable import UserCallable
 from servd.replica.warden import Warden
@@ -60,11 +61,8 @@ class Replica:
         self._warden = Warden(start, self._loop, self, lifetime_fd, self._lag)
         self._caller = Caller(self._loop, start.replica_id, self._warden.subscribe, self._warden.routing_applied)
         self._queued: dict[str, int] = {}
-        self._journal = Journal(self._loop, access, clock=self._clock)
+        self._journal = Journal(self._loop, access, clock=self._clock, read=read_notes)
         self._journal.configure(logs.configure(start.goal.logging_config))
-        # where the last request was noted: the next one is most often of the same kind
-        self._noted_route = self._noted_method = ""
-        self._noted = NO_SERIES
 
     def __repr__(self) -> str:
         return f"Replica({self._start.replica_id}, {self._warden.phase}, {self._server})"
@@ -100,7 +98,7 @@ class Replica:
         context = ReplicaContext(full_name, start.replica_id, app_name=start.app)
         set_replica_context(context)
         user = UserCallable(
-            deployment, context, max_sync_threads=start.max_sync_threads, on_end=self.note, clock=self._clock
+            deployment, context, max_sync_threads=start.max_sync_threads, on_end=noter(self._journal), clock=self._clock
         )
         await user.construct()
         if self._user_config is not None:
@@ -131,25 +129,13 @@ class Replica:
                 await user.close()
         except TimeoutError:
             logger.warning("drain_cut_off ongoing=%d", self.ongoing)
-        self._journal.flush()
+        self._journal.settle()
         self._warden.send_metrics()
         self._server.close(_LINGER_S)
         self._caller.close()
         link.finish()
         remove_files(self._start.address)
         self._warden.flush()
-
-    def note(self, method: str, succeeded: bool, began: float) -> None:
-        """A request has ended."""
-        journal = self._journal
-        if journal.is_on:
-            request = current_request.get()
-            route = request.route
-            if route != self._noted_route or method != self._noted_method or not succeeded:
-                self._noted_route, self._noted_method = route, method if succeeded else ""
-                key = ((route, request.app_name, ""), method, "OK" if succeeded else "ERROR")
-                self._noted = journal.find(key)
-            journal.add(self._noted, began, request.request_id)
 
     # --- what the warden asks and tells -----------------------------------------------------------------------------
 

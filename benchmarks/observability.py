@@ -1,0 +1,291 @@
+"""What logs and metrics cost: `python -m benchmarks.observability [--rounds N] [--steps N] [--json FILE]`.
+
+Two measurements, both in interleaved rounds. First whole daemons under wrk, 32 connections: one without access log and
+metrics, one with both; per round their rates and the CPU time of proxy and replica per request are compared. Then
+what the code itself costs: proxy and replica on one loop in one process, once per mode, `Server-Timing` on top of the
+others; 32 connections ask in lockstep, and the CPU time per request is compared, ZeroMQ's threads included, the
+client's part left out. The second shows small differences that drown in the first, and shows them too large: nothing else
+stands beside them, no load, no kernel's work for clients.
+"""
+
+import argparse
+import asyncio
+import gc
+import json
+import os
+import random
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from benchmarks.http_load import BIN_DIR, free_port, load, machine, running, wait_for, wait_for_port
+from servd import deployment, logs
+from servd.caller import Caller
+from servd.context import ReplicaContext
+from servd.journal import AccessLog, Journal, place_of
+from servd.messages import DeploymentTargets, Endpoint, Route, Routing
+from servd.proxy.forwarder import Forwarder
+from servd.proxy.http1 import HttpConnection
+from servd.proxy.limits import Limits
+from servd.proxy.listener import Listener
+from servd.replica import exchange
+from servd.replica.replica_notes import noter, read_notes
+from servd.replica.replica_server import ReplicaServer
+from servd.replica.user_callable import UserCallable
+
+CONNECTIONS = 32
+BATCHES = 16
+REQUEST = b"GET / HTTP/1.1\r\nhost: 127.0.0.1:8000\r\nuser-agent: bench\r\naccept: */*\r\n\r\n"
+MODES = ("off", "logs and metrics", "and Server-Timing")
+AIM = 0.05
+"""What logs and metrics may cost of the rate."""
+
+APPLICATION = """
+from servd import deployment
+
+
+@deployment(max_concurrent_queries=1000)
+class Plain:
+    async def __call__(self, request):
+        return b"hello"
+
+
+app = Plain.bind()
+"""
+
+
+@dataclass(frozen=True)
+class Daemon:
+    """A running daemon. pids: its proxy and its replica."""
+
+    url: str
+    pids: tuple[int, ...]
+
+    def cpu_us(self) -> float:
+        """CPU time of all threads so far."""
+        paths = [path for pid in self.pids for path in Path(f"/proc/{pid}/task").glob("*/schedstat")]
+        return sum(int(path.read_text().split()[0]) for path in paths) / 1000
+
+
+def start_daemon(stack: ExitStack, directory: Path, *, is_on: bool) -> Daemon:
+    """Start a daemon and deploy the application."""
+    directory.mkdir()
+    (directory / "plain.py").write_text(APPLICATION)
+    port, admin_port, state_dir = free_port(), free_port(), directory / "state"
+    environment = {
+        **os.environ,
+        "TMPDIR": str(directory),
+        "SERVD_STATE_DIR": str(state_dir),
+        "SERVD_ADDRESS": f"http://127.0.0.1:{admin_port}",
+        "SERVD_METRICS": str(int(is_on)),
+    }
+    environment.pop("XDG_RUNTIME_DIR", None)
+    document = {
+        "http_options": {"host": "127.0.0.1", "port": port},
+        "applications": [{"name": "plain", "import_path": "plain:app", "route_prefix": "/"}],
+        "logging_config": {"enable_access_log": is_on},
+    }
+    (directory / "plain.yaml").write_text(json.dumps(document))
+    servd = str(BIN_DIR / "servd")
+    options = ["--http-port", str(port), "--admin-port", str(admin_port)]
+    stack.enter_context(running([servd, "start", *options], directory, directory / "servd.log", environment))
+    wait_for_port(admin_port)
+    deploy = [servd, "deploy", "plain.yaml", "--wait"]
+    subprocess.run(deploy, cwd=directory, env=environment, check=True, capture_output=True)
+    url = f"http://127.0.0.1:{port}/"
+    wait_for(url, str(directory))
+    return Daemon(url, tuple(serving_pids(str(state_dir))))
+
+
+def serving_pids(state_dir: str) -> Iterator[int]:
+    """Pids of the proxy and the replicas of a daemon."""
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                title = Path(f"/proc/{name}/cmdline").read_bytes().rstrip(b"\0").decode(errors="replace")
+            except OSError:
+                continue
+            if title.startswith(("servd: proxy", "servd: replica")) and title.endswith(state_dir):
+                yield int(name)
+
+
+def compare_daemons(directory: Path, rounds: int) -> dict[str, list[float]]:
+    """Rate and CPU time per request of the daemon with everything on, as shares of the other's, round by round."""
+    found: dict[str, list[float]] = {"rate": [], "cpu": []}
+    with ExitStack() as stack:
+        off, on = (start_daemon(stack, directory / str(is_on), is_on=is_on) for is_on in (False, True))
+        for number in range(-1, rounds):
+            figures = {}
+            for daemon in (off, on) if number % 2 else (on, off):
+                before = daemon.cpu_us()
+                rate = load(daemon.url, CONNECTIONS, 1).requests_per_s
+                figures[daemon] = rate, (daemon.cpu_us() - before) / rate
+            if number >= 0:
+                found["rate"].append(figures[on][0] / figures[off][0])
+                found["cpu"].append(figures[on][1] / figures[off][1])
+    return found
+
+
+class Plain:
+    """The user's code."""
+
+    async def __call__(self, request: Any) -> bytes:  # noqa: ARG002 - as in every benchmark
+        """A few bytes."""
+        return b"hello"
+
+
+class CountedConnection(HttpConnection):
+    """Says how many requests are answered."""
+
+    answered = 0
+    done: asyncio.Future[None] | None = None
+
+    def _finish(self) -> None:
+        super()._finish()
+        CountedConnection.answered += 1
+        if CountedConnection.answered == CONNECTIONS and CountedConnection.done is not None:
+            CountedConnection.done.set_result(None)
+
+
+class Stand:
+    """Proxy, replica and client of one mode."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, directory: Path, mode: str) -> None:
+        self.mode = mode
+        self._loop = loop
+        self._is_timed = mode == MODES[2]
+        is_on = mode != MODES[0]
+        style = logs.style_of({"enable_access_log": is_on})
+        self.journals = []
+        for component, place, read in (
+            ("http_proxy", HttpConnection.on_response, list),
+            ("replica", noter, read_notes),
+        ):
+            file = logs.LogFile(directory / f"{component}-{mode}.log")
+            journal = Journal(loop, AccessLog(file, component, component, place_of(place)), counts=is_on, read=read)
+            journal.configure(style)
+            self.journals.append(journal)
+        self._directory = directory
+        self._clients: list[socket.socket] = []
+
+    async def start(self) -> None:
+        """Open everything."""
+        address = f"ipc://{self._directory}/{MODES.index(self.mode)}.sock"
+        note = noter(self.journals[1])
+        user = UserCallable(deployment(Plain), ReplicaContext("a_Plain", "a_Plain#x"), on_end=note)
+        await user.construct()
+        self._server = ReplicaServer(self._loop, address, user, limit=1000, app="a", replica_id="a_Plain#x")
+        self._server.start()
+        caller = Caller(self._loop, self.mode, lambda _: None, rng=random.Random(1))
+        forwarder = Forwarder(caller, "", Limits(server_timing=self._is_timed), journal=self.journals[0])
+        targets = DeploymentTargets("a_Plain", "a", endpoints=(Endpoint("a_Plain#x", address),))
+        forwarder.apply_routing(Routing(1, (Route("/", "a_Plain", "a"),), (targets,)))
+        listener = Listener(forwarder)
+        server = await self._loop.create_server(lambda: CountedConnection(listener), "127.0.0.1", 0)
+        place = server.sockets[0].getsockname()
+        self._clients = [socket.create_connection(place) for _ in range(CONNECTIONS)]
+
+    async def run(self) -> float:
+        """CPU time per request, microseconds."""
+        exchange._IS_TIMED = self._is_timed
+        used = 0.0
+        for _ in range(BATCHES):
+            for client in self._clients:
+                client.sendall(REQUEST)
+            CountedConnection.answered = 0
+            CountedConnection.done = self._loop.create_future()
+            began = time.process_time()
+            await CountedConnection.done
+            used += time.process_time() - began
+            for client in self._clients:
+                assert client.recv(65536).startswith(b"HTTP/1.1 200")
+        began = time.process_time()
+        for journal in self.journals:
+            journal.settle()
+        used += time.process_time() - began
+        return used / (BATCHES * CONNECTIONS) * 1e6
+
+
+async def measure(directory: Path, rounds: int) -> dict[str, list[float]]:
+    """CPU time per request of every mode in every round."""
+    stands = [Stand(asyncio.get_running_loop(), directory, mode) for mode in MODES]
+    for stand in stands:
+        await stand.start()
+    # as proxies and replicas do
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
+    samples: dict[str, list[float]] = {mode: [] for mode in MODES}
+    for number in range(-3, rounds):
+        # another order each round: nobody always follows the same neighbour
+        turn = number % len(stands)
+        for stand in stands[turn:] + stands[:turn]:
+            found = await stand.run()
+            if number >= 0:
+                samples[stand.mode].append(found)
+    return samples
+
+
+def summary(samples: dict[str, list[float]]) -> list[dict[str, Any]]:
+    """Medians and quartiles; the cost of a mode is that over the same round's "off"."""
+    entries = []
+    for mode, found in samples.items():
+        costs = sorted(mine / base - 1 for mine, base in zip(found, samples[MODES[0]], strict=True))
+        quarter = len(costs) // 4
+        entries.append(
+            {
+                "mode": mode,
+                "cpu_us": round(statistics.median(found), 2),
+                "least_cpu_us": round(min(found), 2),
+                "cost": round(statistics.median(costs), 4),
+                "cost_quartiles": [round(costs[quarter], 4), round(costs[-1 - quarter], 4)],
+            }
+        )
+    return entries
+
+
+def print_steps(entries: list[dict[str, Any]]) -> None:
+    """The figures of the second measurement as text."""
+    print(f"{'lockstep':<20} {'CPU us/request':>14} {'least':>7} {'cost':>7}  {'quartiles'}")
+    for one in entries:
+        quartiles = " to ".join(f"{value:+.1%}" for value in one["cost_quartiles"])
+        print(f"{one['mode']:<20} {one['cpu_us']:>14.2f} {one['least_cpu_us']:>7.2f} {one['cost']:>+7.1%}  {quartiles}")
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    document: dict[str, Any] = {"machine": machine()}
+    with tempfile.TemporaryDirectory(prefix="servd-watch-") as directory:
+        for name, shares in compare_daemons(Path(directory), options.rounds).items():
+            low, median, high = (round(share, 3) for share in statistics.quantiles(shares, n=4))
+            document[name] = {"median": median, "quartiles": [low, high], "rounds": len(shares)}
+            print(f"whole daemons, {name} with everything on: {median:.3f} of off (quartiles {low:.3f} to {high:.3f})")
+        verdict = "reached" if document["rate"]["median"] >= 1 - AIM else "MISSED"
+        print(f"aim: the rate stays within {AIM:.0%}: {verdict}", flush=True)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            entries = document["steps"] = summary(runner.run(measure(Path(directory), options.steps)))
+            print_steps(entries)
+            if options.json is not None:
+                options.json.write_text(json.dumps(document, indent=2) + "\n")
+            sys.stdout.flush()
+    # open connections of the second part end with the process
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
