@@ -85,7 +85,11 @@ def test_a_logging_config_changes_level_and_encoding(tmp_path: Path) -> None:
     assert json.loads(line)["message"] == "yes"
 
 
-def test_what_the_user_set_stays(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_the_user_set_stays(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # a test before may have made it another name of servd's own logger
+    monkeypatch.delitem(logging.Logger.manager.loggerDict, "ray.serve", raising=False)
     logs.setup("fork_server", "f", str(tmp_path), "f.log")
     alias = logging.getLogger("ray.serve")
     alias.setLevel(logging.ERROR)
