@@ -210,13 +210,13 @@ def wait_for_port(port: int) -> None:
     sys.exit(f"nothing listens on port {port}")
 
 
-def load(url: str, connections: int, seconds: float) -> Sample:
+def load(url: str, connections: int, seconds: int) -> Sample:
     """One run of wrk.
 
     Raises:
         SystemExit: a response was no success.
     """
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "--latency", url]
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", url]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     if "Non-2xx" in text or "Socket errors" in text:
         sys.exit(f"{url} did not answer every request well:\n{text}")
@@ -227,7 +227,7 @@ def load(url: str, connections: int, seconds: float) -> Sample:
     return Sample(float(rate[1]), float(latency[1]) * {"us": 0.001, "ms": 1.0, "s": 1000.0}[latency[2]])
 
 
-def measure(targets: list[Target], connections: list[int], rounds: int, seconds: float) -> list[dict[str, Any]]:
+def measure(targets: list[Target], connections: list[int], rounds: int, seconds: int) -> list[dict[str, Any]]:
     """All targets at all numbers of connections, in interleaved rounds; one entry per pair."""
     for target in targets:
         wait_for(target.url, target.name)
@@ -279,7 +279,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--seconds", type=int, default=3)  # wrk takes whole seconds
     parser.add_argument("--connections", default="1,32,128")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
