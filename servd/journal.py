@@ -197,6 +197,7 @@ class Journal:
         "_lock",
         "_loop",
         "_milli_end",
+        "_period_s",
         "_prefix",
         "_read",
         "_second",
@@ -232,6 +233,7 @@ class Journal:
         self._second = 0
         self._is_writing = access is not None
         self.is_on = self._counts or access is not None
+        self._period_s = _SETTLE_S
         loop.call_later(_SETTLE_S, self._on_time)
 
     def __repr__(self) -> str:
@@ -280,13 +282,12 @@ class Journal:
     def _on_time(self) -> None:
         # a clock that was set shows from here on
         self._wall_offset = self._clock.wall_time() - self.now()
-        if self.noted:
+        count = len(self.noted)
+        if count:
             self._settle_some()
-        if self.noted:
-            # the requests that wait come first
-            self._loop.call_soon(self._on_time)
-        else:
-            self._loop.call_later(_SETTLE_S, self._on_time)
+        # so often that few wait: many would push other things out of the processor's cache
+        self._period_s = min(self._period_s * _NOTES_AT_ONCE / (2 * count), _SETTLE_S) if count else _SETTLE_S
+        self._loop.call_later(self._period_s, self._on_time)
 
     def _count(self, batch: list[Note]) -> None:
         series = None
