@@ -75,8 +75,6 @@ class HttpConnection(HttpOrder):
     def __repr__(self) -> str:
         return f"HttpConnection({'active' if self.is_active else 'idle'}, backlog={len(self._backlog)})"
 
-    # --- asyncio.Protocol -----------------------------------------------------------------------------------------
-
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports are no subclass of asyncio's
         self._transport = cast(asyncio.Transport, transport)
@@ -110,8 +108,6 @@ class HttpConnection(HttpOrder):
             self._refuse(400, f"bad request: {error}")
         if self._url:
             self._on_partial(len(data))
-
-    # --- httptools ------------------------------------------------------------------------------------------------
 
     def on_url(self, url: bytes) -> None:
         self._url += url
@@ -235,8 +231,6 @@ class HttpConnection(HttpOrder):
         else:
             self._start(method, url, headers, body, special, keep_alive, is_http10)
 
-    # --- requests -------------------------------------------------------------------------------------------------
-
     def _on_large_body(self) -> None:
         if self._is_over_limit(len(self._body)) or len(self._body) <= WHOLE_BODY_BYTES:
             return
@@ -287,8 +281,6 @@ class HttpConnection(HttpOrder):
         target = self._forwarder.resolve(self._url.partition(b"?")[0])
         if target is not None and (b"content-length" in special or b"transfer-encoding" in special):
             self._limit(target, special)
-
-    # --- order and connection -------------------------------------------------------------------------------------
 
     def _forget_message(self) -> None:
         self._url = b""

@@ -92,8 +92,6 @@ class HttpAnswering(asyncio.Protocol, Outgoing):
         self._is_write_paused = False
         self._tick = listener.tick
 
-    # --- what the caller tells ------------------------------------------------------------------------------------
-
     def on_response(self, status: int, block: bytes, body: bytes) -> None:
         transport = self._transport
         if transport.is_closing():
@@ -191,8 +189,6 @@ class HttpAnswering(asyncio.Protocol, Outgoing):
             self._transport.close()
         else:
             self.answer(answer_failure(error))
-
-    # --- answering ------------------------------------------------------------------------------------------------
 
     def answer(self, answer: Answer) -> None:
         """Answer the request that is under way."""

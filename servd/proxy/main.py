@@ -133,8 +133,6 @@ class Proxy:
     def _connections(self) -> int:
         return len(self._listener.connections) + self._lane.connections
 
-    # --- the controller -------------------------------------------------------------------------------------------
-
     def _hello(self) -> Hello:
         pid = os.getpid()
         return Hello("proxy", self._start.proxy_id, pid, start_ticks(pid), self._start.token)
@@ -180,8 +178,6 @@ class Proxy:
         is_listening = self._server is not None and self._drain_s is None
         ongoing = self._listener.ongoing
         self._link.send(ProxyReport(self._start.proxy_id, is_listening, self._connections, ongoing))
-
-    # --- serving --------------------------------------------------------------------------------------------------
 
     async def _open(self) -> None:
         # only now: before the first routing everything would be 404
