@@ -84,7 +84,7 @@ def cached_directory(
     final = os.path.join(home, key)
     if os.path.isdir(final):
         return final
-    with _locked(os.path.join(home, key + ".lock"), deadline, clock):
+    with locked(os.path.join(home, key + ".lock"), deadline, clock):
         if os.path.isdir(final):
             return final
         for leftover in glob.glob(os.path.join(glob.escape(home), key + ".part*")):
@@ -103,7 +103,12 @@ def cached_directory(
 
 
 @contextmanager
-def _locked(path: str, deadline: float, clock: Clock) -> Iterator[None]:
+def locked(path: str, deadline: float, clock: Clock) -> Iterator[int]:
+    """Be the one process that holds this lock; gives its descriptor. A child that inherits that holds the lock on.
+
+    Raises:
+        DeployError: somebody else holds it at the deadline (monotonic seconds).
+    """
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         while True:
@@ -114,7 +119,7 @@ def _locked(path: str, deadline: float, clock: Clock) -> Iterator[None]:
                 if clock.now() > deadline:
                     raise DeployError("another process is still preparing it") from None
                 block_for(_LOCK_POLL_S)
-        yield
+        yield fd
     finally:
         os.close(fd)
 

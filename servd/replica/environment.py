@@ -18,7 +18,7 @@ from servd.exceptions import DeployError
 from servd.messages import BuildOrder
 from servd.quick_dataclass import dataclass
 from servd.replica.code_cache import unpacked_archive
-from servd.replica.packages import installed_packages
+from servd.replica.packages import virtual_environment
 
 DEFAULT_SETUP_TIMEOUT_S = 600.0
 
@@ -43,8 +43,8 @@ def apply_environment(order: BuildOrder, clock: Clock | None = None) -> Environm
     directory.
 
     Import path: `py_modules`, then `working_dir`; without one the shipping driver's path, or the daemon's
-    start directory and its PYTHONPATH; then the PYTHONPATH in `env_vars`, the `pip` packages, the
-    interpreter's own directories.
+    start directory and its PYTHONPATH; then the PYTHONPATH in `env_vars`, the `pip` packages' virtual
+    environment, the interpreter's own directories.
 
     Raises:
         DeployError: something cannot be had; the text starts with "runtime_env setup failed".
@@ -83,7 +83,10 @@ def _apply(order: BuildOrder, clock: Clock) -> Environment:
     extra = (env.get("env_vars") or {}).get("PYTHONPATH", "")
     written = _absolute([*modules, *_home(order, working_dir), *extra.split(os.pathsep)], cwd)
     own = [path for path in written if not _is_interpreter_dir(path)]
-    packages = installed_packages(env.get("pip"), order.state_dir, cwd, deadline=deadline, clock=clock)
+    installed = virtual_environment(env.get("pip"), order.state_dir, cwd, deadline=deadline, clock=clock)
+    packages = installed.activate() if installed is not None else []
+    if installed is not None and (shadowed := installed.shadowed()):
+        logger.warning("pip_packages_without_effect app=%s loaded_by_servd_already=%s", order.app, ",".join(shadowed))
     try:
         os.chdir(cwd)
     except OSError as error:

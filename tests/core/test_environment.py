@@ -254,39 +254,3 @@ def test_a_server_that_drips_meets_the_deadline(tmp_path: Path, site: str) -> No
     with pytest.raises(DeployError, match=r"setup_timeout_seconds|timed out"):
         unpacked_archive(f"{site}/drip.zip", str(tmp_path / "state"), deadline=began + 0.15)
     assert clock.now() - began < 5
-
-
-def a_wheel(directory: Path) -> Path:
-    path = directory / "tinypackage-1.0-py3-none-any.whl"
-    info = "tinypackage-1.0.dist-info"
-    with zipfile.ZipFile(path, "w") as made:
-        made.writestr("tinypackage.py", "VALUE = 9")
-        made.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: tinypackage\nVersion: 1.0\n")
-        made.writestr(
-            f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        )
-        made.writestr(f"{info}/RECORD", "")
-    return path
-
-
-@pytest.mark.slow
-def test_pip_packages_are_installed_once_beside_the_interpreters(tmp_path: Path) -> None:
-    wheel = a_wheel(tmp_path)
-    home = tmp_path / "home"
-    home.mkdir()
-    (home / "requirements.txt").write_text(f"{wheel}\n\n{wheel}\n")
-    env = {"working_dir": str(home), "pip": "requirements.txt"}
-    apply_environment(an_order(tmp_path, env))
-    packages = Path(sys.path[1])
-    assert sys.path[0] == str(home)
-    assert (packages / "tinypackage.py").read_text() == "VALUE = 9"
-    wheel.unlink()
-    apply_environment(an_order(tmp_path, {"working_dir": str(home), "pip": {"packages": [str(wheel)]}}))
-    assert sys.path[1] == str(packages)
-
-
-@pytest.mark.slow
-def test_what_pip_says_is_told(tmp_path: Path) -> None:
-    with pytest.raises(DeployError, match="no_such_wheel") as caught:
-        apply_environment(an_order(tmp_path, {"pip": [f"{tmp_path}/no_such_wheel-1.0-py3-none-any.whl"]}))
-    assert str(caught.value).startswith("runtime_env setup failed: pip: `pip install` failed:")
