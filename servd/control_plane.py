@@ -3,6 +3,7 @@
 from dataclasses import field
 from typing import Any, Protocol
 
+from servd.exceptions import RevisionConflictError
 from servd.quick_dataclass import dataclass
 from servd.states import ApplicationStatus, DeploymentStatus, DeployMode, ProxyStatus, ReplicaState
 
@@ -214,6 +215,23 @@ class ChangePlan:
     revision: int
     http: dict[str, tuple[Any, Any]]
     applications: dict[str, ApplicationChange]
+
+
+def check_match(if_match: str | None, revision: int) -> None:
+    """Refuse a change that is meant for another revision.
+
+    Args:
+        if_match: an `If-Match` header: quoted revisions separated by commas, or `*`; None = no condition.
+        revision: the current one.
+
+    Raises:
+        RevisionConflictError: names both.
+    """
+    if if_match is None:
+        return
+    tags = [tag.strip() for tag in if_match.split(",")]
+    if "*" not in tags and f'"{revision}"' not in tags:
+        raise RevisionConflictError(if_match, revision)
 
 
 class ControlPlane(Protocol):

@@ -25,6 +25,7 @@ from servd import entry
 from servd.clock import SystemClock
 from servd.codec import RecordReader, record
 from servd.daemon_messages import (
+    EXIT_REFUSED,
     CloseListeners,
     InstanceServing,
     ListenersOpened,
@@ -38,16 +39,13 @@ from servd.exceptions import ListenError, ServdError, StateError
 from servd.listeners import Listeners
 from servd.pidfd import exit_code_of
 from servd.service_notice import ServiceNotice
-from servd.settings import MAX_SOCKET_PATH_BYTES, Settings, make_private_dir, replica_address
+from servd.settings import MAX_SOCKET_PATH_BYTES, TIED_OPTION, Settings, make_private_dir, replica_address
 from servd.state_lock import lock_state_dir
 
-EXIT_REFUSED = 78
-"""Exit code of a controller that cannot serve this state directory; it has said why on stderr."""
 STOP_TIMEOUT_S = 60.0
 LEFTOVER_DRAIN_S = 4.5
 CRASH_PATIENCE_S = 5.0
 SETTLED_AFTER_S = 10.0
-TIED_OPTION = "--tied-to="
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP)
 

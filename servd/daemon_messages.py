@@ -3,6 +3,9 @@
 from servd.codec import register_message
 from servd.quick_dataclass import dataclass
 
+EXIT_REFUSED = 78
+"""Exit code of a controller that cannot serve this state directory; it has said why on stderr."""
+
 
 @dataclass(frozen=True, slots=True)
 class OpenListeners:

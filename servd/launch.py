@@ -16,7 +16,7 @@ from typing import Any
 
 from servd.clock import SystemClock, block_for
 from servd.exceptions import DeployError, StateError
-from servd.settings import Settings, admin_socket, make_private_dir
+from servd.settings import TIED_OPTION, Settings, admin_socket, make_private_dir
 from servd.state_lock import running_pid
 
 READY_LIMIT_S = 60.0
@@ -100,7 +100,7 @@ def start_tied(settings: Settings, limit_s: float = READY_LIMIT_S) -> TiedDaemon
     reader, writer = os.pipe()
     try:
         process = subprocess.Popen(
-            [*daemon_command(settings), f"--tied-to={reader}"],
+            [*daemon_command(settings), f"{TIED_OPTION}{reader}"],
             stdin=subprocess.DEVNULL,
             pass_fds=(reader,),
             # Ctrl-C is the caller's: the daemon ends when the caller does

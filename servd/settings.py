@@ -12,6 +12,8 @@ DEFAULT_HTTP_PORT = 8000
 DEFAULT_ADMIN_HOST = "127.0.0.1"
 DEFAULT_ADMIN_PORT = 52365
 MAX_SOCKET_PATH_BYTES = 107
+TIED_OPTION = "--tied-to="
+"""Option of the daemon process, with a descriptor: it ends when that becomes readable."""
 OWN_FILES = frozenset({"daemon.lock", "goal.created", "control.sock", "facts.db", "serve"})
 """Names by which a directory is known as a daemon's."""
 

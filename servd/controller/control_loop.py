@@ -9,7 +9,15 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from servd.clock import Clock
-from servd.control_plane import ApplicationDocument, ChangePlan, GoalDocument, HttpWish, InstanceView, RevisionView
+from servd.control_plane import (
+    ApplicationDocument,
+    ChangePlan,
+    GoalDocument,
+    HttpWish,
+    InstanceView,
+    RevisionView,
+    check_match,
+)
 from servd.controller import actions, change, events, history
 from servd.controller.daemon_channel import DaemonChannel
 from servd.controller.data_plane import is_served
@@ -25,7 +33,7 @@ from servd.controller.snapshots import take_snapshots
 from servd.controller.stack_requests import StackRequests
 from servd.controller.status import Identity, instance_view, next_visible_change
 from servd.controller.supervisor import Supervisor
-from servd.exceptions import DeployError, ListenError, RevisionConflictError, ServdError, UnknownNameError
+from servd.exceptions import DeployError, ListenError, ServdError, UnknownNameError
 from servd.ids import DeploymentID
 from servd.settings import Settings
 
@@ -191,7 +199,7 @@ class ControlLoop:
             return await self._compared(await self._after_put(document, if_match))
 
     async def _after_put(self, document: GoalDocument, if_match: str | None) -> Goal:
-        self._check_match(if_match)
+        check_match(if_match, self._goal.revision)
         change.check_put(self._goal, document, self._situation())
         snapshots = await self._snapshots(*document.applications)
         # the world has moved on meanwhile; the goal has not, the lock is ours
@@ -216,7 +224,7 @@ class ControlLoop:
     ) -> int:
         """Add or replace one application, others stay; gives the new revision."""
         async with self._changing:
-            self._check_match(if_match)
+            check_match(if_match, self._goal.revision)
             wish = http or HttpWish()
             change.merged_options(wish, self._situation())
             snapshots = await self._snapshots(application)
@@ -228,7 +236,7 @@ class ControlLoop:
     async def delete_application(self, name: str, *, if_match: str | None = None, origin: str = "") -> int:
         """Take one application out of the goal; gives the revision."""
         async with self._changing:
-            self._check_match(if_match)
+            check_match(if_match, self._goal.revision)
             return await self._accept(change.delete_application(self._goal, name), origin)
 
     async def rollback(self, number: int, *, if_match: str | None = None, origin: str = "") -> int:
@@ -243,7 +251,7 @@ class ControlLoop:
             return await self._compared(self._after_rollback(number, if_match))
 
     def _after_rollback(self, number: int, if_match: str | None) -> Goal:
-        self._check_match(if_match)
+        check_match(if_match, self._goal.revision)
         former = history.goal_of(self._store, number)
         situation = self._situation()
         http = change.check_rollback(self._goal, former, situation)
@@ -291,7 +299,7 @@ class ControlLoop:
     async def delete(self, *, if_match: str | None = None, origin: str = "") -> None:
         """Empty the goal and wait up to 60 s until everything is gone."""
         async with self._changing:
-            self._check_match(if_match)
+            check_match(if_match, self._goal.revision)
             revision = await self._accept(change.delete(self._goal), origin)
         deadline = self._clock.now() + DELETE_LIMIT_S
         while self._goal.revision == revision and not self._goal.running and self._is_deleting():
@@ -311,13 +319,6 @@ class ControlLoop:
 
     def _situation(self) -> change.Situation:
         return change.situation_of(self._goal, self._observed, self._settings, self._clock.wall_time())
-
-    def _check_match(self, if_match: str | None) -> None:
-        if if_match is None:
-            return
-        tags = [tag.strip() for tag in if_match.split(",")]
-        if "*" not in tags and f'"{self._goal.revision}"' not in tags:
-            raise RevisionConflictError(if_match, self._goal.revision)
 
     async def _snapshots(self, *documents: ApplicationDocument) -> dict[str, dict[str, str]]:
         return await asyncio.to_thread(take_snapshots, documents, self._code_dir)

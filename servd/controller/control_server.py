@@ -5,18 +5,17 @@ import contextlib
 import logging
 import os
 import socket
-import struct
 from collections.abc import Callable
 from typing import Any, Protocol
 
 from servd.codec import RecordReader, record
+from servd.credentials import peer_credentials
 from servd.exceptions import ProtocolError
 from servd.messages import CallerReport, DeploymentTargets, Hello, Routing, Subscribe
 
 PROXY = "proxy"
 REPLICA = "replica"
 CALLER = "caller"
-_CREDENTIALS = struct.Struct("3i")
 _NO_ROUTING = Routing(0)
 _LAST_WORDS_S = 1.0
 _ACCEPT_S = 0.01
@@ -254,9 +253,7 @@ class _Peer(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]
         line = transport.get_extra_info("socket")
-        self.pid, uid, _ = _CREDENTIALS.unpack(
-            line.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        )
+        self.pid, uid = peer_credentials(line)
         if uid not in (os.getuid(), 0):
             logger.warning("control_line_refused pid=%d uid=%d", self.pid, uid)
             self.drop()

@@ -36,7 +36,7 @@ from servd.controller.process_news import ProcessNews
 from servd.controller.stack_requests import StackRequests
 from servd.controller.status import Identity, is_serving
 from servd.controller.supervisor import Supervisor
-from servd.daemon_messages import InstanceServing, Reloaded
+from servd.daemon_messages import EXIT_REFUSED, InstanceServing, Reloaded
 from servd.exceptions import InvariantError, ServdError, StateError
 from servd.ids import random_hex
 from servd.rest.access import rules_for
@@ -47,7 +47,6 @@ from servd.states import ApplicationStatus
 if TYPE_CHECKING:
     from servd.rest.app import AdminApp
 
-EXIT_REFUSED = 78
 NODE_IP = "127.0.0.1"
 LOCK_NAME = "controller.lock"
 _LOCK_LIMIT_S = 6.0

@@ -12,7 +12,6 @@ import os
 import select
 import signal
 import socket
-import struct
 import sys
 import warnings
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from typing import Any
 from servd import logs, process
 from servd.built_application import BuiltApplication, describe
 from servd.codec import RecordReader, record
+from servd.credentials import peer_credentials
 from servd.exceptions import DeployError, ProtocolError
 from servd.messages import (
     BuildOrder,
@@ -187,7 +187,7 @@ class ForkServer:
             # the one who knocked has left
             return
         connection.settimeout(_SEND_TIMEOUT_S)
-        if _peer_uid(connection) not in (os.getuid(), 0):
+        if peer_credentials(connection)[1] not in (os.getuid(), 0):
             connection.close()
             return
         fd = connection.fileno()
@@ -299,12 +299,6 @@ def _listen(path: str) -> socket.socket:
     listener.bind(path)
     listener.listen(_BACKLOG)
     return listener
-
-
-def _peer_uid(connection: socket.socket) -> int:
-    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    _, uid, _ = struct.unpack("3i", credentials)
-    return int(uid)
 
 
 def _open_fds() -> set[int]:

@@ -16,9 +16,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from servd.control_plane import ControlPlane
 from servd.rest.access import AccessRules
-from servd.rest.applications import applications_resource
 from servd.rest.bodies import version_body
-from servd.rest.deployments import deployments_resource, deployments_status_resource
+from servd.rest.documents import applications_resource, deployments_resource, deployments_status_resource
 from servd.rest.exchange import PEER_KEY, STRANGER, BodyWatch, Endpoint, Resource, json_answer
 from servd.rest.openapi import openapi_document
 from servd.rest.own_endpoints import (

@@ -10,8 +10,8 @@ from starlette.responses import Response
 from starlette.types import Message, Receive
 
 from servd.clock import SystemClock
-from servd.control_plane import ControlPlane, InstanceView
-from servd.exceptions import ConfigError, ListenError, RevisionConflictError
+from servd.control_plane import ControlPlane, InstanceView, check_match
+from servd.exceptions import ConfigError, ListenError
 from servd.rest.peers import Peer
 from servd.rest.problems import MAX_BODY_BYTES, BodyTooLargeError
 from servd.states import ProxyLocation
@@ -157,9 +157,7 @@ def if_match(request: Request, plane: ControlPlane) -> str | None:
     wanted = request.headers.get("if-match", "*").strip()
     if wanted in ("", "*"):
         return None
-    current = plane.view().revision
-    if wanted != f'"{current}"':
-        raise RevisionConflictError(wanted, current)
+    check_match(wanted, plane.view().revision)
     return wanted
 
 

@@ -6,6 +6,7 @@ import socket
 import struct
 from ipaddress import IPv6Address, ip_address
 
+from servd.credentials import peer_credentials
 from servd.quick_dataclass import dataclass
 
 _NETLINK_SOCK_DIAG = 4
@@ -39,19 +40,12 @@ class Peer:
 def peer_of(connection: socket.socket) -> Peer:
     """The peer, looked up now: call it when the connection is accepted, because a closed client shows as uid 0."""
     if connection.family == socket.AF_UNIX:
-        return Peer(is_unix=True, uid=_unix_uid(connection))
+        return Peer(is_unix=True, uid=peer_credentials(connection)[1])
     try:
         client, local = connection.getpeername(), connection.getsockname()
     except OSError:
         return Peer(is_unix=False)
     return Peer(is_unix=False, uid=tcp_owner((client[0], client[1]), (local[0], local[1])))
-
-
-def _unix_uid(connection: socket.socket) -> int | None:
-    if not hasattr(socket, "SO_PEERCRED"):
-        return None
-    _, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    return int(uid)
 
 
 def tcp_owner(client: tuple[str, int], server: tuple[str, int]) -> int | None:

@@ -24,8 +24,9 @@ from servd.control_plane import (
     ProxyView,
     ReplicaView,
     RevisionView,
+    check_match,
 )
-from servd.exceptions import NoAnswerError, RevisionConflictError, UnknownNameError
+from servd.exceptions import NoAnswerError, UnknownNameError
 from servd.rest.access import AccessRules
 from servd.rest.admin_sockets import bind_unix
 from servd.rest.app import create_app, serve
@@ -124,8 +125,7 @@ class FakePlane:
     def _take(self, *call: Any, if_match: str | None = None) -> int:
         if self.error is not None:
             raise self.error
-        if if_match is not None and if_match != f'"{self.instance.revision}"':
-            raise RevisionConflictError(if_match, self.instance.revision)
+        check_match(if_match, self.instance.revision)
         self.calls.append(call)
         self.instance = replace(self.instance, revision=self.instance.revision + 1)
         return self.instance.revision

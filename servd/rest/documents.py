@@ -1,0 +1,66 @@
+"""The goal as a document: V1 at `/api/serve/deployments/`, V2 at `/api/serve/applications/`, and the V1 status."""
+
+from collections.abc import Callable
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from servd.control_plane import ControlPlane, GoalDocument, InstanceView
+from servd.rest.bodies import v1_config, v1_status, v2_details
+from servd.rest.exchange import (
+    Resource,
+    empty_answer,
+    if_match,
+    is_dry_run,
+    json_answer,
+    origin,
+    parsed,
+    read_body,
+    until_listening,
+)
+from servd.rest.revisions import plan_answer
+from servd.schema import parse_v1, parse_v2
+
+Body = Callable[[InstanceView], Any]
+
+
+def deployments_resource(plane: ControlPlane) -> Resource:
+    """The V1 config: PUT, GET, DELETE."""
+    return _document_resource(plane, parse_v1, v1_config)
+
+
+def applications_resource(plane: ControlPlane) -> Resource:
+    """The V2 config: PUT, GET (details), DELETE."""
+    return _document_resource(plane, parse_v2, v2_details)
+
+
+def deployments_status_resource(plane: ControlPlane) -> Resource:
+    """The V1 status: GET."""
+    return {"GET": _reader(plane, v1_status)}
+
+
+def _document_resource(plane: ControlPlane, parse: Callable[[Any], GoalDocument], body_of: Body) -> Resource:
+    async def put(request: Request) -> Response:
+        body = await read_body(request)
+        condition = if_match(request, plane)
+        document = await parsed(body, parse)
+        if is_dry_run(request):
+            return plan_answer(await plane.plan(document, if_match=condition))
+        await plane.put(document, if_match=condition, origin=origin(request))
+        await until_listening(plane)
+        return empty_answer()
+
+    async def delete(request: Request) -> Response:
+        await plane.delete(if_match=if_match(request, plane), origin=origin(request))
+        return empty_answer()
+
+    return {"GET": _reader(plane, body_of), "PUT": put, "DELETE": delete}
+
+
+def _reader(plane: ControlPlane, body_of: Body) -> Callable[[Request], Any]:
+    async def get(_: Request) -> Response:
+        view = plane.view()
+        return json_answer(body_of(view), view)
+
+    return get
