@@ -3,9 +3,10 @@
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+from servd.circles import circle, knot
 from servd.clock import SystemClock
 from servd.context import RequestContext
 from servd.exceptions import ReplicaDiedError, ServdError
@@ -54,6 +55,8 @@ class Caller:
         self._last_id = 0
         self._budget = RetryBudget()
         self._now = SystemClock().now
+        # replicas that are routed no more, with requests that they still answer
+        self._leaving: list[ReplicaPeer] = []
         self._calls: dict[tuple[str, str], int] = {}
         self._apps: dict[str, str] = {}
         self.max_retries = max_retries_setting()
@@ -160,13 +163,21 @@ class Caller:
         for router in self._routers.values():
             peers = [candidate.peer for candidate in router.announced.values() if candidate.peer is not None]
             calls = [*router.line, *(call for peer in peers for call in peer.pending.values())]
-            for call in calls:
-                if isinstance(call, CallTicket) and call.context is context:
-                    call.cancel()
+            self._cancel_those_of(context, calls)
+        for peer in self._leaving:
+            self._cancel_those_of(context, peer.pending.values())
+
+    @staticmethod
+    def _cancel_those_of(context: RequestContext, calls: Iterable[Outgoing]) -> None:
+        for call in list(calls):
+            if isinstance(call, CallTicket) and call.context is context:
+                call.cancel()
 
     def close(self) -> None:
         """Close all links; whatever is under way fails."""
         self._timer.cancel()
+        for peer in self._leaving:
+            peer.close()
         for router in self._routers.values():
             for candidate in router.announced.values():
                 if candidate.peer is not None:
@@ -195,6 +206,7 @@ class Caller:
             if refused is not None:
                 router.line.remove(call)
                 call.on_failure(refused)
+        self._untie(router)
 
     def on_rejected(self, peer: ReplicaPeer, call: Outgoing | None, is_leaving: bool) -> None:
         """A replica did not take a request; its ticket lies there unless the replica leaves."""
@@ -269,6 +281,22 @@ class Caller:
             call.on_failure(refused)
         elif self._on_waiting is not None and len(router.line) == 1 and not router.candidates:
             self._on_waiting()
+        elif isinstance(call, CallTicket) and any(c.replica_id in call.context.ancestors for c in router.candidates):
+            self._untie(router)
+
+    def _untie(self, router: Router) -> None:
+        """Refuse the newest of the calls that wait for each other, until the others can run."""
+        while True:
+            waits = [call for call in router.line if isinstance(call, CallTicket) and call.context.ancestors]
+            if not waits:
+                return
+            about = ((call.context.request_id, call.context.ancestors) for call in waits)
+            refused = knot(router.deployment, router.limits(), about)
+            if refused is None:
+                return
+            newest = max((call for call in waits if router.limits().keys() & call.context.ancestors), key=_number)
+            router.line.remove(newest)
+            newest.on_failure(refused)
 
     def _apply(self, targets: DeploymentTargets) -> None:
         router = self.router_of(targets.deployment)
@@ -277,6 +305,8 @@ class Caller:
         new, gone = router.update(targets)
         for candidate in gone:
             if candidate.peer is not None:
+                if candidate.peer.pending:
+                    self._leaving.append(candidate.peer)
                 candidate.peer.retire()
         for candidate in new:
             self._connect(router, candidate)
@@ -299,6 +329,7 @@ class Caller:
     def _turn(self) -> None:
         self._timer = self.loop.call_later(_TURN_S, self._turn)
         self._budget.note(self._sent, self.loop.time())
+        self._leaving = [peer for peer in self._leaving if peer.pending]
         for router in self._routers.values():
             # dropped though still announced (frozen for a while, say): try again
             for candidate in router.announced.values():
@@ -309,7 +340,10 @@ class Caller:
 
 
 def _circle(call: Outgoing) -> ServdError | None:
-    return call.router.circle(call.context.ancestors) if isinstance(call, CallTicket) else None
+    if not isinstance(call, CallTicket) or not call.context.ancestors:
+        return None
+    router = call.router
+    return circle(router.deployment, router.limits(), call.context.ancestors)
 
 
 def _number(call: Outgoing) -> int:

@@ -16,7 +16,6 @@ from servd.exceptions import (
     DeploymentUnavailableError,
     NoRouteError,
     RequestError,
-    ServdError,
 )
 from servd.messages import DeploymentTargets
 
@@ -162,23 +161,9 @@ class RequestRouter(Generic[WorkT]):
             self.line.append(work)
         return None
 
-    def circle(self, ancestors: tuple[str, ...]) -> ServdError | None:
-        """Why a call can never run here: the calls it is made for hold every slot of the deployment.
-
-        Args:
-            ancestors: replica ids that hold a slot for the call, outermost first; one may occur several times.
-
-        Source: python-api.md section 8.3.
-        """
-        if not ancestors or not self.candidates:
-            return None
-        if not all(0 < c.limit <= ancestors.count(c.replica_id) for c in self.candidates):
-            return None
-        way = " -> ".join([*(replica_id.partition("#")[0] for replica_id in ancestors), self.deployment])
-        return ServdError(
-            f"the call can never run: the calls it is made for hold every slot of {self.deployment} ({way}). "
-            "Break the circle, or raise max_ongoing_requests"
-        )
+    def limits(self) -> dict[str, int]:
+        """Slots of each candidate, by replica id; 0 = not known yet."""
+        return {candidate.replica_id: candidate.limit for candidate in self.candidates}
 
     def take_waiting(self) -> WorkT | None:
         """The request that waited longest, taken out of the line."""

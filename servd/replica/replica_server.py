@@ -9,6 +9,7 @@ from typing import Any
 from servd.began import BeganLog
 from servd.context import RequestContext, current_request
 from servd.exceptions import ProtocolError
+from servd.ids import random_hex
 from servd.link import Peer, ReplicaLink
 from servd.pickling import dump_exception, dumps, loads
 from servd.records import (
@@ -243,6 +244,9 @@ class ReplicaServer:
             self._reject(peer, call_id)
             return
         request_id, route, app, model_id, left, depth, ancestors = about
+        if not request_id:
+            # a driver's call is no request yet; what it calls in turn belongs to it
+            request_id = random_hex(16)
         deadline = None if left is None else self._loop.time() + left
         context = RequestContext(request_id, route, app, model_id, deadline, depth + 1, (*ancestors, self._replica_id))
         call = HandleCall(peer, call_id, method, bodies_of(parts, frames), bool(flags & STREAM), context)

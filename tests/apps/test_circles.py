@@ -97,6 +97,15 @@ def test_calls_without_end_stop_at_depth_64() -> None:
     assert handle.down.remote(0).result(20) == 0
 
 
+def test_many_calls_without_end_do_not_wait_for_each_other() -> None:
+    handle = servd.run(Recursive.options(max_ongoing_requests=100).bind(), route_prefix=None)
+    # each stays below the depth, together they hold every slot
+    for call in [handle.down.remote(10_000) for _ in range(5)]:
+        with pytest.raises(ServdError, match=r"can never run|deeper than 64"):
+            call.result(20)
+    assert handle.down.remote(10).result(20) == 10
+
+
 @servd.deployment
 class Slow:
     def __init__(self, folder: str) -> None:

@@ -121,27 +121,3 @@ def test_budget_is_a_hundred_plus_a_share_of_the_last_ten_seconds() -> None:
     assert sum(budget.take(1000, 0.0) for _ in range(500)) == 200
     budget.note(1000, 1.0)
     assert sum(budget.take(1000, 11.5) for _ in range(200)) == 100, "old requests and old retries do not count"
-
-
-@pytest.mark.parametrize(
-    ("limits", "ancestors", "is_circle"),
-    [
-        ({"d#a": 1}, ("d#a",), True),
-        ({"d#a": 1}, (), False),
-        ({"d#a": 1}, ("e#a",), False),
-        ({"d#a": 2}, ("d#a",), False),
-        ({"d#a": 2}, ("d#a", "e#x", "d#a"), True),
-        ({"d#a": 1, "d#b": 1}, ("d#a",), False),
-        ({"d#a": 1, "d#b": 1}, ("d#a", "e#x", "d#b"), True),
-        ({"d#a": 0}, ("d#a",), False),
-        ({}, ("d#a",), False),
-    ],
-)
-def test_a_circle_holds_every_slot(limits: dict[str, int], ancestors: tuple[str, ...], is_circle: bool) -> None:
-    router: RequestRouter[Work] = RequestRouter("d", random.Random(0))
-    for candidate in router.update(DeploymentTargets("d", endpoints=tuple(Endpoint(r, r) for r in limits)))[0]:
-        candidate.limit = limits[candidate.replica_id]
-    refused = router.circle(ancestors)
-    assert (refused is not None) == is_circle
-    if refused is not None:
-        assert " -> d)" in str(refused)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from servd.context import NO_REQUEST, current_request
+from servd.context import NO_REQUEST, RequestContext, current_request
 from servd.exceptions import BackPressureError, NoRouteError, RemoteFailure, RequestCancelledError
 from servd.pickling import dumps, load_exception, loads
 from servd.replica.exchange import HttpExchange
@@ -78,6 +78,32 @@ async def test_cancelled_call_cancels_the_handler() -> None:
         async with asyncio.timeout(2):
             await ended.wait()
         await wait_until(lambda: room.servers[address].ongoing == 0)
+
+
+async def test_calls_at_a_replica_that_leaves_are_cancelled_too() -> None:
+    ended = asyncio.Event()
+
+    async def forever() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    async with Room() as room:
+        old, new = room.replica(methods={"forever": forever}), room.replica()
+        room.route(old)
+        context = RequestContext("r1")
+        ticket = room.caller.submit_call("app_Echo", "forever", arguments(), context)
+        other = room.caller.submit_call("app_Echo", "forever", arguments(), RequestContext("r1"))
+        await wait_until(lambda: room.servers[old].ongoing == 2)
+        room.route(new)
+        room.caller.cancel_calls_of(context)
+        with pytest.raises(RequestCancelledError):
+            await ticket
+        async with asyncio.timeout(2):
+            await ended.wait()
+        await wait_until(lambda: room.servers[old].ongoing == 1)
+        other.cancel()
 
 
 async def test_cap_is_never_exceeded_and_everybody_is_served() -> None:
