@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from servd.orders import ApplicationOrder, ScaleOrder, StartOrder
+from servd.rest import own_answers
 from servd.schema import ServeApplicationSchema, ServeDeploySchema, ServeInstanceDetails, ServeStatusSchema
 
 Json = dict[str, Any]
@@ -29,11 +30,6 @@ _TEXTS = {
 _READ = ("401", "403", "405", "500")
 _CHANGE = ("400", *_READ, "412", "413", "507")
 _OBJECT: Json = {"type": "object"}
-_REVISION_ANSWER: Json = {
-    "type": "object",
-    "properties": {"revision": {"type": "integer"}},
-    "required": ["revision"],
-}
 _EMPTY_CONFIG: Json = {
     "type": "object",
     "properties": {"import_path": {"const": ""}, "runtime_env": {}, "deployments": {}},
@@ -50,12 +46,16 @@ _IF_MATCH: Json = {
     "schema": {"type": "string"},
     "description": "The ETag of the revision that the change is meant for; absent or *: no condition.",
 }
+_ETAG: Json = {"schema": {"type": "string"}, "description": "The revision of the goal, quoted."}
 _NUMBER: Json = {"type": "number"}
 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One verb of one path. ok: JSON Schema of the answer, None for an empty one. body: model or schema of the request."""
+    """One verb of one path.
+
+    ok: JSON Schema of the answer, None for an empty one. body: model or schema of the request. tells_revision: with `ETag`.
+    """
 
     method: str
     path: str
@@ -68,6 +68,7 @@ class Operation:
     ok_type: str = "application/json"
     needs_body: bool = True
     path_schemas: Mapping[str, Json] = field(default_factory=dict)
+    tells_revision: bool = False
 
 
 def _ref(model: type[BaseModel]) -> Json:
@@ -83,32 +84,39 @@ def _documents() -> list[Operation]:
     v1, v2 = "/api/serve/deployments/", "/api/serve/applications/"
     stored = {"anyOf": [_ref(ServeApplicationSchema), _EMPTY_CONFIG]}
     return [
-        Operation("get", v1, "getConfig", "The V1 config as submitted.", stored),
+        Operation("get", v1, "getConfig", "The V1 config as submitted.", stored, tells_revision=True),
         Operation(
             "put",
             v1,
             "putConfig",
-            "Deploy a V1 config; empty answer, or the plan of a dry run.",
-            None,
+            "Deploy a V1 config; the answer is empty, or the plan of a dry run.",
+            own_answers.PLAN,
             _CHANGE,
             ServeApplicationSchema,
             put,
         ),
         Operation("delete", v1, "deleteConfig", "Remove everything.", None, _CHANGE, parameters=(_IF_MATCH,)),
-        Operation("get", f"{v1}status", "getStatus", "Status of the application `default`.", _ref(ServeStatusSchema)),
-        Operation("get", v2, "getDetails", "Everything that runs.", _ref(ServeInstanceDetails)),
+        Operation(
+            "get",
+            f"{v1}status",
+            "getStatus",
+            "Status of the application `default`.",
+            _ref(ServeStatusSchema),
+            tells_revision=True,
+        ),
+        Operation("get", v2, "getDetails", "Everything that runs.", _ref(ServeInstanceDetails), tells_revision=True),
         Operation(
             "put",
             v2,
             "putApplications",
-            "Deploy a V2 config; empty answer, or the plan of a dry run.",
-            None,
+            "Deploy a V2 config; the answer is empty, or the plan of a dry run.",
+            own_answers.PLAN,
             _CHANGE,
             ServeDeploySchema,
             put,
         ),
         Operation("delete", v2, "deleteApplications", "Remove everything.", None, _CHANGE, parameters=(_IF_MATCH,)),
-        Operation("get", "/api/ray/version", "getVersion", "What 2.5 clients ask first.", _OBJECT),
+        Operation("get", "/api/ray/version", "getVersion", "What 2.5 clients ask first.", own_answers.VERSION),
         Operation("get", "/api/openapi.json", "getOpenapi", "This document.", _OBJECT),
         Operation(
             "get", "/metrics", "getMetrics", "Prometheus' text format.", {"type": "string"}, ok_type="text/plain"
@@ -129,41 +137,49 @@ def _own() -> list[Operation]:
     limit = (_query("limit", {"type": "integer"}, "At most so many, default 100."),)
     back = (_DRY_RUN, _IF_MATCH)
     return [
-        Operation("post", scale, "scale", "Pin a replica count.", _OBJECT, app_errors, ScaleOrder),
+        Operation("post", scale, "scale", "Pin a replica count.", own_answers.SCALED, app_errors, ScaleOrder),
         Operation(
-            "get", f"{own}/status", "getOwnStatus", "Everything about everything.", _OBJECT, ("400", *_READ),
-            parameters=waits,
+            "get", f"{own}/status", "getOwnStatus", "Everything about everything.", own_answers.STATUS, ("400", *_READ),
+            parameters=waits, tells_revision=True,
         ),
         Operation(
-            "post", f"{own}/start", "start", "Make Serve run.", _REVISION_ANSWER, _CHANGE, StartOrder, needs_body=False
+            "post", f"{own}/start", "start", "Make Serve run.", own_answers.CHANGED, _CHANGE, StartOrder, needs_body=False
         ),
         Operation(
-            "get", f"{own}/revisions", "listRevisions", "Accepted changes, newest first.", _OBJECT, ("400", *_READ),
-            parameters=limit,
+            "get", f"{own}/revisions", "listRevisions", "Accepted changes, newest first.", own_answers.REVISIONS, ("400", *_READ),
+            parameters=limit, tells_revision=True,
         ),
         Operation(
-            "get", f"{own}/revisions/{{revision}}", "getRevision", "One revision with its document.", _OBJECT,
+            "get", f"{own}/revisions/{{revision}}", "getRevision", "One revision with its document.", own_answers.REVISION,
             (*_READ, "404"), path_schemas=number,
         ),
         Operation(
-            "post", f"{own}/revisions/{{revision}}/rollback", "rollback", "Make the goal what it was then.", _OBJECT,
-            app_errors, parameters=back, path_schemas=number,
+            "post", f"{own}/revisions/{{revision}}/rollback", "rollback", "Make the goal what it was then.",
+            {"anyOf": [own_answers.CHANGED, own_answers.PLAN]}, app_errors, parameters=back, path_schemas=number,
         ),
-        Operation(
-            "put", f"{own}/applications/{{app}}", "putApplication", "Add or replace one application.",
-            _REVISION_ANSWER, _CHANGE, ApplicationOrder, (_IF_MATCH,),
-        ),
-        Operation(
-            "delete", f"{own}/applications/{{app}}", "deleteApplication", "Take one application away.",
-            _REVISION_ANSWER, _CHANGE, parameters=(_IF_MATCH,),
-        ),
+        *_one_application(f"{own}/applications/{{app}}", "", ""),
+        *_one_application(f"{own}/applications/", "Nameless", " whose name is the empty string"),
         Operation(
             "get", f"{own}/replicas/{{replica_id}}/stack", "getStack", "Python stacks of a living replica.",
             {"type": "string"}, (*_READ, "404", "504"), ok_type="text/plain",
         ),
         Operation(
-            "put", f"{own}/code/{{sha256}}", "putCode", "Ship a pickled application; Unix socket only.", _OBJECT,
+            "put", f"{own}/code/{{sha256}}", "putCode", "Ship a pickled application; Unix socket only.",
+            own_answers.SHIPPED,
             ("400", *_READ, "507"), {"type": "string", "format": "binary"}, path_schemas={"sha256": digest},
+        ),
+    ]  # fmt: skip
+
+
+def _one_application(path: str, suffix: str, which: str) -> list[Operation]:
+    return [
+        Operation(
+            "put", path, f"put{suffix}Application", f"Add or replace one application{which}.",
+            own_answers.CHANGED, _CHANGE, ApplicationOrder, (_IF_MATCH,),
+        ),
+        Operation(
+            "delete", path, f"delete{suffix}Application", f"Take away the application{which}.",
+            own_answers.CHANGED, _CHANGE, parameters=(_IF_MATCH,),
         ),
     ]  # fmt: skip
 
@@ -198,7 +214,9 @@ def openapi_document() -> Json:
 
 
 def _operation(op: Operation) -> Json:
-    content = {} if op.ok is None else {"content": {op.ok_type: {"schema": op.ok}}}
+    content: Json = {} if op.ok is None else {"content": {op.ok_type: {"schema": op.ok}}}
+    if op.tells_revision:
+        content["headers"] = {"ETag": _ETAG}
     found: Json = {
         "operationId": op.name,
         "summary": op.summary,

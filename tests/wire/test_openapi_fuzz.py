@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, settings
-from schemathesis.checks import not_a_server_error
+from schemathesis import Response
+from schemathesis.checks import CheckContext, not_a_server_error
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
     response_schema_conformance,
@@ -18,9 +19,18 @@ from servd.rest.access import AccessRules
 from servd.rest.openapi import openapi_document
 from tests.wire.fake_plane import FakePlane, Server, a_revision, an_application, an_instance
 
-CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 
-schema = schemathesis.openapi.from_dict(openapi_document())
+def described_body(context: CheckContext, response: Response, case: Any) -> bool | None:
+    """The body is as described; that of an accepted PUT is empty, as 2.5 clients have it, unless it asked for a plan."""
+    return response_schema_conformance(context, response, case) if response.content else None
+
+
+CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, described_body]
+
+whole = schemathesis.openapi.from_dict(openapi_document())
+# without the some two thousand requests that try every bound of every value in turn
+brief = schemathesis.openapi.from_dict(openapi_document())
+brief.config.phases.coverage.enabled = False
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +54,14 @@ def bounded(examples: int) -> settings:
 
 
 @pytest.mark.slow
-@schema.parametrize()
-@bounded(5)
+@brief.parametrize()
+@bounded(4)
 def test_answers_are_those_described(case: Any, server: Server) -> None:
     case.call_and_validate(base_url=server.url, checks=CHECKS, timeout=10)
 
 
 @pytest.mark.long
-@schema.parametrize()
+@whole.parametrize()
 @bounded(200)
 def test_answers_are_those_described_at_length(case: Any, server: Server) -> None:
     case.call_and_validate(base_url=server.url, checks=CHECKS, timeout=10)
