@@ -6,6 +6,8 @@ Arguments and results are pickled on the way, and user code runs as in a replica
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from contextlib import asynccontextmanager
+from types import AsyncGeneratorType
 from typing import Any
 
 from servd import pickling
@@ -20,11 +22,14 @@ from servd.context import (
 )
 from servd.exceptions import NoRouteError, RemoteFailure, ServdError
 from servd.ids import DeploymentID, random_letters
+from servd.local_slots import LocalSlots
 
 # the one place outside `replica/` that runs user code: a process that is driver and replicas at once
 from servd.replica.user_callable import UserCallable
 
 _END = object()
+_made: "dict[int, list[LocalTicket]]" = {}
+"""Calls that were made for each request that runs, by the identity of its context."""
 
 
 class LocalTicket:
@@ -46,16 +51,18 @@ class LocalTicket:
         told()
 
     def cancel(self) -> None:
-        """Cancel the handler."""
+        """Cancel the handler; a stream ends where it is."""
         if self._task is not None:
             self._task.cancel()
+        elif isinstance(self._items, AsyncGeneratorType) and not self._items.ag_running:
+            self._closing = asyncio.get_running_loop().create_task(self._items.aclose())
 
 
 class LocalCaller:
     """Sends calls to the deployments of one application in this process."""
 
     def __init__(self) -> None:
-        self._replicas: dict[str, tuple[UserCallable, ReplicaContext]] = {}
+        self._replicas: dict[str, tuple[UserCallable, ReplicaContext, LocalSlots]] = {}
         self.ingress_name = ""
 
     async def start(self, built: BuiltApplication) -> None:
@@ -68,11 +75,12 @@ class LocalCaller:
             threads = deployment.config.max_sync_threads
             replica = UserCallable(deployment, about, max_sync_threads=threads)
             await asyncio.create_task(self._construct(replica, about, deployment.user_config))
-            self._replicas[target.full_name] = replica, about
+            limits = deployment.config.max_concurrent_queries, deployment.config.max_queued_requests
+            self._replicas[target.full_name] = replica, about, LocalSlots(target.full_name, tag, *limits)
 
     async def close(self) -> None:
         """End every deployment, ingress first."""
-        for replica, about in reversed(self._replicas.values()):
+        for replica, about, _ in reversed(self._replicas.values()):
             await asyncio.create_task(self._as_replica(about, replica.close()))
         self._replicas.clear()
 
@@ -88,52 +96,58 @@ class LocalCaller:
         deadline: float | None = None,
     ) -> LocalTicket:
         """Call a method; the deadline bounds it."""
+        own = self._replicas.get(deployment)
         inner = RequestContext(
             context.request_id or random_letters(10),
             context.route,
-            self._app_of(deployment),
+            own[1].app_name if own is not None else "",
             model_id,
             deadline,
             context.depth + 1,
+            (*context.ancestors, own[1].replica_tag) if own is not None else (),
         )
         if stream:
-            return LocalTicket(None, self._stream(deployment, method, parts, inner))
-        return LocalTicket(asyncio.get_running_loop().create_task(self._call(deployment, method, parts, inner)))
+            ticket = LocalTicket(None, self._stream(deployment, method, parts, context, inner))
+        else:
+            call = self._call(deployment, method, parts, context, inner)
+            ticket = LocalTicket(asyncio.get_running_loop().create_task(call))
+        if id(context) in _made:
+            _made[id(context)].append(ticket)
+        return ticket
 
-    async def _call(self, deployment: str, method: str, parts: list[Any], context: RequestContext) -> Any:
-        replica, about = self._find(deployment)
-        current_request.set(context)
-        local_replica.set(about)
-        try:
-            args, kwargs = pickling.loads(parts)
-            async with asyncio.timeout_at(context.deadline):
+    async def _call(
+        self, deployment: str, method: str, parts: list[Any], outer: RequestContext, context: RequestContext
+    ) -> Any:
+        replica, about, slots = self._find(deployment)
+        async with asyncio.timeout_at(context.deadline), _slot(slots, outer, context):
+            current_request.set(context)
+            local_replica.set(about)
+            try:
+                args, kwargs = pickling.loads(parts)
                 return pickling.dumps(await replica.call(method, args, kwargs, context))
-        except Exception as error:
-            raise RemoteFailure(pickling.dump_exception(error)) from error
+            except Exception as error:
+                raise RemoteFailure(pickling.dump_exception(error)) from error
 
     async def _stream(
-        self, deployment: str, method: str, parts: list[Any], context: RequestContext
+        self, deployment: str, method: str, parts: list[Any], outer: RequestContext, context: RequestContext
     ) -> AsyncIterator[Any]:
-        replica, about = self._find(deployment)
+        replica, about, slots = self._find(deployment)
         args, kwargs = pickling.loads(parts)
-        items = replica.stream(method, args, kwargs, context)
-        try:
-            while True:
-                # a generator runs in the context of whoever asks for its next item
-                current_request.set(context)
-                local_replica.set(about)
-                item = await anext(items, _END)
-                if item is _END:
-                    return
-                yield pickling.dumps(item)
-        except Exception as error:
-            raise RemoteFailure(pickling.dump_exception(error)) from error
+        async with _slot(slots, outer, context):
+            items = replica.stream(method, args, kwargs, context)
+            try:
+                while True:
+                    # a generator runs in the context of whoever asks for its next item
+                    current_request.set(context)
+                    local_replica.set(about)
+                    item = await anext(items, _END)
+                    if item is _END:
+                        return
+                    yield pickling.dumps(item)
+            except Exception as error:
+                raise RemoteFailure(pickling.dump_exception(error)) from error
 
-    def _app_of(self, deployment: str) -> str:
-        found = self._replicas.get(deployment)
-        return found[1].app_name if found is not None else ""
-
-    def _find(self, deployment: str) -> tuple[UserCallable, ReplicaContext]:
+    def _find(self, deployment: str) -> tuple[UserCallable, ReplicaContext, LocalSlots]:
         if deployment not in self._replicas:
             raise NoRouteError(f"deployment {deployment} does not exist")
         return self._replicas[deployment]
@@ -153,6 +167,24 @@ class LocalCaller:
     async def _as_replica(about: ReplicaContext, work: Awaitable[None]) -> None:
         local_replica.set(about)
         await work
+
+
+@asynccontextmanager
+async def _slot(slots: LocalSlots, outer: RequestContext, context: RequestContext) -> AsyncIterator[None]:
+    """Hold a slot for a request; when it is cancelled, so are the calls it made."""
+    await slots.take(outer)
+    _made[id(context)] = []
+    try:
+        yield
+    except asyncio.CancelledError:
+        for ticket in _made[id(context)]:
+            ticket.cancel()
+        raise
+    finally:
+        del _made[id(context)]
+        # what it left running holds no slot
+        context.ancestors = ()
+        slots.release()
 
 
 class LocalRuns:
