@@ -131,7 +131,8 @@ class HttpOrder(HttpAnswering):
     def check_time(self, tick: int, is_over: bool) -> None:
         """Once a second: end the connection when it is idle or its client too slow."""
         limits = self._forwarder.limits
-        if self._is_half_closed:
+        if self._is_half_closed or self._is_read_paused:
+            # nobody reads, so nobody is told of a reset
             self._look_for_client()
         if self._is_deaf or self._is_read_paused:
             return

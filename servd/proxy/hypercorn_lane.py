@@ -5,22 +5,27 @@ import logging
 import sys
 from typing import Any, cast
 
-from h2.events import DataReceived
+from h2.errors import ErrorCodes
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.asyncio.task_group import TaskGroup
 from hypercorn.asyncio.tcp_server import TCPServer
-from hypercorn.asyncio.worker_context import EventWrapper, WorkerContext
+from hypercorn.asyncio.worker_context import WorkerContext
 from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol import ProtocolWrapper
-from hypercorn.protocol.h2 import BUFFER_HIGH_WATER, BUFFER_LOW_WATER, BufferCompleteError, H2Protocol, StreamBuffer
 from hypercorn.protocol.h11 import H2CProtocolRequiredError, H11WSConnection
+from hypercorn.protocol.http_stream import HTTPStream
 from hypercorn.protocol.ws_stream import ASGIWebsocketState, WSStream
 from hypercorn.typing import ConnectionState
 
-from servd.proxy.asgi_form import AsgiForwarder, Receive, Send
+from servd.proxy.app_queue import AppQueue
+from servd.proxy.forwarded_call import Send
 from servd.proxy.forwarder import Forwarder
-from servd.proxy.websocket_form import WebSocketForwarder
+from servd.proxy.http_form import HttpForm
+from servd.proxy.hypercorn_http2 import LaneHttp2
+from servd.proxy.hypercorn_websocket import MessageBuffer
+from servd.proxy.listener import is_reset
+from servd.proxy.websocket_form import WebSocketForm
 
 _PREFACE = b"PRI * HTTP/2.0\r\n"
 _AFTER_END_S = 1.0
@@ -33,8 +38,8 @@ class HypercornLane:
 
     def __init__(self, forwarder: Forwarder) -> None:
         self._loop = forwarder.loop
-        self._http = AsgiForwarder(forwarder)
-        self._websocket = WebSocketForwarder(forwarder, self._http)
+        self._http = HttpForm(forwarder)
+        self._websocket = WebSocketForm(forwarder)
         self.connections: set[LaneConnection] = set()
         self.is_draining = False
         config = Config()
@@ -47,7 +52,8 @@ class HypercornLane:
         config.errorlog = logger
         self.config = config
         self.context = WorkerContext(None)
-        self.app = ASGIWrapper(cast(Any, self._serve))
+        # never called: `_LaneTasks` runs the forms
+        self.app = ASGIWrapper(cast(Any, None))
 
     def __repr__(self) -> str:
         return f"HypercornLane(connections={len(self.connections)}{', draining' if self.is_draining else ''})"
@@ -77,11 +83,22 @@ class HypercornLane:
             if connection.task is not None:
                 connection.task.cancel()
 
-    async def _serve(self, scope: Any, receive: Receive, send: Send) -> None:
+    def turn(self) -> None:
+        """Once a second: look for clients that are gone and could not say so."""
+        for connection in list(self.connections):
+            if connection.is_held_up and is_reset(connection.writer.get_extra_info("socket")):
+                connection.writer.transport.abort()
+
+    async def serve(self, scope: Any, queue: AppQueue, send: Send) -> None:
+        """Forward what one scope stands for.
+
+        Raises:
+            ConnectionAbortedError: the response was broken off after it had begun.
+        """
         if scope["type"] == "http":
-            await self._http(scope, receive, send)
+            await self._http(scope, queue, send)
         elif scope["type"] == "websocket":
-            await self._websocket(scope, receive, send)
+            await self._websocket(scope, queue, send)
 
 
 class _LaneProtocol(asyncio.StreamReaderProtocol):
@@ -97,55 +114,57 @@ class _LaneProtocol(asyncio.StreamReaderProtocol):
         if self.connection is not None:
             self.connection.is_lost = True
             self.connection.changed.set()
+            for queue in self.connection.queues:
+                queue.give_up()
 
 
-class _LaneBuffer(StreamBuffer):
-    """What waits for a stream's window. The base class lets its writer go on after each frame that leaves: a slow reader
-    would cost memory without a bound.
-    """
+class _LaneTasks(TaskGroup):
+    """Runs the forwarder for each request, with a queue that is bounded by bytes."""
 
-    async def push(self, data: bytes) -> None:
-        if self._complete:
-            raise BufferCompleteError
-        self.buffer.extend(data)
-        await self._is_empty.clear()
-        if len(self.buffer) >= BUFFER_HIGH_WATER:
-            await self._paused.clear()
-            await self._paused.wait()
+    def __init__(self, connection: "LaneConnection", loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop)
+        self._connection = connection
 
-    async def pop(self, max_length: int) -> bytes:
-        data = bytes(self.buffer[:max_length])
-        del self.buffer[:max_length]
-        if len(self.buffer) < BUFFER_LOW_WATER:
-            await self._paused.set()
-        if not self.buffer:
-            await self._is_empty.set()
-        return data
+    async def spawn_app(self, app: Any, config: Any, scope: Any, send: Any) -> Any:  # noqa: ARG002 - Hypercorn's signature
+        stream: HTTPStream | WSStream = send.__self__
+        protocol = self._connection.protocol.protocol
+        if isinstance(stream, WSStream):
+            stream.buffer = MessageBuffer(
+                config.websocket_max_message_size, lambda: self.spawn(self._end_late, stream.stream_id)
+            )
+        queue = protocol.open_queue(stream.stream_id) if isinstance(protocol, LaneHttp2) else AppQueue()
+        self._connection.queues.add(queue)
+        self.spawn(self._serve, stream, scope, queue)
+        return queue.put
 
+    async def _serve(self, stream: HTTPStream | WSStream, scope: Any, queue: AppQueue) -> None:
+        try:
+            await self._connection.lane.serve(scope, queue, cast(Send, stream.app_send))
+        except ConnectionAbortedError:
+            protocol = self._connection.protocol.protocol
+            if isinstance(protocol, LaneHttp2):
+                await protocol.break_off(stream.stream_id, ErrorCodes.INTERNAL_ERROR)
+        except Exception:
+            logger.exception("forwarding_failed")
+        finally:
+            self._connection.queues.discard(queue)
+            queue.give_up()
+            await stream.app_send(None)
 
-class _LaneBuffers(dict[int, StreamBuffer]):
-    def __setitem__(self, stream_id: int, buffer: StreamBuffer) -> None:
-        super().__setitem__(stream_id, _LaneBuffer(EventWrapper))
-
-
-class _LaneH2(H2Protocol):
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.stream_buffers = _LaneBuffers()
-
-    async def _handle_events(self, events: list[Any]) -> None:
-        for event in events:
-            if isinstance(event, DataReceived) and event.stream_id not in self.streams:
-                # answered before its body had arrived: the base class would fail, and the whole connection with it
-                self.connection.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
-            else:
-                await super()._handle_events([event])
-        await self._flush()
+    async def _end_late(self, stream_id: int) -> None:
+        # it was told why; what it answers is nobody's business
+        await asyncio.sleep(_AFTER_END_S)
+        protocol = self._connection.protocol.protocol
+        if isinstance(protocol, LaneHttp2):
+            await protocol.break_off(stream_id, ErrorCodes.ENHANCE_YOUR_CALM)
+            await protocol._close_stream(stream_id)
+        else:
+            self._connection.writer.transport.abort()
 
 
 class _LaneWrapper(ProtocolWrapper):
-    def use_h2(self) -> H2Protocol:
-        self.protocol = _LaneH2(
+    def use_h2(self) -> LaneHttp2:
+        self.protocol = LaneHttp2(
             self.app,
             self.config,
             self.context,
@@ -175,13 +194,19 @@ class LaneConnection(TCPServer):
     ) -> None:
         loop = lane._loop
         super().__init__(lane.app, loop, lane.config, lane.context, {}, reader, writer)
-        self._lane = lane
+        self.lane = lane
+        self.queues: set[AppQueue] = set()
         self._data = data
         self.protocol: _LaneWrapper
         self._is_idle = False
         self.is_lost = False
         self.changed = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
+
+    @property
+    def is_held_up(self) -> bool:
+        """A handler does not take what the client sent, so the client is not read from."""
+        return not all(queue.has_room for queue in self.queues)
 
     async def serve(self) -> None:
         """Run to the end of the connection."""
@@ -192,7 +217,7 @@ class LaneConnection(TCPServer):
         except Exception:
             logger.exception("lane_connection_failed")
         finally:
-            self._lane.connections.discard(self)
+            self.lane.connections.discard(self)
             self.writer.transport.abort()
 
     async def run(self) -> None:
@@ -200,7 +225,7 @@ class LaneConnection(TCPServer):
         client = self.writer.get_extra_info("peername")
         server = self.writer.get_extra_info("sockname")
         try:
-            async with TaskGroup(self.loop) as task_group:
+            async with _LaneTasks(self, self.loop) as task_group:
                 self._task_group = task_group
                 self.protocol = _LaneWrapper(
                     self.app,
@@ -229,7 +254,7 @@ class LaneConnection(TCPServer):
         self.changed.set()
         if isinstance(event, Updated):
             self._is_idle = event.idle
-            if event.idle and self._lane.is_draining:
+            if event.idle and self.lane.is_draining:
                 self.close_if_idle()
 
     def close_if_idle(self) -> None:
@@ -239,7 +264,7 @@ class LaneConnection(TCPServer):
 
     async def _say_goodbye(self) -> None:
         protocol = self.protocol.protocol
-        if isinstance(protocol, H2Protocol):
+        if isinstance(protocol, LaneHttp2):
             protocol.connection.close_connection()
             await protocol._flush()
         await self.protocol.handle(Closed())

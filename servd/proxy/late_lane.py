@@ -40,6 +40,11 @@ class LateLane:
         if self._loading is None:
             self._loading = self._forwarder.loop.create_task(self._load())
 
+    def turn(self) -> None:
+        """To be called once a second: ends connections whose clients are gone."""
+        if self._lane is not None:
+            self._lane.turn()
+
     def drain(self) -> None:
         """Close WebSockets, and HTTP/2 connections as soon as they are idle."""
         self._is_draining = True

@@ -194,6 +194,7 @@ class Proxy:
         while True:
             await asyncio.sleep(_TURN_S)
             self._listener.turn()
+            self._lane.turn()
             if self._certificate is not None:
                 self._certificate.refresh()
             self._report()

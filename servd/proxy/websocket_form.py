@@ -3,65 +3,79 @@
 import asyncio
 from typing import Any
 
-from servd.proxy.asgi_form import AsgiForwarder, ForwardedCall, NotedSend, Receive, Send, response_headers
+from servd.proxy.app_queue import AppQueue
+from servd.proxy.asgi_form import AsgiForm
+from servd.proxy.forwarded_call import ForwardedCall, NotedSend, Send, response_headers
 from servd.proxy.forwarder import CLIENT_GONE, Forwarder, Target, answer_failure, answer_timeout
 from servd.proxy.probes import Answer
 from servd.records import WEBSOCKET
 
 RESTARTING = 1012
+GOODBYE_S = 5.0
+"""What a handler may still do after its client has gone."""
+
 _GOING_WRONG = 1011
 _EVENT_COST_BYTES = 64
 
 
-class WebSocketForwarder:
+class NotedHandshake(NotedSend):
+    """Notes the whole life of a WebSocket, under the status that its handshake got."""
+
+    async def __call__(self, message: dict[str, Any]) -> None:
+        if message["type"] == "websocket.accept":
+            self.status = 101
+        elif message["type"] == "websocket.http.response.start":
+            self.status = message["status"]
+        elif message["type"] == "websocket.close" and self.status == CLIENT_GONE:
+            # what the server makes of a close before the handshake
+            self.status = 403
+        await self._send(message)
+
+
+class WebSocketForm(AsgiForm):
     """Forwards one WebSocket per call.
 
     Attributes:
         open: those that are under way.
     """
 
-    def __init__(self, forwarder: Forwarder, http: AsgiForwarder) -> None:
-        self._forwarder = forwarder
-        self._http = http
+    noted = NotedHandshake
+
+    def __init__(self, forwarder: Forwarder) -> None:
+        super().__init__(forwarder)
         self.open: set[ForwardedCall] = set()
 
-    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
-        """Forward one WebSocket."""
-        forwarder = self._forwarder
-        target = forwarder.resolve(scope["raw_path"])
-        if target is None:
-            request_id = forwarder.request_id(dict(scope["headers"]).get(b"x-request-id"))
-            noted = NotedHandshake(
-                forwarder, "WEBSOCKET", forwarder.labels_of_unrouted(scope["raw_path"]), request_id, send
-            )
-            with noted:
-                await _deny(noted, forwarder.answer_unrouted(scope["raw_path"]))
-            return
-        call, request_id = self._http.new_call(scope, target)
-        noted = NotedHandshake(forwarder, "WEBSOCKET", target.labels, request_id, send)
-        with noted:
-            await self._forward(scope, receive, noted, target, call, request_id)
+    async def answer(self, send: Send, answer: Answer, request_id: bytes) -> None:  # noqa: ARG002 - as its base class
+        """Refuse the handshake."""
+        status, block, body = answer
+        headers = [*response_headers(block, None), (b"content-length", b"%d" % len(body)), (b"connection", b"close")]
+        await send({"type": "websocket.http.response.start", "status": status, "headers": headers})
+        await send({"type": "websocket.http.response.body", "body": body, "more_body": False})
 
-    async def _forward(
+    async def forward(
         self,
         scope: dict[str, Any],
-        receive: Receive,
+        queue: AppQueue,
         send: Send,
         target: Target,
         call: ForwardedCall,
         request_id: bytes,
     ) -> None:
+        """Send it on, and messages both ways, to the end."""
         call.subprotocols = tuple(scope.get("subprotocols", ()))
         credit = _Credit(call)
-        call.prepare(self._http.tail(scope, target, b"", request_id), WEBSOCKET)
+        queue.when_over(credit.end)
+        call.prepare(self.tail(scope, target, b"", request_id), WEBSOCKET)
         self._forwarder.caller.submit(call, target.router)
         self.open.add(call)
-        reader = self._forwarder.loop.create_task(_read(receive, call, credit))
+        reader = self._loop.create_task(_read(queue, call, credit))
         try:
             await self._serve(send, call, request_id)
         finally:
             self.open.discard(call)
             reader.cancel()
+            # a decent handler hears of the end and ends; the others are cancelled
+            self._loop.call_later(GOODBYE_S, self._forwarder.caller.cancel, call)
 
     def drain(self) -> None:
         """Close them all: the service restarts."""
@@ -76,7 +90,7 @@ class WebSocketForwarder:
             except TimeoutError:
                 self._forwarder.caller.cancel(call)
                 stage = "waiting for a replica" if call.peer is None else "before the handler accepted"
-                await _deny(send, answer_timeout(call.limit_s, stage))
+                await self.answer(send, answer_timeout(call.limit_s, stage), request_id)
                 return
             kind = news[0]
             if kind == "event":
@@ -102,22 +116,8 @@ class WebSocketForwarder:
                 await send({"type": "websocket.close", "code": 1000 if news[1] is None else _GOING_WRONG})
                 return
             else:
-                await _deny(send, _answer_of(news))
+                await self.answer(send, _answer_of(news), request_id)
                 return
-
-
-class NotedHandshake(NotedSend):
-    """Notes the whole life of a WebSocket, under the status that its handshake got."""
-
-    async def __call__(self, message: dict[str, Any]) -> None:
-        if message["type"] == "websocket.accept":
-            self.status = 101
-        elif message["type"] == "websocket.http.response.start":
-            self.status = message["status"]
-        elif message["type"] == "websocket.close" and self.status == CLIENT_GONE:
-            # what the server makes of a close before the handshake
-            self.status = 403
-        await self._send(message)
 
 
 class _Credit:
@@ -125,6 +125,7 @@ class _Credit:
 
     def __init__(self, call: ForwardedCall) -> None:
         self.left = 0
+        self.is_over = False
         self.granted = asyncio.Event()
         self.call = call
         call.stream = self  # type: ignore[assignment]
@@ -134,10 +135,15 @@ class _Credit:
         if self.left > 0:
             self.granted.set()
 
+    def end(self) -> None:
+        """The client is gone: nobody waits for credit any more."""
+        self.is_over = True
+        self.granted.set()
 
-async def _read(receive: Receive, call: ForwardedCall, credit: _Credit) -> None:
+
+async def _read(queue: AppQueue, call: ForwardedCall, credit: _Credit) -> None:
     while True:
-        message = await receive()
+        message = await queue.get()
         if message["type"] == "websocket.connect":
             continue
         if message["type"] == "websocket.disconnect":
@@ -145,9 +151,12 @@ async def _read(receive: Receive, call: ForwardedCall, credit: _Credit) -> None:
                 call.peer.send_event(call, {"type": "websocket.disconnect", "code": message.get("code", 1005)}, 0)
             call.tell("disconnect")
             return
-        while credit.left <= 0:
+        while credit.left <= 0 and not credit.is_over:
             credit.granted.clear()
             await credit.granted.wait()
+        if credit.left <= 0:
+            # the handler has not taken what came before, and will not be asked to
+            continue
         data = message.get("bytes")
         size = (len(data) if data is not None else len(message.get("text") or "")) + _EVENT_COST_BYTES
         credit.left -= size
@@ -171,10 +180,3 @@ def _answer_of(news: tuple[Any, ...]) -> Answer:
     if news[0] == "failure":
         return answer_failure(news[1])
     return answer_failure(RuntimeError("the WebSocket's handler ended before it accepted"))
-
-
-async def _deny(send: Send, answer: Answer) -> None:
-    status, block, body = answer
-    headers = [*response_headers(block, None), (b"content-length", b"%d" % len(body)), (b"connection", b"close")]
-    await send({"type": "websocket.http.response.start", "status": status, "headers": headers})
-    await send({"type": "websocket.http.response.body", "body": body, "more_body": False})

@@ -95,7 +95,7 @@ class HttpExchange:
             self._events = deque()
         while not self._events:
             if self.is_disconnected:
-                return {"type": "http.disconnect"}
+                return {"type": f"{self.scope['type']}.disconnect"}
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
         message = self._events.popleft()
@@ -129,6 +129,9 @@ class HttpExchange:
         """
         kind = message["type"]
         if self.is_disconnected:
+            if kind == "websocket.close":
+                # what a decent handler says in the end, heard or not
+                return
             raise ClientGoneError("the client is gone")
         if kind == "http.response.body":
             await self._send_body(message.get("body", b""), message.get("more_body", False))
@@ -154,12 +157,10 @@ class HttpExchange:
 
     def disconnect(self) -> None:
         """The client is gone: `receive` says so, `send` raises."""
-        self.is_disconnected = True
         if self.scope["type"] == "websocket" and self._events is not None:
             self._events.append({"type": "websocket.disconnect", "code": 1006})
         self._wake()
-        if self._writer is not None and not self._writer.done():
-            self._writer.set_result(None)
+        self._stop_sending()
 
     def feed_body(self, data: bytes, more: bool) -> None:
         """A piece of a streamed request body arrived."""
@@ -172,11 +173,18 @@ class HttpExchange:
         if self._events is not None:
             self._events.append({**message, "cost": cost})
             self._wake()
+        if message["type"] == "websocket.disconnect":
+            self._stop_sending()
 
     def add_credit(self, size: int) -> None:
         """The client took `size` bytes of the response."""
         self._credit += size
         if self._credit > 0 and self._writer is not None and not self._writer.done():
+            self._writer.set_result(None)
+
+    def _stop_sending(self) -> None:
+        self.is_disconnected = True
+        if self._writer is not None and not self._writer.done():
             self._writer.set_result(None)
 
     def _wake(self) -> None:

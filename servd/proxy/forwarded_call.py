@@ -1,0 +1,159 @@
+"""A request of the ASGI form: what is sent for it, what happens to it, and the note of how it ended."""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+from servd.journal import Labels
+from servd.outgoing import Outgoing
+from servd.proxy.body_stream import BodyStream
+from servd.proxy.forwarder import CLIENT_GONE, Forwarder
+from servd.records import FRAME_BYTES, HTTP, Outbox
+
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+class ForwardedCall(Outgoing):
+    """A request of the ASGI form; what happens to it is read with `next_news`.
+
+    News are tuples: ("answer", Answer), ("head", status, block), ("body", data), ("end", error text or None),
+    ("event", message, cost), ("failure", error).
+    """
+
+    __slots__ = (
+        "_flags",
+        "_loop",
+        "_news",
+        "_now",
+        "_tail",
+        "_waiter",
+        "deadline",
+        "limit_s",
+        "sent_at",
+        "stream",
+        "subprotocols",
+    )
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, now: Callable[[], float]) -> None:
+        self._loop = loop
+        self._now = now
+        self.sent_at = 0.0
+        self._news: deque[tuple[Any, ...]] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+        self._tail: tuple[Any, ...] = ()
+        self._flags = 0
+        self.peer = None
+        self.model_id = ""
+        self.is_idempotent = False
+        self.stream: BodyStream | None = None
+        self.deadline: float | None = None
+        self.limit_s = 0.0
+        self.subprotocols: tuple[str, ...] = ()
+
+    def prepare(self, tail: tuple[Any, ...], flags: int) -> None:
+        """Set what is sent: method, path, query, headers, body, request id, prefix, origin."""
+        self._tail = tail
+        self._flags = flags
+
+    def record(self, call_id: int, flags: int, outbox: Outbox) -> tuple[Any, ...]:
+        tail = self._tail
+        if len(tail[4]) >= FRAME_BYTES:
+            tail = (*tail[:4], outbox.attach(tail[4]), *tail[5:])
+        self.sent_at = self._now()
+        left = None if self.deadline is None else max(0.0, self.deadline - self._loop.time())
+        return (HTTP, call_id, flags | self._flags, *tail, (left, self.model_id, self.subprotocols))
+
+    async def next_news(self) -> tuple[Any, ...]:
+        """What happened next.
+
+        Raises:
+            TimeoutError: the time limit passed.
+        """
+        async with asyncio.timeout_at(self.deadline):
+            while not self._news:
+                self._waiter = self._loop.create_future()
+                await self._waiter
+        return self._news.popleft()
+
+    def tell(self, *news: Any) -> None:
+        """Add news."""
+        self._news.append(news)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def on_response(self, status: int, block: bytes, body: bytes) -> None:
+        self.tell("answer", (status, block, body))
+
+    def on_head(self, status: int, block: bytes) -> None:
+        self.tell("head", status, block)
+
+    def on_piece(self, data: bytes) -> None:
+        self.tell("body", data)
+
+    def on_end(self, error: str | None) -> None:
+        self.tell("end", error)
+
+    def on_event(self, message: dict[str, Any], cost: int) -> None:
+        self.tell("event", message, cost)
+
+    def on_failure(self, error: Exception) -> None:
+        self.tell("failure", error)
+
+    def on_credit(self, size: int) -> None:
+        if self.stream is not None:
+            self.stream.add_credit(size)
+
+
+class NotedSend:
+    """An ASGI `send` that notes in the journal how a request ended, when its block is left.
+
+    status: of the response as far as it was sent; `CLIENT_GONE` before.
+    """
+
+    def __init__(
+        self,
+        forwarder: Forwarder,
+        method: str,
+        labels: Labels,
+        request_id: bytes,
+        send: Send,
+        call: ForwardedCall | None = None,
+    ) -> None:
+        self._forwarder = forwarder
+        self._method = method if method.isalpha() else "-"
+        self._labels = labels
+        self._request_id = request_id
+        self._send = send
+        self._call = call
+        self._began = forwarder.journal.now()
+        self.status = CLIENT_GONE
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        journal = self._forwarder.journal
+        if journal.is_on:
+            journal.note((self._labels, self._method, self.status), self._began, self._request_id)
+
+    async def __call__(self, message: dict[str, Any]) -> None:
+        """Send one message."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            if self._forwarder.limits.server_timing:
+                message = {**message, "headers": self._timed(message["headers"])}
+        await self._send(message)
+
+    def _timed(self, headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+        sent_at = self._call.sent_at if self._call is not None else 0.0
+        block = b"".join(b"%b: %b\r\n" % pair for pair in headers)
+        return response_headers(self._forwarder.timed(block, self._began, sent_at), None)
+
+
+def response_headers(block: bytes, request_id: bytes | None) -> list[tuple[bytes, bytes]]:
+    """Header pairs of a header block, with those that the proxy adds."""
+    pairs = [line.partition(b": ")[::2] for line in block.split(b"\r\n") if line]
+    if request_id is not None:
+        pairs += [(b"server", b"servd"), (b"x-request-id", request_id)]
+    return pairs

@@ -1,0 +1,126 @@
+"""Hypercorn's HTTP/2 with cures: windows that open as bodies are taken, writers that wait, streams that are broken off."""
+
+from typing import Any
+
+from h2.events import DataReceived, PriorityUpdated, StreamReset
+from h2.exceptions import ProtocolError
+from hypercorn.asyncio.worker_context import EventWrapper
+from hypercorn.protocol.events import Body
+from hypercorn.protocol.h2 import BUFFER_HIGH_WATER, BUFFER_LOW_WATER, BufferCompleteError, H2Protocol, StreamBuffer
+
+from servd.proxy.app_queue import AppQueue
+
+_STREAM_WINDOW_BYTES = 65_535
+
+
+class _LaneBuffer(StreamBuffer):
+    """What waits for a stream's window. The base class lets its writer go on after each frame that leaves: a slow reader
+    would cost memory without a bound.
+    """
+
+    async def push(self, data: bytes) -> None:
+        if self._complete:
+            raise BufferCompleteError
+        self.buffer.extend(data)
+        await self._is_empty.clear()
+        if len(self.buffer) >= BUFFER_HIGH_WATER:
+            await self._paused.clear()
+            await self._paused.wait()
+
+    async def pop(self, max_length: int) -> bytes:
+        data = bytes(self.buffer[:max_length])
+        del self.buffer[:max_length]
+        if len(self.buffer) < BUFFER_LOW_WATER:
+            await self._paused.set()
+        if not self.buffer:
+            await self._is_empty.set()
+        return data
+
+
+class _LaneBuffers(dict[int, StreamBuffer]):
+    def __setitem__(self, stream_id: int, buffer: StreamBuffer) -> None:
+        super().__setitem__(stream_id, _LaneBuffer(EventWrapper))
+
+
+class LaneHttp2(H2Protocol):
+    """One HTTP/2 connection. A stream whose body nobody takes stops alone: its window stays shut."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.stream_buffers = _LaneBuffers()
+        self._queues: dict[int, AppQueue] = {}
+        self._untold: dict[int, int] = {}
+
+    async def initiate(self, headers: Any = None, settings: bytes | None = None) -> None:
+        """Begin, with a window of the connection that holds all streams' windows."""
+        await super().initiate(headers, settings)
+        self.connection.increment_flow_control_window(
+            _STREAM_WINDOW_BYTES * (self.config.h2_max_concurrent_streams - 1)
+        )
+        await self._flush()
+
+    def open_queue(self, stream_id: int) -> AppQueue:
+        """What a stream's messages go through."""
+
+        async def acknowledge() -> None:
+            if queue.has_room:
+                self._acknowledge(stream_id)
+                await self._flush()
+
+        queue = self._queues[stream_id] = AppQueue(is_patient=False, on_taken=acknowledge)
+        return queue
+
+    async def break_off(self, stream_id: int, code: int) -> None:
+        """Reset a stream, if it is still there."""
+        try:
+            self.connection.reset_stream(stream_id, code)
+        except ProtocolError:
+            return
+        await self._flush()
+
+    def _acknowledge(self, stream_id: int) -> None:
+        size = self._untold.pop(stream_id, 0)
+        if size and not self.closed:
+            try:
+                self.connection.acknowledge_received_data(size, stream_id)
+            except ProtocolError:
+                # the connection is over
+                pass
+
+    async def _handle_events(self, events: list[Any]) -> None:
+        for event in events:
+            if isinstance(event, DataReceived):
+                stream = self.streams.get(event.stream_id)
+                if stream is not None:
+                    await stream.handle(Body(stream_id=event.stream_id, data=event.data))
+                self._untold[event.stream_id] = self._untold.get(event.stream_id, 0) + event.flow_controlled_length
+                queue = self._queues.get(event.stream_id)
+                # answered before its body had arrived: nobody will take it
+                if queue is None or queue.has_room:
+                    self._acknowledge(event.stream_id)
+            elif isinstance(event, StreamReset):
+                await self._close_stream(event.stream_id)
+                await self._forget_answer(event.stream_id)
+            elif not isinstance(event, PriorityUpdated):
+                # priorities are deprecated, and a tree of streams that are not there costs memory
+                await super()._handle_events([event])
+        await self._flush()
+
+    async def _forget_answer(self, stream_id: int) -> None:
+        # at once: the base class leaves it to its writer, which many resets in one read do not let run
+        buffer = self.stream_buffers.pop(stream_id, None)
+        if buffer is not None:
+            await buffer.close()
+            self.priority.remove_stream(stream_id)
+
+    async def _send_data(self, stream_id: int) -> None:
+        try:
+            await super()._send_data(stream_id)
+        except KeyError:
+            # forgotten while a piece of it was being sent
+            pass
+
+    async def _close_stream(self, stream_id: int) -> None:
+        self._queues.pop(stream_id, None)
+        await super()._close_stream(stream_id)
+        self._acknowledge(stream_id)
