@@ -245,7 +245,7 @@ class BuildOrder:
     of this fork server, local directories already replaced by their snapshots (plain paths). start_dir and python_path: of
     the daemon (runtime.md section 12, "no working_dir"). driver_path: sys.path of the shipping driver, by-value only.
     default_variables: set before the interpreter starts where neither the environment nor runtime_env has them (thread
-    counts).
+    counts). origins: directory of a snapshot -> the user's directory that it shows; for texts only.
     """
 
     fork_server_id: str
@@ -264,6 +264,7 @@ class BuildOrder:
     socket_dir: str = ""
     log_dir: str = ""
     default_variables: dict[str, str] = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

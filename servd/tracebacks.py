@@ -3,7 +3,7 @@
 import os
 import sysconfig
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 _OWN = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _STDLIB = os.path.realpath(sysconfig.get_path("stdlib")) + os.sep
@@ -11,6 +11,23 @@ _SITE = ("site-packages" + os.sep, "dist-packages" + os.sep)
 _NOISE = ("<frozen importlib", "<frozen runpy", os.path.join(_STDLIB, "importlib"))
 _MACHINERY = ("asyncio", "concurrent", "importlib", "multiprocessing", "contextvars.py", "runpy.py", "threading.py")
 _FRAMEWORKS = ("starlette", "fastapi", "anyio", "uvloop")
+_HEAD = "Traceback (most recent call last):\n"
+
+_origins: dict[str, str] = {}
+"""Directory that this process runs code from -> the user's directory that it is a copy of."""
+
+
+def show_as(origins: Mapping[str, str]) -> None:
+    """From now on show paths below these directories as paths below those of the user's that they are copies of."""
+    _origins.clear()
+    _origins.update(origins)
+
+
+def users_paths(text: str) -> str:
+    """The text with the paths that the user knows."""
+    for copy, origin in _origins.items():
+        text = text.replace(copy, origin)
+    return text
 
 
 def user_traceback(error: BaseException) -> str:
@@ -18,12 +35,16 @@ def user_traceback(error: BaseException) -> str:
 
     Frames of servd and of the import system are left out, and those of the asynchronous machinery and the web
     framework too, except below a frame of the user's (there they tell what the user's call ran into). No
-    newline at the end.
+    newline at the end. Paths are those of the user's own files, see `show_as`.
     """
     report = traceback.TracebackException.from_exception(error)
     for item in _chain(report):
         item.stack = traceback.StackSummary.from_list(_shortened(list(item.stack)))
-    return "".join(report.format()).rstrip() + _await_hint(error)
+    text = "".join(report.format()).rstrip()
+    if text.startswith("  File "):
+        # of a SyntaxError the frames say nothing; its own place would follow whatever is written before
+        text = _HEAD + text
+    return users_paths(text) + _await_hint(error)
 
 
 def _await_hint(error: BaseException) -> str:

@@ -13,6 +13,7 @@ from servd.controller.settle import builder_of, wanted_count
 from servd.controller.targets import DeploymentTarget, base_environment
 from servd.ids import random_hex
 from servd.messages import BuildOrder
+from servd.runtime_env import local_path
 from servd.settings import Settings, fork_server_socket
 
 
@@ -120,6 +121,7 @@ def _fork_server(
         state_dir=settings.state_dir,
         socket_dir=settings.socket_dir,
         log_dir=settings.log_dir,
+        origins={snapshot: local_path(uri) for uri, snapshot in app.goal.snapshots.items()},
     )
     return ForkServerFact(
         fork_server_id=identifier,

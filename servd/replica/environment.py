@@ -12,7 +12,7 @@ import sysconfig
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from servd import runtime_env
+from servd import runtime_env, tracebacks
 from servd.clock import Clock, SystemClock
 from servd.exceptions import DeployError
 from servd.messages import BuildOrder
@@ -51,6 +51,7 @@ def apply_environment(order: BuildOrder, clock: Clock | None = None) -> Environm
 
     Source: runtime.md section 12.
     """
+    tracebacks.show_as(order.origins)
     try:
         return _apply(order, clock or SystemClock())
     except DeployError as error:

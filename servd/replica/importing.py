@@ -20,7 +20,7 @@ from servd.compat import ray_names
 from servd.exceptions import DeployError
 from servd.messages import BuildOrder
 from servd.replica.environment import Environment
-from servd.tracebacks import user_traceback
+from servd.tracebacks import user_traceback, users_paths
 
 _SITE_PARTS = {"site-packages", "dist-packages"}
 _OWN_DIR = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -47,7 +47,7 @@ def load_application(order: BuildOrder, environment: Environment) -> BuiltApplic
         raise
     # whatever user code raises while it is imported or built, `sys.exit()` included, is the user's news
     except BaseException as error:
-        raise DeployError(user_traceback(error) + _search_hint(error, environment)) from error
+        raise DeployError(user_traceback(error) + users_paths(_search_hint(error, environment))) from error
 
 
 def _read_shipped(path: str) -> bytes:

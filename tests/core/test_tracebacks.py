@@ -2,8 +2,12 @@
 
 import asyncio
 import json
+from pathlib import Path
+from typing import Any
 
-from servd.tracebacks import user_traceback
+import pytest
+
+from servd.tracebacks import show_as, user_traceback
 
 
 def test_causes_are_kept() -> None:
@@ -49,3 +53,34 @@ def test_machinery_above_the_user_is_left_out() -> None:
 
 def test_an_error_without_frames_is_one_line() -> None:
     assert user_traceback(ValueError("x")) == "ValueError: x"
+
+
+def test_paths_are_those_of_the_users_own_files(tmp_path: Path) -> None:
+    copy = tmp_path / "9b054d"
+    copy.mkdir()
+    module = copy / "model.py"
+    module.write_text("def load():\n    raise ValueError('no ' + __file__)\n")
+    show_as({str(copy): "/home/me/project"})
+    try:
+        found: dict[str, Any] = {"__file__": str(module)}
+        exec(compile(module.read_text(), str(module), "exec"), found)
+        with pytest.raises(ValueError) as failure:
+            found["load"]()
+        text = user_traceback(failure.value)
+    finally:
+        show_as({})
+    assert 'File "/home/me/project/model.py", line 2, in load\n    raise ValueError' in text
+    assert text.endswith("ValueError: no /home/me/project/model.py")
+
+
+def test_a_syntax_error_begins_on_a_line_of_its_own() -> None:
+    with pytest.raises(SyntaxError) as failure:
+        compile("def broken(:\n    pass\n", "/home/me/bad.py", "exec")
+    # without the frames of whoever compiled it, as when a module is imported
+    text = user_traceback(failure.value.with_traceback(None))
+    assert text.splitlines()[:3] == [
+        "Traceback (most recent call last):",
+        '  File "/home/me/bad.py", line 1',
+        "    def broken(:",
+    ]
+    assert text.endswith("SyntaxError: invalid syntax")
