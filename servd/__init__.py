@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from servd.context import get_multiplexed_model_id, get_replica_context
     from servd.multiplex import multiplexed
     from servd.response import get
+    from servd.run_targets import RunTarget, run_many
 
 __version__ = "0.1.0"
 
@@ -33,6 +34,7 @@ __all__ = [
     "BuiltApplication",
     "Deployment",
     "HTTPOptions",
+    "RunTarget",
     "batch",
     "build",
     "delete",
@@ -47,6 +49,7 @@ __all__ = [
     "list_deployments",
     "multiplexed",
     "run",
+    "run_many",
     "shutdown",
     "start",
     "status",
@@ -62,6 +65,7 @@ _HOMES = {
     "servd.context": ("get_multiplexed_model_id", "get_replica_context"),
     "servd.multiplex": ("multiplexed",),
     "servd.response": ("get",),
+    "servd.run_targets": ("RunTarget", "run_many"),
     "servd.api": (
         "build",
         "delete",

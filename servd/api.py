@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Unpack, overload
 from servd import context
 from servd.application import Application, Deployment, make_deployment
 from servd.built_application import BuiltApplication, build_application
-from servd.config import HTTPOptions
+from servd.config import HTTPOptions, LoggingConfig
 from servd.deployment_options import UNSET, DeploymentArguments, Unset
 from servd.exceptions import ServdError
 from servd.handle import DeploymentHandle, RayServeHandle, RayServeSyncHandle
@@ -68,7 +68,7 @@ def run(
     blocking: bool | None = None,
     name: str = DEFAULT_APP,
     route_prefix: str | Unset | None = UNSET,
-    logging_config: dict[str, Any] | None = None,
+    logging_config: Mapping[str, Any] | LoggingConfig | None = None,
     local: bool = False,
     *,
     host: str | None = None,
@@ -108,14 +108,15 @@ def run(
         order = {key: value for key, value in (("host", host), ("port", port)) if value is not None}
     if not isinstance(route_prefix, Unset):
         order["route_prefix"] = route_prefix
+    logging_config = client.logging_config if logging_config is None else logging_config
     if logging_config is not None:
-        order["logging_config"] = logging_config
+        order["logging_config"] = _plain_logging(logging_config)
     client.deploy(root, name, order)
     client.open_line()
     if _blocking:
         client.wait_until_healthy(name)
     if blocking:
-        _stay()
+        stay()
     return RayServeSyncHandle(DeploymentID(name, built.ingress_name))
 
 
@@ -125,6 +126,7 @@ def start(
     dedicated_cpu: bool = False,  # noqa: ARG001
     *,
     proxy_location: str | None = None,
+    logging_config: Mapping[str, Any] | LoggingConfig | None = None,
     **kwargs: Any,
 ) -> "Client":
     """Make Serve run; without a daemon one is started, which ends with this process unless `detached`.
@@ -134,6 +136,7 @@ def start(
         http_options: host, port, ... of the data plane; ignored with a warning where Serve runs with others.
         dedicated_cpu: no effect.
         proxy_location: `location` of the http_options, as later releases spell it.
+        logging_config: of the applications that this process runs, unless `run` gets another.
 
     Returns:
         The client of this process.
@@ -152,8 +155,9 @@ def start(
         options = HTTPOptions(**{**options.model_dump(exclude_unset=True), "location": str(proxy_location)})
     given = {key: getattr(options, key) for key in options.model_fields_set}
     client = _client_module().find_or_start(host=given.get("host"), port=given.get("port"), detached=detached)
-    was_running = client.status()["running"]
-    if was_running:
+    if logging_config is not None:
+        client.logging_config = _plain_logging(logging_config)
+    if client.status()["running"]:
         _warn_of_other_options(client, given)
         return client  # type: ignore[no-any-return]
     wish = {key: given[key] for key in ("host", "port", "root_path") if given.get(key) is not None}
@@ -300,6 +304,11 @@ def legacy_handle(name: str, *, sync: bool) -> Any:
     return _running_client().get_handle(name, sync=sync)
 
 
+def _plain_logging(given: Mapping[str, Any] | LoggingConfig) -> dict[str, Any]:
+    checked = given if isinstance(given, LoggingConfig) else LoggingConfig(**given)
+    return checked.model_dump(mode="json", exclude_unset=True)
+
+
 def _root_of(target: Any) -> Application:
     if isinstance(target, BuiltApplication) and target.root is not None:
         return target.root
@@ -367,7 +376,7 @@ def _code_elsewhere() -> None:
     raise RuntimeError("the code of a live deployment is in its replicas, not here")
 
 
-def _stay() -> None:
+def stay() -> None:
     """Block until Ctrl-C."""
     if threading.current_thread() is threading.main_thread():
         try:

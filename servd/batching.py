@@ -10,7 +10,10 @@ from servd.deployment_options import BATCH_ATTRIBUTE
 from servd.exceptions import ServdError
 
 _ON_ERROR = ("fail", "split")
-_END = object()
+
+
+class _End:
+    """Stands for the end of a stream. Not an object: decorated functions travel by value, and it would become another."""
 
 
 class _Call:
@@ -178,14 +181,29 @@ class BatchQueue:
                 _check_length(self._name, step, batch)
                 for call, element in zip(batch, step, strict=True):
                     assert call.stream is not None
-                    call.stream.put_nowait(element)
+                    if _ends(element):
+                        _finish(call)
+                    elif not call.future.done():
+                        call.stream.put_nowait(element)
         finally:
             for call in batch:
                 if call.stream is not None:
-                    call.stream.put_nowait(_END)
+                    call.stream.put_nowait(_End)
         for call in batch:
-            if not call.future.done():
-                call.future.set_result(None)
+            _finish(call)
+
+
+def _ends(element: Any) -> bool:
+    """Whether an element says that there is no more for its caller: one of the two exceptions, or its class."""
+    kind = element if isinstance(element, type) else type(element)
+    return issubclass(kind, StopIteration | StopAsyncIteration)
+
+
+def _finish(call: _Call) -> None:
+    if not call.future.done():
+        call.future.set_result(None)
+        if call.stream is not None:
+            call.stream.put_nowait(_End)
 
 
 def _called(function: Callable[..., Any], batch: list[_Call]) -> Any:
@@ -207,7 +225,7 @@ def _fail(call: _Call, error: BaseException) -> None:
         # an item whose caller is gone is no news for the log
         call.future.exception()
     if call.stream is not None:
-        call.stream.put_nowait(_END)
+        call.stream.put_nowait(_End)
 
 
 def _checked_size(name: str, value: Any) -> int:
@@ -241,7 +259,7 @@ def batch(
 
     Callers pass and get single values; the function gets a list per parameter passed and gives a list of equal length. An
     exception object in that list is raised to its caller alone. An async generator yields one list per step; each caller
-    gets an async generator of its elements. The decorated function has `set_max_batch_size(n)` and
+    gets an async generator of its elements, which `StopIteration` ends. The decorated function has `set_max_batch_size(n)` and
     `set_batch_wait_timeout_s(s)`.
 
     Args:
@@ -274,7 +292,7 @@ def _decorated(function: Any, options: BatchOptions) -> Callable[..., Any]:
             call = queues.add(args, kwargs)
             assert call.stream is not None
             try:
-                while (element := await call.stream.get()) is not _END:
+                while (element := await call.stream.get()) is not _End:
                     if isinstance(element, Exception):
                         raise element
                     yield element

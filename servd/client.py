@@ -50,6 +50,7 @@ class Client:
         self._daemon = daemon
         self._line: DriverLine | None = None
         self._is_closed = False
+        self.logging_config: dict[str, Any] | None = None
         self._controller = _Controller(self)
 
     def __repr__(self) -> str:

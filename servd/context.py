@@ -11,6 +11,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol
 
 from servd.exceptions import ServdError
+from servd.ids import DeploymentID, ReplicaID
 from servd.quick_dataclass import dataclass
 
 if TYPE_CHECKING:
@@ -79,6 +80,13 @@ class ReplicaContext:
     servable_object: Any = None
     app_name: str = ""
     _internal_controller_name: str = "SERVE_CONTROLLER"
+
+    @property
+    def replica_id(self) -> ReplicaID:
+        """The tag's parts, as later releases have them: `unique_id`, `deployment_id`."""
+        full_name, _, suffix = self.replica_tag.partition("#")
+        name = full_name.removeprefix(f"{self.app_name}_") if self.app_name else full_name
+        return ReplicaID(DeploymentID(self.app_name, name), suffix)
 
 
 _replica: ReplicaContext | None = None

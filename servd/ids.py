@@ -16,6 +16,11 @@ class DeploymentID:
     name: str
 
     @property
+    def app_name(self) -> str:
+        """`app`, by its name in later releases."""
+        return self.app
+
+    @property
     def full_name(self) -> str:
         """`<app>_<name>`, or the bare name when the application has none."""
         return f"{self.app}_{self.name}" if self.app else self.name
@@ -33,6 +38,16 @@ class ReplicaID:
 
     def __str__(self) -> str:
         return f"{self.deployment.full_name}#{self.suffix}"
+
+    @property
+    def unique_id(self) -> str:
+        """The six letters, by their name in later releases."""
+        return self.suffix
+
+    @property
+    def deployment_id(self) -> DeploymentID:
+        """`deployment`, by its name in later releases."""
+        return self.deployment
 
 
 def random_letters(count: int, rng: random.Random | None = None) -> str:

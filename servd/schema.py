@@ -35,6 +35,7 @@ __all__ = [
     "DeploymentSchema",
     "HTTPOptionsSchema",
     "HTTPProxyDetails",
+    "LoggingConfig",
     "RayActorOptionsSchema",
     "ReplicaDetails",
     "ServeActorDetails",

@@ -174,6 +174,19 @@ async def test_streams_are_dealt_out() -> None:
     assert await asyncio.gather(read(1), read(10)) == [[0, 1, 2], [0, 10, 20]]
 
 
+@pytest.mark.parametrize("end", [StopIteration, StopIteration(), StopAsyncIteration])
+async def test_a_stream_ends_for_one_before_the_others(end: Any) -> None:
+    @batch(max_batch_size=2, batch_wait_timeout_s=0.5)
+    async def count(limits: list[int]) -> Any:
+        for n in range(max(limits)):
+            yield [n if n < limit else end for limit in limits]
+
+    async def read(n: int) -> list[int]:
+        return [element async for element in count(n)]
+
+    assert await asyncio.gather(read(1), read(3)) == [[0], [0, 1, 2]]
+
+
 async def test_a_stream_that_fails_fails_for_all() -> None:
     @batch(max_batch_size=2, batch_wait_timeout_s=0.01)
     async def broken(items: list[int]) -> Any:
@@ -220,6 +233,15 @@ def test_decorated_functions_travel_by_value() -> None:
 
     copy = pickle.loads(cloudpickle.dumps(batch(local, max_batch_size=2)))
     assert asyncio.run(copy(3)) == 3
+
+    async def steps(items: list[int]) -> Any:
+        for n in range(2):
+            yield [item + n for item in items]
+
+    async def read(function: Any) -> list[int]:
+        return [element async for element in function(3)]
+
+    assert asyncio.run(read(pickle.loads(cloudpickle.dumps(batch(steps))))) == [3, 4]
 
 
 def test_the_cap_makes_room_for_batches(caplog: pytest.LogCaptureFixture) -> None:
