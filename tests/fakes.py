@@ -6,9 +6,14 @@ import contextlib
 import random
 import shutil
 import socket
+import ssl
+import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 from servd.caller import Caller
 from servd.context import RequestContext
@@ -77,7 +82,14 @@ def a_caller() -> Caller:
 class Room:
     """Replicas and a proxy listener on the running loop, over real sockets. Use with `async with`."""
 
-    def __init__(self, *, limits: Limits | None = None, root_path: str = "", hand_over: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        limits: Limits | None = None,
+        root_path: str = "",
+        hand_over: bool = False,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self.caller = a_caller()
         self.forwarder = Forwarder(self.caller, root_path, limits or Limits())
         self.listener = Listener(self.forwarder)
@@ -85,14 +97,16 @@ class Room:
         self.servers: dict[str, ReplicaServer] = {}
         self.port = 0
         self._hand_over = hand_over
+        self._tls = tls
         self._stack = contextlib.AsyncExitStack()
         self._generation = 0
 
     async def __aenter__(self) -> "Room":
         if self._hand_over:
             self.listener.hand_over = self.lane.hand_over
+            self.listener.handed_over = lambda: self.lane.connections
         loop = asyncio.get_running_loop()
-        server = await loop.create_server(lambda: HttpConnection(self.listener), "127.0.0.1", 0)
+        server = await loop.create_server(lambda: HttpConnection(self.listener), "127.0.0.1", 0, ssl=self._tls)
         self.port = server.sockets[0].getsockname()[1]
         self._server = server
         return self
@@ -121,9 +135,11 @@ class Room:
         targets = targets_for(*addresses, **options)
         self.forwarder.apply_routing(routing_for(targets, prefix=prefix, generation=self._generation))
 
-    async def raw(self, data: bytes, *, until: bytes | None = None, timeout_s: float = 5.0) -> bytes:
+    async def raw(
+        self, data: bytes, *, until: bytes | None = None, timeout_s: float = 5.0, tls: ssl.SSLContext | None = None
+    ) -> bytes:
         """Bytes that come back for these bytes, to the end of the connection or until `until` was seen."""
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, ssl=tls)
         try:
             writer.write(data)
             got = b""
@@ -142,6 +158,20 @@ class Room:
         if body:
             lines.append(f"content-length: {len(body)}")
         return await self.raw("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
+
+
+def make_certificate(folder: Path, name: str) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1 and localhost that vouches for itself, and its key."""
+    if shutil.which("openssl") is None:
+        pytest.skip("needs the openssl program to make certificates")
+    certificate, key = folder / f"{name}.crt", folder / f"{name}.key"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
+         "-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost",
+         "-keyout", str(key), "-out", str(certificate)],
+        check=True, capture_output=True, timeout=30,
+    )  # fmt: skip
+    return certificate, key
 
 
 def free_port() -> int:

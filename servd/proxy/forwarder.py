@@ -113,7 +113,7 @@ class Forwarder:
 
     def resolve(self, raw_path: bytes) -> Target | None:
         """The target of a path; None = the proxy answers itself (`answer_unrouted`)."""
-        if b"/-/" in raw_path:
+        if b"/-/" in raw_path or b"%" in raw_path:
             inner = self.table.inner_path(decoded_path(raw_path))
             if inner is not None and is_probe(inner):
                 return None

@@ -80,7 +80,7 @@ class HttpConnection(HttpOrder):
         self._transport = cast(asyncio.Transport, transport)
         self._origin = self._make_origin("1.1")
         self._listener.connections.add(self)
-        if len(self._listener.connections) > self._forwarder.limits.connections:
+        if self._listener.is_overcrowded:
             self._refuse(503, "too many connections")
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature

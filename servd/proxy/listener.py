@@ -35,15 +35,19 @@ class Listener:
 
     Args:
         hand_over: takes over a connection that is not HTTP/1.1, with the bytes read so far.
+        handed_over: how many such connections there are; they count against the cap too.
 
     Attributes:
         tick: whole seconds since the start, for limits of idle and slow connections.
         is_draining: every answer closes its connection.
     """
 
-    def __init__(self, forwarder: Forwarder, hand_over: HandOver | None = None) -> None:
+    def __init__(
+        self, forwarder: Forwarder, hand_over: HandOver | None = None, handed_over: Callable[[], int] = int
+    ) -> None:
         self.forwarder = forwarder
         self.hand_over = hand_over
+        self.handed_over = handed_over
         self.connections: set[HttpConnection] = set()
         self.tick = 0
         self.is_draining = False
@@ -51,6 +55,11 @@ class Listener:
 
     def __repr__(self) -> str:
         return f"Listener(connections={len(self.connections)}{', draining' if self.is_draining else ''})"
+
+    @property
+    def is_overcrowded(self) -> bool:
+        """More connections are open than allowed."""
+        return len(self.connections) + self.handed_over() > self.forwarder.limits.connections
 
     @property
     def ongoing(self) -> int:

@@ -78,7 +78,7 @@ class Proxy:
         self._lag = LoopLag(self._journal.now)
         self._forwarder = Forwarder(self._caller, start.root_path, Limits.from_environment(), journal=self._journal)
         self._lane = LateLane(self._forwarder)
-        self._listener = Listener(self._forwarder, self._lane.hand_over)
+        self._listener = Listener(self._forwarder, self._lane.hand_over, lambda: self._lane.connections)
         self._certificate = Certificate(start.tls_cert, start.tls_key, "--http-tls") if start.tls_cert else None
         self._server: asyncio.Server | None = None
         self._generation = -1
@@ -186,6 +186,7 @@ class Proxy:
             sock=self._sock,
             backlog=_BACKLOG,
             ssl=self._certificate.context if self._certificate is not None else None,
+            ssl_handshake_timeout=(self._forwarder.limits.head_s or None) if self._certificate is not None else None,
         )
         logger.info("proxy_listening host=%s port=%d", self._start.host, self._start.port)
         self._report()

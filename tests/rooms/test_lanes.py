@@ -1,7 +1,11 @@
-"""What clients see is the same in every lane: HTTP/1.1, HTTP/2 by prior knowledge, and curl's upgrade where curl is there."""
+"""What clients see is the same in every lane and for every client: HTTP/1.0, 1.1 and 2, with TLS and without, over bare
+sockets, with httpx, curl, nghttp and h2load where they are there.
+"""
 
 import asyncio
 import shutil
+import ssl
+import subprocess
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -12,8 +16,14 @@ import websockets
 from servd.proxy.limits import Limits
 from servd.replica.exchange import HttpExchange
 from tests.fakes import Room, wait_until
+from tests.rooms.http2_client import Http2Client
+from tests.rooms.raw_client import RawClient
 
-LANES = ("HTTP/1.1", "HTTP/2")
+LANES = ("HTTP/1.1", "HTTP/2", "HTTP/1.1 TLS", "HTTP/2 TLS", "HTTP/1.1 raw", "HTTP/1.0 raw", "HTTP/1.1 raw TLS")
+BODY_BYTES = 2_500_000
+
+Tls = tuple[ssl.SSLContext, ssl.SSLContext]
+Client = httpx.AsyncClient | RawClient
 
 
 async def answer(exchange: HttpExchange) -> None:
@@ -26,6 +36,15 @@ async def answer(exchange: HttpExchange) -> None:
         raise RuntimeError("the handler's fault")
     elif what == "sleep":
         await asyncio.sleep(30)
+    elif what == "scope":
+        told = [scope["scheme"], scope["http_version"], scope["client"][0], str(scope["server"][1])]
+        exchange.finish(200, [], "|".join(told).encode())
+    elif what == "broken":
+        await exchange.send({"type": "http.response.start", "status": 200, "headers": []})
+        await exchange.send({"type": "http.response.body", "body": b"abc", "more_body": True})
+        if scope["query_string"].endswith(b"late"):
+            await asyncio.sleep(30)
+        raise RuntimeError("too late")
     elif what == "stream":
         await exchange.send({"type": "http.response.start", "status": 200, "headers": [(b"x-kind", b"stream")]})
         for number in range(5):
@@ -41,22 +60,34 @@ async def answer(exchange: HttpExchange) -> None:
         exchange.finish(200, [(b"content-type", b"text/plain")], "|".join(about).encode())
 
 
+@pytest.fixture(params=LANES)
+def lane(request: pytest.FixtureRequest) -> str:
+    """What the client speaks."""
+    return str(request.param)
+
+
 @pytest.fixture
-async def room() -> AsyncIterator[Room]:
+async def room(lane: str, request: pytest.FixtureRequest) -> AsyncIterator[Room]:
     """A room with one replica of two slots at /app."""
-    async with Room(root_path="/root", hand_over=True, limits=Limits(body_bytes=4_000_000)) as made:
+    tls = request.getfixturevalue("tls")[0] if lane.endswith("TLS") else None
+    async with Room(root_path="/root", hand_over=True, limits=Limits(body_bytes=BODY_BYTES), tls=tls) as made:
         made.route(made.replica(answer, limit=2), prefix="/app", max_queued_requests=0)
         yield made
 
 
-@pytest.fixture(params=LANES)
-async def client(room: Room, request: pytest.FixtureRequest) -> AsyncIterator[httpx.AsyncClient]:
+@pytest.fixture
+async def client(room: Room, lane: str, request: pytest.FixtureRequest) -> AsyncIterator[Client]:
     """A client of one lane; leaves nothing running."""
-    is_http2 = request.param == "HTTP/2"
-    url = f"http://127.0.0.1:{room.port}"
-    async with httpx.AsyncClient(http1=not is_http2, http2=is_http2, base_url=url) as made:
-        yield made
-        await wait_until(lambda: ongoing(room) == 0)
+    tls = request.getfixturevalue("tls")[1] if lane.endswith("TLS") else None
+    version, _, kind = lane.removeprefix("HTTP/").partition(" ")
+    if kind.startswith("raw"):
+        yield RawClient(room, version, tls)
+    else:
+        url = f"{'http' if tls is None else 'https'}://127.0.0.1:{room.port}"
+        verify = tls or ssl.create_default_context()
+        async with httpx.AsyncClient(http1=version != "2", http2=version == "2", base_url=url, verify=verify) as made:
+            yield made
+    await wait_until(lambda: ongoing(room) == 0)
 
 
 def ongoing(room: Room) -> int:
@@ -71,7 +102,7 @@ def at(target: str, method: str = "GET", **options: Any) -> httpx.Request:
     return request
 
 
-async def send(client: httpx.AsyncClient, target: str, method: str = "GET", **options: Any) -> httpx.Response:
+async def send(client: Client, target: str, method: str = "GET", **options: Any) -> httpx.Response:
     request = at(target, method, **options)
     request.url = client.base_url
     request.headers["host"] = client.base_url.netloc.decode()
@@ -79,9 +110,10 @@ async def send(client: httpx.AsyncClient, target: str, method: str = "GET", **op
         return await client.send(request)
 
 
-async def test_connections_are_not_used_up(client: httpx.AsyncClient) -> None:
-    for _ in range(1010):
-        assert (await send(client, "/root/-/healthz")).status_code == 200
+async def test_the_handler_sees_how_it_was_asked(client: Client, room: Room, lane: str) -> None:
+    scheme = "https" if lane.endswith("TLS") else "http"
+    version = lane.split()[0].removeprefix("HTTP/")
+    assert (await send(client, "/root/app?scope")).text == f"{scheme}|{version}|127.0.0.1|{room.port}"
 
 
 @pytest.mark.parametrize(
@@ -102,24 +134,25 @@ async def test_connections_are_not_used_up(client: httpx.AsyncClient) -> None:
         ("/root/app/%zz", "/root/app/%zz"),
     ],
 )
-async def test_paths_are_decoded_once_and_never_rewritten(client: httpx.AsyncClient, target: str, path: str) -> None:
+async def test_paths_are_decoded_once_and_never_rewritten(client: Client, target: str, path: str) -> None:
     got = await send(client, f"{target}?q=%2e")
     assert got.text == f"GET|{path}|/root/app|q=%2e|0"
 
 
 @pytest.mark.parametrize("target", ["/", "/app", "/root/other/../app", "/root/application", "/rootapp", "/root//app"])
-async def test_paths_without_a_route(client: httpx.AsyncClient, target: str) -> None:
+async def test_paths_without_a_route(client: Client, target: str) -> None:
     got = await send(client, target)
     assert (got.status_code, got.headers["content-type"]) == (404, "text/plain; charset=utf-8")
     assert got.text.startswith(f"Path '{target}' not found.")
 
 
-async def test_probes(client: httpx.AsyncClient) -> None:
+async def test_probes(client: Client) -> None:
     assert (await send(client, "/root/-/healthz", "POST")).text == "success"
     assert (await send(client, "/root/-/routes")).json() == {"/app": "app_Echo"}
+    assert (await send(client, "/root/%2D/health%7A")).text == "success"
 
 
-async def test_usual_headers_and_request_ids(client: httpx.AsyncClient) -> None:
+async def test_usual_headers_and_request_ids(client: Client) -> None:
     got = await send(client, "/root/app", headers={"x-request-id": "mine-1"})
     assert (got.headers["x-request-id"], got.headers["server"]) == ("mine-1", "servd")
     assert got.headers["date"].endswith("GMT")
@@ -129,7 +162,7 @@ async def test_usual_headers_and_request_ids(client: httpx.AsyncClient) -> None:
     assert unrouted.headers["x-request-id"] == "mine-2"
 
 
-async def test_head_and_no_content(client: httpx.AsyncClient) -> None:
+async def test_head_and_no_content(client: Client) -> None:
     head = await send(client, "/root/app", "HEAD")
     assert (head.status_code, head.content) == (200, b"")
     assert int(head.headers["content-length"]) > 0
@@ -138,8 +171,8 @@ async def test_head_and_no_content(client: httpx.AsyncClient) -> None:
     assert "content-length" not in empty.headers
 
 
-@pytest.mark.parametrize("size", [0, 1, 1024 * 1024, 1024 * 1024 + 1, 4_000_000])
-async def test_bodies(client: httpx.AsyncClient, size: int) -> None:
+@pytest.mark.parametrize("size", [0, 1, 1024 * 1024 + 1, BODY_BYTES])
+async def test_bodies(client: Client, size: int) -> None:
     assert (await send(client, "/root/app", "POST", content=b"x" * size)).text.endswith(f"|{size}")
 
     async def pieces() -> AsyncIterator[bytes]:
@@ -149,12 +182,12 @@ async def test_bodies(client: httpx.AsyncClient, size: int) -> None:
     assert (await send(client, "/root/app", "POST", content=pieces())).text.endswith(f"|{size}")
 
 
-async def test_bodies_over_the_limit(client: httpx.AsyncClient) -> None:
-    got = await send(client, "/root/app", "POST", content=b"x" * 4_000_001)
-    assert (got.status_code, got.text) == (413, "the request's body is larger than 4000000 bytes")
+async def test_bodies_over_the_limit(client: Client) -> None:
+    got = await send(client, "/root/app", "POST", content=b"x" * (BODY_BYTES + 1))
+    assert (got.status_code, got.text) == (413, f"the request's body is larger than {BODY_BYTES} bytes")
 
 
-async def test_failures(client: httpx.AsyncClient) -> None:
+async def test_failures(client: Client) -> None:
     failed = await send(client, "/root/app?fail")
     assert failed.status_code == 500
     assert "the handler's fault" in failed.text
@@ -162,12 +195,25 @@ async def test_failures(client: httpx.AsyncClient) -> None:
     assert (late.status_code, late.text) == (408, "The time limit of 0.05 s passed while in the handler.")
 
 
-async def test_streams(client: httpx.AsyncClient) -> None:
+async def test_streams(client: Client) -> None:
     got = await send(client, "/root/app?stream")
     assert (got.text, got.headers["x-kind"]) == ("0,1,2,3,4,end", "stream")
 
 
-async def test_full_lines_are_503(client: httpx.AsyncClient, room: Room) -> None:
+@pytest.mark.parametrize("when", ["", "=late"])
+async def test_a_response_that_is_broken_off_is_never_taken_for_a_whole_one(
+    client: Client, lane: str, when: str
+) -> None:
+    limit = {"x-request-timeout-seconds": "0.1"} if when else {}
+    if lane.startswith("HTTP/1.0"):
+        # there, the end of the connection is all the end that there is
+        assert (await send(client, f"/root/app?broken{when}", headers=limit)).text == "abc"
+        return
+    with pytest.raises(httpx.RemoteProtocolError):
+        await send(client, f"/root/app?broken{when}", headers=limit)
+
+
+async def test_full_lines_are_503(client: Client, room: Room) -> None:
     limit = {"x-request-timeout-seconds": "0.5"}
     running = [asyncio.create_task(send(client, "/root/app?sleep", headers=limit)) for _ in range(2)]
     await wait_until(lambda: ongoing(room) == 2)
@@ -177,32 +223,86 @@ async def test_full_lines_are_503(client: httpx.AsyncClient, room: Room) -> None
 
 
 @pytest.mark.parametrize("target", ["/app/a%2Fb/../c", "/%61pp/a%2Fb/../c"])
-async def test_websockets_see_the_same_paths(target: str) -> None:
+@pytest.mark.parametrize("is_tls", [False, True])
+async def test_websockets_see_the_same_paths(target: str, is_tls: bool, tls: Tls) -> None:
     async def tell(exchange: HttpExchange) -> None:
         await exchange.receive()
         await exchange.send({"type": "websocket.accept"})
-        await exchange.send(
-            {"type": "websocket.send", "text": f"{exchange.scope['path']}|{exchange.scope['root_path']}"}
-        )
+        told = [exchange.scope[name] for name in ("path", "root_path", "scheme")]
+        await exchange.send({"type": "websocket.send", "text": "|".join(told)})
         await exchange.receive()
 
-    async with Room(hand_over=True) as room:
+    async with Room(hand_over=True, tls=tls[0] if is_tls else None) as room:
         room.route(room.replica(tell), prefix="/app")
-        async with websockets.connect(f"ws://127.0.0.1:{room.port}{target}") as socket:
-            assert await socket.recv() == "/app/a/b/../c|/app"
+        scheme, context = ("wss", tls[1]) if is_tls else ("ws", None)
+        async with websockets.connect(f"{scheme}://127.0.0.1:{room.port}{target}", ssl=context) as socket:
+            assert await socket.recv() == f"/app/a/b/../c|/app|{scheme}"
 
 
-@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+@pytest.mark.parametrize("protocols", [["h2"], ["h2", "http/1.1"], ["http/1.1"], []])
+async def test_protocols_of_a_tls_connection(protocols: list[str], tls: Tls) -> None:
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    if protocols:
+        context.set_alpn_protocols(protocols)
+    async with Room(hand_over=True, tls=tls[0]) as room:
+        room.route(room.replica())
+        if protocols[:1] == ["h2"]:
+            async with Http2Client(room.port, tls=context) as client:
+                assert client.writer.get_extra_info("ssl_object").selected_alpn_protocol() == "h2"
+                assert await client.get("/x") == (200, b"GET /x")
+        else:
+            answer = await room.raw(b"GET /x HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n", tls=context)
+            assert answer.endswith(b"GET /x")
+
+
+async def run(*command: str) -> str:
+    """What a program prints; it has to end well."""
+    process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    async with asyncio.timeout(20):
+        output, _ = await process.communicate()
+    assert process.returncode == 0, output.decode()
+    return output.decode()
+
+
+def needs(program: str) -> pytest.MarkDecorator:
+    """Skips where a program is not installed."""
+    return pytest.mark.skipif(shutil.which(program) is None, reason=f"{program} is not installed")
+
+
+@needs("curl")
 @pytest.mark.parametrize("option", ["--http1.0", "--http1.1", "--http2", "--http2-prior-knowledge"])
-async def test_curl(option: str) -> None:
-    async with Room(hand_over=True) as room:
+@pytest.mark.parametrize("is_tls", [False, True])
+async def test_curl(option: str, is_tls: bool, tls: Tls) -> None:
+    async with Room(hand_over=True, tls=tls[0] if is_tls else None) as room:
         room.route(room.replica(answer), prefix="/app")
-        url = f"http://127.0.0.1:{room.port}/app/x?q=1"
+        url = f"{'https' if is_tls else 'http'}://127.0.0.1:{room.port}/app/x?q=1"
         # curl 7.88 cannot use such a connection twice, whoever serves
         urls = [url] if option == "--http2-prior-knowledge" else [url, url]
         for more, expected in (([], "GET|/app/x|/app|q=1|0"), (["-d", "abc"], "POST|/app/x|/app|q=1|3")):
-            process = await asyncio.create_subprocess_exec(
-                "curl", "-sS", option, "--max-time", "5", *more, *urls, stdout=asyncio.subprocess.PIPE
-            )
-            output, _ = await process.communicate()
-            assert output.decode() == expected * len(urls)
+            assert await run("curl", "-sSk", option, "--max-time", "5", *more, *urls) == expected * len(urls)
+
+
+@needs("nghttp")
+@pytest.mark.parametrize("kind", ["prior knowledge", "upgrade", "TLS"])
+async def test_nghttp(kind: str, tls: Tls) -> None:
+    is_tls = kind == "TLS"
+    async with Room(hand_over=True, tls=tls[0] if is_tls else None) as room:
+        room.route(room.replica(answer), prefix="/app")
+        url = f"{'https' if is_tls else 'http'}://127.0.0.1:{room.port}/app/x?q=1"
+        upgrade = ["-u"] if kind == "upgrade" else []
+        printed = await run("nghttp", "--no-verify-peer", *upgrade, url)
+        assert "GET|/app/x|/app|q=1|0" in printed
+
+
+@needs("h2load")
+@pytest.mark.parametrize("kind", ["HTTP/2", "HTTP/1.1", "HTTP/2 TLS", "HTTP/1.1 TLS"])
+async def test_h2load(kind: str, tls: Tls) -> None:
+    is_tls = kind.endswith("TLS")
+    async with Room(hand_over=True, tls=tls[0] if is_tls else None) as room:
+        room.route(room.replica(answer, limit=3), prefix="/app")
+        url = f"{'https' if is_tls else 'http'}://127.0.0.1:{room.port}/app/x"
+        version = ["--h1"] if kind.startswith("HTTP/1.1") else []
+        printed = await run("h2load", "-n", "400", "-c", "8", "-m", "5", *version, url)
+        assert "400 succeeded, 0 failed, 0 errored, 0 timeout" in printed
+        await wait_until(lambda: ongoing(room) == 0)

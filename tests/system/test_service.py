@@ -17,6 +17,7 @@ import pytest
 from servd.admin_client import AdminClient, RefusedError
 from servd.schema import parse_v2
 from servd.settings import admin_socket
+from tests.fakes import make_certificate
 from tests.system.running_daemon import ECHO, RunningDaemon, a_daemon, eventually, settings_in
 
 pytestmark = pytest.mark.slow
@@ -71,16 +72,9 @@ def manager(tmp_path: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if shutil.which("openssl") is None:
-        pytest.skip("needs the openssl program to make certificates")
     folder = tmp_path_factory.mktemp("certificates")
     for name in ("one", "two"):
-        subprocess.run(
-            ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
-             "-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost",
-             "-keyout", str(folder / f"{name}.key"), "-out", str(folder / f"{name}.crt")],
-            check=True, capture_output=True, timeout=30,
-        )  # fmt: skip
+        make_certificate(folder, name)
     return folder
 
 
