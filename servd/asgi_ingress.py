@@ -22,26 +22,32 @@ from servd.exceptions import ServdError
 _LIFESPAN = "__servd_lifespan__"
 
 
-def ingress(app: Any) -> Callable[[type[Any]], type[Any]]:
+_OWN_APP = "__servd_own_app__"
+
+
+def ingress(app: Any) -> Callable[..., type[Any]]:
     """Class decorator, under `deployment`: the class answers HTTP with `app`.
 
     Methods that `app` routes are called on the replica's instance; their other parameters follow FastAPI's rules. The
     application is copied: what is added to it later is not seen.
 
     Args:
-        app: a FastAPI application, an APIRouter, or any ASGI callable.
+        app: a FastAPI application, an APIRouter, any ASGI callable; or a function without parameters that makes one, which
+            is called in each replica. The decorator called without a class makes one that has nothing but `app`.
 
     Raises:
         ValueError: the target is no class, or defines `__call__`.
         ServdError: a routed method has no `self`.
     """
 
-    def decorate(target: type[Any]) -> type[Any]:
+    def decorate(target: type[Any] | None = None) -> type[Any]:
+        if target is None:
+            target = type("ASGIIngressDeployment", (), {"__module__": __name__})
         if not inspect.isclass(target):
             raise ValueError(f"`ingress` decorates a class, got {target!r}")
         if "__call__" in vars(target):
             raise ValueError(f"{target.__name__} must not define `__call__`: the ASGI application answers")
-        frozen = _frozen(app, target)
+        frozen = app if _is_factory(app) else _frozen(app, target)
         attributes = {
             "__module__": target.__module__,
             "__qualname__": target.__qualname__,
@@ -58,7 +64,7 @@ def ingress(app: Any) -> Callable[[type[Any]], type[Any]]:
 
 
 async def _answer(self: Any, scope: Any, receive: Any, send: Any) -> None:
-    app = type(self).__servd_app__
+    app = self.__dict__.get(_OWN_APP) or type(self).__servd_app__
     handlers = getattr(app, "exception_handlers", {})
     answers = Exception in handlers or 500 in handlers
     scope["servd.instance"] = self
@@ -70,7 +76,10 @@ async def _answer(self: Any, scope: Any, receive: Any, send: Any) -> None:
 
 
 async def _startup(self: Any) -> None:
-    self.__dict__[_LIFESPAN] = lifespan = Lifespan(type(self).__servd_app__, self)
+    app = type(self).__servd_app__
+    if _is_factory(app):
+        app = self.__dict__[_OWN_APP] = _made_here(app(), type(self))
+    self.__dict__[_LIFESPAN] = lifespan = Lifespan(app, self)
     await lifespan.startup()
 
 
@@ -129,6 +138,19 @@ class Lifespan:
         # an application that raises at once, or returns, has no lifespan
         self._task.exception()
         return None
+
+
+def _is_factory(app: Any) -> bool:
+    return inspect.isfunction(app) and not inspect.signature(app).parameters
+
+
+def _made_here(app: Any, target: type[Any]) -> Any:
+    """What a factory gave: nobody else has it, and it may be there because it cannot be copied."""
+    fastapi = sys.modules.get("fastapi")
+    if fastapi is None or not isinstance(app, fastapi.FastAPI):
+        return _frozen(app, target)
+    importlib.import_module("servd.encoders").teach_fastapi()
+    return app
 
 
 def _frozen(app: Any, target: type[Any]) -> Any:

@@ -14,7 +14,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-from servd.exceptions import ReplicaDiedError, ServdError, UserCodeError
+from servd.exceptions import ReplicaDiedError, RequestCancelledError, ServdError, UserCodeError
 
 SWITCH = "SERVD_RAY_COMPAT"
 
@@ -36,8 +36,10 @@ _OTHER_MODULES = {
     "ray.dag.input_node": "servd.dag",
     "ray.serve.batching": "servd.batching",
     "ray.serve.multiplex": "servd.multiplex",
+    "ray.util.metrics": "servd.metrics",
 }
 _ALIASES = {**_OTHER_MODULES, **{f"ray.serve.{name}": f"servd.{name}" for name in _SERVE_MODULES}}
+_PACKAGES = ("ray", "ray.dag", "ray.util", "ray.serve", "ray.serve._private")
 _INSTEAD = {
     "remote": "make a deployment and call it through a handle",
     "put": "pass the value itself: handle calls do not copy large arrays into the pickle",
@@ -63,9 +65,24 @@ def install() -> bool:
         return False
     # first: `ray.serve` is a package with servd's path, where others would find its modules a second time
     sys.meta_path.insert(0, AliasFinder())
+    # a module named as the decorator: were it found like the others, the import system would put it in the decorator's place
+    sys.modules["ray.serve.deployment"] = _Later("ray.serve.deployment", "servd.application")
     # what is set on the logger of Ray Serve takes effect on servd's
     logging.Logger.manager.loggerDict["ray.serve"] = logging.getLogger("servd")
     return True
+
+
+class _Later(ModuleType):
+    """A module that gives the names of another, which is imported when the first of them is asked for."""
+
+    def __init__(self, name: str, home: str) -> None:
+        super().__init__(name)
+        self._home = home
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(importlib.import_module(self._home), name)
 
 
 class AliasFinder(MetaPathFinder):
@@ -81,9 +98,9 @@ class AliasFinder(MetaPathFinder):
         if fullname.partition(".")[0] != "ray":
             return None
         if fullname in _MAKERS:
-            return ModuleSpec(fullname, _MadeLoader(_MAKERS[fullname]), is_package=fullname in ("ray", "ray.dag"))
+            return ModuleSpec(fullname, _MadeLoader(_MAKERS[fullname]), is_package=fullname in _PACKAGES)
         if fullname in _ALIASES:
-            return ModuleSpec(fullname, _AliasLoader(_ALIASES[fullname]), is_package=fullname == "ray.serve")
+            return ModuleSpec(fullname, _AliasLoader(_ALIASES[fullname]), is_package=fullname in _PACKAGES)
         raise ModuleNotFoundError(
             f"servd has no {fullname}: its Ray Serve API covers {', '.join(sorted(_ALIASES))}", name=fullname
         )
@@ -160,6 +177,7 @@ def _fill_exceptions(module: ModuleType) -> None:
         RayActorError=ReplicaDiedError,
         ActorDiedError=ReplicaDiedError,
         GetTimeoutError=TimeoutError,
+        TaskCancelledError=RequestCancelledError,
     )
 
 
@@ -167,8 +185,20 @@ def _fill_dag(module: ModuleType) -> None:
     module.__dict__.update(InputNode=importlib.import_module("servd.dag").InputNode)
 
 
+def _fill_nothing(_module: ModuleType) -> None:
+    """A package that only holds others."""
+
+
+def _fill_constants(module: ModuleType) -> None:
+    # private in Ray too, but applications take their logger's name from there
+    module.__dict__.update(SERVE_LOGGER_NAME="ray.serve")
+
+
 _MAKERS: dict[str, Callable[[ModuleType], None]] = {
     "ray": _fill_ray,
     "ray.dag": _fill_dag,
     "ray.exceptions": _fill_exceptions,
+    "ray.util": _fill_nothing,
+    "ray.serve._private": _fill_nothing,
+    "ray.serve._private.constants": _fill_constants,
 }

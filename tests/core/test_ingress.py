@@ -232,6 +232,26 @@ async def test_any_asgi_callable() -> None:
     assert Lifespan(echo, made).state == {}
 
 
+async def test_a_factory_makes_the_application_in_the_replica() -> None:
+    made_apps = []
+
+    def factory() -> FastAPI:
+        made_apps.append(FastAPI())
+        made_apps[-1].add_api_route("/", lambda: {"x": np.arange(2)})
+        return made_apps[-1]
+
+    kind = ingress(factory)()
+    deployment = servd.deployment(kind)
+    assert deployment.name == "ASGIIngressDeployment"
+    assert made_apps == []
+    made = kind()
+    await made.__servd_startup__()
+    async with client_of(made) as client:
+        assert (await client.get("/")).json() == {"x": [0, 1]}
+    assert len(made_apps) == 1
+    await made.__servd_shutdown__()
+
+
 async def test_routers_included_and_alone() -> None:
     router = APIRouter()
 

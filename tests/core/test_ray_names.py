@@ -26,7 +26,14 @@ from ray.serve.config import AutoscalingConfig
 from ray.serve.schema import ServeApplicationSchema
 from ray.exceptions import RayTaskError
 import ray.serve.metrics
+import ray.serve.deployment
+from ray.serve.deployment import Application, Deployment
+from ray.serve.schema import LoggingConfig
+from ray.serve._private.constants import SERVE_LOGGER_NAME
+from ray.util import metrics
 import servd, servd.handle, servd.dag
+assert serve.deployment is servd.api.deployment and Deployment is serve.Deployment and Application is serve.Application
+assert metrics is serve.metrics and SERVE_LOGGER_NAME == "ray.serve" and serve.run_many and serve.RunTarget
 assert serve is servd and ray.serve is servd
 assert DeploymentHandle is servd.handle.DeploymentHandle and Same is InputNode is servd.dag.InputNode
 assert servd.handle.__spec__.name == "servd.handle" and servd.__spec__.name == "servd"
