@@ -59,6 +59,8 @@ def decide(
     lean: int,
     lean_since: float,
     now: float,
+    *,
+    full_at: float = -math.inf,
 ) -> Decision:
     """The next target of one deployment.
 
@@ -69,6 +71,7 @@ def decide(
         queued: most requests waiting at any one caller, for the case without samples.
         lean, lean_since: of the previous decision.
         now: monotonic seconds.
+        full_at: when the youngest replica's samples say enough to scale down, monotonic seconds.
     """
     if not ongoing:
         if queued and current < 1:
@@ -86,6 +89,8 @@ def decide(
     direction = (wanted > current) - (wanted < current)
     if direction == 0:
         return Decision(current, 0, now, f"mean load {mean:.2f} fits {current} replicas", math.inf)
+    if direction < 0 and now < full_at:
+        return Decision(current, 0, now, f"mean load {mean:.2f}, with replicas that have just begun", full_at)
     since = lean_since if direction == lean else now
     delay = config["upscale_delay_s"] if direction > 0 else config["downscale_delay_s"]
     reason = f"mean load {mean:.2f} over {len(ongoing)} replicas asks for {wanted}"

@@ -199,22 +199,16 @@ class DataPlaneFact:
 Fact = ForkServerFact | ReplicaFact | DeploymentFact | ApplicationFact | ProxyFact | DataPlaneFact
 
 
-@dataclass(frozen=True, slots=True)
-class QueueFact:
-    """Requests that wait at one caller, and when it said so. Not stored: worthless after a restart."""
-
-    queued: int
-    at: float
-
-
 @dataclass(slots=True)
 class Samples:
-    """(time, running + queued) of one replica, newest last. Not stored."""
+    """(time, running + queued) of one replica, newest last. Not stored. began_at: of the first one, monotonic seconds."""
 
     points: list[tuple[float, float]] = field(default_factory=list)
+    began_at: float = float("inf")
 
     def add(self, at: float, load: float, keep_s: float) -> None:
         """Append a sample and forget what no mean over the last `keep_s` needs."""
+        self.began_at = min(self.began_at, at)
         self.points.append((at, load))
         # a sample holds until the next one, so the one before the window counts as well
         while len(self.points) > 1 and self.points[1][0] < at - keep_s:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import field, replace
 from typing import Any
 
-from servd.controller import actions, events
+from servd.controller import events
 from servd.controller.facts import (
     ApplicationFact,
     DataPlaneFact,
@@ -15,7 +15,6 @@ from servd.controller.facts import (
     Fact,
     ForkServerFact,
     ProxyFact,
-    QueueFact,
     ReplicaFact,
     Samples,
     fact_key,
@@ -27,6 +26,8 @@ from servd.states import ROUTABLE, ReplicaPhase, ReplicaState
 
 DEAD_KEPT = 5
 UNHEALTHY_AFTER_FAILURES = 3
+FAILED_EXIT_S = 10.0
+"""How long a replica may take to end after its start failed."""
 
 
 @dataclass(slots=True)
@@ -46,7 +47,7 @@ class Observed:
     data_plane: DataPlaneFact = field(default_factory=DataPlaneFact)
     targets: dict[tuple[str, str], DeploymentTarget] = field(default_factory=dict)
     resolved: dict[str, tuple[Any, tuple[DeploymentTarget, ...]]] = field(default_factory=dict)
-    queued: dict[tuple[str, str], QueueFact] = field(default_factory=dict)
+    queued: dict[tuple[str, str], int] = field(default_factory=dict)
     samples: dict[str, Samples] = field(default_factory=dict)
     published: Routing | None = None
     listeners: set[tuple[str, int]] = field(default_factory=set)
@@ -115,84 +116,20 @@ class Observed:
         """Replicas of one deployment, any state, oldest first."""
         return [r for r in self.replicas.values() if r.app == app and r.deployment == deployment]
 
-    def record(self, action: actions.Action, now: float) -> None:
-        """Note that `action` is being carried out; called before its effect, so nothing is ordered twice."""
-        match action:
-            case actions.StartForkServer():
-                self.put(action.fact)
-            case actions.StopForkServer():
-                self._change(self.fork_servers.get(action.fork_server_id), stopping=True)
-            case actions.StartReplica():
-                self.put(action.fact)
-            case actions.SetReplicaGoal():
-                self._record_replica_goal(action, now)
-            case actions.DrainReplica():
-                self._record_drain(action, now)
-            case actions.KillReplica():
-                fact = self.replicas.get(action.replica_id)
-                self._change(
-                    fact,
-                    state=ReplicaState.STOPPING,
-                    killed_at=now,
-                    stop_reason=(fact.stop_reason if fact else "") or action.reason,
-                )
-            case actions.StartProxy():
-                self.put(action.fact)
-                self.listeners.add((action.fact.host, action.fact.port))
-            case actions.SetProxyGoal():
-                if action.goal.drain:
-                    self._change(
-                        self.proxies.get(action.goal.proxy_id),
-                        draining=True,
-                        kill_at=now + action.goal.drain_timeout_s + 1.0,
-                    )
-            case actions.KillProxy():
-                self._change(self.proxies.get(action.proxy_id), draining=True, killed_at=now)
-            case actions.Publish():
-                self.published = action.routing
-            case actions.ReleaseListeners():
-                self.listeners.discard((action.host, action.port))
+    def waiting(self, deployment: str) -> int:
+        """Most requests that wait at any one caller for a deployment (full name)."""
+        return max((line for (_, name), line in self.queued.items() if name == deployment), default=0)
 
-    def _change(self, fact: Any, **fields: Any) -> None:
+    def change(self, fact: Any, **fields: Any) -> None:
+        """Put a fact with these fields changed; nothing happens if there is none."""
         if fact is not None:
             self.put(replace(fact, **fields))
-
-    def _record_replica_goal(self, action: actions.SetReplicaGoal, now: float) -> None:
-        fact = self.replicas.get(action.goal.replica_id)
-        if fact is None:
-            return
-        changes_config = action.goal.config_version != fact.config_version
-        updating = changes_config and fact.state is ReplicaState.RUNNING
-        self.put(
-            replace(
-                fact,
-                start=replace(fact.start, goal=action.goal),
-                state=ReplicaState.UPDATING if updating else fact.state,
-                state_since=now if updating else fact.state_since,
-            )
-        )
-
-    def _record_drain(self, action: actions.DrainReplica, now: float) -> None:
-        fact = self.replicas.get(action.goal.replica_id)
-        if fact is None:
-            return
-        self.put(
-            replace(
-                fact,
-                start=replace(fact.start, goal=action.goal),
-                state=ReplicaState.STOPPING,
-                state_since=now,
-                drain_sent=True,
-                kill_at=now + action.goal.graceful_shutdown_timeout_s,
-                stop_reason=fact.stop_reason or action.reason,
-            )
-        )
 
     def apply(self, event: events.Event, now: float) -> None:
         """Turn one piece of news into facts. News of something unknown, repeated or late, changes nothing."""
         match event:
             case events.ForkServerStarted():
-                self._change(self.fork_servers.get(event.fork_server_id), pid=event.pid, start_ticks=event.start_ticks)
+                self.change(self.fork_servers.get(event.fork_server_id), pid=event.pid, start_ticks=event.start_ticks)
             case events.BuildFinished():
                 fact = self.fork_servers.get(event.fork_server_id)
                 if fact is not None and fact.result is None:
@@ -220,7 +157,7 @@ class Observed:
             case events.ReplicaExited():
                 self._replica_gone(event.replica_id, event.exit_code, "", now, event.log_lines)
             case events.ProxyStarted():
-                self._change(self.proxies.get(event.proxy_id), pid=event.pid, start_ticks=event.start_ticks)
+                self.change(self.proxies.get(event.proxy_id), pid=event.pid, start_ticks=event.start_ticks)
             case events.ProxyReported():
                 self._proxy_reported(event, now)
             case events.ProxyStartFailed():
@@ -228,7 +165,9 @@ class Observed:
             case events.ProxyExited():
                 self._proxy_gone(event.proxy_id, f"exited with {_exit_text(event.exit_code)}", now)
             case events.QueueReported():
-                self.queued[(event.caller_id, event.deployment)] = QueueFact(event.queued, now)
+                self.queued[(event.caller_id, event.deployment)] = event.queued
+                if not event.queued:
+                    del self.queued[(event.caller_id, event.deployment)]
 
     def _fork_server_gone(self, fork_server_id: str, error: str) -> None:
         fact = self.fork_servers.get(fork_server_id)
@@ -284,10 +223,11 @@ class Observed:
             self.put(updated)
         else:
             self.replicas[report.replica_id] = updated  # counts and signs of life are not worth a write
-        samples = self.samples.setdefault(report.replica_id, Samples())
-        target = self.targets.get(fact.key)
-        autoscaling = target.autoscaling if target is not None else None
-        samples.add(now, report.ongoing + report.queued, autoscaling["look_back_period_s"] if autoscaling else 0.0)
+        if updated.state in ROUTABLE:
+            samples = self.samples.setdefault(report.replica_id, Samples())
+            target = self.targets.get(fact.key)
+            autoscaling = target.autoscaling if target is not None else None
+            samples.add(now, report.ongoing + report.queued, autoscaling["look_back_period_s"] if autoscaling else 0.0)
         self._judge(before, updated, report, now)
 
     @staticmethod
@@ -298,25 +238,29 @@ class Observed:
             if report.applied == fact.config_version:
                 return ReplicaState.RUNNING
             return ReplicaState.UPDATING if fact.state in (ReplicaState.RECOVERING, *ROUTABLE) else fact.state
+        if report.phase == ReplicaPhase.DRAINING and fact.state in (ReplicaState.RECOVERING, *ROUTABLE):
+            return ReplicaState.STOPPING  # not by our order: somebody sent it SIGTERM
         if fact.state is ReplicaState.RECOVERING:
-            return {
-                ReplicaPhase.UPDATING: ReplicaState.UPDATING,
-                ReplicaPhase.DRAINING: ReplicaState.STOPPING,
-            }.get(ReplicaPhase(report.phase), ReplicaState.STARTING)
+            came_up = report.phase in (ReplicaPhase.UPDATING, ReplicaPhase.FAILED)
+            return ReplicaState.UPDATING if came_up else ReplicaState.STARTING
         return fact.state
 
     def _judge(self, before: ReplicaFact, fact: ReplicaFact, report: ReplicaReport, now: float) -> None:
-        """A failed reconfigure counts as a failed start; too many failed checks make the deployment UNHEALTHY."""
+        """A failed start or reconfigure is counted; too many failed checks make the deployment UNHEALTHY."""
         if fact.state is ReplicaState.STOPPING:
+            if before.state is not ReplicaState.STOPPING:
+                self.put(replace(fact, stop_reason="told to stop by a signal"))
             return
-        if fact.state is ReplicaState.UPDATING and report.phase == ReplicaPhase.FAILED:
+        if report.phase == ReplicaPhase.FAILED and fact.state in (ReplicaState.STARTING, ReplicaState.UPDATING):
+            # one that failed to start ends by itself; one that failed to reconfigure is drained: it has requests
+            is_start = fact.state is ReplicaState.STARTING
             self.put(
                 replace(
                     fact,
                     state=ReplicaState.STOPPING,
                     state_since=now,
-                    kill_at=now,
-                    stop_reason="reconfigure failed",
+                    kill_at=now + FAILED_EXIT_S if is_start else math.inf,
+                    stop_reason=report.error if is_start else "reconfigure failed",
                 )
             )
             self._count_failure(fact, report.error, now)

@@ -7,6 +7,7 @@ from servd.controller import actions
 from servd.controller.actions import Action, Plan
 from servd.controller.data_plane import is_served, proxy_actions
 from servd.controller.goal import Goal
+from servd.controller.intents import record
 from servd.controller.observed import Observed
 from servd.controller.replica_plan import replica_actions
 from servd.controller.routing import routing
@@ -23,7 +24,7 @@ def turn(goal: Goal, observed: Observed, settings: Settings, now: float, rng: ra
     wake_at = settle(goal, observed, now)
     plan = reconcile(observed, settings, now, rng)
     for action in plan.actions:
-        observed.record(action, now)
+        record(observed, action, now)
     deadlines = [replica.kill_at for replica in observed.replicas.values() if replica.kill_at > now]
     deadlines += [proxy.kill_at for proxy in observed.proxies.values() if proxy.kill_at > now]
     return Plan(plan.actions, min(plan.wake_at, wake_at, *deadlines, math.inf))

@@ -28,7 +28,9 @@ def replica_actions(
 ) -> Iterator[actions.Action | float]:
     """Actions that bring the replicas of all deployments to their goals, and moments to look again."""
     promised: list[Held] = []
-    for key in {**observed.targets, **{r.key: None for r in observed.replicas.values()}}:
+    keys = {**observed.targets, **{r.key: None for r in observed.replicas.values()}}
+    # what is freed goes to who has least: an update that had to stop first must not lose its place to a bystander
+    for key in sorted(keys, key=lambda key: _share(key, observed)):
         replicas = observed.replicas_of(*key)
         target = observed.targets.get(key)
         app = observed.applications.get(key[0])
@@ -39,6 +41,14 @@ def replica_actions(
             yield from _drain_all(replicas, key, observed)
         for replica in replicas:
             yield from _kill_late(replica, now)
+
+
+def _share(key: tuple[str, str], observed: Observed) -> float:
+    """Replicas that are not STOPPING over wanted ones."""
+    target = observed.targets.get(key)
+    wanted = 0 if target is None else wanted_count(target, observed.deployments.get(key))
+    living = sum(replica.state is not ReplicaState.STOPPING for replica in observed.replicas_of(*key))
+    return living / wanted if wanted else 1.0
 
 
 def _to_goal(
@@ -53,8 +63,8 @@ def _to_goal(
     rng: random.Random,
 ) -> Iterator[actions.Action | float]:
     wanted = wanted_count(target, fact)
-    scarce = target.need.gpus > 0 and place(target.need, _held(observed), Pool.of(settings)) is None
-    step = next_step(replicas, target.version, target.config_version, wanted, scarce=scarce)
+    scarce = place(target.need, _held(observed), Pool.of(settings)) is None
+    step = next_step(replicas, target.version, target.config_version, wanted, scarce=scarce, failing=fact.failures > 0)
     running = sum(r.state is ReplicaState.RUNNING for r in replicas)
     if step.start:
         reason = f"goal {wanted}, running {running}"
@@ -63,6 +73,8 @@ def _to_goal(
         yield _drain(replica, target, reason)
     leaving = {replica.replica_id for replica, _ in step.drain}
     for replica in replicas:
+        if _awaits_drain(replica):
+            yield _drain(replica, target, replica.stop_reason)
         if replica.replica_id not in leaving and replica.version == target.version:
             yield from _tell(replica, target, replica in step.reconfigure)
 
@@ -188,8 +200,13 @@ def _drain_all(replicas: list[ReplicaFact], key: tuple[str, str], observed: Obse
     if app is not None and not app.deleting and app.active is not None and not is_replaced(app, observed):
         return  # the build before goes on until the new one serves
     for replica in replicas:
-        if not replica.drain_sent and replica.kill_at == math.inf:
+        if replica.state is not ReplicaState.STOPPING or _awaits_drain(replica):
             yield _drain(replica, None, replica.stop_reason or "no longer in the application")
+
+
+def _awaits_drain(replica: ReplicaFact) -> bool:
+    """Whether it shall go, and has not been told yet."""
+    return replica.state is ReplicaState.STOPPING and not replica.drain_sent and replica.kill_at == math.inf
 
 
 def _callers_live(app: ApplicationFact, deployment: str, observed: Observed) -> bool:

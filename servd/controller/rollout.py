@@ -30,7 +30,13 @@ def rolling_step(target: int) -> int:
 
 
 def next_step(
-    replicas: Sequence[ReplicaFact], version: str, config_version: str, target: int, *, scarce: bool = False
+    replicas: Sequence[ReplicaFact],
+    version: str,
+    config_version: str,
+    target: int,
+    *,
+    scarce: bool = False,
+    failing: bool = False,
 ) -> Step:
     """What to do now.
 
@@ -38,7 +44,10 @@ def next_step(
         replicas: all replicas of the deployment, any state.
         version, config_version: of the target. A replica that has outgrown its memory counts as one of another version.
         target: wanted replicas, >= 0.
-        scarce: no device is free for a replica beyond `target`, so old ones stop first.
+        scarce: the host has no room for one more replica, so old ones stop first. The target counts as no more than the
+            replicas there are then, STOPPING ones included: with less room than wanted nothing could move else.
+        failing: a start or reconfigure of this target has failed. What is missing then counts as being updated, so that a bad
+            config stops after one step.
 
     Returns:
         The step; nothing to do once `target` replicas run at both versions and no other is left.
@@ -49,10 +58,13 @@ def next_step(
     step = rolling_step(target)
     surplus = 0 if scarce and old else step
     start = max(min(target - len(new), target + surplus - len(alive)), 0) if target else 0
-    keep = target if surplus else max(target - step, 0)
+    reachable = min(target, len(replicas)) if scarce else target
+    keep = target if surplus else max(reachable - step, 0)
     drain = [*_drain_old(old, new, keep), *_drain_surplus(new, target)]
     leaving = {replica.replica_id for replica, _ in drain}
     updating = sum(replica.state is ReplicaState.UPDATING for replica in new)
+    if failing:
+        updating = max(updating, reachable - sum(replica.state is ReplicaState.RUNNING for replica in alive))
     behind = [
         replica
         for replica in new

@@ -3,6 +3,7 @@
 Called once per turn, before `reconcile`. It has no effects and mints no ids.
 """
 
+import math
 from dataclasses import replace
 
 from servd.controller.autoscaler import decide, first_target
@@ -18,6 +19,8 @@ from servd.exceptions import DeployError
 from servd.messages import BuildResult
 from servd.states import ROUTABLE, ApplicationStatus, DeploymentStatus, ReplicaState
 
+WARM_UP_S = 2.0
+"""A replica that has just begun to report has done nothing yet: for so long its samples shrink nothing."""
 RUNNING = ApplicationStatus.RUNNING.value
 DEPLOY_FAILED = ApplicationStatus.DEPLOY_FAILED.value
 
@@ -241,6 +244,11 @@ def _settle_deployment(target: DeploymentTarget, observed: Observed, now: float)
     wake_at = float("inf")
     if target.autoscaling is not None and target.pinned is None:
         fact, wake_at = _autoscale(target, fact, observed, now)
+    threshold = failure_threshold(wanted_count(target, fact))
+    if fact.failures > threshold and _has_new_running(target, observed):
+        # some came up: the others are tried again and again at the first delay
+        fact = replace(fact, failures=threshold)
+        observed.put(fact)
     failing = failing_message(target, fact, observed)
     if failing and failing != fact.trouble:
         fact = replace(fact, trouble=failing, trigger="REPLICA_STARTUP_FAILED")
@@ -261,6 +269,8 @@ def fresh_fact(target: DeploymentTarget, old: DeploymentFact | None) -> Deployme
         desired = first_target(target.autoscaling)
         if old is not None and old.desired is not None and target.autoscaling["initial_replicas"] is None:
             desired = max(low, min(high, old.desired))
+        if target.pinned is not None:
+            desired = target.pinned  # where the autoscaler goes on from, once the pin is gone
     dead = old.dead if old is not None else ()
     return DeploymentFact(target.id.app, target.id.name, target.key, desired=desired, dead=dead)
 
@@ -270,14 +280,21 @@ def _autoscale(
 ) -> tuple[DeploymentFact, float]:
     config = target.autoscaling
     assert config is not None
-    since = now - config["look_back_period_s"]
-    loads = []
-    for replica in observed.replicas_of(target.id.app, target.id.name):
-        if replica.state is ReplicaState.RUNNING and replica.replica_id in observed.samples:
-            loads.append(observed.samples[replica.replica_id].mean(since, now))
+    window = config["look_back_period_s"]
+    running = [r for r in observed.replicas_of(target.id.app, target.id.name) if r.state is ReplicaState.RUNNING]
+    samples = [observed.samples[r.replica_id] for r in running if r.replica_id in observed.samples]
+    loads = [sample.mean(now - window, now) for sample in samples]
     current = wanted_count(target, fact)
-    queued = max((q.queued for (_, name), q in observed.queued.items() if name == target.id.full_name), default=0)
-    decision = decide(config, current, loads, queued, fact.lean, fact.lean_since, now)
+    decision = decide(
+        config,
+        current,
+        loads,
+        observed.waiting(target.id.full_name),
+        fact.lean,
+        fact.lean_since,
+        now,
+        full_at=max((sample.began_at for sample in samples), default=-math.inf) + min(window, WARM_UP_S),
+    )
     updated = replace(
         fact,
         desired=decision.target,
@@ -297,14 +314,18 @@ def failing_message(target: DeploymentTarget, fact: DeploymentFact, observed: Ob
     threshold = failure_threshold(wanted_count(target, fact))
     if fact.failures < threshold:
         return ""
-    replicas = observed.replicas_of(target.id.app, target.id.name)
-    if any(r.state in ROUTABLE and r.version == target.version for r in replicas):
+    if _has_new_running(target, observed):
         return ""
     delay = retry_delay_s(target.id.full_name, fact.failures, threshold, BackOff())
     return (
         f"The deployment failed to start {fact.failures} times in a row; the next try is {delay:.1f} s "
         f"after the last one. It may be wrong code or a wrong environment. Last error:\n{fact.last_error}"
     )
+
+
+def _has_new_running(target: DeploymentTarget, observed: Observed) -> bool:
+    replicas = observed.replicas_of(target.id.app, target.id.name)
+    return any(replica.state in ROUTABLE and replica.version == target.version for replica in replicas)
 
 
 def _settle_application(app: ApplicationFact, observed: Observed) -> None:

@@ -11,11 +11,13 @@ from servd.controller.facts import ReplicaFact
 from servd.controller.goal import ApplicationGoal, Goal, HttpGoal
 from servd.controller.observed import Observed
 from servd.controller.reconciler import turn
+from servd.controller.status import Identity, application_status, instance_view
 from servd.messages import BuildResult, BuiltDeployment, ProxyReport, ReplicaGoal, ReplicaReport, ReplicaStart
 from servd.settings import Settings
-from servd.states import DeployMode, ReplicaState
+from servd.states import ApplicationStatus, DeployMode, ReplicaState
 
 HTTP = HttpGoal("127.0.0.1", 8000)
+IDENTITY = Identity(1, "a", "w", "n", "127.0.0.1")
 
 
 def some_settings(**changes: Any) -> Settings:
@@ -62,6 +64,7 @@ class World:
         self.log: list[Action] = []
         self.wake_at = float("inf")
         self.pid = 100
+        self.stored: dict[tuple[str, str], Any] = {}
 
     def turn(self, *news: events.Event) -> Plan:
         for event in news:
@@ -120,3 +123,67 @@ def verbs(plan: Plan | Sequence[Action]) -> list[str]:
     """Names of the actions, `Publish` left out: routing has tests of its own."""
     found = plan.actions if isinstance(plan, Plan) else plan
     return [type(action).__name__ for action in found if not isinstance(action, actions.Publish)]
+
+
+def status_of(world: World, app: str = "app") -> ApplicationStatus:
+    return application_status(world.observed.applications[app])
+
+
+def deployed(world: World | None = None, **options: object) -> World:
+    world = world or World(a_goal(an_app()))
+    world.builds["app"] = a_build("D", D=dict(options))
+    return world.run()
+
+
+def redeploy(world: World, code_version: str = "c1", **options: object) -> World:
+    """The next document arrives. options: of the deployment, as the document overrides them."""
+    revision = world.goal.revision + 1
+    overrides = ({"name": "D", **options},) if options else ()
+    others = [app for app in world.goal.applications if app.name != "app"]
+    fresh = an_app(deploy_id=revision, deployments=overrides)
+    world.goal = a_goal(fresh, *others, revision=revision)
+    code = dict(world.builds["app"].deployments[0].options)
+    world.builds["app"] = a_build("D", code_version=code_version, D=code)
+    return world
+
+
+def redeployed(world: World, code_version: str = "c1", **options: object) -> World:
+    """The next document has arrived, its build has ended and a plan was made; nothing else has happened yet."""
+    plan = redeploy(world, code_version, **options).turn()
+    world.turn(*(e for a in plan.actions if isinstance(a, actions.StartForkServer) for e in world.effects(a)))
+    return world
+
+
+def report(replica: ReplicaFact, phase: str = "running", **said: Any) -> events.ReplicaReported:
+    """What a replica says; it has applied its config."""
+    fields = {"applied": replica.config_version, **said}
+    return events.ReplicaReported(ReplicaReport(replica.replica_id, phase, **fields))
+
+
+def restart_controller(world: World) -> World:
+    """The controller has died; its successor has the stored facts."""
+    world.stored.update(world.observed.take_changes())
+    facts = [fact for fact in world.stored.values() if fact is not None]
+    world.observed = Observed.restore(facts, 0.0, world.now)
+    return world
+
+
+def fail_starts(world: World, count: int) -> None:
+    for _ in range(count):
+        [replica] = [r for r in world.replicas() if r.state is ReplicaState.STARTING]
+        report = ReplicaReport(replica.replica_id, "failed", error="ValueError: no mangos")
+        world.turn(events.ReplicaReported(report), events.ReplicaExited(replica.replica_id, 1))
+
+
+def starting_world() -> World:
+    world = World(a_goal(an_app()), open_http=False)
+    plan = world.turn()
+    order = next(a for a in plan.actions if verbs([a]) == ["StartForkServer"]).order  # type: ignore[union-attr]
+    world.observed.apply(events.ForkServerStarted(order.fork_server_id, 5, 1), 0.0)
+    world.turn(events.BuildFinished(order.fork_server_id, a_build("D")))
+    return world
+
+
+def message_of(world: World) -> str:
+    view = instance_view(world.goal, world.observed, world.settings, IDENTITY, version=1, now=world.now)
+    return view.applications[0].deployments[0].message

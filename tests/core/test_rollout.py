@@ -1,5 +1,7 @@
 """Roll-out steps as tables: at no moment fewer routed than wanted, at most T + R processes."""
 
+from dataclasses import replace
+
 import pytest
 
 from servd.controller.facts import ReplicaFact
@@ -68,3 +70,43 @@ def test_reconfigure_in_steps(count: int, updating: int, expected: int) -> None:
     busy = [a_replica(f"D#u{n}", version="new", config="config", state=U) for n in range(updating)]
     step = next_step([*behind, *busy], "new", "config", count)
     assert (step.start, step.drain, len(step.reconfigure)) == (0, (), expected)
+
+
+@pytest.mark.parametrize(
+    ("target", "new", "old", "drained"),
+    [
+        (1, "", "R", 1),
+        (1, "", "X", 0),
+        (4, "", "RRRR", 1),
+        (4, "", "XRRR", 0),  # the one that goes holds its device until it is gone
+        (4, "S", "RRR", 0),
+        (4, "R", "RRR", 1),
+        (10, "", "RRRRRRRRRR", 2),
+        (5, "", "RR", 1),  # less room than wanted
+        (5, "", "XR", 0),
+        (2, "RR", "", 0),
+    ],
+)
+def test_old_ones_stop_first_where_no_device_is_free(target: int, new: str, old: str, drained: int) -> None:
+    step = next_step(replicas(new, old), "new", "config", target, scarce=True)
+    assert len(step.drain) == drained
+
+
+@pytest.mark.parametrize(
+    ("target", "states", "failing", "expected"),
+    [
+        (3, "RRR", False, 1),
+        (3, "RR", False, 1),  # short for another reason
+        (3, "RR", True, 0),
+        (3, "RRS", True, 0),
+        (3, "RRR", True, 1),
+        (10, "RRRRRRRRR", True, 1),
+        (10, "RRRRRRRR", True, 0),
+    ],
+)
+def test_after_a_failure_what_is_missing_counts_as_being_updated(
+    target: int, states: str, failing: bool, expected: int
+) -> None:
+    behind = [replace(r, version="new") for r in replicas("", states)]
+    step = next_step(behind, "new", "another", target, failing=failing)
+    assert len(step.reconfigure) == expected
