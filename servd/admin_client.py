@@ -190,11 +190,11 @@ class AdminClient:
 
     def start(self, options: dict[str, Any]) -> None:
         """Make Serve run. options: `host`, `port`, `root_path`, `proxy_location`, each only if given."""
-        self.request("POST", "/api/servd/v1/start", _json(options))
+        self.request("POST", "/api/servd/v1/start", _json(options), timeout_s=PUT_TIMEOUT_S)
 
     def put_application(self, name: str, order: dict[str, Any]) -> None:
         """Add or replace one application; `order` as `orders.ApplicationOrder` has it."""
-        self.request("PUT", _application_path(name), _json(order))
+        self.request("PUT", _application_path(name), _json(order), timeout_s=PUT_TIMEOUT_S)
 
     def delete_application(self, name: str) -> None:
         """Take one application out of the goal; does not wait."""

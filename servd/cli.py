@@ -27,7 +27,7 @@ from servd.cli_options import (
     state_dir_of,
 )
 from servd.exceptions import ServdError
-from servd.settings import DEFAULT_ADMIN_HOST, DEFAULT_ADMIN_PORT, Settings, socket_dir_for
+from servd.settings import DEFAULT_ADMIN_HOST, DEFAULT_ADMIN_PORT, Settings, default_state_dir, socket_dir_for
 from servd.states import ProxyLocation
 
 app = typer.Typer(
@@ -99,6 +99,7 @@ def start(
 
 
 def _begin(settings: Settings, *, detach: bool) -> None:
+    from servd.console import say
     from servd.launch import daemon_command, start_detached
     from servd.rest.access import rules_for
     from servd.tls import check_pair
@@ -107,7 +108,11 @@ def _begin(settings: Settings, *, detach: bool) -> None:
     check_pair(settings.admin_tls_cert, settings.admin_tls_key, "--admin-tls")
     check_pair(settings.http_tls_cert, settings.http_tls_key, "--http-tls")
     if detach:
-        start_detached(settings)
+        daemon = start_detached(settings)
+        which = "" if settings.state_dir == default_state_dir() else f" --state-dir {settings.state_dir}"
+        say(f"The daemon runs in the background, pid {daemon.pid}; `servd stop{which}` ends it.", "SUCC")
+        for place in daemon.places:
+            say(place)
         return
     sys.stdout.flush()
     command = daemon_command(settings)
@@ -187,7 +192,7 @@ def run(
     if reload and not blocking:
         raise typer.BadParameter("it needs --blocking", param_hint="--reload")
     from servd.document_files import is_document_path
-    from servd.run_command import RunOptions, daemon_for
+    from servd.run_command import RunOptions, announce, daemon_for
     from servd.run_command import run as run_target
 
     is_document = is_document_path(target)
@@ -207,6 +212,7 @@ def run(
         route_prefix=route_prefix,
         reload=reload,
     )
+    announce(options)
     with daemon_for(options, address, state_dir_of(state_dir), is_blocking=blocking) as client:
         run_target(client, options, is_blocking=blocking)
 
@@ -277,6 +283,9 @@ def main() -> None:
         # whoever read our output has gone; the interpreter would complain again when it flushes
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except KeyboardInterrupt:
+        # typer answers to most of them; this one came while it was still reading the commands
+        sys.exit(130)
     except Exception as error:
         if _wants_tracebacks():
             raise

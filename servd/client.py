@@ -27,6 +27,7 @@ from servd.settings import (
     admin_socket,
     default_state_dir,
     socket_dir_for,
+    url_of,
     variable,
 )
 
@@ -66,7 +67,7 @@ class Client:
         """URL under which applications are served: the environment's, else of the HTTP options in force."""
         given = variable("ROOT_URL", "")
         http = self.status()["http"]
-        return given or f"http://{http['host']}:{http['port']}{http['root_path']}"
+        return given or url_of(http["host"], http["port"], is_tls=http["tls"]) + http["root_path"]
 
     @property
     def http_config(self) -> HTTPOptions:

@@ -17,6 +17,7 @@ from servd.schema import EMPTY_CONFIG, parse_v1, parse_v2
 SEPARATOR = "\n\n---\n\n"
 POLL_S = 5.0
 _DEFAULT_APP = "default"
+_AS_ABOVE = "(as above)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,26 +208,35 @@ def status_document(
                 "name": deployment["name"].removeprefix(prefix),
                 "status": deployment["status"],
                 "message": without_colours(deployment["message"]),
-                **_post_mortems((crashes or {}).get(deployment["name"], [])),
+                **_post_mortems((crashes or {}).get(deployment["name"], []), deployment["message"]),
             }
             for deployment in app["deployments"].values()
         ],
     }
 
 
-def _post_mortems(crashes: list[dict[str, Any]]) -> dict[str, Any]:
-    """Key and value for the status of a deployment; none without crashes, as the contract has it."""
-    shown = [
-        {
-            "replica_id": dead["replica_id"],
-            **({"signal": dead["signal"]} if dead["signal"] is not None else {"exit_code": dead["exit_code"]}),
-            "age_s": round(dead["age_s"], 1),
-            "open_requests": dead["open_requests"],
-            "reason": without_colours(dead["reason"]),
-            "last_log_lines": without_colours("\n".join(dead["log_lines"])),
-        }
-        for dead in crashes
-    ]
+def _post_mortems(crashes: list[dict[str, Any]], message: str) -> dict[str, Any]:
+    """Key and value for the status of a deployment; none without crashes, as the contract has it.
+
+    A reason that stands above already, in the message or in the entry before, is not told again.
+    """
+    shown = []
+    above = without_colours(message)
+    for dead in crashes:
+        reason = without_colours(dead["reason"])
+        lines = without_colours("\n".join(dead["log_lines"]))
+        is_told = "\n" in reason and reason in above
+        above += reason
+        shown.append(
+            {
+                "replica_id": dead["replica_id"],
+                **({"signal": dead["signal"]} if dead["signal"] is not None else {"exit_code": dead["exit_code"]}),
+                "age_s": round(dead["age_s"], 1),
+                "open_requests": dead["open_requests"],
+                "reason": _AS_ABOVE if is_told else reason,
+                "last_log_lines": lines.replace(reason, _AS_ABOVE) if "\n" in reason else lines,
+            }
+        )
     return {"recent_dead_replicas": shown} if shown else {}
 
 

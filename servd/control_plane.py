@@ -128,13 +128,14 @@ class ProxyView:
 
 @dataclass(frozen=True, slots=True)
 class HttpView:
-    """Options of the data plane in force; listening: at least one proxy accepts."""
+    """Options of the data plane in force; listening: at least one proxy accepts; is_tls: it speaks https."""
 
     host: str
     port: int
     root_path: str
     location: str
     listening: bool
+    is_tls: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,7 @@ from servd.exceptions import ListenError, ServdError, StateError
 from servd.listeners import Listeners
 from servd.pidfd import exit_code_of
 from servd.service_notice import ServiceNotice
-from servd.settings import MAX_SOCKET_PATH_BYTES, TIED_OPTION, Settings, make_private_dir, replica_address
+from servd.settings import MAX_SOCKET_PATH_BYTES, SPEAKER, TIED_OPTION, Settings, make_private_dir, replica_address
 from servd.state_lock import lock_state_dir
 
 STOP_TIMEOUT_S = 60.0
@@ -79,6 +79,7 @@ class Daemon:
     def run(self) -> int:
         """Serve until a signal; gives the exit code."""
         self._watch_signals()
+        self._tell(*self._settings.places())
         if self._tied_to is not None:
             self._poll.register(self._tied_to, select.POLLIN)
         while self._result is None:
@@ -91,6 +92,12 @@ class Daemon:
                 self._controller.kill()
         self._end_leftovers()
         return self._result
+
+    def _tell(self, *lines: str) -> None:
+        """Say where things are, unless it is the business of the command that this daemon belongs to."""
+        if self._tied_to is None:
+            for line in lines:
+                _say(line)
 
     def _watch_signals(self) -> None:
         self._wake_reader.setblocking(False)
@@ -194,12 +201,15 @@ class Daemon:
 
     def _open(self, wish: OpenListeners) -> None:
         answer = ListenersOpened(wish.request_id, wish.host, wish.port)
+        is_new = not self._listeners.has(wish.host, wish.port)
         try:
             found = self._listeners.open(wish.host, wish.port, wish.slots)
         except ListenError as error:
             self._send(replace(answer, error=error.reason))
         else:
             self._send(answer, [listener.fileno() for listener in found])
+            if is_new:
+                self._tell(self._settings.http_place(wish.host, wish.port))
 
     def _send(self, message: Any, fds: list[int] | None = None) -> None:
         if self._channel is None:
@@ -272,7 +282,7 @@ def _note(_number: int, _frame: object) -> None:
 
 
 def _say(text: str) -> None:
-    print(f"servd: {text}", file=sys.stderr, flush=True)
+    print(f"{SPEAKER}{text}", file=sys.stderr, flush=True)
 
 
 def _forgo_tracker() -> None:

@@ -9,14 +9,14 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from servd.clock import SystemClock, block_for
-from servd.exceptions import DeployError, StateError
-from servd.settings import TIED_OPTION, Settings, admin_socket, make_private_dir
+from servd.exceptions import AlreadyRunningError, DeployError, StateError
+from servd.settings import SPEAKER, TIED_OPTION, Settings, admin_socket, make_private_dir, variable
 from servd.state_lock import running_pid
 
 READY_LIMIT_S = 60.0
@@ -35,12 +35,23 @@ def is_answering(socket_dir: str) -> bool:
     return _status(socket_dir) is not None
 
 
-def start_detached(settings: Settings, limit_s: float = READY_LIMIT_S) -> int:
-    """Start a daemon in the background; gives its pid once both planes answer (one with `open_http` off).
+@dataclass(frozen=True, slots=True)
+class DetachedDaemon:
+    """A daemon in the background. places: lines for people, where it answers and keeps things."""
+
+    pid: int
+    places: tuple[str, ...]
+
+
+def start_detached(settings: Settings, limit_s: float = READY_LIMIT_S) -> DetachedDaemon:
+    """Start a daemon in the background; returns once both planes answer (one with `open_http` off).
 
     Raises:
+        AlreadyRunningError: one runs on that state directory; its files are not touched.
         ServdError: it ended at once, with what it said; or it does not answer in time.
     """
+    if (pid := running_pid(settings.state_dir)) is not None:
+        raise AlreadyRunningError(settings.state_dir, pid)
     make_private_dir(settings.state_dir)
     make_private_dir(settings.log_dir)
     path = Path(settings.log_dir) / LOG_NAME
@@ -58,7 +69,7 @@ def start_detached(settings: Settings, limit_s: float = READY_LIMIT_S) -> int:
     _await_ready(settings, process, limit_s, lambda: _said(path, begin))
     # it is nobody's child from now on: no warning about a running subprocess
     process.returncode = 0
-    return process.pid
+    return DetachedDaemon(process.pid, _places(path, begin))
 
 
 class TiedDaemon:
@@ -103,6 +114,8 @@ def start_tied(settings: Settings, limit_s: float = READY_LIMIT_S) -> TiedDaemon
             [*daemon_command(settings), f"{TIED_OPTION}{reader}"],
             stdin=subprocess.DEVNULL,
             pass_fds=(reader,),
+            # the command speaks for itself; what it has to be told is a warning
+            env={**os.environ, "SERVD_LOG_TO_STDERR": variable("LOG_TO_STDERR", "WARNING")},
             # Ctrl-C is the caller's: the daemon ends when the caller does
             start_new_session=True,
         )
@@ -168,11 +181,21 @@ def _is_ready(status: dict[str, Any], settings: Settings) -> bool:
     return not settings.open_http or data_plane["listening"] or data_plane.get("location") == "NoServer"
 
 
-def _said(path: Path, begin: int) -> str:
-    """What the daemon wrote, without the mark of an error line."""
+def _written(path: Path, begin: int) -> str:
     with open(path, "rb") as log:
         log.seek(begin)
-        text = log.read(65536).decode(errors="replace").strip()
+        return log.read(65536).decode(errors="replace").strip()
+
+
+def _places(path: Path, begin: int) -> tuple[str, ...]:
+    """What the daemon told of itself."""
+    lines = _written(path, begin).splitlines()
+    return tuple(line.removeprefix(SPEAKER) for line in lines if line.startswith(SPEAKER))
+
+
+def _said(path: Path, begin: int) -> str:
+    """What the daemon wrote, without the mark of an error line."""
+    text = _written(path, begin)
     lines = [line.removeprefix("Error: ") for line in text.splitlines() if line.startswith("Error: ")]
     return "\n".join(lines) or text or f"it said nothing, see {path}"
 

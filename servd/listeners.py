@@ -63,6 +63,10 @@ class Listeners:
         self._sockets[(host, port)] = found
         return found[:slots]
 
+    def has(self, host: str, port: int) -> bool:
+        """Whether sockets of that address are open."""
+        return (host, port) in self._sockets
+
     def close(self, host: str, port: int) -> None:
         """Close the daemon's copies of an address; proxies may have theirs still."""
         for listener in self._sockets.pop((host, port), []):

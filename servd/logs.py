@@ -20,6 +20,7 @@ MAX_FILE_BYTES = 512 * 1024 * 1024
 BACKUP_FILES = 5
 LAST_LINES = 50
 LAST_BYTES = 8192
+STDERR_VARIABLE = "LOG_TO_STDERR"
 LOGGER_NAMES = ("servd", "ray.serve")
 """Loggers that are set up; the second is an alias that Ray Serve applications write to."""
 
@@ -95,7 +96,8 @@ def setup(
     Args:
         component, component_id: e.g. "http_proxy" and its ip, "replica" and its tag.
         log_dir: the log root; the file lies in `serve/` under it.
-        stderr_level: lowest level shown on stderr; a detached daemon shows none (`SERVD_LOG_TO_STDERR=0`).
+        stderr_level: lowest level shown on stderr. `SERVD_LOG_TO_STDERR=0` shows nothing there, as a detached daemon has
+            it; a level name shows servd's own lines from that level on.
         request_fields: where the fields of the running request come from.
 
     Returns:
@@ -104,8 +106,9 @@ def setup(
     file = LogFile(Path(log_dir) / "serve" / file_name)
     formatter = LineFormatter(component, component_id, request_fields)
     handlers: list[logging.Handler] = [_FileHandler(file)]
-    if variable("LOG_TO_STDERR", "1") != "0":
-        handlers.append(_StderrHandler(sys.stderr))
+    wish = variable(STDERR_VARIABLE, "1").upper()
+    if wish != "0":
+        handlers.append(_StderrHandler(sys.stderr, logging.getLevelNamesMapping().get(wish, logging.NOTSET)))
         handlers[-1].setLevel(stderr_level)
     for handler in handlers:
         handler.setFormatter(formatter)
@@ -206,7 +209,15 @@ class _FileHandler(logging.Handler):
 
 
 class _StderrHandler(logging.StreamHandler[Any]):
-    pass
+    """own_level: lowest level of servd's own lines; what the user's code says to a logger of ours is not ours to hide."""
+
+    def __init__(self, stream: Any, own_level: int) -> None:
+        super().__init__(stream)
+        self._own_level = own_level
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        is_own = f"{record.name}.".startswith("servd.")
+        return (record.levelno >= self._own_level or not is_own) and bool(super().filter(record))
 
 
 _OWN_HANDLERS = (_FileHandler, _StderrHandler)

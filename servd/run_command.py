@@ -15,7 +15,7 @@ from servd.console import say, warn
 from servd.document_files import load_document, parse_document, resolve_env, resolve_path
 from servd.exceptions import ConfigError, DeployError, ServdError
 from servd.launch import start_detached, start_tied
-from servd.settings import Settings, admin_socket, socket_dir_for
+from servd.settings import Settings, admin_socket, socket_dir_for, url_of
 
 RELOAD_POLL_S = 0.5
 WATCHED = (".py", ".yaml", ".yml", ".json", ".toml")
@@ -102,7 +102,16 @@ def submit(client: AdminClient, options: RunOptions, deployed: Deployed) -> None
     client.put_application(options.name, order)
     deployed.apps, deployed.replaced = (options.name,), before & {options.name}
     wait_until_running(client, deployed.apps, None)
-    say(f"Deployed application {options.name!r} successfully.", "SUCC")
+    say(f"Deployed application {options.name!r} successfully{_where(client, options.name)}.", "SUCC")
+
+
+def _where(client: AdminClient, name: str) -> str:
+    """Where an application can be asked, for people; "" if nowhere."""
+    status = client.status()
+    http, app = status["http"], status["applications"].get(name)
+    if app is None or app["route_prefix"] is None or not http["listening"]:
+        return ""
+    return f": {url_of(http['host'], http['port'], is_tls=http['tls'])}{http['root_path']}{app['route_prefix']}"
 
 
 def _with_listener(document: dict[str, Any], options: RunOptions, *, multi_app: bool) -> dict[str, Any]:
@@ -124,6 +133,12 @@ def take_back(client: AdminClient, deployed: Deployed, *, keep_replaced: bool) -
             client.delete_application(name)
         except ServdError as error:
             warn(f"could not remove application {name!r}: {error}")
+
+
+def announce(options: RunOptions) -> None:
+    """The first line: what is run."""
+    kind = "config file" if options.is_document else "import path"
+    say(f'Running {kind}: "{options.target}".')
 
 
 @contextmanager
@@ -154,10 +169,12 @@ def daemon_for(options: RunOptions, address: str | None, state_dir: str, *, is_b
     )
     started = AdminClient(f"unix://{admin_socket(settings.socket_dir)}")
     if not is_blocking:
-        start_detached(settings)
+        daemon = start_detached(settings)
+        say(f"No daemon ran: started one in the background, pid {daemon.pid}; its logs are in {settings.log_dir}.")
         yield started
         return
     with start_tied(settings):
+        say(f"No daemon ran: started one for this command; its logs are in {settings.log_dir}.")
         yield started
 
 
@@ -167,8 +184,6 @@ def run(client: AdminClient, options: RunOptions, *, is_blocking: bool) -> None:
     Raises:
         ServdError: it was not deployed; what this run had added is taken back.
     """
-    kind = "config file" if options.is_document else "import path"
-    say(f'Running {kind}: "{options.target}".')
     client.probe()
     deployed = Deployed()
     with _interrupts() as interrupted:

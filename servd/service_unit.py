@@ -43,7 +43,7 @@ def unit(state_dir: str, options: Sequence[str], *, user: str | None) -> str:
         user: account of a system unit; None gives a unit for `systemctl --user`.
     """
     found = shutil.which("servd")
-    program = [found] if found else [sys.executable, "-P", "-m", "servd.cli"]
+    program = [found] if found else [sys.executable, "-P", "-m", "servd"]
     command = [*program, "start", "--state-dir", state_dir, *options]
     return _UNIT.format(
         command=" ".join(quoted(word) for word in command),

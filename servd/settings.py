@@ -12,6 +12,8 @@ DEFAULT_HTTP_PORT = 8000
 DEFAULT_ADMIN_HOST = "127.0.0.1"
 DEFAULT_ADMIN_PORT = 52365
 MAX_SOCKET_PATH_BYTES = 107
+SPEAKER = "servd: "
+"""Begin of the lines that the daemon says to people."""
 TIED_OPTION = "--tied-to="
 """Option of the daemon process, with a descriptor: it ends when that becomes readable."""
 OWN_FILES = frozenset({"daemon.lock", "goal.created", "control.sock", "facts.db", "serve"})
@@ -48,6 +50,19 @@ class Settings:
         """Root of the log files."""
         return str(Path(self.state_dir) / "logs")
 
+    def places(self) -> tuple[str, ...]:
+        """Lines for people: where the daemon answers and keeps things. The ports must be the real ones."""
+        admin = url_of(self.admin_host, self.admin_port, is_tls=self.admin_tls_cert is not None)
+        return (
+            f"admin API: {admin} and unix://{admin_socket(self.socket_dir)}",
+            f"state: {self.state_dir}",
+            f"logs: {self.log_dir}",
+        )
+
+    def http_place(self, host: str, port: int) -> str:
+        """The line for people that says where the data plane is."""
+        return f"HTTP: {url_of(host, port, is_tls=self.http_tls_cert is not None)}"
+
 
 def variable(name: str, default: str) -> str:
     """Value of an environment variable of servd.
@@ -66,6 +81,11 @@ def variable(name: str, default: str) -> str:
 def is_on(name: str, default: str = "0") -> bool:
     """Whether a variable of servd switches something on."""
     return variable(name, default).lower() in ("1", "true", "yes")
+
+
+def url_of(host: str, port: int, *, is_tls: bool = False) -> str:
+    """Base URL of an address that is listened on."""
+    return f"http{'s' if is_tls else ''}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def default_state_dir() -> str:

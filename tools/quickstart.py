@@ -21,10 +21,11 @@ ORDER = ["MANGO", 2]
 def main() -> int:
     """0 after Ctrl-C or SIGTERM; 1 if the daemon did not come up or the deploy failed."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--http-port", type=int, default=8000)
-    parser.add_argument("--admin-port", type=int, default=52365)
+    parser.add_argument("--http-port", default="8000")
+    parser.add_argument("--admin-port", default="52365")
     parser.add_argument("--state-dir", default=".cache/state")
     options = parser.parse_args()
+    http_port, admin_port = port_of("HTTP_PORT", options.http_port), port_of("ADMIN_PORT", options.admin_port)
     own_the_terminal()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     state_dir = str((ROOT / options.state_dir).absolute())
@@ -32,14 +33,14 @@ def main() -> int:
     settings = Settings(
         state_dir=state_dir,
         socket_dir=socket_dir_for(state_dir),
-        http_port=options.http_port,
-        admin_port=options.admin_port,
+        http_port=http_port,
+        admin_port=admin_port,
         start_dir=str(ROOT),
     )
     try:
         with start_tied(settings):
             try:
-                if not show(options.http_port, options.admin_port, state_dir):
+                if not show(http_port, admin_port, state_dir):
                     return 1
                 signal.pause()
             except KeyboardInterrupt:
@@ -50,6 +51,13 @@ def main() -> int:
         print("If a port is taken, choose another: make run HTTP_PORT=8080 ADMIN_PORT=52366", file=sys.stderr)
         return 1
     return 0
+
+
+def port_of(name: str, text: str) -> int:
+    """The number of a port; ends the program with one line if it is none."""
+    if text.isascii() and text.isdigit() and 0 < int(text) < 65536:
+        return int(text)
+    sys.exit(f"{name}={text} is no port: give a number from 1 to 65535, as in make run {name}=8080")
 
 
 def show(http_port: int, admin_port: int, state_dir: str) -> bool:

@@ -59,6 +59,7 @@ def instance_view(
             root_path=shown.root_path,
             location=shown.location,
             listening=is_served(http) and any(p.listening and not p.draining for p in observed.proxies.values()),
+            is_tls=settings.http_tls_cert is not None,
         ),
         proxies=proxies,
         applications=tuple(_application(fact, observed, Pool.of(settings), now) for fact in applications),

@@ -83,6 +83,7 @@ def own_status(view: InstanceView) -> dict[str, Any]:
             "root_path": view.http.root_path,
             "location": view.http.location,
             "listening": view.http.listening,
+            "tls": view.http.is_tls,
         },
         "proxies": [_own_proxy(view, proxy) for proxy in view.proxies],
         "applications": {app.name: _own_application(view, app) for app in view.applications},

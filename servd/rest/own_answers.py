@@ -97,7 +97,7 @@ STATUS = _record(
     log_dir=_TEXT,
     deploy_mode=_one_of(DeployMode),
     controller_info=_record(**_IDENTITY, pid=_PID),
-    http=_record(host=_TEXT, port=_COUNT, root_path=_TEXT, location=_one_of(ProxyLocation), listening=_FLAG),
+    http=_record(host=_TEXT, port=_COUNT, root_path=_TEXT, location=_one_of(ProxyLocation), listening=_FLAG, tls=_FLAG),
     proxies=_list(
         _record(
             **_IDENTITY,

@@ -78,11 +78,18 @@ def shell(tmp_path: Path) -> Iterator[Shell]:
 
 def test_from_start_to_stop(shell: Shell) -> None:
     code, out, err = shell.start()
-    assert (code, out) == (0, ""), err
+    assert (code, err) == (0, "")
     pid = running_pid(shell.state_dir)
+    assert f"pid {pid}; `servd stop` ends it" in out
+    assert f"admin API: http://127.0.0.1:{shell.admin_port} and unix:///" in out
+    assert f"HTTP: http://127.0.0.1:{shell.http_port}\n" in out
+    assert f"state: {shell.state_dir}\n" in out
+    log = Path(shell.state_dir) / "logs" / "daemon.log"
+    before = log.read_bytes()
     code, _, err = shell.start()
     assert code == 1
     assert str(pid) in err
+    assert log.read_bytes() == before, "it is the running daemon's file"
     code, out, err = shell("deploy", "configs/multi.yaml", "--wait")
     assert code == 0, err
     assert "calculator/Router: HEALTHY 1/1 replicas" in out

@@ -198,7 +198,7 @@ def test_replicas_can_be_spawned_instead_of_forked(tmp_path: Path, echo: Path) -
 
 def test_detached_it_goes_on_until_it_is_stopped(tmp_path: Path) -> None:
     settings = settings_in(tmp_path)
-    pid = launch.start_detached(settings, 20)
+    pid = launch.start_detached(settings, 20).pid
     try:
         assert running_pid(settings.state_dir) == pid
         assert launch.is_answering(settings.socket_dir)

@@ -51,3 +51,10 @@ def test_a_taken_port_is_named_with_the_way_out(tmp_path: Path) -> None:
         assert tour.returncode == 1
     assert str(port) in output
     assert "HTTP_PORT=" in output
+
+
+def test_what_is_no_port_is_answered_with_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, str(TOUR), "--http-port", "abc", "--state-dir", str(tmp_path / "state")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "HTTP_PORT=abc is no port: give a number from 1 to 65535, as in make run HTTP_PORT=8080\n"

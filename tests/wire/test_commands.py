@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from servd.commands import status_document
 from servd.control_plane import DeadReplicaView
 from servd.rest.access import AccessRules
 from servd.states import ApplicationStatus, DeployMode
@@ -234,6 +236,41 @@ def test_status_tells_the_post_mortem_of_crashed_replicas_only(servd: Command, s
             "last_log_lines": "one\ntwo",
         }
     ]
+
+
+def test_one_traceback_is_told_once() -> None:
+    trace = 'Traceback (most recent call last):\n  File "m.py", line 1, in f\nValueError: x'
+    dead = {"replica_id": "a_D#1", "signal": None, "exit_code": 1, "age_s": 1.0, "open_requests": 0, "reason": trace}
+    lines = f"ERROR start_failed\n{trace}".splitlines()
+    app = {
+        "name": "a",
+        "status": "RUNNING",
+        "message": "",
+        "last_deployed_time_s": 1.0,
+        "deployments": {"a_D": {"name": "a_D", "status": "UPDATING", "message": ""}},
+    }
+    crashes = {"a_D": [{**dead, "log_lines": lines}, {**dead, "replica_id": "a_D#2", "log_lines": lines}]}
+    (shown,) = status_document(app, crashes, bare_names=False)["deployment_statuses"]
+    assert [item["reason"] for item in shown["recent_dead_replicas"]] == [trace, "(as above)"]
+    assert {item["last_log_lines"] for item in shown["recent_dead_replicas"]} == {"ERROR start_failed\n(as above)"}
+    app["deployments"]["a_D"]["message"] = f"failed to start: {trace}"  # type: ignore[index]
+    (shown,) = status_document(app, crashes, bare_names=False)["deployment_statuses"]
+    assert {item["reason"] for item in shown["recent_dead_replicas"]} == {"(as above)"}
+
+
+@pytest.mark.slow
+def test_an_interrupt_while_the_command_loads_ends_it_without_a_word(servd: Command) -> None:
+    (servd.folder / "typer.py").write_text(
+        "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)\n"
+    )
+    path = f"{servd.folder}:{FRUIT.parents[1]}"
+    done = subprocess.run(
+        [sys.executable, "-m", "servd", "status"],
+        capture_output=True,
+        timeout=30,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, b"", b"")
 
 
 @pytest.mark.slow

@@ -1,0 +1,19 @@
+"""Entry of the `servd` command and of `python -m servd`."""
+
+import importlib
+import signal
+
+
+def main() -> None:
+    """Run the command; Ctrl-C while its code is still being loaded ends it without a word."""
+    is_ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if is_ours:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    cli = importlib.import_module("servd.cli")
+    if is_ours:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()
