@@ -11,6 +11,7 @@ import pytest
 
 from tests.system.running_daemon import RunningDaemon, a_daemon, eventually, settings_in
 
+RAY_STYLE = Path(__file__).parent / "ray_style"
 SCRIPT = """
 import servd.compat.ray
 from ray import serve
@@ -65,10 +66,15 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDaemon]:
 def run_python(folder: Path, code: str, state_dir: str) -> str:
     """What a program prints, started in `folder`."""
     (folder / "program.py").write_text(code)
+    return run_command([sys.executable, "program.py"], folder, state_dir)
+
+
+def run_command(command: list[str], folder: Path, state_dir: str) -> str:
+    """What a command prints, started in `folder`."""
     removed = ("SERVD_ADDRESS", "RAY_AGENT_ADDRESS", "RAY_DASHBOARD_ADDRESS")
     environment = {key: value for key, value in os.environ.items() if key not in removed}
     done = subprocess.run(
-        [sys.executable, "program.py"],
+        command,
         cwd=folder,
         env={**environment, "SERVD_STATE_DIR": state_dir},
         capture_output=True,
@@ -100,6 +106,24 @@ def test_a_script_with_a_daemon_leaves_it_running(daemon: RunningDaemon, tmp_pat
 def test_code_of_a_cell_travels_by_value(daemon: RunningDaemon, tmp_path: Path) -> None:
     assert run_python(tmp_path, CELLS, daemon.settings.state_dir) == "cell\nrefused\n"
     assert list(daemon.status()["applications"]) == ["default"]
+
+
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [
+        (["script_today.py"], '{"a": "b", "c": "d"} RUNNING\n'),
+        (
+            ["-W", "ignore", "script_legacy.py"],
+            "['Alone_Alone', 'chain_Chain', 'chain_Model', 'chain_Model_1', 'default_DAGDriver', 'default_Model',"
+            " 'default_Model_1', 'default_combine'] RUNNING\n",
+        ),
+        (["-m", "shop.main"], "['Shop HEALTHY', 'kiwi HEALTHY', 'mango HEALTHY']\n"),
+    ],
+)
+def test_programs_written_for_ray_serve(daemon: RunningDaemon, program: list[str], said: str) -> None:
+    prefix = [sys.executable, "-m", "servd.cli", "exec", sys.executable]
+    port = str(daemon.settings.http_port)
+    assert run_command([*prefix, *program, port], RAY_STYLE, daemon.settings.state_dir) == said
 
 
 def test_an_edited_file_is_a_new_version(daemon: RunningDaemon, tmp_path: Path) -> None:
