@@ -1,47 +1,37 @@
 """A world of seeded histories around the pure core: slow, failing, crashing, forgetful.
 
-`Simulation(seed).run()` plays one history and raises `Violation` when a property breaks. News arrive late, twice or never (where
-the real line would repeat them), processes die, the controller is restarted from its stored facts between any two steps.
+`Simulation(seed).run()` plays one history and raises `Violation` when a property of `tests.simulation_properties` breaks. News
+arrive late, twice or never (where the real line would repeat them), processes die, the controller is restarted from its stored
+facts between any two steps, load comes and goes, counts are pinned by hand, and some hosts have no room to spare.
 """
 
 import random
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from servd.control_plane import ApplicationDocument
-from servd.controller import actions, events
+from servd.controller import actions, change, events
 from servd.controller.actions import Action
 from servd.controller.facts import ForkServerFact, ProxyFact, ReplicaFact
 from servd.controller.goal import ApplicationGoal, Goal, HttpGoal
 from servd.controller.observed import Observed
 from servd.controller.reconciler import turn
-from servd.controller.rollout import rolling_step
-from servd.controller.settle import wanted_count
 from servd.messages import BuildResult, BuiltDeployment, ProxyReport, ReplicaGoal, ReplicaReport
 from servd.settings import Settings
-from servd.states import ROUTABLE, ApplicationStatus, DeployMode, ReplicaState
+from servd.states import ROUTABLE, DeployMode, ReplicaState
+from tests.simulated_process import Process, exit_news
+from tests.simulation_properties import LIVENESS, SAFETY
 
 HTTP = HttpGoal("127.0.0.1", 8000)
 NAMES = ("fruit", "math", "text")
+MOST = 7
+"""Replicas that a document asks for at most."""
+AUTOSCALING = {"max_replicas": 5, "look_back_period_s": 1.0, "upscale_delay_s": 0.0}
+CALM_STEPS = 600
 
 
 class Violation(AssertionError):
     """A property does not hold."""
-
-
-@dataclass
-class Process:
-    """A replica, fork server or proxy of the simulated host."""
-
-    kind: str
-    id: str
-    alive: bool = True
-    goal: ReplicaGoal | None = None
-    applied: str = ""
-    ready: bool = False
-    broken: bool = False
-    draining: bool = False
-    result: BuildResult | None = None
 
 
 @dataclass
@@ -66,6 +56,7 @@ class Simulation:
     code: dict[str, int] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     broken_code: set[tuple[str, int]] = field(default_factory=set)
+    load: dict[str, int] = field(default_factory=dict)
     wake_at: float = 0.0
     spoke_at: float = 0.0
     served: set[str] = field(default_factory=set)
@@ -75,14 +66,28 @@ class Simulation:
 
     def __post_init__(self) -> None:
         self.rng = random.Random(self.seed)
-        self.settings = Settings(state_dir="/s", socket_dir="/r")
-
-    # --- the history ----------------------------------------------------------------------------------------------
+        # all that a document can ask for fits, but nothing beyond it
+        room = len(NAMES) * (MOST + 1) if self.seed % 3 == 0 else None
+        self.settings = Settings(state_dir="/s", socket_dir="/r", num_cpus=room, proxies=1 + self.seed % 2)
 
     def run(self) -> "Simulation":
         """Play the history, then let the world calm down and demand that it becomes the goal."""
         for _ in range(self.steps):
-            self.rng.choice([self.put, self.wait, self.wait, self.wait, self.kill, self.restart, self.repeat])()
+            wait = self.wait
+            self.rng.choice(
+                [
+                    self.put,
+                    wait,
+                    wait,
+                    wait,
+                    self.kill,
+                    self.restart,
+                    self.repeat,
+                    self.scale,
+                    self.surge,
+                    self.terminate,
+                ]
+            )()
             self.step()
         self.calm = True
         self.broken_code.clear()
@@ -105,7 +110,7 @@ class Simulation:
                 self.code[name] = self.code.get(name, 0) + 1
                 if self.rng.random() < 0.3 and not self.gentle:
                     self.broken_code.add((name, self.code[name]))
-            self.counts[name] = self.rng.choice([1, 1, 2, 3, 7])
+            self.counts[name] = self.rng.choice([1, 1, 2, 3, MOST])
         revision = self.goal.revision + 1
         apps = tuple(self.wish(name, revision) for name in names)
         self.goal = Goal(revision, True, DeployMode.MULTI_APP, HTTP, apps)
@@ -114,11 +119,16 @@ class Simulation:
         self.history.append(f"{self.now:.1f} put {[(n, self.counts[n], self.code.get(n, 0)) for n in names]}")
 
     def wish(self, name: str, revision: int) -> ApplicationGoal:
-        override = {
-            "name": "Main",
-            "num_replicas": self.counts[name],
-            "user_config": {"price": self.rng.randrange(3)},
-        }
+        override: dict[str, object] = {"name": "Main", "user_config": {"price": self.rng.randrange(3)}}
+        if self.rng.random() < 0.3:
+            delay = self.rng.choice([0.0, 0.5])
+            override["autoscaling_config"] = {
+                **AUTOSCALING,
+                "min_replicas": self.rng.randrange(2),
+                "downscale_delay_s": delay,
+            }
+        else:
+            override["num_replicas"] = self.counts[name]
         document = ApplicationDocument(
             name, "m:a", deployments=(override,), route_prefix=f"/{name}", route_prefix_given=True
         )
@@ -135,6 +145,52 @@ class Simulation:
             victim = self.rng.choice(living)
             self.history.append(f"{self.now:.1f} kill {victim.id}")
             self.end(victim, -9)
+
+    def terminate(self) -> None:
+        """Somebody sends SIGTERM to a replica."""
+        serving = [p for p in self.processes.values() if p.alive and p.ready and not p.draining]
+        if serving and not self.gentle:
+            victim = self.rng.choice(serving)
+            self.history.append(f"{self.now:.1f} terminate {victim.id}")
+            victim.draining = True
+            self.hello(victim)
+
+    def scale(self) -> None:
+        """Somebody sets a count by hand."""
+        if self.goal.applications:
+            app = self.rng.choice(self.goal.applications).name
+            count = self.rng.choice([0, 1, 4])
+            self.history.append(f"{self.now:.1f} scale {app} {count}")
+            self.goal = change.scale(self.goal, app, "Main", count)
+
+    def surge(self) -> None:
+        """Load comes or goes: so many requests at a time at an application's `Main`."""
+        name = self.rng.choice(NAMES)
+        self.load[name] = self.rng.choice([0, 0, 1, 3, 9])
+        self.history.append(f"{self.now:.1f} load {name} {self.load[name]}")
+        self.share_load(name)
+
+    def share_load(self, name: str) -> None:
+        """Those who serve report their share; without any the requests wait at the proxy."""
+        serving = self.serving(name)
+        for process in serving:
+            self.hello(process)
+        waiting = 0 if serving else self.load.get(name, 0)
+        self.observed.apply(events.QueueReported("proxy", f"{name}_Main", waiting), self.now)
+
+    def serving(self, name: str) -> list[Process]:
+        """Replicas of an application's `Main` that take requests."""
+        found = (p for p in self.processes.values() if p.alive and p.ready and not p.draining)
+        return [p for p in found if p.id.startswith(f"{name}_Main#")]
+
+    def ongoing(self, process: Process) -> int:
+        """Requests at one replica: all have the same share, the first ones the rest."""
+        name = process.id.partition("_")[0]
+        serving = self.serving(name)
+        if process not in serving:
+            return 0
+        share, rest = divmod(self.load.get(name, 0), len(serving))
+        return share + (serving.index(process) < rest)
 
     def restart(self) -> None:
         """The controller dies with all news under way; its successor has the stored facts."""
@@ -155,7 +211,7 @@ class Simulation:
             elif process is None and isinstance(fact, ForkServerFact):
                 self.deliver(events.ForkServerStartLost(identifier))
             elif process is None or not process.alive:
-                self.deliver(self.exit_news(type(fact).__name__, identifier, None))
+                self.deliver(exit_news(type(fact).__name__, identifier, None))
             else:
                 self.hello(process)
                 if isinstance(fact, ReplicaFact):
@@ -168,8 +224,6 @@ class Simulation:
         for process in self.processes.values():
             if process.alive:
                 self.hello(process)
-
-    # --- the circle -----------------------------------------------------------------------------------------------
 
     def step(self) -> None:
         """Deliver due news, plan, store, carry out."""
@@ -200,17 +254,17 @@ class Simulation:
                 self.carry_out(chosen)
 
     def settle(self) -> None:
-        """Run without disturbance until every liveness property holds and nothing is under way, at most 150 steps."""
+        """Run without disturbance until every liveness property holds and nothing is under way, at most `CALM_STEPS`."""
         for process in self.processes.values():
             if process.alive:
                 self.hello(process)
-        for _ in range(150):
+        for _ in range(CALM_STEPS):
             self.step()
             if not self.mail and all(holds(self) for holds in LIVENESS.values()):
                 return
             self.now = max(self.now, min([self.wake_at, *(at for at, _ in self.mail)]))
         broken = [name for name, holds in LIVENESS.items() if not holds(self)] or ["mail without end"]
-        raise Violation(f"seed {self.seed}: not within 150 steps: {broken}\n{self.story()}")
+        raise Violation(f"seed {self.seed}: not within {CALM_STEPS} steps: {broken}\n{self.story()}")
 
     def speak(self) -> None:
         """Who lives gives a sign of life every few seconds."""
@@ -219,13 +273,13 @@ class Simulation:
             for process in self.processes.values():
                 if process.alive and process.kind != "ForkServerFact":
                     self.hello(process)
+            for name in NAMES:
+                self.share_load(name)
 
     def routed(self) -> dict[str, int]:
         """Routable replicas per full deployment name in the published routing."""
         published = self.observed.published
         return {t.deployment: len(t.endpoints) for t in published.targets} if published else {}
-
-    # --- the world ------------------------------------------------------------------------------------------------
 
     def deliver(self, *news: events.Event) -> None:
         """News arrive after a random delay, sometimes twice; those of one sender in order, as on a stream socket."""
@@ -305,15 +359,19 @@ class Simulation:
             process.draining = True
             if self.calm or self.rng.random() < 0.8:
                 self.end(process, 0)  # else it hangs until it is killed
-        else:
+            return
+        if goal.config_version != process.applied and not (self.calm or self.gentle) and self.rng.random() < 0.1:
+            process.failed = True  # its `reconfigure` raised: it applies nothing any more
+        if not process.failed:
             process.applied = goal.config_version
-            self.hello(process)
+        self.hello(process)
 
     def hello(self, process: Process) -> None:
         match process.kind:
             case "ReplicaFact":
-                phase = "draining" if process.draining else "running"
-                self.deliver(events.ReplicaReported(ReplicaReport(process.id, phase, applied=process.applied)))
+                phase = "draining" if process.draining else "failed" if process.failed else "running"
+                said = ReplicaReport(process.id, phase, applied=process.applied, ongoing=self.ongoing(process))
+                self.deliver(events.ReplicaReported(said))
             case "ForkServerFact":
                 assert process.result is not None
                 self.deliver(
@@ -325,142 +383,4 @@ class Simulation:
     def end(self, process: Process | None, code: int) -> None:
         if process is not None and process.alive:
             process.alive = False
-            self.deliver(self.exit_news(process.kind, process.id, code))
-
-    @staticmethod
-    def exit_news(kind: str, identifier: str, code: int | None) -> events.Event:
-        match kind:
-            case "ReplicaFact":
-                return events.ReplicaExited(identifier, code)
-            case "ForkServerFact":
-                return events.ForkServerExited(identifier, code)
-            case _:
-                return events.ProxyExited(identifier, code)
-
-
-# --- properties ---------------------------------------------------------------------------------------------------
-
-
-def ready_counts(sim: Simulation) -> Iterator[tuple[str, int, int, int]]:
-    """(deployment, wanted, living ones, step) of every target."""
-    for key, target in sim.observed.targets.items():
-        wanted = wanted_count(target, sim.observed.deployments.get(key))
-        living = [r for r in sim.observed.replicas_of(*key) if r.state is not ReplicaState.STOPPING]
-        yield target.id.full_name, wanted, len(living), rolling_step(wanted)
-
-
-def bounded(sim: Simulation, plan: tuple[Action, ...], routed: dict[str, int]) -> bool:
-    """No start takes the processes of a deployment, STOPPING ones apart, above T + S."""
-    started = {a.fact.key for a in plan if isinstance(a, actions.StartReplica)}
-    names = {f"{app}_{name}" for app, name in started}
-    return all(living <= wanted + step for name, wanted, living, step in ready_counts(sim) if name in names)
-
-
-def never_below(sim: Simulation, plan: tuple[Action, ...], routed: dict[str, int]) -> bool:
-    """A plan that drains by choice leaves at least the wanted number routed, or what there was before."""
-    drained = {a.goal.replica_id for a in plan if isinstance(a, actions.DrainReplica) and a.reason == "replaced"}
-    for key, target in sim.observed.targets.items():
-        replicas = sim.observed.replicas_of(*key)
-        if not any(r.replica_id in drained and r.replica_id in sim.served for r in replicas):
-            continue  # what never served takes nothing away
-        serving = sum(r.state in (*ROUTABLE, ReplicaState.RECOVERING) for r in replicas)
-        wanted = wanted_count(target, sim.observed.deployments.get(key))
-        before = routed.get(target.id.full_name, 0)
-        if serving < min(wanted, before):
-            return False
-    return True
-
-
-def routes_before_drains(sim: Simulation, plan: tuple[Action, ...], routed: dict[str, int]) -> bool:
-    """A drained replica is in no published routing."""
-    published = sim.observed.published
-    if published is None:
-        return True
-    endpoints = {e.replica_id for t in published.targets for e in t.endpoints}
-    return not endpoints & {a.goal.replica_id for a in plan if isinstance(a, actions.DrainReplica)}
-
-
-def no_deleted_routes(sim: Simulation, plan: tuple[Action, ...], routed: dict[str, int]) -> bool:
-    """Applications that are not wanted have no route."""
-    published = sim.observed.published
-    wanted = {app.name for app in sim.goal.applications}
-    return published is None or all(route.app in wanted for route in published.routes)
-
-
-def nobody_is_blamed(sim: Simulation, plan: tuple[Action, ...], routed: dict[str, int]) -> bool:
-    """Where code is good and only controllers die, nothing has failed."""
-    deployments, applications = sim.observed.deployments.values(), sim.observed.applications.values()
-    blamed = any(fact.failures or fact.trouble for fact in deployments) or any(a.build_attempts for a in applications)
-    return not sim.gentle or not blamed
-
-
-SAFETY: dict[str, Callable[[Simulation, tuple[Action, ...], dict[str, int]], bool]] = {
-    "at most T + S processes": bounded,
-    "never below the wanted running count by choice": never_below,
-    "a drained replica is not routed": routes_before_drains,
-    "a deleted application has no route": no_deleted_routes,
-    "the death of a controller is nobody's failure": nobody_is_blamed,
-}
-
-
-def goal_is_reached(sim: Simulation) -> bool:
-    """Every wanted application settled, every deployment at its count, one version, one config."""
-    for wish in sim.goal.applications:
-        fact = sim.observed.applications.get(wish.name)
-        if fact is None or fact.built_deploy_id != wish.deploy_id or not fact.settled:
-            return False
-        if fact.settled == ApplicationStatus.DEPLOY_FAILED and "ImportError" in fact.message:
-            continue
-        for key, target in sim.observed.targets.items():
-            if key[0] == wish.name:
-                replicas = sim.observed.replicas_of(*key)
-                fits = [r for r in replicas if r.version == target.version and r.state is ReplicaState.RUNNING]
-                configs = {r.config_version for r in replicas}
-                if len(fits) != len(replicas) or len(replicas) != wanted_count(target, None):
-                    return False
-                if configs and configs != {target.config_version}:
-                    return False
-    return True
-
-
-def nothing_is_left_over(sim: Simulation) -> bool:
-    """What is not wanted is gone, in the facts and in the world."""
-    wanted = {app.name for app in sim.goal.applications}
-    known = {*sim.observed.replicas, *sim.observed.fork_servers, *sim.observed.proxies}
-    alive = {p.id for p in sim.processes.values() if p.alive}
-    return set(sim.observed.applications) == wanted and alive == known
-
-
-def data_plane_follows(sim: Simulation) -> bool:
-    """One listening proxy exactly while Serve runs."""
-    return len([p for p in sim.observed.proxies.values() if p.listening]) == (1 if sim.goal.running else 0)
-
-
-def every_replica_applied(sim: Simulation) -> bool:
-    """The processes run what the facts say."""
-    processes = {r.replica_id: sim.processes.get(r.replica_id) for r in sim.observed.replicas.values()}
-    return all(
-        p is not None and p.applied == sim.observed.replicas[name].config_version for name, p in processes.items()
-    )
-
-
-LIVENESS: dict[str, Callable[[Simulation], bool]] = {
-    "the goal is reached": goal_is_reached,
-    "nothing is left over": nothing_is_left_over,
-    "the data plane follows the goal": data_plane_follows,
-    "every replica applied its config": every_replica_applied,
-}
-
-FAULTS: dict[str, Callable[[Action], Action | None]] = {
-    "a lost drain kill": lambda a: None if isinstance(a, actions.KillReplica) else a,
-    "a lost start": lambda a: None if isinstance(a, actions.StartReplica) else a,
-    "a lost reconfigure": lambda a: None if isinstance(a, actions.SetReplicaGoal) else a,
-    "a lost fork server stop": lambda a: None if isinstance(a, actions.StopForkServer) else a,
-    "a lost proxy start": lambda a: None if isinstance(a, actions.StartProxy) else a,
-    "an id twice": lambda a: (
-        replace(a, fact=replace(a.fact, start=replace(a.fact.start, replica_id="twice")))
-        if isinstance(a, actions.StartReplica)
-        else a
-    ),
-}
-"""Planted faults: each must be caught by some history."""
+            self.deliver(exit_news(process.kind, process.id, code))

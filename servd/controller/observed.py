@@ -238,7 +238,7 @@ class Observed:
             if report.applied == fact.config_version:
                 return ReplicaState.RUNNING
             return ReplicaState.UPDATING if fact.state in (ReplicaState.RECOVERING, *ROUTABLE) else fact.state
-        if report.phase == ReplicaPhase.DRAINING and fact.state in (ReplicaState.RECOVERING, *ROUTABLE):
+        if report.phase == ReplicaPhase.DRAINING:
             return ReplicaState.STOPPING  # not by our order: somebody sent it SIGTERM
         if fact.state is ReplicaState.RECOVERING:
             came_up = report.phase in (ReplicaPhase.UPDATING, ReplicaPhase.FAILED)

@@ -87,3 +87,10 @@ def test_a_drain_whose_order_was_lost_is_still_bounded() -> None:
     assert world.wake_at == pytest.approx(20.0)
     world.now = 20.0
     assert "KillReplica" in verbs(world.turn())
+
+
+def test_a_replica_that_came_up_and_was_sent_sigterm_meanwhile_is_not_taken_for_a_failed_start() -> None:
+    world = restart_controller(starting_world())
+    [replica] = world.replicas()
+    world.turn(report(replica, "draining"), events.ReplicaExited(replica.replica_id, 0))
+    assert world.observed.deployments[("app", "D")].failures == 0

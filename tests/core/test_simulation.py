@@ -1,8 +1,23 @@
 """Seeded histories of the core: crashes, lost and late news, failing code; and planted faults that must be caught."""
 
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
-from tests.simulation import FAULTS, Simulation, Violation
+from servd.controller import events
+from servd.controller.autoscaler import Decision
+from servd.controller.observed import Observed
+from servd.controller.rollout import Step, next_step
+from servd.controller.routing import routing
+from servd.messages import Routing
+from servd.states import ReplicaState
+from tests.simulation import Simulation, Violation
+from tests.simulation_properties import FAULTS
+
+apply = Observed.apply
 
 
 @pytest.mark.slow
@@ -26,6 +41,7 @@ def test_many_histories(block: int) -> None:
         Simulation(seed, gentle=seed % 5 == 0).run()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_planted_faults_are_caught(fault: str) -> None:
     for seed in range(50):
@@ -34,3 +50,59 @@ def test_planted_faults_are_caught(fault: str) -> None:
         except Violation:
             return
     pytest.fail(f"no history noticed: {fault}")
+
+
+def stop_before_start(*args: Any, **options: Any) -> Step:
+    step = next_step(*args, **options)
+    old = [r for r in args[0] if r.version != args[1] and r.state is ReplicaState.RUNNING]
+    return replace(step, drain=tuple((r, "replaced") for r in old))
+
+
+def start_too_many(*args: Any, **options: Any) -> Step:
+    step = next_step(*args, **options)
+    return replace(step, start=step.start + 2 if step.start else 0)
+
+
+def route_who_leaves(observed: Observed, leaving: object) -> Routing:
+    return routing(observed, ())
+
+
+def blame_for_lost_starts(observed: Observed, event: events.Event, now: float) -> None:
+    if isinstance(event, events.ReplicaStartLost):
+        event = events.ReplicaStartFailed(event.replica_id, "lost")
+    apply(observed, event, now)
+
+
+def never_told(replica: object, target: object, may_reconfigure: bool) -> list[object]:
+    return []
+
+
+def never_scaled(config: object, current: int, *args: object, **options: object) -> Decision:
+    return Decision(current, 0, 0.0, "", math.inf)
+
+
+DECISIONS = [
+    ("servd.controller.replica_plan.next_step", stop_before_start, "never below"),
+    ("servd.controller.replica_plan.next_step", start_too_many, "at most T + S"),
+    ("servd.controller.reconciler.routing", route_who_leaves, "a drained replica is not routed"),
+    ("servd.controller.observed.Observed.apply", blame_for_lost_starts, "nobody's failure"),
+    ("servd.controller.replica_plan._tell", never_told, "the goal is reached"),
+    ("servd.controller.settle.decide", never_scaled, "counts fit the load"),
+]
+"""(where, a wrong decision, the property that must notice)."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("where", "wrong", "noticed"), DECISIONS)
+def test_wrong_decisions_are_caught(
+    monkeypatch: pytest.MonkeyPatch, where: str, wrong: Callable[..., Any], noticed: str
+) -> None:
+    monkeypatch.setattr(where, wrong)
+    gentle = "failure" in noticed
+    for seed in range(60):
+        try:
+            Simulation(seed, gentle=gentle).run()
+        except Violation as violation:
+            if noticed in str(violation):
+                return
+    pytest.fail(f"no history noticed that {wrong.__name__}")

@@ -1,0 +1,33 @@
+"""A process of the simulated host."""
+
+from dataclasses import dataclass
+
+from servd.controller import events
+from servd.messages import BuildResult, ReplicaGoal
+
+
+@dataclass
+class Process:
+    """A replica, fork server or proxy of the simulated host."""
+
+    kind: str
+    id: str
+    alive: bool = True
+    goal: ReplicaGoal | None = None
+    applied: str = ""
+    ready: bool = False
+    broken: bool = False
+    failed: bool = False
+    draining: bool = False
+    result: BuildResult | None = None
+
+
+def exit_news(kind: str, identifier: str, code: int | None) -> events.Event:
+    """How the controller hears of its end."""
+    match kind:
+        case "ReplicaFact":
+            return events.ReplicaExited(identifier, code)
+        case "ForkServerFact":
+            return events.ForkServerExited(identifier, code)
+        case _:
+            return events.ProxyExited(identifier, code)
