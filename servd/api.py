@@ -111,6 +111,7 @@ def run(
     logging_config = client.logging_config if logging_config is None else logging_config
     if logging_config is not None:
         order["logging_config"] = _plain_logging(logging_config)
+    client.check_names(name, built.deployments)
     client.deploy(root, name, order)
     client.open_line()
     if _blocking:

@@ -128,6 +128,22 @@ class Client:
         except RefusedError as error:
             raise ServdError(error.text) from error
 
+    def check_names(self, app: str, names: Iterable[str]) -> None:
+        """Check that no other application has a deployment of the same full name.
+
+        Raises:
+            ServdError: names both.
+        """
+        live = self.live_deployments() if app else {}
+        for name in names:
+            full = DeploymentID(app, name).full_name
+            if full in live and live[full][0].app != app:
+                other = live[full][0]
+                raise ServdError(
+                    f"deployment {name!r} of application {app!r} would have the full name {full!r}, "
+                    f"which is that of {other.name!r} of application {other.app!r}"
+                )
+
     def start_instance(self, options: dict[str, Any]) -> None:
         """Make Serve run with these options of the data plane and wait until that accepts connections.
 

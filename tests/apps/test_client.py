@@ -1,0 +1,163 @@
+"""The client, `status`, and what the verbs say to each other, against a real daemon."""
+
+import logging
+import os
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+import servd
+from servd.client import find
+from servd.context import get_global_client
+from servd.exceptions import ServdError
+from servd.handle import RayServeHandle, RayServeSyncHandle
+from servd.schema import LoggingConfig, ServeDeploySchema
+from tests.system.running_daemon import eventually
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def clean(port: int) -> Iterator[None]:
+    assert port
+    yield
+    client = find()
+    assert client is not None
+    client.delete_apps(list(servd.status().applications))
+
+
+@servd.deployment(num_replicas=2)
+class Part:
+    def __init__(self) -> None:
+        self.at_first = servd.get_replica_context().servable_object
+
+    def __call__(self) -> bool:
+        return self.at_first is None and servd.get_replica_context().servable_object is self
+
+    def names(self) -> Any:
+        replica = servd.get_replica_context().replica_id
+        return str(replica), replica.unique_id, replica.deployment_id.name, replica.deployment_id.app_name
+
+
+@servd.deployment
+def whole() -> str:
+    return str(servd.get_replica_context().servable_object is not None)
+
+
+def test_status_shows_every_part() -> None:
+    assert servd.status().applications == {}
+    servd.run(Part.bind(), name="a", route_prefix=None)
+    shown = servd.status()
+    assert [status.value for status in shown.proxies.values()] == ["HEALTHY"]
+    app = shown.applications["a"]
+    assert (app.status, app.message) == ("RUNNING", "")
+    assert app.last_deployed_time_s > 0
+    part = app.deployments["Part"]
+    assert (part.status, part.replica_states, part.message) == ("HEALTHY", {"RUNNING": 2}, "")
+    assert part.status_trigger
+
+
+def test_who_a_replica_is() -> None:
+    handle = servd.run(Part.bind(), name="a", route_prefix=None)
+    assert handle.remote().result(20) is True
+    tag, letters, name, app = handle.names.remote().result(20)
+    assert tag == f"a_Part#{letters}"
+    assert (len(letters), name, app) == (6, "Part", "a")
+    assert servd.run(whole.bind(), name="b", route_prefix=None).remote().result(20) == "True"
+
+
+def test_members_of_the_client(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    servd.run(Part.bind(), name="a", route_prefix=None)
+    client = get_global_client()
+    assert get_global_client() is client
+    assert client.http_config.port == port
+    assert client.root_url == f"http://127.0.0.1:{port}"
+    monkeypatch.setenv("RAY_SERVE_ROOT_URL", "http://elsewhere")
+    assert client.root_url == "http://elsewhere"
+    overview = client.get_serve_status("a")
+    assert (overview.name, overview.app_status.status, overview.app_status.message) == ("a", "RUNNING", "")
+    assert overview.app_status.deployment_timestamp > 0
+    assert overview.get_deployment_status("a_Part").status == "HEALTHY"
+    assert overview.get_deployment_status("a_Nothing") is None
+    assert client.get_serve_status("nothing").app_status.status == "NOT_STARTED"
+    assert client._controller.get_pid.remote().result() != os.getpid()
+    assert client.get_app_config("a") is client.get_app_config("nothing") is None
+    assert isinstance(client.get_handle("a_Part"), RayServeSyncHandle)
+    assert isinstance(client.get_handle("a_Part", sync=False), RayServeHandle)
+    assert client.get_handle("a_Nothing", missing_ok=True).deployment_name == "a_Nothing"
+    with pytest.raises(KeyError, match="a_Nothing"):
+        client.get_handle("a_Nothing")
+    client.delete_apps(["a", "nothing"])
+    assert servd.status().applications == {}
+
+
+def test_names_that_would_be_one(caplog: pytest.LogCaptureFixture, port: int) -> None:
+    with caplog.at_level(logging.WARNING, "servd"):
+        servd.run(Part.options(name="b_c").bind(), name="a", route_prefix=None, port=port, host="127.0.0.2")
+    # another address than the one in force is no reason to fail, but to say so
+    (warned,) = [record.getMessage() for record in caplog.records if "option_ignored" in record.getMessage()]
+    assert "host" in warned
+    with pytest.raises(ServdError, match="a_b_c"):
+        servd.run(Part.options(name="c").bind(), name="a_b", route_prefix=None)
+    with pytest.raises(TypeError, match="bind"):
+        servd.run(Part)  # type: ignore[arg-type]
+
+
+def test_logs_of_one_application() -> None:
+    given = LoggingConfig(log_level="ERROR", encoding="JSON")
+    servd.run(whole.bind(), name="quiet", route_prefix=None, logging_config=given)
+    client = get_global_client()
+    found = client.admin.details()["applications"]["quiet"]
+    assert found["status"] == "RUNNING"
+    with pytest.raises(ValueError, match="log_level"):
+        servd.run(whole.bind(), name="loud", route_prefix=None, logging_config={"log_level": "ALL"})
+
+
+def a_wheel(folder: Path) -> Path:
+    path = folder / "inwheel-1.0-py3-none-any.whl"
+    info = "inwheel-1.0.dist-info"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr(
+            "inwheel.py",
+            "from servd import deployment\n\n@deployment\ndef word(): return __file__\n\napp = word.bind()\n",
+        )
+        file.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: inwheel\nVersion: 1.0\n")
+        file.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: x\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        file.writestr(f"{info}/RECORD", "")
+    return path
+
+
+def test_packages_of_an_application(tmp_path: Path, port: int) -> None:
+    good, bad = str(a_wheel(tmp_path)), f"{tmp_path}/absent-1.0-py3-none-any.whl"
+    apps = [
+        {
+            "name": "good",
+            "route_prefix": "/good",
+            "import_path": "inwheel:app",
+            "runtime_env": {"pip": ["--no-index", good]},
+        },
+        {
+            "name": "bad",
+            "route_prefix": "/bad",
+            "import_path": "inwheel:app",
+            "runtime_env": {"pip": ["--no-index", bad]},
+        },
+    ]
+    client = get_global_client()
+    client.deploy_apps(ServeDeploySchema(applications=apps))
+    eventually(lambda: servd.status().applications["good"].status == "RUNNING")
+    eventually(lambda: servd.status().applications["bad"].status == "DEPLOY_FAILED")
+    message = servd.status().applications["bad"].message
+    assert "runtime_env setup failed: pip: `pip install` failed:" in message
+    assert "absent-1.0-py3-none-any.whl" in message.partition("failed:\n")[2]
+    # found in the environment of its own
+    assert "/code/v-" in httpx.get(f"http://127.0.0.1:{port}/good", timeout=20).text
+    stored = client.get_app_config("good")
+    assert stored is not None
+    assert stored["runtime_env"] == apps[0]["runtime_env"]
+    with pytest.raises(ServdError, match="import_path"):
+        client.deploy_apps({"applications": [{"name": "x"}]})
