@@ -1,4 +1,4 @@
-# servd: `make run` serves the fruit stand, `make test` runs the fast tests.
+# servd: `make run` serves the fruit stand, `make test` runs the fast tests, `make bench` compares with others.
 
 PYTHON ?= python3
 VENV := .venv
@@ -7,6 +7,7 @@ HTTP_PORT ?= 8000
 ADMIN_PORT ?= 52365
 STATE_DIR ?= .cache/state
 SOAK_MINUTES ?= 10
+BENCH ?=
 
 .PHONY: run test test-all faults soak lint types bench clean
 
@@ -32,11 +33,8 @@ lint: $(VENV)/installed-dev
 types: $(VENV)/installed-dev
 	$(BIN)/mypy
 
-bench: $(VENV)/installed-dev
-	$(BIN)/python -m benchmarks.http_load
-	$(BIN)/python -m benchmarks.startup_memory
-	$(BIN)/python -m benchmarks.scale
-	$(BIN)/python -m benchmarks.handles
+bench: $(VENV)/installed-bench
+	$(BIN)/python -m benchmarks.compare --json .cache/bench.json --picture .cache/bench.png $(BENCH)
 
 clean:
 	rm -rf $(VENV) .cache build *.egg-info
@@ -52,4 +50,8 @@ $(VENV)/installed: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/installed-dev: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@ $(VENV)/installed
+
+$(VENV)/installed-bench: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
 	@touch $@ $(VENV)/installed

@@ -16,7 +16,6 @@ import os
 import random
 import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -28,7 +27,12 @@ from typing import Any
 
 import uvloop
 
-from benchmarks.http_load import BIN_DIR, free_port, load, machine, running, wait_for, wait_for_port
+from benchmarks.compare.cases import BY_NAME
+from benchmarks.compare.results import machine
+from benchmarks.compare.running_system import running
+from benchmarks.compare.systems import Endpoint as HttpEndpoint
+from benchmarks.compare.systems import Setup, System, start_servd
+from benchmarks.compare.wrk import run
 from servd import deployment, logs
 from servd.caller import Caller
 from servd.context import ReplicaContext
@@ -43,6 +47,7 @@ from servd.replica.replica_notes import noter, read_notes
 from servd.replica.replica_server import ReplicaServer
 from servd.replica.user_callable import UserCallable
 
+NOOP = BY_NAME["noop"]
 CONNECTIONS = 32
 BATCHES = 16
 REQUEST = b"GET / HTTP/1.1\r\nhost: 127.0.0.1:8000\r\nuser-agent: bench\r\naccept: */*\r\n\r\n"
@@ -50,25 +55,12 @@ MODES = ("off", "logs and metrics", "and Server-Timing")
 AIM = 0.05
 """What logs and metrics may cost of the rate."""
 
-APPLICATION = """
-from servd import deployment
-
-
-@deployment(max_concurrent_queries=1000)
-class Plain:
-    async def __call__(self, request):
-        return b"hello"
-
-
-app = Plain.bind()
-"""
-
 
 @dataclass(frozen=True)
 class Daemon:
     """A running daemon. pids: its proxy and its replica."""
 
-    url: str
+    endpoint: HttpEndpoint
     pids: tuple[int, ...]
 
     def cpu_us(self) -> float:
@@ -77,34 +69,24 @@ class Daemon:
         return sum(int(path.read_text().split()[0]) for path in paths) / 1000
 
 
-def start_daemon(stack: ExitStack, directory: Path, *, is_on: bool) -> Daemon:
+def servd_with(*, is_on: bool) -> System:
+    """A daemon with the no-op application, with access log and metrics or without."""
+
+    def start(python: str, directory: Path, cases: set[str]) -> Setup:
+        setup = start_servd(python, directory, cases)
+        path = directory / "document.yaml"
+        document = json.loads(path.read_text()) | {"logging_config": {"enable_access_log": is_on}}
+        path.write_text(json.dumps(document))
+        setup.environment["SERVD_METRICS"] = str(int(is_on))
+        return setup
+
+    return System("servd", "", frozenset({NOOP.name}), start)
+
+
+def start_daemon(stack: ExitStack, *, is_on: bool) -> Daemon:
     """Start a daemon and deploy the application."""
-    directory.mkdir()
-    (directory / "plain.py").write_text(APPLICATION)
-    port, admin_port, state_dir = free_port(), free_port(), directory / "state"
-    environment = {
-        **os.environ,
-        "TMPDIR": str(directory),
-        "SERVD_STATE_DIR": str(state_dir),
-        "SERVD_ADDRESS": f"http://127.0.0.1:{admin_port}",
-        "SERVD_METRICS": str(int(is_on)),
-    }
-    environment.pop("XDG_RUNTIME_DIR", None)
-    document = {
-        "http_options": {"host": "127.0.0.1", "port": port},
-        "applications": [{"name": "plain", "import_path": "plain:app", "route_prefix": "/"}],
-        "logging_config": {"enable_access_log": is_on},
-    }
-    (directory / "plain.yaml").write_text(json.dumps(document))
-    servd = str(BIN_DIR / "servd")
-    options = ["--http-port", str(port), "--admin-port", str(admin_port)]
-    stack.enter_context(running([servd, "start", *options], directory, directory / "servd.log", environment))
-    wait_for_port(admin_port)
-    deploy = [servd, "deploy", "plain.yaml", "--wait"]
-    subprocess.run(deploy, cwd=directory, env=environment, check=True, capture_output=True)
-    url = f"http://127.0.0.1:{port}/"
-    wait_for(url, str(directory))
-    return Daemon(url, tuple(serving_pids(str(state_dir))))
+    up = stack.enter_context(running(servd_with(is_on=is_on), sys.executable, {NOOP.name}))
+    return Daemon(up.endpoints[NOOP.name], tuple(serving_pids(str(up.log.parent / "state"))))
 
 
 def serving_pids(state_dir: str) -> Iterator[int]:
@@ -119,17 +101,17 @@ def serving_pids(state_dir: str) -> Iterator[int]:
                 yield int(name)
 
 
-def compare_daemons(directory: Path, rounds: int) -> dict[str, list[float]]:
+def compare_daemons(rounds: int) -> dict[str, list[float]]:
     """Rate and CPU time per request of the daemon with everything on, as shares of the other's, round by round."""
     found: dict[str, list[float]] = {"rate": [], "cpu": []}
     with ExitStack() as stack:
-        off, on = (start_daemon(stack, directory / str(is_on), is_on=is_on) for is_on in (False, True))
+        off, on = (start_daemon(stack, is_on=is_on) for is_on in (False, True))
         for number in range(-1, rounds):
             figures = {}
             for daemon in (off, on) if number % 2 else (on, off):
                 before = daemon.cpu_us()
-                rate = load(daemon.url, CONNECTIONS, 1).requests_per_s
-                figures[daemon] = rate, (daemon.cpu_us() - before) / rate
+                one = run(NOOP, daemon.endpoint, CONNECTIONS, 1)
+                figures[daemon] = one.requests / one.seconds, (daemon.cpu_us() - before) / one.requests
             if number >= 0:
                 found["rate"].append(figures[on][0] / figures[off][0])
                 found["cpu"].append(figures[on][1] / figures[off][1])
@@ -271,7 +253,7 @@ def main() -> None:
     options = parser.parse_args()
     document: dict[str, Any] = {"machine": machine()}
     with tempfile.TemporaryDirectory(prefix="servd-watch-") as directory:
-        for name, shares in compare_daemons(Path(directory), options.rounds).items():
+        for name, shares in compare_daemons(options.rounds).items():
             low, median, high = (round(share, 3) for share in statistics.quantiles(shares, n=4))
             document[name] = {"median": median, "quartiles": [low, high], "rounds": len(shares)}
             print(f"whole daemons, {name} with everything on: {median:.3f} of off (quartiles {low:.3f} to {high:.3f})")

@@ -1,0 +1,15 @@
+"""Ray Serve with the applications named: `python ray_server.py PORT TEMPORARY_DIRECTORY APPLICATION...`."""
+
+import signal
+import sys
+
+import ray
+import serve_app
+from ray import serve
+
+port, directory, *names = sys.argv[1:]
+ray.init(address="local", include_dashboard=False, _temp_dir=directory, logging_level="warning")
+serve.start(http_options={"host": "127.0.0.1", "port": int(port)})
+for name in names:
+    serve.run(getattr(serve_app, name), name=name, route_prefix=f"/{name}")
+signal.pause()

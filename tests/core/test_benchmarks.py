@@ -1,0 +1,128 @@
+"""The pure half of the benchmarks: what wrk printed, ratios, the table, files."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.compare.cases import AIMS, BY_NAME, json_text
+from benchmarks.compare.figures import Sample, aims, ratio_by_round, reached, rows
+from benchmarks.compare.processes import cpu_ticks
+from benchmarks.compare.results import Results, machine, read, write
+from benchmarks.compare.systems import SYSTEMS, Endpoint
+from benchmarks.compare.table import number, report, table
+from benchmarks.compare.wrk import LoadError, parsed, script
+
+PRINTED = """Running 1s test @ http://127.0.0.1:8000/
+  1 threads and 32 connections
+  Thread Stats   Avg      Stdev     Max   +/- Stdev
+    Latency     1.62ms  514.20us  10.77ms   92.40%
+    Req/Sec    20.05k     1.35k   21.70k    72.73%
+  Latency Distribution
+     50%  812.00us
+     75%    1.70ms
+     90%    1.98ms
+     99%    1.05s
+  21937 requests in 1.10s, 2.66MB read
+Requests/sec:  19946.61
+Transfer/sec:      2.42MB
+"""
+
+
+def a_sample(system: str, number: int, value: float | None, **more: float) -> Sample:
+    return Sample("noop", 32, system, number, value, **more)
+
+
+def test_what_wrk_printed() -> None:
+    load = parsed(PRINTED)
+    assert (load.requests, load.seconds, load.p50_ms, load.p99_ms) == (21937, 1.1, 0.812, 1050.0)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        PRINTED + "  Non-2xx or 3xx responses: 3\n",
+        PRINTED + "  Socket errors: connect 0, read 0, write 0, timeout 5\n",
+        PRINTED.replace("21937 requests", "0 requests"),
+        "unable to connect",
+    ],
+    ids=["not all well", "sockets failed", "nothing answered", "no figures"],
+)
+def test_a_bad_load_is_no_figure(text: str) -> None:
+    with pytest.raises(LoadError):
+        parsed(text)
+
+
+def test_script_posts_the_body(tmp_path: Path) -> None:
+    text = script("POST", b"\x00body", {"Content-Type": "a/b"}, tmp_path / "body")
+    assert 'wrk.method = "POST"' in text
+    assert 'wrk.headers["Content-Type"] = "a/b"' in text
+    assert (tmp_path / "body").read_bytes() == b"\x00body"
+
+
+def test_ratios_are_taken_within_a_round() -> None:
+    mine = [a_sample("servd", 0, 10), a_sample("servd", 1, 100), a_sample("servd", 2, None)]
+    others = [a_sample("limit", 0, 5), a_sample("limit", 1, 100), a_sample("limit", 2, 1)]
+    assert ratio_by_round(mine, others, lambda sample: sample.value) == 1.5
+    assert ratio_by_round(mine, [], lambda sample: sample.value) is None
+
+
+def test_a_row_sums_up_the_rounds() -> None:
+    samples = [a_sample("servd", 0, 30), a_sample("servd", 1, 10), a_sample("servd", 2, 20), a_sample("ray", 0, 2)]
+    mine, other = rows(samples)
+    assert (mine.value, mine.lowest, mine.highest, mine.ratio) == (20, 10, 30, 1.0)
+    assert (other.system, other.ratio, other.failed) == ("ray", 15.0, 0)
+
+
+def test_failed_rounds_are_told() -> None:
+    failed = Sample("noop", 32, "mosec", 0, None, error="status 503")
+    assert rows([failed])[0].value is None
+    assert "(1 of 1 rounds failed: status 503)" in table([failed])
+
+
+def test_aims_of_both_kinds() -> None:
+    samples = [
+        a_sample("servd", 0, 90, cpu_us=20, p50_ms=1, p99_ms=2),
+        a_sample("limit", 0, 100, cpu_us=10, p50_ms=1, p99_ms=2),
+    ]
+    found = {(aim.system, aim.measure): (ratio, is_reached) for aim, ratio, is_reached in aims(samples)}
+    assert found == {("limit", "value"): (0.9, True), ("limit", "cpu_us"): (2.0, False)}
+    tail = next(aim for aim in AIMS if aim.measure == "tail")
+    assert reached(tail, [Sample("noop", 128, "servd", 0, 1, 2.0, 5.0)]) == 2.5
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(None, "-"), (1234.5, "1,234"), (99.96, "100.0"), (12.34, "12.3"), (1.234, "1.23")]
+)
+def test_numbers_have_three_digits(value: float | None, text: str) -> None:
+    assert number(value) == text
+
+
+def test_results_come_back_from_their_file(tmp_path: Path) -> None:
+    results = Results(
+        machine() | {"rounds": 1},
+        {"servd": "as it comes"},
+        {"ray": "no wheel"},
+        [a_sample("servd", 0, 12345.678, p50_ms=1.5), a_sample("limit", 0, None)],
+    )
+    path = tmp_path / "new" / "bench.json"
+    write(results, path)
+    again = read(path)
+    assert json.loads(path.read_text())["samples"][0][4] == 12346.0
+    assert report(again).splitlines()[1:] == report(results).splitlines()[1:]
+    assert "SKIPPED: no wheel" in report(again)
+
+
+def test_every_case_of_a_system_is_known() -> None:
+    assert set().union(*(system.cases for system in SYSTEMS)) <= set(BY_NAME)
+    assert {aim.system for aim in AIMS} <= {system.name for system in SYSTEMS}
+    assert 900 < len(json_text()) < 1100
+
+
+def test_cpu_time_counts_ended_children() -> None:
+    stat = "12 (a ) name) S 1 2 3 0 -1 4194560 5 6 7 8 " + "100 20 3 4 20 0 1 0 55 66"
+    assert cpu_ticks(stat) == 127
+
+
+def test_an_endpoint_is_on_this_machine() -> None:
+    assert Endpoint(8000, "/x").url == "http://127.0.0.1:8000/x"
