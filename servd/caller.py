@@ -192,8 +192,10 @@ class Caller:
         if call is None:
             peer.candidate.is_full = False
             peer.link.send((DECLINE,))
+            peer.told_id = self._last_id
             return
         self._send(call, peer.candidate, CLAIM)
+        peer.told_id = self._last_id
         waiting = len(router.line)
         peer.link.send((WANT, waiting))
         if not waiting:
@@ -208,14 +210,18 @@ class Caller:
                 call.on_failure(refused)
         self._untie(router)
 
-    def on_rejected(self, peer: ReplicaPeer, call: Outgoing | None, is_leaving: bool) -> None:
-        """A replica did not take a request; its ticket lies there unless the replica leaves."""
+    def on_rejected(self, peer: ReplicaPeer, call_id: int, call: Outgoing | None, is_leaving: bool) -> None:
+        """A replica did not take a request (None: taken back meanwhile); its ticket lies there unless the replica leaves."""
         if is_leaving:
             peer.router.drop(peer.candidate)
         else:
             peer.candidate.is_full = True
         if call is not None:
             self._send_elsewhere(call)
+        if call_id <= peer.told_id and not is_leaving:
+            # what this side said of its line crossed the rejection, and may have given the new ticket back
+            peer.told_id = self._last_id
+            peer.link.send((WANT, max(1, len(peer.router.line))))
 
     def on_lost(self, peer: ReplicaPeer, reason: str) -> None:
         """A replica is gone, with everything that was there."""

@@ -35,9 +35,12 @@ Router = RequestRouter[Outgoing]
 
 
 class ReplicaPeer:
-    """One replica as a caller sees it: its link and the requests that are there."""
+    """One replica as a caller sees it: its link and the requests that are there.
 
-    __slots__ = ("_began", "candidate", "is_retired", "link", "owner", "pending", "router")
+    told_id: id of the last request sent before the replica was last told how many wait.
+    """
+
+    __slots__ = ("_began", "candidate", "is_retired", "link", "owner", "pending", "router", "told_id")
 
     def __init__(self, owner: "Caller", router: Router, candidate: Candidate) -> None:
         self.owner = owner
@@ -45,6 +48,7 @@ class ReplicaPeer:
         self.candidate = candidate
         self.pending: dict[int, Outgoing] = {}
         self.is_retired = False
+        self.told_id = 0
         key = random.getrandbits(63) | 1
         self._began = BeganReader(candidate.address, key)
         self.link = CallerLink(owner.loop, candidate.address, self._on_records, self._on_lost)
@@ -121,7 +125,7 @@ class ReplicaPeer:
         self.candidate.load = record[2]
         call = self.pending.pop(record[1], None)
         if kind == REJECTED:
-            self.owner.on_rejected(self, call, record[3])
+            self.owner.on_rejected(self, record[1], call, record[3])
         elif call is None:
             return
         elif kind == REPLY:
