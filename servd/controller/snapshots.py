@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from servd.control_plane import ApplicationDocument
+from servd.durable import sync_directory, sync_tree
 from servd.exceptions import ConfigError, GoalNotSavedError
 from servd.quick_dataclass import dataclass
 from servd.runtime_env import is_local_directory, local_path, local_uris
@@ -18,6 +19,8 @@ from servd.settings import make_private_dir
 MAX_SNAPSHOT_BYTES = 512 * 1024 * 1024
 ALWAYS_EXCLUDED = ("__pycache__", ".git")
 """Names left out everywhere: running the code changes the first, committing it the second."""
+VIRTUAL_ENVIRONMENT = "pyvenv.cfg"
+"""What makes a directory a virtual environment: left out, for it is large and no code of the user's."""
 
 
 def take_snapshots(documents: Iterable[ApplicationDocument], code_dir: str) -> dict[str, dict[str, str]]:
@@ -66,7 +69,11 @@ def snapshot(directory: str, excludes: Sequence[str], code_dir: str, where: str)
         digest = _copy(directory, draft, excludes, where)
         target = os.path.join(code_dir, digest)
         if not os.path.isdir(target):
+            # on disk before its name is, and that before the goal that names it
+            sync_tree(draft)
             os.rename(draft, target)
+            sync_directory(code_dir)
+            sync_directory(os.path.dirname(code_dir))
         return target
     except OSError as error:
         if error.filename2 is None and error.filename and str(error.filename).startswith(directory):
@@ -143,6 +150,8 @@ def _entries(root: str, relative: str, excludes: Sequence[str], parents: frozens
         except FileNotFoundError:
             continue  # a link to nothing, or removed just now
         if stat.S_ISDIR(mode):
+            if os.path.exists(os.path.join(full, VIRTUAL_ENVIRONMENT)):
+                continue
             yield _Entry(path, is_directory=True)
             yield from _entries(root, path, excludes, parents | {real})
         elif stat.S_ISREG(mode):

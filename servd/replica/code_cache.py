@@ -8,22 +8,17 @@ import os
 import shutil
 import tempfile
 import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.client import HTTPException, HTTPMessage
-from typing import IO
-from urllib.parse import urlsplit
+from http.client import HTTPException
 
 from servd import runtime_env
 from servd.clock import Clock, SystemClock, block_for
+from servd.durable import sync_directory, sync_tree
 from servd.exceptions import DeployError
 from servd.replica.archives import unpack
+from servd.replica.downloads import fetch
 
-MAX_ARCHIVE_BYTES = 4 * 1024**3
-MAX_REDIRECTS = 5
-_STALL_TIMEOUT_S = 30.0
-_CHUNK_BYTES = 1024 * 1024
 _LOCK_POLL_S = 0.02
 
 
@@ -53,6 +48,8 @@ def unpacked_archive(uri: str, state_dir: str, *, deadline: float, clock: Clock 
         if pin is not None:
             _check_pin(archive, pin)
         unpack(archive, content)
+        # a cache that lost its data in a power cut would be taken for whole
+        sync_tree(content)
 
     try:
         return cached_directory(key, state_dir, make, deadline=deadline, clock=clock)
@@ -95,6 +92,7 @@ def cached_directory(
             make(part, content)
             # the name appears only with everything in it, so whoever sees it needs no lock
             os.rename(content, final)
+            sync_directory(home)
         except OSError as error:
             raise DeployError(f"{error.filename or part}: {error.strerror or error}") from error
         finally:
@@ -132,7 +130,7 @@ def _local_archive(uri: str, part: str, deadline: float, clock: Clock) -> str:
         return path
     path = os.path.join(part, "archive.zip")
     try:
-        _fetch(uri, path, deadline, clock)
+        fetch(uri, path, lambda: deadline - clock.now())
     except urllib.error.HTTPError as error:
         # it is the answer too
         error.close()
@@ -141,56 +139,3 @@ def _local_archive(uri: str, part: str, deadline: float, clock: Clock) -> str:
         reason = getattr(error, "reason", None) or error
         raise DeployError(f"cannot be fetched: {reason}") from error
     return path
-
-
-def _fetch(uri: str, path: str, deadline: float, clock: Clock) -> None:
-    left = max(0.001, min(_STALL_TIMEOUT_S, deadline - clock.now()))
-    with _opener(uri).open(uri, timeout=left) as answer, open(path, "wb") as file:
-        received = 0
-        # one read of the socket at a time: a server that drips must meet the deadline
-        while chunk := answer.read1(_CHUNK_BYTES):
-            received += len(chunk)
-            if received > MAX_ARCHIVE_BYTES:
-                raise DeployError(f"is larger than {MAX_ARCHIVE_BYTES} bytes")
-            if clock.now() > deadline:
-                raise DeployError("fetching took longer than setup_timeout_seconds allows")
-            file.write(chunk)
-        declared = answer.headers.get("Content-Length")
-        if declared is not None and declared.isdigit() and int(declared) != received:
-            raise DeployError(f"the transfer broke off after {received} of {declared} bytes")
-
-
-def _opener(uri: str) -> urllib.request.OpenerDirector:
-    is_loopback = urlsplit(uri).scheme == "http"
-    director = urllib.request.OpenerDirector()
-    # only what is needed: the default opener would follow redirects to ftp: as well
-    handlers: tuple[urllib.request.BaseHandler, ...] = (
-        urllib.request.ProxyHandler({} if is_loopback else None),
-        urllib.request.HTTPHandler(),
-        urllib.request.HTTPSHandler(),
-        urllib.request.HTTPDefaultErrorHandler(),
-        urllib.request.HTTPErrorProcessor(),
-        _Redirects(is_loopback),
-    )
-    for handler in handlers:
-        director.add_handler(handler)
-    return director
-
-
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    max_redirections = MAX_REDIRECTS
-    max_repeats = MAX_REDIRECTS
-
-    def __init__(self, loopback_allowed: bool) -> None:
-        self._loopback_allowed = loopback_allowed
-
-    def redirect_request(
-        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
-    ) -> urllib.request.Request | None:
-        parts = urlsplit(newurl)
-        if parts.scheme != "https" and not (
-            self._loopback_allowed and parts.scheme == "http" and runtime_env.is_loopback(parts.hostname or "")
-        ):
-            fp.close()
-            raise urllib.error.URLError(f"redirected to {newurl}, which is not https:")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)

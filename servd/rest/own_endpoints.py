@@ -12,6 +12,7 @@ from starlette.responses import PlainTextResponse, Response
 
 from servd.control_plane import ControlPlane
 from servd.document import validated
+from servd.durable import sync_directory
 from servd.exceptions import ConfigError
 from servd.orders import ApplicationOrder, ScaleOrder, StartOrder
 from servd.rest.bodies import own_status
@@ -144,6 +145,7 @@ async def _keep(request: Request, path: Path, digest: str) -> None:
         if not hmac.compare_digest(found.hexdigest(), digest):
             raise ConfigError(f"the body has SHA-256 {found.hexdigest()}, the path says {digest}")
         os.replace(draft, path)
+        sync_directory(str(path.parent))
     except BaseException:
         os.unlink(draft)
         raise

@@ -186,6 +186,12 @@ class Site(http.server.SimpleHTTPRequestHandler):
                     self.wfile.write(b"P")
                     block_for(0.05)
             self.close_connection = True
+        elif self.path == "/drip-head.zip":
+            with contextlib.suppress(OSError):
+                for byte in b"HTTP/1.1 200 OK\r\nX-Slow: " + b"x" * 200:
+                    self.wfile.write(bytes([byte]))
+                    block_for(0.05)
+            self.close_connection = True
         else:
             super().do_GET()
 
@@ -248,9 +254,10 @@ def test_an_archive_that_is_not_the_pinned_one_is_not_kept(tmp_path: Path, site:
     assert [name for name in os.listdir(cache_dir(state)) if not name.endswith(".lock")] == []
 
 
-def test_a_server_that_drips_meets_the_deadline(tmp_path: Path, site: str) -> None:
+@pytest.mark.parametrize("path", ["/drip.zip", "/drip-head.zip", "/redirect/1/drip-head.zip"])
+def test_a_server_that_drips_meets_the_deadline(tmp_path: Path, site: str, path: str) -> None:
     clock = SystemClock()
     began = clock.now()
-    with pytest.raises(DeployError, match=r"setup_timeout_seconds|timed out"):
-        unpacked_archive(f"{site}/drip.zip", str(tmp_path / "state"), deadline=began + 0.15)
+    with pytest.raises(DeployError, match="longer than setup_timeout_seconds allows"):
+        unpacked_archive(f"{site}{path}", str(tmp_path / "state"), deadline=began + 0.15)
     assert clock.now() - began < 5

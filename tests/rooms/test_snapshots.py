@@ -100,3 +100,30 @@ def test_a_state_directory_inside_is_left_out(code: Path) -> None:
     (code / "state" / "goals.sqlite3").write_text("changes all the time")
     assert snapshot(str(code), (), str(store), "here") == first
     assert tree(Path(first)) == {"main.py": "x = 1", "package/data.csv": "1,2"}
+
+
+def test_virtual_environments_are_left_out(code: Path) -> None:
+    first = take(code)
+    (code / ".venv" / "lib").mkdir(parents=True)
+    (code / ".venv" / "pyvenv.cfg").write_text("home = /usr/bin")
+    (code / ".venv" / "lib" / "large.py").write_text("x" * 1000)
+    assert take(code) == first
+
+
+def test_a_new_snapshot_is_on_disk_before_it_has_its_name(code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = code.parent / "store"
+    synced: list[tuple[str, int]] = []
+    fsync = os.fsync
+
+    def note(fd: int) -> None:
+        synced.append((os.readlink(f"/proc/self/fd/{fd}"), len([n for n in os.listdir(store) if n[0] != "."])))
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", note)
+    taken = take(code)
+    early = [path.partition(".draft-")[2].partition("/")[2] for path, named in synced if not named]
+    assert early == ["package/data.csv", "package", "main.py", ""]
+    assert [path for path, named in synced if named] == [str(store), str(store.parent)]
+    synced.clear()
+    assert take(code) == taken
+    assert synced == [], "what is there already is on disk"
