@@ -51,6 +51,7 @@ class Caller:
         self._rng = rng or random.Random()
         self._routers: dict[str, Router] = {}
         self._subscribed: set[str] = set()
+        self._doubted: set[str] = set()
         self._sent = 0
         self._last_id = 0
         self._budget = RetryBudget()
@@ -67,9 +68,11 @@ class Caller:
 
     def apply_routing(self, routing: Routing) -> None:
         """Make exactly these the targets; what is under way at replicas that left goes on there."""
-        for targets in routing.targets:
-            self._apply(targets)
         named = {targets.deployment for targets in routing.targets}
+        self._doubted &= named
+        for targets in routing.targets:
+            if targets.deployment not in self._doubted:
+                self._apply(targets)
         for name, router in list(self._routers.items()):
             if name not in named and router.is_known:
                 self._apply(DeploymentTargets(name, exists=False))
@@ -96,11 +99,23 @@ class Caller:
         return tuple(sorted(self._subscribed))
 
     def subscribe(self, deployment: str) -> None:
-        """Ask for the targets of a deployment."""
+        """Ask for the targets of a deployment; again if it was said not to exist, which may be long ago."""
+        router = self._routers.get(deployment)
         if deployment not in self._subscribed:
             self._subscribed.add(deployment)
             self.router_of(deployment)
             self._on_subscribe(self.subscriptions())
+        elif router is not None and not router.targets.exists:
+            router.forget()
+            self._ask_again(deployment)
+
+    def _ask_again(self, deployment: str) -> None:
+        # news that are under way name the deployment; what comes after them does not, and then comes the answer
+        self._doubted.add(deployment)
+        self._subscribed.remove(deployment)
+        self._on_subscribe(self.subscriptions())
+        self._subscribed.add(deployment)
+        self._on_subscribe(self.subscriptions())
 
     def router_of(self, deployment: str) -> Router:
         """Candidates and waiting line of a deployment."""
@@ -336,6 +351,9 @@ class Caller:
         self._timer = self.loop.call_later(_TURN_S, self._turn)
         self._budget.note(self._sent, self.loop.time())
         self._leaving = [peer for peer in self._leaving if peer.pending]
+        for deployment in sorted(self._doubted):
+            # the controller was replaced in between, say
+            self._ask_again(deployment)
         for router in self._routers.values():
             # dropped though still announced (frozen for a while, say): try again
             for candidate in router.announced.values():

@@ -106,6 +106,11 @@ class RequestRouter(Generic[WorkT]):
         self.candidates = list(kept.values())
         return new, gone
 
+    def forget(self) -> None:
+        """Know nothing again: requests wait for news."""
+        self.is_known = False
+        self.targets = DeploymentTargets(self.deployment)
+
     def drop(self, candidate: Candidate) -> None:
         """Send nothing more to a replica that is dead or leaves, until it is announced again."""
         if candidate in self.candidates:

@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 
+from servd.caller import Caller
 from servd.context import NO_REQUEST, RequestContext, current_request
 from servd.exceptions import BackPressureError, NoRouteError, RemoteFailure, RequestCancelledError
+from servd.messages import DeploymentTargets, Routing
 from servd.pickling import dumps, load_exception, loads
 from servd.replica.exchange import HttpExchange
-from tests.fakes import Room, new_address, wait_until
+from tests.fakes import Room, new_address, targets_for, wait_until
 from tests.rooms.test_http1_lane import split
 
 
@@ -78,6 +80,34 @@ async def test_cancelled_call_cancels_the_handler() -> None:
         async with asyncio.timeout(2):
             await ended.wait()
         await wait_until(lambda: room.servers[address].ongoing == 0)
+
+
+async def test_what_did_not_exist_is_asked_for_again() -> None:
+    async def one() -> int:
+        return 1
+
+    async with Room() as room:
+        asked: list[tuple[str, ...]] = []
+        caller = Caller(asyncio.get_running_loop(), "test", asked.append)
+        nothing = DeploymentTargets("app_Echo", exists=False)
+        there = targets_for(room.replica(methods={"one": one}))
+        try:
+            first = caller.submit_call("app_Echo", "one", arguments(), NO_REQUEST)
+            assert asked == [("app_Echo",)]
+            caller.apply_routing(Routing(1, (), (nothing,)))
+            with pytest.raises(NoRouteError):
+                await first
+            # deployed by now, which older news that are under way do not know
+            second = caller.submit_call("app_Echo", "one", arguments(), NO_REQUEST)
+            third = caller.submit_call("app_Echo", "one", arguments(), NO_REQUEST)
+            assert asked == [("app_Echo",), (), ("app_Echo",)]
+            caller.apply_routing(Routing(2, (), (nothing,)))
+            caller.apply_routing(Routing(2, (), ()))
+            assert caller.queued() == {"app_Echo": 2}
+            caller.apply_routing(Routing(3, (), (there,)))
+            assert [loads(await call) for call in (second, third)] == [1, 1]
+        finally:
+            caller.close()
 
 
 async def test_calls_at_a_replica_that_leaves_are_cancelled_too() -> None:
