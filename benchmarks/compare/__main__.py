@@ -15,7 +15,7 @@ from pathlib import Path
 from benchmarks.compare import wrk
 from benchmarks.compare.cases import BY_NAME, CASES
 from benchmarks.compare.measure import Plan, find_interpreters, measure, say
-from benchmarks.compare.results import Results, machine, read, write
+from benchmarks.compare.results import Results, machine, read, together, write
 from benchmarks.compare.systems import SYSTEMS
 from benchmarks.compare.table import report
 
@@ -38,7 +38,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--connections", type=lambda text: frozenset(map(int, text.split(","))), metavar="N,...")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample there")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the rates, as PNG (needs the extra `bench`)")
-    parser.add_argument("--from", type=Path, metavar="FILE", dest="source", help="measure nothing, show these samples")
+    parser.add_argument(
+        "--from", type=Path, metavar="FILE", dest="sources", nargs="+", help="measure nothing, show these samples"
+    )
     parser.epilog = "cases: " + ", ".join(case.name for case in CASES)
     return parser.parse_args()
 
@@ -78,7 +80,7 @@ def main() -> None:
     """Measure or read, then print and draw."""
     options = arguments()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    results = read(options.source) if options.source is not None else measured(options)
+    results = together([read(path) for path in options.sources]) if options.sources else measured(options)
     if options.json is not None:
         write(results, options.json)
     print(report(results))

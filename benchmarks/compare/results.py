@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -46,6 +47,16 @@ def read(path: Path) -> Results:
     document = json.loads(path.read_text())
     samples = [Sample(*line) for line in document["samples"]]
     return Results(document["about"], document["systems"], document["skipped"], samples)
+
+
+def together(parts: Sequence[Results]) -> Results:
+    """Runs of different cases as one; the first tells when and where."""
+    whole = Results(dict(parts[0].about))
+    for part in parts:
+        whole.systems |= part.systems
+        whole.skipped |= part.skipped
+        whole.samples += part.samples
+    return whole
 
 
 def _short(value: Any) -> Any:

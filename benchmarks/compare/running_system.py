@@ -19,7 +19,7 @@ from benchmarks.compare.processes import pause
 from benchmarks.compare.systems import Endpoint, Setup, System, environment_of
 
 LAUNCHER = str(Path(__file__).parent / "launcher.py")
-START_LIMIT_S = 120.0
+START_LIMIT_S = 240.0
 ANSWER_LIMIT_S = 60.0
 LOG_BYTES = 3000
 

@@ -18,14 +18,14 @@ SERVD = str(Path(sys.executable).parent / "servd")
 SERVE_PATHS = {
     "noop": "/noop",
     "fastapi": "/fast/",
-    "json": "/json",
-    "up1": "/body",
-    "down1": f"/body?bytes={MEGABYTE}",
-    "up100": "/body",
-    "down100": f"/body?bytes={100 * MEGABYTE}",
+    "json": "/more/json",
+    "up1": "/more/length",
+    "down1": f"/more/download?bytes={MEGABYTE}",
+    "up100": "/more/length",
+    "down100": f"/more/download?bytes={100 * MEGABYTE}",
+    "stream": "/more/stream",
     "compose": "/compose",
     "calls": "/compose",
-    "stream": "/stream",
     "websocket": "/fast/ws",
 }
 ASGI_PATHS = {
@@ -116,7 +116,7 @@ def start_limit(python: str, directory: Path, cases: set[str]) -> Setup:
 
 def serve_applications(cases: set[str]) -> list[str]:
     """Names of the applications in `serve_app` that answer these cases."""
-    return sorted({SERVE_PATHS[case].split("/")[1].partition("?")[0] for case in cases})
+    return sorted({SERVE_PATHS[case].split("/")[1] for case in cases})
 
 
 def start_servd(_: str, directory: Path, cases: set[str]) -> Setup:
@@ -283,7 +283,7 @@ SYSTEMS = (
         _cases(SERVE_PATHS, ENDS),
         start_ray({}),
         "ray",
-        least_seconds=4,
+        least_seconds=3,
     ),
     System(
         "ray-haproxy",

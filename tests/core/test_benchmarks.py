@@ -8,7 +8,7 @@ import pytest
 from benchmarks.compare.cases import AIMS, BY_NAME, json_text
 from benchmarks.compare.figures import Sample, aims, ratio_by_round, reached, rows
 from benchmarks.compare.processes import cpu_ticks
-from benchmarks.compare.results import Results, machine, read, write
+from benchmarks.compare.results import Results, machine, read, together, write
 from benchmarks.compare.systems import SYSTEMS, Endpoint
 from benchmarks.compare.table import number, report, table
 from benchmarks.compare.wrk import LoadError, parsed, script
@@ -111,6 +111,14 @@ def test_results_come_back_from_their_file(tmp_path: Path) -> None:
     assert json.loads(path.read_text())["samples"][0][4] == 12346.0
     assert report(again).splitlines()[1:] == report(results).splitlines()[1:]
     assert "SKIPPED: no wheel" in report(again)
+
+
+def test_runs_of_different_cases_make_one_table() -> None:
+    one = Results({"rounds": 1}, {"servd": "a"}, {}, [a_sample("servd", 0, 1)])
+    other = Results({"rounds": 2}, {"limit": "b"}, {"ray": "c"}, [a_sample("limit", 0, 2)])
+    whole = together([one, other])
+    assert (whole.about, list(whole.systems), list(whole.skipped)) == ({"rounds": 1}, ["servd", "limit"], ["ray"])
+    assert [row.ratio for row in rows(whole.samples)] == [1.0, 0.5]
 
 
 def test_every_case_of_a_system_is_known() -> None:

@@ -10,6 +10,5 @@ from ray import serve
 port, directory, *names = sys.argv[1:]
 ray.init(address="local", include_dashboard=False, _temp_dir=directory, logging_level="warning")
 serve.start(http_options={"host": "127.0.0.1", "port": int(port)})
-for name in names:
-    serve.run(getattr(serve_app, name), name=name, route_prefix=f"/{name}")
+serve.run_many([serve.RunTarget(getattr(serve_app, name), name=name, route_prefix=f"/{name}") for name in names])
 signal.pause()

@@ -8,7 +8,6 @@ import asgi_app
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 from starlette.requests import Request
-from starlette.responses import Response
 
 OPTIONS: Any = {"max_ongoing_requests": 1000, "ray_actor_options": {"num_cpus": 0}}
 
@@ -28,27 +27,19 @@ class Fast:
 
 
 @serve.deployment(**OPTIONS)
-class Json:
-    """The JSON value back."""
+class More:
+    """JSON, large bodies and streams, by the last word of the path."""
 
     async def __call__(self, request: Request) -> Any:
-        return await request.json()
-
-
-@serve.deployment(**OPTIONS)
-class Body:
-    """The length of what came, or as many bytes as the query asks for."""
-
-    async def __call__(self, request: Request) -> Response:
-        return await (asgi_app.length if request.method == "POST" else asgi_app.download)(request)
-
-
-@serve.deployment(**OPTIONS)
-class Stream:
-    """A streamed answer."""
-
-    async def __call__(self, request: Request) -> Response:
-        return await asgi_app.stream(request)
+        match request.url.path.rpartition("/")[2]:
+            case "json":
+                return await request.json()
+            case "length":
+                return await asgi_app.length(request)
+            case "download":
+                return await asgi_app.download(request)
+            case _:
+                return await asgi_app.stream(request)
 
 
 @serve.deployment(**OPTIONS)
@@ -95,7 +86,5 @@ class Outer:
 
 noop = Noop.bind()
 fast = Fast.bind()
-json = Json.bind()
-body = Body.bind()
-stream = Stream.bind()
+more = More.bind()
 compose = Outer.bind(Inner.bind())
