@@ -289,7 +289,7 @@ class BuildResult:
     error: "" or the text for the application's message (shortened traceback). code_version: hex digest over the import path,
     args, application runtime_env and the content of the modules imported from outside site-packages. deployments:
     dependencies first, ingress last. route_prefix: of the ingress, from code; None = not exposed. fork_unsafe: "" or why
-    replicas must be spawned.
+    replicas must be spawned. is_pinned: none of the modules can change under the same snapshots and archives.
     """
 
     build_id: str
@@ -299,6 +299,7 @@ class BuildResult:
     ingress: str = ""
     route_prefix: str | None = "/"
     fork_unsafe: str = ""
+    is_pinned: bool = False
 
 
 @dataclass(frozen=True, slots=True)

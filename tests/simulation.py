@@ -96,6 +96,11 @@ class Simulation:
         self.settle()
         return self
 
+    @property
+    def is_pinned(self) -> bool:
+        """Whether documents tell all that the code depends on, so that one without a change needs no build."""
+        return self.seed % 4 == 0
+
     def story(self) -> str:
         """The last moments and the facts, for people."""
         facts = [f"{r.replica_id} {r.state} {r.version[:4]}" for r in self.observed.replicas.values()]
@@ -130,7 +135,12 @@ class Simulation:
         else:
             override["num_replicas"] = self.counts[name]
         document = ApplicationDocument(
-            name, "m:a", deployments=(override,), route_prefix=f"/{name}", route_prefix_given=True
+            name,
+            "m:a",
+            args={"code": self.code.get(name, 0)} if self.is_pinned else {},
+            deployments=(override,),
+            route_prefix=f"/{name}",
+            route_prefix_given=True,
         )
         return ApplicationGoal(document, deploy_id=revision, deployed_at=float(revision))
 
@@ -323,7 +333,7 @@ class Simulation:
         broken = (order.app, version) in self.broken_code
         error = "ImportError: broken" if broken and self.rng.random() < 0.5 else ""
         deployments = (BuiltDeployment("Helper", {}), BuiltDeployment("Main", {}))
-        process.result = BuildResult("b", error, f"{order.app}{version}", deployments, "Main")
+        process.result = BuildResult("b", error, f"{order.app}{version}", deployments, "Main", is_pinned=self.is_pinned)
         self.deliver(events.ForkServerStarted(process.id, 1, 1))
         self.hello(process)
 

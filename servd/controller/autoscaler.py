@@ -94,7 +94,7 @@ def decide(
     since = lean_since if direction == lean else now
     delay = config["upscale_delay_s"] if direction > 0 else config["downscale_delay_s"]
     reason = f"mean load {mean:.2f} over {len(ongoing)} replicas asks for {wanted}"
-    if now - since < delay:
+    if now < since + delay:  # the very sum that is the moment to wake: a difference may round below the delay for ever
         return Decision(
             current,
             direction,

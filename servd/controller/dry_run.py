@@ -4,12 +4,12 @@ How this works: the build that serves now is resolved with the new wish. Where t
 reconciler compares tell what happens; where it changes, everything restarts, and what it then defines only its build can tell.
 """
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
 from servd.control_plane import ApplicationChange, ChangePlan, DeploymentChange
+from servd.controller.differences import code_fields, differences
 from servd.controller.facts import ApplicationFact, DeploymentFact
 from servd.controller.goal import ApplicationGoal, Goal, HttpGoal
 from servd.controller.observed import Observed
@@ -22,7 +22,6 @@ from servd.controller.targets import (
 )
 from servd.exceptions import DeployError
 from servd.ids import DeploymentID
-from servd.runtime_env import local_uris
 
 UNTOUCHED, RECONFIGURED, RESTARTED = "untouched", "reconfigured", "restarted"
 REMOVED, ADDED = "removed", "added"
@@ -65,7 +64,7 @@ def _application(wish: ApplicationGoal, observed: Observed) -> ApplicationChange
         return ApplicationChange(ADDED, (), NOT_BUILT, dict(_listed(wish)))
     if fact.active is None or fact.active_goal is None:
         return ApplicationChange(CHANGED, (), NOT_BUILT, dict(_listed(wish)))
-    code = _code_fields(fact.active_goal, wish)
+    code = code_fields(fact.active_goal, wish)
     fields = [*code, *_other_fields(fact.active_goal, wish)]
     version = digest("new code", fact.code_version) if code else fact.code_version
     try:
@@ -128,7 +127,7 @@ def _option_fields(old: DeploymentTarget, new: DeploymentTarget) -> Iterator[str
         before, after = old.options.get(name), new.options.get(name)
         if name == "ray_actor_options":
             before, after = _without_environment(before), _without_environment(after)
-        yield from _different(name, before, after)
+        yield from differences(name, before, after)
 
 
 def _without_environment(options: Any) -> dict[str, Any]:
@@ -138,41 +137,11 @@ def _without_environment(options: Any) -> dict[str, Any]:
 
 def _environment_fields(old: DeploymentTarget, new: DeploymentTarget) -> Iterator[str]:
     before, after = without_empty_variables(old.runtime_env), without_empty_variables(new.runtime_env)
-    yield from (f"ray_actor_options.{field}" for field in _different("runtime_env", before, after))
-
-
-def _different(name: str, before: Any, after: Any) -> Iterator[str]:
-    """`name`, or the dotted names of the keys below it, where two JSON values differ."""
-    # facts that went through the fact store have tuples where documents have lists
-    before, after = json.loads(json.dumps([before, after], default=str))
-    if before == after:
-        return
-    if isinstance(before, Mapping) and isinstance(after, Mapping):
-        for key in {**before, **after}:
-            yield from _different(f"{name}.{key}", before.get(key), after.get(key))
-    else:
-        yield name
-
-
-def _code_fields(old: ApplicationGoal, new: ApplicationGoal) -> list[str]:
-    """What makes another code version: each of these restarts the whole application."""
-    was, wish = old.document, new.document
-    fields: list[str] = []
-    for name in ("import_path", "args", "python_path", "driver_path"):
-        fields += _different(name, getattr(was, name), getattr(wish, name))
-    if wish.application_hash or was.application_hash:
-        fields.append("application (shipped by value)")
-    fields += _different(
-        "runtime_env", without_empty_variables(was.runtime_env), without_empty_variables(wish.runtime_env)
-    )
-    for directory in local_uris(wish.runtime_env):
-        if old.snapshots.get(directory) != new.snapshots.get(directory) and directory in old.snapshots:
-            fields.append(f"source files in {directory}")
-    return fields
+    yield from (f"ray_actor_options.{field}" for field in differences("runtime_env", before, after))
 
 
 def _other_fields(old: ApplicationGoal, new: ApplicationGoal) -> Iterator[str]:
     was, wish = old.document, new.document
     if (was.route_prefix_given, was.route_prefix) != (wish.route_prefix_given, wish.route_prefix):
         yield "route_prefix"
-    yield from _different("logging_config", was.logging_config, wish.logging_config)
+    yield from differences("logging_config", was.logging_config, wish.logging_config)

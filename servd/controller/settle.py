@@ -8,13 +8,14 @@ from dataclasses import replace
 
 from servd.controller.autoscaler import decide, first_target
 from servd.controller.data_plane import settle_data_plane
+from servd.controller.differences import code_fields
 from servd.controller.facts import ApplicationFact, DeploymentFact, ForkServerFact
 from servd.controller.goal import ApplicationGoal, Goal
 from servd.controller.observed import Observed
 from servd.controller.outgrown import settle_memory
 from servd.controller.restarts import BackOff, failure_threshold, retry_delay_s
 from servd.controller.silence import settle_silence
-from servd.controller.targets import DeploymentTarget, digest, resolve
+from servd.controller.targets import DeploymentTarget, base_environment, digest, resolve
 from servd.exceptions import DeployError
 from servd.messages import BuildResult
 from servd.states import ROUTABLE, ApplicationStatus, DeploymentStatus, ReplicaState
@@ -115,22 +116,18 @@ def _settle_deletion(app: ApplicationFact, observed: Observed, now: float) -> No
 def _settle_build(app: ApplicationFact, observed: Observed) -> None:
     if app.built_deploy_id >= app.goal.deploy_id:
         return
-    builder = next(
-        (
-            f
-            for f in observed.fork_servers.values()
-            if f.is_builder and f.app == app.name and f.deploy_id == app.goal.deploy_id and f.result is not None
-        ),
-        None,
-    )
-    if builder is None or builder.result is None:
-        return
-    result = builder.result
+    if is_same_code(app):
+        assert app.active is not None
+        builder, result, code_version = None, app.active, app.code_version
+    else:
+        builder = _ended_build(app, observed)
+        if builder is None or builder.result is None:
+            return
+        result, code_version = builder.result, builder.result.code_version
+        if app.goal.document.application_hash:
+            code_version = digest(code_version, app.goal.deploy_id)  # by value: unversioned, always new
     built = replace(app, built_deploy_id=app.goal.deploy_id)
     error = result.error
-    code_version = result.code_version
-    if app.goal.document.application_hash:
-        code_version = digest(code_version, app.goal.deploy_id)  # by value: unversioned, always new
     targets: tuple[DeploymentTarget, ...] = ()
     if not error:
         try:
@@ -142,13 +139,37 @@ def _settle_build(app: ApplicationFact, observed: Observed) -> None:
         message = f"Deploying application {app.name} failed: {error}"
         observed.put(replace(built, settled=DEPLOY_FAILED, message=message))
         return
-    observed.put(replace(builder, template_version=code_version))
+    if builder is not None:
+        observed.put(replace(builder, template_version=code_version))
     before = serving_ingress(app, observed) if app.active is not None else ""
     last_ingress = before if before != result.ingress else ""
     observed.put(
         replace(built, active=result, active_goal=app.goal, code_version=code_version, last_ingress=last_ingress)
     )
     observed.targets.update({(target.id.app, target.id.name): target for target in targets})
+
+
+def is_same_code(app: ApplicationFact) -> bool:
+    """Whether the latest wish means the very code that serves: a build would give the same again.
+
+    Import path, arguments, runtime environment, content of the snapshots and the shipping driver's paths are compared, and none
+    of the modules came from a directory that can change behind servd's back.
+    """
+    if app.active is None or app.active_goal is None or not app.active.is_pinned:
+        return False
+    same_directories = base_environment(app.active_goal) == base_environment(app.goal)
+    return same_directories and not code_fields(app.active_goal, app.goal)
+
+
+def _ended_build(app: ApplicationFact, observed: Observed) -> ForkServerFact | None:
+    return next(
+        (
+            f
+            for f in observed.fork_servers.values()
+            if f.is_builder and f.app == app.name and f.deploy_id == app.goal.deploy_id and f.result is not None
+        ),
+        None,
+    )
 
 
 def serving_ingress(app: ApplicationFact, observed: Observed) -> str:

@@ -38,7 +38,7 @@ from servd.pidfd import start_ticks
 from servd.quick_dataclass import dataclass
 from servd.replica.environment import apply_environment
 from servd.replica.fork_safety import fork_unsafe_reason
-from servd.replica.importing import code_version, load_application
+from servd.replica.importing import code_version, is_pinned, load_application
 from servd.replica.main import allow_tracker, run_forked
 from servd.settings import fork_server_socket, variable
 
@@ -99,6 +99,7 @@ def build(order: BuildOrder) -> tuple[BuildResult, BuiltApplication | None]:
         ingress=built.ingress_name,
         route_prefix=built.route_prefix,
         fork_unsafe=unsafe,
+        is_pinned=is_pinned(order, environment),
     )
     return result, built
 

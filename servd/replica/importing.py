@@ -133,6 +133,13 @@ def code_version(order: BuildOrder, environment: Environment) -> str:
     return digest.hexdigest()
 
 
+def is_pinned(order: BuildOrder, environment: Environment) -> bool:
+    """Whether every imported module of the user's comes from a snapshot or an archive: the same runtime environment then means
+    the same code."""
+    snapshots = os.path.realpath(os.path.join(order.state_dir, "code")) + os.sep
+    return all(path.startswith(snapshots) for _, path in user_modules(environment.archives))
+
+
 def user_modules(archives: Iterable[str] = ()) -> list[tuple[str, str]]:
     """Name and file of every imported module that is the user's own, sorted."""
     ignored = [

@@ -46,9 +46,9 @@ def a_goal(*apps: ApplicationGoal, revision: int = 1) -> Goal:
     return Goal(revision, True, DeployMode.MULTI_APP, HTTP, apps)
 
 
-def a_build(*names: str, code_version: str = "c1", **options: dict[str, Any]) -> BuildResult:
+def a_build(*names: str, code_version: str = "c1", is_pinned: bool = False, **options: dict[str, Any]) -> BuildResult:
     deployments = tuple(BuiltDeployment(name, options.get(name, {})) for name in names)
-    return BuildResult("b", code_version=code_version, deployments=deployments, ingress=names[-1])
+    return BuildResult("b", code_version=code_version, deployments=deployments, ingress=names[-1], is_pinned=is_pinned)
 
 
 class World:

@@ -74,3 +74,16 @@ def test_samples_are_weighted_by_time() -> None:
     samples.add(6.0, 10.0, keep_s=100.0)
     assert samples.mean(0.0, 8.0) == pytest.approx(2.5)
     assert samples.mean(7.0, 8.0) == pytest.approx(10.0)
+
+
+def test_at_the_moment_to_wake_the_delay_is_over_whatever_rounds() -> None:
+    for since in (63.72, 0.1, 1e6 + 0.3):
+        waiting = decide({**CONFIG, "upscale_delay_s": 0.5}, 1, [4.0], 0, 1, since, now=since + 0.1)
+        assert decide({**CONFIG, "upscale_delay_s": 0.5}, 1, [4.0], 0, 1, since, now=waiting.wake_at).target == 2
+
+
+def test_replicas_that_have_just_begun_scale_nothing_down() -> None:
+    early = decide(CONFIG, 3, [1.0, 1.0, 0.0], 0, -1, 0.0, now=9.0, full_at=10.0)
+    assert (early.target, early.lean, early.wake_at) == (3, 0, 10.0)
+    assert decide(CONFIG, 3, [9.0, 9.0, 9.0], 0, 0, 0.0, now=9.0, full_at=10.0).lean == 1
+    assert decide(CONFIG, 3, [1.0, 1.0, 0.0], 0, 0, 0.0, now=10.0, full_at=10.0).lean == -1

@@ -91,6 +91,16 @@ async def test_builds_then_forks_a_replica_that_answers(room: Room) -> None:
     assert title == f"servd: replica {start.replica_id} {room.home}"
 
 
+@pytest.mark.parametrize(("directory", "is_pinned"), [("code/abc", True), ("living", False)])
+async def test_a_build_is_pinned_if_all_modules_are_in_snapshots(room: Room, directory: str, is_pinned: bool) -> None:
+    source = room.home / directory
+    source.mkdir(parents=True)
+    (source / "stand.py").write_text(APP)
+    hello = await room.open_fork_server(room.order("stand:app", runtime_env={"working_dir": f"file://{source}"}))
+    assert hello.result is not None
+    assert (hello.result.error, hello.result.is_pinned) == ("", is_pinned)
+
+
 async def test_children_hold_nothing_of_the_fork_server_or_siblings(room: Room) -> None:
     await room.open_fork_server(room.order("shop:app"))
     starts = [room.start_of("Model", str(number)) for number in range(3)]
