@@ -15,6 +15,9 @@ from servd.exceptions import ProtocolError, TransportError
 from servd.records import Outbox, unpack
 
 MAX_SOCKETS = 16384
+MAX_RECORDS = 32
+"""So many records leave at once, before the end of the turn: the peer works on them meanwhile."""
+
 ZERO_COPY_BYTES = 1024 * 1024
 """From this size on a frame that cannot change is sent without a copy; below, copying is as fast."""
 
@@ -126,10 +129,13 @@ class CallerLink:
 
     def send(self, record: tuple[Any, ...]) -> None:
         """Send one record at the end of this turn."""
-        self.outbox.records.append(record)
+        records = self.outbox.records
+        records.append(record)
         if not self._is_scheduled:
             self._is_scheduled = True
             self._loop.call_soon(self._flush)
+        elif len(records) > MAX_RECORDS and not self._is_closed:
+            self._send()
 
     @property
     def is_closed(self) -> bool:
@@ -151,6 +157,12 @@ class CallerLink:
         self._is_scheduled = False
         if self._is_closed:
             return
+        # nothing is left when the last record of the turn filled an envelope
+        if len(self.outbox.records) > 1:
+            self._send()
+        self._drain()
+
+    def _send(self) -> None:
         try:
             blob, frames = self.outbox.seal()
             if frames:
@@ -161,8 +173,6 @@ class CallerLink:
         except Exception as error:
             logger.exception("send_failed address=%s", self._address)
             self._lose(f"send failed: {error}")
-            return
-        self._drain()
 
     def _drain(self) -> None:
         socket = self._socket
@@ -228,6 +238,8 @@ class ReplicaLink:
             raise TransportError(f"cannot bind {address}: {error}") from error
         loop.add_reader(_fd(self._monitor), self._watch)
         loop.add_reader(_fd(self._socket), self.drain)
+        # both tell of something new only to who has looked before and found nothing
+        self._watch()
         self.drain()
 
     def schedule(self, peer: "Peer") -> None:
@@ -243,27 +255,35 @@ class ReplicaLink:
         self._is_scheduled = False
         due = self._due
         self._due = []
-        socket = self._socket
         for peer in due:
             peer.is_due = False
             if self._is_closed or peer.is_gone:
                 continue
-            try:
-                peer.before_send()
-                blob, frames = peer.outbox.seal()
-                socket.send(peer.identity, _NOBLOCK | _SNDMORE)
-                if frames:
-                    socket.send(blob, _NOBLOCK | _SNDMORE)
-                    _send_frames(socket, frames)
-                else:
-                    socket.send(blob, _NOBLOCK)
-            except zmq.ZMQError:
-                # the socket is mandatory: EHOSTUNREACH says that the caller is gone
-                self._forget(peer)
-            except Exception:
-                logger.exception("send_failed peer=%s", peer)
-                self.drop(peer)
+            peer.before_send()
+            # nothing is left when the last record of the turn filled an envelope
+            if len(peer.outbox.records) > 1:
+                self.send_now(peer)
         self.drain()
+
+    def send_now(self, peer: "Peer") -> None:
+        """Send what is in the peer's outbox, even if that is nothing."""
+        if self._is_closed:
+            return
+        socket = self._socket
+        try:
+            blob, frames = peer.outbox.seal()
+            socket.send(peer.identity, _NOBLOCK | _SNDMORE)
+            if frames:
+                socket.send(blob, _NOBLOCK | _SNDMORE)
+                _send_frames(socket, frames)
+            else:
+                socket.send(blob, _NOBLOCK)
+        except zmq.ZMQError:
+            # the socket is mandatory: EHOSTUNREACH says that the caller is gone
+            self._forget(peer)
+        except Exception:
+            logger.exception("send_failed peer=%s", peer)
+            self.drop(peer)
 
     def drop(self, peer: "Peer") -> None:
         """Have nothing to do any more with a peer that sends nonsense."""
@@ -325,8 +345,7 @@ class ReplicaLink:
 
     def _probe(self) -> None:
         for peer in list(self.peers.values()):
-            if not peer.is_due:
-                self.schedule(peer)
+            self.send_now(peer)
 
     def _forget(self, peer: "Peer") -> None:
         if peer.is_gone:
@@ -353,9 +372,12 @@ class Peer:
 
     def send(self, record: tuple[Any, ...]) -> None:
         """Send one record at the end of this turn."""
-        self.outbox.records.append(record)
+        records = self.outbox.records
+        records.append(record)
         if not self.is_due:
             self.link.schedule(self)
+        elif len(records) > MAX_RECORDS and not self.is_gone:
+            self.link.send_now(self)
 
     def before_send(self) -> None:
         """Last chance to add records to the envelope."""

@@ -1,0 +1,57 @@
+import asyncio
+from typing import Any
+
+from servd.link import MAX_RECORDS, CallerLink, Peer, ReplicaLink
+from tests.fakes import new_address, wait_until
+
+
+async def test_many_records_of_one_turn_leave_in_several_envelopes_in_their_order() -> None:
+    loop = asyncio.get_running_loop()
+    address = new_address()
+    asked: list[list[int]] = []
+    answered: list[list[int]] = []
+
+    def answer(peer: Peer, records: list[Any], _: list[Any]) -> None:
+        asked.append([number for _, number in records[1:]])
+        for record in records[1:]:
+            peer.send(record)
+
+    replica = ReplicaLink(loop, address, answer, lambda _: None)
+    caller = CallerLink(
+        loop,
+        address,
+        lambda records, _: answered.append([number for _, number in records[1:]]),
+        lambda _: asked.append([-1]),
+    )
+    try:
+        numbers = list(range(2 * MAX_RECORDS + 3))
+        for number in numbers:
+            caller.send((0, number))
+        await wait_until(lambda: sum(map(len, answered)) == len(numbers))
+        # one call comes back only after everything before it
+        caller.send((0, -2))
+        await wait_until(lambda: answered[-1] == [-2])
+        for envelopes in (asked, answered):
+            assert [number for envelope in envelopes for number in envelope] == [*numbers, -2]
+        assert max(map(len, asked)) == MAX_RECORDS
+        assert all(asked), "no envelope is empty"
+    finally:
+        caller.close()
+        replica.close()
+
+
+async def test_a_caller_that_went_is_noticed_without_anything_to_send() -> None:
+    loop = asyncio.get_running_loop()
+    address = new_address()
+    gone: list[Peer] = []
+    replica = ReplicaLink(loop, address, lambda *_: None, gone.append)
+    caller = CallerLink(loop, address, lambda *_: None, lambda _: None)
+    try:
+        caller.send((0, 1))
+        await wait_until(lambda: bool(replica.peers))
+        caller.close()
+        await wait_until(lambda: len(gone) == 1)
+        assert not replica.peers
+    finally:
+        caller.close()
+        replica.close()
