@@ -2,6 +2,7 @@
 
 import atexit
 import faulthandler
+import gc
 import logging
 import multiprocessing.resource_tracker
 import os
@@ -24,6 +25,12 @@ from servd.replica.replica import Replica
 from servd.replica.replica_notes import noter
 
 EXIT_HANDLERS_LIMIT_S = 2.0
+
+_GC_DEFAULT = gc.get_threshold()
+_GC_OBJECTS = 10_000
+"""New objects before the collector looks for cycles. Python's default is less than what the requests that are under way
+together consist of, so it would look again and again without finding any.
+"""
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +71,7 @@ def _run(start: ReplicaStart, load: Callable[[], Deployment], lifetime_fd: int) 
     # a crash in native code leaves its stack among the last lines of the log
     faulthandler.enable(file.fileno())
     access = AccessLog(file, "replica", start.replica_id, place_of(noter))
+    search_less_often()
 
     async def live() -> int:
         return await Replica(start, load, lifetime_fd, access).run()
@@ -75,6 +83,12 @@ def _run(start: ReplicaStart, load: Callable[[], Deployment], lifetime_fd: int) 
         logger.exception("replica_failed")
         code = 1
     leave(code)
+
+
+def search_less_often() -> None:
+    """Let the garbage collector run when it may find something, unless the user's code said when it should."""
+    if gc.get_threshold() == _GC_DEFAULT:
+        gc.set_threshold(_GC_OBJECTS, *_GC_DEFAULT[1:])
 
 
 def allow_tracker() -> None:
