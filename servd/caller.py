@@ -158,7 +158,12 @@ class Caller:
         call.peer = None
         call.is_accepted = call.has_begun = call.was_granted = False
         call.retries = 0
-        candidate = router.choose(call.model_id)
+        candidates = router.candidates
+        if len(candidates) == 1 and not router.line and not call.model_id and not candidates[0].is_full:
+            # `choose` would say the same
+            candidate: Candidate | None = candidates[0]
+        else:
+            candidate = router.choose(call.model_id)
         if candidate is None:
             self._wait(call)
         else:

@@ -115,7 +115,9 @@ class _Handle:
         context = current_request.get()
         if context.depth >= MAX_DEPTH:
             raise ServdError(f"{self._full_name}: handle calls are nested deeper than {MAX_DEPTH}")
-        waits = any(isinstance(item, _WAITED_FOR) for item in (*args, *kwargs.values()))
+        waits = False
+        for item in (*args, *kwargs.values()) if kwargs else args:
+            waits = waits or isinstance(item, _WAITED_FOR)
         parts: list[Any] = []
         if not waits:
             try:
@@ -127,7 +129,7 @@ class _Handle:
                     raise
         if not waits and _get_ident() == to.thread_id:
             ticket = self._submit(to, parts, context)
-            return DeploymentResponseGenerator(to, ticket) if self._stream else kind(to, ticket)
+            return kind(to, ticket) if not self._stream else DeploymentResponseGenerator(to, ticket)
         if self._stream:
             opening = self._open(to, args, kwargs, parts, context)
             return DeploymentResponseGenerator(to, opening=asyncio.run_coroutine_threadsafe(opening, to.loop))

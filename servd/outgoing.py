@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from servd.request_router import RequestRouter
 
 _GRANT_BYTES = CREDIT_BYTES // 4
+_NO_ITEMS: deque[tuple[list[Any], int]] = deque(maxlen=0)
 
 
 class Outgoing:
@@ -135,7 +136,7 @@ class CallTicket(Outgoing):
         self._stream = stream
         self._deadline = deadline
         self._done: asyncio.Future[list[Any]] = loop.create_future()
-        self._items: deque[tuple[list[Any], int]] = deque()
+        self._items: deque[tuple[list[Any], int]] = deque() if stream else _NO_ITEMS
         self._waiter: asyncio.Future[None] | None = None
         self._taken = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -149,11 +150,8 @@ class CallTicket(Outgoing):
         return f"CallTicket({self._method}{', done' if self._done.done() else ''})"
 
     def __await__(self) -> Generator[Any, None, list[Any]]:
-        return self._result().__await__()
-
-    async def _result(self) -> list[Any]:
         try:
-            return await self._done
+            return (yield from self._done)
         except asyncio.CancelledError:
             # the cancellation of who waits has cancelled the future already, so `cancel` would find it done
             self._take_back()
@@ -223,15 +221,17 @@ class CallTicket(Outgoing):
     def _finish(self, result: list[Any] | Exception) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        if self._done.done():
+        done = self._done
+        if done.done():
             return
         if isinstance(result, Exception):
-            self._done.set_exception(result)
+            done.set_exception(result)
             # a call nobody waits for any more is no news for the log
-            self._done.exception()
+            done.exception()
         else:
-            self._done.set_result(result)
-        self._wake()
+            done.set_result(result)
+        if self._waiter is not None:
+            self._wake()
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

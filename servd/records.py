@@ -102,7 +102,7 @@ class Outbox:
 
     def attach_all(self, parts: Iterable[Any]) -> list[Any]:
         """As `attach`, for the parts of a pickled value."""
-        return [self.attach(part) for part in parts]
+        return [part if type(part) is bytes and len(part) < FRAME_BYTES else self.attach(part) for part in parts]
 
     def seal(self) -> tuple[bytes, list[Any]]:
         """Envelope and frames of everything collected; empties the box."""
@@ -133,7 +133,7 @@ def body_of(value: Any, frames: list[Any]) -> Any:
 
 def bodies_of(values: Iterable[Any], frames: list[Any]) -> list[Any]:
     """The parts behind a record's values."""
-    return [body_of(value, frames) for value in values]
+    return [value if type(value) is bytes else body_of(value, frames) for value in values]
 
 
 def origin(

@@ -96,6 +96,11 @@ class ReplicaPeer:
                     call = pending.pop(call_id, None)
                     if call is not None:
                         call.on_response(status, block, body if type(body) is bytes else body_of(body, frames))
+                elif kind == REPLY:
+                    _, call_id, candidate.load, succeeded, parts = record
+                    call = pending.pop(call_id, None)
+                    if call is not None:
+                        call.on_reply(succeeded, bodies_of(parts, frames))
                 else:
                     self._on_other(kind, record, frames)
             except Exception:
@@ -116,21 +121,17 @@ class ReplicaPeer:
         elif kind == LIMIT:
             self.candidate.limit = record[1]
             self.owner.refuse_circles(self.router)
-        elif kind in (REPLY, END, REJECTED):
-            self._on_last(kind, record, frames)
+        elif kind in (END, REJECTED):
+            self._on_last(kind, record)
         else:
             self._on_part(kind, record, frames)
 
-    def _on_last(self, kind: int, record: tuple[Any, ...], frames: list[Any]) -> None:
+    def _on_last(self, kind: int, record: tuple[Any, ...]) -> None:
         self.candidate.load = record[2]
         call = self.pending.pop(record[1], None)
         if kind == REJECTED:
             self.owner.on_rejected(self, record[1], call, record[3])
-        elif call is None:
-            return
-        elif kind == REPLY:
-            call.on_reply(record[3], bodies_of(record[4], frames))
-        else:
+        elif call is not None:
             call.on_end(record[3])
 
     def _on_part(self, kind: int, record: tuple[Any, ...], frames: list[Any]) -> None:

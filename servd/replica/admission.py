@@ -19,22 +19,25 @@ class Admission(Generic[CallerT]):
 
     Args:
         limit: requests that may run at once, >= 1.
+
+    Attributes:
+        running: admitted requests. held: slots that are offered. tickets: callers that wait, with how many requests.
     """
 
-    __slots__ = ("_offered", "_tickets", "held", "is_leaving", "limit", "running")
+    __slots__ = ("_offered", "held", "is_leaving", "limit", "running", "tickets")
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.running = 0
         self.held = 0
         self.is_leaving = False
-        self._tickets: OrderedDict[CallerT, int] = OrderedDict()
+        self.tickets: OrderedDict[CallerT, int] = OrderedDict()
         self._offered: dict[CallerT, int] = {}
 
     def __repr__(self) -> str:
         return (
             f"Admission(running={self.running}, held={self.held}, limit={self.limit}, "
-            f"tickets={list(self._tickets.values())}{', leaving' if self.is_leaving else ''})"
+            f"tickets={list(self.tickets.values())}{', leaving' if self.is_leaving else ''})"
         )
 
     def admit(self, caller: CallerT) -> bool:
@@ -45,7 +48,7 @@ class Admission(Generic[CallerT]):
             self.running += 1
             return True
         if not self.is_leaving:
-            self._tickets[caller] = self._tickets.get(caller, 0) + 1
+            self.tickets[caller] = self.tickets.get(caller, 0) + 1
         return False
 
     def claim(self, caller: CallerT) -> bool:
@@ -60,7 +63,7 @@ class Admission(Generic[CallerT]):
     def decline(self, caller: CallerT) -> None:
         """The caller does not want a slot it was offered, nor another one."""
         self._take_back(caller)
-        self._tickets.pop(caller, None)
+        self.tickets.pop(caller, None)
 
     def want(self, caller: CallerT, waiting: int) -> None:
         """The caller says how many requests wait at its side; 0 gives its ticket back. Its place in line
@@ -68,9 +71,9 @@ class Admission(Generic[CallerT]):
         """
         wanted = waiting - self._offered.get(caller, 0)
         if wanted <= 0 or self.is_leaving:
-            self._tickets.pop(caller, None)
+            self.tickets.pop(caller, None)
         else:
-            self._tickets[caller] = wanted
+            self.tickets[caller] = wanted
 
     def release(self) -> None:
         """A running request ended."""
@@ -79,22 +82,17 @@ class Admission(Generic[CallerT]):
     def forget(self, caller: CallerT) -> None:
         """The caller is gone; its running requests are released one by one."""
         self.held -= self._offered.pop(caller, 0)
-        self._tickets.pop(caller, None)
-
-    @property
-    def has_tickets(self) -> bool:
-        """Somebody waits for a slot."""
-        return bool(self._tickets)
+        self.tickets.pop(caller, None)
 
     def next_offer(self) -> CallerT | None:
         """The caller to offer a free slot to, which is held for it from now on; None when nobody waits or
         nothing is free.
         """
-        if not self._tickets or self.is_leaving or self.running + self.held >= self.limit:
+        if not self.tickets or self.is_leaving or self.running + self.held >= self.limit:
             return None
-        caller, wanted = self._tickets.popitem(last=False)
+        caller, wanted = self.tickets.popitem(last=False)
         if wanted > 1:
-            self._tickets[caller] = wanted - 1
+            self.tickets[caller] = wanted - 1
         self.held += 1
         self._offered[caller] = self._offered.get(caller, 0) + 1
         return caller
@@ -102,7 +100,7 @@ class Admission(Generic[CallerT]):
     def leave(self) -> None:
         """Take nothing new from now on, except what claims a slot already offered."""
         self.is_leaving = True
-        self._tickets.clear()
+        self.tickets.clear()
 
     def _take_back(self, caller: CallerT) -> bool:
         count = self._offered.get(caller, 0)

@@ -113,12 +113,18 @@ class HttpExchange:
         Raises:
             ValueError: a header holds a line break.
         """
-        block = self._block(headers, False)
+        block = None
+        if type(headers) is tuple and not _IS_TIMED and self.scope["method"] != "HEAD":
+            block = _blocks.get(headers)
+        if block is None:
+            block = self._block(headers, False)
         self.is_finished = self.has_begun = True
         peer = self._peer
         if len(body) >= 65536:
             body = peer.outbox.attach(body)
-        peer.finish_exchange(self.call_id, (RESPONSE, self.call_id, peer.ongoing_after(), status, block, body))
+        call_id = self.call_id
+        if peer.open.pop(call_id, None) is not None:
+            peer.send((RESPONSE, call_id, peer.ongoing_after(), status, block, body))
 
     async def send(self, message: Message) -> None:
         """ASGI `send`.
@@ -245,23 +251,26 @@ class HttpExchange:
     def _block(self, headers: Headers, keep_length: bool) -> bytes:
         keep_length = keep_length or self.scope["method"] == "HEAD"
         pairs = tuple(headers)
+        known = _kept_blocks if keep_length else _blocks
         try:
-            block = _blocks.get((keep_length, pairs))
+            block = known.get(pairs)
         except TypeError:
             # pairs may be lists
             pairs = tuple((bytes(name), bytes(value)) for name, value in pairs)
             block = None
         if block is None:
             block = _block_of(pairs, keep_length)
-            if len(_blocks) >= _MAX_BLOCKS:
-                _blocks.clear()
-            _blocks[keep_length, pairs] = block
+            if len(known) >= _MAX_BLOCKS:
+                known.clear()
+            known[pairs] = block
         if _IS_TIMED:
             return b"".join((block, REPLICA_TIMING, duration((_now() - self._began) * 1000), b"\r\n"))
         return block
 
 
 _blocks: dict[tuple[Any, ...], bytes] = {}
+_kept_blocks: dict[tuple[Any, ...], bytes] = {}
+"""Header blocks by their pairs; those in the second keep content-length."""
 
 
 def _block_of(headers: tuple[tuple[bytes, bytes], ...], keep_length: bool) -> bytes:

@@ -340,7 +340,7 @@ class ReplicaServer:
     def _release(self) -> None:
         admission = self.admission
         admission.running -= 1
-        if admission.has_tickets:
+        if admission.tickets:
             self._make_offers()
         if not admission.running and self._idle is not None:
             self._idle.set_result(None)

@@ -11,13 +11,14 @@ from typing import Any
 from servd.exceptions import BackPressureError, DeploymentUnavailableError
 from servd.tracebacks import user_traceback
 
-Answer = tuple[int, list[tuple[bytes, bytes]], bytes]
-"""Status, headers, body. The list of headers is shared: do not change it."""
+Headers = tuple[tuple[bytes, bytes], ...]
+Answer = tuple[int, Headers, bytes]
+"""Status, headers, body."""
 
-RAW_TEXT = [(b"content-type", b"text/plain")]
-UTF8_TEXT = [(b"content-type", b"text/plain; charset=utf-8")]
-JSON = [(b"content-type", b"application/json")]
-_RETRY_LATER = [*UTF8_TEXT, (b"retry-after", b"1")]
+RAW_TEXT: Headers = ((b"content-type", b"text/plain"),)
+UTF8_TEXT: Headers = ((b"content-type", b"text/plain; charset=utf-8"),)
+JSON: Headers = ((b"content-type", b"application/json"),)
+_RETRY_LATER: Headers = (*UTF8_TEXT, (b"retry-after", b"1"))
 
 
 def value_response(value: Any) -> Answer:

@@ -167,8 +167,12 @@ class UserCallable:
             if self._asgi is not None:
                 await self._asgi(exchange.scope, exchange.receive, exchange.send)
             elif entry is not None and entry.kind == "async" and exchange.scope["type"] == "http":
-                # most requests: spares them a coroutine
-                value = await entry.function(*self._arguments(entry, exchange))
+                # most requests: spares them a coroutine and a call
+                if entry.takes_request:
+                    send: Any = exchange.send
+                    value = await entry.function(Request(exchange.scope, exchange.receive, send))
+                else:
+                    value = await entry.function()
                 if type(value) in _PLAIN:
                     exchange.finish(*value_response(value))
                 else:
@@ -203,9 +207,11 @@ class UserCallable:
         self._running += 1
         began, succeeded = self._now(), False
         try:
-            found = self._find(method)
+            found = self._methods.get(method) or self._find(method)
             if found.kind in ("async", "sync"):
-                result = await self._invoke(found, args, kwargs)
+                # most calls: spares them a coroutine
+                is_async = found.kind == "async"
+                result = await (found.function(*args, **kwargs) if is_async else self._invoke(found, args, kwargs))
                 if not is_generator(result):
                     succeeded = True
                     return result
@@ -255,12 +261,10 @@ class UserCallable:
             return
         if entry is None:
             raise RayServeException(f"{self._deployment.name} has no method `__call__`: it cannot answer HTTP requests")
-        await self._answer_with(exchange, await self._invoke(entry, self._arguments(entry, exchange), {}))
-
-    def _arguments(self, entry: Method, exchange: HttpExchange) -> tuple[Any, ...]:
         # Starlette types its messages as mutable mappings, the exchange as dictionaries: they are the same
         send: Any = exchange.send
-        return (Request(exchange.scope, exchange.receive, send),) if entry.takes_request else ()
+        arguments = (Request(exchange.scope, exchange.receive, send),) if entry.takes_request else ()
+        await self._answer_with(exchange, await self._invoke(entry, arguments, {}))
 
     async def _answer_with(self, exchange: HttpExchange, value: Any) -> None:
         if isinstance(value, Response):

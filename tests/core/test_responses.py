@@ -78,7 +78,7 @@ TEXT, UTF8, JSON = b"text/plain", b"text/plain; charset=utf-8", b"application/js
     ids=repr,
 )
 def test_returned_values(value: Any, content_type: bytes, body: bytes) -> None:
-    assert value_response(value) == (200, [(b"content-type", content_type)], body)
+    assert value_response(value) == (200, ((b"content-type", content_type),), body)
 
 
 def test_data_frames_are_lists_of_records(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +114,7 @@ def test_an_exception_is_a_500_with_the_users_frames() -> None:
     except KeyError as error:
         status, headers, body = error_response(error)
     text = body.decode()
-    assert (status, headers) == (500, [(b"content-type", b"text/plain; charset=utf-8")])
+    assert (status, headers) == (500, ((b"content-type", b"text/plain; charset=utf-8"),))
     assert text.startswith("Unexpected error, traceback: Traceback (most recent call last):")
     assert "test_responses.py" in text
     assert text.endswith("KeyError: 'missing'")
