@@ -4,6 +4,7 @@ They are worthless after a reboot, so the file lies in the runtime directory; th
 """
 
 import logging
+import os
 import sqlite3
 from collections.abc import Mapping
 from pathlib import Path
@@ -87,6 +88,8 @@ def fact_files(socket_dir: str) -> list[str]:
 
 
 def _open(path: str) -> sqlite3.Connection:
+    # SQLite gives the files beside it the same mode
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     connection = sqlite3.connect(path, timeout=1.0, isolation_level=None)
     try:
         connection.execute("PRAGMA journal_mode=WAL").fetchall()

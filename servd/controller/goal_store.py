@@ -292,7 +292,8 @@ def _files(path: Path) -> Iterator[Path]:
 
 def _write_marker(marker: Path) -> None:
     try:
-        with open(marker, "w", encoding="ascii") as file:
+        fd = os.open(marker, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with open(fd, "w", encoding="ascii") as file:
             file.write("the goal store next to this file was created; if it is gone, it was lost\n")
             file.flush()
             os.fsync(file.fileno())

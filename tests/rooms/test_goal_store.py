@@ -1,6 +1,7 @@
 """The goal store: what is accepted stays, what is damaged is refused."""
 
 import contextlib
+import os
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -197,3 +198,18 @@ def test_facts_come_back_in_order_and_forgotten_ones_do_not(tmp_path: Path) -> N
     again = FactStore(str(tmp_path))
     assert again.load() == [ProxyGoal("2", drain=True), ProxyGoal("1")]
     again.close()
+
+
+def test_only_the_owner_may_read_what_is_stored(tmp_path: Path) -> None:
+    old_mask = os.umask(0)
+    try:
+        goal, facts = GoalStore.open(str(tmp_path)), FactStore(str(tmp_path))
+        goal.save(a_goal(1), "test", 1.0)
+        facts.save({("proxy", "p"): ProxyGoal("p")})
+        modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+        goal.close()
+        facts.close()
+    finally:
+        os.umask(old_mask)
+    assert {"goal.created", "goal.db", "facts.db", "facts.db-wal"} <= modes.keys()
+    assert set(modes.values()) == {0o600}, modes
