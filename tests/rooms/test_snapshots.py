@@ -1,6 +1,7 @@
 """Snapshots of local directories."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -112,18 +113,21 @@ def test_virtual_environments_are_left_out(code: Path) -> None:
 
 def test_a_new_snapshot_is_on_disk_before_it_has_its_name(code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = code.parent / "store"
-    synced: list[tuple[str, int]] = []
-    fsync = os.fsync
+    synced: list[tuple[Path, bool]] = []
 
-    def note(fd: int) -> None:
-        synced.append((os.readlink(f"/proc/self/fd/{fd}"), len([n for n in os.listdir(store) if n[0] != "."])))
-        fsync(fd)
+    def noting(sync: Callable[[str], None]) -> Callable[[str], None]:
+        def note(path: str) -> None:
+            synced.append((Path(path), any(not name.startswith(".") for name in os.listdir(store))))
+            sync(path)
 
-    monkeypatch.setattr(os, "fsync", note)
+        return note
+
+    for name in ("sync_tree", "sync_directory"):
+        monkeypatch.setattr(snapshots, name, noting(getattr(snapshots, name)))
     taken = take(code)
-    early = [path.partition(".draft-")[2].partition("/")[2] for path, named in synced if not named]
-    assert early == ["package/data.csv", "package", "main.py", ""]
-    assert [path for path, named in synced if named] == [str(store), str(store.parent)]
+    (draft, had_name), *after = synced
+    assert (draft.parent, draft.name.startswith(".draft-"), had_name) == (store, True, False)
+    assert after == [(store, True), (store.parent, True)]
     synced.clear()
     assert take(code) == taken
     assert synced == [], "what is there already is on disk"
