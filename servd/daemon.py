@@ -126,8 +126,6 @@ class Daemon:
         elif self._channel is not None and fd == self._channel.fileno():
             self._receive(self._channel)
 
-    # --- the controller ---------------------------------------------------------------------------------------------
-
     def _start_controller(self) -> None:
         ours, theirs = socket.socketpair()
         arguments = (self._settings, self._lifetime_reader, theirs, *self._ports)
@@ -221,8 +219,6 @@ class Daemon:
                 self._channel.sendall(record(message))
         except OSError as error:
             _say(f"the controller does not listen: {error}")
-
-    # --- children and the end ---------------------------------------------------------------------------------------
 
     def _reap(self) -> None:
         while True:

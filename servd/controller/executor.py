@@ -110,8 +110,6 @@ class Executor:
             case actions.ReleaseListeners():
                 self._channel.close_listeners(action.host, action.port)
 
-    # --- fork servers -----------------------------------------------------------------------------------------------
-
     def _start_fork_server(self, fact: ForkServerFact) -> None:
         pid, ticks = self._supervisor.start(
             (FORK_SERVER, fact.fork_server_id),
@@ -128,8 +126,6 @@ class Executor:
             self._loop.call_later(STOP_GRACE_S, self._supervisor.kill, key)
         elif not self._supervisor.kill(key):
             self._emit(events.ForkServerExited(fork_server_id, None))
-
-    # --- replicas ---------------------------------------------------------------------------------------------------
 
     def _start_replica(self, fact: ReplicaFact, *, spawn: bool) -> None:
         server = self._observed.fork_servers.get(fact.fork_server_id)
@@ -169,8 +165,6 @@ class Executor:
         self._lines.withdraw(replica_id)
         if not self._supervisor.kill((REPLICA, replica_id)):
             self._emit(events.ReplicaExited(replica_id, None))
-
-    # --- proxies ----------------------------------------------------------------------------------------------------
 
     async def _start_proxy(self, fact: ProxyFact) -> None:
         settings = self._settings
@@ -215,8 +209,6 @@ class Executor:
             fact = self._observed.proxies.get(goal.proxy_id)
             if fact is None or not fact.listening:
                 self._supervisor.kill((PROXY, goal.proxy_id))
-
-    # --- the next controller ----------------------------------------------------------------------------------------
 
     def adopt(self) -> None:
         """Watch the processes that an earlier controller started; those that are gone become events."""

@@ -133,8 +133,6 @@ class _Line(asyncio.Protocol):
             retry_s = _RETRY_S
             await asyncio.sleep(retry_s)
 
-    # --- asyncio.Protocol -------------------------------------------------------------------------------------------
-
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]
         self._records = RecordReader()
