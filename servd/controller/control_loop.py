@@ -1,8 +1,7 @@
-"""The circle at work: news in, one plan a turn, actions out; and the verbs on the goal."""
+"""The verbs on the goal: each checks, puts the new goal on disk and makes it the one in force."""
 
 import asyncio
 import logging
-import math
 import os
 import random
 from collections.abc import Callable
@@ -18,7 +17,8 @@ from servd.control_plane import (
     RevisionView,
     check_match,
 )
-from servd.controller import actions, change, events, history
+from servd.controller import change, history
+from servd.controller.circle import Circle
 from servd.controller.daemon_channel import DaemonChannel
 from servd.controller.data_plane import is_served
 from servd.controller.dry_run import compare
@@ -28,10 +28,9 @@ from servd.controller.facts import DataPlaneFact
 from servd.controller.goal import Goal, HttpGoal
 from servd.controller.goal_store import GoalStore
 from servd.controller.observed import Observed
-from servd.controller.reconciler import turn
 from servd.controller.snapshots import take_snapshots
 from servd.controller.stack_requests import StackRequests
-from servd.controller.status import Identity, instance_view, next_visible_change
+from servd.controller.status import Identity, instance_view
 from servd.controller.supervisor import Supervisor
 from servd.exceptions import DeployError, ListenError, ServdError, UnknownNameError
 from servd.ids import DeploymentID
@@ -43,7 +42,7 @@ STOP_KILL_S = 1.0
 logger = logging.getLogger(__name__)
 
 
-class ControlLoop:
+class ControlLoop(Circle):
     """Implements `control_plane.ControlPlane`.
 
     Args:
@@ -64,31 +63,14 @@ class ControlLoop:
         facts: FactStore,
         on_failure: Callable[[], None],
     ) -> None:
-        self._loop = loop
-        self._settings = settings
-        self._clock = clock
-        self._rng = rng
+        super().__init__(loop, settings, clock, rng, goal, observed, facts, on_failure)
         self._identity = identity
-        self._goal = goal
-        self._observed = observed
         self._store = store
-        self._facts = facts
-        self._on_failure = on_failure
-        self._executor: Executor | None = None
         self._supervisor: Supervisor | None = None
         self._channel: DaemonChannel | None = None
         self._stacks: StackRequests | None = None
-        self._events: list[events.Event] = []
-        self._turn_is_due = False
-        self._wake: asyncio.TimerHandle | None = None
-        # larger than any that an earlier controller has given out
-        self._version = int(clock.wall_time() * 1000)
-        self._changed = asyncio.Event()
         self._changing = asyncio.Lock()
         self._is_stopping = False
-
-    def __repr__(self) -> str:
-        return f"ControlLoop(revision {self._goal.revision}, version {self._version})"
 
     def start(
         self,
@@ -102,71 +84,6 @@ class ControlLoop:
         executor.adopt()
         self._schedule()
 
-    # --- the circle -------------------------------------------------------------------------------------------------
-
-    def emit(self, event: events.Event) -> None:
-        """Take news; the turn comes soon, together with what else arrives meanwhile."""
-        self._events.append(event)
-        self._schedule()
-
-    def _schedule(self) -> None:
-        if not self._turn_is_due:
-            self._turn_is_due = True
-            self._loop.call_soon(self._turn)
-
-    def _turn(self) -> None:
-        try:
-            self._turn_once()
-        except Exception:
-            # our bug: fail loudly, the daemon starts the next controller, and nothing that serves is touched
-            logger.exception("turn_failed goal=%s", self._goal)
-            self._on_failure()
-
-    def _turn_once(self) -> None:
-        self._turn_is_due = False
-        news, self._events = self._events, []
-        now = self._clock.now()
-        for event in news:
-            self._observed.apply(event, now)
-        plan = turn(self._goal, self._observed, self._settings, now, self._rng)
-        changes = self._observed.take_changes()
-        if changes:
-            self._facts.save(changes)
-            self._note_change()
-        self._log(plan, now)
-        if self._executor is not None:
-            self._executor.set_logging(self._goal.logging_config)
-            for action in plan.actions:
-                self._executor.execute(action)
-        self._wake_at(min(plan.wake_at, next_visible_change(self._observed, now)), now)
-
-    def _log(self, plan: actions.Plan, now: float) -> None:
-        # counts that move republish: worth no line
-        if any(not isinstance(action, actions.Publish) for action in plan.actions):
-            wake_in_s = f"{plan.wake_at - now:.1f}" if plan.wake_at < math.inf else "never"
-            logger.info("plan %s wake_in_s=%s", plan.summary(), wake_in_s)
-        while self._observed.notes:
-            logger.info("%s", self._observed.notes.popleft())
-
-    def _wake_at(self, moment: float, now: float) -> None:
-        if self._wake is not None:
-            self._wake.cancel()
-            self._wake = None
-        if moment < math.inf:
-            # a little late rather than a little early: a turn before the moment would only plan the same wake-up
-            self._wake = self._loop.call_later(max(moment - now, 0.0) + 0.001, self._woken)
-
-    def _woken(self) -> None:
-        self._note_change()
-        self._schedule()
-
-    def _note_change(self) -> None:
-        self._version += 1
-        self._changed.set()
-        self._changed = asyncio.Event()
-
-    # --- the verbs --------------------------------------------------------------------------------------------------
-
     def view(self) -> InstanceView:
         """The instance as it is now."""
         return instance_view(
@@ -177,16 +94,6 @@ class ControlLoop:
             version=self._version,
             now=self._clock.now(),
         )
-
-    async def changed(self, seen: int, timeout_s: float) -> int:
-        """Wait until the version of the view differs from `seen` or the time is over; gives the current version."""
-        deadline = self._clock.now() + timeout_s
-        while self._version == seen and (left := deadline - self._clock.now()) > 0:
-            try:
-                await asyncio.wait_for(self._changed.wait(), left)
-            except TimeoutError:
-                break
-        return self._version
 
     async def put(self, document: GoalDocument, *, if_match: str | None = None, origin: str = "") -> int:
         """Replace the goal's applications; gives the new revision."""
@@ -369,8 +276,6 @@ class ControlLoop:
             raise ListenError(*address, error.reason) from error
         return None if in_use else address
 
-    # --- the end ----------------------------------------------------------------------------------------------------
-
     async def stop(self, timeout_s: float) -> None:
         """End proxies, then replicas and fork servers, gracefully; what is left after `timeout_s` is killed.
 
@@ -393,7 +298,3 @@ class ControlLoop:
                 logger.warning("stop_kills processes=%s", supervisor.living())
                 supervisor.kill_all()
                 await self._until(lambda: not supervisor.living(), self._clock.now() + STOP_KILL_S)
-
-    async def _until(self, is_so: Callable[[], bool], deadline: float) -> None:
-        while not is_so() and (left := deadline - self._clock.now()) > 0:
-            await self.changed(self._version, left)

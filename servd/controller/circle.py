@@ -1,0 +1,133 @@
+"""The circle at work: news in, one plan a turn, actions out."""
+
+import asyncio
+import logging
+import math
+import random
+from collections.abc import Callable
+
+from servd.clock import Clock
+from servd.controller import actions, events
+from servd.controller.executor import Executor
+from servd.controller.fact_store import FactStore
+from servd.controller.goal import Goal
+from servd.controller.observed import Observed
+from servd.controller.reconciler import turn
+from servd.controller.status import next_visible_change
+from servd.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+class Circle:
+    """Brings the world to the goal, turn by turn. Its heirs change the goal.
+
+    Args:
+        goal: in force, as `data_plane.boot` gives it.
+        on_failure: called when a turn failed: a bug, the process must end.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        settings: Settings,
+        clock: Clock,
+        rng: random.Random,
+        goal: Goal,
+        observed: Observed,
+        facts: FactStore,
+        on_failure: Callable[[], None],
+    ) -> None:
+        self._loop = loop
+        self._settings = settings
+        self._clock = clock
+        self._rng = rng
+        self._goal = goal
+        self._observed = observed
+        self._facts = facts
+        self._on_failure = on_failure
+        self._executor: Executor | None = None
+        self._events: list[events.Event] = []
+        self._turn_is_due = False
+        self._wake: asyncio.TimerHandle | None = None
+        # larger than any that an earlier controller has given out
+        self._version = int(clock.wall_time() * 1000)
+        self._changed = asyncio.Event()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(revision {self._goal.revision}, version {self._version})"
+
+    def emit(self, event: events.Event) -> None:
+        """Take news; the turn comes soon, together with what else arrives meanwhile."""
+        self._events.append(event)
+        self._schedule()
+
+    def _schedule(self) -> None:
+        if not self._turn_is_due:
+            self._turn_is_due = True
+            self._loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        try:
+            self._turn_once()
+        except Exception:
+            # our bug: fail loudly, the daemon starts the next controller, and nothing that serves is touched
+            logger.exception("turn_failed goal=%s", self._goal)
+            self._on_failure()
+
+    def _turn_once(self) -> None:
+        self._turn_is_due = False
+        news, self._events = self._events, []
+        now = self._clock.now()
+        for event in news:
+            self._observed.apply(event, now)
+        plan = turn(self._goal, self._observed, self._settings, now, self._rng)
+        changes = self._observed.take_changes()
+        if changes:
+            self._facts.save(changes)
+            self._note_change()
+        self._log(plan, now)
+        if self._executor is not None:
+            self._executor.set_logging(self._goal.logging_config)
+            for action in plan.actions:
+                self._executor.execute(action)
+        self._wake_at(min(plan.wake_at, next_visible_change(self._observed, now)), now)
+
+    def _log(self, plan: actions.Plan, now: float) -> None:
+        # counts that move republish: worth no line
+        if any(not isinstance(action, actions.Publish) for action in plan.actions):
+            wake_in_s = f"{plan.wake_at - now:.1f}" if plan.wake_at < math.inf else "never"
+            logger.info("plan %s wake_in_s=%s", plan.summary(), wake_in_s)
+        while self._observed.notes:
+            logger.info("%s", self._observed.notes.popleft())
+
+    def _wake_at(self, moment: float, now: float) -> None:
+        if self._wake is not None:
+            self._wake.cancel()
+            self._wake = None
+        if moment < math.inf:
+            # a little late rather than a little early: a turn before the moment would only plan the same wake-up
+            self._wake = self._loop.call_later(max(moment - now, 0.0) + 0.001, self._woken)
+
+    def _woken(self) -> None:
+        self._note_change()
+        self._schedule()
+
+    def _note_change(self) -> None:
+        self._version += 1
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def changed(self, seen: int, timeout_s: float) -> int:
+        """Wait until the version of the view differs from `seen` or the time is over; gives the current version."""
+        deadline = self._clock.now() + timeout_s
+        while self._version == seen and (left := deadline - self._clock.now()) > 0:
+            try:
+                await asyncio.wait_for(self._changed.wait(), left)
+            except TimeoutError:
+                break
+        return self._version
+
+    async def _until(self, is_so: Callable[[], bool], deadline: float) -> None:
+        while not is_so() and (left := deadline - self._clock.now()) > 0:
+            await self.changed(self._version, left)
