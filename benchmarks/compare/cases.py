@@ -38,7 +38,6 @@ class Case:
     body: bytes | None = None
     content_type: str = "application/octet-stream"
     answer: bytes | int = b"hello"
-    is_better_high: bool = True
 
 
 CASES = (
@@ -53,8 +52,8 @@ CASES = (
     Case("calls", "handle calls", "calls", "calls/s", (1, 64)),
     Case("stream", f"stream of {CHUNKS} chunks", "wrk", "chunks/s", (8,), CHUNKS, answer=CHUNKS * 100),
     Case("websocket", "WebSocket echo", "websocket", "messages/s", (32,)),
-    Case("start", "start to first 200", "start", "s", (0,), is_better_high=False),
-    Case("memory", "memory, one no-op app", "start", "MB (PSS)", (0,), is_better_high=False),
+    Case("start", "start to first 200", "start", "s (less is better)", (0,)),
+    Case("memory", "memory, one no-op app", "start", "MB PSS (less is better)", (0,)),
 )
 BY_NAME = {case.name: case for case in CASES}
 

@@ -130,7 +130,7 @@ def measure(plan: Plan, results: Results) -> None:
     try:
         for system in plan.systems:
             stage.start(system)
-        for number in range(plan.rounds):
+        for number in range(plan.rounds if stage.up else 0):
             began = time.monotonic()
             first = len(results.samples)
             one_round(plan, stage.up, number, results)

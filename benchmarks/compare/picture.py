@@ -24,7 +24,8 @@ STYLES: dict[str, dict[str, Any]] = {
     "ray": {"color": "#ff7f0e"},
     "ray-haproxy": {"color": "#ff7f0e", "linestyle": ":"},
 }
-LEAST_GAP = 1.17
+NAMES = {"hypercorn": "Hypercorn", "litserve": "LitServe", "ray": "Ray Serve", "ray-haproxy": "Ray Serve, HAProxy"}
+LEAST_GAP = 1.23
 """Between neighbouring labels, as a factor."""
 
 
@@ -70,14 +71,21 @@ def panel(axis: Axes, name: str, found: list[Row]) -> None:
     axis.set_xticks(every, [str(count) for count in every])
     axis.xaxis.set_minor_locator(NullLocator())
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    axis.set_xlim(every[0] / 1.2, every[-1] * 5.5)
+    axis.set_xlim(every[0] / 1.2, every[-1] * 9)
     axis.set_title(BY_NAME[name].title)
     axis.set_xlabel("connections")
     axis.grid(which="major", color="#dddddd")
     axis.spines[["top", "right"]].set_visible(False)
     for system, height in spread({system: end[1] for system, end in ends.items()}).items():
         weight = "bold" if system == "servd" else "normal"
-        axis.text(ends[system][0] * 1.2, height, system, color=STYLES[system]["color"], va="center", weight=weight)
+        axis.text(
+            ends[system][0] * 1.2,
+            height,
+            NAMES.get(system, system),
+            color=STYLES[system]["color"],
+            va="center",
+            weight=weight,
+        )
 
 
 def spread(heights: dict[str, float]) -> dict[str, float]:
