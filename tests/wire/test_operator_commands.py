@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -298,6 +299,16 @@ def test_a_unit_for_systemd(servd: Command) -> None:
     assert "ExecReload=" in out
     assert int(re.search(r"TimeoutStopSec=(\d+)", out)[1]) > 60  # type: ignore[index]
     assert "WantedBy=default.target" in servd("systemd-unit")[1]
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd's own checker, systemd-analyze")
+def test_systemd_itself_finds_no_fault_in_the_unit(servd: Command) -> None:
+    odd = ("--state-dir", "/srv/a b%c", "--", "--http-port", "80", "--admin-allowed-host", "a$b")
+    for name, options in {"user": odd, "system": ("--user", "root", *odd)}.items():
+        unit = servd.folder / f"servd-{name}.service"
+        unit.write_text(servd("systemd-unit", *options)[1])
+        done = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, timeout=30)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
