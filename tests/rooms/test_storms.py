@@ -116,18 +116,21 @@ async def http2_client(room: Room, rng: random.Random) -> None:
 async def websocket_client(room: Room, rng: random.Random) -> None:
     """One WebSocket: talks, listens, leaves in one of many ways."""
     try:
+        socket = await websockets.connect(f"ws://127.0.0.1:{room.port}/", close_timeout=0.1)
+    except (TimeoutError, websockets.WebSocketException, ConnectionError):
+        return
+    try:
         async with asyncio.timeout(0.5):
-            socket = await websockets.connect(f"ws://127.0.0.1:{room.port}/", close_timeout=0.1)
             for _ in range(rng.choice([0, 1, 5])):
                 await socket.send("x" * rng.choice([1, 300_000]))
                 if rng.random() < 0.5:
                     await socket.recv()
             if rng.random() < 0.5:
                 await socket.close()
-            else:
-                socket.transport.abort()
     except (TimeoutError, websockets.WebSocketException, ConnectionError):
         pass
+    finally:
+        socket.transport.abort()
 
 
 async def call(room: Room, rng: random.Random) -> None:
