@@ -172,11 +172,14 @@ class Routing:
 
     Proxies get all routes and the targets of all ingress deployments; callers the targets of what they subscribed to.
     The receiver answers with a CallerReport of the same generation once its table holds exactly this.
+
+    building: applications whose build may bring deployments that nobody knows yet; inside the controller only.
     """
 
     generation: int
     routes: tuple[Route, ...] = ()
     targets: tuple[DeploymentTargets, ...] = ()
+    building: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -131,8 +131,6 @@ class ControlServer:
         for callback in self._last_words.pop(key, ()):
             callback()
 
-    # --- called by peers --------------------------------------------------------------------------------------------
-
     def _received(self, peer: "_Peer", message: Any) -> None:
         if isinstance(message, Hello):
             self._greet(peer, message)
@@ -170,8 +168,6 @@ class ControlServer:
         for deployment in peer.queued:
             self._listener.queued(peer.name, deployment, 0)
         self._settle_waits(peer)
-
-    # --- routing ----------------------------------------------------------------------------------------------------
 
     def _route(self, peer: "_Peer") -> None:
         if self._routing is None:
@@ -285,9 +281,14 @@ class _Peer(asyncio.Protocol):
 
 
 def _part(routing: Routing, peer: _Peer) -> Routing:
-    """What concerns one peer: proxies get the routes and their ingress deployments, all get what they subscribed to."""
+    """What concerns one peer: proxies get the routes and their ingress deployments, all get what they subscribed to.
+
+    Calls to a deployment that a build may still bring shall wait.
+    """
     routes = routing.routes if peer.is_proxy else ()
     wanted = {*peer.subscribed, *(route.deployment for route in routes)}
     found = tuple(target for target in routing.targets if target.deployment in wanted)
     missing = sorted(wanted - {target.deployment for target in found})
-    return Routing(0, routes, (*found, *(DeploymentTargets(name, exists=False) for name in missing)))
+    prefixes = tuple(f"{app}_" if app else "" for app in routing.building)
+    others = (DeploymentTargets(name, exists=name.startswith(prefixes)) for name in missing)
+    return Routing(0, routes, (*found, *others))

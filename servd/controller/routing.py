@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 
-from servd.controller.facts import ReplicaFact
+from servd.controller.facts import ApplicationFact, ReplicaFact
 from servd.controller.observed import Observed
 from servd.controller.settle import failing_message, route_prefix, serving_ingress
 from servd.controller.targets import DEFAULTS
@@ -28,7 +28,12 @@ def routing(observed: Observed, leaving: Collection[str]) -> Routing:
         routes.append(Route(prefix, DeploymentID(app.name, serving_ingress(app, observed)).full_name, app.name))
     keys = {*observed.targets, *(replica.key for replica in observed.replicas.values())}
     targets = [_targets_of(key, observed, leaving) for key in sorted(keys)]
-    return Routing(0, tuple(sorted(routes, key=lambda route: route.prefix)), tuple(targets))
+    building = tuple(sorted(app.name for app in observed.applications.values() if _is_building(app)))
+    return Routing(0, tuple(sorted(routes, key=lambda route: route.prefix)), tuple(targets), building)
+
+
+def _is_building(app: ApplicationFact) -> bool:
+    return not app.deleting and app.built_deploy_id < app.goal.deploy_id
 
 
 def _targets_of(key: tuple[str, str], observed: Observed, leaving: Collection[str]) -> DeploymentTargets:

@@ -201,6 +201,20 @@ def test_running_again_replaces(port: int) -> None:
     servd.delete("default")
 
 
+def test_a_handle_works_at_once() -> None:
+    # nobody serves it yet, and somebody asked already
+    early = servd.get_deployment_handle("Worker", "early")
+    with pytest.raises(KeyError, match="early_Worker"):
+        early.add.remote(1).result(20)
+    handle = servd.run(Worker.bind(1), name="early", route_prefix=None, _blocking=False)
+    assert handle.add.remote(1).result(20) == early.add.remote(1).result(20) == 2
+    servd.delete("early")
+    with pytest.raises(KeyError, match="early_Worker"):
+        early.add.remote(1).result(20)
+    servd.run(Worker.bind(2), name="early", route_prefix=None)
+    assert early.add.remote(1).result(20) == 3
+
+
 def test_the_fruit_stand(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [str(FRUIT), *sys.path])
     import conditional_dag

@@ -134,6 +134,16 @@ async def test_a_proxy_gets_routes_and_ingress_targets_a_caller_what_it_subscrib
     assert told.routes == ()
 
 
+async def test_what_a_build_may_still_bring_is_waited_for(room: Room) -> None:
+    caller = await room.join("caller", "c", Subscribe(("new_D", "newer_D")))
+    room.server.publish(Routing(0, building=("new",)))
+    told = await caller.hear()
+    assert [(t.deployment, t.exists) for t in told.targets] == [("new_D", True), ("newer_D", False)]
+    room.server.publish(Routing(0))
+    told = await caller.hear()
+    assert [(t.deployment, t.exists) for t in told.targets] == [("new_D", False), ("newer_D", False)]
+
+
 async def test_a_proxy_is_told_an_empty_routing_a_caller_is_not(room: Room) -> None:
     room.server.publish(Routing(0))
     proxy = await room.join("proxy", "p")
