@@ -8,6 +8,7 @@ Writing costs one store into mapped memory.
 import mmap
 import os
 import struct
+from collections import deque
 
 _SLOTS = 2048
 _SLOT = struct.Struct("<QQ")
@@ -35,7 +36,8 @@ class BeganLog:
 
     def __init__(self, address: str) -> None:
         self._path = path_of(address)
-        self._free = list(range(_SLOTS - 1, 0, -1))
+        # the longest unused one next: a key must not be overwritten while there are places that nobody had
+        self._free = deque(range(1, _SLOTS))
         self._words = memoryview(bytearray(_SLOTS * _SLOT.size)).cast("Q")
         if self._path is not None:
             fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -57,15 +59,14 @@ class BeganLog:
         """A place for the caller of this key; the place of nobody when there are too many."""
         if not self._free:
             return 1
-        slot = self._free.pop()
+        slot = self._free.popleft()
         self._words[2 * slot + 1] = 0
         self._words[2 * slot] = key
         return 2 * slot + 1
 
     def close_place(self, place: int) -> None:
-        """The caller is gone."""
+        """The caller is gone. Its word stays until the place is needed: it may not know yet."""
         if place > 1:
-            self._words[place - 1] = 0
             self._free.append(place // 2)
 
     def close(self) -> None:
@@ -92,14 +93,13 @@ class BeganReader:
         return f"BeganReader({self._path})"
 
     def last_begun(self) -> int | None:
-        """Id of the request begun last; None = not known, so any may have begun."""
+        """Id of the request begun last, 0 = none; None = not known, so any may have begun."""
         if self._fd < 0:
             return None
         data = os.pread(self._fd, _SLOTS * _SLOT.size, 0)
-        for key, call_id in _SLOT.iter_unpack(data[: len(data) // _SLOT.size * _SLOT.size]):
-            if key == self._key:
-                return int(call_id)
-        return None
+        words = dict(_SLOT.iter_unpack(data[_SLOT.size : len(data) // _SLOT.size * _SLOT.size]))
+        # while some places were never used, every caller that was greeted has one: this one was not, so nothing of it began
+        return words.get(self._key, 0 if 0 in words else None)
 
     def close(self, *, is_dead: bool = False) -> None:
         """Close; the file of a dead replica is removed."""

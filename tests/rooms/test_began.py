@@ -1,0 +1,52 @@
+"""What a caller can read of a replica that is gone: the request begun last."""
+
+import os
+from pathlib import Path
+
+from servd import began
+from servd.began import BeganLog, BeganReader, path_of
+
+
+def test_the_request_begun_last_outlives_the_replica(tmp_path: Path) -> None:
+    address = f"ipc://{tmp_path}/r"
+    log = BeganLog(address)
+    reader, other = BeganReader(address, 7), BeganReader(address, 8)
+    place = log.open_place(7)
+    assert reader.last_begun() == 0
+    log.words[place] = 41
+    assert reader.last_begun() == 41
+    assert other.last_begun() == 0, "it was never greeted, so nothing of it began"
+    log.close_place(place)
+    assert reader.last_begun() == 41, "the replica may have given the caller up before the caller knows"
+    began.remove_files(address)
+    assert reader.last_begun() == 41
+    reader.close(is_dead=True)
+    other.close()
+
+
+def test_where_places_ran_out_nothing_is_known(tmp_path: Path) -> None:
+    address = f"ipc://{tmp_path}/r"
+    log = BeganLog(address)
+    reader = BeganReader(address, 7)
+    while log.open_place(9) > 1:
+        pass
+    log.words[log.open_place(7)] = 5
+    assert reader.last_begun() is None
+    reader.close()
+
+
+def test_a_file_that_is_not_there_tells_nothing(tmp_path: Path) -> None:
+    assert BeganReader(f"ipc://{tmp_path}/nobody", 7).last_begun() is None
+    assert BeganReader("tcp://127.0.0.1:1", 7).last_begun() is None
+    assert path_of("tcp://127.0.0.1:1") is None
+
+
+def test_a_place_is_used_again_only_when_none_is_fresh(tmp_path: Path) -> None:
+    address = f"ipc://{tmp_path}/r"
+    log = BeganLog(address)
+    first = log.open_place(7)
+    log.close_place(first)
+    assert log.open_place(8) != first
+    assert os.path.exists(f"{tmp_path}/r.began")
+    log.close()
+    assert not os.path.exists(f"{tmp_path}/r.began")
