@@ -159,11 +159,12 @@ class DeploymentTargets:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """prefix -> full name of the ingress deployment."""
+    """prefix -> full name of the ingress deployment. is_starting: only the prefix is known yet; its target refuses."""
 
     prefix: str
     deployment: str
     app: str
+    is_starting: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,7 @@ class RouteTable:
 
     def as_document(self) -> dict[str, str]:
         """prefix -> full deployment name, as `/-/routes` shows it."""
-        return {prefix: route.deployment for prefix, route in self._routes.items()}
+        return {prefix: route.deployment for prefix, route in self._routes.items() if not route.is_starting}
 
     def match(self, raw_path: bytes) -> Route | None:
         """The route of a request path.

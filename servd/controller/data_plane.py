@@ -33,12 +33,14 @@ def flag_options(settings: Settings, stored: HttpGoal | None = None) -> HttpGoal
 def boot(goal: Goal, observed: Observed, settings: Settings) -> Goal:
     """The goal to start a controller with.
 
-    Options in force survive its restart; at a daemon's start flags win over stored ones.
+    Options in force survive its restart; at a daemon's start flags win over stored ones, and the applications of the stored
+    goal have served before: see `Observed.restored`.
     """
     fact = observed.data_plane
     if fact.http is None and not fact.running:
         if goal.running:
             goal = replace(goal, http=flag_options(settings, goal.http))
+            observed.restored = {app.name: app.deploy_id for app in goal.applications}
         elif settings.open_http:
             observed.put(replace(fact, http=flag_options(settings)))
     elif goal.running and fact.http is not None:

@@ -1,6 +1,6 @@
 """The routing that callers get, computed from facts."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 from servd.controller.facts import ApplicationFact, ReplicaFact
 from servd.controller.observed import Observed
@@ -9,6 +9,10 @@ from servd.controller.targets import DEFAULTS
 from servd.ids import DeploymentID
 from servd.messages import DeploymentTargets, Endpoint, Route, Routing
 from servd.states import ROUTABLE, ReplicaState
+
+_STARTING = "it starts again with the daemon; ask again in a moment"
+_USUAL_PREFIX = "/"
+"""Of an ingress whose code says nothing else."""
 
 
 def routing(observed: Observed, leaving: Collection[str]) -> Routing:
@@ -26,10 +30,31 @@ def routing(observed: Observed, leaving: Collection[str]) -> Routing:
         if app.deleting or app.active is None or prefix is None:
             continue
         routes.append(Route(prefix, DeploymentID(app.name, serving_ingress(app, observed)).full_name, app.name))
+    taken = {route.prefix for route in routes}
+    starting = {prefix: app for prefix, app in _starting(observed) if prefix not in taken}
+    routes += [Route(prefix, _nameless(app), app, is_starting=True) for prefix, app in starting.items()]
     keys = {*observed.targets, *(replica.key for replica in observed.replicas.values())}
     targets = [_targets_of(key, observed, leaving) for key in sorted(keys)]
+    targets += [DeploymentTargets(_nameless(app), app, unavailable=_STARTING) for app in starting.values()]
     building = tuple(sorted(app.name for app in observed.applications.values() if _is_building(app)))
     return Routing(0, tuple(sorted(routes, key=lambda route: route.prefix)), tuple(targets), building)
+
+
+def _starting(observed: Observed) -> Iterator[tuple[str, str]]:
+    """Prefix and application of what served before this daemon started and is not built yet."""
+    for app in observed.applications.values():
+        is_known = observed.restored.get(app.name) == app.goal.deploy_id
+        if not is_known or app.active is not None or app.settled or app.deleting:
+            continue
+        document = app.goal.document
+        prefix = document.route_prefix if document.route_prefix_given else _USUAL_PREFIX
+        if prefix is not None:
+            yield prefix, app.name
+
+
+def _nameless(app: str) -> str:
+    """What stands for the ingress of an application while only the build can tell its name; no deployment has this form."""
+    return f"application {app!r}"
 
 
 def _is_building(app: ApplicationFact) -> bool:

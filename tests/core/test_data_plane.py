@@ -6,11 +6,16 @@ from servd.controller import events
 from servd.controller.data_plane import boot
 from servd.controller.goal import Goal
 from servd.controller.observed import Observed
+from servd.controller.routing import routing
+from servd.messages import BuildResult
+from servd.route_table import RouteTable
 from servd.states import DeployMode
 from tests.core.build import (
     HTTP,
     World,
+    a_build,
     a_goal,
+    an_app,
     verbs,
 )
 
@@ -76,3 +81,36 @@ def test_a_silent_proxy_is_replaced() -> None:
     world.turn()
     world.now = 32.0
     assert sorted(verbs(world.turn())) == ["KillProxy", "StartProxy"]
+
+
+def test_prefixes_of_the_stored_goal_are_known_before_their_builds_end() -> None:
+    hidden = an_app("c", route_prefix=None, route_prefix_given=True)
+    world = World(a_goal(an_app("a", route_prefix="/a", route_prefix_given=True), an_app("b"), hidden))
+    world.goal = boot(world.goal, world.observed, world.settings)
+    world.run()
+    found = routing(world.observed, ())
+    assert [(route.prefix, route.deployment, route.is_starting) for route in found.routes] == [
+        ("/", "application 'b'", True),
+        ("/a", "application 'a'", True),
+    ]
+    # the caller refuses at once; it does not wait for a name that will never be
+    assert {target.deployment for target in found.targets if target.unavailable} == {r.deployment for r in found.routes}
+    table = RouteTable()
+    table.update(found.routes, 1)
+    assert table.as_document() == {}, "/-/routes shows what serves"
+    [builder] = [server for server in world.observed.fork_servers.values() if server.app == "a"]
+    world.turn(events.BuildFinished(builder.fork_server_id, a_build("D")))
+    assert [(r.prefix, r.deployment) for r in routing(world.observed, ()).routes if not r.is_starting] == [
+        ("/a", "a_D")
+    ]
+    [builder] = [server for server in world.observed.fork_servers.values() if server.app == "b"]
+    world.turn(events.BuildFinished(builder.fork_server_id, BuildResult("b", error="no such module")))
+    assert [route.prefix for route in routing(world.observed, ()).routes] == ["/a"], "what failed is not about to serve"
+
+
+def test_a_prefix_that_was_just_sent_is_unknown_until_its_build_ends() -> None:
+    world = World(a_goal(an_app("a")))
+    world.goal = boot(world.goal, world.observed, world.settings)
+    world.goal = a_goal(an_app("a", deploy_id=2, route_prefix="/new", route_prefix_given=True), revision=2)
+    world.run()
+    assert routing(world.observed, ()).routes == ()
