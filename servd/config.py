@@ -11,6 +11,13 @@ from pydantic import AfterValidator, Field
 from servd import runtime_env
 from servd.document import Document, Fault, to_era_names
 
+__all__ = [
+    "AutoscalingConfig",
+    "DeploymentMode",
+    "HTTPOptions",
+    "LoggingConfig",
+]
+
 logger = logging.getLogger(__name__)
 
 

@@ -17,6 +17,8 @@ from servd.quick_dataclass import dataclass
 if TYPE_CHECKING:
     from servd.client import Client
 
+__all__ = ["ReplicaContext", "get_global_client", "get_multiplexed_model_id", "get_replica_context"]
+
 MAX_DEPTH = 64
 """Handle calls nested deeper than this are refused (python-api.md section 8.3)."""
 

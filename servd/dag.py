@@ -8,7 +8,7 @@ from servd.handle import bound_handle
 from servd.ids import DeploymentID
 from servd.response import DeploymentResponse
 
-__all__ = ["HandleMaker", "InputNode", "RayServeDAGHandle"]
+__all__ = ["InputNode", "RayServeDAGHandle"]
 
 
 class RayServeDAGHandle:

@@ -1,7 +1,15 @@
 """Nodes of a call graph: the request's input and calls of methods or functions. `dag` runs them."""
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from servd.dag import RayServeDAGHandle
+
+__all__ = [
+    "InputNode",
+    "RayServeDAGHandle",
+]
 
 
 class GraphNode:

@@ -17,6 +17,10 @@ from servd.exceptions import ServdError
 from servd.handle import DeploymentHandle
 from servd.http_adapters import json_request, starlette_request
 
+__all__ = [
+    "DAGDriver",
+]
+
 Adapter = Callable[..., Any]
 
 _VERBS = ("GET", "POST")

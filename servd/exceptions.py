@@ -2,6 +2,19 @@
 
 from typing import Any
 
+__all__ = [
+    "BackPressureError",
+    "ConfigError",
+    "DeployError",
+    "DeploymentUnavailableError",
+    "RayServeException",
+    "ReplicaDiedError",
+    "RequestCancelledError",
+    "ServdError",
+    "UnknownDeploymentError",
+    "UserCodeError",
+]
+
 
 class ServdError(Exception):
     """Base of all errors of servd. Public name in the API: `RayServeException`."""

@@ -21,6 +21,15 @@ from servd.ids import DeploymentID
 from servd.response import DeploymentResponse, DeploymentResponseGenerator, Ref
 from servd.settings import variable
 
+__all__ = [
+    "DeploymentHandle",
+    "DeploymentResponse",
+    "DeploymentResponseGenerator",
+    "RayServeDeploymentHandle",
+    "RayServeHandle",
+    "RayServeSyncHandle",
+]
+
 Self = TypeVar("Self", bound="_Handle")
 
 _get_ident = threading.get_ident

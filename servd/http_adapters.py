@@ -13,6 +13,16 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
+__all__ = [
+    "NdArray",
+    "image_to_ndarray",
+    "json_request",
+    "json_to_multi_ndarray",
+    "json_to_ndarray",
+    "pandas_read_json",
+    "starlette_request",
+]
+
 
 async def starlette_request(request: Request) -> Request:
     """The request itself."""

@@ -9,6 +9,12 @@ from prometheus_client import CollectorRegistry
 from servd.context import current_request, replica_context
 from servd.messages import MetricFamily
 
+__all__ = [
+    "Counter",
+    "Gauge",
+    "Histogram",
+]
+
 REGISTRY = CollectorRegistry()
 """The metrics of this process's application code."""
 

@@ -29,7 +29,6 @@ from servd.exceptions import ConfigError
 from servd.states import DeployMode
 
 __all__ = [
-    "EMPTY_CONFIG",
     "ApplicationDetails",
     "DeploymentDetails",
     "DeploymentSchema",
@@ -43,9 +42,6 @@ __all__ = [
     "ServeDeploySchema",
     "ServeInstanceDetails",
     "ServeStatusSchema",
-    "check_import_path",
-    "parse_v1",
-    "parse_v2",
 ]
 
 EMPTY_CONFIG: dict[str, Any] = {"import_path": "", "runtime_env": {}, "deployments": []}
