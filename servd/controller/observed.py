@@ -26,6 +26,7 @@ from servd.states import ROUTABLE, ReplicaPhase, ReplicaState
 
 DEAD_KEPT = 5
 UNHEALTHY_AFTER_FAILURES = 3
+PROXY_DRAIN_S = 20.0
 FAILED_EXIT_S = 10.0
 """How long a replica may take to end after its start failed."""
 
@@ -310,6 +311,10 @@ class Observed:
         if fact is None:
             return
         report = event.report
+        if fact.listening and not report.listening and not fact.draining:
+            # not by our order: somebody sent it SIGTERM
+            fact = replace(fact, draining=True, kill_at=now + PROXY_DRAIN_S + 1.0)
+            self.put(fact)
         updated = replace(
             fact, listening=report.listening, connections=report.connections, reported_at=now, suspect_at=math.inf
         )

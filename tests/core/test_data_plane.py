@@ -7,7 +7,7 @@ from servd.controller.data_plane import boot
 from servd.controller.goal import Goal
 from servd.controller.observed import Observed
 from servd.controller.routing import routing
-from servd.messages import BuildResult
+from servd.messages import BuildResult, ProxyReport
 from servd.route_table import RouteTable
 from servd.states import DeployMode
 from tests.core.build import (
@@ -16,6 +16,7 @@ from tests.core.build import (
     a_build,
     a_goal,
     an_app,
+    some_settings,
     verbs,
 )
 
@@ -114,3 +115,36 @@ def test_a_prefix_that_was_just_sent_is_unknown_until_its_build_ends() -> None:
     world.goal = a_goal(an_app("a", deploy_id=2, route_prefix="/new", route_prefix_given=True), revision=2)
     world.run()
     assert routing(world.observed, ()).routes == ()
+
+
+def test_a_proxy_that_somebody_sent_sigterm_gets_its_successor_at_once() -> None:
+    world = World(a_goal(), proxies=2)
+    world.run()
+    leaving, other = world.observed.proxies
+    plan = world.turn(events.ProxyReported(ProxyReport(leaving, listening=False)))
+    assert verbs(plan) == ["StartProxy"]
+    world.turn(*(event for action in plan.actions for event in world.effects(action)))
+    world.turn(events.ProxyExited(leaving, 0))
+    assert sorted(proxy.slot for proxy in world.observed.proxies.values()) == [0, 1]
+    assert other in world.observed.proxies
+    assert world.observed.data_plane.proxy_failures == 0
+
+
+def test_a_proxy_whose_drain_takes_too_long_is_killed() -> None:
+    world = World(a_goal())
+    world.run()
+    [leaving] = world.observed.proxies
+    world.turn(events.ProxyReported(ProxyReport(leaving, listening=False)))
+    world.now = 21.0
+    assert "KillProxy" in verbs(world.turn())
+
+
+def test_with_fewer_proxies_the_last_slots_drain_and_with_more_they_are_filled() -> None:
+    world = World(a_goal(), proxies=3)
+    world.run()
+    world.settings = some_settings(proxies=1)
+    world.run()
+    assert [proxy.slot for proxy in world.observed.proxies.values()] == [0]
+    world.settings = some_settings(proxies=2)
+    world.run()
+    assert [proxy.slot for proxy in world.observed.proxies.values()] == [0, 1]

@@ -252,6 +252,19 @@ def proxy_kills(directory: Path, times: int) -> Outcome:
         return outcome
 
 
+def proxies_told_to_go(directory: Path, times: int) -> Outcome:
+    """SIGTERM for one of two proxies: its successor accepts before it has gone, and no request fails."""
+    with a_stage(directory, replicas=2, proxies=2) as stage:
+
+        def end(number: int) -> None:
+            proxies = sorted(stage.daemon.pids("proxy"))
+            os.kill(proxies[number % 2], signal.SIGTERM)
+            eventually(lambda: proxies[number % 2] not in stage.daemon.pids("proxy"))
+            eventually(lambda: [p["status"] for p in stage.daemon.status()["proxies"]] == ["HEALTHY"] * 2)
+
+        return _under_load("SIGTERM proxy", stage, times, end, keep=8)
+
+
 SCENARIOS: dict[str, tuple[Callable[[Path, int], Outcome], int, int]] = {
     "rolling_updates": (rolling_updates, 1, 50),
     "updates_of_one_replica": (updates_of_one_replica, 0, 20),
@@ -266,5 +279,6 @@ SCENARIOS: dict[str, tuple[Callable[[Path, int], Outcome], int, int]] = {
     "idle_replica_kills": (idle_replica_kills, 4, 20),
     "busy_replica_kills": (busy_replica_kills, 4, 20),
     "proxy_kills": (proxy_kills, 1, 20),
+    "proxies_told_to_go": (proxies_told_to_go, 1, 20),
 }
 """name -> (scenario, repetitions in `make test` (0 = not there), repetitions in `make faults` and `make test-all`)."""
