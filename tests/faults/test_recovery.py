@@ -170,6 +170,19 @@ def test_the_post_mortem_of_a_crash_tells_signal_age_open_requests_and_last_word
     assert any("probe.py" in line for line in dead["log_lines"])
 
 
+@pytest.mark.long
+def test_a_stuck_handler_leaves_its_stack(probes: Probes) -> None:
+    probes.deploy()
+    stuck = ask_and_leave(probes.daemon, "/?do=block")
+    (victim,) = eventually(lambda: [r for r in probes.status()["replicas"] if "time.sleep(60)" in r["message"]], 20.0)
+    assert "probe.py" in victim["message"]
+    os.kill(victim["pid"], signal.SIGKILL)
+    (dead,) = eventually(lambda: probes.status()["recent_dead_replicas"])
+    stuck.close()
+    assert (dead["signal"], dead["open_requests"]) == (signal.SIGKILL, 1)
+    assert "time.sleep(60)" in dead["stack"]
+
+
 def test_a_replica_above_its_memory_limit_is_replaced_and_nobody_notices(probes: Probes) -> None:
     limit = 150 * 2**20
     probes.deploy(memory_limit_bytes=limit)
