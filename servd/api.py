@@ -105,6 +105,7 @@ def run(
     if client.status()["running"]:
         _warn_of_other_options(client, {"host": host, "port": port})
     else:
+        port = None if port is None else _client_module().concrete_port(host, port)
         order = {key: value for key, value in (("host", host), ("port", port)) if value is not None}
     if not isinstance(route_prefix, Unset):
         order["route_prefix"] = route_prefix
@@ -161,6 +162,8 @@ def start(
     if client.status()["running"]:
         _warn_of_other_options(client, given)
         return client  # type: ignore[no-any-return]
+    if given.get("port") == 0:
+        given["port"] = _client_module().concrete_port(given.get("host"), 0)
     wish = {key: given[key] for key in ("host", "port", "root_path") if given.get(key) is not None}
     if options.location is not None and {"location", "host"} & given.keys():
         wish["proxy_location"] = str(options.location)

@@ -15,7 +15,7 @@ from servd.admin_client import ADDRESS_VARIABLES, AdminClient, RefusedError, Unr
 from servd.clock import SystemClock
 from servd.config import HTTPOptions
 from servd.driver_line import DriverLine
-from servd.exceptions import ServdError
+from servd.exceptions import ListenError, ServdError
 from servd.handle import RayServeHandle, RayServeSyncHandle
 from servd.ids import DeploymentID
 from servd.launch import TiedDaemon, start_detached, start_tied
@@ -23,6 +23,7 @@ from servd.response import DeploymentResponse, settled_ref
 from servd.settings import (
     DEFAULT_ADMIN_HOST,
     DEFAULT_ADMIN_PORT,
+    DEFAULT_HTTP_HOST,
     Settings,
     admin_socket,
     default_state_dir,
@@ -353,6 +354,18 @@ def find_or_start(*, host: str | None, port: int | None, detached: bool = False)
     if daemon is not None:
         atexit.register(_client.close)
     return _client
+
+
+def concrete_port(host: str | None, port: int) -> int:
+    """`port`, or for 0 one that is free now: each proxy would find another one for itself."""
+    if port != 0:
+        return port
+    host = host or DEFAULT_HTTP_HOST
+    try:
+        with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            return int(probe.getsockname()[1])
+    except OSError as error:
+        raise ListenError(host, port, (error.strerror or str(error)).lower()) from error
 
 
 def _free_admin_port() -> int:

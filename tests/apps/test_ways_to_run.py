@@ -3,13 +3,14 @@
 import os
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.system.running_daemon import RunningDaemon, a_daemon, eventually, settings_in
+from tests.system.running_daemon import RunningDaemon, a_daemon, eventually, settings_in, titles
 
 RAY_STYLE = Path(__file__).parent / "ray_style"
 SCRIPT = """
@@ -94,6 +95,29 @@ def test_a_script_without_a_daemon_brings_its_own(tmp_path: Path) -> None:
     assert run_python(
         tmp_path, SCRIPT.replace("route_prefix=None", "route_prefix=None, port=0"), str(tmp_path / "s")
     ) == ("hello script!\n")
+
+
+DETACHED = """
+import servd
+
+@servd.deployment
+def say(): return "still here"
+
+client = servd.start(detached=True, http_options={"port": 0})
+servd.run(say.bind())
+print(client.root_url)
+"""
+
+
+def test_a_detached_daemon_stays(tmp_path: Path) -> None:
+    state_dir = str(tmp_path / "s")
+    url = run_python(tmp_path, DETACHED, state_dir).strip()
+    try:
+        with urllib.request.urlopen(url, timeout=20) as answer:
+            assert answer.read() == b"still here"
+    finally:
+        run_command([sys.executable, "-m", "servd.cli", "stop"], tmp_path, state_dir)
+    assert list(titles(state_dir)) == []
 
 
 def test_a_script_with_a_daemon_leaves_it_running(daemon: RunningDaemon, tmp_path: Path) -> None:
