@@ -24,6 +24,8 @@ from servd.cli_options import (
 app = typer.Typer()
 
 LOG_TARGETS = "controller, proxy, daemon, APP, APP/DEPLOYMENT or a replica id."
+EXIT_DIFFERS = 3
+"""1 and 2 are errors whatever the command."""
 STACK_TARGETS = "APP, APP/DEPLOYMENT, a replica id or a pid."
 
 
@@ -59,13 +61,21 @@ def rollback(
 
 
 @app.command(help="Compare a config file with what is deployed.")
-def diff(path: ConfigFile, address: Address = None, state_dir: StateDir = None, form: TableFormat = Form.TABLE) -> None:
+def diff(
+    path: ConfigFile,
+    address: Address = None,
+    state_dir: StateDir = None,
+    form: TableFormat = Form.TABLE,
+    exit_code: Annotated[bool, typer.Option("--exit-code", help=f"Exit {EXIT_DIFFERS} if they differ.")] = False,
+) -> None:
     """Nothing is changed."""
     from servd.admin_client import AdminClient, find_address
     from servd.operations import show_diff
 
     must_exist(path)
-    show_diff(AdminClient(find_address(address, state_dir)), path, form)
+    differs = show_diff(AdminClient(find_address(address, state_dir)), path, form)
+    if differs and exit_code:
+        raise typer.Exit(EXIT_DIFFERS)
 
 
 @app.command(help="Check a config file, without a daemon.")

@@ -101,8 +101,8 @@ def _plan_rows(plan: dict[str, Any]) -> Iterator[tuple[str, ...]]:
             yield "", item["name"], count, item["action"], ", ".join(because)
 
 
-def show_diff(client: AdminClient, path: str, form: str) -> None:
-    """Print how a file differs from what is deployed, then what deploying it would do."""
+def show_diff(client: AdminClient, path: str, form: str) -> bool:
+    """Print how a file differs from what is deployed, then what deploying it would do; gives whether it differs."""
     document = read_document(path)
     client.probe()
     current = client.status()["revision"]
@@ -111,12 +111,15 @@ def show_diff(client: AdminClient, path: str, form: str) -> None:
     after = dump_yaml(_as_stored(document)).splitlines()
     lines = list(difflib.unified_diff(before, after, f"revision {current}", path, lineterm=""))
     plan = client.plan(document.value, multi_app=document.multi_app)
+    # the document may be the same and the source files not
+    differs = bool(lines or plan["http"] or any(app["action"] != "unchanged" for app in plan["applications"].values()))
     if form != TABLE:
         show({"diff": lines, "plan": plan}, form)
-        return
+        return differs
     print("\n".join(lines) if lines else f"{path} is what revision {current} has.")
     print()
     show_plan(plan, TABLE)
+    return differs
 
 
 def _as_stored(document: CheckedDocument) -> dict[str, Any]:

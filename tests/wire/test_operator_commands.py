@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from servd.console import without_colours
+from servd.control_plane import ApplicationChange, ChangePlan
 from servd.rest.access import AccessRules
 from servd.states import ApplicationStatus, DeployMode
 from tests.wire.fake_plane import FakePlane, Server, a_revision, an_application, an_instance
@@ -100,8 +101,14 @@ def test_diff_compares_with_what_is_stored(servd: Command, server: Server) -> No
     (servd.folder / "v2.yaml").write_text(yaml.safe_dump(same))
     out = servd("diff", "v2.yaml", "-a", server.url)[1]
     assert [line for line in out.splitlines() if line.startswith(("+", "-"))][2:] == ["+  route_prefix: /b"]
-    found = json.loads(servd("diff", "v2.yaml", "--format", "json", "-a", server.url)[1])
-    assert found["plan"]["revision"] == 0
+    code, out, _ = servd("diff", "v2.yaml", "--format", "json", "--exit-code", "-a", server.url)
+    assert code == 3
+    assert json.loads(out)["plan"]["revision"] == 0
+    server.plane.change = ChangePlan(0, {}, {"a": ApplicationChange("unchanged", (), "", {})})
+    assert servd("diff", "v2.yaml", "--exit-code", "-a", server.url)[0] == 3
+    del same["applications"][1]["route_prefix"]
+    (servd.folder / "v2.yaml").write_text(yaml.safe_dump(same))
+    assert servd("diff", "v2.yaml", "--exit-code", "-a", server.url)[0] == 0
 
 
 def test_scale(servd: Command, server: Server) -> None:
