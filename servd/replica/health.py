@@ -55,13 +55,17 @@ class HealthChecks:
     async def run(self) -> None:
         """Check for ever; the first one at once."""
         loop = asyncio.get_running_loop()
-        while True:
-            began = loop.time()
-            message = await self._verdict()
-            self._failures = self._failures + 1 if message else 0
-            self._on_verdict(self._failures, message)
-            pause = self.period_s * self._rng.uniform(1 - _JITTER, 1 + _JITTER)
-            await asyncio.sleep(max(0.0, began + pause - loop.time()))
+        try:
+            while True:
+                began = loop.time()
+                message = await self._verdict()
+                self._failures = self._failures + 1 if message else 0
+                self._on_verdict(self._failures, message)
+                pause = self.period_s * self._rng.uniform(1 - _JITTER, 1 + _JITTER)
+                await asyncio.sleep(max(0.0, began + pause - loop.time()))
+        finally:
+            if self._pending is not None:
+                self._pending.cancel()
 
     async def _verdict(self) -> str:
         """Text of the failure, "" when well."""

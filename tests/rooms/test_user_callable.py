@@ -1,8 +1,6 @@
 """What user code sees in a replica: hooks, threads, kinds of handlers, HTTP and handle calls."""
 
 import asyncio
-import contextvars
-import functools
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, cast
@@ -16,8 +14,6 @@ from servd.application import make_deployment
 from servd.context import NO_REQUEST, ReplicaContext
 from servd.exceptions import RayServeException, UserCodeError
 from servd.replica.exchange import HttpExchange
-from servd.replica.health import HealthChecks
-from servd.replica.sync_threads import SyncThreads
 from servd.replica.user_callable import UserCallable
 
 
@@ -381,123 +377,3 @@ async def test_a_failing_del_is_only_logged(caplog: pytest.LogCaptureFixture) ->
     user = await constructed(Model)
     await user.close()
     assert "cannot close" in caplog.text
-
-
-# --- threads of sync handlers ---------------------------------------------------------------------------------------
-
-
-async def test_sync_jobs_run_one_at_a_time_per_thread() -> None:
-    threads = SyncThreads(2)
-    gate, running, most = threading.Event(), 0, 0
-    lock = threading.Lock()
-
-    def job() -> None:
-        nonlocal running, most
-        with lock:
-            running += 1
-            most = max(most, running)
-            if running == 2:
-                gate.set()
-        gate.wait(5)
-        with lock:
-            running -= 1
-
-    await asyncio.gather(*(threads.run(job) for _ in range(6)))
-    assert most == 2
-
-
-async def test_sync_jobs_see_the_context_and_the_loop_stays_alive() -> None:
-    variable: contextvars.ContextVar[int] = contextvars.ContextVar("variable", default=0)
-    variable.set(5)
-    release = threading.Event()
-    task = asyncio.create_task(SyncThreads(1).run(lambda: (release.wait(5), variable.get())))
-    await asyncio.sleep(0)
-    release.set()
-    assert await task == (True, 5)
-
-
-async def test_a_cancelled_sync_job_holds_its_slot_until_it_ends() -> None:
-    threads = SyncThreads(1)
-    release, begun = threading.Event(), threading.Event()
-
-    def job() -> None:
-        begun.set()
-        release.wait(5)
-
-    first = asyncio.create_task(threads.run(job))
-    never = asyncio.create_task(threads.run(pytest.fail))
-    await asyncio.to_thread(begun.wait, 5)
-    first.cancel()
-    never.cancel()
-    await asyncio.wait([never])
-    assert not first.done()
-    release.set()
-    await asyncio.wait([first])
-    assert (first.cancelled(), never.cancelled()) == (True, True)
-    assert await threads.run(lambda: 3) == 3
-
-
-# --- health ---------------------------------------------------------------------------------------------------------
-
-
-async def verdicts_of(check: Any, count: int, timeout_s: float = 5.0) -> list[tuple[int, str]]:
-    found: list[tuple[int, str]] = []
-    enough = asyncio.Event()
-
-    def note(failures: int, message: str) -> None:
-        found.append((failures, message))
-        if len(found) == count:
-            enough.set()
-
-    loop = asyncio.get_running_loop()
-    checks = HealthChecks(loop, check, note, period_s=0.001, timeout_s=timeout_s)
-    task = asyncio.create_task(checks.run())
-    await asyncio.wait_for(enough.wait(), 5)
-    task.cancel()
-    await asyncio.wait([task])
-    return found[:count]
-
-
-def failing(results: list[bool], log: list[str]) -> Any:
-    def check() -> None:
-        log.append(threading.current_thread().name)
-        if results.pop(0):
-            raise ValueError("ill")
-
-    return check
-
-
-async def test_health_failures_add_up_and_a_success_resets() -> None:
-    log: list[str] = []
-    found = await verdicts_of(failing([True, True, False, True, *[False] * 999], log), 4)
-    assert [failures for failures, _ in found] == [1, 2, 0, 1]
-    assert "ValueError: ill" in found[0][1]
-    assert set(log) == {"health-check"}
-
-
-async def test_an_async_check_runs_on_the_main_loop() -> None:
-    async def check() -> None:
-        assert threading.current_thread() is threading.main_thread()
-        raise ValueError("ill")
-
-    assert [failures for failures, _ in await verdicts_of(check, 2)] == [1, 2]
-    assert await verdicts_of(functools.partial(check), 1) == await verdicts_of(check, 1)
-
-
-async def test_a_check_that_hangs_counts_and_is_not_doubled() -> None:
-    begun: list[int] = []
-    release = threading.Event()
-
-    def check() -> None:
-        begun.append(1)
-        release.wait(10)
-
-    found = await verdicts_of(check, 3, timeout_s=0.01)
-    release.set()
-    assert [failures for failures, _ in found] == [1, 2, 3]
-    assert "no answer within 0.01 s" in found[0][1]
-    assert begun == [1]
-
-
-async def test_without_a_check_a_turning_loop_is_well() -> None:
-    assert await verdicts_of(None, 2) == [(0, ""), (0, "")]

@@ -1,0 +1,71 @@
+"""Health checks of a replica: where they run, and what counts."""
+
+import asyncio
+import functools
+import threading
+from typing import Any
+
+from servd.replica.health import HealthChecks
+
+
+async def verdicts_of(check: Any, count: int, timeout_s: float = 5.0) -> list[tuple[int, str]]:
+    found: list[tuple[int, str]] = []
+    enough = asyncio.Event()
+
+    def note(failures: int, message: str) -> None:
+        found.append((failures, message))
+        if len(found) == count:
+            enough.set()
+
+    loop = asyncio.get_running_loop()
+    checks = HealthChecks(loop, check, note, period_s=0.001, timeout_s=timeout_s)
+    task = asyncio.create_task(checks.run())
+    await asyncio.wait_for(enough.wait(), 5)
+    task.cancel()
+    await asyncio.wait([task])
+    return found[:count]
+
+
+def failing(results: list[bool], log: list[str]) -> Any:
+    def check() -> None:
+        log.append(threading.current_thread().name)
+        if results.pop(0):
+            raise ValueError("ill")
+
+    return check
+
+
+async def test_health_failures_add_up_and_a_success_resets() -> None:
+    log: list[str] = []
+    found = await verdicts_of(failing([True, True, False, True, *[False] * 999], log), 4)
+    assert [failures for failures, _ in found] == [1, 2, 0, 1]
+    assert "ValueError: ill" in found[0][1]
+    assert set(log) == {"health-check"}
+
+
+async def test_an_async_check_runs_on_the_main_loop() -> None:
+    async def check() -> None:
+        assert threading.current_thread() is threading.main_thread()
+        raise ValueError("ill")
+
+    assert [failures for failures, _ in await verdicts_of(check, 2)] == [1, 2]
+    assert await verdicts_of(functools.partial(check), 1) == await verdicts_of(check, 1)
+
+
+async def test_a_check_that_hangs_counts_and_is_not_doubled() -> None:
+    begun: list[int] = []
+    release = threading.Event()
+
+    def check() -> None:
+        begun.append(1)
+        release.wait(10)
+
+    found = await verdicts_of(check, 3, timeout_s=0.01)
+    release.set()
+    assert [failures for failures, _ in found] == [1, 2, 3]
+    assert "no answer within 0.01 s" in found[0][1]
+    assert begun == [1]
+
+
+async def test_without_a_check_a_turning_loop_is_well() -> None:
+    assert await verdicts_of(None, 2) == [(0, ""), (0, "")]
