@@ -6,6 +6,7 @@ import inspect
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
+from servd.context import RequestContext, current_request
 from servd.deployment_options import BATCH_ATTRIBUTE
 from servd.exceptions import ServdError
 
@@ -17,9 +18,12 @@ class _End:
 
 
 class _Call:
-    """One caller's item: single values for the parameters. stream: its elements, for generators."""
+    """One caller's item: single values for the parameters.
 
-    __slots__ = ("args", "future", "kwargs", "size", "stream")
+    key: which parameters were passed, and the request's model; a batch has one of each. stream: its elements, for generators.
+    """
+
+    __slots__ = ("args", "future", "key", "kwargs", "request", "size", "stream")
 
     def __init__(
         self,
@@ -33,12 +37,9 @@ class _Call:
         self.kwargs = kwargs
         self.future = future
         self.size = size
+        self.request = current_request.get()
+        self.key = len(args), tuple(sorted(kwargs)), self.request.multiplexed_model_id
         self.stream: asyncio.Queue[Any] | None = asyncio.Queue() if streams else None
-
-    @property
-    def shape(self) -> tuple[int, tuple[str, ...]]:
-        """Which parameters were passed."""
-        return len(self.args), tuple(sorted(self.kwargs))
 
     @property
     def is_wanted(self) -> bool:
@@ -107,16 +108,19 @@ class BatchQueue:
         self._drop_unwanted()
         loop = asyncio.get_running_loop()
         while self._waiting and len(self._running) < self._options.max_concurrent_batches:
-            count = self._batch_length()
-            is_full = count < len(self._waiting) or self._is_full(self._waiting[:count])
-            due = self._arrivals[0] + self._options.batch_wait_timeout_s
-            if not is_full and loop.time() < due:
+            chosen = self._ready(loop.time())
+            if not chosen:
                 if self._timer is not None:
                     self._timer.cancel()
+                due = self._arrivals[0] + self._options.batch_wait_timeout_s
                 self._timer = loop.call_at(due, self._schedule)
                 return
-            batch, self._waiting = self._waiting[:count], self._waiting[count:]
-            del self._arrivals[:count]
+            batch = [self._waiting[index] for index in chosen]
+            if chosen[-1] < len(chosen):
+                del self._waiting[: len(chosen)], self._arrivals[: len(chosen)]
+            else:
+                for index in reversed(chosen):
+                    del self._waiting[index], self._arrivals[index]
             task = loop.create_task(self._run(batch))
             self._running.add(task)
             task.add_done_callback(self._ended)
@@ -130,21 +134,34 @@ class BatchQueue:
         self._waiting = [self._waiting[i] for i in kept]
         self._arrivals = [self._arrivals[i] for i in kept]
 
-    def _batch_length(self) -> int:
-        """How many of the waiting calls make the next batch: at least one, all of one shape of arguments."""
-        total, count = 0, 0
-        shape = self._waiting[0].shape
-        for call in self._waiting:
-            total += call.size
-            if count and (total > self._options.max_batch_size or call.shape != shape):
+    def _ready(self, now: float) -> list[int]:
+        """Places of the next batch: one key, full or its oldest item waited long enough; empty when none is ready."""
+        limit = self._options.max_batch_size
+        groups: dict[Any, list[int]] = {}
+        sizes: dict[Any, int] = {}
+        full = set()
+        for index, call in enumerate(self._waiting):
+            key, size = call.key, call.size
+            if key not in groups:
+                groups[key], sizes[key] = [index], size
+            elif key in full:
+                continue
+            elif sizes[key] + size <= limit:
+                groups[key].append(index)
+                sizes[key] += size
+            else:
+                full.add(key)
+            if sizes[key] >= limit:
+                full.add(key)
+            if len(groups) == 1 and full:
                 break
-            count += 1
-        return count
-
-    def _is_full(self, batch: list[_Call]) -> bool:
-        return sum(call.size for call in batch) >= self._options.max_batch_size
+        for key, group in groups.items():
+            if key in full or now >= self._arrivals[group[0]] + self._options.batch_wait_timeout_s:
+                return group
+        return []
 
     async def _run(self, batch: list[_Call]) -> None:
+        current_request.set(_request_of(batch))
         # code that catches everything must not end the queue, so neither may its cancellation
         try:
             if self._streams:
@@ -204,6 +221,21 @@ def _finish(call: _Call) -> None:
         call.future.set_result(None)
         if call.stream is not None:
             call.stream.put_nowait(_End)
+
+
+def _request_of(batch: list[_Call]) -> RequestContext:
+    """What a batch runs for: it has the model and the latest deadline of its requests, and goes on when one is cancelled."""
+    requests = [call.request for call in batch]
+    first = requests[0]
+    deadlines = [request.deadline for request in requests if request.deadline is not None]
+    return RequestContext(
+        first.request_id,
+        first.route,
+        first.app_name,
+        first.multiplexed_model_id,
+        max(deadlines) if len(deadlines) == len(batch) else None,
+        max(request.depth for request in requests),
+    )
 
 
 def _called(function: Callable[..., Any], batch: list[_Call]) -> Any:

@@ -9,6 +9,7 @@ import pytest
 
 from servd import deployment
 from servd.batching import batch
+from servd.context import RequestContext, current_request
 from servd.exceptions import ServdError
 
 
@@ -74,6 +75,25 @@ async def test_calls_of_another_shape_make_another_batch() -> None:
     recorder = Recorder()
     results = await asyncio.gather(recorder.named(1), recorder.named(2, c=3))
     assert results == [([1], 7, None), ([2], 7, [3])]
+
+
+async def test_a_batch_has_one_model_and_outlives_one_request() -> None:
+    seen = []
+
+    @batch(max_batch_size=3, batch_wait_timeout_s=0.02)
+    async def read(items: list[int]) -> list[int]:
+        request = current_request.get()
+        seen.append((request.multiplexed_model_id, request.deadline, items))
+        return items
+
+    async def ask(model_id: str, deadline: float | None, item: int) -> int:
+        current_request.set(RequestContext("r", "/", "app", model_id, deadline))
+        return int(await read(item))
+
+    now = asyncio.get_running_loop().time()
+    asked = [("a", now + 9, 1), ("b", None, 2), ("a", now + 8, 3), ("b", now + 9, 4), ("a", now + 7, 5)]
+    assert await asyncio.gather(*(ask(*one) for one in asked)) == [1, 2, 3, 4, 5]
+    assert seen == [("a", now + 9, [1, 3, 5]), ("b", None, [2, 4])]
 
 
 async def test_an_exception_is_everybodys_and_the_queue_goes_on() -> None:
