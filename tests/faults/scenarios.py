@@ -14,7 +14,7 @@ import psutil
 from servd.clock import SystemClock, block_for
 from tests.faults.load import Counts, Failure
 from tests.faults.stage import Stage
-from tests.system.running_daemon import a_daemon, eventually, settings_in
+from tests.system.running_daemon import RunningDaemon, a_daemon, eventually, settings_in, titles
 
 HOLD_S = 0.02
 
@@ -265,6 +265,38 @@ def proxies_told_to_go(directory: Path, times: int) -> Outcome:
         return _under_load("SIGTERM proxy", stage, times, end, keep=8)
 
 
+def daemon_kills(directory: Path, times: int) -> Outcome:
+    """`kill -9` of the daemon under load: nobody outlives it for 5 s, nothing is left, the next one serves the same."""
+    settings = settings_in(directory, proxies=2)
+    shared = set(os.listdir("/dev/shm"))
+    clock = SystemClock()
+    outcome = Outcome("kill -9 daemon", times, Counts())
+    began, stage = clock.now(), None
+    for number in range(times):
+        daemon = RunningDaemon(settings).ready()
+        if stage is None:
+            stage = Stage(daemon, directory)
+            stage.deploy(replicas=3)
+        stage.daemon = daemon
+        stage.wait()
+        load = stage.load("/?hold=0.02")
+        daemon.process.kill()
+        daemon.process.wait()
+        eventually(lambda: not list(titles(settings.state_dir)), 5.0)
+        load.kill()
+        left = os.listdir(settings.socket_dir), set(os.listdir("/dev/shm")) - shared
+        if any(left):
+            outcome.notes.append(f"after kill {number} there are {left}")
+    with a_daemon(settings) as daemon:
+        assert stage is not None
+        stage.daemon = daemon
+        stage.wait()
+        if daemon.get()[0] != 200:
+            outcome.notes.append("the goal is not served again")
+    outcome.seconds = clock.now() - began
+    return outcome
+
+
 SCENARIOS: dict[str, tuple[Callable[[Path, int], Outcome], int, int]] = {
     "rolling_updates": (rolling_updates, 1, 50),
     "updates_of_one_replica": (updates_of_one_replica, 0, 20),
@@ -280,5 +312,6 @@ SCENARIOS: dict[str, tuple[Callable[[Path, int], Outcome], int, int]] = {
     "busy_replica_kills": (busy_replica_kills, 4, 20),
     "proxy_kills": (proxy_kills, 1, 20),
     "proxies_told_to_go": (proxies_told_to_go, 1, 20),
+    "daemon_kills": (daemon_kills, 0, 20),
 }
 """name -> (scenario, repetitions in `make test` (0 = not there), repetitions in `make faults` and `make test-all`)."""
