@@ -258,7 +258,7 @@ def mutated(rng: random.Random, data: bytes) -> bytes:
     return data
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [*range(4), *(pytest.param(n, marks=pytest.mark.long) for n in range(4, 60))])
 async def test_fuzz(seed: int, caplog: pytest.LogCaptureFixture) -> None:
     rng = random.Random(seed)
     async with Room(limits=Limits(body_bytes=100_000, request_s=5), hand_over=True) as room:
