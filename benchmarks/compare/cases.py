@@ -81,6 +81,7 @@ AIMS = (
     Aim("noop", 128, "tail", "servd", 3.0, is_floor=False),
     Aim("noop", 32, "cpu_us", "limit", 1.3, is_floor=False),
     Aim("noop", 32, "value", "mosec", 2.5),
+    Aim("noop", 32, "value", "mosec-batch", 2.5),
     Aim("noop", 32, "value", "ray", 60.0),
     Aim("noop", 32, "value", "ray-haproxy", 5.0),
 )

@@ -134,7 +134,7 @@ def measure(plan: Plan, results: Results) -> None:
             began = time.monotonic()
             first = len(results.samples)
             one_round(plan, stage.up, number, results)
-            say(f"round {number + 1} of {plan.rounds}: {time.monotonic() - began:.0f} s")
+            say(f"round {number + 1} of {plan.rounds} took {time.monotonic() - began:.0f} s")
             failed = {sample.system for sample in results.samples[first:] if sample.error}
             for system in [system for system in stage.up if system.name in failed and number + 1 < plan.rounds]:
                 stage.end(system)
@@ -169,6 +169,7 @@ def one_start(system: System, python: str, number: int) -> Iterator[Sample]:
 def one_round(plan: Plan, up: dict[System, RunningSystem], number: int, results: Results) -> None:
     """Everything once."""
     for case, count, systems in plan.steps():
+        say(f"round {number + 1} of {plan.rounds}: {case.title}, {count} connections")
         there = [up[system] for system in systems if system in up]
         for one in turned(there, number):
             results.samples.append(one_run(case, count, one, number, run_s(one.system, count, plan.seconds)))

@@ -20,11 +20,18 @@ STYLES: dict[str, dict[str, Any]] = {
     "uvicorn x2": {"color": "#1f77b4", "linestyle": ":"},
     "hypercorn": {"color": "#17a2b8"},
     "mosec": {"color": "#2ca02c"},
+    "mosec-batch": {"color": "#2ca02c", "linestyle": ":"},
     "litserve": {"color": "#9467bd"},
     "ray": {"color": "#ff7f0e"},
     "ray-haproxy": {"color": "#ff7f0e", "linestyle": ":"},
 }
-NAMES = {"hypercorn": "Hypercorn", "litserve": "LitServe", "ray": "Ray Serve", "ray-haproxy": "Ray Serve, HAProxy"}
+NAMES = {
+    "mosec-batch": "mosec, batches",
+    "hypercorn": "Hypercorn",
+    "litserve": "LitServe",
+    "ray": "Ray Serve",
+    "ray-haproxy": "Ray Serve, HAProxy",
+}
 LEAST_GAP = 1.23
 """Between neighbouring labels, as a factor."""
 

@@ -6,6 +6,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -195,11 +196,15 @@ def start_hypercorn(python: str, _: Path, cases: set[str]) -> Setup:
     return Setup(commands, endpoints, {"PYTHONPATH": str(APPS_DIR)})
 
 
-def start_mosec(python: str, directory: Path, cases: set[str]) -> Setup:
+def start_mosec(noop: str) -> Starter:
     """One server, a route for each handler."""
+    return partial(_start_mosec, noop)
+
+
+def _start_mosec(noop: str, python: str, directory: Path, cases: set[str]) -> Setup:
     [port] = free_ports(1)
     paths: dict[str, tuple[str, bytes | None]] = {
-        "noop": ("noop", b"x"),
+        "noop": (noop, b"x"),
         "json": ("json", None),
         "up1": ("body", None),
         "up100": ("body", None),
@@ -265,9 +270,16 @@ SYSTEMS = (
     ),
     System(
         "mosec",
-        "1 worker a stage, raw bytes, no-op in dynamic batches of 64; POST (it answers no other method); chunks are events",
+        "1 worker a stage, raw bytes; POST (it answers no other method); chunks are events",
         _cases("noop", "json", "up1", "up100", "down1", "down100", "compose", "stream", ENDS),
-        start_mosec,
+        start_mosec("noop"),
+        "mosec",
+    ),
+    System(
+        "mosec-batch",
+        "the same in dynamic batches: at most 64, at most 1 ms",
+        _cases("noop"),
+        start_mosec("batch"),
         "mosec",
     ),
     System(

@@ -22,6 +22,13 @@ class Raw(Worker):
 class Noop(Raw):
     """A word."""
 
+    def forward(self, data: bytes) -> bytes:  # noqa: ARG002 - mosec passes it
+        return b"hello"
+
+
+class NoopBatch(Raw):
+    """A word for each of a batch."""
+
     def forward(self, data: list[bytes]) -> list[bytes]:
         return [b"hello"] * len(data)
 
@@ -82,7 +89,8 @@ class Stream(SSEWorker):
 
 
 ROUTES = {
-    "noop": lambda: [Runtime(Noop, num=1, max_batch_size=int(os.environ.get("BATCH", "64")), max_wait_time=1)],
+    "noop": lambda: [Runtime(Noop)],
+    "batch": lambda: [Runtime(NoopBatch, max_batch_size=64, max_wait_time=1)],
     "json": lambda: [Runtime(Json)],
     "body": lambda: [Runtime(Length)],
     "download": lambda: [Runtime(Download)],
