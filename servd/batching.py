@@ -3,14 +3,13 @@
 import asyncio
 import functools
 import inspect
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
+from servd.batch_options import BatchOptions, checked_size, checked_wait
 from servd.context import RequestContext, current_request
 from servd.deployment_options import BATCH_ATTRIBUTE
 from servd.exceptions import ServdError
-
-_ON_ERROR = ("fail", "split")
 
 
 class _End:
@@ -38,35 +37,13 @@ class _Call:
         self.future = future
         self.size = size
         self.request = current_request.get()
-        self.key = len(args), tuple(sorted(kwargs)), self.request.multiplexed_model_id
+        self.key = len(args), tuple(sorted(kwargs)) if kwargs else (), self.request.multiplexed_model_id
         self.stream: asyncio.Queue[Any] | None = asyncio.Queue() if streams else None
 
     @property
     def is_wanted(self) -> bool:
         """Whether the caller still waits."""
         return not self.future.cancelled()
-
-
-class BatchOptions:
-    """How batches form; changed by the setters, read by every queue from its next batch on."""
-
-    def __init__(
-        self,
-        max_batch_size: Any,
-        batch_wait_timeout_s: Any,
-        max_concurrent_batches: Any,
-        batch_size_fn: Callable[[list[Any]], int] | None,
-        on_error: Any,
-    ) -> None:
-        self.max_batch_size = _checked_size("max_batch_size", max_batch_size)
-        self.batch_wait_timeout_s = _checked_wait(batch_wait_timeout_s)
-        self.max_concurrent_batches = _checked_size("max_concurrent_batches", max_concurrent_batches)
-        if batch_size_fn is not None and not callable(batch_size_fn):
-            raise TypeError(f"batch_size_fn must be callable, got {type(batch_size_fn).__name__}")
-        if on_error not in _ON_ERROR:
-            raise ValueError(f"on_error must be one of {', '.join(_ON_ERROR)}, got {on_error!r}")
-        self.batch_size_fn = batch_size_fn
-        self.on_error = on_error
 
 
 class BatchQueue:
@@ -134,31 +111,40 @@ class BatchQueue:
         self._waiting = [self._waiting[i] for i in kept]
         self._arrivals = [self._arrivals[i] for i in kept]
 
-    def _ready(self, now: float) -> list[int]:
+    def _ready(self, now: float) -> Sequence[int]:
         """Places of the next batch: one key, full or its oldest item waited long enough; empty when none is ready."""
+        limit = self._options.max_batch_size
+        first = self._waiting[0].key
+        size = 0
+        # nearly always all are of one key
+        for index, call in enumerate(self._waiting):
+            if call.key != first:
+                return self._ready_of_several(now)
+            size += call.size
+            if size >= limit:
+                return range(index if size > limit and index else index + 1)
+        is_due = now >= self._arrivals[0] + self._options.batch_wait_timeout_s
+        return range(len(self._waiting) if is_due else 0)
+
+    def _ready_of_several(self, now: float) -> Sequence[int]:
         limit = self._options.max_batch_size
         groups: dict[Any, list[int]] = {}
         sizes: dict[Any, int] = {}
         full = set()
         for index, call in enumerate(self._waiting):
-            key, size = call.key, call.size
-            if key not in groups:
-                groups[key], sizes[key] = [index], size
-            elif key in full:
+            group = groups.setdefault(call.key, [])
+            size = sizes.get(call.key, 0) + call.size
+            if call.key in full:
                 continue
-            elif sizes[key] + size <= limit:
-                groups[key].append(index)
-                sizes[key] += size
-            else:
-                full.add(key)
-            if sizes[key] >= limit:
-                full.add(key)
-            if len(groups) == 1 and full:
-                break
+            if not group or size <= limit:
+                group.append(index)
+                sizes[call.key] = size
+            if size >= limit:
+                full.add(call.key)
         for key, group in groups.items():
             if key in full or now >= self._arrivals[group[0]] + self._options.batch_wait_timeout_s:
                 return group
-        return []
+        return ()
 
     async def _run(self, batch: list[_Call]) -> None:
         current_request.set(_request_of(batch))
@@ -260,24 +246,6 @@ def _fail(call: _Call, error: BaseException) -> None:
         call.stream.put_nowait(_End)
 
 
-def _checked_size(name: str, value: Any) -> int:
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
-    return value
-
-
-def _checked_wait(value: Any) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise TypeError(f"batch_wait_timeout_s must be a number of seconds, got {value!r}")
-    if value < 0:
-        raise ValueError(f"batch_wait_timeout_s must be at least 0, got {value}")
-    return float(value)
-
-
 def batch(
     _func: Callable[..., Any] | None = None,
     max_batch_size: int = 10,
@@ -341,11 +309,11 @@ def _decorated(function: Any, options: BatchOptions) -> Callable[..., Any]:
 
     def set_max_batch_size(new_max_batch_size: int) -> None:
         """Change the size, from the next batch on."""
-        options.max_batch_size = _checked_size("max_batch_size", new_max_batch_size)
+        options.max_batch_size = checked_size("max_batch_size", new_max_batch_size)
 
     def set_batch_wait_timeout_s(new_batch_wait_timeout_s: float) -> None:
         """Change the wait, from the next batch on."""
-        options.batch_wait_timeout_s = _checked_wait(new_batch_wait_timeout_s)
+        options.batch_wait_timeout_s = checked_wait(new_batch_wait_timeout_s)
 
     wrapper.set_max_batch_size = set_max_batch_size  # type: ignore[attr-defined]
     wrapper.set_batch_wait_timeout_s = set_batch_wait_timeout_s  # type: ignore[attr-defined]
