@@ -320,8 +320,6 @@ class ReplicaStart:
     state_dir: str
     socket_dir: str
     log_dir: str
-    route_prefix: str | None = None
-    max_queued_requests: int = 10_000
     variables: dict[str, str] = field(default_factory=dict)
 
 

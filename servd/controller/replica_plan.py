@@ -11,7 +11,7 @@ from servd.controller.observed import Observed
 from servd.controller.resources import Held, Pool, place
 from servd.controller.restarts import BackOff, failure_threshold, retry_delay_s
 from servd.controller.rollout import next_step
-from servd.controller.settle import is_replaced, route_prefix, wanted_count
+from servd.controller.settle import is_replaced, wanted_count
 from servd.controller.targets import DeploymentTarget
 from servd.controller.templates import template_for
 from servd.ids import ReplicaID, random_hex, random_letters
@@ -109,7 +109,7 @@ def _start(
             return  # the exit of another replica brings us back
         held.append(placed)
         promised.append(placed)
-        fresh = _new_replica(target, app, server.fork_server_id, observed, settings, now, rng)
+        fresh = _new_replica(target, server.fork_server_id, observed, settings, now, rng)
         yield actions.StartReplica(replace(_on_devices(fresh, placed), was_forked=not spawn), spawn, reason)
 
 
@@ -130,7 +130,6 @@ def _on_devices(replica: ReplicaFact, placed: Held) -> ReplicaFact:
 
 def _new_replica(
     target: DeploymentTarget,
-    app: ApplicationFact,
     fork_server_id: str,
     observed: Observed,
     settings: Settings,
@@ -141,7 +140,6 @@ def _new_replica(
     while replica_id in observed.replicas:
         replica_id = str(ReplicaID(target.id, random_letters(6, rng)))
     actor_id = random_hex(32, rng)
-    is_ingress = app.active is not None and app.active.ingress == target.id.name
     start = ReplicaStart(
         replica_id=replica_id,
         app=target.id.app,
@@ -153,8 +151,6 @@ def _new_replica(
         state_dir=settings.state_dir,
         socket_dir=settings.socket_dir,
         log_dir=settings.log_dir,
-        route_prefix=route_prefix(app) if is_ingress else None,
-        max_queued_requests=target.options["max_queued_requests"],
     )
     return ReplicaFact(
         replica_id=replica_id,
