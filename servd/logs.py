@@ -216,7 +216,8 @@ class _StderrHandler(logging.StreamHandler[Any]):
         self._own_level = own_level
 
     def filter(self, record: logging.LogRecord) -> bool:
-        is_own = f"{record.name}.".startswith("servd.")
+        # "servd" itself is what users' code gets for "ray.serve"
+        is_own = record.name.startswith("servd.")
         return (record.levelno >= self._own_level or not is_own) and bool(super().filter(record))
 
 

@@ -50,6 +50,21 @@ def test_detached_daemon_writes_nothing_to_stderr(
     assert capsys.readouterr().err == ""
 
 
+def test_a_quiet_daemon_hides_its_own_lines_and_nothing_of_the_users(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SERVD_LOG_TO_STDERR", "warning")
+    logs.setup("replica", "1", str(tmp_path), "x.log")
+    logging.getLogger("servd.controller.main").info("life cycle")
+    logging.getLogger("servd.controller.main").warning("trouble")
+    # the second is what the first is an alias of, where Ray's names are installed
+    for name in ("ray.serve", "servd"):
+        logging.getLogger(name).info("the user's")
+    shown = capsys.readouterr().err
+    assert [line.partition(" - ")[2] for line in shown.splitlines()] == ["trouble", "the user's", "the user's"]
+    assert "life cycle" in (tmp_path / "serve" / "x.log").read_text()
+
+
 def test_rotation_keeps_the_newest_backups(tmp_path: Path) -> None:
     file = logs.LogFile(tmp_path / "x.log", max_bytes=10, backups=2)
     for number in range(4):
