@@ -188,7 +188,7 @@ def test_if_match_comes_before_the_body(server: Server, method: str, body: str |
     assert server.plane.calls == []
 
 
-@pytest.mark.parametrize("condition", ['"0"', "*"])
+@pytest.mark.parametrize("condition", ['"0"', "*", '"7", "0"', ""])
 def test_a_matching_condition_lets_the_change_in(server: Server, condition: str) -> None:
     assert server.ask("PUT", V2, '{"applications": []}', headers={"If-Match": condition})[0] == 200
 
