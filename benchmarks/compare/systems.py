@@ -284,7 +284,7 @@ SYSTEMS = (
     ),
     System(
         "litserve",
-        "1 worker, 1 API server, fast_queue=True; POST of JSON (it answers no other)",
+        "1 worker, 2 API servers, fast_queue=True; POST of JSON (it answers no other)",
         _cases("noop", "json", "stream", ENDS),
         start_litserve,
         "litserve",

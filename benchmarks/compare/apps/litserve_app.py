@@ -53,4 +53,4 @@ APIS = {
 if __name__ == "__main__":
     port, *names = sys.argv[1:]
     server = litserve.LitServer([APIS[name]() for name in names], accelerator="cpu", fast_queue=True)
-    server.run(host="127.0.0.1", port=int(port), num_api_servers=1, log_level="warning", generate_client_file=False)
+    server.run(host="127.0.0.1", port=int(port), num_api_servers=2, log_level="warning", generate_client_file=False)
