@@ -16,7 +16,7 @@ from benchmarks.compare.running_system import RunningSystem, SystemFailedError, 
 from benchmarks.compare.systems import Endpoint, System
 
 T = TypeVar("T")
-OVERHEAD_S = 0.3
+OVERHEAD_S = 0.2
 """Of one run: wrk's start and end, waking the system, its books."""
 START_S = {"ray": 12.0, "ray-haproxy": 15.0}
 OTHER_START_S = 3.0

@@ -4,7 +4,7 @@ import json
 import os
 import platform
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -50,12 +50,13 @@ def read(path: Path) -> Results:
 
 
 def together(parts: Sequence[Results]) -> Results:
-    """Runs of different cases as one; the first tells when and where."""
+    """Several runs as one, their rounds one after the other; the first tells when and where."""
     whole = Results(dict(parts[0].about))
     for part in parts:
+        done = 1 + max((sample.round for sample in whole.samples), default=-1)
         whole.systems |= part.systems
         whole.skipped |= part.skipped
-        whole.samples += part.samples
+        whole.samples += [replace(sample, round=done + sample.round) for sample in part.samples]
     return whole
 
 

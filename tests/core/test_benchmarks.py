@@ -113,12 +113,13 @@ def test_results_come_back_from_their_file(tmp_path: Path) -> None:
     assert "SKIPPED: no wheel" in report(again)
 
 
-def test_runs_of_different_cases_make_one_table() -> None:
+def test_runs_follow_each_other_in_one_table() -> None:
     one = Results({"rounds": 1}, {"servd": "a"}, {}, [a_sample("servd", 0, 1)])
-    other = Results({"rounds": 2}, {"limit": "b"}, {"ray": "c"}, [a_sample("limit", 0, 2)])
+    other = Results({"rounds": 2}, {"limit": "b"}, {"ray": "c"}, [a_sample("servd", 0, 3), a_sample("limit", 0, 2)])
     whole = together([one, other])
     assert (whole.about, list(whole.systems), list(whole.skipped)) == ({"rounds": 1}, ["servd", "limit"], ["ray"])
-    assert [row.ratio for row in rows(whole.samples)] == [1.0, 0.5]
+    assert [sample.round for sample in whole.samples] == [0, 1, 1]
+    assert [(row.value, row.ratio) for row in rows(whole.samples)] == [(2, 1.0), (2, 1.5)]
 
 
 def test_every_case_of_a_system_is_known() -> None:
