@@ -74,13 +74,15 @@ def _fd(socket: "zmq.Socket[bytes]") -> int:
     return int(socket.getsockopt(zmq.FD))
 
 
-def _receive_frames(socket: "zmq.Socket[bytes]", count: int) -> list[bytes]:
-    frames: list[bytes] = []
+def _receive_frames(socket: "zmq.Socket[bytes]", count: int) -> list[Any]:
+    frames: list[Any] = []
     for _ in range(count):
         # what follows the last frame is the next message, maybe somebody else's
         if not socket.getsockopt(zmq.RCVMORE):
             raise ProtocolError(f"{count} frames told, {len(frames)} came")
-        frames.append(socket.recv(_NOBLOCK))
+        frame = socket.recv(_NOBLOCK, copy=False)
+        # as it came, without a copy, and no more writable than a copy would be
+        frames.append(frame.buffer.toreadonly() if len(frame) >= ZERO_COPY_BYTES else frame.bytes)
     return frames
 
 

@@ -118,7 +118,7 @@ class Outbox:
 
 
 def body_of(value: Any, frames: list[Any]) -> Any:
-    """The body behind a record's value.
+    """The body behind a record's value, as bytes.
 
     Raises:
         ProtocolError: there is no such frame.
