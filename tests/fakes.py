@@ -5,7 +5,6 @@ import atexit
 import contextlib
 import random
 import shutil
-import socket
 import ssl
 import subprocess
 import tempfile
@@ -172,13 +171,6 @@ def make_certificate(folder: Path, name: str) -> tuple[Path, Path]:
         check=True, capture_output=True, timeout=30,
     )  # fmt: skip
     return certificate, key
-
-
-def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 async def wait_until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:

@@ -75,7 +75,7 @@ TEXT, UTF8, JSON = b"text/plain", b"text/plain; charset=utf-8", b"application/js
         (datetime.datetime(2024, 1, 2, 3, 4), JSON, b'"2024-01-02T03:04:00"'),
         (datetime.timedelta(seconds=90), JSON, b"90.0"),
     ],
-    ids=repr,
+    ids=lambda value: type(value).__name__ if isinstance(value, memoryview) else repr(value),
 )
 def test_returned_values(value: Any, content_type: bytes, body: bytes) -> None:
     assert value_response(value) == (200, ((b"content-type", content_type),), body)

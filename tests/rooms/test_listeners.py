@@ -6,12 +6,7 @@ import pytest
 
 from servd.exceptions import ListenError
 from servd.listeners import Listeners
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+from tests.ports import free_port
 
 
 def test_one_socket_per_slot_and_the_same_ones_again() -> None:

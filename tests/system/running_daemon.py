@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from servd import launch
 from servd.clock import SystemClock, block_for
 from servd.settings import Settings, admin_socket, socket_dir_for
+from tests.ports import free_port
 
 LIMIT_S = 30.0
 ECHO = """
@@ -42,13 +43,6 @@ def eventually(fact: Callable[[], T], limit_s: float = LIMIT_S) -> T:
             return value
         assert clock.now() < deadline, f"never so within {limit_s} s; last value {value!r}"
         block_for(0.02)
-
-
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class UnixConnection(http.client.HTTPConnection):

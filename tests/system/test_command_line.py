@@ -5,7 +5,6 @@ import http.client
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,17 +18,12 @@ from servd.exceptions import ServdError
 from servd.run_command import RunOptions, daemon_for
 from servd.settings import Settings, socket_dir_for
 from servd.state_lock import running_pid
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 FRUIT = ROOT / "examples" / "fruit"
 
 pytestmark = pytest.mark.slow
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class Shell:

@@ -13,12 +13,12 @@ from servd import launch
 from servd.exceptions import DeployError
 from servd.settings import Settings
 from servd.state_lock import running_pid
+from tests.ports import free_port
 from tests.system.running_daemon import (
     ECHO,
     RunningDaemon,
     a_daemon,
     eventually,
-    free_port,
     settings_in,
     titles,
 )

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.system.running_daemon import a_daemon, eventually, free_port, settings_in
+from tests.ports import free_port
+from tests.system.running_daemon import a_daemon, eventually, settings_in
 
 NOBODY = 65534
 V2 = "/api/serve/applications/"

@@ -12,7 +12,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from servd.measures import CONTRACT
-from tests.system.running_daemon import RunningDaemon, a_daemon, eventually, free_port, settings_in
+from tests.ports import free_port
+from tests.system.running_daemon import RunningDaemon, a_daemon, eventually, settings_in
 
 pytestmark = pytest.mark.slow
 

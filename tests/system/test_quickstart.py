@@ -8,13 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.ports import free_port
+
 TOUR = Path(__file__).parents[2] / "tools" / "quickstart.py"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def a_tour(tmp_path: Path, http_port: int, admin_port: int) -> subprocess.Popen[str]:

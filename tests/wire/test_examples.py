@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from tests.ports import free_port
+
 EXAMPLES = Path(__file__).parent / "examples"
 FRUIT = Path(__file__).parents[2] / "examples" / "fruit"
 DEADLINE_S = 40.0
@@ -36,12 +38,6 @@ def example(number: str) -> dict[str, Any]:
     (path,) = EXAMPLES.glob(f"{number}-*.json")
     found: dict[str, Any] = json.loads(path.read_text())
     return found
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @dataclass
