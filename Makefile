@@ -15,7 +15,7 @@ run: $(VENV)/installed
 	@$(BIN)/python tools/quickstart.py --http-port $(HTTP_PORT) --admin-port $(ADMIN_PORT) --state-dir $(STATE_DIR)
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -q -m "not long"
+	$(BIN)/python -m pytest -q -m "not long" -n 2 --dist loadfile
 
 test-all: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -q
