@@ -86,8 +86,6 @@ class Stage:
         assert port is not None
         return Load(port, path, **options)
 
-    # --- changes ----------------------------------------------------------------------------------------------------
-
     def put(self, *, version: int | None = None, colour: int | None = None, replicas: int | None = None) -> None:
         """Send a document; what is not given stays as it is."""
         self.version = self.version if version is None else version
@@ -135,8 +133,6 @@ class Stage:
             return False
         states = [replica["state"] for replica in work["replicas"]]
         return states == ["RUNNING"] * self.replicas and status["http"]["listening"]
-
-    # --- who is there -----------------------------------------------------------------------------------------------
 
     def work(self) -> dict[str, Any]:
         """Status of the deployment."""
