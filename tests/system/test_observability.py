@@ -155,6 +155,49 @@ def test_models_are_counted(daemon: RunningDaemon) -> None:
     assert total(text, "serve_num_multiplexed_models") == 1
 
 
+REPLICA = {"deployment", "replica", "application"}
+ROWS = {
+    "serve_num_http_requests": ("counter", {"route", "method", "application", "status_code"}),
+    "serve_num_http_error_requests": ("counter", {"route", "error_code", "method"}),
+    "serve_num_deployment_http_error_requests": (
+        "counter",
+        {"deployment", "error_code", "method", "route", "application"},
+    ),
+    "serve_http_request_latency_ms": ("histogram", {"route", "application", "status_code"}),
+    "serve_num_router_requests": ("counter", {"deployment", "route", "application"}),
+    "serve_deployment_queued_queries": ("gauge", {"deployment", "application"}),
+    "serve_handle_request_counter": ("counter", {"handle", "deployment", "route", "application"}),
+    "serve_deployment_request_counter": ("counter", {"route", *REPLICA}),
+    "serve_deployment_error_counter": ("counter", {"route", *REPLICA}),
+    "serve_deployment_replica_starts": ("counter", REPLICA),
+    "serve_deployment_processing_latency_ms": ("histogram", {"route", *REPLICA}),
+    "serve_replica_processing_queries": ("gauge", REPLICA),
+    "serve_deployment_replica_healthy": ("gauge", REPLICA),
+    "serve_multiplexed_model_load_latency_s": ("gauge", REPLICA),
+    "serve_multiplexed_model_unload_latency_s": ("gauge", REPLICA),
+    "serve_num_multiplexed_models": ("gauge", REPLICA),
+    "serve_multiplexed_models_load_counter": ("counter", REPLICA),
+    "serve_multiplexed_models_unload_counter": ("counter", REPLICA),
+}
+BUCKETS = "1 2 5 10 20 50 100 200 300 400 500 1000 2000 5000 10000 60000 120000 300000 600000 +Inf"
+
+
+def test_every_metric_of_the_contract_has_its_type_and_labels(daemon: RunningDaemon) -> None:
+    for path, model in (("/", "c"), ("/", "d"), ("/fail", "")):
+        request(daemon, path, model=model)
+    text = metrics(daemon)
+    families = {found.name: found for found in text_string_to_metric_families(text)}
+    for name, (kind, labels) in ROWS.items():
+        found = families.get(name) or families.get(name.removesuffix("_total"))
+        assert found is not None, name
+        samples = [{*sample.labels} - {"le"} for sample in found.samples]
+        assert samples, name
+        assert (found.type, samples[0]) == (kind, labels), name
+        if kind == "histogram":
+            bounds = [s.labels["le"] for s in found.samples if "le" in s.labels]
+            assert [float(bound) for bound in bounds[:20]] == [float(bound) for bound in BUCKETS.split()], name
+
+
 def test_the_metrics_port_serves_nothing_else(daemon: RunningDaemon) -> None:
     def ask(verb: str, path: str, **headers: str) -> tuple[int, str]:
         connection = http.client.HTTPConnection("127.0.0.1", daemon.settings.metrics_port or 0, timeout=20)
