@@ -317,7 +317,7 @@ class Caller:
             if not waits:
                 return
             about = ((call.context.request_id, call.context.ancestors) for call in waits)
-            refused = knot(router.deployment, router.limits(), about)
+            refused = None if router.targets.may_grow else knot(router.deployment, router.limits(), about)
             if refused is None:
                 return
             newest = max((call for call in waits if router.limits().keys() & call.context.ancestors), key=_number)
@@ -372,6 +372,8 @@ def _circle(call: Outgoing) -> ServdError | None:
     if not isinstance(call, CallTicket) or not call.context.ancestors:
         return None
     router = call.router
+    if router.targets.may_grow:
+        return None
     return circle(router.deployment, router.limits(), call.context.ancestors)
 
 

@@ -145,7 +145,8 @@ class DeploymentTargets:
     """Where requests to one deployment go.
 
     deployment: full name. exists: False for a subscribed name that nothing serves. unavailable: message to refuse
-    requests with at once; "" means wait when there is no replica. request_timeout_s: None = no limit.
+    requests with at once; "" means wait when there is no replica. request_timeout_s: None = no limit. may_grow: further
+    replicas are on their way, or will be when requests wait.
     """
 
     deployment: str
@@ -155,6 +156,7 @@ class DeploymentTargets:
     max_queued_requests: int = 10_000
     request_timeout_s: float | None = None
     unavailable: str = ""
+    may_grow: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,10 +2,10 @@
 
 from collections.abc import Collection, Iterator
 
-from servd.controller.facts import ApplicationFact, ReplicaFact
+from servd.controller.facts import ApplicationFact, DeploymentFact, ReplicaFact
 from servd.controller.observed import Observed
-from servd.controller.settle import failing_message, route_prefix, serving_ingress
-from servd.controller.targets import DEFAULTS
+from servd.controller.settle import failing_message, route_prefix, serving_ingress, wanted_count
+from servd.controller.targets import DEFAULTS, DeploymentTarget
 from servd.ids import DeploymentID
 from servd.messages import DeploymentTargets, Endpoint, Route, Routing
 from servd.states import ROUTABLE, ReplicaState
@@ -81,7 +81,20 @@ def _targets_of(key: tuple[str, str], observed: Observed, leaving: Collection[st
         max_queued_requests=options["max_queued_requests"],
         request_timeout_s=options["request_timeout_s"],
         unavailable=unavailable,
+        may_grow=target is not None and _may_grow(target, fact, len(replicas)),
     )
+
+
+def _may_grow(target: DeploymentTarget, fact: DeploymentFact | None, routed: int) -> bool:
+    """Whether a request that waits for a slot will see more replicas than are routed now."""
+    if fact is not None and fact.failures:
+        return False
+    scaling = target.autoscaling
+    if scaling is None or target.pinned is not None:
+        return routed < wanted_count(target, fact)
+    # only what runs counts for the autoscaler, so full replicas must be more than it wants for each
+    scales = target.options["max_concurrent_queries"] > scaling["target_num_ongoing_requests_per_replica"]
+    return routed < (scaling["max_replicas"] if scales else wanted_count(target, fact))
 
 
 def _takes_requests(replica: ReplicaFact) -> bool:
