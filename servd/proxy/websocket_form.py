@@ -45,10 +45,14 @@ class WebSocketForm(AsgiForm):
         super().__init__(forwarder)
         self.open: set[ForwardedCall] = set()
 
-    async def answer(self, send: Send, answer: Answer, request_id: bytes) -> None:  # noqa: ARG002 - as its base class
+    async def answer(self, send: Send, answer: Answer, request_id: bytes) -> None:
         """Refuse the handshake."""
         status, block, body = answer
-        headers = [*response_headers(block, None), (b"content-length", b"%d" % len(body)), (b"connection", b"close")]
+        headers = [
+            *response_headers(block, request_id),
+            (b"content-length", b"%d" % len(body)),
+            (b"connection", b"close"),
+        ]
         await send({"type": "websocket.http.response.start", "status": status, "headers": headers})
         await send({"type": "websocket.http.response.body", "body": body, "more_body": False})
 

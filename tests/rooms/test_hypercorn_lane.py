@@ -50,8 +50,9 @@ async def test_websocket_to_nowhere_is_refused() -> None:
     async with Room(hand_over=True) as room:
         room.route(room.replica(shout), prefix="/a")
         with pytest.raises(websockets.InvalidStatus) as refused:
-            await websockets.connect(f"ws://127.0.0.1:{room.port}/nowhere")
-        assert refused.value.response.status_code == 404
+            await websockets.connect(f"ws://127.0.0.1:{room.port}/nowhere", additional_headers={"X-Request-ID": "mine"})
+        response = refused.value.response
+        assert (response.status_code, response.headers["x-request-id"]) == (404, "mine")
 
 
 async def test_early_bytes_wait_for_the_handshake() -> None:

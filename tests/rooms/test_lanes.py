@@ -213,6 +213,26 @@ async def test_a_response_that_is_broken_off_is_never_taken_for_a_whole_one(
         await send(client, f"/root/app?broken{when}", headers=limit)
 
 
+async def test_route_changes_lose_no_request(client: Client, room: Room) -> None:
+    (address,) = room.servers
+    is_over = False
+
+    async def ask() -> int:
+        count = 0
+        while not is_over:
+            assert (await send(client, "/root/app/x")).text.startswith("GET|/root/app/x|")
+            count += 1
+        return count
+
+    asking = asyncio.create_task(ask())
+    for number in range(30):
+        # another replica list, another root of the same path, another limit: each replaces every table
+        room.route(address, prefix="/app" if number % 2 else "/", max_queued_requests=number)
+        await asyncio.sleep(0.002)
+    is_over = True
+    assert await asking > 0
+
+
 async def test_full_lines_are_503(client: Client, room: Room) -> None:
     limit = {"x-request-timeout-seconds": "0.5"}
     running = [asyncio.create_task(send(client, "/root/app?sleep", headers=limit)) for _ in range(2)]
