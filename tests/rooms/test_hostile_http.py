@@ -3,6 +3,8 @@
 import asyncio
 import random
 import re
+import socket
+import struct
 
 import pytest
 
@@ -241,6 +243,24 @@ async def test_clients_that_are_gone_free_their_slot(ends: str) -> None:
         else:
             writer.transport.abort()
         await wait_until(lambda: room.servers[address].ongoing == 0 and not room.listener.connections)
+
+
+async def test_clients_that_reset_while_nobody_reads_their_body_free_their_slot() -> None:
+    async with Room() as room:
+        address = room.replica(lambda _: asyncio.sleep(30))
+        room.route(address)
+        _, writer = await asyncio.open_connection("127.0.0.1", room.port)
+        writer.write(post(b"content-length: 50000000") + b"x" * 20_000_000)
+        await wait_until(lambda: any(c._is_read_paused for c in room.listener.connections))
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.transport.abort()
+
+        def is_over() -> bool:
+            # once a second, in a proxy
+            room.listener.turn()
+            return not (room.servers[address].ongoing or room.listener.connections)
+
+        await wait_until(is_over)
 
 
 PARTS = b"\r\n|\r\n\r\n|\n| |:|\x00|HTTP/1.1|chunked|content-length: 5\r\n|0\r\n\r\n|%|?|upgrade: h2c\r\n".split(b"|")

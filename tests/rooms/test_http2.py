@@ -15,6 +15,12 @@ from tests.rooms.test_http1_lane import echo, split
 from tests.rooms.test_hypercorn_lane import shout
 
 
+@pytest.fixture(autouse=True)
+def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ended connections leave nobody much time."""
+    monkeypatch.setattr("servd.proxy.hypercorn_lane._AFTER_END_S", 0.05)
+
+
 def is_at_rest(room: Room) -> bool:
     """No request runs, no connection is open."""
     return not (any(s.ongoing for s in room.servers.values()) or room.lane.connections or room.listener.connections)
