@@ -37,14 +37,17 @@ class ScaleMachine(Machine):
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
-        (directory / "work.py").write_text(WORK)
+        # beside the state directory: what is in a working_dir is part of the code
+        self.code = directory / "code"
+        self.code.mkdir()
+        (self.code / "work.py").write_text(WORK)
 
     def put(self, replicas: int, version: int) -> None:
         """PUT the application."""
         document = {
             "import_path": "work:build",
             "args": {"version": version},
-            "runtime_env": {"working_dir": str(self.directory)},
+            "runtime_env": {"working_dir": str(self.code)},
             "deployments": [{"name": "work", "num_replicas": replicas}],
         }
         code, body = self.ask("PUT", "/api/serve/deployments/", document)
