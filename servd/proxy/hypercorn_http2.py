@@ -5,6 +5,7 @@ from typing import Any
 from h2.events import DataReceived, PriorityUpdated, StreamReset
 from h2.exceptions import ProtocolError
 from hypercorn.asyncio.worker_context import EventWrapper
+from hypercorn.events import Event
 from hypercorn.protocol.events import Body
 from hypercorn.protocol.h2 import BUFFER_HIGH_WATER, BUFFER_LOW_WATER, BufferCompleteError, H2Protocol, StreamBuffer
 
@@ -87,8 +88,18 @@ class LaneHttp2(H2Protocol):
                 # the connection is over
                 pass
 
+    async def handle(self, event: Event) -> None:
+        """As the base class, and at the end nobody goes on waiting to send."""
+        await super().handle(event)
+        if self.closed:
+            for buffer in list(self.stream_buffers.values()):
+                await buffer.close()
+
     async def _handle_events(self, events: list[Any]) -> None:
         for event in events:
+            if self.closed:
+                # lost meanwhile: a stream begun now would never hear of it
+                return
             if isinstance(event, DataReceived):
                 stream = self.streams.get(event.stream_id)
                 if stream is not None:

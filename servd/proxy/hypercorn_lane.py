@@ -200,6 +200,7 @@ class LaneConnection(TCPServer):
         self.protocol: _LaneWrapper
         self._is_idle = False
         self.is_lost = False
+        self._is_ended = False
         self.changed = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
 
@@ -250,7 +251,9 @@ class LaneConnection(TCPServer):
 
     async def protocol_send(self, event: Event) -> None:
         """As the base class, and looks for the moment to close while draining."""
-        await super().protocol_send(event)
+        if not (self._is_ended and isinstance(event, Updated)):
+            # a timer begun now would outlive the connection
+            await super().protocol_send(event)
         self.changed.set()
         if isinstance(event, Updated):
             self._is_idle = event.idle
@@ -283,6 +286,7 @@ class LaneConnection(TCPServer):
             if rest:
                 await self.protocol.handle(RawData(rest))
             await super()._read_data()
+        self._is_ended = True
         # else the descriptor waits for the idle time-out
         await self.idle_task.stop()
         if self.task is not None:
