@@ -10,6 +10,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from servd import logs, process
+from servd.allocator import keep_freed_memory
 from servd.caller import Caller
 from servd.control_link import ControlLink
 from servd.journal import AccessLog, Journal, place_of
@@ -54,6 +55,7 @@ def run(start: ProxyStart, sock: socket.socket, lifetime: Connection) -> None:
     file = logs.setup("http_proxy", start.host, start.log_dir, logs.proxy_file(start.host))
     access = AccessLog(file, "http_proxy", start.host, place_of(HttpConnection.on_response))
     process.raise_file_limit()
+    keep_freed_memory()
     process.run(_live(start, sock, lifetime, access))
 
 

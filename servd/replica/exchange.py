@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from servd.replica.caller_peer import CallerPeer
 
 _GRANT_BYTES = CREDIT_BYTES // 4
+WHOLE_BYTES = CREDIT_BYTES
+"""Up to this size a body goes out at once, however slow its reader is."""
+_PIECE_BYTES = CREDIT_BYTES // 4
+"""Several pieces are on their way while the reader takes one."""
 _DROPPED_HEADERS = frozenset(
     (b"content-length", b"transfer-encoding", b"connection", b"keep-alive", b"upgrade", b"date", b"x-request-id")
 )
@@ -126,6 +130,21 @@ class HttpExchange:
         if peer.open.pop(call_id, None) is not None:
             peer.send((RESPONSE, call_id, peer.ongoing_after(), status, block, body))
 
+    async def answer(self, status: int, headers: Headers, body: bytes) -> None:
+        """As `finish`, but a large body goes piece by piece, as its reader takes it.
+
+        Raises:
+            ClientGoneError: the client is gone.
+        """
+        if len(body) <= WHOLE_BYTES or self.scope["method"] == "HEAD" or status < 200 or status in (204, 304):
+            self.finish(status, headers, body)
+            return
+        pairs = [(name, value) for name, value in headers if name.lower() != b"content-length"]
+        pairs.append((b"content-length", b"%d" % len(body)))
+        self._begin(status, pairs)
+        await self._send_pieces(body)
+        self._end()
+
     async def send(self, message: Message) -> None:
         """ASGI `send`.
 
@@ -213,18 +232,32 @@ class HttpExchange:
                 raise RuntimeError("the response has not begun")
             status, headers = self._held_head
             if not more:
-                self.finish(status, headers, body)
+                await self.answer(status, headers, body)
                 return
-            self.has_begun = True
-            self._peer.send((HEAD, self.call_id, status, self._block(headers, True)))
+            self._begin(status, headers)
         if body:
-            for start in range(0, len(body), CREDIT_BYTES):
-                await self._send_piece(body[start : start + CREDIT_BYTES])
+            await self._send_pieces(body)
         if not more:
-            self.is_finished = True
-            self._peer.finish_exchange(self.call_id, (END, self.call_id, self._peer.ongoing_after(), None))
+            self._end()
 
-    async def _send_piece(self, piece: bytes) -> None:
+    def _begin(self, status: int, headers: Headers) -> None:
+        self.has_begun = True
+        self._peer.send((HEAD, self.call_id, status, self._block(headers, True)))
+
+    def _end(self) -> None:
+        self.is_finished = True
+        self._peer.finish_exchange(self.call_id, (END, self.call_id, self._peer.ongoing_after(), None))
+
+    async def _send_pieces(self, body: bytes) -> None:
+        if len(body) <= _PIECE_BYTES:
+            await self._send_piece(body)
+            return
+        # views, not copies
+        whole = memoryview(body)
+        for start in range(0, len(whole), _PIECE_BYTES):
+            await self._send_piece(whole[start : start + _PIECE_BYTES])
+
+    async def _send_piece(self, piece: bytes | memoryview) -> None:
         await self._wait_for_credit()
         self._credit -= len(piece)
         peer = self._peer

@@ -20,6 +20,7 @@ from multiprocessing.context import ForkProcess
 from typing import Any
 
 from servd import logs, process
+from servd.allocator import keep_freed_memory
 from servd.built_application import BuiltApplication, describe
 from servd.codec import RecordReader, record
 from servd.credentials import peer_credentials
@@ -62,6 +63,7 @@ def serve(order: BuildOrder, lifetime: Connection) -> None:
     logs.setup("fork_server", order.fork_server_id, order.log_dir, "fork_server.log")
     path = order.socket_path or fork_server_socket(order.socket_dir, order.fork_server_id)
     allow_tracker()
+    keep_freed_memory()
     code = 1
     try:
         listener = _listen(path)

@@ -13,6 +13,7 @@ from multiprocessing.connection import Connection
 from typing import Any, NoReturn
 
 from servd import logs, process
+from servd.allocator import keep_freed_memory
 from servd.application import Deployment
 from servd.built_application import BuiltApplication
 from servd.context import current_request
@@ -50,6 +51,7 @@ def run_spawned(start: ReplicaStart, order: BuildOrder, lifetime: Connection) ->
     """
 
     allow_tracker()
+    keep_freed_memory()
 
     def load() -> Deployment:
         return load_application(order, apply_environment(order)).deployments[start.deployment]

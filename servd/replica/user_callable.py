@@ -15,7 +15,7 @@ from servd.clock import Clock, SystemClock
 from servd.context import ReplicaContext, RequestContext
 from servd.exceptions import RayServeException, UserCodeError
 from servd.replica.asgi import call_with_request
-from servd.replica.exchange import HttpExchange
+from servd.replica.exchange import WHOLE_BYTES, HttpExchange
 from servd.replica.methods import Method, are_handlers_sync, is_generator, method_of, public_methods
 from servd.replica.responses import UTF8_TEXT, chunk_body, value_response
 from servd.replica.sync_threads import SyncThreads
@@ -174,7 +174,11 @@ class UserCallable:
                 else:
                     value = await entry.function()
                 if type(value) in _PLAIN:
-                    exchange.finish(*value_response(value))
+                    status, headers, body = value_response(value)
+                    if len(body) <= WHOLE_BYTES:
+                        exchange.finish(status, headers, body)
+                    else:
+                        await exchange.answer(status, headers, body)
                 else:
                     await self._answer_with(exchange, value)
             else:
@@ -269,14 +273,14 @@ class UserCallable:
     async def _answer_with(self, exchange: HttpExchange, value: Any) -> None:
         if isinstance(value, Response):
             if type(value).__call__ is Response.__call__ and value.background is None:
-                exchange.finish(value.status_code, value.raw_headers, bytes(value.body))
+                await exchange.answer(value.status_code, value.raw_headers, bytes(value.body))
             else:
                 send: Any = exchange.send
                 await value(exchange.scope, exchange.receive, send)
         elif is_generator(value):
             await self._stream_response(exchange, value)
         else:
-            exchange.finish(*value_response(value))
+            await exchange.answer(*value_response(value))
 
     async def _stream_response(self, exchange: HttpExchange, value: Any) -> None:
         async with aclosing(self._items(value)) as items:

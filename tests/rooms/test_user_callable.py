@@ -49,6 +49,9 @@ class Exchange:
     def finish(self, status: int, headers: Any, body: bytes) -> None:
         self.status, self.headers, self.chunks, self.whole = status, dict(headers), [body], True
 
+    async def answer(self, status: int, headers: Any, body: bytes) -> None:
+        self.finish(status, headers, body)
+
     @property
     def body(self) -> bytes:
         return b"".join(self.chunks)
