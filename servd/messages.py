@@ -35,7 +35,7 @@ class ReplicaGoal:
 
     config_version names (user_config, graceful_shutdown_wait_loop_s): another one than the applied one asks for a
     `reconfigure`. user_config is JSON text, "" for none. drain: finish what runs, then exit. memory_limit_bytes: 0 = none.
-    logging_config: only the keys that were given.
+    logging_config: only the keys that were given. report_period_s: how often to say a count that changed.
     """
 
     replica_id: str
@@ -49,11 +49,13 @@ class ReplicaGoal:
     drain: bool = False
     memory_limit_bytes: int = 0
     logging_config: dict[str, Any] = field(default_factory=dict)
+    report_period_s: float = 0.25
 
 
 @dataclass(frozen=True, slots=True)
 class ReplicaReport:
-    """Replica -> controller: how the replica is. Sent after Hello, at each change and every 0.25 s when a count changed.
+    """Replica -> controller: how the replica is. Sent after Hello, at each change, and every
+    `report_period_s` of the goal when a count changed.
 
     phase: a `states.ReplicaPhase`. applied: config_version in effect ("" before the first). error: shortened traceback when
     the start or the last reconfigure failed. health_failures: consecutive failed checks, 0 = well. memory_bytes: resident, 0

@@ -47,6 +47,7 @@ OWN_OPTIONS = (
     "start_method",
     "logging_config",
 )
+LONGEST_REPORT_PERIOD_S, SHORTEST_REPORT_PERIOD_S = 0.25, 0.02
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 AUTOSCALING_DEFAULTS: dict[str, Any] = {
     "min_replicas": 1,
@@ -113,7 +114,14 @@ class DeploymentTarget:
             cancel_on_disconnect=options["cancel_on_disconnect"],
             memory_limit_bytes=options["memory_limit_bytes"] or 0,
             logging_config=options["logging_config"],
+            report_period_s=self.report_period_s,
         )
+
+    @property
+    def report_period_s(self) -> float:
+        """Seconds between two samples of a replica's load: 0.25, or less where the autoscaling config asks for it."""
+        asked_s = self.autoscaling["metrics_interval_s"] if self.autoscaling is not None else LONGEST_REPORT_PERIOD_S
+        return float(max(min(asked_s, LONGEST_REPORT_PERIOD_S), SHORTEST_REPORT_PERIOD_S))
 
 
 def thread_variables(num_cpus: float | None) -> dict[str, str]:

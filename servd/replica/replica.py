@@ -178,6 +178,7 @@ class Replica:
             self._begin_drain(goal.graceful_shutdown_timeout_s)
             return
         self._server.set_limits(goal.max_concurrent_queries, goal.cancel_on_disconnect)
+        self._warden.report_period_s = goal.report_period_s
         self._warden.set_health_times(goal.health_check_period_s, goal.health_check_timeout_s)
         if goal.config_version != self._applied and self._updating is None:
             self._updating = self._loop.create_task(self._update())

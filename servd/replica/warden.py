@@ -35,7 +35,6 @@ from servd.replica.health import HealthChecks
 from servd.replica.loop_watch import LoopWatch, stacks
 from servd.states import ReplicaPhase
 
-REPORT_PERIOD_S = 0.25
 SIGN_OF_LIFE_S = 5.0
 STUCK_AFTER_S = 5.0
 """A main loop that did not turn for so long is diagnosed."""
@@ -106,6 +105,7 @@ class Warden:
         self._caller_said: CallerReport | None = None
         self._health: HealthChecks | None = None
         self._own_process: Any = None
+        self.report_period_s = start.goal.report_period_s
         self._watch = LoopWatch(self._in_main, threading.get_ident(), stuck_after_s=STUCK_AFTER_S, lag=lag)
         self._link = ControlLink(
             settings.control_socket(start.socket_dir), self._hello, self._on_message, self._on_connect
@@ -198,7 +198,7 @@ class Warden:
         line = asyncio.create_task(self._link.run())
         self._is_up.set()
         while not line.done():
-            await asyncio.sleep(REPORT_PERIOD_S)
+            await asyncio.sleep(self.report_period_s)
             if loop.time() - self._said_at > SIGN_OF_LIFE_S:
                 self._said = None
             self._look_at_main_loop(loop.time())

@@ -124,3 +124,13 @@ def test_unknown_overrides_name_themselves() -> None:
     build = BuildResult("b", deployments=(BuiltDeployment("D", {}),), ingress="D")
     with pytest.raises(DeployError, match=r"Kiwi.*only D"):
         resolve(an_app(deployments=({"name": "Kiwi"},)), build, "c1")
+
+
+@pytest.mark.parametrize(
+    ("autoscaling", "period_s"),
+    [(None, 0.25), ({}, 0.25), ({"metrics_interval_s": 10}, 0.25), ({"metrics_interval_s": 0.1}, 0.1),
+     ({"metrics_interval_s": 0.0001}, 0.02)],
+)  # fmt: skip
+def test_load_is_sampled_at_least_as_often_as_asked(autoscaling: dict[str, Any] | None, period_s: float) -> None:
+    found = target(override={"autoscaling_config": autoscaling})
+    assert found.replica_goal("D#1").report_period_s == period_s
