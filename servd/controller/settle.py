@@ -4,11 +4,11 @@ Called once per turn, before `reconcile`. It has no effects and mints no ids.
 """
 
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from servd.controller.autoscaler import decide, first_target
 from servd.controller.data_plane import settle_data_plane
-from servd.controller.differences import code_fields
+from servd.controller.differences import code_fields, differences
 from servd.controller.facts import ApplicationFact, DeploymentFact, ForkServerFact
 from servd.controller.goal import ApplicationGoal, Goal
 from servd.controller.observed import Observed
@@ -150,12 +150,17 @@ def _settle_build(app: ApplicationFact, observed: Observed) -> None:
 
 
 def is_same_code(app: ApplicationFact) -> bool:
-    """Whether the latest wish means the very code that serves: a build would give the same again.
+    """Whether the latest wish means the very code that serves, with other options: a build would give the same again.
 
     Import path, arguments, runtime environment, content of the snapshots and the shipping driver's paths are compared, and none
-    of the modules came from a directory that can change behind servd's back.
+    of the modules came from a directory that can change behind servd's back. A wish that is the same to the last option asks
+    for a build.
+
+    Source: rest.md section 8.
     """
     if app.active is None or app.active_goal is None or not app.active.is_pinned:
+        return False
+    if not any(differences("", asdict(app.active_goal.document), asdict(app.goal.document))):
         return False
     same_directories = base_environment(app.active_goal) == base_environment(app.goal)
     return same_directories and not code_fields(app.active_goal, app.goal)

@@ -36,7 +36,6 @@ def put(world: World, wish: ApplicationGoal) -> list[str]:
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        ((), []),
         (({"name": "D", "num_replicas": 3},), ["StartReplica", "StartReplica"]),
         (({"name": "D", "user_config": {"a": 1}},), ["SetReplicaGoal"]),
         (({"name": "D", "max_concurrent_queries": 5},), ["SetReplicaGoal"]),
@@ -52,6 +51,7 @@ def test_what_changes_no_code_is_not_built(overrides: tuple[dict[str, Any], ...]
 @pytest.mark.parametrize(
     "changes",
     [
+        {},
         {"snapshot": "/state/code/two"},
         {"args": {"fruit": "mango"}},
         {"import_path": "m:other"},
@@ -70,15 +70,27 @@ def test_code_from_a_living_directory_is_built_each_time() -> None:
     assert put(served(is_pinned=False), a_wish(2)) == ["StartForkServer", "StopForkServer"]
 
 
-def test_the_document_that_serves_is_taken_back_without_a_build() -> None:
+def test_options_are_taken_back_without_a_build() -> None:
     world = served()
     good = world.builds["app"]
     world.builds["app"] = BuildResult("b", error="ImportError: no module named mango")
     put(world, a_wish(2, snapshot="/state/code/two"))
     assert status_of(world) is ApplicationStatus.DEPLOY_FAILED
     world.builds["app"] = replace(good)
-    assert "StartForkServer" not in put(world, a_wish(3))
+    assert "StartForkServer" not in put(world, a_wish(3, deployments=({"name": "D", "num_replicas": 1},)))
     assert status_of(world) is ApplicationStatus.RUNNING
+
+
+def test_the_same_document_is_built_and_deploying_meanwhile() -> None:
+    world = served()
+    replicas = set(world.observed.replicas)
+    world.goal = a_goal(a_wish(2), revision=2)
+    plan = world.turn()
+    assert status_of(world) is ApplicationStatus.DEPLOYING
+    world.turn(*(event for action in plan.actions for event in world.effects(action)))
+    world.run()
+    assert status_of(world) is ApplicationStatus.RUNNING
+    assert set(world.observed.replicas) == replicas
 
 
 def test_an_override_for_an_unknown_deployment_fails_without_a_build() -> None:
