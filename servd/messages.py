@@ -67,7 +67,6 @@ class ReplicaReport:
     applied: str = ""
     error: str = ""
     ongoing: int = 0
-    queued: int = 0
     health_failures: int = 0
     health_message: str = ""
     model_ids: tuple[str, ...] = ()

@@ -10,6 +10,7 @@ from servd.codec import register_message
 from servd.control_plane import ApplicationDocument, HttpWish
 from servd.controller.goal import ApplicationGoal, Goal, HttpGoal
 from servd.controller.resources import Held
+from servd.ids import DeploymentID
 from servd.messages import BuildOrder, BuildResult, ReplicaStart
 from servd.quick_dataclass import dataclass
 from servd.states import ReplicaState
@@ -65,7 +66,6 @@ class ReplicaFact:
     stop_reason: str = ""
     error: str = ""
     ongoing: int = 0
-    queued: int = 0
     health_failures: int = 0
     health_message: str = ""
     model_ids: tuple[str, ...] = ()
@@ -88,6 +88,11 @@ class ReplicaFact:
     def key(self) -> tuple[str, str]:
         """(application, bare deployment name)."""
         return (self.app, self.deployment)
+
+    @property
+    def full_name(self) -> str:
+        """Full name of its deployment."""
+        return DeploymentID(self.app, self.deployment).full_name
 
     @property
     def config_version(self) -> str:
@@ -201,7 +206,10 @@ Fact = ForkServerFact | ReplicaFact | DeploymentFact | ApplicationFact | ProxyFa
 
 @dataclass(slots=True)
 class Samples:
-    """(time, running + queued) of one replica, newest last. Not stored. began_at: of the first one, monotonic seconds."""
+    """(time, running + its part of what waits) of one replica, newest last. Not stored.
+
+    began_at: of the first one, monotonic seconds.
+    """
 
     points: list[tuple[float, float]] = field(default_factory=list)
     began_at: float = float("inf")

@@ -171,6 +171,10 @@ class Observed:
                 self.queued[(event.caller_id, event.deployment)] = event.queued
                 if not event.queued:
                     del self.queued[(event.caller_id, event.deployment)]
+                full_name = event.deployment
+                self._sample(
+                    [r for r in self.replicas.values() if r.state in ROUTABLE and r.full_name == full_name], now
+                )
 
     def _fork_server_gone(self, fork_server_id: str, error: str) -> None:
         fact = self.fork_servers.get(fork_server_id)
@@ -212,7 +216,6 @@ class Observed:
             fact,
             error=report.error or fact.error,
             ongoing=report.ongoing,
-            queued=report.queued,
             health_failures=report.health_failures,
             health_message=report.health_message,
             model_ids=report.model_ids,
@@ -227,11 +230,27 @@ class Observed:
         else:
             self.replicas[report.replica_id] = updated  # counts and signs of life are not worth a write
         if updated.state in ROUTABLE:
-            samples = self.samples.setdefault(report.replica_id, Samples())
+            # one more shares what waits
+            is_new = before.state not in ROUTABLE
+            others = [r for r in self.replicas_of(fact.app, fact.deployment) if r.state in ROUTABLE]
+            self._sample(others if is_new else [updated], now)
+        self._judge(before, updated, report, now)
+
+    def _sample(self, replicas: list[ReplicaFact], now: float) -> None:
+        for fact in replicas:
             target = self.targets.get(fact.key)
             autoscaling = target.autoscaling if target is not None else None
-            samples.add(now, report.ongoing + report.queued, autoscaling["look_back_period_s"] if autoscaling else 0.0)
-        self._judge(before, updated, report, now)
+            keep_s = autoscaling["look_back_period_s"] if autoscaling else 0.0
+            self.samples.setdefault(fact.replica_id, Samples()).add(
+                now, fact.ongoing + self._share_of_line(fact), keep_s
+            )
+
+    def _share_of_line(self, fact: ReplicaFact) -> float:
+        # requests wait at their callers, for whichever replica is free first: each replica has an equal part of them
+        waiting = sum(line for (_, name), line in self.queued.items() if name == fact.full_name)
+        if not waiting:
+            return 0.0
+        return waiting / max(1, sum(r.state in ROUTABLE for r in self.replicas_of(fact.app, fact.deployment)))
 
     @staticmethod
     def _state_after(fact: ReplicaFact, report: ReplicaReport) -> ReplicaState:
@@ -336,7 +355,7 @@ class Observed:
 
 
 def _without_counts(fact: ReplicaFact) -> ReplicaFact:
-    return replace(fact, ongoing=0, queued=0, memory_bytes=0, reported_at=0.0)
+    return replace(fact, ongoing=0, memory_bytes=0, reported_at=0.0)
 
 
 def _exit_text(exit_code: int | None) -> str:

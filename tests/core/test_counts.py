@@ -7,7 +7,7 @@ import pytest
 from servd.controller import events
 from servd.controller.change import scale
 from servd.messages import ReplicaReport
-from servd.states import ApplicationStatus
+from servd.states import ApplicationStatus, ReplicaState
 from tests.core.build import (
     World,
     a_goal,
@@ -110,6 +110,30 @@ def test_a_waiting_request_wakes_a_deployment_at_zero_until_nobody_waits() -> No
     assert len(world.replicas()) == 1
     world.turn(events.QueueReported("proxy:p1", "app_D", 0))
     assert world.observed.queued == {}
+
+
+def test_requests_that_wait_for_full_replicas_count_as_their_load() -> None:
+    world = load(wait(autoscaled(), 5.0), 1)
+    world.turn(events.QueueReported("proxy:p1", "app_D", 2))
+    world.turn(events.QueueReported("replica:r", "app_D", 2))
+    world.turn(events.QueueReported("replica:r", "app_E", 9))
+    wait(world, 0.6).turn()
+    assert "asks for 5" in world.observed.deployments[("app", "D")].reason
+    assert len(world.replicas()) == 5
+
+
+def test_every_replica_has_an_equal_part_of_what_waits() -> None:
+    world = load(wait(autoscaled(min_replicas=2), 5.0), 1, 1)
+    world.turn(events.QueueReported("proxy:p1", "app_D", 4))
+    means = [world.observed.samples[r.replica_id].points[-1][1] for r in world.replicas()]
+    assert means == [3.0, 3.0]
+    third = replace(world.replicas()[0], replica_id="third", state=ReplicaState.STARTING)
+    world.observed.put(third)
+    world.observed.apply(report(third, ongoing=0), world.now)
+    loads = [samples.points[-1][1] for samples in world.observed.samples.values()]
+    assert loads == pytest.approx([1 + 4 / 3, 1 + 4 / 3, 4 / 3])
+    world.observed.apply(events.QueueReported("proxy:p1", "app_D", 0), world.now)
+    assert [samples.points[-1][1] for samples in world.observed.samples.values()] == [1.0, 1.0, 0.0]
 
 
 def test_requests_to_another_deployment_wake_nobody() -> None:
