@@ -11,12 +11,15 @@ from typing import Any
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
+from servd.clock import SystemClock
 from servd.exceptions import ProtocolError, TransportError
 from servd.records import Outbox, unpack
 
 MAX_SOCKETS = 16384
 MAX_RECORDS = 32
-"""So many records leave at once, before the end of the turn: the peer works on them meanwhile."""
+HOLD_S = 0.001
+"""So many records, or those of so long, leave before the end of a long turn: the peer works on them meanwhile. Smaller envelopes
+cost more than they gain."""
 
 ZERO_COPY_BYTES = 1024 * 1024
 """From this size on a frame that cannot change is sent without a copy; below, copying is as fast."""
@@ -34,6 +37,8 @@ _LOST = int(
     | zmq.Event.HANDSHAKE_FAILED_PROTOCOL
 )
 _SECOND_PROBE_S = 0.05
+
+_now = SystemClock().now
 
 logger = logging.getLogger(__name__)
 
@@ -247,6 +252,7 @@ class ReplicaLink:
     def schedule(self, peer: "Peer") -> None:
         """Send what is in the peer's outbox at the end of this turn."""
         peer.is_due = True
+        peer.hold_until = _now() + HOLD_S
         self._due.append(peer)
         if not self._is_scheduled and not self._is_draining:
             self._is_scheduled = True
@@ -360,12 +366,13 @@ class ReplicaLink:
 class Peer:
     """One caller as a replica sees it."""
 
-    __slots__ = ("identity", "is_due", "is_gone", "link", "outbox")
+    __slots__ = ("hold_until", "identity", "is_due", "is_gone", "link", "outbox")
 
     def __init__(self, link: ReplicaLink, identity: bytes) -> None:
         self.link = link
         self.identity = identity
         self.outbox = Outbox()
+        self.hold_until = 0.0
         self.is_due = False
         self.is_gone = False
 
@@ -378,8 +385,9 @@ class Peer:
         records.append(record)
         if not self.is_due:
             self.link.schedule(self)
-        elif len(records) > MAX_RECORDS and not self.is_gone:
+        elif (len(records) > MAX_RECORDS or _now() > self.hold_until) and not self.is_gone:
             self.link.send_now(self)
+            self.hold_until = _now() + HOLD_S
 
     def before_send(self) -> None:
         """Last chance to add records to the envelope."""

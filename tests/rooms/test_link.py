@@ -1,7 +1,8 @@
 import asyncio
 from typing import Any
 
-from servd.link import MAX_RECORDS, CallerLink, Peer, ReplicaLink
+from servd.clock import SystemClock
+from servd.link import HOLD_S, MAX_RECORDS, CallerLink, Peer, ReplicaLink
 from tests.fakes import new_address, wait_until
 
 
@@ -52,6 +53,30 @@ async def test_a_caller_that_went_is_noticed_without_anything_to_send() -> None:
         caller.close()
         await wait_until(lambda: len(gone) == 1)
         assert not replica.peers
+    finally:
+        caller.close()
+        replica.close()
+
+
+async def test_what_was_answered_early_in_a_long_turn_does_not_wait_for_its_end() -> None:
+    loop = asyncio.get_running_loop()
+    address = new_address()
+    came: list[list[int]] = []
+    peers: list[Peer] = []
+    replica = ReplicaLink(loop, address, lambda peer, *_: peers.append(peer), lambda _: None)
+    caller = CallerLink(loop, address, lambda records, _: came.append([n for _, n in records[1:]]), lambda _: None)
+    try:
+        caller.send((0, 0))
+        await wait_until(lambda: bool(peers))
+        clock = SystemClock()
+        for number in range(4):
+            peers[0].send((0, number))
+            # a handler that computes
+            end = clock.now() + HOLD_S
+            while clock.now() <= end:
+                pass
+        await wait_until(lambda: sum(came, []) == [0, 1, 2, 3])
+        assert len(came) > 1
     finally:
         caller.close()
         replica.close()
