@@ -13,8 +13,22 @@ from starlette.responses import JSONResponse, PlainTextResponse, StreamingRespon
 from servd.application import make_deployment
 from servd.context import NO_REQUEST, ReplicaContext
 from servd.exceptions import RayServeException, UserCodeError
+from servd.replica import user_callable
 from servd.replica.exchange import HttpExchange
 from servd.replica.user_callable import UserCallable
+
+
+class Ended:
+    """What instances become that a replica keeps until it ends, which these tests never do: their `__del__` is over."""
+
+
+@pytest.fixture(autouse=True)
+def kept_instances(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    kept: list[Any] = []
+    monkeypatch.setattr(user_callable, "_closed", kept)
+    yield
+    for instance in kept:
+        instance.__class__ = Ended
 
 
 class Exchange:
