@@ -354,6 +354,8 @@ class ReplicaLink:
     def _probe(self) -> None:
         for peer in list(self.peers.values()):
             self.send_now(peer)
+        # sending takes the news of what has come as well: nobody else would look
+        self.drain()
 
     def _forget(self, peer: "Peer") -> None:
         if peer.is_gone:

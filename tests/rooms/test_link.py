@@ -1,4 +1,5 @@
 import asyncio
+import select
 from typing import Any
 
 from servd.clock import SystemClock
@@ -77,6 +78,28 @@ async def test_what_was_answered_early_in_a_long_turn_does_not_wait_for_its_end(
                 pass
         await wait_until(lambda: [number for envelope in came for number in envelope] == [0, 1, 2, 3])
         assert len(came) > 1
+    finally:
+        caller.close()
+        replica.close()
+
+
+async def test_what_comes_while_callers_are_probed_is_taken_in() -> None:
+    loop = asyncio.get_running_loop()
+    address = new_address()
+    came: list[int] = []
+    replica = ReplicaLink(
+        loop, address, lambda _, records, __: came.extend(number for _, number in records[1:]), lambda _: None
+    )
+    caller = CallerLink(loop, address, lambda *_: None, lambda _: None)
+    try:
+        caller.send((0, 1))
+        await wait_until(lambda: came == [1])
+        caller.send((0, 2))
+        caller._flush()
+        # it is there, and the loop has not heard of it yet
+        assert select.select([replica._socket.FD], [], [], 5)[0]
+        replica._probe()
+        await wait_until(lambda: came == [1, 2])
     finally:
         caller.close()
         replica.close()
