@@ -118,7 +118,7 @@ class Outbox:
 
 
 def body_of(value: Any, frames: list[Any]) -> Any:
-    """The body behind a record's value, as bytes.
+    """The body behind a record's value: bytes, or a view of a large frame that nobody can write to.
 
     Raises:
         ProtocolError: there is no such frame.

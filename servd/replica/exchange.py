@@ -119,7 +119,11 @@ class HttpExchange:
         """
         block = None
         if type(headers) is tuple and not _IS_TIMED and self.scope["method"] != "HEAD":
-            block = _blocks.get(headers)
+            try:
+                block = _blocks.get(headers)
+            except TypeError:
+                # pairs may be lists
+                pass
         if block is None:
             block = self._block(headers, False)
         self.is_finished = self.has_begun = True

@@ -188,7 +188,7 @@ class ReplicaServer:
                 work.add_credit(record[2])
         elif kind == BODY:
             if isinstance(work, HttpExchange):
-                work.feed_body(body_of(record[2], frames), record[3])
+                work.feed_body(bytes(body_of(record[2], frames)), record[3])
         elif kind == EVENT:
             if isinstance(work, HttpExchange):
                 work.feed_event(record[2], record[3])
@@ -226,7 +226,8 @@ class ReplicaServer:
 
     def _add_rest(self, peer: CallerPeer, exchange: HttpExchange, flags: int, extra: Any, frames: list[Any]) -> None:
         context, scope = exchange.context, exchange.scope
-        exchange.body = body_of(exchange.body, frames)
+        # applications and their parsers take bytes, not views
+        exchange.body = bytes(body_of(exchange.body, frames))
         if extra is not None:
             left, context.multiplexed_model_id, subprotocols = extra
             if left is not None:

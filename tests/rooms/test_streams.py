@@ -71,6 +71,24 @@ async def test_large_uploads_and_downloads_in_constant_memory(size: int, is_http
             assert max(most, rss()) - before < 40 * MIB
 
 
+@pytest.mark.parametrize("size", [MIB, 3 * MIB])
+async def test_handlers_get_large_bodies_as_bytes(size: int) -> None:
+    kinds: set[type] = set()
+
+    async def serve(exchange: HttpExchange) -> None:
+        more = True
+        while more:
+            message = await exchange.receive()
+            kinds.add(type(message["body"]))
+            more = message["more_body"]
+        exchange.finish(200, [], b"")
+
+    async with Room() as room:
+        room.route(room.replica(serve))
+        assert (await room.get(method="POST", body=b"x" * size)).startswith(b"HTTP/1.1 200")
+    assert kinds == {bytes}
+
+
 def peak_rss_since(before: int) -> int:
     """How far memory rose over this at its highest since `forget_peak`."""
     status = Path("/proc/self/status").read_text()
@@ -146,6 +164,17 @@ async def test_large_whole_bodies_for_other_clients(request_line: bytes) -> None
         writer.close()
         assert b"content-length: %d" % size in head
         assert len(body) == (0 if request_line.startswith(b"HEAD") else size)
+
+
+async def test_headers_may_be_pairs_of_any_kind() -> None:
+    headers: Any = ([b"x-fruit", b"mango"],)
+
+    async def give(exchange: HttpExchange) -> None:
+        exchange.finish(200, headers, b"")
+
+    async with Room() as room:
+        room.route(room.replica(give))
+        assert b"x-fruit: mango\r\n" in await room.get()
 
 
 async def test_a_reader_that_stops_in_a_large_whole_body_costs_less_than_2_mib() -> None:
