@@ -160,4 +160,6 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         ):
             fp.close()
             raise urllib.error.URLError(f"redirected to {newurl}, which is not https:")
+        # the base class would read all of its body, however long
+        fp.close()
         return super().redirect_request(req, fp, code, msg, headers, newurl)

@@ -168,10 +168,14 @@ class Site(http.server.SimpleHTTPRequestHandler):
             target = "http://198.51.100.1/code.zip"
         if self.path == "/ftp.zip":
             target = "ftp://127.0.0.1/code.zip"
+        if self.path == "/redirect-that-drips.zip":
+            target = "/code.zip"
         if target:
             self.send_response(302)
             self.send_header("Location", target)
             self.end_headers()
+            if "drips" in self.path:
+                self.drip()
         elif self.path == "/short.zip":
             self.send_response(200)
             self.send_header("Content-Length", "1000")
@@ -181,11 +185,7 @@ class Site(http.server.SimpleHTTPRequestHandler):
         elif self.path == "/drip.zip":
             self.send_response(200)
             self.end_headers()
-            with contextlib.suppress(OSError):
-                for _ in range(200):
-                    self.wfile.write(b"P")
-                    block_for(0.05)
-            self.close_connection = True
+            self.drip()
         elif self.path == "/drip-head.zip":
             with contextlib.suppress(OSError):
                 for byte in b"HTTP/1.1 200 OK\r\nX-Slow: " + b"x" * 200:
@@ -194,6 +194,14 @@ class Site(http.server.SimpleHTTPRequestHandler):
             self.close_connection = True
         else:
             super().do_GET()
+
+    def drip(self) -> None:
+        """A body without an end, as far as anybody wants to wait."""
+        with contextlib.suppress(OSError):
+            for _ in range(200):
+                self.wfile.write(b"P")
+                block_for(0.05)
+        self.close_connection = True
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
@@ -233,6 +241,12 @@ def test_what_cannot_be_fetched_is_named(tmp_path: Path, site: str, path: str, e
     with pytest.raises(DeployError, match=expected) as caught:
         unpacked_archive(site + path, str(tmp_path / "state"), deadline=NEVER)
     assert site + path in str(caught.value)
+
+
+def test_the_body_of_a_redirect_is_not_read(tmp_path: Path, site: str) -> None:
+    deadline = SystemClock().now() + 2
+    path = unpacked_archive(f"{site}/redirect-that-drips.zip", str(tmp_path / "state"), deadline=deadline)
+    assert Path(path, "fetched.py").exists()
 
 
 def test_a_pinned_archive_is_known_by_its_content(tmp_path: Path, site: str) -> None:
