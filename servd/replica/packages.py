@@ -20,6 +20,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from servd.clock import Clock
+from servd.durable import sync_tree
 from servd.exceptions import DeployError
 from servd.quick_dataclass import dataclass
 from servd.replica.code_cache import cache_dir, locked
@@ -109,6 +110,8 @@ def virtual_environment(
                 # of a build that was killed
                 shutil.rmtree(made.home, ignore_errors=True)
                 _Builder(made, cwd, lock, deadline, clock).build(lines, version, check=check)
+                # one that lost its data in a power cut would be taken for whole
+                sync_tree(made.home)
                 with open(whole, "w", encoding="utf-8"):
                     pass
     except DeployError as error:

@@ -92,6 +92,14 @@ def test_a_list_is_installed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert made([], tmp_path) is made(None, tmp_path) is made(["# nothing"], tmp_path) is None
 
 
+def test_an_environment_is_on_disk_before_it_counts_as_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    was_whole: list[bool] = []
+    monkeypatch.setattr(packages.subprocess, "run", FakePip())
+    monkeypatch.setattr(packages, "sync_tree", lambda path: was_whole.append((Path(path) / "servd-complete").exists()))
+    assert (home(["a"], tmp_path) / "servd-complete").exists()
+    assert was_whole == [False]
+
+
 def test_two_builds_at_once_install_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pip, together = FakePip(), threading.Barrier(4)
     monkeypatch.setattr(packages.subprocess, "run", pip)
