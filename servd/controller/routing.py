@@ -92,8 +92,8 @@ def _may_grow(target: DeploymentTarget, fact: DeploymentFact | None, routed: int
     scaling = target.autoscaling
     if scaling is None or target.pinned is not None:
         return routed < wanted_count(target, fact)
-    # only what runs counts for the autoscaler, so full replicas must be more than it wants for each
-    scales = target.options["max_concurrent_queries"] > scaling["target_num_ongoing_requests_per_replica"]
+    # what runs and what waits counts for the autoscaler: with one that waits, full replicas must be more than it wants for each
+    scales = target.options["max_concurrent_queries"] >= scaling["target_num_ongoing_requests_per_replica"]
     return routed < (scaling["max_replicas"] if scales else wanted_count(target, fact))
 
 

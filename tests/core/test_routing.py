@@ -28,11 +28,18 @@ def told(world: World) -> DeploymentTargets:
         ({"num_replicas": 2}, False),
         ({"autoscaling_config": {"min_replicas": 1, "max_replicas": 1}}, False),
         ({"autoscaling_config": {"min_replicas": 1, "max_replicas": 2}}, True),
-        # full replicas are not too much for this one, so there will be no second
+        # full replicas and one request that waits are too much for the first, and not for the second
         (
             {
                 "autoscaling_config": {"max_replicas": 2, "target_num_ongoing_requests_per_replica": 4},
                 "max_concurrent_queries": 4,
+            },
+            True,
+        ),
+        (
+            {
+                "autoscaling_config": {"max_replicas": 2, "target_num_ongoing_requests_per_replica": 4},
+                "max_concurrent_queries": 3,
             },
             False,
         ),
