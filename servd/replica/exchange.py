@@ -67,6 +67,8 @@ class HttpExchange:
     has_started = False
     is_finished = False
     is_disconnected = False
+    _is_unheard = False
+    _is_body_open = False
     task: asyncio.Task[None] | None = None
     _events: deque[Message] | None = None
     _held_head: tuple[int, Headers] | None = None
@@ -98,7 +100,7 @@ class HttpExchange:
                 return {"type": "http.request", "body": body, "more_body": False}
             self._events = deque()
         while not self._events:
-            if self.is_disconnected:
+            if self.is_disconnected or (self._is_unheard and self._is_body_open):
                 return {"type": f"{self.scope['type']}.disconnect"}
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
@@ -181,6 +183,7 @@ class HttpExchange:
     def expect_events(self) -> None:
         """The body, or a WebSocket's messages, come piece by piece."""
         self._events = deque()
+        self._is_body_open = True
         if self.scope["type"] == "websocket":
             self._events.append({"type": "websocket.connect"})
 
@@ -191,8 +194,16 @@ class HttpExchange:
         self._wake()
         self._stop_sending()
 
+    def let_go(self) -> None:
+        """The client is gone, and the handler shall complete all the same: it waits for nothing of the client any more, and what
+        it sends is dropped."""
+        self._is_unheard = True
+        self._wake()
+        self._wake_writer()
+
     def feed_body(self, data: bytes, more: bool) -> None:
         """A piece of a streamed request body arrived."""
+        self._is_body_open = more
         if self._events is not None:
             self._events.append({"type": "http.request", "body": data, "more_body": more, "cost": len(data)})
             self._wake()
@@ -208,11 +219,14 @@ class HttpExchange:
     def add_credit(self, size: int) -> None:
         """The client took `size` bytes of the response."""
         self._credit += size
-        if self._credit > 0 and self._writer is not None and not self._writer.done():
-            self._writer.set_result(None)
+        if self._credit > 0:
+            self._wake_writer()
 
     def _stop_sending(self) -> None:
         self.is_disconnected = True
+        self._wake_writer()
+
+    def _wake_writer(self) -> None:
         if self._writer is not None and not self._writer.done():
             self._writer.set_result(None)
 
@@ -263,6 +277,10 @@ class HttpExchange:
 
     async def _send_piece(self, piece: bytes | memoryview) -> None:
         await self._wait_for_credit()
+        if self._is_unheard:
+            # nothing holds it up any more, so let others have their turn
+            await asyncio.sleep(0)
+            return
         self._credit -= len(piece)
         peer = self._peer
         peer.send((BODY, self.call_id, peer.outbox.attach(piece), True))
@@ -271,6 +289,10 @@ class HttpExchange:
         data = message.get("bytes") or message.get("text") or message.get("body") or b""
         cost = len(data) + _EVENT_COST_BYTES
         await self._wait_for_credit()
+        if self._is_unheard:
+            # nothing holds it up any more, so let others have their turn
+            await asyncio.sleep(0)
+            return
         self._credit -= cost
         self.has_begun = True
         if "headers" in message:
@@ -279,9 +301,11 @@ class HttpExchange:
 
     async def _wait_for_credit(self) -> None:
         # the last piece may exceed what is left: more is never outstanding than the credit and one piece
-        while self._credit <= 0:
-            self._writer = asyncio.get_running_loop().create_future()
-            await self._writer
+        while self._credit <= 0 and not self._is_unheard:
+            # a handler that goes on although it was cancelled would wait for ever
+            if not self.is_disconnected:
+                self._writer = asyncio.get_running_loop().create_future()
+                await self._writer
             if self.is_disconnected:
                 raise ClientGoneError("the client is gone")
 

@@ -18,6 +18,7 @@ class HandleCall:
     __slots__ = (
         "_call_id",
         "_credit",
+        "_is_unheard",
         "_peer",
         "_writer",
         "context",
@@ -46,6 +47,7 @@ class HandleCall:
         self.task: asyncio.Task[None] | None = None
         self.has_started = False
         self._credit = CREDIT_BYTES
+        self._is_unheard = False
         self._writer: asyncio.Future[None] | None = None
 
     def __repr__(self) -> str:
@@ -63,9 +65,13 @@ class HandleCall:
 
     async def send_item(self, parts: list[Any]) -> None:
         """Send one item of a stream; waits while the caller has too much that it did not take."""
-        while self._credit <= 0:
+        while self._credit <= 0 and not self._is_unheard:
             self._writer = asyncio.get_running_loop().create_future()
             await self._writer
+        if self._is_unheard:
+            # nothing holds it up any more, so let others have their turn
+            await asyncio.sleep(0)
+            return
         cost = _ITEM_COST_BYTES + sum(memoryview(part).nbytes for part in parts)
         self._credit -= cost
         peer = self._peer
@@ -74,5 +80,14 @@ class HandleCall:
     def add_credit(self, size: int) -> None:
         """The caller took `size` bytes of the stream."""
         self._credit += size
-        if self._credit > 0 and self._writer is not None and not self._writer.done():
+        if self._credit > 0:
+            self._wake_writer()
+
+    def let_go(self) -> None:
+        """The caller is gone, and the method shall complete all the same: what it yields is dropped."""
+        self._is_unheard = True
+        self._wake_writer()
+
+    def _wake_writer(self) -> None:
+        if self._writer is not None and not self._writer.done():
             self._writer.set_result(None)

@@ -355,7 +355,10 @@ class ReplicaServer:
 
     def _cancel(self, peer: CallerPeer, call_id: int, work: HttpExchange | HandleCall) -> None:
         del peer.open[call_id]
-        if work.task is None or not self.cancel_on_disconnect:
+        if work.task is None:
+            return
+        if not self.cancel_on_disconnect:
+            work.let_go()
             return
         if isinstance(work, HttpExchange):
             work.disconnect()

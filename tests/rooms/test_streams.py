@@ -249,3 +249,48 @@ async def test_an_http2_reader_that_is_slow_costs_less_than_2_mib() -> None:
                 waiting = sum(len(buffer.buffer) for buffer in connection.protocol.protocol.stream_buffers.values())
                 assert waiting + connection.writer.transport.get_write_buffer_size() < 2 * MIB
             assert got == 200 * len(PIECE)
+
+
+@pytest.mark.parametrize("sent", [b"GET / HTTP/1.1\r\n", b"POST / HTTP/1.1\r\ncontent-length: %d\r\n" % (9 * MIB)])
+async def test_a_handler_that_completes_without_its_client_waits_for_nobody(sent: bytes) -> None:
+    completed = asyncio.Event()
+
+    async def serve(exchange: HttpExchange) -> None:
+        if exchange.scope["method"] == "POST":
+            while (await exchange.receive())["type"] == "http.request":
+                pass
+        await send_all(exchange, 100, PIECE)
+        completed.set()
+
+    async with Room() as room:
+        address = room.replica(serve)
+        room.servers[address].cancel_on_disconnect = False
+        room.route(address)
+        _, writer = await asyncio.open_connection("127.0.0.1", room.port, limit=1)
+        writer.write(sent + b"host: x\r\n\r\n")
+        if sent.startswith(b"POST"):
+            writer.write(b"x" * 2 * MIB)
+        await wait_until(lambda: room.servers[address].ongoing == 1)
+        writer.transport.abort()
+        await wait_until(lambda: room.servers[address].ongoing == 0)
+        assert completed.is_set()
+
+
+async def test_a_stream_that_completes_without_its_caller_waits_for_nobody() -> None:
+    produced = 0
+
+    async def items() -> AsyncIterator[bytes]:
+        nonlocal produced
+        for _ in range(100):
+            produced += 1
+            yield PIECE
+
+    async with Room() as room:
+        address = room.replica(methods={"items": items})
+        room.servers[address].cancel_on_disconnect = False
+        room.route(address)
+        ticket = room.caller.submit_call("app_Echo", "items", dumps(((), {})), NO_REQUEST, stream=True)
+        await anext(aiter(ticket))
+        ticket.cancel()
+        await wait_until(lambda: room.servers[address].ongoing == 0)
+        assert produced == 100
