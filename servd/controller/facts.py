@@ -204,6 +204,10 @@ class DataPlaneFact:
 Fact = ForkServerFact | ReplicaFact | DeploymentFact | ApplicationFact | ProxyFact | DataPlaneFact
 
 
+SAMPLES_KEPT = 100
+"""Of one replica, about: the grain of its mean."""
+
+
 @dataclass(slots=True)
 class Samples:
     """(time, running + its part of what waits) of one replica, newest last. Not stored.
@@ -217,6 +221,10 @@ class Samples:
     def add(self, at: float, load: float, keep_s: float) -> None:
         """Append a sample and forget what no mean over the last `keep_s` needs."""
         self.began_at = min(self.began_at, at)
+        if len(self.points) > 1 and 0 < at - self.points[-2][0] < keep_s / SAMPLES_KEPT:
+            # two become one of the same weight: a mean must cost no more where samples come more often
+            (first, before), (last, after) = self.points[-2:]
+            self.points[-2:] = [(first, (before * (last - first) + after * (at - last)) / (at - first))]
         self.points.append((at, load))
         # a sample holds until the next one, so the one before the window counts as well
         while len(self.points) > 1 and self.points[1][0] < at - keep_s:

@@ -34,6 +34,11 @@ def test_desired_replicas(ongoing: list[float], smoothing: float, low: int, expe
     assert desired_replicas(ongoing, 2.0, low=low, high=10, smoothing=smoothing) == expected
 
 
+@pytest.mark.parametrize(("ongoing", "expected"), [([0.0, 0.0], 1), ([1.0, 2.0], 10), ([1.0], 10)])
+def test_desired_replicas_stays_within_bounds_where_the_error_is_infinite(ongoing: list[float], expected: int) -> None:
+    assert desired_replicas(ongoing, 5e-324, low=1, high=10, smoothing=1e308) == expected
+
+
 @pytest.mark.parametrize(("ongoing", "target"), [([], 1.0), ([1.0], 0.0)])
 def test_desired_replicas_needs_samples_and_a_target(ongoing: list[float], target: float) -> None:
     with pytest.raises(ValueError, match="need samples"):
@@ -74,6 +79,17 @@ def test_samples_are_weighted_by_time() -> None:
     samples.add(6.0, 10.0, keep_s=100.0)
     assert samples.mean(0.0, 8.0) == pytest.approx(2.5)
     assert samples.mean(7.0, 8.0) == pytest.approx(10.0)
+
+
+def test_frequent_samples_make_the_same_mean_of_few_points() -> None:
+    samples = Samples()
+    for number in range(3001):
+        samples.add(number * 0.01, float(number % 7), keep_s=30.0)
+    assert len(samples.points) < 250
+    assert samples.points[-1] == (30.0, float(3000 % 7))
+    exact = sum(number % 7 for number in range(3000)) / 3000
+    assert samples.mean(0.0, 30.0) == pytest.approx(exact)
+    assert samples.mean(20.0, 30.0) == pytest.approx(3.0, rel=0.02)
 
 
 def test_at_the_moment_to_wake_the_delay_is_over_whatever_rounds() -> None:
