@@ -203,8 +203,6 @@ class Caller:
                 if candidate.peer is not None:
                     candidate.peer.close()
 
-    # --- news of replicas -----------------------------------------------------------------------------------------
-
     def on_offer(self, peer: ReplicaPeer) -> None:
         """A replica holds a slot for the oldest waiting request."""
         router = peer.router
@@ -276,8 +274,6 @@ class Caller:
             call.on_failure(ReplicaDiedError(replica_id, reason))
             return
         self._send_elsewhere(call)
-
-    # --- sending --------------------------------------------------------------------------------------------------
 
     def _send(self, call: Outgoing, candidate: Candidate, flags: int) -> None:
         peer: ReplicaPeer = candidate.peer

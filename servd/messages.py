@@ -9,8 +9,6 @@ from typing import Any
 
 from servd.quick_dataclass import dataclass
 
-# --- child -> controller: first record of every control line -------------------------------------------------------
-
 
 @dataclass(frozen=True, slots=True)
 class Hello:
@@ -24,9 +22,6 @@ class Hello:
     pid: int
     start_ticks: int
     token: str = ""
-
-
-# --- replicas -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +84,6 @@ class StackReport:
     text: str
 
 
-# --- logs and metrics, every process -------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class LogConfig:
     """Controller -> proxy: how to log. config: a `logging_config` with the keys that were given, {} for none."""
@@ -127,9 +119,6 @@ class MetricsReport:
 
     request_id: int
     families: tuple[MetricFamily, ...]
-
-
-# --- routing: controller -> proxies and callers ---------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,9 +190,6 @@ class CallerReport:
     queued: dict[str, int] = field(default_factory=dict)
 
 
-# --- proxies --------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class ProxyStart:
     """What a proxy process is started with (beside its listening socket)."""
@@ -238,9 +224,6 @@ class ProxyReport:
     listening: bool
     connections: int = 0
     ongoing: int = 0
-
-
-# --- fork servers ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)

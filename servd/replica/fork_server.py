@@ -273,8 +273,6 @@ class ForkServer:
             self._poller.unregister(fd)
             line.socket.close()
 
-    # --- in the child -----------------------------------------------------------------------------------------------
-
     def _be_child(self, start: ReplicaStart) -> None:
         """First lines of a child, before any code of the user's runs."""
         signal.set_wakeup_fd(-1)

@@ -143,8 +143,6 @@ class ReplicaServer:
         if self._began is not None:
             self._began.close()
 
-    # --- records of callers -------------------------------------------------------------------------------------------
-
     def _on_records(self, peer: Peer, records: list[Any], frames: list[Any]) -> None:
         assert isinstance(peer, CallerPeer)
         for record in records[1:]:
@@ -271,8 +269,6 @@ class ReplicaServer:
             self._origins.clear()
         known = self._origins[origin] = read_origin(origin)
         return known
-
-    # --- running ------------------------------------------------------------------------------------------------------
 
     async def _serve(self, peer: CallerPeer, call_id: int, exchange: HttpExchange) -> None:
         exchange.has_started = True

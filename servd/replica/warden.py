@@ -206,8 +206,6 @@ class Warden:
             self._send()
         line.result()
 
-    # --- the line ---------------------------------------------------------------------------------------------------
-
     def _hello(self) -> Hello:
         pid = os.getpid()
         return Hello("replica", self._start.replica_id, pid, start_ticks(pid), self._start.token)
