@@ -237,13 +237,15 @@ class Observed:
         self._judge(before, updated, report, now)
 
     def _sample(self, replicas: list[ReplicaFact], now: float) -> None:
+        """Note the load of some replicas of one deployment."""
+        if not replicas:
+            return
+        target = self.targets.get(replicas[0].key)
+        autoscaling = target.autoscaling if target is not None else None
+        keep_s = autoscaling["look_back_period_s"] if autoscaling else 0.0
+        share = self._share_of_line(replicas[0])
         for fact in replicas:
-            target = self.targets.get(fact.key)
-            autoscaling = target.autoscaling if target is not None else None
-            keep_s = autoscaling["look_back_period_s"] if autoscaling else 0.0
-            self.samples.setdefault(fact.replica_id, Samples()).add(
-                now, fact.ongoing + self._share_of_line(fact), keep_s
-            )
+            self.samples.setdefault(fact.replica_id, Samples()).add(now, fact.ongoing + share, keep_s)
 
     def _share_of_line(self, fact: ReplicaFact) -> float:
         # requests wait at their callers, for whichever replica is free first: each replica has an equal part of them
