@@ -122,9 +122,11 @@ def _begin(settings: Settings, *, detach: bool) -> None:
 @app.command(help="Stop the daemon; the goal is kept.")
 def stop(state_dir: StateDir = None) -> None:
     """Exit 0, also when none runs."""
+    from servd.console import say
     from servd.launch import stop as stop_daemon
 
-    stop_daemon(state_dir_of(state_dir))
+    folder = state_dir_of(state_dir)
+    say(f"Stopped the daemon on {folder}." if stop_daemon(folder) else f"No daemon runs on {folder}.")
 
 
 @app.command(help="Deploy a config file, or one application.")

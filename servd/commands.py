@@ -18,6 +18,8 @@ SEPARATOR = "\n\n---\n\n"
 POLL_S = 5.0
 _DEFAULT_APP = "default"
 _AS_ABOVE = "(as above)"
+_WITHOUT_NAMES = {"SINGLE_APP": "the config in force is a single-app config"}
+_NO_CONFIG = "no config is in force; what an import path or `run` deployed has none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +85,10 @@ def deploy_file(client: AdminClient, path: str, *, wait: bool, timeout_s: float 
 
 
 def wait_until_running(client: AdminClient, apps: Iterable[str], timeout_s: float | None) -> None:
-    """Show progress until all of `apps` are RUNNING.
+    """Show progress until each of `apps` is RUNNING or has failed.
 
     Raises:
-        DeployError: one of them failed or is gone, or the time is over; says which and why.
+        DeployError: some of them failed or are gone, or the time is over; says which and why.
     """
     names = tuple(apps)
     clock = SystemClock()
@@ -96,30 +98,35 @@ def wait_until_running(client: AdminClient, apps: Iterable[str], timeout_s: floa
         status = client.status()
         while True:
             progress.update(progress_rows(status, names))
-            waiting = _unfinished(status["applications"], names)
+            waiting, failures = _unfinished(status["applications"], names)
             if not waiting:
                 break
             left = POLL_S if deadline is None else min(POLL_S, deadline - clock.now())
             if left <= 0:
-                raise DeployError(f"not running after {timeout_s:g} s: {', '.join(waiting)}")
+                failures.append(f"not running after {timeout_s:g} s: {', '.join(waiting)}")
+                break
             status = client.status(seen=status["version"], timeout_s=left)
     finally:
         progress.close()
+    if failures:
+        raise DeployError("\n".join(failures))
     say(f"Running: {', '.join(names) or 'no applications'}.", "SUCC")
 
 
-def _unfinished(apps: dict[str, Any], names: Iterable[str]) -> list[str]:
-    waiting = []
+def _unfinished(apps: dict[str, Any], names: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Names that are still deployed, and what is wrong with those that failed."""
+    waiting, failures = [], []
     for name in names:
         app = apps.get(name)
         if app is None or app["status"] == "DELETING":
-            raise DeployError(f"application {name!r} was removed while it was deployed")
-        if app["status"] == "DEPLOY_FAILED":
+            failures.append(f"application {name!r} was removed while it was deployed")
+        elif app["status"] == "DEPLOY_FAILED":
             message = without_colours(app["message"]).strip()
-            raise DeployError(message if name in message else f"application {name!r} failed to deploy: {message}")
-        if app["status"] != "RUNNING":
+            is_named = f"application {name} failed" in message
+            failures.append(message if is_named else f"application {name!r} failed to deploy: {message}")
+        elif app["status"] != "RUNNING":
             waiting.append(name)
-    return waiting
+    return waiting, failures
 
 
 def show_config(client: AdminClient, name: str | None) -> None:
@@ -131,9 +138,10 @@ def show_config(client: AdminClient, name: str | None) -> None:
     client.probe()
     details = client.details()
     apps = details["applications"]
-    if details["deploy_mode"] != "MULTI_APP":
+    mode = details["deploy_mode"]
+    if mode != "MULTI_APP":
         if name is not None:
-            raise ConfigError("--name is not allowed here: the config in force is a single-app config")
+            raise ConfigError(f"--name is not allowed here: {_WITHOUT_NAMES.get(mode, _NO_CONFIG)}")
         print(dump_yaml(_config_of(apps, _DEFAULT_APP)))
     elif name is not None:
         print(dump_yaml(_config_of(apps, name)))

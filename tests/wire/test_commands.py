@@ -81,7 +81,7 @@ def servd(tmp_path: Path) -> Command:
         (["start", "--http-tls-cert", "a.pem", "--http-tls-key", "b.pem"], 1, "cannot use --http-tls-cert"),
         (["run", "m:a", "--gradio"], 2, "Gradio"),
         (["run", "m:a", "--reload", "--non-blocking"], 2, "--blocking"),
-        (["stop"], 0, ""),
+        (["stop"], 0, "No daemon runs on "),
     ],
 )
 def test_usage_and_plain_errors(servd: Command, arguments: list[str], code: int, fragment: str) -> None:
@@ -152,6 +152,17 @@ def test_wait_fails_with_the_reason(servd: Command, server: Server) -> None:
     code, _, err = servd("deploy", str(FRUIT), "--wait", "-a", server.url)
     assert code == 1
     assert "no module named mango" in err
+    (servd.folder / "three.yaml").write_text(
+        "applications:\n" + "".join(f"- {{name: {x}, route_prefix: /{x}, import_path: 'm:{x}'}}\n" for x in "abc")
+    )
+    other = an_application("c", status=ApplicationStatus.DEPLOY_FAILED, message="no module named kiwi")
+    first = an_application("a", status=ApplicationStatus.DEPLOY_FAILED, message="no module named mango")
+    late = an_application("b", status=ApplicationStatus.DEPLOYING)
+    server.plane.instance = an_instance(running=True, applications=(first, late, other))
+    code, out, err = servd("deploy", "three.yaml", "--timeout", "0.2", "-a", server.url)
+    assert (code, "Running" in out) == (1, False)
+    assert "'a' failed to deploy: no module named mango\napplication 'c' failed to deploy: no module named kiwi" in err
+    assert "not running after 0.2 s: b" in err
     slow = an_application(status=ApplicationStatus.DEPLOYING)
     server.plane.instance = an_instance(running=True, applications=(slow,))
     code, _, err = servd("deploy", str(FRUIT), "--timeout", "0.2", "-a", server.url)
