@@ -75,6 +75,12 @@ def _single(import_path: str, built: BuiltApplication) -> dict[str, Any]:
 
 
 def _multi(import_paths: Sequence[str], built: Sequence[BuiltApplication]) -> dict[str, Any]:
+    owners: dict[str, str] = {}
+    for path, app in zip(import_paths, built, strict=True):
+        prefix = app.route_prefix
+        if prefix is not None and owners.setdefault(prefix, path) != path:
+            hint = "set another in code, as with `.options(route_prefix=...)` on the ingress"
+            raise ConfigError(f'{owners[prefix]} and {path} have the same route_prefix "{prefix}": {hint}')
     applications: list[dict[str, Any]] = [
         {
             "name": f"app{number}",

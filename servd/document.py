@@ -151,6 +151,8 @@ def validated(model: type[D], raw: Any, place: Place | None = None) -> D:
 def problems_text(error: ValidationError, place: Place | None = None) -> str:
     """Model name, number of problems, then one line each: place, reason, value."""
     found = error.errors(include_url=False)
+    if place is not None:
+        found.sort(key=lambda problem: [int(number) for number in place(problem["loc"]).rsplit(":", 2)[1:]])
     lines = [f"{error.title}: {len(found)} {'problem' if len(found) == 1 else 'problems'}"]
     for problem in found[:MAX_PROBLEMS]:
         dotted = ".".join(str(key) for key in problem["loc"]) or "(top level)"

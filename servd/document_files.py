@@ -57,6 +57,8 @@ def load_document(path: str) -> DocumentFile:
     Raises:
         ConfigError: missing, unreadable, too large, or faulty; names file, line and column.
     """
+    if path.endswith(".py"):
+        raise ConfigError(f"{path} is code, no config file: give an import path, such as {Path(path).stem}:app")
     try:
         with open(path, "rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)

@@ -54,7 +54,7 @@ def show_logs(
     tails: dict[str, Tail] = {}
     paths = files(log_dir, wanted)
     if not paths and not follow:
-        raise ConfigError(f"there are no log files {', '.join(wanted)} in {log_dir}")
+        raise ConfigError(f"there are no log files {' or '.join(wanted)} in {log_dir}; `servd status` lists names")
     for path in paths:
         tails[path] = Tail(path)
         for line in tails[path].last(lines):

@@ -85,7 +85,16 @@ def _jsonable(value: Any) -> Any:
             return encode(value)
     # FastAPI is half a second and 20 MB: only those who return its kind of things pay for it
     encoder = importlib.import_module("fastapi.encoders").jsonable_encoder
-    return encoder(value, custom_encoder=dict(_foreign_encoders()))
+    try:
+        return encoder(value, custom_encoder=dict(_foreign_encoders()))
+    except ValueError as error:
+        if not isinstance(error.args[0] if error.args else None, list):
+            raise
+        # the encoder's last attempts failed, dict() and vars(): their texts say nothing about the value
+        kind = f"{type(value).__module__}.{type(value).__qualname__}"
+        raise TypeError(
+            f"the handler returned a {kind}, which has no JSON form: return what has, or a Response"
+        ) from None
 
 
 def _foreign_encoders() -> list[tuple[Any, Any]]:

@@ -75,6 +75,19 @@ def test_schema_faults_have_line_and_column() -> None:
     assert "f.yaml:7:1: colour: " in str(error.value)
 
 
+def test_schema_faults_stand_in_the_order_of_the_lines() -> None:
+    text = "applications:\n- name: a\n  rout_prefix: /a\n  import_path: m:a\n  deployments:\n  - name: D\n    num_replicas: x\n"
+    file = parse_document(text.encode(), "f.yaml")
+    with pytest.raises(ConfigError) as error:
+        parse_v2(file.value, file.place)
+    assert [line.split(":")[1] for line in str(error.value).splitlines()[1:]] == ["3", "7"]
+
+
+def test_code_is_no_document(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"such as hello:app"):
+        load_document(str(tmp_path / "hello.py"))
+
+
 def test_missing_and_huge_files(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nothing\.yaml: No such file"):
         load_document(str(tmp_path / "nothing.yaml"))

@@ -250,6 +250,7 @@ def test_build_of_several_applications(servd: Command) -> None:
         "@deployment(route_prefix='/b', user_config={'k_k': 1}, max_concurrent_queries=5, num_replicas=2)\n"
         "class B: pass\n"
         "a, b = A.bind(), B.bind()\n"
+        "again = B.options(name='C', route_prefix='/a').bind()\n"
     )
     code, _, err = servd("build", "apps:a", "apps:b", "-m", "-o", "out.yaml")
     assert code == 0
@@ -270,6 +271,7 @@ def test_build_of_several_applications(servd: Command) -> None:
         (["apps:a", "apps:b"], "--multi-app"),
         (["apps:a", "-m", "-k"], "--kubernetes_format"),
         (["apps:a", "apps:a", "-m"], '"/a"'),
+        (["apps:a", "apps:again", "-m"], 'apps:a and apps:again have the same route_prefix "/a"'),
         (["apps:builder"], "TypeError"),
         (["apps:A"], "TypeError"),
         (["apps:nothing"], "AttributeError"),
