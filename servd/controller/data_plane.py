@@ -33,13 +33,13 @@ def boot(goal: Goal, observed: Observed, settings: Settings) -> Goal:
     """The goal to start a controller with.
 
     Options in force survive its restart; at a daemon's start flags win over stored ones, and the applications of the stored
-    goal have served before: see `Observed.restored`.
+    goal have served before: see `DataPlaneFact.restored`.
     """
     fact = observed.data_plane
     if fact.http is None and not fact.running:
         if goal.running:
             goal = replace(goal, http=flag_options(settings, goal.http))
-            observed.restored = {app.name: app.deploy_id for app in goal.applications}
+            observed.put(replace(fact, restored={app.name: app.deploy_id for app in goal.applications}))
         elif settings.open_http:
             observed.put(replace(fact, http=flag_options(settings)))
     elif goal.running and fact.http is not None:
@@ -51,7 +51,7 @@ def settle_data_plane(goal: Goal, observed: Observed) -> None:
     """Options in force follow the goal; a DELETE closes the plane last, also one that `servd start` had opened."""
     fact = observed.data_plane
     if goal.running and (fact.http != goal.http or not fact.running):
-        observed.put(DataPlaneFact(http=goal.http, running=True))
+        observed.put(DataPlaneFact(http=goal.http, running=True, restored=fact.restored))
     elif not goal.running and fact.running and not observed.applications:
         observed.put(DataPlaneFact())
 

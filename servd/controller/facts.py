@@ -189,13 +189,15 @@ class ProxyFact:
 
 @dataclass(frozen=True, slots=True)
 class DataPlaneFact:
-    """http: options in force, None = closed. running: Serve ran when they were set.
+    """http: options in force, None = closed. running: Serve ran when they were set. restored: application -> deploy of
+    it that the daemon found in its goal when it started.
 
     The rest are failures of proxy starts, for their back-off.
     """
 
     http: HttpGoal | None = None
     running: bool = False
+    restored: dict[str, int] = field(default_factory=dict)
     proxy_failures: int = 0
     proxy_failed_at: float = float("-inf")
     proxy_error: str = ""

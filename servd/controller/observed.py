@@ -37,7 +37,6 @@ class Observed:
 
     epoch: wall time minus monotonic time, seconds, fixed at the start of this controller.
     targets: derived once per turn from the active builds, (app, bare name) -> target; not stored.
-    restored: application -> deploy of it that a daemon found in its goal when it started.
     """
 
     epoch: float = 0.0
@@ -53,7 +52,6 @@ class Observed:
     samples: dict[str, Samples] = field(default_factory=dict)
     published: Routing | None = None
     listeners: set[tuple[str, int]] = field(default_factory=set)
-    restored: dict[str, int] = field(default_factory=dict)
     notes: deque[str] = field(default_factory=lambda: deque(maxlen=100))
     changed: dict[tuple[str, str], Fact | None] = field(default_factory=dict)
 

@@ -43,7 +43,7 @@ def routing(observed: Observed, leaving: Collection[str]) -> Routing:
 def _starting(observed: Observed) -> Iterator[tuple[str, str]]:
     """Prefix and application of what served before this daemon started and is not built yet."""
     for app in observed.applications.values():
-        is_known = observed.restored.get(app.name) == app.goal.deploy_id
+        is_known = observed.data_plane.restored.get(app.name) == app.goal.deploy_id
         if not is_known or app.active is not None or app.settled or app.deleting:
             continue
         document = app.goal.document

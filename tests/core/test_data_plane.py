@@ -16,6 +16,7 @@ from tests.core.build import (
     a_build,
     a_goal,
     an_app,
+    restart_controller,
     some_settings,
     verbs,
 )
@@ -99,6 +100,9 @@ def test_prefixes_of_the_stored_goal_are_known_before_their_builds_end() -> None
     table = RouteTable()
     table.update(found.routes, 1)
     assert table.as_document() == {}, "/-/routes shows what serves"
+    world.goal = boot(restart_controller(world).goal, world.observed, world.settings)
+    world.run()
+    assert routing(world.observed, ()).routes == found.routes, "another controller knows as much"
     [builder] = [server for server in world.observed.fork_servers.values() if server.app == "a"]
     world.turn(events.BuildFinished(builder.fork_server_id, a_build("D")))
     assert [(r.prefix, r.deployment) for r in routing(world.observed, ()).routes if not r.is_starting] == [
