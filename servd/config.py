@@ -60,6 +60,13 @@ def _check_queue_bound(value: int) -> int:
 
 
 RoutePrefix = Annotated[str, AfterValidator(check_route_prefix)]
+MAX_REPLICAS = 100_000
+"""More than one host can hold; a slip of the finger must not exhaust the controller."""
+MAX_THREADS = 10_000
+MAX_COUNT = 2**63 - 1
+"""Largest of the counts that travel with requests."""
+Replicas = Annotated[int, Field(gt=0, le=MAX_REPLICAS)]
+Count = Annotated[int, Field(gt=0, le=MAX_COUNT)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 
@@ -67,9 +74,9 @@ NotNegative = Annotated[float, Field(ge=0)]
 class AutoscalingConfig(Document):
     """Bounds and pace of autoscaling."""
 
-    min_replicas: Annotated[int, Field(ge=0)] = 1
-    initial_replicas: Annotated[int, Field(ge=0)] | None = None
-    max_replicas: Annotated[int, Field(gt=0)] = 1
+    min_replicas: Annotated[int, Field(ge=0, le=MAX_REPLICAS)] = 1
+    initial_replicas: Annotated[int, Field(ge=0, le=MAX_REPLICAS)] | None = None
+    max_replicas: Replicas = 1
     target_num_ongoing_requests_per_replica: Positive = 1.0
     metrics_interval_s: Positive = 10.0
     look_back_period_s: Positive = 30.0
@@ -155,17 +162,17 @@ class LoggingConfig(Document):
 class DeploymentOptions(Document):
     """What a decorator and a document's override have in common."""
 
-    max_concurrent_queries: Annotated[int, Field(gt=0)] = 100
+    max_concurrent_queries: Count = 100
     graceful_shutdown_wait_loop_s: NotNegative = 2.0
     graceful_shutdown_timeout_s: NotNegative = 20.0
     health_check_period_s: Positive = 10.0
     health_check_timeout_s: Positive = 30.0
     is_driver_deployment: bool = False
-    max_queued_requests: Annotated[int, AfterValidator(_check_queue_bound)] = 10_000
+    max_queued_requests: Annotated[int, Field(le=MAX_COUNT), AfterValidator(_check_queue_bound)] = 10_000
     request_timeout_s: Positive | None = None
     cancel_on_disconnect: bool = True
-    max_sync_threads: Annotated[int, Field(gt=0)] = 1
-    memory_limit_bytes: Annotated[int, Field(gt=0)] | None = None
+    max_sync_threads: Annotated[int, Field(gt=0, le=MAX_THREADS)] = 1
+    memory_limit_bytes: Count | None = None
     start_method: Literal["fork", "spawn"] = "fork"
     logging_config: LoggingConfig | None = None
 
@@ -232,7 +239,7 @@ def _warn_of_low_limit(raw: Mapping[str, Any]) -> None:
 class DeploymentConfig(DeploymentOptions):
     """Options of `@deployment`, `.options` and `.set_options`; `given()` holds those that the user set."""
 
-    num_replicas: Annotated[int, Field(gt=0)] | None = 1
+    num_replicas: Replicas | None = 1
     user_config: Annotated[Any, AfterValidator(_check_json)] = None
     autoscaling_config: AutoscalingConfig | None = None
     ray_actor_options: dict[str, Any] | None = None

@@ -6,13 +6,10 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from servd import runtime_env
-from servd.config import DeploymentMode, LoggingConfig, RoutePrefix
+from servd.config import MAX_REPLICAS, DeploymentMode, LoggingConfig, RoutePrefix
 from servd.control_plane import ApplicationDocument, HttpWish
 from servd.document import Document, Fault
 from servd.schema import HTTPOptionsSchema, Port, check_import_path
-
-MAX_REPLICAS = 100_000
-"""More than one host can hold; a slip of the finger must not exhaust the controller."""
 
 
 class ApplicationOrder(Document):

@@ -21,6 +21,7 @@ from servd.config import (
     DeploymentOptions,
     LoggingConfig,
     RayActorOptions,
+    Replicas,
     RoutePrefix,
 )
 from servd.control_plane import ApplicationDocument, GoalDocument, HttpWish
@@ -97,7 +98,7 @@ class DeploymentSchema(DeploymentOptions):
     """Overrides of one deployment; a key that is missing keeps the value from code."""
 
     name: str
-    num_replicas: Annotated[int, Field(gt=0)] | None = None
+    num_replicas: Replicas | None = None
     route_prefix: RoutePrefix | None = None
     user_config: dict[str, Any] | None = None
     autoscaling_config: AutoscalingConfig | None = None

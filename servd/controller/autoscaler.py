@@ -48,7 +48,9 @@ def desired_replicas(ongoing: Sequence[float], target: float, *, low: int, high:
     if not ongoing or target <= 0:
         raise ValueError(f"need samples and a positive target, got {len(ongoing)} and {target}")
     error = sum(ongoing) / len(ongoing) / target
-    return max(low, min(high, math.ceil(len(ongoing) * (1 + (error - 1) * smoothing))))
+    wanted = len(ongoing) * (1 + (error - 1) * smoothing)
+    # bounded before it is rounded: the smallest targets make it infinite
+    return math.ceil(max(low, min(high, wanted)))
 
 
 def decide(

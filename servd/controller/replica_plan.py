@@ -21,6 +21,8 @@ from servd.states import ReplicaState
 
 KILL_AGAIN_S = 5.0
 RECOVERING_LIMIT_S = 30.0
+MAX_STARTING = 64
+"""Replicas of one deployment that start at a time: a large goal is reached in steps, and the host stays usable."""
 
 
 def replica_actions(
@@ -66,9 +68,12 @@ def _to_goal(
     scarce = place(target.need, _held(observed), Pool.of(settings)) is None
     step = next_step(replicas, target.version, target.config_version, wanted, scarce=scarce, failing=fact.failures > 0)
     running = sum(r.state is ReplicaState.RUNNING for r in replicas)
-    if step.start:
+    starting = sum(r.state is ReplicaState.STARTING for r in replicas)
+    # the news of those that start bring us back
+    count = min(step.start, MAX_STARTING - starting)
+    if count > 0:
         reason = f"goal {wanted}, running {running}"
-        yield from _start(step.start, reason, target, app, fact, promised, observed, settings, now, rng)
+        yield from _start(count, reason, target, app, fact, promised, observed, settings, now, rng)
     for replica, reason in step.drain:
         yield _drain(replica, target, reason)
     leaving = {replica.replica_id for replica, _ in step.drain}

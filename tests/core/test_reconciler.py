@@ -30,6 +30,19 @@ def test_a_document_is_built_started_and_served() -> None:
     assert [route.prefix for route in world.observed.published.routes] == ["/"]
 
 
+def test_a_large_goal_is_reached_in_steps() -> None:
+    world = World(a_goal(an_app()))
+    world.builds["app"] = a_build("D", D={"num_replicas": 150})
+    starts: list[int] = []
+    news: list[events.Event] = []
+    for _ in range(12):
+        plan = world.turn(*news)
+        starts.append(verbs(plan).count("StartReplica"))
+        news = [event for action in plan.actions for event in world.effects(action)]
+    assert [count for count in starts if count] == [64, 64, 22]
+    assert [r.state for r in world.replicas()] == [ReplicaState.RUNNING] * 150
+
+
 def test_building_shows_no_deployments_and_no_route() -> None:
     world = World(a_goal(an_app()))
     world.turn()
