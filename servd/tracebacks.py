@@ -44,7 +44,12 @@ def user_traceback(error: BaseException) -> str:
     if text.startswith("  File "):
         # of a SyntaxError the frames say nothing; its own place would follow whatever is written before
         text = _HEAD + text
-    return users_paths(text) + _await_hint(error)
+    return _storable(users_paths(text) + _await_hint(error))
+
+
+def _storable(text: str) -> str:
+    """The text with lone surrogates (names of files that are no UTF-8) as escapes: it travels and is stored as UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _await_hint(error: BaseException) -> str:

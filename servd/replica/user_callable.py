@@ -184,7 +184,9 @@ class UserCallable:
             else:
                 await self._answer(exchange, entry)
             succeeded = True
-        except (SystemExit, KeyboardInterrupt) as error:
+        except (Exception, asyncio.CancelledError):
+            raise
+        except BaseException as error:
             raise _exit_error(error) from error
         finally:
             self._running -= 1
@@ -223,7 +225,9 @@ class UserCallable:
                 f"{self._deployment.name}.{method} is a generator: call it through a handle with "
                 "`.options(stream=True)`"
             )
-        except (SystemExit, KeyboardInterrupt) as error:
+        except (Exception, asyncio.CancelledError):
+            raise
+        except BaseException as error:
             raise _exit_error(error) from error
         finally:
             self._leave(method, succeeded, began)
@@ -254,7 +258,9 @@ class UserCallable:
                 async for item in items:
                     yield item
             succeeded = True
-        except (SystemExit, KeyboardInterrupt) as error:
+        except (Exception, asyncio.CancelledError, GeneratorExit):
+            raise
+        except BaseException as error:
             raise _exit_error(error) from error
         finally:
             self._leave(method, succeeded, began)
@@ -373,4 +379,5 @@ def _body(item: Any) -> dict[str, Any]:
 
 
 def _exit_error(error: BaseException) -> UserCodeError:
+    """User code: `sys.exit()`, or an error of its own that is no `Exception`, fails one request, not its replica."""
     return UserCodeError(f"the handler raised {type(error).__name__}: {error}")

@@ -55,6 +55,10 @@ def test_an_error_without_frames_is_one_line() -> None:
     assert user_traceback(ValueError("x")) == "ValueError: x"
 
 
+def test_lone_surrogates_become_escapes() -> None:
+    assert user_traceback(ValueError("a\udcff")) == "ValueError: a\\udcff"
+
+
 def test_paths_are_those_of_the_users_own_files(tmp_path: Path) -> None:
     copy = tmp_path / "9b054d"
     copy.mkdir()

@@ -122,6 +122,9 @@ class Many:
     async def exits(self) -> None:
         raise SystemExit(3)
 
+    async def many(self) -> None:
+        raise BaseExceptionGroup("many", [GeneratorExit()])
+
     def sync_exits(self) -> None:
         raise SystemExit(3)
 
@@ -160,8 +163,8 @@ async def test_an_unknown_method_is_answered_with_the_known_ones() -> None:
 
 async def test_leaving_python_is_only_an_error_of_the_handler() -> None:
     user = await constructed(Many)
-    for method in ("exits", "sync_exits"):
-        with pytest.raises(UserCodeError, match="SystemExit"):
+    for method, name in (("exits", "SystemExit"), ("sync_exits", "SystemExit"), ("many", "BaseExceptionGroup")):
+        with pytest.raises(UserCodeError, match=name):
             await call(user, method)
     with pytest.raises(RuntimeError, match="StopIteration"):
         await call(user, "stops")
