@@ -58,6 +58,7 @@ class GoalStore:
         self._connection = connection
         self._path = path
         self._last: tuple[int, str, Goal] = (0, "", Goal())
+        self._file: tuple[int, int] | None = None
 
     def __repr__(self) -> str:
         return f"GoalStore({self._path}, revision {self._last[0]})"
@@ -93,6 +94,7 @@ class GoalStore:
             raise
         if not marker.exists():
             _write_marker(marker)
+        store._file = _file_id(path)
         return store
 
     def latest(self) -> Goal:
@@ -113,6 +115,7 @@ class GoalStore:
         revision, previous, _ = self._last
         if goal.revision != revision + 1:
             raise InvariantError(f"revision {goal.revision} cannot follow {revision}")
+        self._check_place()
         text = json.dumps(asdict(goal))
         sha256 = _sum(previous, goal.revision, text, at, origin)
         try:
@@ -135,6 +138,7 @@ class GoalStore:
         revision, sha256, _ = self._last
         if goal.revision != revision:
             raise InvariantError(f"counts of revision {goal.revision} cannot stand beside {revision}")
+        self._check_place()
         text = json.dumps({app.name: app.scale for app in goal.applications})
         row = (revision, text, _sum(sha256, revision, text, 0.0, "scale"))
         try:
@@ -155,6 +159,14 @@ class GoalStore:
         """The goal of a revision as it was accepted; None if there is no such revision."""
         row = self._connection.execute("SELECT goal FROM revisions WHERE revision = ?", (revision,)).fetchone()
         return None if row is None else goal_from_json(json.loads(row[0]))
+
+    def _check_place(self) -> None:
+        # SQLite would go on writing to a file that no later start can find
+        if _file_id(self._path) != self._file:
+            raise GoalNotSavedError(
+                f"the goal was not saved: {self._path} was deleted or replaced while the daemon ran. Put the file back "
+                f"and try again; the accepted goal (revision {self._last[0]}) goes on"
+            )
 
     def _not_saved(self, error: sqlite3.Error) -> GoalNotSavedError:
         return GoalNotSavedError(
@@ -256,6 +268,15 @@ def _refusal(path: Path, reason: str) -> StateError:
         f"the goal store {path} cannot be used: {reason}. Put a good copy back, or move "
         f"{path.parent}/goal.* away to start with an empty goal"
     )
+
+
+def _file_id(path: Path) -> tuple[int, int] | None:
+    """Device and inode of the file; None if there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _connect(path: Path) -> sqlite3.Connection:

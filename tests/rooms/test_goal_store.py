@@ -167,6 +167,26 @@ def test_damage_is_refused_with_the_file_and_a_way_out(tmp_path: Path, damage: C
         GoalStore.open(str(tmp_path))
 
 
+@pytest.mark.parametrize("successor", [None, b"", b"other"])
+def test_a_store_that_was_deleted_or_replaced_refuses_and_takes_on_once_it_is_back(
+    tmp_path: Path, successor: bytes | None
+) -> None:
+    store = GoalStore.open(str(tmp_path))
+    store.save(a_goal(1), "PUT", 1.0)
+    path = tmp_path / "goal.db"
+    path.rename(tmp_path / "kept")
+    if successor is not None:
+        path.write_bytes(successor)
+    with pytest.raises(GoalNotSavedError, match="deleted or replaced"):
+        store.save(a_goal(2), "PUT", 2.0)
+    with pytest.raises(GoalNotSavedError, match="deleted or replaced"):
+        store.save_scale(a_goal(1))
+    (tmp_path / "kept").rename(path)
+    store.save(a_goal(2), "PUT", 2.0)
+    store.close()
+    assert GoalStore.open(str(tmp_path)).latest() == a_goal(2)
+
+
 def test_a_lost_write_ahead_log_loses_nothing_that_was_accepted(tmp_path: Path) -> None:
     store = GoalStore.open(str(tmp_path))
     store.save(a_goal(1), "", 0.0)
