@@ -2,16 +2,19 @@
 
 from typing import Any
 
+from h2.errors import ErrorCodes
 from h2.events import DataReceived, PriorityUpdated, StreamReset
 from h2.exceptions import ProtocolError
 from hypercorn.asyncio.worker_context import EventWrapper
-from hypercorn.events import Event
+from hypercorn.events import Closed, Event
 from hypercorn.protocol.events import Body
 from hypercorn.protocol.h2 import BUFFER_HIGH_WATER, BUFFER_LOW_WATER, BufferCompleteError, H2Protocol, StreamBuffer
 
 from servd.proxy.app_queue import AppQueue
 
 _STREAM_WINDOW_BYTES = 65_535
+_FREE_RESETS = 1_000
+"""So many requests of a connection may be taken back; beyond, no more than half of them all."""
 
 
 class _LaneBuffer(StreamBuffer):
@@ -51,6 +54,7 @@ class LaneHttp2(H2Protocol):
         self.stream_buffers = _LaneBuffers()
         self._queues: dict[int, AppQueue] = {}
         self._untold: dict[int, int] = {}
+        self._resets = 0
 
     async def initiate(self, headers: Any = None, settings: bytes | None = None) -> None:
         """Begin, with a window of the connection that holds all streams' windows."""
@@ -112,10 +116,21 @@ class LaneHttp2(H2Protocol):
             elif isinstance(event, StreamReset):
                 await self._close_stream(event.stream_id)
                 await self._forget_answer(event.stream_id)
+                self._resets += 1
+                # clients number their streams 1, 3, 5 ...
+                if self._resets > max(_FREE_RESETS, event.stream_id // 4):
+                    await self._send_away()
+                    return
             elif not isinstance(event, PriorityUpdated):
                 # priorities are deprecated, and a tree of streams that are not there costs memory
                 await super()._handle_events([event])
         await self._flush()
+
+    async def _send_away(self) -> None:
+        # requests taken back at once cost a client next to nothing
+        self.connection.close_connection(ErrorCodes.ENHANCE_YOUR_CALM)
+        await self._flush()
+        await self.send(Closed())
 
     async def _forget_answer(self, stream_id: int) -> None:
         # at once: the base class leaves it to its writer, which many resets in one read do not let run

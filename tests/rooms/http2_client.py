@@ -27,7 +27,7 @@ class Http2Client:
     Attributes:
         headers, bodies: of responses so far, by stream.
         ended, reset: streams that ended, and that the server reset, with its code.
-        is_over: the server has said goodbye or closed.
+        is_over: the server has said goodbye or closed. goodbye: the code that it said.
         reads: whether data frames are acknowledged, which opens the windows again.
     """
 
@@ -42,6 +42,7 @@ class Http2Client:
         self.ended: set[int] = set()
         self.reset: dict[int, int] = {}
         self.is_over = False
+        self.goodbye: int | None = None
         self.reads = True
         self._news = asyncio.Event()
         self._reading: asyncio.Task[None] | None = None
@@ -152,6 +153,7 @@ class Http2Client:
             self.reset[event.stream_id] = int(event.error_code)
         elif isinstance(event, h2.events.ConnectionTerminated):
             self.is_over = True
+            self.goodbye = int(event.error_code or 0)
 
 
 class Http2WebSocket:

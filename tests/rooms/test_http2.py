@@ -6,6 +6,7 @@ import struct
 from collections.abc import Awaitable, Callable
 
 import pytest
+from h2.errors import ErrorCodes
 
 from servd.proxy.limits import Limits
 from servd.replica.exchange import HttpExchange
@@ -259,12 +260,26 @@ async def test_streams_that_are_reset_at_once_cost_nothing() -> None:
         room.route(address)
         async with Http2Client(room.port) as client:
             await client.get("/-/healthz")
-            for _ in range(1200):
+            for _ in range(900):
                 client.h2.reset_stream(client.ask("/"), error_code=8)
                 client.flush()
             assert (await client.get("/-/healthz"))[0] == 200
             await wait_until(lambda: room.servers[address].ongoing == 0)
             assert not room.caller.queued()
+        await wait_until(lambda: is_at_rest(room))
+
+
+async def test_a_client_that_takes_most_requests_back_is_sent_away() -> None:
+    async with Room(hand_over=True) as room:
+        address = room.replica(lambda _: asyncio.sleep(30), limit=5)
+        room.route(address)
+        async with Http2Client(room.port) as client, Http2Client(room.port) as other:
+            for _ in range(1200):
+                client.h2.reset_stream(client.ask("/"), error_code=8)
+                client.flush()
+            await wait_until(lambda: client.is_over)
+            assert client.goodbye == ErrorCodes.ENHANCE_YOUR_CALM
+            assert (await other.get("/-/healthz"))[0] == 200
         await wait_until(lambda: is_at_rest(room))
 
 
