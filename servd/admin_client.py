@@ -67,7 +67,7 @@ def find_address(given: str | None = None, state_dir: str | None = None) -> str:
     """Address of the daemon: the first that is given.
 
     Order: `given`, the variables of `ADDRESS_VARIABLES`, the Unix socket of the state directory if a daemon answers
-    there, `http://localhost:52365`; a line on stderr says when that stands in for a state directory that was named.
+    there, `http://localhost:52365`; a line on stderr says that no daemon answers on a state directory that was named.
 
     Raises:
         ConfigError: that address is malformed.
@@ -80,8 +80,9 @@ def find_address(given: str | None = None, state_dir: str | None = None) -> str:
     if _answers(socket.AF_UNIX, path):
         return f"unix://{path}"
     is_chosen = state_dir is not None or bool(os.environ.get("SERVD_STATE_DIR"))
-    if is_chosen and _answers(socket.AF_INET, ("127.0.0.1", DEFAULT_ADMIN_PORT)):
-        warn(f"no daemon answers on {folder}: turning to the one at {DEFAULT_ADDRESS}")
+    if is_chosen:
+        another = _answers(socket.AF_INET, ("127.0.0.1", DEFAULT_ADMIN_PORT))
+        warn(f"no daemon answers on {folder}" + (f": turning to the one at {DEFAULT_ADDRESS}" if another else ""))
     return DEFAULT_ADDRESS
 
 

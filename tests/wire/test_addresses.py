@@ -60,4 +60,9 @@ def test_another_daemon_stands_in_with_a_warning(
     with socket.create_server(("127.0.0.1", 0)) as listener:
         monkeypatch.setattr("servd.admin_client.DEFAULT_ADMIN_PORT", listener.getsockname()[1])
         assert find_address(state_dir=str(tmp_path / "silent")) == DEFAULT_ADDRESS
-    assert "no daemon answers on" in capsys.readouterr().err
+    assert f"{tmp_path}/silent: turning to" in capsys.readouterr().err
+
+
+def test_a_state_directory_without_a_daemon_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert find_address(state_dir=str(tmp_path / "silent")) == DEFAULT_ADDRESS
+    assert capsys.readouterr().err.strip().endswith(f"no daemon answers on {tmp_path}/silent")
