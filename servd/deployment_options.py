@@ -1,5 +1,6 @@
 """Options of the decorator: which there are, how they are checked, how a later set lies over an earlier one."""
 
+import difflib
 import inspect
 import logging
 import warnings
@@ -68,7 +69,9 @@ def parse_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], Deploymen
     for key in options:
         if key not in _OWN and key not in _CONFIG:
             hint = DeploymentConfig.hints.get(key)
-            raise TypeError(f"unknown option {key!r}" + (f": servd has no {key}: {hint}" if hint else ""))
+            near = difflib.get_close_matches(key.lower(), [*_OWN, *_CONFIG], n=1)
+            reason = f": servd has no {key}: {hint}" if hint else f"; did you mean {near[0]!r}?" if near else ""
+            raise TypeError(f"unknown option {key!r}{reason}")
     _check_types(options)
     config = {key: value for key, value in options.items() if key in _CONFIG}
     replicas = config.get("num_replicas")

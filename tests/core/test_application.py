@@ -10,6 +10,7 @@ from pydantic import ValidationError
 import servd
 from servd.application import Application, Deployment
 from servd.config import DeploymentConfig
+from servd.deployment_options import parse_options
 
 
 @servd.deployment
@@ -189,3 +190,8 @@ def test_bound_once_is_enough() -> None:
 
 def test_pickling_a_deployment_keeps_its_options() -> None:
     assert pickle.loads(pickle.dumps(DeploymentConfig(num_replicas=3))).num_replicas == 3
+
+
+def test_an_unknown_option_names_the_nearest_one() -> None:
+    with pytest.raises(TypeError, match="unknown option 'num_replica'; did you mean 'num_replicas'"):
+        parse_options({"num_replica": 3})
