@@ -50,6 +50,8 @@ class Observed:
     resolved: dict[str, tuple[Any, tuple[DeploymentTarget, ...]]] = field(default_factory=dict)
     queued: dict[tuple[str, str], int] = field(default_factory=dict)
     samples: dict[str, Samples] = field(default_factory=dict)
+    unready_since: dict[str, float] = field(default_factory=dict)
+    slow_noted_at: dict[str, float] = field(default_factory=dict)
     published: Routing | None = None
     listeners: set[tuple[str, int]] = field(default_factory=set)
     notes: deque[str] = field(default_factory=lambda: deque(maxlen=100))
@@ -105,6 +107,9 @@ class Observed:
                     state = ReplicaState.RECOVERING
                     fact = replace(fact, reported_at=now)
                 fact = replace(fact, state=state)
+            elif isinstance(fact, DeploymentFact):
+                # counters, back-off and the autoscaler's lean begin anew (runtime.md section 11)
+                fact = replace(fact, failures=0, failed_at=-math.inf, lean=0, lean_since=now)
             elif isinstance(fact, ForkServerFact):
                 fact = replace(fact, stopping=False)  # the order may have been lost: it is given again
             elif isinstance(fact, ProxyFact):

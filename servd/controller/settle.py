@@ -15,6 +15,7 @@ from servd.controller.observed import Observed
 from servd.controller.outgrown import settle_memory
 from servd.controller.restarts import BackOff, failure_threshold, retry_delay_s
 from servd.controller.silence import settle_silence
+from servd.controller.slow_starts import note_slow_starts
 from servd.controller.targets import DeploymentTarget, base_environment, digest, resolve
 from servd.exceptions import DeployError
 from servd.messages import BuildResult
@@ -40,7 +41,7 @@ def settle(goal: Goal, observed: Observed, now: float) -> float:
     wake_at = float("inf")
     for target in observed.targets.values():
         wake_at = min(wake_at, _settle_deployment(target, observed, now), settle_memory(target, observed, now))
-    wake_at = min(wake_at, settle_silence(observed, now))
+    wake_at = min(wake_at, settle_silence(observed, now), note_slow_starts(observed, now))
     _forget_gone(observed)
     settle_data_plane(goal, observed)
     for app in list(observed.applications.values()):

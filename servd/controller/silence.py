@@ -2,6 +2,8 @@
 
 A forked child that never greets hangs in something that it inherited, a lock for one: its successors are spawned.
 
+A proxy that speaks but does not listen in time is of no use either.
+
 How this works: every proxy and replica reports at least every few seconds. One that is silent for too long becomes a suspect,
 and is ended if it still is one a moment later: after a pause of the controller itself its own mail may not be read yet.
 """
@@ -17,14 +19,28 @@ SILENT_S = 30.0
 MUTE_S = 10.0
 """A forked child greets before any of the user's code runs: it takes milliseconds."""
 SURE_S = 2.0
+READY_LIMIT_S = 60.0
+"""How long a proxy may live without listening."""
 
 
 def settle_silence(observed: Observed, now: float) -> float:
     """Judge all proxies and replicas; gives the moment to look again (monotonic seconds, inf = never)."""
     wake_at = math.inf
+    observed.unready_since = {
+        proxy.proxy_id: observed.unready_since.get(proxy.proxy_id, now)
+        for proxy in observed.proxies.values()
+        if not proxy.listening and not proxy.draining
+    }
     for proxy in list(observed.proxies.values()):
         if not proxy.draining:
             wake_at = min(wake_at, _judge(proxy, SILENT_S, observed, now))
+    for proxy_id, since in observed.unready_since.items():
+        if since + READY_LIMIT_S > now:
+            wake_at = min(wake_at, since + READY_LIMIT_S)
+        elif not observed.proxies[proxy_id].draining:
+            observed.notes.append(f"proxy {proxy_id} does not listen after {READY_LIMIT_S:.0f} s")
+            observed.put(replace(observed.proxies[proxy_id], draining=True, kill_at=now))
+            wake_at = now
     for replica in list(observed.replicas.values()):
         if replica.state in ROUTABLE:
             limit_s = max(SILENT_S, replica.start.goal.health_check_timeout_s)

@@ -18,13 +18,13 @@ from servd.controller.goal import Goal
 from servd.controller.observed import Observed
 from servd.controller.resources import Pool, place, shortage
 from servd.controller.settle import deployment_status, route_prefix, wanted_count
+from servd.controller.slow_starts import SLOW_START_S
 from servd.controller.targets import DEFAULTS, DeploymentTarget
 from servd.ids import DeploymentID
 from servd.quick_dataclass import dataclass
-from servd.settings import Settings, variable
+from servd.settings import Settings
 from servd.states import ApplicationStatus, DeploymentStatus, DeployMode, ProxyLocation, ProxyStatus, ReplicaState
 
-SLOW_START_S = float(variable("SLOW_STARTUP_WARNING_S", "30.0"))
 PROXY_SILENCE_S = 20.0
 STATE_ORDER = list(ReplicaState)
 

@@ -85,6 +85,21 @@ def test_a_silent_proxy_is_replaced() -> None:
     assert sorted(verbs(world.turn())) == ["KillProxy", "StartProxy"]
 
 
+def test_a_proxy_that_speaks_but_never_listens_is_replaced_after_60_s() -> None:
+    world = World(a_goal())
+    world.turn()
+    world.turn()
+    [proxy] = world.observed.proxies
+    for now in (20.0, 40.0, 59.0):
+        world.now = now
+        plan = world.turn(events.ProxyReported(ProxyReport(proxy, listening=False)))
+        assert verbs(plan) == []
+    assert plan.wake_at == 60.0
+    world.now = 60.0
+    assert sorted(verbs(world.turn())) == ["KillProxy", "StartProxy"]
+    assert "does not listen after 60 s" in world.observed.notes[-1]
+
+
 def test_prefixes_of_the_stored_goal_are_known_before_their_builds_end() -> None:
     hidden = an_app("c", route_prefix=None, route_prefix_given=True)
     world = World(a_goal(an_app("a", route_prefix="/a", route_prefix_given=True), an_app("b"), hidden))

@@ -15,6 +15,7 @@ from tests.core.build import (
     redeploy,
     redeployed,
     report,
+    restart_controller,
     starting_world,
     status_of,
     verbs,
@@ -216,7 +217,33 @@ def test_a_forked_child_that_greets_may_construct_for_ever_and_the_message_says_
     world.now = 31.0
     assert "1 replica(s) have been starting for more than 30 s" in message_of(world)
     world.now = 1000.0
-    assert verbs(world.turn()) == []
+    assert [verb for verb in verbs(world.turn()) if "Proxy" not in verb] == []
+
+
+def test_a_slow_start_is_noted_once_a_period() -> None:
+    world = starting_world()
+    [child] = world.replicas()
+    world.turn(events.ReplicaForked(child.replica_id, 7, 1), report(child, "starting"))
+    notes = world.observed.notes
+    for now, count in ((29.0, 0), (30.0, 1), (31.0, 1), (59.0, 1), (60.0, 2)):
+        world.now = now
+        plan = world.turn()
+        assert sum("has been starting for" in note for note in notes) == count
+        assert now <= plan.wake_at <= now + 30.0
+    world.turn(report(child))
+    assert world.observed.slow_noted_at == {}
+
+
+def test_counters_begin_anew_with_another_controller() -> None:
+    world = starting_world()
+    fail_starts(world, 3)
+    trouble = world.observed.deployments[("app", "D")].trouble
+    assert trouble
+    restart_controller(world)
+    fact = world.observed.deployments[("app", "D")]
+    assert (fact.failures, fact.failed_at) == (0, float("-inf"))
+    assert fact.trouble == trouble, "it is as unhealthy as before until it has recovered"
+    assert "StartReplica" in verbs(world.turn()), "and tried again at once"
 
 
 def test_a_silent_replica_is_replaced_but_only_when_it_is_sure() -> None:

@@ -14,7 +14,8 @@ ROOMS = ("controller", "replica", "proxy", "rest")
 DECIDES = (
     "actions", "autoscaler", "change", "data_plane", "differences", "dry_run", "events", "facts", "goal", "intents",
     "observed", "outgrown", "reconciler", "replica_plan", "resources", "restarts", "rollout", "routing", "settle",
-    "silence", "status", "targets", "templates",
+    "silence",
+    "slow_starts", "status", "targets", "templates",
 )  # fmt: skip
 PURE_ROOT = ("ids", "states", "exceptions", "messages", "control_plane", "deployment_graph", "runtime_env",
              "route_table", "request_router")  # fmt: skip
