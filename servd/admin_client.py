@@ -12,7 +12,7 @@ from urllib.parse import quote, urlsplit
 
 from servd.console import warn
 from servd.exceptions import ConfigError, ServdError, TransportError
-from servd.settings import DEFAULT_ADMIN_PORT, admin_socket, default_state_dir, socket_dir_for
+from servd.ground.settings import DEFAULT_ADMIN_PORT, admin_socket, default_state_dir, socket_dir_for
 
 if TYPE_CHECKING:
     import ssl

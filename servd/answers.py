@@ -5,7 +5,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from servd.config import DeploymentMode
-from servd.states import ApplicationStatus, DeploymentStatus, DeployMode, ProxyStatus, ReplicaState
+from servd.ground.states import ApplicationStatus, DeploymentStatus, DeployMode, ProxyStatus, ReplicaState
 
 
 class _Exact(BaseModel):

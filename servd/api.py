@@ -16,8 +16,8 @@ from servd.built_application import BuiltApplication, build_application
 from servd.config import HTTPOptions, LoggingConfig
 from servd.deployment_options import UNSET, DeploymentArguments, Unset
 from servd.exceptions import ServdError
+from servd.ground.ids import DeploymentID
 from servd.handle import DeploymentHandle, RayServeHandle, RayServeSyncHandle
-from servd.ids import DeploymentID
 
 if TYPE_CHECKING:
     from servd.client import Client

@@ -15,9 +15,9 @@ from typing import Any, Protocol
 
 from servd.application import DOCS_PATH_ATTRIBUTE, Application, Deployment, parts_of
 from servd.deployment_graph import GraphNode, InputNode, InputPart, MethodNode
-from servd.ids import DeploymentID
+from servd.ground.ids import DeploymentID
+from servd.ground.quick_dataclass import dataclass
 from servd.messages import BuiltDeployment
-from servd.quick_dataclass import dataclass
 
 LEGACY_HANDLES = ("RayServeHandle", "RayServeSyncHandle", "RayServeDeploymentHandle")
 

@@ -7,16 +7,16 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from servd.circles import circle, knot
-from servd.clock import SystemClock
 from servd.context import RequestContext
 from servd.exceptions import ReplicaDiedError, ServdError
+from servd.ground.clock import SystemClock
+from servd.ground.settings import variable
 from servd.measures import handle_families, queue_families
 from servd.messages import DeploymentTargets, MetricFamily, Routing
 from servd.outgoing import CallTicket, Outgoing
 from servd.records import CANCEL, CLAIM, DECLINE, WANT
 from servd.replica_peer import ReplicaPeer, Router
 from servd.request_router import AfterLoss, Candidate, RequestRouter, RetryBudget, after_loss
-from servd.settings import variable
 
 DEFAULT_MAX_RETRIES = 3
 _TURN_S = 1.0

@@ -27,8 +27,8 @@ from servd.cli_options import (
     state_dir_of,
 )
 from servd.exceptions import ServdError
-from servd.settings import DEFAULT_ADMIN_HOST, DEFAULT_ADMIN_PORT, Settings, default_state_dir, socket_dir_for
-from servd.states import ProxyLocation
+from servd.ground.settings import DEFAULT_ADMIN_HOST, DEFAULT_ADMIN_PORT, Settings, default_state_dir, socket_dir_for
+from servd.ground.states import ProxyLocation
 
 app = typer.Typer(
     name="servd",

@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from servd.settings import default_state_dir
+from servd.ground.settings import default_state_dir
 
 
 class Form(StrEnum):

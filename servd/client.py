@@ -12,15 +12,12 @@ from typing import Any
 
 from servd import context, pickling
 from servd.admin_client import ADDRESS_VARIABLES, AdminClient, RefusedError, UnreachableError, find_address
-from servd.clock import SystemClock
 from servd.config import HTTPOptions
 from servd.driver_line import DriverLine
 from servd.exceptions import ListenError, ServdError
-from servd.handle import RayServeHandle, RayServeSyncHandle
-from servd.ids import DeploymentID
-from servd.launch import TiedDaemon, start_detached, start_tied
-from servd.response import DeploymentResponse, settled_ref
-from servd.settings import (
+from servd.ground.clock import SystemClock
+from servd.ground.ids import DeploymentID
+from servd.ground.settings import (
     DEFAULT_ADMIN_HOST,
     DEFAULT_ADMIN_PORT,
     DEFAULT_HTTP_HOST,
@@ -31,6 +28,9 @@ from servd.settings import (
     url_of,
     variable,
 )
+from servd.handle import RayServeHandle, RayServeSyncHandle
+from servd.launch import TiedDaemon, start_detached, start_tied
+from servd.response import DeploymentResponse, settled_ref
 
 WAIT_LIMIT_S = 60.0
 _POLL_S = 10.0

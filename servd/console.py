@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol, TextIO
 
-from servd.clock import SystemClock
+from servd.ground.clock import SystemClock
 
 _COLOUR_CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _FRAME = re.compile(r"Traceback \(most recent call last\)|(^|\s)File \"")

@@ -11,8 +11,8 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol
 
 from servd.exceptions import ServdError
-from servd.ids import DeploymentID, ReplicaID
-from servd.quick_dataclass import dataclass
+from servd.ground.ids import DeploymentID, ReplicaID
+from servd.ground.quick_dataclass import dataclass
 
 if TYPE_CHECKING:
     from servd.client import Client

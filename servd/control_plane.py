@@ -4,8 +4,8 @@ from dataclasses import field
 from typing import Any, Protocol
 
 from servd.exceptions import RevisionConflictError
-from servd.quick_dataclass import dataclass
-from servd.states import ApplicationStatus, DeploymentStatus, DeployMode, ProxyStatus, ReplicaState
+from servd.ground.quick_dataclass import dataclass
+from servd.ground.states import ApplicationStatus, DeploymentStatus, DeployMode, ProxyStatus, ReplicaState
 
 
 @dataclass(frozen=True, slots=True)

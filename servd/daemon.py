@@ -21,8 +21,6 @@ from typing import Any
 
 from setproctitle import setproctitle
 
-from servd import entry
-from servd.clock import SystemClock
 from servd.codec import RecordReader, record
 from servd.daemon_messages import (
     EXIT_REFUSED,
@@ -36,10 +34,19 @@ from servd.daemon_messages import (
     StopController,
 )
 from servd.exceptions import ListenError, ServdError, StateError
+from servd.ground import entry
+from servd.ground.clock import SystemClock
+from servd.ground.pidfd import exit_code_of
+from servd.ground.settings import (
+    MAX_SOCKET_PATH_BYTES,
+    SPEAKER,
+    TIED_OPTION,
+    Settings,
+    make_private_dir,
+    replica_address,
+)
 from servd.listeners import Listeners
-from servd.pidfd import exit_code_of
 from servd.service_notice import ServiceNotice
-from servd.settings import MAX_SOCKET_PATH_BYTES, SPEAKER, TIED_OPTION, Settings, make_private_dir, replica_address
 from servd.state_lock import lock_state_dir
 
 STOP_TIMEOUT_S = 60.0

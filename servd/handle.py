@@ -17,9 +17,9 @@ from servd.context import (
     process,
 )
 from servd.exceptions import ServdError
-from servd.ids import DeploymentID
+from servd.ground.ids import DeploymentID
+from servd.ground.settings import variable
 from servd.response import DeploymentResponse, DeploymentResponseGenerator, Ref
-from servd.settings import variable
 
 __all__ = [
     "DeploymentHandle",

@@ -14,9 +14,9 @@ from bisect import bisect_left
 from collections.abc import Callable
 from typing import Any
 
-from servd.clock import Clock, SystemClock, local_stamp
+from servd.ground.clock import Clock, SystemClock, local_stamp
+from servd.ground.settings import is_on
 from servd.logs import LogFile, Style
-from servd.settings import is_on
 
 LATENCY_BOUNDS_MS = (
     1,

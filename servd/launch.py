@@ -14,9 +14,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from servd.clock import SystemClock, block_for
 from servd.exceptions import AlreadyRunningError, DeployError, StateError
-from servd.settings import SPEAKER, TIED_OPTION, Settings, admin_socket, make_private_dir, variable
+from servd.ground.clock import SystemClock, block_for
+from servd.ground.settings import SPEAKER, TIED_OPTION, Settings, admin_socket, make_private_dir, variable
 from servd.state_lock import running_pid
 
 READY_LIMIT_S = 60.0

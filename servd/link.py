@@ -11,8 +11,8 @@ from typing import Any
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from servd.clock import SystemClock
 from servd.exceptions import ProtocolError, TransportError
+from servd.ground.clock import SystemClock
 from servd.records import Outbox, unpack
 
 MAX_SOCKETS = 16384

@@ -3,8 +3,8 @@
 import errno
 import socket
 
-from servd.clock import Clock, SystemClock, block_for
 from servd.exceptions import ListenError
+from servd.ground.clock import Clock, SystemClock, block_for
 
 BACKLOG = 4096
 METRICS_HOST = "127.0.0.1"

@@ -21,7 +21,7 @@ from servd.context import (
     set_local_process,
 )
 from servd.exceptions import NoRouteError, RemoteFailure, ServdError
-from servd.ids import DeploymentID, random_letters
+from servd.ground.ids import DeploymentID, random_letters
 from servd.local_slots import LocalSlots
 
 # the one place outside `replica/` that runs user code: a process that is driver and replicas at once

@@ -7,8 +7,8 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from servd.clock import block_for
 from servd.exceptions import ConfigError
+from servd.ground.clock import block_for
 
 POLL_S = 0.2
 _CHUNK_BYTES = 64 * 1024

@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from servd.quick_dataclass import dataclass
-from servd.settings import is_on, variable
+from servd.ground.quick_dataclass import dataclass
+from servd.ground.settings import is_on, variable
 
 MAX_FILE_BYTES = 512 * 1024 * 1024
 BACKUP_FILES = 5

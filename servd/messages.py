@@ -7,7 +7,7 @@ whole truth of its sender at that moment, so a lost, repeated or late one does n
 from dataclasses import field
 from typing import Any
 
-from servd.quick_dataclass import dataclass
+from servd.ground.quick_dataclass import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
-from servd.clock import SystemClock
 from servd.context import current_request, replica_context
+from servd.ground.clock import SystemClock
 from servd.measures import family, labelled
 from servd.messages import MetricFamily
 

@@ -12,9 +12,9 @@ from collections.abc import AsyncIterator, Generator, Iterator
 from typing import Any
 
 from servd import pickling
-from servd.clock import SystemClock
 from servd.context import Process, Ticket
 from servd.exceptions import NoRouteError, RemoteFailure, RequestCancelledError, UnknownDeploymentError
+from servd.ground.clock import SystemClock
 
 _UNSETTLED = "await a response, or pass it to another call, before it can travel to another process"
 _BLOCKS_LOOP = "this would block the event loop: use `await` instead of `.result()`"

@@ -14,8 +14,8 @@ from servd.commands import application_order, read_document, wait_until_running
 from servd.console import say, warn
 from servd.document_files import load_document, parse_document, resolve_env, resolve_path
 from servd.exceptions import ConfigError, DeployError, ServdError
+from servd.ground.settings import Settings, admin_socket, socket_dir_for, url_of
 from servd.launch import start_detached, start_tied
-from servd.settings import Settings, admin_socket, socket_dir_for, url_of
 
 RELOAD_POLL_S = 0.5
 WATCHED = (".py", ".yaml", ".yml", ".json", ".toml")

@@ -27,7 +27,7 @@ from servd.config import (
 from servd.control_plane import ApplicationDocument, GoalDocument, HttpWish
 from servd.document import Document, Fault, Place, validated
 from servd.exceptions import ConfigError
-from servd.states import DeployMode
+from servd.ground.states import DeployMode
 
 __all__ = [
     "ApplicationDetails",

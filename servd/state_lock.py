@@ -4,8 +4,8 @@ import contextlib
 import fcntl
 import os
 
-from servd.clock import block_for
 from servd.exceptions import AlreadyRunningError, StateError
+from servd.ground.clock import block_for
 
 LOCK_NAME = "daemon.lock"
 

@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from servd.states import ApplicationStatus, DeploymentStatus, ProxyStatus
+from servd.ground.states import ApplicationStatus, DeploymentStatus, ProxyStatus
 
 
 @dataclass(frozen=True, slots=True)

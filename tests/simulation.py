@@ -16,9 +16,9 @@ from servd.controller.facts import ForkServerFact, ProxyFact, ReplicaFact
 from servd.controller.goal import ApplicationGoal, Goal, HttpGoal
 from servd.controller.observed import Observed
 from servd.controller.reconciler import turn
+from servd.ground.settings import Settings
+from servd.ground.states import ROUTABLE, DeployMode, ReplicaState
 from servd.messages import BuildResult, BuiltDeployment, ProxyReport, ReplicaGoal, ReplicaReport
-from servd.settings import Settings
-from servd.states import ROUTABLE, DeployMode, ReplicaState
 from tests.simulated_process import Process, exit_news
 from tests.simulation_properties import LIVENESS, SAFETY
 

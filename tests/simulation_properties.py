@@ -9,7 +9,7 @@ from servd.controller import actions
 from servd.controller.actions import Action
 from servd.controller.rollout import rolling_step
 from servd.controller.settle import wanted_count
-from servd.states import ROUTABLE, ApplicationStatus, ReplicaState
+from servd.ground.states import ROUTABLE, ApplicationStatus, ReplicaState
 
 if TYPE_CHECKING:
     from tests.simulation import Simulation

@@ -10,8 +10,8 @@ import urllib.request
 from pathlib import Path
 
 from servd.exceptions import ServdError
+from servd.ground.settings import Settings, socket_dir_for
 from servd.launch import start_tied
-from servd.settings import Settings, socket_dir_for
 
 ROOT = Path(__file__).parent.parent
 SERVD = Path(sys.executable).parent / "servd"

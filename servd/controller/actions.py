@@ -1,8 +1,8 @@
 """What a plan asks for, imperative. Ids are minted by the plan; the executor records the intent, then does it."""
 
 from servd.controller.facts import ForkServerFact, ProxyFact, ReplicaFact
+from servd.ground.quick_dataclass import dataclass
 from servd.messages import BuildOrder, ProxyGoal, ReplicaGoal, ReplicaStart, Routing
-from servd.quick_dataclass import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from servd.quick_dataclass import dataclass
+from servd.ground.quick_dataclass import dataclass
 
 
 @dataclass(frozen=True, slots=True)

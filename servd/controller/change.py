@@ -11,11 +11,11 @@ from servd.controller.data_plane import flag_options
 from servd.controller.goal import ApplicationGoal, Goal, HttpGoal
 from servd.controller.observed import Observed
 from servd.exceptions import ConfigError
-from servd.ids import DeploymentID
-from servd.quick_dataclass import dataclass
+from servd.ground.ids import DeploymentID
+from servd.ground.quick_dataclass import dataclass
+from servd.ground.settings import Settings
+from servd.ground.states import DeployMode, ProxyLocation
 from servd.runtime_env import check_application
-from servd.settings import Settings
-from servd.states import DeployMode, ProxyLocation
 
 SCHEMAS = {DeployMode.SINGLE_APP: "ServeApplicationSchema", DeployMode.MULTI_APP: "ServeDeploySchema"}
 SAME_PLACE = {ProxyLocation.HEAD_ONLY.value: ProxyLocation.EVERY_NODE.value}

@@ -6,7 +6,6 @@ import math
 import random
 from collections.abc import Callable
 
-from servd.clock import Clock
 from servd.controller import actions, events
 from servd.controller.executor import Executor
 from servd.controller.fact_store import FactStore
@@ -14,7 +13,8 @@ from servd.controller.goal import Goal
 from servd.controller.observed import Observed
 from servd.controller.reconciler import turn
 from servd.controller.status import next_visible_change
-from servd.settings import Settings
+from servd.ground.clock import Clock
+from servd.ground.settings import Settings
 
 logger = logging.getLogger(__name__)
 

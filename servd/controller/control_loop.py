@@ -7,7 +7,6 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 
-from servd.clock import Clock
 from servd.control_plane import (
     ApplicationDocument,
     ChangePlan,
@@ -33,8 +32,9 @@ from servd.controller.stack_requests import StackRequests
 from servd.controller.status import Identity, instance_view
 from servd.controller.supervisor import Supervisor
 from servd.exceptions import DeployError, ListenError, ServdError, UnknownNameError
-from servd.ids import DeploymentID
-from servd.settings import Settings
+from servd.ground.clock import Clock
+from servd.ground.ids import DeploymentID
+from servd.ground.settings import Settings
 
 DELETE_LIMIT_S = 60.0
 STOP_KILL_S = 1.0

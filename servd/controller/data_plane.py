@@ -10,10 +10,10 @@ from servd.controller.facts import DataPlaneFact, ProxyFact
 from servd.controller.goal import Goal, HttpGoal
 from servd.controller.observed import PROXY_DRAIN_S, Observed
 from servd.controller.restarts import BackOff, retry_delay_s
-from servd.ids import random_hex
+from servd.ground.ids import random_hex
+from servd.ground.settings import DEFAULT_HTTP_HOST, DEFAULT_HTTP_PORT, Settings
+from servd.ground.states import ProxyLocation
 from servd.messages import ProxyGoal
-from servd.settings import DEFAULT_HTTP_HOST, DEFAULT_HTTP_PORT, Settings
-from servd.states import ProxyLocation
 
 KILL_AGAIN_S = 5.0
 

@@ -21,7 +21,7 @@ from servd.controller.targets import (
     without_empty_variables,
 )
 from servd.exceptions import DeployError
-from servd.ids import DeploymentID
+from servd.ground.ids import DeploymentID
 
 UNTOUCHED, RECONFIGURED, RESTARTED = "untouched", "reconfigured", "restarted"
 REMOVED, ADDED = "removed", "added"

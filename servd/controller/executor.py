@@ -20,9 +20,9 @@ from servd.controller.fork_server_lines import ForkServerLines
 from servd.controller.observed import Observed
 from servd.controller.supervisor import Key, Supervisor
 from servd.exceptions import InvariantError
-from servd.ids import DeploymentID
+from servd.ground.ids import DeploymentID
+from servd.ground.settings import Settings, variable
 from servd.messages import BuildOrder, LogConfig, ProxyGoal, ProxyStart
-from servd.settings import Settings, variable
 
 FORK_SERVER = "fork_server"
 FORK_SERVER_TARGET = "servd.replica.fork_server:serve"

@@ -10,10 +10,10 @@ from servd.codec import register_message
 from servd.control_plane import ApplicationDocument, HttpWish
 from servd.controller.goal import ApplicationGoal, Goal, HttpGoal
 from servd.controller.resources import Held
-from servd.ids import DeploymentID
+from servd.ground.ids import DeploymentID
+from servd.ground.quick_dataclass import dataclass
+from servd.ground.states import ReplicaState
 from servd.messages import BuildOrder, BuildResult, ReplicaStart
-from servd.quick_dataclass import dataclass
-from servd.states import ReplicaState
 
 
 @dataclass(frozen=True, slots=True)

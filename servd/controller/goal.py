@@ -4,8 +4,8 @@ from dataclasses import field
 from typing import Any
 
 from servd.control_plane import ApplicationDocument, HttpWish
-from servd.quick_dataclass import dataclass
-from servd.states import DeployMode
+from servd.ground.quick_dataclass import dataclass
+from servd.ground.states import DeployMode
 
 
 @dataclass(frozen=True, slots=True)

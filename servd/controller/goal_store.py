@@ -19,8 +19,8 @@ from typing import Any, TypeVar
 from servd.control_plane import ApplicationDocument, HttpWish
 from servd.controller.goal import ApplicationGoal, Goal, HttpGoal
 from servd.exceptions import GoalNotSavedError, InvariantError, StateError
-from servd.quick_dataclass import dataclass
-from servd.states import DeployMode
+from servd.ground.quick_dataclass import dataclass
+from servd.ground.states import DeployMode
 
 STORE_NAME = "goal.db"
 MARKER_NAME = "goal.created"

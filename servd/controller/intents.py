@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from servd.controller import actions
 from servd.controller.observed import Observed
-from servd.states import ReplicaState
+from servd.ground.states import ReplicaState
 
 
 def record(observed: Observed, action: actions.Action, now: float) -> None:

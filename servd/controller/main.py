@@ -15,8 +15,7 @@ from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
-from servd import logs, process, tls
-from servd.clock import SystemClock, block_for
+from servd import logs, tls
 from servd.controller.control_loop import ControlLoop
 from servd.controller.control_server import REPLICA, ControlServer
 from servd.controller.daemon_channel import DaemonChannel
@@ -38,11 +37,13 @@ from servd.controller.status import Identity, is_serving
 from servd.controller.supervisor import Supervisor
 from servd.daemon_messages import EXIT_REFUSED, InstanceServing, Reloaded
 from servd.exceptions import InvariantError, ServdError, StateError
-from servd.ids import random_hex
+from servd.ground import process
+from servd.ground.clock import SystemClock, block_for
+from servd.ground.ids import random_hex
+from servd.ground.settings import Settings, admin_socket, control_socket, variable
+from servd.ground.states import ApplicationStatus
 from servd.rest.access import rules_for
 from servd.rest.admin_sockets import bind_unix, first_connection
-from servd.settings import Settings, admin_socket, control_socket, variable
-from servd.states import ApplicationStatus
 
 if TYPE_CHECKING:
     from servd.rest.app import AdminApp

@@ -11,10 +11,10 @@ from typing import Any
 
 from servd import measures
 from servd.controller.observed import Observed
-from servd.ids import DeploymentID
+from servd.ground.ids import DeploymentID
+from servd.ground.states import ROUTABLE
 from servd.measures import CONTRACT, GAUGE, HISTOGRAM, MAXIMA, Pairs, labelled
 from servd.messages import MetricFamily
-from servd.states import ROUTABLE
 
 KEEP_S = 3600.0
 MAX_DEAD = 100

@@ -20,9 +20,9 @@ from servd.controller.facts import (
     fact_key,
 )
 from servd.controller.targets import DeploymentTarget
+from servd.ground.quick_dataclass import dataclass
+from servd.ground.states import ROUTABLE, ReplicaPhase, ReplicaState
 from servd.messages import ReplicaReport, Routing
-from servd.quick_dataclass import dataclass
-from servd.states import ROUTABLE, ReplicaPhase, ReplicaState
 
 DEAD_KEPT = 5
 UNHEALTHY_AFTER_FAILURES = 3

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from servd.controller.observed import Observed
 from servd.controller.targets import DeploymentTarget
-from servd.states import ROUTABLE
+from servd.ground.states import ROUTABLE
 
 PAUSE_S = 10.0
 """Between two replacements, where the second replica lived less than `SETTLED_S`."""

@@ -13,7 +13,7 @@ from servd.controller.replica_plan import replica_actions
 from servd.controller.routing import routing
 from servd.controller.settle import settle
 from servd.controller.templates import template_actions
-from servd.settings import Settings
+from servd.ground.settings import Settings
 
 
 def turn(goal: Goal, observed: Observed, settings: Settings, now: float, rng: random.Random) -> Plan:

@@ -14,10 +14,10 @@ from servd.controller.rollout import next_step
 from servd.controller.settle import is_replaced, wanted_count
 from servd.controller.targets import DeploymentTarget
 from servd.controller.templates import template_for
-from servd.ids import ReplicaID, random_hex, random_letters
+from servd.ground.ids import ReplicaID, random_hex, random_letters
+from servd.ground.settings import Settings, replica_address
+from servd.ground.states import ReplicaState
 from servd.messages import ReplicaStart
-from servd.settings import Settings, replica_address
-from servd.states import ReplicaState
 
 KILL_AGAIN_S = 5.0
 RECOVERING_LIMIT_S = 30.0

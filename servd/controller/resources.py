@@ -6,8 +6,8 @@
 import math
 from collections.abc import Iterable
 
-from servd.quick_dataclass import dataclass
-from servd.settings import Settings
+from servd.ground.quick_dataclass import dataclass
+from servd.ground.settings import Settings
 
 EPSILON = 1e-9
 

@@ -5,8 +5,8 @@ Source: Ray Serve 2.5 (threshold, doubling back-off, jitter).
 
 import random
 
-from servd.quick_dataclass import dataclass
-from servd.settings import variable
+from servd.ground.quick_dataclass import dataclass
+from servd.ground.settings import variable
 
 MAX_FAILURES = 100
 FAILURES_PER_REPLICA = 3

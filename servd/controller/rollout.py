@@ -9,8 +9,8 @@ Source: Ray Serve 2.5 rolling steps; start-first order is servd's.
 from collections.abc import Sequence
 
 from servd.controller.facts import ReplicaFact
-from servd.quick_dataclass import dataclass
-from servd.states import ROUTABLE, ReplicaState
+from servd.ground.quick_dataclass import dataclass
+from servd.ground.states import ROUTABLE, ReplicaState
 
 STOP_ORDER = (ReplicaState.STARTING, ReplicaState.UPDATING, ReplicaState.RECOVERING, ReplicaState.RUNNING)
 

@@ -6,9 +6,9 @@ from servd.controller.facts import ApplicationFact, DeploymentFact, ReplicaFact
 from servd.controller.observed import Observed
 from servd.controller.settle import failing_message, route_prefix, serving_ingress, wanted_count
 from servd.controller.targets import DEFAULTS, DeploymentTarget
-from servd.ids import DeploymentID
+from servd.ground.ids import DeploymentID
+from servd.ground.states import ROUTABLE, ReplicaState
 from servd.messages import DeploymentTargets, Endpoint, Route, Routing
-from servd.states import ROUTABLE, ReplicaState
 
 _STARTING = "it starts again with the daemon; ask again in a moment"
 _USUAL_PREFIX = "/"

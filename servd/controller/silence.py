@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from servd.controller.facts import ProxyFact, ReplicaFact
 from servd.controller.observed import Observed
-from servd.states import ROUTABLE, ReplicaState
+from servd.ground.states import ROUTABLE, ReplicaState
 
 SILENT_S = 30.0
 MUTE_S = 10.0

@@ -3,8 +3,8 @@
 import math
 
 from servd.controller.observed import Observed
-from servd.settings import variable
-from servd.states import ReplicaState
+from servd.ground.settings import variable
+from servd.ground.states import ReplicaState
 
 SLOW_START_S = float(variable("SLOW_STARTUP_WARNING_S", "30.0"))
 PERIOD_S = float(variable("SLOW_STARTUP_WARNING_PERIOD_S", "30.0"))

@@ -20,10 +20,17 @@ from servd.controller.resources import Pool, place, shortage
 from servd.controller.settle import deployment_status, route_prefix, wanted_count
 from servd.controller.slow_starts import SLOW_START_S
 from servd.controller.targets import DEFAULTS, DeploymentTarget
-from servd.ids import DeploymentID
-from servd.quick_dataclass import dataclass
-from servd.settings import Settings
-from servd.states import ApplicationStatus, DeploymentStatus, DeployMode, ProxyLocation, ProxyStatus, ReplicaState
+from servd.ground.ids import DeploymentID
+from servd.ground.quick_dataclass import dataclass
+from servd.ground.settings import Settings
+from servd.ground.states import (
+    ApplicationStatus,
+    DeploymentStatus,
+    DeployMode,
+    ProxyLocation,
+    ProxyStatus,
+    ReplicaState,
+)
 
 PROXY_SILENCE_S = 20.0
 STATE_ORDER = list(ReplicaState)

@@ -11,9 +11,9 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from servd import entry
-from servd.pidfd import open_process, start_ticks
-from servd.quick_dataclass import dataclass
+from servd.ground import entry
+from servd.ground.pidfd import open_process, start_ticks
+from servd.ground.quick_dataclass import dataclass
 
 _STATUS_WAIT_S = 0.25
 _EXPANDED = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LD_PRELOAD")

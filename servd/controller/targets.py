@@ -16,9 +16,9 @@ from typing import Any
 from servd.controller.goal import ApplicationGoal
 from servd.controller.resources import Need
 from servd.exceptions import DeployError
-from servd.ids import DeploymentID
+from servd.ground.ids import DeploymentID
+from servd.ground.quick_dataclass import dataclass
 from servd.messages import BuildResult, BuiltDeployment, ReplicaGoal
-from servd.quick_dataclass import dataclass
 
 DEFAULTS: dict[str, Any] = {
     "num_replicas": 1,

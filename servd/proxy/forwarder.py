@@ -9,8 +9,8 @@ from email.utils import formatdate
 from http import HTTPStatus
 
 from servd.caller import Caller
-from servd.clock import Clock, SystemClock
 from servd.exceptions import RequestError
+from servd.ground.clock import Clock, SystemClock
 from servd.journal import NOWHERE, Journal, Labels
 from servd.messages import Routing
 from servd.proxy.limits import Limits

@@ -2,8 +2,8 @@
 
 from typing import Self
 
-from servd.quick_dataclass import dataclass
-from servd.settings import is_on, variable
+from servd.ground.quick_dataclass import dataclass
+from servd.ground.settings import is_on, variable
 
 WHOLE_BODY_BYTES = 1024 * 1024
 """Request bodies up to this size are read whole before they are sent on; larger ones are streamed."""

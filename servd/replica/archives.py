@@ -11,7 +11,7 @@ import zlib
 from typing import Any
 
 from servd.exceptions import DeployError
-from servd.quick_dataclass import dataclass
+from servd.ground.quick_dataclass import dataclass
 
 MAX_ENTRIES = 100_000
 MAX_LIST_BYTES = 64 * 1024**2

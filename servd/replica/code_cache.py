@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from http.client import HTTPException
 
 from servd import runtime_env
-from servd.clock import Clock, SystemClock, block_for
-from servd.durable import sync_directory, sync_tree
 from servd.exceptions import DeployError
+from servd.ground.clock import Clock, SystemClock, block_for
+from servd.ground.durable import sync_directory, sync_tree
 from servd.replica.archives import unpack
 from servd.replica.downloads import fetch
 

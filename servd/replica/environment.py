@@ -13,10 +13,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from servd import runtime_env, tracebacks
-from servd.clock import Clock, SystemClock
 from servd.exceptions import DeployError
+from servd.ground.clock import Clock, SystemClock
+from servd.ground.quick_dataclass import dataclass
 from servd.messages import BuildOrder
-from servd.quick_dataclass import dataclass
 from servd.replica.code_cache import unpacked_archive
 from servd.replica.packages import virtual_environment
 

@@ -5,10 +5,10 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from servd.clock import SystemClock
 from servd.context import RequestContext
+from servd.ground.clock import SystemClock
+from servd.ground.settings import is_on
 from servd.records import BODY, CREDIT, CREDIT_BYTES, END, EVENT, HEAD, REPLICA_TIMING, RESPONSE, duration
-from servd.settings import is_on
 
 if TYPE_CHECKING:
     from servd.replica.caller_peer import CallerPeer

@@ -19,12 +19,16 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import ForkProcess
 from typing import Any
 
-from servd import logs, process
+from servd import logs
 from servd.allocator import keep_freed_memory
 from servd.built_application import BuiltApplication, describe
 from servd.codec import RecordReader, record
 from servd.credentials import peer_credentials
 from servd.exceptions import DeployError, ProtocolError
+from servd.ground import process
+from servd.ground.pidfd import start_ticks
+from servd.ground.quick_dataclass import dataclass
+from servd.ground.settings import fork_server_socket, variable
 from servd.messages import (
     BuildOrder,
     BuildResult,
@@ -35,13 +39,10 @@ from servd.messages import (
     ForkServerStop,
     ReplicaStart,
 )
-from servd.pidfd import start_ticks
-from servd.quick_dataclass import dataclass
 from servd.replica.environment import apply_environment
 from servd.replica.fork_safety import fork_unsafe_reason
 from servd.replica.importing import code_version, is_pinned, load_application
 from servd.replica.main import allow_tracker, run_forked
-from servd.settings import fork_server_socket, variable
 
 _BACKLOG = 8
 _SEND_TIMEOUT_S = 5.0

@@ -12,12 +12,13 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, NoReturn
 
-from servd import logs, process
+from servd import logs
 from servd.allocator import keep_freed_memory
 from servd.application import Deployment
 from servd.built_application import BuiltApplication
 from servd.context import current_request
-from servd.ids import DeploymentID
+from servd.ground import process
+from servd.ground.ids import DeploymentID
 from servd.journal import AccessLog, place_of
 from servd.messages import BuildOrder, ReplicaStart
 from servd.replica.environment import apply_environment

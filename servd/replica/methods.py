@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from servd.quick_dataclass import dataclass
+from servd.ground.quick_dataclass import dataclass
 
 HOOKS = frozenset({"reconfigure", "check_health"})
 """Public methods that are no handlers."""

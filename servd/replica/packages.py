@@ -19,10 +19,10 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
-from servd.clock import Clock
-from servd.durable import sync_tree
 from servd.exceptions import DeployError
-from servd.quick_dataclass import dataclass
+from servd.ground.clock import Clock
+from servd.ground.durable import sync_tree
+from servd.ground.quick_dataclass import dataclass
 from servd.replica.code_cache import cache_dir, locked
 from servd.replica.requirements import names_paths, requirements
 

@@ -12,20 +12,20 @@ from servd import link, logs
 from servd.application import Deployment
 from servd.began import remove_files
 from servd.caller import Caller
-from servd.clock import SystemClock
 from servd.context import ReplicaContext, install_process, set_replica_context
 from servd.exceptions import DeployError
-from servd.ids import DeploymentID
+from servd.ground.clock import SystemClock
+from servd.ground.ids import DeploymentID
+from servd.ground.process import LIFETIME_DRAIN_S
+from servd.ground.states import ReplicaPhase
 from servd.journal import AccessLog, Journal
 from servd.measures import LoopLag
 from servd.messages import MetricFamily, ReplicaGoal, ReplicaStart, Routing
-from servd.process import LIFETIME_DRAIN_S
 from servd.replica.replica_metrics import replica_metrics
 from servd.replica.replica_notes import noter, read_notes
 from servd.replica.replica_server import ReplicaServer
 from servd.replica.user_callable import UserCallable
 from servd.replica.warden import Warden
-from servd.states import ReplicaPhase
 from servd.tracebacks import user_traceback
 
 _LINGER_S = 2.0

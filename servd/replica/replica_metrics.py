@@ -3,7 +3,7 @@
 import sys
 
 from servd.caller import Caller
-from servd.ids import DeploymentID
+from servd.ground.ids import DeploymentID
 from servd.journal import Journal
 from servd.measures import LoopLag, family, labelled, replica_families
 from servd.messages import MetricFamily, ReplicaStart

@@ -9,7 +9,7 @@ from typing import Any
 from servd.began import BeganLog
 from servd.context import RequestContext, current_request
 from servd.exceptions import ProtocolError
-from servd.ids import random_hex
+from servd.ground.ids import random_hex
 from servd.link import Peer, ReplicaLink
 from servd.pickling import dump_exception, dumps, loads
 from servd.records import (

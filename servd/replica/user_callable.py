@@ -11,9 +11,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from servd.application import ASGI_ATTRIBUTE, SHUTDOWN_ATTRIBUTE, STARTUP_ATTRIBUTE, Deployment
-from servd.clock import Clock, SystemClock
 from servd.context import ReplicaContext, RequestContext
 from servd.exceptions import RayServeException, UserCodeError
+from servd.ground.clock import Clock, SystemClock
 from servd.replica.asgi import call_with_request
 from servd.replica.exchange import WHOLE_BYTES, HttpExchange
 from servd.replica.methods import Method, are_handlers_sync, is_generator, method_of, public_methods

@@ -11,9 +11,12 @@ import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from servd import settings
 from servd.began import remove_files
 from servd.control_link import ControlLink
+from servd.ground import settings
+from servd.ground.pidfd import start_ticks
+from servd.ground.process import run, watch_lifetime
+from servd.ground.states import ReplicaPhase
 from servd.measures import LoopLag
 from servd.messages import (
     CallerReport,
@@ -29,11 +32,8 @@ from servd.messages import (
     StackWish,
     Subscribe,
 )
-from servd.pidfd import start_ticks
-from servd.process import run, watch_lifetime
 from servd.replica.health import HealthChecks
 from servd.replica.loop_watch import LoopWatch, stacks
-from servd.states import ReplicaPhase
 
 SIGN_OF_LIFE_S = 5.0
 STUCK_AFTER_S = 5.0

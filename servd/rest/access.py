@@ -7,10 +7,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from servd.exceptions import StateError
-from servd.quick_dataclass import dataclass
+from servd.ground.quick_dataclass import dataclass
+from servd.ground.settings import Settings
 from servd.rest.peers import Peer, own_uids
 from servd.runtime_env import is_loopback
-from servd.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from servd.control_plane import (
     ProxyView,
     ReplicaView,
 )
-from servd.states import DeployMode, ProxyStatus
+from servd.ground.states import DeployMode, ProxyStatus
 
 DEFAULT_APP = "default"
 CONTROLLER_NAME = "SERVE_CONTROLLER_ACTOR"

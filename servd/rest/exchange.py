@@ -9,12 +9,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive
 
-from servd.clock import SystemClock
 from servd.control_plane import ControlPlane, InstanceView, check_match
 from servd.exceptions import ConfigError, ListenError
+from servd.ground.clock import SystemClock
+from servd.ground.states import ProxyLocation
 from servd.rest.peers import Peer
 from servd.rest.problems import MAX_BODY_BYTES, BodyTooLargeError
-from servd.states import ProxyLocation
 
 T = TypeVar("T")
 

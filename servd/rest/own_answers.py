@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from servd.states import (
+from servd.ground.states import (
     ApplicationStatus,
     DeploymentStatus,
     DeployMode,

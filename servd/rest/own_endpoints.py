@@ -12,8 +12,9 @@ from starlette.responses import PlainTextResponse, Response
 
 from servd.control_plane import ControlPlane
 from servd.document import validated
-from servd.durable import sync_directory
 from servd.exceptions import ConfigError
+from servd.ground.durable import sync_directory
+from servd.ground.settings import make_private_dir
 from servd.orders import ApplicationOrder, ScaleOrder, StartOrder
 from servd.rest.bodies import own_status
 from servd.rest.exchange import (
@@ -28,7 +29,6 @@ from servd.rest.exchange import (
     until_listening,
 )
 from servd.rest.problems import problem
-from servd.settings import make_private_dir
 
 LONGEST_POLL_S = 60.0
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"

@@ -7,7 +7,7 @@ import struct
 from ipaddress import IPv6Address, ip_address
 
 from servd.credentials import peer_credentials
-from servd.quick_dataclass import dataclass
+from servd.ground.quick_dataclass import dataclass
 
 _NETLINK_SOCK_DIAG = 4
 _SOCK_DIAG_BY_FAMILY = 20

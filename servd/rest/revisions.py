@@ -8,6 +8,7 @@ from starlette.responses import Response
 
 from servd.control_plane import ChangePlan, ControlPlane, HttpWish, RevisionView
 from servd.exceptions import UnknownNameError
+from servd.ground.states import DeployMode
 from servd.rest.exchange import (
     Resource,
     if_match,
@@ -17,7 +18,6 @@ from servd.rest.exchange import (
     origin,
     until_listening,
 )
-from servd.states import DeployMode
 
 DEFAULT_LIMIT = 100
 MAX_LIMIT = 10_000

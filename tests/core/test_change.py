@@ -17,7 +17,7 @@ from servd.controller.change import (
 )
 from servd.controller.goal import Goal, HttpGoal
 from servd.exceptions import ConfigError
-from servd.states import DeployMode
+from servd.ground.states import DeployMode
 from tests.core.build import HTTP, a_goal, an_app
 
 

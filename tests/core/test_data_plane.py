@@ -7,9 +7,9 @@ from servd.controller.data_plane import boot
 from servd.controller.goal import Goal
 from servd.controller.observed import Observed
 from servd.controller.routing import routing
+from servd.ground.states import DeployMode
 from servd.messages import BuildResult, ProxyReport
 from servd.route_table import RouteTable
-from servd.states import DeployMode
 from tests.core.build import (
     HTTP,
     World,

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from servd.clock import SystemClock, block_for
 from servd.exceptions import DeployError
+from servd.ground.clock import SystemClock, block_for
 from servd.messages import BuildOrder
 from servd.replica.code_cache import cache_dir, unpacked_archive
 from servd.replica.environment import apply_environment, import_path, interpreter_path

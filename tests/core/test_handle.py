@@ -14,6 +14,7 @@ from servd import context as context_module
 from servd import pickling
 from servd.context import RequestContext, current_request, install_process, remove_process
 from servd.exceptions import NoRouteError, RemoteFailure, RequestCancelledError, ServdError
+from servd.ground.ids import DeploymentID
 from servd.handle import (
     DeploymentHandle,
     RayServeDeploymentHandle,
@@ -21,7 +22,6 @@ from servd.handle import (
     RayServeSyncHandle,
     bound_handle,
 )
-from servd.ids import DeploymentID
 from servd.response import DeploymentResponse, Ref, get
 
 

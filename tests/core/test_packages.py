@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from servd.clock import SystemClock
 from servd.exceptions import DeployError
+from servd.ground.clock import SystemClock
 from servd.messages import BuildOrder
 from servd.replica import packages
 from servd.replica.environment import apply_environment

@@ -4,7 +4,7 @@ import pytest
 
 from servd.controller import events
 from servd.controller.status import instance_view
-from servd.states import ApplicationStatus, ReplicaState
+from servd.ground.states import ApplicationStatus, ReplicaState
 from tests.core.build import (
     IDENTITY,
     World,

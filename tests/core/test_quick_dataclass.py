@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from servd.quick_dataclass import dataclass
+from servd.ground.quick_dataclass import dataclass
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -3,8 +3,8 @@
 from servd.controller import events
 from servd.controller.goal import Goal
 from servd.controller.status import instance_view
+from servd.ground.states import ApplicationStatus, ReplicaState
 from servd.messages import BuildResult, ReplicaReport
-from servd.states import ApplicationStatus, ReplicaState
 from tests.core.build import (
     IDENTITY,
     World,

@@ -5,8 +5,8 @@ import pytest
 from servd.controller import actions, events
 from servd.controller.restarts import BackOff, failure_threshold, retry_delay_s
 from servd.controller.settle import deployment_status
+from servd.ground.states import ApplicationStatus, DeploymentStatus, ReplicaState
 from servd.messages import ProxyReport
-from servd.states import ApplicationStatus, DeploymentStatus, ReplicaState
 from tests.core.build import (
     a_goal,
     deployed,

@@ -3,7 +3,7 @@
 import pytest
 
 from servd.controller import events
-from servd.states import ApplicationStatus, ReplicaState
+from servd.ground.states import ApplicationStatus, ReplicaState
 from tests.core.build import (
     deployed,
     redeployed,

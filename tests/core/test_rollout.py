@@ -6,7 +6,7 @@ import pytest
 
 from servd.controller.facts import ReplicaFact
 from servd.controller.rollout import next_step, rolling_step
-from servd.states import ReplicaState
+from servd.ground.states import ReplicaState
 from tests.core.build import a_replica
 
 S, U, C, R, X = (

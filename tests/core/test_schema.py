@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from servd.exceptions import ConfigError
+from servd.ground.states import DeployMode
 from servd.schema import check_import_path, parse_v1, parse_v2
-from servd.states import DeployMode
 
 
 def an_app(**keys: Any) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from servd.exceptions import StateError
-from servd.settings import make_private_dir
+from servd.ground.settings import make_private_dir
 
 
 def mode_of(path: Path) -> int:

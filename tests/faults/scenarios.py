@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 
-from servd.clock import SystemClock, block_for
+from servd.ground.clock import SystemClock, block_for
 from tests.faults.load import Counts, Failure
 from tests.faults.stage import Stage
 from tests.system.running_daemon import RunningDaemon, a_daemon, eventually, settings_in, titles

@@ -13,7 +13,7 @@ from statistics import median
 
 import psutil
 
-from servd.clock import SystemClock
+from servd.ground.clock import SystemClock
 from tests.faults.scenarios import a_stage
 from tests.faults.stage import Stage
 from tests.system.running_daemon import eventually

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from servd.clock import SystemClock
+from servd.ground.clock import SystemClock
 from tests.system.running_daemon import RunningDaemon, a_daemon, eventually, settings_in
 
 pytestmark = pytest.mark.slow

@@ -11,10 +11,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from servd import pickling, settings
+from servd import pickling
 from servd.caller import Caller
 from servd.codec import RecordReader, encode_message, record
 from servd.context import RequestContext
+from servd.ground import settings
 from servd.messages import (
     BuildOrder,
     ChildExited,

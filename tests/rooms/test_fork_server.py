@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from servd.exceptions import ServdError
+from servd.ground.pidfd import start_ticks
 from servd.messages import ForkServerStop
-from servd.pidfd import start_ticks
 from tests.rooms.replica_room import LIMIT_S, Room, a_room
 
 pytestmark = pytest.mark.slow

@@ -16,8 +16,8 @@ from servd.controller.fact_store import FactStore
 from servd.controller.goal import ApplicationGoal, Goal, HttpGoal
 from servd.controller.goal_store import GoalStore
 from servd.exceptions import GoalNotSavedError, InvariantError, StateError
+from servd.ground.states import DeployMode
 from servd.messages import ProxyGoal
-from servd.states import DeployMode
 
 
 def a_goal(revision: int, filling: str = "x") -> Goal:

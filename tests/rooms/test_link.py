@@ -2,7 +2,7 @@ import asyncio
 import select
 from typing import Any
 
-from servd.clock import SystemClock
+from servd.ground.clock import SystemClock
 from servd.link import HOLD_S, MAX_RECORDS, CallerLink, Peer, ReplicaLink
 from tests.fakes import new_address, wait_until
 

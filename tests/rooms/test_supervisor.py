@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from servd.controller.supervisor import Key, Supervisor, expanded
-from servd.pidfd import start_ticks
+from servd.ground.pidfd import start_ticks
 
 LIMIT_S = 10.0
 THIS = "tests.rooms.test_supervisor"

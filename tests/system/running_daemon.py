@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from servd import launch
-from servd.clock import SystemClock, block_for
-from servd.settings import Settings, admin_socket, socket_dir_for
+from servd.ground.clock import SystemClock, block_for
+from servd.ground.settings import Settings, admin_socket, socket_dir_for
 from tests.ports import free_port
 
 LIMIT_S = 30.0

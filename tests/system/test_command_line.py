@@ -15,8 +15,8 @@ import pytest
 
 from servd import run_command
 from servd.exceptions import ServdError
+from servd.ground.settings import Settings, socket_dir_for
 from servd.run_command import RunOptions, daemon_for
-from servd.settings import Settings, socket_dir_for
 from servd.state_lock import running_pid
 from tests.ports import free_port
 

@@ -11,7 +11,7 @@ import pytest
 
 from servd import launch
 from servd.exceptions import DeployError
-from servd.settings import Settings
+from servd.ground.settings import Settings
 from servd.state_lock import running_pid
 from tests.ports import free_port
 from tests.system.running_daemon import (

@@ -8,7 +8,7 @@ import httpx
 import psutil
 import pytest
 
-from servd.clock import block_for
+from servd.ground.clock import block_for
 from tests.system.running_daemon import RunningDaemon, a_daemon, settings_in
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from servd.admin_client import AdminClient, RefusedError
+from servd.ground.settings import admin_socket
 from servd.schema import parse_v2
-from servd.settings import admin_socket
 from tests.fakes import make_certificate
 from tests.system.running_daemon import ECHO, RunningDaemon, a_daemon, eventually, settings_in
 

@@ -27,10 +27,10 @@ from servd.control_plane import (
     check_match,
 )
 from servd.exceptions import NoAnswerError, UnknownNameError
+from servd.ground.states import ApplicationStatus, DeploymentStatus, DeployMode, ProxyStatus, ReplicaState
 from servd.rest.access import AccessRules
 from servd.rest.admin_sockets import bind_unix
 from servd.rest.app import create_app, serve
-from servd.states import ApplicationStatus, DeploymentStatus, DeployMode, ProxyStatus, ReplicaState
 
 
 def an_instance(**changes: Any) -> InstanceView:

@@ -7,8 +7,8 @@ import pytest
 
 from servd.admin_client import ADDRESS_VARIABLES, DEFAULT_ADDRESS, find_address
 from servd.exceptions import ConfigError
+from servd.ground.settings import admin_socket, socket_dir_for
 from servd.rest.admin_sockets import bind_unix
-from servd.settings import admin_socket, socket_dir_for
 
 
 @pytest.fixture(autouse=True)

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from servd.exceptions import StateError
+from servd.ground.settings import Settings
 from servd.rest.access import AccessRules, rules_for
 from servd.rest.peers import Peer, peer_of
-from servd.settings import Settings
 from tests.wire.fake_plane import FakePlane, Server
 
 NOBODY = 65534

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from servd.exceptions import ConfigError, DeployError, GoalNotSavedError, ListenError
+from servd.ground.states import ApplicationStatus, DeployMode
 from servd.rest.access import AccessRules
-from servd.states import ApplicationStatus, DeployMode
 from tests.wire.fake_plane import FakePlane, Server, an_application, an_instance
 
 V1 = "/api/serve/deployments/"

@@ -14,8 +14,8 @@ import yaml
 
 from servd.commands import status_document
 from servd.control_plane import DeadReplicaView
+from servd.ground.states import ApplicationStatus, DeployMode
 from servd.rest.access import AccessRules
-from servd.states import ApplicationStatus, DeployMode
 from tests.wire.fake_plane import FakePlane, Server, an_application, an_instance
 
 FRUIT = Path(__file__).parents[2] / "configs" / "fruit.yaml"

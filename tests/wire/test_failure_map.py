@@ -15,9 +15,9 @@ from servd.controller.goal import Goal, HttpGoal
 from servd.controller.goal_store import GoalStore
 from servd.controller.snapshots import take_snapshots
 from servd.exceptions import ConfigError, DeployError, GoalNotSavedError, ListenError
+from servd.ground.states import DeployMode
 from servd.rest.access import AccessRules
 from servd.schema import parse_v1, parse_v2
-from servd.states import DeployMode
 from tests.wire.fake_plane import FakePlane, Server, an_instance
 
 SNAPSHOTS = Path(__file__).with_suffix(".json")

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from servd.exceptions import ConfigError
+from servd.ground.states import DeployMode
 from servd.rest.access import AccessRules
-from servd.states import DeployMode
 from tests.wire.fake_plane import FakePlane, Server, a_revision, an_application, an_instance
 
 V1 = "/api/serve/deployments/"

@@ -16,8 +16,8 @@ import yaml
 
 from servd.console import without_colours
 from servd.control_plane import ApplicationChange, ChangePlan
+from servd.ground.states import ApplicationStatus, DeployMode
 from servd.rest.access import AccessRules
-from servd.states import ApplicationStatus, DeployMode
 from tests.wire.fake_plane import FakePlane, Server, a_revision, an_application, an_instance
 from tests.wire.test_commands import Command
 

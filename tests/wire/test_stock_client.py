@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from servd.control_plane import HttpWish
+from servd.ground.states import ApplicationStatus, DeployMode
 from servd.rest.access import AccessRules
 from servd.schema import ServeInstanceDetails
-from servd.states import ApplicationStatus, DeployMode
 from tests.wire.fake_plane import FakePlane, Server, an_application, an_instance
 
 REQUEST = (

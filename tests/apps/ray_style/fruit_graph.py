@@ -1,13 +1,13 @@
 """A graph behind DAGDriver; handles in two steps."""
 
+# These imports are used only for type hints:
+from typing import Dict, List  # noqa
+
 from ray import serve
 from ray.serve.deployment_graph import InputNode
 from ray.serve.drivers import DAGDriver
 from ray.serve.handle import RayServeDeploymentHandle
 from ray.serve.http_adapters import json_request
-
-# These imports are used only for type hints:
-from typing import Dict, List  # noqa
 
 
 @serve.deployment(num_replicas=2)

@@ -1,11 +1,12 @@
 """A text pipeline in a package: class ingress, one step, a builder with typed arguments."""
 
 from fastapi import FastAPI
-from package_app.models import Summarizer, Translator
 from pydantic import BaseModel
 from ray import serve
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle, DeploymentResponse
+
+from package_app.models import Summarizer, Translator
 
 app = FastAPI()
 

@@ -5,7 +5,7 @@ import stat
 from pathlib import Path
 
 from servd.exceptions import StateError
-from servd.quick_dataclass import dataclass
+from servd.ground.quick_dataclass import dataclass
 
 DEFAULT_HTTP_HOST = "127.0.0.1"
 DEFAULT_HTTP_PORT = 8000

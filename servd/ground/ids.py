@@ -3,7 +3,7 @@
 import random
 import string
 
-from servd.quick_dataclass import dataclass
+from servd.ground.quick_dataclass import dataclass
 
 _LETTERS = string.ascii_letters
 
