@@ -37,7 +37,6 @@ from servd import deployment, logs
 from servd.caller import Caller
 from servd.context import ReplicaContext
 from servd.journal import AccessLog, Journal, place_of
-from servd.messages import DeploymentTargets, Endpoint, Route, Routing
 from servd.proxy.forwarder import Forwarder
 from servd.proxy.http1 import HttpConnection
 from servd.proxy.limits import Limits
@@ -46,6 +45,7 @@ from servd.replica import exchange
 from servd.replica.replica_notes import noter, read_notes
 from servd.replica.replica_server import ReplicaServer
 from servd.replica.user_callable import UserCallable
+from servd.wire.messages import DeploymentTargets, Endpoint, Route, Routing
 
 NOOP = BY_NAME["noop"]
 CONNECTIONS = 32

@@ -17,7 +17,7 @@ from servd.application import DOCS_PATH_ATTRIBUTE, Application, Deployment, part
 from servd.deployment_graph import GraphNode, InputNode, InputPart, MethodNode
 from servd.ground.ids import DeploymentID
 from servd.ground.quick_dataclass import dataclass
-from servd.messages import BuiltDeployment
+from servd.wire.messages import BuiltDeployment
 
 LEGACY_HANDLES = ("RayServeHandle", "RayServeSyncHandle", "RayServeDeploymentHandle")
 

@@ -12,11 +12,11 @@ from servd.exceptions import ReplicaDiedError, ServdError
 from servd.ground.clock import SystemClock
 from servd.ground.settings import variable
 from servd.measures import handle_families, queue_families
-from servd.messages import DeploymentTargets, MetricFamily, Routing
 from servd.outgoing import CallTicket, Outgoing
-from servd.records import CANCEL, CLAIM, DECLINE, WANT
 from servd.replica_peer import ReplicaPeer, Router
 from servd.request_router import AfterLoss, Candidate, RequestRouter, RetryBudget, after_loss
+from servd.wire.messages import DeploymentTargets, MetricFamily, Routing
+from servd.wire.records import CANCEL, CLAIM, DECLINE, WANT
 
 DEFAULT_MAX_RETRIES = 3
 _TURN_S = 1.0

@@ -21,18 +21,6 @@ from typing import Any
 
 from setproctitle import setproctitle
 
-from servd.codec import RecordReader, record
-from servd.daemon_messages import (
-    EXIT_REFUSED,
-    CloseListeners,
-    InstanceServing,
-    ListenersOpened,
-    OpenListeners,
-    OrphanExited,
-    Reload,
-    Reloaded,
-    StopController,
-)
 from servd.exceptions import ListenError, ServdError, StateError
 from servd.ground import entry
 from servd.ground.clock import SystemClock
@@ -48,6 +36,18 @@ from servd.ground.settings import (
 from servd.listeners import Listeners
 from servd.service_notice import ServiceNotice
 from servd.state_lock import lock_state_dir
+from servd.wire.codec import RecordReader, record
+from servd.wire.daemon_messages import (
+    EXIT_REFUSED,
+    CloseListeners,
+    InstanceServing,
+    ListenersOpened,
+    OpenListeners,
+    OrphanExited,
+    Reload,
+    Reloaded,
+    StopController,
+)
 
 STOP_TIMEOUT_S = 60.0
 LEFTOVER_DRAIN_S = 4.5

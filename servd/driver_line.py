@@ -8,12 +8,12 @@ from typing import Any
 
 from servd.caller import Caller
 from servd.context import Process, RequestContext, install_process, remove_process
-from servd.control_link import ControlLink
 from servd.ground.ids import random_hex
 from servd.ground.pidfd import start_ticks
 from servd.ground.settings import control_socket
-from servd.messages import CallerReport, Hello, MetricFamily, MetricsReport, MetricsWish, Routing, Subscribe
 from servd.outgoing import CallTicket
+from servd.wire.control_link import ControlLink
+from servd.wire.messages import CallerReport, Hello, MetricFamily, MetricsReport, MetricsWish, Routing, Subscribe
 
 _REPORT_S = 0.25
 _CLOSE_LIMIT_S = 5.0

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from servd.journal import LATENCY_BOUNDS_MS, Key, Series
-from servd.messages import MetricFamily
+from servd.wire.messages import MetricFamily
 
 COUNTER, GAUGE, HISTOGRAM = "counter", "gauge", "histogram"
 

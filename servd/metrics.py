@@ -7,7 +7,7 @@ import prometheus_client
 from prometheus_client import CollectorRegistry
 
 from servd.context import current_request, replica_context
-from servd.messages import MetricFamily
+from servd.wire.messages import MetricFamily
 
 __all__ = [
     "Counter",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from servd.context import RequestContext
 from servd.exceptions import RemoteFailure, RequestCancelledError
-from servd.records import CALL, CREDIT_BYTES, STREAM, Outbox
+from servd.wire.records import CALL, CREDIT_BYTES, STREAM, Outbox
 
 if TYPE_CHECKING:
     from servd.replica_peer import ReplicaPeer

@@ -4,10 +4,11 @@ import logging
 import random
 from typing import TYPE_CHECKING, Any
 
-from servd.began import BeganReader
-from servd.link import CallerLink
 from servd.outgoing import Outgoing
-from servd.records import (
+from servd.request_router import Candidate, RequestRouter
+from servd.wire.began import BeganReader
+from servd.wire.link import CallerLink
+from servd.wire.records import (
     ACCEPTED,
     BODY,
     CREDIT,
@@ -24,7 +25,6 @@ from servd.records import (
     bodies_of,
     body_of,
 )
-from servd.request_router import Candidate, RequestRouter
 
 if TYPE_CHECKING:
     from servd.caller import Caller

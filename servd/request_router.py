@@ -17,7 +17,7 @@ from servd.exceptions import (
     NoRouteError,
     RequestError,
 )
-from servd.messages import DeploymentTargets
+from servd.wire.messages import DeploymentTargets
 
 IDEMPOTENT_METHODS = frozenset(("GET", "HEAD", "OPTIONS", "PUT", "DELETE"))
 BUDGET_BASE = 100

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from urllib.parse import unquote_to_bytes
 
-from servd.messages import Route
+from servd.wire.messages import Route
 
 _MAX_REMEMBERED = 2048
 _MAX_REMEMBERED_PATH_BYTES = 256

@@ -16,7 +16,6 @@ import pytest
 
 from servd.caller import Caller
 from servd.context import RequestContext
-from servd.messages import DeploymentTargets, Endpoint, Route, Routing
 from servd.proxy.forwarder import Forwarder
 from servd.proxy.http1 import HttpConnection
 from servd.proxy.late_lane import LateLane
@@ -24,6 +23,7 @@ from servd.proxy.limits import Limits
 from servd.proxy.listener import Listener
 from servd.replica.exchange import HttpExchange
 from servd.replica.replica_server import ReplicaServer
+from servd.wire.messages import DeploymentTargets, Endpoint, Route, Routing
 
 Http = Callable[[HttpExchange], Awaitable[None]]
 

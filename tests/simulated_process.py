@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from servd.controller import events
-from servd.messages import BuildResult, ReplicaGoal
+from servd.wire.messages import BuildResult, ReplicaGoal
 
 
 @dataclass

@@ -18,7 +18,7 @@ from servd.controller.observed import Observed
 from servd.controller.reconciler import turn
 from servd.ground.settings import Settings
 from servd.ground.states import ROUTABLE, DeployMode, ReplicaState
-from servd.messages import BuildResult, BuiltDeployment, ProxyReport, ReplicaGoal, ReplicaReport
+from servd.wire.messages import BuildResult, BuiltDeployment, ProxyReport, ReplicaGoal, ReplicaReport
 from tests.simulated_process import Process, exit_news
 from tests.simulation_properties import LIVENESS, SAFETY
 

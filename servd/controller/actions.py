@@ -2,7 +2,7 @@
 
 from servd.controller.facts import ForkServerFact, ProxyFact, ReplicaFact
 from servd.ground.quick_dataclass import dataclass
-from servd.messages import BuildOrder, ProxyGoal, ReplicaGoal, ReplicaStart, Routing
+from servd.wire.messages import BuildOrder, ProxyGoal, ReplicaGoal, ReplicaStart, Routing
 
 
 @dataclass(frozen=True, slots=True)

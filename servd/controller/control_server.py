@@ -8,10 +8,10 @@ import socket
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from servd.codec import RecordReader, record
-from servd.credentials import peer_credentials
 from servd.exceptions import ProtocolError
-from servd.messages import CallerReport, DeploymentTargets, Hello, Routing, Subscribe
+from servd.wire.codec import RecordReader, record
+from servd.wire.credentials import peer_credentials
+from servd.wire.messages import CallerReport, DeploymentTargets, Hello, Routing, Subscribe
 
 PROXY = "proxy"
 REPLICA = "replica"

@@ -6,8 +6,9 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from servd.codec import RecordReader, record
-from servd.daemon_messages import (
+from servd.exceptions import ListenError, ServdError
+from servd.wire.codec import RecordReader, record
+from servd.wire.daemon_messages import (
     CloseListeners,
     InstanceServing,
     ListenersOpened,
@@ -17,7 +18,6 @@ from servd.daemon_messages import (
     Reloaded,
     StopController,
 )
-from servd.exceptions import ListenError, ServdError
 
 _MAX_FDS = 253
 

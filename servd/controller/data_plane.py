@@ -13,7 +13,7 @@ from servd.controller.restarts import BackOff, retry_delay_s
 from servd.ground.ids import random_hex
 from servd.ground.settings import DEFAULT_HTTP_HOST, DEFAULT_HTTP_PORT, Settings
 from servd.ground.states import ProxyLocation
-from servd.messages import ProxyGoal
+from servd.wire.messages import ProxyGoal
 
 KILL_AGAIN_S = 5.0
 

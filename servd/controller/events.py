@@ -1,7 +1,7 @@
 """News from the world, past tense. `Observed.apply(event, now)` turns them into facts."""
 
 from servd.ground.quick_dataclass import dataclass
-from servd.messages import BuildResult, ProxyReport, ReplicaReport
+from servd.wire.messages import BuildResult, ProxyReport, ReplicaReport
 
 
 @dataclass(frozen=True, slots=True)

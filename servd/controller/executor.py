@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import Any
 
 from servd import logs
-from servd.began import remove_files
 from servd.controller import actions, events
 from servd.controller.control_server import PROXY, REPLICA, ControlServer
 from servd.controller.daemon_channel import DaemonChannel
@@ -22,7 +21,8 @@ from servd.controller.supervisor import Key, Supervisor
 from servd.exceptions import InvariantError
 from servd.ground.ids import DeploymentID
 from servd.ground.settings import Settings, variable
-from servd.messages import BuildOrder, LogConfig, ProxyGoal, ProxyStart
+from servd.wire.began import remove_files
+from servd.wire.messages import BuildOrder, LogConfig, ProxyGoal, ProxyStart
 
 FORK_SERVER = "fork_server"
 FORK_SERVER_TARGET = "servd.replica.fork_server:serve"

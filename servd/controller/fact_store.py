@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from servd.codec import decode_message, encode_message
 from servd.exceptions import ProtocolError
+from servd.wire.codec import decode_message, encode_message
 
 STORE_NAME = "facts.db"
 

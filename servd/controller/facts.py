@@ -6,14 +6,14 @@ A fact says what was ordered and what was heard; statuses are computed from fact
 from dataclasses import field
 from typing import Any
 
-from servd.codec import register_message
 from servd.control_plane import ApplicationDocument, HttpWish
 from servd.controller.goal import ApplicationGoal, Goal, HttpGoal
 from servd.controller.resources import Held
 from servd.ground.ids import DeploymentID
 from servd.ground.quick_dataclass import dataclass
 from servd.ground.states import ReplicaState
-from servd.messages import BuildOrder, BuildResult, ReplicaStart
+from servd.wire.codec import register_message
+from servd.wire.messages import BuildOrder, BuildResult, ReplicaStart
 
 
 @dataclass(frozen=True, slots=True)

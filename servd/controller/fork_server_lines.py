@@ -5,9 +5,9 @@ import logging
 from functools import partial
 from typing import Any, Protocol
 
-from servd.codec import RecordReader, record
 from servd.exceptions import ProtocolError
-from servd.messages import (
+from servd.wire.codec import RecordReader, record
+from servd.wire.messages import (
     BuildResult,
     ChildExited,
     Forked,

@@ -35,7 +35,6 @@ from servd.controller.process_news import ProcessNews
 from servd.controller.stack_requests import StackRequests
 from servd.controller.status import Identity, is_serving
 from servd.controller.supervisor import Supervisor
-from servd.daemon_messages import EXIT_REFUSED, InstanceServing, Reloaded
 from servd.exceptions import InvariantError, ServdError, StateError
 from servd.ground import process
 from servd.ground.clock import SystemClock, block_for
@@ -44,6 +43,7 @@ from servd.ground.settings import Settings, admin_socket, control_socket, variab
 from servd.ground.states import ApplicationStatus
 from servd.rest.access import rules_for
 from servd.rest.admin_sockets import bind_unix, first_connection
+from servd.wire.daemon_messages import EXIT_REFUSED, InstanceServing, Reloaded
 
 if TYPE_CHECKING:
     from servd.rest.app import AdminApp

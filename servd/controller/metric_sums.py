@@ -14,7 +14,7 @@ from servd.controller.observed import Observed
 from servd.ground.ids import DeploymentID
 from servd.ground.states import ROUTABLE
 from servd.measures import CONTRACT, GAUGE, HISTOGRAM, MAXIMA, Pairs, labelled
-from servd.messages import MetricFamily
+from servd.wire.messages import MetricFamily
 
 KEEP_S = 3600.0
 MAX_DEAD = 100

@@ -7,14 +7,14 @@ import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from servd.codec import decode_message, encode_message, register_message
 from servd.controller.metric_sums import KEEP_S, MAX_DEAD, MetricSums, remains
 from servd.exceptions import ProtocolError
 from servd.ground.clock import Clock
 from servd.ground.pidfd import start_ticks
 from servd.ground.quick_dataclass import dataclass
 from servd.measures import LoopLag
-from servd.messages import Hello, MetricFamily, MetricsReport, MetricsWish
+from servd.wire.codec import decode_message, encode_message, register_message
+from servd.wire.messages import Hello, MetricFamily, MetricsReport, MetricsWish
 
 ANSWER_LIMIT_S = 1.0
 """A process that is stuck counts with what it said last."""

@@ -22,7 +22,7 @@ from servd.controller.facts import (
 from servd.controller.targets import DeploymentTarget
 from servd.ground.quick_dataclass import dataclass
 from servd.ground.states import ROUTABLE, ReplicaPhase, ReplicaState
-from servd.messages import ReplicaReport, Routing
+from servd.wire.messages import ReplicaReport, Routing
 
 DEAD_KEPT = 5
 UNHEALTHY_AFTER_FAILURES = 3

@@ -12,8 +12,8 @@ from servd.controller.metrics_desk import MetricsDesk
 from servd.controller.observed import Observed
 from servd.controller.stack_requests import StackRequests
 from servd.controller.supervisor import Key, Supervisor
-from servd.daemon_messages import OrphanExited
-from servd.messages import (
+from servd.wire.daemon_messages import OrphanExited
+from servd.wire.messages import (
     BuildResult,
     ChildExited,
     Forked,

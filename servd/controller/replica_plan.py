@@ -17,7 +17,7 @@ from servd.controller.templates import template_for
 from servd.ground.ids import ReplicaID, random_hex, random_letters
 from servd.ground.settings import Settings, replica_address
 from servd.ground.states import ReplicaState
-from servd.messages import ReplicaStart
+from servd.wire.messages import ReplicaStart
 
 KILL_AGAIN_S = 5.0
 RECOVERING_LIMIT_S = 30.0

@@ -8,7 +8,7 @@ from servd.controller.settle import failing_message, route_prefix, serving_ingre
 from servd.controller.targets import DEFAULTS, DeploymentTarget
 from servd.ground.ids import DeploymentID
 from servd.ground.states import ROUTABLE, ReplicaState
-from servd.messages import DeploymentTargets, Endpoint, Route, Routing
+from servd.wire.messages import DeploymentTargets, Endpoint, Route, Routing
 
 _STARTING = "it starts again with the daemon; ask again in a moment"
 _USUAL_PREFIX = "/"

@@ -19,7 +19,7 @@ from servd.controller.slow_starts import note_slow_starts
 from servd.controller.targets import DeploymentTarget, base_environment, digest, resolve
 from servd.exceptions import DeployError
 from servd.ground.states import ROUTABLE, ApplicationStatus, DeploymentStatus, ReplicaState
-from servd.messages import BuildResult
+from servd.wire.messages import BuildResult
 
 WARM_UP_S = 2.0
 """A replica that has just begun to report has done nothing yet: for so long its samples shrink nothing."""

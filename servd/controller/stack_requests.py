@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from servd.exceptions import NoAnswerError
-from servd.messages import StackReport, StackWish
+from servd.wire.messages import StackReport, StackWish
 
 ANSWER_LIMIT_S = 5.0
 

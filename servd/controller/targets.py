@@ -18,7 +18,7 @@ from servd.controller.resources import Need
 from servd.exceptions import DeployError
 from servd.ground.ids import DeploymentID
 from servd.ground.quick_dataclass import dataclass
-from servd.messages import BuildResult, BuiltDeployment, ReplicaGoal
+from servd.wire.messages import BuildResult, BuiltDeployment, ReplicaGoal
 
 DEFAULTS: dict[str, Any] = {
     "num_replicas": 1,

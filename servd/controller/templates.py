@@ -13,8 +13,8 @@ from servd.controller.settle import builder_of, wanted_count
 from servd.controller.targets import DeploymentTarget, base_environment
 from servd.ground.ids import random_hex
 from servd.ground.settings import Settings, fork_server_socket
-from servd.messages import BuildOrder
 from servd.runtime_env import local_path
+from servd.wire.messages import BuildOrder
 
 
 def template_for(target: DeploymentTarget, app: ApplicationFact, observed: Observed) -> ForkServerFact | None:

@@ -6,7 +6,7 @@ from servd.proxy.app_queue import AppQueue
 from servd.proxy.forwarded_call import ForwardedCall, NotedSend, Send
 from servd.proxy.forwarder import Forwarder, Target
 from servd.proxy.probes import Answer
-from servd.records import origin
+from servd.wire.records import origin
 
 
 class AsgiForm:

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable
 
 from servd.outgoing import Outgoing
-from servd.records import CREDIT_BYTES
+from servd.wire.records import CREDIT_BYTES
 
 
 class BodyStream:

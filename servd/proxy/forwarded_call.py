@@ -9,7 +9,7 @@ from servd.journal import Labels
 from servd.outgoing import Outgoing
 from servd.proxy.body_stream import BodyStream
 from servd.proxy.forwarder import CLIENT_GONE, Forwarder
-from servd.records import FRAME_BYTES, HTTP, Outbox
+from servd.wire.records import FRAME_BYTES, HTTP, Outbox
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 

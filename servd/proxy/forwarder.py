@@ -12,12 +12,12 @@ from servd.caller import Caller
 from servd.exceptions import RequestError
 from servd.ground.clock import Clock, SystemClock
 from servd.journal import NOWHERE, Journal, Labels
-from servd.messages import Routing
 from servd.proxy.limits import Limits
 from servd.proxy.probes import TEXT, Answer, answer_unrouted, is_probe
-from servd.records import REPLICA_TIMING, duration
 from servd.replica_peer import Router
 from servd.route_table import RouteTable, decoded_path
+from servd.wire.messages import Routing
+from servd.wire.records import REPLICA_TIMING, duration
 
 RETRY_AFTER_S = 1
 CLIENT_GONE = 499

@@ -20,8 +20,8 @@ from servd.proxy.http1_rules import (
 )
 from servd.proxy.limits import WHOLE_BODY_BYTES
 from servd.proxy.listener import Listener
-from servd.records import STREAMED_BODY
 from servd.request_router import IDEMPOTENT_METHODS
+from servd.wire.records import STREAMED_BODY
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _SPECIAL = frozenset(

@@ -8,7 +8,7 @@ from servd.proxy.body_stream import BodyStream
 from servd.proxy.forwarder import answer_failure, answer_timeout, status_line
 from servd.proxy.listener import Listener
 from servd.proxy.probes import Answer
-from servd.records import CREDIT_BYTES
+from servd.wire.records import CREDIT_BYTES
 
 _LINGER_S = 1.0
 _GRANT_BYTES = CREDIT_BYTES // 4

@@ -10,8 +10,8 @@ from servd.proxy.http1_rules import unusual_target
 from servd.proxy.limits import WHOLE_BODY_BYTES
 from servd.proxy.listener import Listener, is_reset
 from servd.proxy.probes import TEXT, Answer
-from servd.records import FRAME_BYTES, HTTP, Outbox, origin
 from servd.request_router import IDEMPOTENT_METHODS
+from servd.wire.records import FRAME_BYTES, HTTP, Outbox, origin
 
 NOTHING: dict[bytes, bytes] = {}
 """Stands for "no special headers": never changed."""

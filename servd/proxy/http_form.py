@@ -10,8 +10,8 @@ from servd.proxy.forwarded_call import ForwardedCall, Send, response_headers
 from servd.proxy.forwarder import Target, answer_failure, answer_timeout
 from servd.proxy.limits import WHOLE_BODY_BYTES
 from servd.proxy.probes import TEXT, Answer
-from servd.records import STREAMED_BODY
 from servd.request_router import IDEMPOTENT_METHODS
+from servd.wire.records import STREAMED_BODY
 
 _TOO_SLOW: Answer = (408, TEXT, b"the request's body took too long")
 

@@ -10,15 +10,21 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from servd import logs
-from servd.allocator import keep_freed_memory
 from servd.caller import Caller
-from servd.control_link import ControlLink
 from servd.ground import process
 from servd.ground.pidfd import start_ticks
 from servd.ground.settings import control_socket
 from servd.journal import AccessLog, Journal, place_of
 from servd.measures import LoopLag, family, http_families
-from servd.messages import (
+from servd.proxy.forwarder import Forwarder
+from servd.proxy.http1 import HttpConnection
+from servd.proxy.late_lane import LateLane
+from servd.proxy.limits import Limits
+from servd.proxy.listener import Listener
+from servd.tls import Certificate
+from servd.wire.allocator import keep_freed_memory
+from servd.wire.control_link import ControlLink
+from servd.wire.messages import (
     CallerReport,
     Hello,
     LogConfig,
@@ -29,12 +35,6 @@ from servd.messages import (
     ProxyStart,
     Routing,
 )
-from servd.proxy.forwarder import Forwarder
-from servd.proxy.http1 import HttpConnection
-from servd.proxy.late_lane import LateLane
-from servd.proxy.limits import Limits
-from servd.proxy.listener import Listener
-from servd.tls import Certificate
 
 _TURN_S = 1.0
 _QUEUE_REPORT_S = 0.25

@@ -8,7 +8,7 @@ from servd.proxy.asgi_form import AsgiForm
 from servd.proxy.forwarded_call import ForwardedCall, NotedSend, Send, response_headers
 from servd.proxy.forwarder import CLIENT_GONE, Forwarder, Target, answer_failure, answer_timeout
 from servd.proxy.probes import Answer
-from servd.records import WEBSOCKET
+from servd.wire.records import WEBSOCKET
 
 RESTARTING = 1012
 GOODBYE_S = 5.0

@@ -2,10 +2,10 @@
 
 from typing import TYPE_CHECKING, Any
 
-from servd.link import Peer, ReplicaLink
-from servd.records import ACCEPTED
 from servd.replica.exchange import HttpExchange
 from servd.replica.handle_call import HandleCall
+from servd.wire.link import Peer, ReplicaLink
+from servd.wire.records import ACCEPTED
 
 if TYPE_CHECKING:
     from servd.replica.replica_server import ReplicaServer

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from servd.context import RequestContext
 from servd.ground.clock import SystemClock
 from servd.ground.settings import is_on
-from servd.records import BODY, CREDIT, CREDIT_BYTES, END, EVENT, HEAD, REPLICA_TIMING, RESPONSE, duration
+from servd.wire.records import BODY, CREDIT, CREDIT_BYTES, END, EVENT, HEAD, REPLICA_TIMING, RESPONSE, duration
 
 if TYPE_CHECKING:
     from servd.replica.caller_peer import CallerPeer

@@ -20,16 +20,20 @@ from multiprocessing.context import ForkProcess
 from typing import Any
 
 from servd import logs
-from servd.allocator import keep_freed_memory
 from servd.built_application import BuiltApplication, describe
-from servd.codec import RecordReader, record
-from servd.credentials import peer_credentials
 from servd.exceptions import DeployError, ProtocolError
 from servd.ground import process
 from servd.ground.pidfd import start_ticks
 from servd.ground.quick_dataclass import dataclass
 from servd.ground.settings import fork_server_socket, variable
-from servd.messages import (
+from servd.replica.environment import apply_environment
+from servd.replica.fork_safety import fork_unsafe_reason
+from servd.replica.importing import code_version, is_pinned, load_application
+from servd.replica.main import allow_tracker, run_forked
+from servd.wire.allocator import keep_freed_memory
+from servd.wire.codec import RecordReader, record
+from servd.wire.credentials import peer_credentials
+from servd.wire.messages import (
     BuildOrder,
     BuildResult,
     ChildExited,
@@ -39,10 +43,6 @@ from servd.messages import (
     ForkServerStop,
     ReplicaStart,
 )
-from servd.replica.environment import apply_environment
-from servd.replica.fork_safety import fork_unsafe_reason
-from servd.replica.importing import code_version, is_pinned, load_application
-from servd.replica.main import allow_tracker, run_forked
 
 _BACKLOG = 8
 _SEND_TIMEOUT_S = 5.0

@@ -4,7 +4,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from servd.context import RequestContext
-from servd.records import CREDIT_BYTES, ITEM, REPLY
+from servd.wire.records import CREDIT_BYTES, ITEM, REPLY
 
 if TYPE_CHECKING:
     from servd.replica.caller_peer import CallerPeer

@@ -18,9 +18,9 @@ from servd.application import Application, Deployment
 from servd.built_application import BuiltApplication, build_application
 from servd.compat import ray_names
 from servd.exceptions import DeployError
-from servd.messages import BuildOrder
 from servd.replica.environment import Environment
 from servd.tracebacks import user_traceback, users_paths
+from servd.wire.messages import BuildOrder
 
 _SITE_PARTS = {"site-packages", "dist-packages"}
 _OWN_DIR = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))

@@ -13,18 +13,18 @@ from multiprocessing.connection import Connection
 from typing import Any, NoReturn
 
 from servd import logs
-from servd.allocator import keep_freed_memory
 from servd.application import Deployment
 from servd.built_application import BuiltApplication
 from servd.context import current_request
 from servd.ground import process
 from servd.ground.ids import DeploymentID
 from servd.journal import AccessLog, place_of
-from servd.messages import BuildOrder, ReplicaStart
 from servd.replica.environment import apply_environment
 from servd.replica.importing import load_application
 from servd.replica.replica import Replica
 from servd.replica.replica_notes import noter
+from servd.wire.allocator import keep_freed_memory
+from servd.wire.messages import BuildOrder, ReplicaStart
 
 EXIT_HANDLERS_LIMIT_S = 2.0
 

@@ -8,9 +8,8 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-from servd import link, logs
+from servd import logs
 from servd.application import Deployment
-from servd.began import remove_files
 from servd.caller import Caller
 from servd.context import ReplicaContext, install_process, set_replica_context
 from servd.exceptions import DeployError
@@ -20,13 +19,15 @@ from servd.ground.process import LIFETIME_DRAIN_S
 from servd.ground.states import ReplicaPhase
 from servd.journal import AccessLog, Journal
 from servd.measures import LoopLag
-from servd.messages import MetricFamily, ReplicaGoal, ReplicaStart, Routing
 from servd.replica.replica_metrics import replica_metrics
 from servd.replica.replica_notes import noter, read_notes
 from servd.replica.replica_server import ReplicaServer
 from servd.replica.user_callable import UserCallable
 from servd.replica.warden import Warden
 from servd.tracebacks import user_traceback
+from servd.wire import link
+from servd.wire.began import remove_files
+from servd.wire.messages import MetricFamily, ReplicaGoal, ReplicaStart, Routing
 
 _LINGER_S = 2.0
 """How long the last answers may take to leave."""

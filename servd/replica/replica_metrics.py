@@ -6,7 +6,7 @@ from servd.caller import Caller
 from servd.ground.ids import DeploymentID
 from servd.journal import Journal
 from servd.measures import LoopLag, family, labelled, replica_families
-from servd.messages import MetricFamily, ReplicaStart
+from servd.wire.messages import MetricFamily, ReplicaStart
 
 
 def replica_metrics(

@@ -6,13 +6,19 @@ from asyncio import Task
 from collections.abc import Callable
 from typing import Any
 
-from servd.began import BeganLog
 from servd.context import RequestContext, current_request
 from servd.exceptions import ProtocolError
 from servd.ground.ids import random_hex
-from servd.link import Peer, ReplicaLink
 from servd.pickling import dump_exception, dumps, loads
-from servd.records import (
+from servd.replica.admission import Admission
+from servd.replica.caller_peer import CallerPeer
+from servd.replica.exchange import ClientGoneError, HttpExchange, UserCallable
+from servd.replica.handle_call import HandleCall
+from servd.replica.responses import error_response
+from servd.route_table import decoded_path
+from servd.wire.began import BeganLog
+from servd.wire.link import Peer, ReplicaLink
+from servd.wire.records import (
     BODY,
     CALL,
     CANCEL,
@@ -34,12 +40,6 @@ from servd.records import (
     body_of,
     read_origin,
 )
-from servd.replica.admission import Admission
-from servd.replica.caller_peer import CallerPeer
-from servd.replica.exchange import ClientGoneError, HttpExchange, UserCallable
-from servd.replica.handle_call import HandleCall
-from servd.replica.responses import error_response
-from servd.route_table import decoded_path
 
 _ASGI = {"version": "3.0", "spec_version": "2.4"}
 _MAX_REMEMBERED = 4096

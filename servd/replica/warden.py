@@ -11,14 +11,16 @@ import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from servd.began import remove_files
-from servd.control_link import ControlLink
 from servd.ground import settings
 from servd.ground.pidfd import start_ticks
 from servd.ground.process import run, watch_lifetime
 from servd.ground.states import ReplicaPhase
 from servd.measures import LoopLag
-from servd.messages import (
+from servd.replica.health import HealthChecks
+from servd.replica.loop_watch import LoopWatch, stacks
+from servd.wire.began import remove_files
+from servd.wire.control_link import ControlLink
+from servd.wire.messages import (
     CallerReport,
     Hello,
     MetricFamily,
@@ -32,8 +34,6 @@ from servd.messages import (
     StackWish,
     Subscribe,
 )
-from servd.replica.health import HealthChecks
-from servd.replica.loop_watch import LoopWatch, stacks
 
 SIGN_OF_LIFE_S = 5.0
 STUCK_AFTER_S = 5.0

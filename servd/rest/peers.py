@@ -6,8 +6,8 @@ import socket
 import struct
 from ipaddress import IPv6Address, ip_address
 
-from servd.credentials import peer_credentials
 from servd.ground.quick_dataclass import dataclass
+from servd.wire.credentials import peer_credentials
 
 _NETLINK_SOCK_DIAG = 4
 _SOCK_DIAG_BY_FAMILY = 20

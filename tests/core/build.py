@@ -14,7 +14,7 @@ from servd.controller.reconciler import turn
 from servd.controller.status import Identity, application_status, instance_view
 from servd.ground.settings import Settings
 from servd.ground.states import ApplicationStatus, DeployMode, ReplicaState
-from servd.messages import BuildResult, BuiltDeployment, ProxyReport, ReplicaGoal, ReplicaReport, ReplicaStart
+from servd.wire.messages import BuildResult, BuiltDeployment, ProxyReport, ReplicaGoal, ReplicaReport, ReplicaStart
 
 HTTP = HttpGoal("127.0.0.1", 8000)
 IDENTITY = Identity(1, "a", "w", "n", "127.0.0.1")

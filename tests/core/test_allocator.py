@@ -3,13 +3,13 @@ import sys
 
 import pytest
 
-from servd.allocator import keep_freed_memory
+from servd.wire.allocator import keep_freed_memory
 
 BLOCK = 1_000_000
 SCRIPT = f"""
 import resource, sys
 sys.path[:0] = {sys.path!r}
-from servd.allocator import keep_freed_memory
+from servd.wire.allocator import keep_freed_memory
 keep_freed_memory()
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -41,5 +41,5 @@ def test_the_users_own_wish_stays() -> None:
 
 
 def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("servd.allocator.ctypes.CDLL", lambda _: object())
+    monkeypatch.setattr("servd.wire.allocator.ctypes.CDLL", lambda _: object())
     keep_freed_memory()

@@ -7,7 +7,7 @@ import pytest
 from servd.controller import events
 from servd.controller.change import scale
 from servd.ground.states import ApplicationStatus, ReplicaState
-from servd.messages import ReplicaReport
+from servd.wire.messages import ReplicaReport
 from tests.core.build import (
     World,
     a_goal,

@@ -8,8 +8,8 @@ from servd.controller.goal import Goal
 from servd.controller.observed import Observed
 from servd.controller.routing import routing
 from servd.ground.states import DeployMode
-from servd.messages import BuildResult, ProxyReport
 from servd.route_table import RouteTable
+from servd.wire.messages import BuildResult, ProxyReport
 from tests.core.build import (
     HTTP,
     World,

@@ -13,9 +13,9 @@ from pydantic import BaseModel, ValidationError
 from servd import pickling
 from servd.application import Application, make_deployment
 from servd.exceptions import DeployError
-from servd.messages import BuildOrder
 from servd.replica.environment import Environment
 from servd.replica.importing import as_application, code_version, load_application
+from servd.wire.messages import BuildOrder
 
 APP = """
 from servd.application import make_deployment

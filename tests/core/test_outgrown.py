@@ -4,7 +4,7 @@ from servd.controller import events
 from servd.controller.outgrown import PAUSE_S, SETTLED_S
 from servd.controller.status import Identity, instance_view
 from servd.ground.states import DeploymentStatus
-from servd.messages import ReplicaReport
+from servd.wire.messages import ReplicaReport
 from tests.core.build import World, a_build, a_goal, an_app, verbs
 
 LIMIT = 100 * 2**20

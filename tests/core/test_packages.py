@@ -15,9 +15,9 @@ import pytest
 
 from servd.exceptions import DeployError
 from servd.ground.clock import SystemClock
-from servd.messages import BuildOrder
 from servd.replica import packages
 from servd.replica.environment import apply_environment
+from servd.wire.messages import BuildOrder
 
 
 @pytest.fixture(autouse=True)

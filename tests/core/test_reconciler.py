@@ -4,7 +4,7 @@ from servd.controller import events
 from servd.controller.goal import Goal
 from servd.controller.status import instance_view
 from servd.ground.states import ApplicationStatus, ReplicaState
-from servd.messages import BuildResult, ReplicaReport
+from servd.wire.messages import BuildResult, ReplicaReport
 from tests.core.build import (
     IDENTITY,
     World,

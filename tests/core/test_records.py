@@ -2,7 +2,7 @@ import msgpack
 import pytest
 
 from servd.exceptions import ProtocolError
-from servd.records import FRAME_BYTES, Outbox, bodies_of, body_of, origin, read_origin, unpack
+from servd.wire.records import FRAME_BYTES, Outbox, bodies_of, body_of, origin, read_origin, unpack
 
 
 def test_large_bodies_travel_as_frames() -> None:

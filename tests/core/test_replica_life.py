@@ -6,7 +6,7 @@ from servd.controller import actions, events
 from servd.controller.restarts import BackOff, failure_threshold, retry_delay_s
 from servd.controller.settle import deployment_status
 from servd.ground.states import ApplicationStatus, DeploymentStatus, ReplicaState
-from servd.messages import ProxyReport
+from servd.wire.messages import ProxyReport
 from tests.core.build import (
     a_goal,
     deployed,

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 import pytest
 
 from servd.exceptions import BackPressureError, DeploymentUnavailableError, NoRouteError
-from servd.messages import DeploymentTargets, Endpoint
 from servd.request_router import AfterLoss, RequestRouter, RetryBudget, after_loss
+from servd.wire.messages import DeploymentTargets, Endpoint
 
 
 @dataclass

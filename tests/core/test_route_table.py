@@ -1,7 +1,7 @@
 import pytest
 
-from servd.messages import Route
 from servd.route_table import RouteTable, decoded_path
+from servd.wire.messages import Route
 
 
 def a_table(*prefixes: str, root_path: str = "") -> RouteTable:

@@ -6,7 +6,7 @@ import pytest
 
 from servd.controller import actions
 from servd.controller.events import ReplicaExited
-from servd.messages import DeploymentTargets
+from servd.wire.messages import DeploymentTargets
 from tests.core.build import World, a_build, a_goal, an_app
 
 

@@ -8,7 +8,7 @@ import pytest
 from servd.control_plane import ApplicationDocument
 from servd.controller.goal import ApplicationGoal
 from servd.ground.states import ApplicationStatus
-from servd.messages import BuildResult
+from servd.wire.messages import BuildResult
 from tests.core.build import World, a_build, a_goal, status_of, verbs
 
 SOURCE = "file:///src"

@@ -13,7 +13,7 @@ from servd.controller.observed import Observed
 from servd.controller.rollout import Step, next_step
 from servd.controller.routing import routing
 from servd.ground.states import ReplicaState
-from servd.messages import Routing
+from servd.wire.messages import Routing
 from tests.simulation import Simulation, Violation
 from tests.simulation_properties import FAULTS
 

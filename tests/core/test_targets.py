@@ -6,7 +6,7 @@ import pytest
 
 from servd.controller.targets import DeploymentTarget, resolve
 from servd.exceptions import DeployError
-from servd.messages import BuildResult, BuiltDeployment
+from servd.wire.messages import BuildResult, BuiltDeployment
 from tests.core.build import an_app
 
 

@@ -13,10 +13,10 @@ from typing import Any
 
 from servd import pickling
 from servd.caller import Caller
-from servd.codec import RecordReader, encode_message, record
 from servd.context import RequestContext
 from servd.ground import settings
-from servd.messages import (
+from servd.wire.codec import RecordReader, encode_message, record
+from servd.wire.messages import (
     BuildOrder,
     ChildExited,
     DeploymentTargets,
@@ -34,12 +34,12 @@ from servd.messages import (
 LIMIT_S = 20.0
 REPOSITORY = Path(__file__).parents[2]
 _SERVE = (
-    "import sys; from multiprocessing.connection import Connection; from servd.codec import decode_message; "
+    "import sys; from multiprocessing.connection import Connection; from servd.wire.codec import decode_message; "
     "from servd.replica.fork_server import serve; "
     "serve(decode_message(sys.stdin.buffer.read()), Connection(int(sys.argv[1]), writable=False))"
 )
 _SPAWNED = (
-    "import sys; from multiprocessing.connection import Connection; from servd.codec import decode_message; "
+    "import sys; from multiprocessing.connection import Connection; from servd.wire.codec import decode_message; "
     "from servd.replica.main import run_spawned; start, order = decode_message(sys.stdin.buffer.read()); "
     "run_spawned(start, order, Connection(int(sys.argv[1]), writable=False))"
 )

@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
-from servd import began
-from servd.began import BeganLog, BeganReader, path_of
+from servd.wire import began
+from servd.wire.began import BeganLog, BeganReader, path_of
 
 
 def test_the_request_begun_last_outlives_the_replica(tmp_path: Path) -> None:

@@ -4,9 +4,9 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-from servd.codec import RecordReader, record
-from servd.control_link import ControlLink
-from servd.messages import Hello, ProxyGoal, ProxyReport
+from servd.wire.codec import RecordReader, record
+from servd.wire.control_link import ControlLink
+from servd.wire.messages import Hello, ProxyGoal, ProxyReport
 
 
 class Endpoint:

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from servd.codec import RecordReader, record
 from servd.controller.control_server import ControlServer
-from servd.messages import (
+from servd.wire.codec import RecordReader, record
+from servd.wire.messages import (
     CallerReport,
     DeploymentTargets,
     Endpoint,

@@ -12,7 +12,7 @@ import pytest
 
 from servd.exceptions import ServdError
 from servd.ground.pidfd import start_ticks
-from servd.messages import ForkServerStop
+from servd.wire.messages import ForkServerStop
 from tests.rooms.replica_room import LIMIT_S, Room, a_room
 
 pytestmark = pytest.mark.slow

@@ -17,7 +17,7 @@ from servd.controller.goal import ApplicationGoal, Goal, HttpGoal
 from servd.controller.goal_store import GoalStore
 from servd.exceptions import GoalNotSavedError, InvariantError, StateError
 from servd.ground.states import DeployMode
-from servd.messages import ProxyGoal
+from servd.wire.messages import ProxyGoal
 
 
 def a_goal(revision: int, filling: str = "x") -> Goal:

@@ -3,7 +3,7 @@ import select
 from typing import Any
 
 from servd.ground.clock import SystemClock
-from servd.link import HOLD_S, MAX_RECORDS, CallerLink, Peer, ReplicaLink
+from servd.wire.link import HOLD_S, MAX_RECORDS, CallerLink, Peer, ReplicaLink
 from tests.fakes import new_address, wait_until
 
 

@@ -16,8 +16,8 @@ from servd.context import NO_REQUEST
 from servd.exceptions import ProtocolError
 from servd.pickling import dumps
 from servd.proxy.limits import Limits
-from servd.records import CALL, HTTP, read_origin, unpack
 from servd.replica.exchange import HttpExchange
+from servd.wire.records import CALL, HTTP, read_origin, unpack
 from tests.fakes import Room, a_caller, routing_for, targets_for, wait_until
 from tests.rooms.http2_client import Http2Client, Http2WebSocket
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from servd.messages import (
+from servd.replica.loop_watch import LoopWatch
+from servd.wire.messages import (
     CallerReport,
     DeploymentTargets,
     Endpoint,
     Routing,
     Subscribe,
 )
-from servd.replica.loop_watch import LoopWatch
 from tests.rooms.replica_room import LIMIT_S, Room, a_room
 
 pytestmark = pytest.mark.slow

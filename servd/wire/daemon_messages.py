@@ -1,7 +1,7 @@
 """What the daemon and its controller say to each other on their socket pair, one dataclass each."""
 
-from servd.codec import register_message
 from servd.ground.quick_dataclass import dataclass
+from servd.wire.codec import register_message
 
 EXIT_REFUSED = 78
 """Exit code of a controller that cannot serve this state directory; it has said why on stderr."""

@@ -13,7 +13,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from servd.exceptions import ProtocolError, TransportError
 from servd.ground.clock import SystemClock
-from servd.records import Outbox, unpack
+from servd.wire.records import Outbox, unpack
 
 MAX_SOCKETS = 16384
 MAX_RECORDS = 32

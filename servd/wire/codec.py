@@ -5,8 +5,8 @@ from typing import Any
 
 import msgpack
 
-from servd import messages
 from servd.exceptions import ProtocolError
+from servd.wire import messages
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 _MESSAGE = 1

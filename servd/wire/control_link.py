@@ -6,9 +6,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from servd.codec import RecordReader, record
 from servd.exceptions import ProtocolError
-from servd.messages import Hello
+from servd.wire.codec import RecordReader, record
+from servd.wire.messages import Hello
 
 _FIRST_RETRY_S = 0.010
 _LAST_RETRY_S = 0.100
