@@ -21,7 +21,7 @@ from servd.handle import DeploymentHandle, RayServeHandle, RayServeSyncHandle
 
 if TYPE_CHECKING:
     from servd.client import Client
-    from servd.statuses import ServeStatus
+    from servd.documents.statuses import ServeStatus
 
 DEFAULT_APP = "default"
 _SHOWN = (
@@ -217,7 +217,7 @@ def build(target: Application, name: str | None = None) -> BuiltApplication:
 def status() -> "ServeStatus":
     """Status of all applications; empty when Serve is not running."""
     # only those who ask load what it takes
-    statuses = importlib.import_module("servd.statuses")
+    statuses = importlib.import_module("servd.documents.statuses")
     client = _client_module().find()
     return statuses.ServeStatus() if client is None else statuses.serve_status(client.status())  # type: ignore[no-any-return]
 

@@ -12,7 +12,7 @@ from typing import Any
 from servd.application import Application, Deployment
 from servd.built_application import BuiltApplication, build_application
 from servd.compat import ray_names
-from servd.document_files import dump_spaced_yaml
+from servd.documents.files import dump_spaced_yaml
 from servd.exceptions import ConfigError
 from servd.schema import DeploymentSchema, check_import_path, parse_v1, parse_v2
 

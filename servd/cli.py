@@ -145,7 +145,7 @@ def deploy(
     """A document goes to the endpoint of its version; an import path joins the other applications."""
     from servd.admin_client import AdminClient, find_address
     from servd.commands import application_order, deploy_file, deploy_import_path
-    from servd.document_files import is_document_path
+    from servd.documents.files import is_document_path
 
     is_document = is_document_path(target)
     if is_document:
@@ -193,7 +193,7 @@ def run(
         raise typer.BadParameter("servd has no Gradio helper", param_hint="--gradio")
     if reload and not blocking:
         raise typer.BadParameter("it needs --blocking", param_hint="--reload")
-    from servd.document_files import is_document_path
+    from servd.documents.files import is_document_path
     from servd.run_command import RunOptions, announce, daemon_for
     from servd.run_command import run as run_target
 

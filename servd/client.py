@@ -204,7 +204,7 @@ class Client:
     def get_serve_status(self, name: str = "default") -> Any:
         """Status of one application, as `schema.ServeStatus` of release 2.5."""
         # statuses have models of their own, which only those who ask for one load
-        from servd.statuses import application_status
+        from servd.documents.statuses import application_status
 
         return application_status(name, self.status())
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from servd.admin_client import AdminClient
 from servd.console import STATUS_HEAD, progress_on, progress_rows, say, status_rows, table, without_colours
-from servd.document_files import DocumentFile, dump_yaml, load_document, resolve_paths
+from servd.documents.files import DocumentFile, dump_yaml, load_document, resolve_paths
 from servd.exceptions import ConfigError, DeployError, ServdError
 from servd.ground.clock import SystemClock
 from servd.schema import EMPTY_CONFIG, parse_v1, parse_v2

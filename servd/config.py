@@ -8,8 +8,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
-from servd import runtime_env
-from servd.document import Document, Fault, to_era_names
+from servd.documents import runtime_env
+from servd.documents.checked import Document, Fault, to_era_names
 
 __all__ = [
     "AutoscalingConfig",

@@ -10,8 +10,8 @@ from typing import Any, TypedDict
 
 from pydantic import ValidationError
 
-from servd import runtime_env
 from servd.config import AutoscalingConfig, DeploymentConfig, RayActorOptions, check_route_prefix
+from servd.documents import runtime_env
 
 BATCH_ATTRIBUTE = "__servd_batch__"
 """Attribute of functions decorated with `batch`: their `BatchOptions`."""

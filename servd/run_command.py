@@ -12,7 +12,7 @@ from typing import Any
 from servd.admin_client import ADDRESS_VARIABLES, AdminClient, UnreachableError, find_address
 from servd.commands import application_order, read_document, wait_until_running
 from servd.console import say, warn
-from servd.document_files import load_document, parse_document, resolve_env, resolve_path
+from servd.documents.files import load_document, parse_document, resolve_env, resolve_path
 from servd.exceptions import ConfigError, DeployError, ServdError
 from servd.ground.settings import Settings, admin_socket, socket_dir_for, url_of
 from servd.launch import start_detached, start_tied

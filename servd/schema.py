@@ -5,16 +5,6 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, Field
 
-from servd import runtime_env
-from servd.answers import (
-    ApplicationDetails,
-    DeploymentDetails,
-    HTTPProxyDetails,
-    ReplicaDetails,
-    ServeActorDetails,
-    ServeInstanceDetails,
-    ServeStatusSchema,
-)
 from servd.config import (
     AutoscalingConfig,
     DeploymentMode,
@@ -24,8 +14,18 @@ from servd.config import (
     Replicas,
     RoutePrefix,
 )
-from servd.control_plane import ApplicationDocument, GoalDocument, HttpWish
-from servd.document import Document, Fault, Place, validated
+from servd.documents import runtime_env
+from servd.documents.answers import (
+    ApplicationDetails,
+    DeploymentDetails,
+    HTTPProxyDetails,
+    ReplicaDetails,
+    ServeActorDetails,
+    ServeInstanceDetails,
+    ServeStatusSchema,
+)
+from servd.documents.checked import Document, Fault, Place, validated
+from servd.documents.control_plane import ApplicationDocument, GoalDocument, HttpWish
 from servd.exceptions import ConfigError
 from servd.ground.states import DeployMode
 

@@ -9,13 +9,13 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from servd.control_plane import ApplicationDocument
 from servd.controller import actions, change, events
 from servd.controller.actions import Action
 from servd.controller.facts import ForkServerFact, ProxyFact, ReplicaFact
 from servd.controller.goal import ApplicationGoal, Goal, HttpGoal
 from servd.controller.observed import Observed
 from servd.controller.reconciler import turn
+from servd.documents.control_plane import ApplicationDocument
 from servd.ground.settings import Settings
 from servd.ground.states import ROUTABLE, DeployMode, ReplicaState
 from servd.wire.messages import BuildResult, BuiltDeployment, ProxyReport, ReplicaGoal, ReplicaReport

@@ -6,16 +6,16 @@ Source: Ray Serve REST API 2.5; which options conflict, and when the listener mo
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
-from servd.control_plane import ApplicationDocument, GoalDocument, HttpWish
 from servd.controller.data_plane import flag_options
 from servd.controller.goal import ApplicationGoal, Goal, HttpGoal
 from servd.controller.observed import Observed
+from servd.documents.control_plane import ApplicationDocument, GoalDocument, HttpWish
+from servd.documents.runtime_env import check_application
 from servd.exceptions import ConfigError
 from servd.ground.ids import DeploymentID
 from servd.ground.quick_dataclass import dataclass
 from servd.ground.settings import Settings
 from servd.ground.states import DeployMode, ProxyLocation
-from servd.runtime_env import check_application
 
 SCHEMAS = {DeployMode.SINGLE_APP: "ServeApplicationSchema", DeployMode.MULTI_APP: "ServeDeploySchema"}
 SAME_PLACE = {ProxyLocation.HEAD_ONLY.value: ProxyLocation.EVERY_NODE.value}

@@ -7,15 +7,6 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 
-from servd.control_plane import (
-    ApplicationDocument,
-    ChangePlan,
-    GoalDocument,
-    HttpWish,
-    InstanceView,
-    RevisionView,
-    check_match,
-)
 from servd.controller import change, history
 from servd.controller.circle import Circle
 from servd.controller.daemon_channel import DaemonChannel
@@ -31,6 +22,15 @@ from servd.controller.snapshots import take_snapshots
 from servd.controller.stack_requests import StackRequests
 from servd.controller.status import Identity, instance_view
 from servd.controller.supervisor import Supervisor
+from servd.documents.control_plane import (
+    ApplicationDocument,
+    ChangePlan,
+    GoalDocument,
+    HttpWish,
+    InstanceView,
+    RevisionView,
+    check_match,
+)
 from servd.exceptions import DeployError, ListenError, ServdError, UnknownNameError
 from servd.ground.clock import Clock
 from servd.ground.ids import DeploymentID

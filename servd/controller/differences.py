@@ -6,7 +6,7 @@ from typing import Any
 
 from servd.controller.goal import ApplicationGoal
 from servd.controller.targets import without_empty_variables
-from servd.runtime_env import local_uris
+from servd.documents.runtime_env import local_uris
 
 
 def differences(name: str, before: Any, after: Any) -> Iterator[str]:

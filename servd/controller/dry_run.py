@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from servd.control_plane import ApplicationChange, ChangePlan, DeploymentChange
 from servd.controller.differences import code_fields, differences
 from servd.controller.facts import ApplicationFact, DeploymentFact
 from servd.controller.goal import ApplicationGoal, Goal, HttpGoal
@@ -20,6 +19,7 @@ from servd.controller.targets import (
     resolve,
     without_empty_variables,
 )
+from servd.documents.control_plane import ApplicationChange, ChangePlan, DeploymentChange
 from servd.exceptions import DeployError
 from servd.ground.ids import DeploymentID
 

@@ -6,9 +6,9 @@ A fact says what was ordered and what was heard; statuses are computed from fact
 from dataclasses import field
 from typing import Any
 
-from servd.control_plane import ApplicationDocument, HttpWish
 from servd.controller.goal import ApplicationGoal, Goal, HttpGoal
 from servd.controller.resources import Held
+from servd.documents.control_plane import ApplicationDocument, HttpWish
 from servd.ground.ids import DeploymentID
 from servd.ground.quick_dataclass import dataclass
 from servd.ground.states import ReplicaState

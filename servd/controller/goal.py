@@ -3,7 +3,7 @@
 from dataclasses import field
 from typing import Any
 
-from servd.control_plane import ApplicationDocument, HttpWish
+from servd.documents.control_plane import ApplicationDocument, HttpWish
 from servd.ground.quick_dataclass import dataclass
 from servd.ground.states import DeployMode
 

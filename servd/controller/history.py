@@ -2,9 +2,9 @@
 
 import os
 
-from servd.control_plane import RevisionView
 from servd.controller.goal import Goal
 from servd.controller.goal_store import GoalStore, Revision
+from servd.documents.control_plane import RevisionView
 from servd.exceptions import ConfigError, UnknownNameError
 
 

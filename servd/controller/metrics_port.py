@@ -9,7 +9,7 @@ import contextlib
 import socket
 from collections.abc import Awaitable, Callable
 
-from servd.runtime_env import is_loopback
+from servd.documents.runtime_env import is_loopback
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 MAX_HEAD_BYTES = 16 * 1024

@@ -9,12 +9,12 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from servd.control_plane import ApplicationDocument
+from servd.documents.control_plane import ApplicationDocument
+from servd.documents.runtime_env import is_local_directory, local_path, local_uris
 from servd.exceptions import ConfigError, GoalNotSavedError
 from servd.ground.durable import sync_directory, sync_tree
 from servd.ground.quick_dataclass import dataclass
 from servd.ground.settings import make_private_dir
-from servd.runtime_env import is_local_directory, local_path, local_uris
 
 MAX_SNAPSHOT_BYTES = 512 * 1024 * 1024
 ALWAYS_EXCLUDED = ("__pycache__", ".git")

@@ -3,15 +3,6 @@
 import math
 from collections.abc import Collection
 
-from servd.control_plane import (
-    ApplicationView,
-    DeadReplicaView,
-    DeploymentView,
-    HttpView,
-    InstanceView,
-    ProxyView,
-    ReplicaView,
-)
 from servd.controller.data_plane import flag_options, is_served
 from servd.controller.facts import ApplicationFact, DeploymentFact, ProxyFact, ReplicaFact
 from servd.controller.goal import Goal
@@ -20,6 +11,15 @@ from servd.controller.resources import Pool, place, shortage
 from servd.controller.settle import deployment_status, route_prefix, wanted_count
 from servd.controller.slow_starts import SLOW_START_S
 from servd.controller.targets import DEFAULTS, DeploymentTarget
+from servd.documents.control_plane import (
+    ApplicationView,
+    DeadReplicaView,
+    DeploymentView,
+    HttpView,
+    InstanceView,
+    ProxyView,
+    ReplicaView,
+)
 from servd.ground.ids import DeploymentID
 from servd.ground.quick_dataclass import dataclass
 from servd.ground.settings import Settings

@@ -11,9 +11,9 @@ from servd.controller.observed import Observed
 from servd.controller.restarts import BackOff, failure_threshold, retry_delay_s
 from servd.controller.settle import builder_of, wanted_count
 from servd.controller.targets import DeploymentTarget, base_environment
+from servd.documents.runtime_env import local_path
 from servd.ground.ids import random_hex
 from servd.ground.settings import Settings, fork_server_socket
-from servd.runtime_env import local_path
 from servd.wire.messages import BuildOrder
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.client import HTTPException
 
-from servd import runtime_env
+from servd.documents import runtime_env
 from servd.exceptions import DeployError
 from servd.ground.clock import Clock, SystemClock, block_for
 from servd.ground.durable import sync_directory, sync_tree

@@ -10,7 +10,7 @@ from functools import partial
 from typing import IO, Any
 from urllib.parse import urlsplit
 
-from servd import runtime_env
+from servd.documents import runtime_env
 from servd.exceptions import DeployError
 
 MAX_ARCHIVE_BYTES = 4 * 1024**3

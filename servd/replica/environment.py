@@ -12,7 +12,8 @@ import sysconfig
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from servd import runtime_env, tracebacks
+from servd import tracebacks
+from servd.documents import runtime_env
 from servd.exceptions import DeployError
 from servd.ground.clock import Clock, SystemClock
 from servd.ground.quick_dataclass import dataclass

@@ -13,10 +13,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from servd import pickling, runtime_env
+from servd import pickling
 from servd.application import Application, Deployment
 from servd.built_application import BuiltApplication, build_application
 from servd.compat import ray_names
+from servd.documents import runtime_env
 from servd.exceptions import DeployError
 from servd.replica.environment import Environment
 from servd.tracebacks import user_traceback, users_paths

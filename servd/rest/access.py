@@ -6,11 +6,11 @@ from dataclasses import field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from servd.documents.runtime_env import is_loopback
 from servd.exceptions import StateError
 from servd.ground.quick_dataclass import dataclass
 from servd.ground.settings import Settings
 from servd.rest.peers import Peer, own_uids
-from servd.runtime_env import is_loopback
 
 
 @dataclass(frozen=True, slots=True)

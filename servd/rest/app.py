@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from servd.control_plane import ControlPlane
+from servd.documents.control_plane import ControlPlane
 from servd.rest.access import AccessRules
 from servd.rest.bodies import version_body
 from servd.rest.documents import applications_resource, deployments_resource, deployments_status_resource

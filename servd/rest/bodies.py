@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from servd.control_plane import (
+from servd.documents.control_plane import (
     ApplicationView,
     DeadReplicaView,
     DeploymentView,

@@ -6,7 +6,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from servd.control_plane import ControlPlane, GoalDocument, InstanceView
+from servd.documents.control_plane import ControlPlane, GoalDocument, InstanceView
 from servd.rest.bodies import v1_config, v1_status, v2_details
 from servd.rest.exchange import (
     Resource,

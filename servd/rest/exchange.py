@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive
 
-from servd.control_plane import ControlPlane, InstanceView, check_match
+from servd.documents.control_plane import ControlPlane, InstanceView, check_match
 from servd.exceptions import ConfigError, ListenError
 from servd.ground.clock import SystemClock
 from servd.ground.states import ProxyLocation

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
-from servd.orders import ApplicationOrder, ScaleOrder, StartOrder
+from servd.documents.orders import ApplicationOrder, ScaleOrder, StartOrder
 from servd.rest import own_answers
 from servd.schema import ServeApplicationSchema, ServeDeploySchema, ServeInstanceDetails, ServeStatusSchema
 

@@ -10,12 +10,12 @@ from pathlib import Path
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
-from servd.control_plane import ControlPlane
-from servd.document import validated
+from servd.documents.checked import validated
+from servd.documents.control_plane import ControlPlane
+from servd.documents.orders import ApplicationOrder, ScaleOrder, StartOrder
 from servd.exceptions import ConfigError
 from servd.ground.durable import sync_directory
 from servd.ground.settings import make_private_dir
-from servd.orders import ApplicationOrder, ScaleOrder, StartOrder
 from servd.rest.bodies import own_status
 from servd.rest.exchange import (
     PEER_KEY,

@@ -6,7 +6,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from servd.control_plane import ChangePlan, ControlPlane, HttpWish, RevisionView
+from servd.documents.control_plane import ChangePlan, ControlPlane, HttpWish, RevisionView
 from servd.exceptions import UnknownNameError
 from servd.ground.states import DeployMode
 from servd.rest.exchange import (

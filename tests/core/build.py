@@ -4,7 +4,6 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from servd.control_plane import ApplicationDocument
 from servd.controller import actions, events
 from servd.controller.actions import Action, Plan
 from servd.controller.facts import ReplicaFact
@@ -12,6 +11,7 @@ from servd.controller.goal import ApplicationGoal, Goal, HttpGoal
 from servd.controller.observed import Observed
 from servd.controller.reconciler import turn
 from servd.controller.status import Identity, application_status, instance_view
+from servd.documents.control_plane import ApplicationDocument
 from servd.ground.settings import Settings
 from servd.ground.states import ApplicationStatus, DeployMode, ReplicaState
 from servd.wire.messages import BuildResult, BuiltDeployment, ProxyReport, ReplicaGoal, ReplicaReport, ReplicaStart

@@ -2,7 +2,6 @@
 
 import pytest
 
-from servd.control_plane import ApplicationDocument, GoalDocument, HttpWish
 from servd.controller.change import (
     Situation,
     check_put,
@@ -16,6 +15,7 @@ from servd.controller.change import (
     start_instance,
 )
 from servd.controller.goal import Goal, HttpGoal
+from servd.documents.control_plane import ApplicationDocument, GoalDocument, HttpWish
 from servd.exceptions import ConfigError
 from servd.ground.states import DeployMode
 from tests.core.build import HTTP, a_goal, an_app

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from servd.document_files import dump_yaml, is_document_path, load_document, parse_document, resolve_paths
+from servd.documents.files import dump_yaml, is_document_path, load_document, parse_document, resolve_paths
 from servd.exceptions import ConfigError
 from servd.schema import parse_v2
 

@@ -8,10 +8,10 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from servd import runtime_env
 from servd.controller.dry_run import compare
 from servd.controller.goal import ApplicationGoal
-from servd.document_files import dump_yaml, parse_document
+from servd.documents import runtime_env
+from servd.documents.files import dump_yaml, parse_document
 from servd.exceptions import ConfigError
 from servd.schema import parse_v1, parse_v2
 from tests.core.build import HTTP, World, a_build, a_goal

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from servd.control_plane import ApplicationChange
 from servd.controller.dry_run import compare
 from servd.controller.goal import ApplicationGoal, Goal
+from servd.documents.control_plane import ApplicationChange
 from tests.core.build import HTTP, World, a_build, a_goal, an_app, verbs
 
 Row = tuple[str, str, tuple[str, ...], int, int | None]

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from servd import runtime_env
+from servd.documents import runtime_env
 from servd.exceptions import ConfigError
 
 

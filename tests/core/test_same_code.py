@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from servd.control_plane import ApplicationDocument
 from servd.controller.goal import ApplicationGoal
+from servd.documents.control_plane import ApplicationDocument
 from servd.ground.states import ApplicationStatus
 from servd.wire.messages import BuildResult
 from tests.core.build import World, a_build, a_goal, status_of, verbs

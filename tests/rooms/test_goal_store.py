@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from servd.control_plane import ApplicationDocument, HttpWish
 from servd.controller import change
 from servd.controller.fact_store import FactStore
 from servd.controller.goal import ApplicationGoal, Goal, HttpGoal
 from servd.controller.goal_store import GoalStore
+from servd.documents.control_plane import ApplicationDocument, HttpWish
 from servd.exceptions import GoalNotSavedError, InvariantError, StateError
 from servd.ground.states import DeployMode
 from servd.wire.messages import ProxyGoal

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from servd.control_plane import ApplicationDocument
 from servd.controller import snapshots
 from servd.controller.snapshots import snapshot, take_snapshots
+from servd.documents.control_plane import ApplicationDocument
 from servd.exceptions import ConfigError
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from servd.control_plane import (
+from servd.documents.control_plane import (
     ApplicationChange,
     ApplicationDocument,
     ApplicationView,

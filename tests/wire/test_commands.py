@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from servd.commands import status_document
-from servd.control_plane import DeadReplicaView
+from servd.documents.control_plane import DeadReplicaView
 from servd.ground.states import ApplicationStatus, DeployMode
 from servd.rest.access import AccessRules
 from tests.wire.fake_plane import FakePlane, Server, an_application, an_instance

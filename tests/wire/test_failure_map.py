@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from servd.control_plane import HttpWish
 from servd.controller import change
 from servd.controller.goal import Goal, HttpGoal
 from servd.controller.goal_store import GoalStore
 from servd.controller.snapshots import take_snapshots
+from servd.documents.control_plane import HttpWish
 from servd.exceptions import ConfigError, DeployError, GoalNotSavedError, ListenError
 from servd.ground.states import DeployMode
 from servd.rest.access import AccessRules

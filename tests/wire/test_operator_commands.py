@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from servd.console import without_colours
-from servd.control_plane import ApplicationChange, ChangePlan
+from servd.documents.control_plane import ApplicationChange, ChangePlan
 from servd.ground.states import ApplicationStatus, DeployMode
 from servd.rest.access import AccessRules
 from tests.wire.fake_plane import FakePlane, Server, a_revision, an_application, an_instance

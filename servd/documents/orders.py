@@ -5,10 +5,10 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from servd import runtime_env
 from servd.config import MAX_REPLICAS, DeploymentMode, LoggingConfig, RoutePrefix
-from servd.control_plane import ApplicationDocument, HttpWish
-from servd.document import Document, Fault
+from servd.documents import runtime_env
+from servd.documents.checked import Document, Fault
+from servd.documents.control_plane import ApplicationDocument, HttpWish
 from servd.schema import HTTPOptionsSchema, Port, check_import_path
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from servd import runtime_env
+from servd.documents import runtime_env
 from servd.exceptions import ConfigError
 
 MAX_FILE_BYTES = 8 * 1024 * 1024
