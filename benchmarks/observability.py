@@ -33,10 +33,11 @@ from benchmarks.compare.running_system import running
 from benchmarks.compare.systems import Endpoint as HttpEndpoint
 from benchmarks.compare.systems import Setup, System, start_servd
 from benchmarks.compare.wrk import run
-from servd import deployment, logs
+from servd import deployment
 from servd.caller import Caller
 from servd.context import ReplicaContext
-from servd.journal import AccessLog, Journal, place_of
+from servd.observability import logs
+from servd.observability.journal import AccessLog, Journal, place_of
 from servd.proxy.forwarder import Forwarder
 from servd.proxy.http1 import HttpConnection
 from servd.proxy.limits import Limits

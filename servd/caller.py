@@ -11,7 +11,7 @@ from servd.context import RequestContext
 from servd.exceptions import ReplicaDiedError, ServdError
 from servd.ground.clock import SystemClock
 from servd.ground.settings import variable
-from servd.measures import handle_families, queue_families
+from servd.observability.measures import handle_families, queue_families
 from servd.outgoing import CallTicket, Outgoing
 from servd.replica_peer import ReplicaPeer, Router
 from servd.request_router import AfterLoss, Candidate, RequestRouter, RetryBudget, after_loss

@@ -16,7 +16,7 @@ from typing import Any
 
 from servd.context import current_request, replica_context
 from servd.ground.clock import SystemClock
-from servd.measures import family, labelled
+from servd.observability.measures import family, labelled
 from servd.wire.messages import MetricFamily
 
 logger = logging.getLogger(__name__)

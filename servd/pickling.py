@@ -13,7 +13,7 @@ from typing import Any
 import cloudpickle
 
 from servd.exceptions import DeployError, UserCodeError
-from servd.tracebacks import user_traceback
+from servd.observability.tracebacks import user_traceback
 
 OUT_OF_BAND_BYTES = 64 * 1024
 """Buffers from this size on stay outside the pickle, so they are not copied into it."""

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from servd import logs
 from servd.controller import actions, events
 from servd.controller.control_server import PROXY, REPLICA, ControlServer
 from servd.controller.daemon_channel import DaemonChannel
@@ -21,6 +20,7 @@ from servd.controller.supervisor import Key, Supervisor
 from servd.exceptions import InvariantError
 from servd.ground.ids import DeploymentID
 from servd.ground.settings import Settings, variable
+from servd.observability import logs
 from servd.wire.began import remove_files
 from servd.wire.messages import BuildOrder, LogConfig, ProxyGoal, ProxyStart
 

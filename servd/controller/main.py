@@ -15,7 +15,7 @@ from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
-from servd import logs, tls
+from servd import tls
 from servd.controller.control_loop import ControlLoop
 from servd.controller.control_server import REPLICA, ControlServer
 from servd.controller.daemon_channel import DaemonChannel
@@ -41,6 +41,7 @@ from servd.ground.clock import SystemClock, block_for
 from servd.ground.ids import random_hex
 from servd.ground.settings import Settings, admin_socket, control_socket, variable
 from servd.ground.states import ApplicationStatus
+from servd.observability import logs
 from servd.rest.access import rules_for
 from servd.rest.admin_sockets import bind_unix, first_connection
 from servd.wire.daemon_messages import EXIT_REFUSED, InstanceServing, Reloaded

@@ -9,11 +9,11 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from servd import measures
 from servd.controller.observed import Observed
 from servd.ground.ids import DeploymentID
 from servd.ground.states import ROUTABLE
-from servd.measures import CONTRACT, GAUGE, HISTOGRAM, MAXIMA, Pairs, labelled
+from servd.observability import measures
+from servd.observability.measures import CONTRACT, GAUGE, HISTOGRAM, MAXIMA, Pairs, labelled
 from servd.wire.messages import MetricFamily
 
 KEEP_S = 3600.0

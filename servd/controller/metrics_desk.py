@@ -12,7 +12,7 @@ from servd.exceptions import ProtocolError
 from servd.ground.clock import Clock
 from servd.ground.pidfd import start_ticks
 from servd.ground.quick_dataclass import dataclass
-from servd.measures import LoopLag
+from servd.observability.measures import LoopLag
 from servd.wire.codec import decode_message, encode_message, register_message
 from servd.wire.messages import Hello, MetricFamily, MetricsReport, MetricsWish
 

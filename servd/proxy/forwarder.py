@@ -11,7 +11,7 @@ from http import HTTPStatus
 from servd.caller import Caller
 from servd.exceptions import RequestError
 from servd.ground.clock import Clock, SystemClock
-from servd.journal import NOWHERE, Journal, Labels
+from servd.observability.journal import NOWHERE, Journal, Labels
 from servd.proxy.limits import Limits
 from servd.proxy.probes import TEXT, Answer, answer_unrouted, is_probe
 from servd.replica_peer import Router

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from servd.journal import NOWHERE
+from servd.observability.journal import NOWHERE
 from servd.outgoing import Outgoing
 from servd.proxy.body_stream import BodyStream
 from servd.proxy.forwarder import answer_failure, answer_timeout, status_line

@@ -3,7 +3,7 @@
 from collections import deque
 from typing import Any
 
-from servd.journal import NOWHERE
+from servd.observability.journal import NOWHERE
 from servd.proxy.forwarder import Target
 from servd.proxy.http1_answer import HttpAnswering
 from servd.proxy.http1_rules import unusual_target

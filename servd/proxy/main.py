@@ -9,13 +9,13 @@ import socket
 from multiprocessing.connection import Connection
 from typing import Any
 
-from servd import logs
 from servd.caller import Caller
 from servd.ground import process
 from servd.ground.pidfd import start_ticks
 from servd.ground.settings import control_socket
-from servd.journal import AccessLog, Journal, place_of
-from servd.measures import LoopLag, family, http_families
+from servd.observability import logs
+from servd.observability.journal import AccessLog, Journal, place_of
+from servd.observability.measures import LoopLag, family, http_families
 from servd.proxy.forwarder import Forwarder
 from servd.proxy.http1 import HttpConnection
 from servd.proxy.late_lane import LateLane

@@ -12,11 +12,11 @@ import sysconfig
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from servd import tracebacks
 from servd.documents import runtime_env
 from servd.exceptions import DeployError
 from servd.ground.clock import Clock, SystemClock
 from servd.ground.quick_dataclass import dataclass
+from servd.observability import tracebacks
 from servd.replica.code_cache import unpacked_archive
 from servd.replica.packages import virtual_environment
 from servd.wire.messages import BuildOrder

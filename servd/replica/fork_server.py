@@ -19,13 +19,13 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import ForkProcess
 from typing import Any
 
-from servd import logs
 from servd.built_application import BuiltApplication, describe
 from servd.exceptions import DeployError, ProtocolError
 from servd.ground import process
 from servd.ground.pidfd import start_ticks
 from servd.ground.quick_dataclass import dataclass
 from servd.ground.settings import fork_server_socket, variable
+from servd.observability import logs
 from servd.replica.environment import apply_environment
 from servd.replica.fork_safety import fork_unsafe_reason
 from servd.replica.importing import code_version, is_pinned, load_application

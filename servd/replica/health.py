@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from servd.tracebacks import user_traceback
+from servd.observability.tracebacks import user_traceback
 
 _JITTER = 0.1
 

@@ -19,8 +19,8 @@ from servd.built_application import BuiltApplication, build_application
 from servd.compat import ray_names
 from servd.documents import runtime_env
 from servd.exceptions import DeployError
+from servd.observability.tracebacks import user_traceback, users_paths
 from servd.replica.environment import Environment
-from servd.tracebacks import user_traceback, users_paths
 from servd.wire.messages import BuildOrder
 
 _SITE_PARTS = {"site-packages", "dist-packages"}

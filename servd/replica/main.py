@@ -12,13 +12,13 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, NoReturn
 
-from servd import logs
 from servd.application import Deployment
 from servd.built_application import BuiltApplication
 from servd.context import current_request
 from servd.ground import process
 from servd.ground.ids import DeploymentID
-from servd.journal import AccessLog, place_of
+from servd.observability import logs
+from servd.observability.journal import AccessLog, place_of
 from servd.replica.environment import apply_environment
 from servd.replica.importing import load_application
 from servd.replica.replica import Replica

@@ -8,7 +8,6 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-from servd import logs
 from servd.application import Deployment
 from servd.caller import Caller
 from servd.context import ReplicaContext, install_process, set_replica_context
@@ -17,14 +16,15 @@ from servd.ground.clock import SystemClock
 from servd.ground.ids import DeploymentID
 from servd.ground.process import LIFETIME_DRAIN_S
 from servd.ground.states import ReplicaPhase
-from servd.journal import AccessLog, Journal
-from servd.measures import LoopLag
+from servd.observability import logs
+from servd.observability.journal import AccessLog, Journal
+from servd.observability.measures import LoopLag
+from servd.observability.tracebacks import user_traceback
 from servd.replica.replica_metrics import replica_metrics
 from servd.replica.replica_notes import noter, read_notes
 from servd.replica.replica_server import ReplicaServer
 from servd.replica.user_callable import UserCallable
 from servd.replica.warden import Warden
-from servd.tracebacks import user_traceback
 from servd.wire import link
 from servd.wire.began import remove_files
 from servd.wire.messages import MetricFamily, ReplicaGoal, ReplicaStart, Routing

@@ -4,8 +4,8 @@ import sys
 
 from servd.caller import Caller
 from servd.ground.ids import DeploymentID
-from servd.journal import Journal
-from servd.measures import LoopLag, family, labelled, replica_families
+from servd.observability.journal import Journal
+from servd.observability.measures import LoopLag, family, labelled, replica_families
 from servd.wire.messages import MetricFamily, ReplicaStart
 
 

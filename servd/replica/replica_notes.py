@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from servd.context import RequestContext, current_request
-from servd.journal import Journal, Note
+from servd.observability.journal import Journal, Note
 
 _Noted = tuple[RequestContext, str, bool, float, float]
 

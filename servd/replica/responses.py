@@ -9,7 +9,7 @@ from enum import Enum
 from typing import Any
 
 from servd.exceptions import BackPressureError, DeploymentUnavailableError
-from servd.tracebacks import user_traceback
+from servd.observability.tracebacks import user_traceback
 
 Headers = tuple[tuple[bytes, bytes], ...]
 Answer = tuple[int, Headers, bytes]

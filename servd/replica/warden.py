@@ -15,9 +15,9 @@ from servd.ground import settings
 from servd.ground.pidfd import start_ticks
 from servd.ground.process import run, watch_lifetime
 from servd.ground.states import ReplicaPhase
-from servd.measures import LoopLag
+from servd.observability.loop_watch import LoopWatch, stacks
+from servd.observability.measures import LoopLag
 from servd.replica.health import HealthChecks
-from servd.replica.loop_watch import LoopWatch, stacks
 from servd.wire.began import remove_files
 from servd.wire.control_link import ControlLink
 from servd.wire.messages import (

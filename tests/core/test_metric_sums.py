@@ -5,8 +5,8 @@ from typing import Any
 from prometheus_client.parser import text_string_to_metric_families
 
 from servd.controller.metric_sums import MetricSums, remains
-from servd.journal import NOWHERE, Series
-from servd.measures import CONTRACT, http_families, labelled, replica_families
+from servd.observability.journal import NOWHERE, Series
+from servd.observability.measures import CONTRACT, http_families, labelled, replica_families
 from servd.wire.messages import MetricFamily
 
 TAGS = {"deployment": "a_D", "replica": "a_D#x", "application": "a"}

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from servd.tracebacks import show_as, user_traceback
+from servd.observability.tracebacks import show_as, user_traceback
 
 
 def test_causes_are_kept() -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from servd.journal import LATENCY_BOUNDS_MS, MAX_SERIES, NOWHERE, AccessLog, Journal
-from servd.logs import LogFile, style_of
+from servd.observability.journal import LATENCY_BOUNDS_MS, MAX_SERIES, NOWHERE, AccessLog, Journal
+from servd.observability.logs import LogFile, style_of
 
 FRUIT = ("/fruit", "shop", "shop_Fruit")
 

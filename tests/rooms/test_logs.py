@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from servd import logs
+from servd.observability import logs
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from servd.replica.loop_watch import LoopWatch
+from servd.observability.loop_watch import LoopWatch
 from servd.wire.messages import (
     CallerReport,
     DeploymentTargets,

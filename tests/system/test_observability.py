@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from servd.measures import CONTRACT
+from servd.observability.measures import CONTRACT
 from tests.ports import free_port
 from tests.system.running_daemon import RunningDaemon, a_daemon, eventually, settings_in
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from servd.ground.clock import Clock, SystemClock, local_stamp
 from servd.ground.settings import is_on
-from servd.logs import LogFile, Style
+from servd.observability.logs import LogFile, Style
 
 LATENCY_BOUNDS_MS = (
     1,

@@ -6,7 +6,7 @@ Source: runtime.md section 14.
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from servd.journal import LATENCY_BOUNDS_MS, Key, Series
+from servd.observability.journal import LATENCY_BOUNDS_MS, Key, Series
 from servd.wire.messages import MetricFamily
 
 COUNTER, GAUGE, HISTOGRAM = "counter", "gauge", "histogram"

@@ -7,7 +7,7 @@ import threading
 import traceback
 from collections.abc import Callable
 
-from servd.measures import LoopLag
+from servd.observability.measures import LoopLag
 
 MAX_TASKS = 100
 """Tasks whose stacks are shown; a busy replica may have thousands."""
