@@ -100,9 +100,9 @@ def start(
 
 def _begin(settings: Settings, *, detach: bool) -> None:
     from servd.console import say
-    from servd.launch import daemon_command, start_detached
+    from servd.daemon.launch import daemon_command, start_detached
+    from servd.daemon.tls import check_pair
     from servd.rest.access import rules_for
-    from servd.tls import check_pair
 
     rules_for(settings)
     check_pair(settings.admin_tls_cert, settings.admin_tls_key, "--admin-tls")
@@ -123,7 +123,7 @@ def _begin(settings: Settings, *, detach: bool) -> None:
 def stop(state_dir: StateDir = None) -> None:
     """Exit 0, also when none runs."""
     from servd.console import say
-    from servd.launch import stop as stop_daemon
+    from servd.daemon.launch import stop as stop_daemon
 
     folder = state_dir_of(state_dir)
     say(f"Stopped the daemon on {folder}." if stop_daemon(folder) else f"No daemon runs on {folder}.")
@@ -143,8 +143,8 @@ def deploy(
     plan: PlanOnly = False,
 ) -> None:
     """A document goes to the endpoint of its version; an import path joins the other applications."""
-    from servd.admin_client import AdminClient, find_address
     from servd.commands import application_order, deploy_file, deploy_import_path
+    from servd.daemon.admin_client import AdminClient, find_address
     from servd.documents.files import is_document_path
 
     is_document = is_document_path(target)
@@ -222,8 +222,8 @@ def run(
 @app.command(help="Print the stored config(s).")
 def config(address: Address = None, state_dir: StateDir = None, name: Name = None) -> None:
     """YAML on stdout only."""
-    from servd.admin_client import AdminClient, find_address
     from servd.commands import show_config
+    from servd.daemon.admin_client import AdminClient, find_address
 
     show_config(AdminClient(find_address(address, state_dir)), name)
 
@@ -231,8 +231,8 @@ def config(address: Address = None, state_dir: StateDir = None, name: Name = Non
 @app.command(help="Print the status of the applications.")
 def status(address: Address = None, state_dir: StateDir = None, name: Name = None, form: Format = None) -> None:
     """A table on a terminal; YAML on stdout otherwise."""
-    from servd.admin_client import AdminClient, find_address
     from servd.commands import show_status
+    from servd.daemon.admin_client import AdminClient, find_address
 
     show_status(AdminClient(find_address(address, state_dir)), name, form_of(form))
 
@@ -244,8 +244,8 @@ def shutdown(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Asks first."""
-    from servd.admin_client import AdminClient, find_address
     from servd.commands import shut_down
+    from servd.daemon.admin_client import AdminClient, find_address
 
     client = AdminClient(find_address(address, state_dir))
     if not yes:

@@ -37,7 +37,7 @@ def history(
     form: TableFormat = Form.TABLE,
 ) -> None:
     """Each accepted document is a revision."""
-    from servd.admin_client import AdminClient, find_address
+    from servd.daemon.admin_client import AdminClient, find_address
     from servd.operations import show_history
 
     show_history(AdminClient(find_address(address, state_dir)), limit, form)
@@ -53,7 +53,7 @@ def rollback(
     timeout: Timeout = None,
 ) -> None:
     """The code comes back as it was accepted then; the result is a new revision."""
-    from servd.admin_client import AdminClient, find_address
+    from servd.daemon.admin_client import AdminClient, find_address
     from servd.operations import roll_back
 
     client = AdminClient(find_address(address, state_dir))
@@ -69,7 +69,7 @@ def diff(
     exit_code: Annotated[bool, typer.Option("--exit-code", help=f"Exit {EXIT_DIFFERS} if they differ.")] = False,
 ) -> None:
     """Nothing is changed."""
-    from servd.admin_client import AdminClient, find_address
+    from servd.daemon.admin_client import AdminClient, find_address
     from servd.operations import show_diff
 
     must_exist(path)
@@ -95,7 +95,7 @@ def scale(
     state_dir: StateDir = None,
 ) -> None:
     """Also where it autoscales."""
-    from servd.admin_client import AdminClient, find_address
+    from servd.daemon.admin_client import AdminClient, find_address
     from servd.operations import scale as pin
 
     pin(AdminClient(find_address(address, state_dir)), target, count)
@@ -110,7 +110,7 @@ def logs(
     state_dir: StateDir = None,
 ) -> None:
     """Reads the files on this host; works without a daemon too."""
-    from servd.admin_client import AdminClient, UnreachableError, find_address
+    from servd.daemon.admin_client import AdminClient, UnreachableError, find_address
     from servd.log_files import patterns, show_logs
 
     log_dir = os.path.join(state_dir_of(state_dir), "logs")
@@ -138,7 +138,7 @@ def stack(
     state_dir: StateDir = None,
 ) -> None:
     """Threads and asynchronous tasks; needs no root."""
-    from servd.admin_client import AdminClient, find_address
+    from servd.daemon.admin_client import AdminClient, find_address
     from servd.operations import show_stacks
 
     show_stacks(AdminClient(find_address(address, state_dir)), target)

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from servd import context, pickling
-from servd.admin_client import ADDRESS_VARIABLES, AdminClient, RefusedError, UnreachableError, find_address
 from servd.config import HTTPOptions
+from servd.daemon.admin_client import ADDRESS_VARIABLES, AdminClient, RefusedError, UnreachableError, find_address
+from servd.daemon.launch import TiedDaemon, start_detached, start_tied
 from servd.driver_line import DriverLine
 from servd.exceptions import ListenError, ServdError
 from servd.ground.clock import SystemClock
@@ -29,7 +30,6 @@ from servd.ground.settings import (
     variable,
 )
 from servd.handle import RayServeHandle, RayServeSyncHandle
-from servd.launch import TiedDaemon, start_detached, start_tied
 from servd.response import DeploymentResponse, settled_ref
 
 WAIT_LIMIT_S = 60.0

@@ -8,9 +8,9 @@ from datetime import datetime
 from typing import Any
 from urllib.parse import quote
 
-from servd.admin_client import AdminClient
 from servd.commands import CheckedDocument, read_document, wait_until_running
 from servd.console import say, table
+from servd.daemon.admin_client import AdminClient
 from servd.documents import runtime_env
 from servd.documents.files import dump_yaml
 from servd.exceptions import ConfigError

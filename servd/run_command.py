@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
-from servd.admin_client import ADDRESS_VARIABLES, AdminClient, UnreachableError, find_address
 from servd.commands import application_order, read_document, wait_until_running
 from servd.console import say, warn
+from servd.daemon.admin_client import ADDRESS_VARIABLES, AdminClient, UnreachableError, find_address
+from servd.daemon.launch import start_detached, start_tied
 from servd.documents.files import load_document, parse_document, resolve_env, resolve_path
 from servd.exceptions import ConfigError, DeployError, ServdError
 from servd.ground.settings import Settings, admin_socket, socket_dir_for, url_of
-from servd.launch import start_detached, start_tied
 
 RELOAD_POLL_S = 0.5
 WATCHED = (".py", ".yaml", ".yml", ".json", ".toml")

@@ -4,7 +4,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 
-from servd.daemon import LEFTOVER_DRAIN_S, STOP_TIMEOUT_S
+from servd.daemon.main import LEFTOVER_DRAIN_S, STOP_TIMEOUT_S
 
 _STOP_MARGIN_S = 10.0
 

@@ -9,9 +9,9 @@ import sys
 import urllib.request
 from pathlib import Path
 
+from servd.daemon.launch import start_tied
 from servd.exceptions import ServdError
 from servd.ground.settings import Settings, socket_dir_for
-from servd.launch import start_tied
 
 ROOT = Path(__file__).parent.parent
 SERVD = Path(sys.executable).parent / "servd"

@@ -15,7 +15,6 @@ from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
-from servd import tls
 from servd.controller.control_loop import ControlLoop
 from servd.controller.control_server import REPLICA, ControlServer
 from servd.controller.daemon_channel import DaemonChannel
@@ -35,6 +34,7 @@ from servd.controller.process_news import ProcessNews
 from servd.controller.stack_requests import StackRequests
 from servd.controller.status import Identity, is_serving
 from servd.controller.supervisor import Supervisor
+from servd.daemon import tls
 from servd.exceptions import InvariantError, ServdError, StateError
 from servd.ground import process
 from servd.ground.clock import SystemClock, block_for

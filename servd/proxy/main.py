@@ -10,6 +10,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from servd.caller import Caller
+from servd.daemon.tls import Certificate
 from servd.ground import process
 from servd.ground.pidfd import start_ticks
 from servd.ground.settings import control_socket
@@ -21,7 +22,6 @@ from servd.proxy.http1 import HttpConnection
 from servd.proxy.late_lane import LateLane
 from servd.proxy.limits import Limits
 from servd.proxy.listener import Listener
-from servd.tls import Certificate
 from servd.wire.allocator import keep_freed_memory
 from servd.wire.control_link import ControlLink
 from servd.wire.messages import (

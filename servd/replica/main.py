@@ -95,7 +95,7 @@ def search_less_often() -> None:
 
 
 def allow_tracker() -> None:
-    """Let code of the user's have multiprocessing's resource tracker, which servd does without (`servd.daemon`)."""
+    """Let code of the user's have multiprocessing's resource tracker, which servd does without (`servd.daemon.main`)."""
     tracker: Any = multiprocessing.resource_tracker._resource_tracker
     fd, tracker._fd = tracker._fd, None
     if fd is not None:

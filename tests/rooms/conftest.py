@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import uvloop
 
-from servd.tls import HTTP1, HTTP2, server_context
+from servd.daemon.tls import HTTP1, HTTP2, server_context
 from tests.fakes import make_certificate
 
 

@@ -4,8 +4,8 @@ import socket
 
 import pytest
 
+from servd.daemon.listeners import Listeners
 from servd.exceptions import ListenError
-from servd.listeners import Listeners
 from tests.ports import free_port
 
 

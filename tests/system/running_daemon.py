@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from servd import launch
+from servd.daemon import launch
 from servd.ground.clock import SystemClock, block_for
 from servd.ground.settings import Settings, admin_socket, socket_dir_for
 from tests.ports import free_port

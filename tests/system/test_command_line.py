@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from servd import run_command
+from servd.daemon.state_lock import running_pid
 from servd.exceptions import ServdError
 from servd.ground.settings import Settings, socket_dir_for
 from servd.run_command import RunOptions, daemon_for
-from servd.state_lock import running_pid
 from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -140,7 +140,7 @@ def test_run_starts_a_daemon_that_lives_as_long_as_the_command(tmp_path: Path, m
         monkeypatch.delenv(name, raising=False)
     port = free_port()
     monkeypatch.setattr(run_command, "Settings", functools.partial(Settings, admin_port=port))
-    monkeypatch.setattr("servd.admin_client.DEFAULT_ADDRESS", f"http://127.0.0.1:{port}")
+    monkeypatch.setattr("servd.daemon.admin_client.DEFAULT_ADDRESS", f"http://127.0.0.1:{port}")
     state_dir = str(tmp_path / "state")
     options = RunOptions("m:a", is_document=False, port=free_port())
     with daemon_for(options, None, state_dir, is_blocking=True) as client:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from servd import launch
+from servd.daemon import launch
+from servd.daemon.state_lock import running_pid
 from servd.exceptions import DeployError
 from servd.ground.settings import Settings
-from servd.state_lock import running_pid
 from tests.ports import free_port
 from tests.system.running_daemon import (
     ECHO,
@@ -222,7 +222,7 @@ def test_tied_it_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
     settings = settings_in(tmp_path)
     script = (
         "import json, os, sys\n"
-        "from servd import launch\nfrom servd.daemon import parse_settings\n"
+        "from servd import launch\nfrom servd.daemon.main import parse_settings\n"
         "daemon = launch.start_tied(parse_settings(sys.argv[1]), 20)\n"
         "os.kill(os.getpid(), 9)\n"
     )

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from servd.admin_client import AdminClient, RefusedError
+from servd.daemon.admin_client import AdminClient, RefusedError
 from servd.ground.settings import admin_socket
 from servd.schema import parse_v2
 from tests.fakes import make_certificate

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from servd.admin_client import ADDRESS_VARIABLES, DEFAULT_ADDRESS, find_address
+from servd.daemon.admin_client import ADDRESS_VARIABLES, DEFAULT_ADDRESS, find_address
 from servd.exceptions import ConfigError
 from servd.ground.settings import admin_socket, socket_dir_for
 from servd.rest.admin_sockets import bind_unix
@@ -18,7 +18,7 @@ def nothing_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     # nobody listens on the default port of this host, whatever runs there
-    monkeypatch.setattr("servd.admin_client.DEFAULT_ADMIN_PORT", 1)
+    monkeypatch.setattr("servd.daemon.admin_client.DEFAULT_ADMIN_PORT", 1)
 
 
 def a_daemon_on(state_dir: Path | str) -> tuple[socket.socket, str]:
@@ -58,7 +58,7 @@ def test_another_daemon_stands_in_with_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        monkeypatch.setattr("servd.admin_client.DEFAULT_ADMIN_PORT", listener.getsockname()[1])
+        monkeypatch.setattr("servd.daemon.admin_client.DEFAULT_ADMIN_PORT", listener.getsockname()[1])
         assert find_address(state_dir=str(tmp_path / "silent")) == DEFAULT_ADDRESS
     assert f"{tmp_path}/silent: turning to" in capsys.readouterr().err
 

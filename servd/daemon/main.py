@@ -21,6 +21,9 @@ from typing import Any
 
 from setproctitle import setproctitle
 
+from servd.daemon.listeners import Listeners
+from servd.daemon.service_notice import ServiceNotice
+from servd.daemon.state_lock import lock_state_dir
 from servd.exceptions import ListenError, ServdError, StateError
 from servd.ground import entry
 from servd.ground.clock import SystemClock
@@ -33,9 +36,6 @@ from servd.ground.settings import (
     make_private_dir,
     replica_address,
 )
-from servd.listeners import Listeners
-from servd.service_notice import ServiceNotice
-from servd.state_lock import lock_state_dir
 from servd.wire.codec import RecordReader, record
 from servd.wire.daemon_messages import (
     EXIT_REFUSED,
@@ -366,7 +366,7 @@ def serve(settings: Settings, tied_to: int | None) -> int:
 
 
 def main(arguments: list[str]) -> int:
-    """`python -m servd.daemon SETTINGS_JSON [--tied-to=FD]`."""
+    """`python -m servd.daemon.main SETTINGS_JSON [--tied-to=FD]`."""
     tied_to = None
     for argument in arguments[1:]:
         tied_to = int(argument.removeprefix(TIED_OPTION))

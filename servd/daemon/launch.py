@@ -14,10 +14,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from servd.daemon.state_lock import running_pid
 from servd.exceptions import AlreadyRunningError, DeployError, StateError
 from servd.ground.clock import SystemClock, block_for
 from servd.ground.settings import SPEAKER, TIED_OPTION, Settings, admin_socket, make_private_dir, variable
-from servd.state_lock import running_pid
 
 READY_LIMIT_S = 60.0
 LOG_NAME = "daemon.log"
@@ -27,7 +27,7 @@ _POLL_S = 0.02
 def daemon_command(settings: Settings) -> list[str]:
     """Command line of a daemon with these settings, for `os.execv` or a subprocess."""
     # -P: the current directory is the user's, nothing in it may replace a module of the daemon
-    return [sys.executable, "-P", "-m", "servd.daemon", json.dumps(asdict(settings))]
+    return [sys.executable, "-P", "-m", "servd.daemon.main", json.dumps(asdict(settings))]
 
 
 def is_answering(socket_dir: str) -> bool:
