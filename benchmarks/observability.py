@@ -34,7 +34,7 @@ from benchmarks.compare.systems import Endpoint as HttpEndpoint
 from benchmarks.compare.systems import Setup, System, start_servd
 from benchmarks.compare.wrk import run
 from servd import deployment
-from servd.caller import Caller
+from servd.calls.caller import Caller
 from servd.context import ReplicaContext
 from servd.observability import logs
 from servd.observability.journal import AccessLog, Journal, place_of

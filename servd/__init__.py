@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from servd.asgi_ingress import ingress
     from servd.batching import batch
     from servd.built_application import BuiltApplication
+    from servd.calls.response import get
     from servd.config import HTTPOptions
     from servd.context import get_multiplexed_model_id, get_replica_context
     from servd.multiplex import multiplexed
-    from servd.response import get
     from servd.run_targets import RunTarget, run_many
 
 __version__ = "0.1.0"
@@ -64,7 +64,7 @@ _HOMES = {
     "servd.config": ("HTTPOptions",),
     "servd.context": ("get_multiplexed_model_id", "get_replica_context"),
     "servd.multiplex": ("multiplexed",),
-    "servd.response": ("get",),
+    "servd.calls.response": ("get",),
     "servd.run_targets": ("RunTarget", "run_many"),
     "servd.api": (
         "build",

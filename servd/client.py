@@ -10,11 +10,13 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from servd import context, pickling
+from servd import context
+from servd.calls import pickling
+from servd.calls.driver_line import DriverLine
+from servd.calls.response import DeploymentResponse, settled_ref
 from servd.config import HTTPOptions
 from servd.daemon.admin_client import ADDRESS_VARIABLES, AdminClient, RefusedError, UnreachableError, find_address
 from servd.daemon.launch import TiedDaemon, start_detached, start_tied
-from servd.driver_line import DriverLine
 from servd.exceptions import ListenError, ServdError
 from servd.ground.clock import SystemClock
 from servd.ground.ids import DeploymentID
@@ -30,7 +32,6 @@ from servd.ground.settings import (
     variable,
 )
 from servd.handle import RayServeHandle, RayServeSyncHandle
-from servd.response import DeploymentResponse, settled_ref
 
 WAIT_LIMIT_S = 60.0
 _POLL_S = 10.0

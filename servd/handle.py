@@ -4,8 +4,9 @@ import asyncio
 import threading
 from typing import Any, TypeVar
 
-from servd import pickling
-from servd.arguments import needs_waiting, resolve
+from servd.calls import pickling
+from servd.calls.arguments import needs_waiting, resolve
+from servd.calls.response import DeploymentResponse, DeploymentResponseGenerator, Ref
 from servd.context import (
     MAX_DEPTH,
     Process,
@@ -19,7 +20,6 @@ from servd.context import (
 from servd.exceptions import ServdError
 from servd.ground.ids import DeploymentID
 from servd.ground.settings import variable
-from servd.response import DeploymentResponse, DeploymentResponseGenerator, Ref
 
 __all__ = [
     "DeploymentHandle",

@@ -10,8 +10,8 @@ from contextlib import asynccontextmanager
 from types import AsyncGeneratorType
 from typing import Any
 
-from servd import pickling
 from servd.built_application import BuiltApplication
+from servd.calls import pickling
 from servd.context import (
     Process,
     ReplicaContext,

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from servd.circles import circle, knot
+from servd.calls.circles import circle, knot
 from servd.context import RequestContext
 from servd.exceptions import BackPressureError
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from servd.caller import Caller
+from servd.calls.caller import Caller
 from servd.context import RequestContext
 from servd.proxy.forwarder import Forwarder
 from servd.proxy.http1 import HttpConnection

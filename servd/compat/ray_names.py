@@ -138,7 +138,7 @@ class _MadeLoader(Loader):
 
 def _fill_ray(module: ModuleType) -> None:
     # only applications that import ray pay for it
-    response = importlib.import_module("servd.response")
+    response = importlib.import_module("servd.calls.response")
 
     def init(*_args: Any, **_kwargs: Any) -> None:
         """Nothing: servd has no cluster to connect to."""

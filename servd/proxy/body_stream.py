@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable
 
-from servd.outgoing import Outgoing
+from servd.calls.outgoing import Outgoing
 from servd.wire.records import CREDIT_BYTES
 
 

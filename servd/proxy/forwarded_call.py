@@ -5,8 +5,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
+from servd.calls.outgoing import Outgoing
 from servd.observability.journal import Labels
-from servd.outgoing import Outgoing
 from servd.proxy.body_stream import BodyStream
 from servd.proxy.forwarder import CLIENT_GONE, Forwarder
 from servd.wire.records import FRAME_BYTES, HTTP, Outbox

@@ -8,14 +8,14 @@ import string
 from email.utils import formatdate
 from http import HTTPStatus
 
-from servd.caller import Caller
+from servd.calls.caller import Caller
+from servd.calls.replica_peer import Router
+from servd.calls.route_table import RouteTable, decoded_path
 from servd.exceptions import RequestError
 from servd.ground.clock import Clock, SystemClock
 from servd.observability.journal import NOWHERE, Journal, Labels
 from servd.proxy.limits import Limits
 from servd.proxy.probes import TEXT, Answer, answer_unrouted, is_probe
-from servd.replica_peer import Router
-from servd.route_table import RouteTable, decoded_path
 from servd.wire.messages import Routing
 from servd.wire.records import REPLICA_TIMING, duration
 

@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import httptools
 
+from servd.calls.request_router import IDEMPOTENT_METHODS
 from servd.proxy.body_stream import BodyStream
 from servd.proxy.forwarder import CLIENT_GONE
 from servd.proxy.http1_order import CONTINUE, METHODS, NOTHING, HttpOrder
@@ -20,7 +21,6 @@ from servd.proxy.http1_rules import (
 )
 from servd.proxy.limits import WHOLE_BODY_BYTES
 from servd.proxy.listener import Listener
-from servd.request_router import IDEMPOTENT_METHODS
 from servd.wire.records import STREAMED_BODY
 
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"

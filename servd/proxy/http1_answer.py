@@ -2,8 +2,8 @@
 
 import asyncio
 
+from servd.calls.outgoing import Outgoing
 from servd.observability.journal import NOWHERE
-from servd.outgoing import Outgoing
 from servd.proxy.body_stream import BodyStream
 from servd.proxy.forwarder import answer_failure, answer_timeout, status_line
 from servd.proxy.listener import Listener

@@ -3,6 +3,7 @@
 from collections import deque
 from typing import Any
 
+from servd.calls.request_router import IDEMPOTENT_METHODS
 from servd.observability.journal import NOWHERE
 from servd.proxy.forwarder import Target
 from servd.proxy.http1_answer import HttpAnswering
@@ -10,7 +11,6 @@ from servd.proxy.http1_rules import unusual_target
 from servd.proxy.limits import WHOLE_BODY_BYTES
 from servd.proxy.listener import Listener, is_reset
 from servd.proxy.probes import TEXT, Answer
-from servd.request_router import IDEMPOTENT_METHODS
 from servd.wire.records import FRAME_BYTES, HTTP, Outbox, origin
 
 NOTHING: dict[bytes, bytes] = {}

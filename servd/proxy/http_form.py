@@ -3,6 +3,7 @@
 import asyncio
 from typing import Any
 
+from servd.calls.request_router import IDEMPOTENT_METHODS
 from servd.proxy.app_queue import AppQueue
 from servd.proxy.asgi_form import AsgiForm
 from servd.proxy.body_stream import BodyStream
@@ -10,7 +11,6 @@ from servd.proxy.forwarded_call import ForwardedCall, Send, response_headers
 from servd.proxy.forwarder import Target, answer_failure, answer_timeout
 from servd.proxy.limits import WHOLE_BODY_BYTES
 from servd.proxy.probes import TEXT, Answer
-from servd.request_router import IDEMPOTENT_METHODS
 from servd.wire.records import STREAMED_BODY
 
 _TOO_SLOW: Answer = (408, TEXT, b"the request's body took too long")

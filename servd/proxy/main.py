@@ -9,7 +9,7 @@ import socket
 from multiprocessing.connection import Connection
 from typing import Any
 
-from servd.caller import Caller
+from servd.calls.caller import Caller
 from servd.daemon.tls import Certificate
 from servd.ground import process
 from servd.ground.pidfd import start_ticks

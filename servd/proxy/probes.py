@@ -2,7 +2,7 @@
 
 import json
 
-from servd.route_table import RouteTable, decoded_path
+from servd.calls.route_table import RouteTable, decoded_path
 
 HEALTH_PATH = "/-/healthz"
 ROUTES_PATH = "/-/routes"

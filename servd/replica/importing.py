@@ -13,9 +13,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from servd import pickling
 from servd.application import Application, Deployment
 from servd.built_application import BuiltApplication, build_application
+from servd.calls import pickling
 from servd.compat import ray_names
 from servd.documents import runtime_env
 from servd.exceptions import DeployError

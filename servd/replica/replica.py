@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from servd.application import Deployment
-from servd.caller import Caller
+from servd.calls.caller import Caller
 from servd.context import ReplicaContext, install_process, set_replica_context
 from servd.exceptions import DeployError
 from servd.ground.clock import SystemClock

@@ -2,7 +2,7 @@
 
 import sys
 
-from servd.caller import Caller
+from servd.calls.caller import Caller
 from servd.ground.ids import DeploymentID
 from servd.observability.journal import Journal
 from servd.observability.measures import LoopLag, family, labelled, replica_families

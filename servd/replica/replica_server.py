@@ -6,16 +6,16 @@ from asyncio import Task
 from collections.abc import Callable
 from typing import Any
 
+from servd.calls.pickling import dump_exception, dumps, loads
+from servd.calls.route_table import decoded_path
 from servd.context import RequestContext, current_request
 from servd.exceptions import ProtocolError
 from servd.ground.ids import random_hex
-from servd.pickling import dump_exception, dumps, loads
 from servd.replica.admission import Admission
 from servd.replica.caller_peer import CallerPeer
 from servd.replica.exchange import ClientGoneError, HttpExchange, UserCallable
 from servd.replica.handle_call import HandleCall
 from servd.replica.responses import error_response
-from servd.route_table import decoded_path
 from servd.wire.began import BeganLog
 from servd.wire.link import Peer, ReplicaLink
 from servd.wire.records import (

@@ -2,7 +2,7 @@
 
 import pytest
 
-from servd.circles import Waiting, circle, knot
+from servd.calls.circles import Waiting, circle, knot
 
 A, B = "d#a", "d#b"
 

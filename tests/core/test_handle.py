@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from servd import context as context_module
-from servd import pickling
+from servd.calls import pickling
+from servd.calls.response import DeploymentResponse, Ref, get
 from servd.context import RequestContext, current_request, install_process, remove_process
 from servd.exceptions import NoRouteError, RemoteFailure, RequestCancelledError, ServdError
 from servd.ground.ids import DeploymentID
@@ -22,7 +23,6 @@ from servd.handle import (
     RayServeSyncHandle,
     bound_handle,
 )
-from servd.response import DeploymentResponse, Ref, get
 
 
 class FakeTicket:

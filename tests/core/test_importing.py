@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from servd import pickling
 from servd.application import Application, make_deployment
+from servd.calls import pickling
 from servd.exceptions import DeployError
 from servd.replica.environment import Environment
 from servd.replica.importing import as_application, code_version, load_application

@@ -12,9 +12,9 @@ from pydantic import BaseModel
 from starlette.responses import PlainTextResponse
 
 import servd
-from servd import pickling
 from servd.application import DOCS_PATH_ATTRIBUTE
 from servd.asgi_ingress import Lifespan, ingress
+from servd.calls import pickling
 from servd.exceptions import ServdError
 
 app = FastAPI(title="fruits")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from servd import pickling
+from servd.calls import pickling
 from servd.exceptions import BackPressureError, DeployError, UserCodeError
 
 

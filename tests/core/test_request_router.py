@@ -3,8 +3,8 @@ from dataclasses import dataclass
 
 import pytest
 
+from servd.calls.request_router import AfterLoss, RequestRouter, RetryBudget, after_loss
 from servd.exceptions import BackPressureError, DeploymentUnavailableError, NoRouteError
-from servd.request_router import AfterLoss, RequestRouter, RetryBudget, after_loss
 from servd.wire.messages import DeploymentTargets, Endpoint
 
 

@@ -11,8 +11,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from servd import pickling
-from servd.caller import Caller
+from servd.calls import pickling
+from servd.calls.caller import Caller
 from servd.context import RequestContext
 from servd.ground import settings
 from servd.wire.codec import RecordReader, encode_message, record

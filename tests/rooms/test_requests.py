@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from servd.caller import Caller
+from servd.calls.caller import Caller
+from servd.calls.pickling import dumps, load_exception, loads
 from servd.context import NO_REQUEST, RequestContext, current_request
 from servd.exceptions import BackPressureError, NoRouteError, RemoteFailure, RequestCancelledError
-from servd.pickling import dumps, load_exception, loads
 from servd.replica.exchange import HttpExchange
 from servd.wire.messages import DeploymentTargets, Routing
 from tests.fakes import Room, new_address, targets_for, wait_until

@@ -12,9 +12,9 @@ import zmq
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from servd.calls.pickling import dumps
 from servd.context import NO_REQUEST
 from servd.exceptions import ProtocolError
-from servd.pickling import dumps
 from servd.proxy.limits import Limits
 from servd.replica.exchange import HttpExchange
 from servd.wire.records import CALL, HTTP, read_origin, unpack

@@ -10,8 +10,8 @@ import numpy as np
 import psutil
 import pytest
 
+from servd.calls.pickling import dumps, loads
 from servd.context import NO_REQUEST
-from servd.pickling import dumps, loads
 from servd.replica.exchange import HttpExchange
 from tests.fakes import Room, wait_until
 

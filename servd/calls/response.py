@@ -11,7 +11,7 @@ from asyncio import _get_running_loop
 from collections.abc import AsyncIterator, Generator, Iterator
 from typing import Any
 
-from servd import pickling
+from servd.calls import pickling
 from servd.context import Process, Ticket
 from servd.exceptions import NoRouteError, RemoteFailure, RequestCancelledError, UnknownDeploymentError
 from servd.ground.clock import SystemClock

@@ -4,8 +4,8 @@ import logging
 import random
 from typing import TYPE_CHECKING, Any
 
-from servd.outgoing import Outgoing
-from servd.request_router import Candidate, RequestRouter
+from servd.calls.outgoing import Outgoing
+from servd.calls.request_router import Candidate, RequestRouter
 from servd.wire.began import BeganReader
 from servd.wire.link import CallerLink
 from servd.wire.records import (
@@ -27,7 +27,7 @@ from servd.wire.records import (
 )
 
 if TYPE_CHECKING:
-    from servd.caller import Caller
+    from servd.calls.caller import Caller
 
 logger = logging.getLogger(__name__)
 

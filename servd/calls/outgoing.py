@@ -10,8 +10,8 @@ from servd.exceptions import RemoteFailure, RequestCancelledError
 from servd.wire.records import CALL, CREDIT_BYTES, STREAM, Outbox
 
 if TYPE_CHECKING:
-    from servd.replica_peer import ReplicaPeer
-    from servd.request_router import RequestRouter
+    from servd.calls.replica_peer import ReplicaPeer
+    from servd.calls.request_router import RequestRouter
 
 _GRANT_BYTES = CREDIT_BYTES // 4
 _NO_ITEMS: deque[tuple[list[Any], int]] = deque(maxlen=0)

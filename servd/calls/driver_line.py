@@ -6,12 +6,12 @@ import sys
 import threading
 from typing import Any
 
-from servd.caller import Caller
+from servd.calls.caller import Caller
+from servd.calls.outgoing import CallTicket
 from servd.context import Process, RequestContext, install_process, remove_process
 from servd.ground.ids import random_hex
 from servd.ground.pidfd import start_ticks
 from servd.ground.settings import control_socket
-from servd.outgoing import CallTicket
 from servd.wire.control_link import ControlLink
 from servd.wire.messages import CallerReport, Hello, MetricFamily, MetricsReport, MetricsWish, Routing, Subscribe
 

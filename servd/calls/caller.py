@@ -6,15 +6,15 @@ import random
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from servd.circles import circle, knot
+from servd.calls.circles import circle, knot
+from servd.calls.outgoing import CallTicket, Outgoing
+from servd.calls.replica_peer import ReplicaPeer, Router
+from servd.calls.request_router import AfterLoss, Candidate, RequestRouter, RetryBudget, after_loss
 from servd.context import RequestContext
 from servd.exceptions import ReplicaDiedError, ServdError
 from servd.ground.clock import SystemClock
 from servd.ground.settings import variable
 from servd.observability.measures import handle_families, queue_families
-from servd.outgoing import CallTicket, Outgoing
-from servd.replica_peer import ReplicaPeer, Router
-from servd.request_router import AfterLoss, Candidate, RequestRouter, RetryBudget, after_loss
 from servd.wire.messages import DeploymentTargets, MetricFamily, Routing
 from servd.wire.records import CANCEL, CLAIM, DECLINE, WANT
 
