@@ -17,10 +17,10 @@ if TYPE_CHECKING:
         start,
         status,
     )
-    from servd.application import Application, Deployment
-    from servd.asgi_ingress import ingress
+    from servd.app.built import BuiltApplication
+    from servd.app.deployment import Application, Deployment
+    from servd.app.ingress import ingress
     from servd.batching import batch
-    from servd.built_application import BuiltApplication
     from servd.calls.response import get
     from servd.config import HTTPOptions
     from servd.context import get_multiplexed_model_id, get_replica_context
@@ -57,10 +57,10 @@ __all__ = [
 
 # proxies and the daemon import this package too: a name costs nothing until somebody uses it
 _HOMES = {
-    "servd.application": ("Application", "Deployment"),
-    "servd.asgi_ingress": ("ingress",),
+    "servd.app.deployment": ("Application", "Deployment"),
+    "servd.app.ingress": ("ingress",),
     "servd.batching": ("batch",),
-    "servd.built_application": ("BuiltApplication",),
+    "servd.app.built": ("BuiltApplication",),
     "servd.config": ("HTTPOptions",),
     "servd.context": ("get_multiplexed_model_id", "get_replica_context"),
     "servd.multiplex": ("multiplexed",),

@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from servd import context
-from servd.application import Application, Deployment, make_deployment
-from servd.built_application import BuiltApplication, build_application
+from servd.app.built import BuiltApplication, build_application
+from servd.app.deployment import Application, Deployment, make_deployment
+from servd.app.options import UNSET, DeploymentArguments, Unset
 from servd.config import HTTPOptions, LoggingConfig
-from servd.deployment_options import UNSET, DeploymentArguments, Unset
 from servd.exceptions import ServdError
 from servd.ground.ids import DeploymentID
 from servd.handle import DeploymentHandle, RayServeHandle, RayServeSyncHandle

@@ -6,9 +6,9 @@ import inspect
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
-from servd.batch_options import BatchOptions, checked_size, checked_wait
+from servd.app.batch_options import BatchOptions, checked_size, checked_wait
+from servd.app.options import BATCH_ATTRIBUTE
 from servd.context import RequestContext, current_request
-from servd.deployment_options import BATCH_ATTRIBUTE
 from servd.exceptions import ServdError
 
 

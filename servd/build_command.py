@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
-from servd.application import Application, Deployment
-from servd.built_application import BuiltApplication, build_application
+from servd.app.built import BuiltApplication, build_application
+from servd.app.deployment import Application, Deployment
 from servd.compat import ray_names
 from servd.documents.files import dump_spaced_yaml
 from servd.exceptions import ConfigError

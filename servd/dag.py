@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from servd.built_application import InputValue, Step, StepResult, map_containers
+from servd.app.built import InputValue, Step, StepResult, map_containers
 from servd.calls.response import DeploymentResponse
 from servd.deployment_graph import InputNode, graph_input, input_part
 from servd.ground.ids import DeploymentID

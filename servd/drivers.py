@@ -10,8 +10,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import compile_path
 
-from servd.application import make_deployment
-from servd.asgi_calls import call_app
+from servd.app.asgi_calls import call_app
+from servd.app.deployment import make_deployment
 from servd.dag import RayServeDAGHandle
 from servd.exceptions import ServdError
 from servd.handle import DeploymentHandle
@@ -107,7 +107,7 @@ class GraphDriver:
         graphs = self._graphs if self._single is None else {"/{servd_path:path}": self._single}
         runners = {route: partial(_respond, graph) for route, graph in graphs.items()}
         # FastAPI is half a second and 20 MB: only drivers whose adapter needs it pay for it
-        return importlib.import_module("servd.driver_app").driver_app(runners, self._adapter, _VERBS)
+        return importlib.import_module("servd.app.driver_routes").driver_app(runners, self._adapter, _VERBS)
 
 
 DAGDriver = make_deployment(GraphDriver, {"name": "DAGDriver", "route_prefix": "/"})
@@ -124,7 +124,7 @@ async def _respond(graph: Any, source: Any) -> Response:
     if isinstance(value, Response):
         return value
     # as above: FastAPI's encoder, where it would change something
-    return JSONResponse(value if _is_plain(value) else importlib.import_module("servd.encoders").encoded(value))
+    return JSONResponse(value if _is_plain(value) else importlib.import_module("servd.app.encoders").encoded(value))
 
 
 def load_http_adapter(given: Any) -> Adapter:

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from types import AsyncGeneratorType
 from typing import Any
 
-from servd.built_application import BuiltApplication
+from servd.app.built import BuiltApplication
 from servd.calls import pickling
 from servd.context import (
     Process,

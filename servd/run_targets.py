@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from servd import api
+from servd.app.options import UNSET, Unset
 from servd.context import get_global_client
-from servd.deployment_options import UNSET, Unset
 from servd.handle import RayServeSyncHandle
 
 

@@ -66,7 +66,7 @@ def install() -> bool:
     # first: `ray.serve` is a package with servd's path, where others would find its modules a second time
     sys.meta_path.insert(0, AliasFinder())
     # a module named as the decorator: were it found like the others, the import system would put it in the decorator's place
-    sys.modules["ray.serve.deployment"] = _Later("ray.serve.deployment", "servd.application")
+    sys.modules["ray.serve.deployment"] = _Later("ray.serve.deployment", "servd.app.deployment")
     # what is set on the logger of Ray Serve takes effect on servd's
     logging.Logger.manager.loggerDict["ray.serve"] = logging.getLogger("servd")
     return True

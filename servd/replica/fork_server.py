@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import ForkProcess
 from typing import Any
 
-from servd.built_application import BuiltApplication, describe
+from servd.app.built import BuiltApplication, describe
 from servd.exceptions import DeployError, ProtocolError
 from servd.ground import process
 from servd.ground.pidfd import start_ticks

@@ -13,8 +13,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from servd.application import Application, Deployment
-from servd.built_application import BuiltApplication, build_application
+from servd.app.built import BuiltApplication, build_application
+from servd.app.deployment import Application, Deployment
 from servd.calls import pickling
 from servd.compat import ray_names
 from servd.documents import runtime_env

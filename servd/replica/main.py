@@ -12,8 +12,8 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, NoReturn
 
-from servd.application import Deployment
-from servd.built_application import BuiltApplication
+from servd.app.built import BuiltApplication
+from servd.app.deployment import Deployment
 from servd.context import current_request
 from servd.ground import process
 from servd.ground.ids import DeploymentID

@@ -8,7 +8,7 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-from servd.application import Deployment
+from servd.app.deployment import Deployment
 from servd.calls.caller import Caller
 from servd.context import ReplicaContext, install_process, set_replica_context
 from servd.exceptions import DeployError

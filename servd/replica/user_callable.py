@@ -10,7 +10,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from servd.application import ASGI_ATTRIBUTE, SHUTDOWN_ATTRIBUTE, STARTUP_ATTRIBUTE, Deployment
+from servd.app.deployment import ASGI_ATTRIBUTE, SHUTDOWN_ATTRIBUTE, STARTUP_ATTRIBUTE, Deployment
 from servd.context import ReplicaContext, RequestContext
 from servd.exceptions import RayServeException, UserCodeError
 from servd.ground.clock import Clock, SystemClock

@@ -8,9 +8,9 @@ import pytest
 from pydantic import ValidationError
 
 import servd
-from servd.application import Application, Deployment
+from servd.app.deployment import Application, Deployment
+from servd.app.options import parse_options
 from servd.config import DeploymentConfig
-from servd.deployment_options import parse_options
 
 
 @servd.deployment

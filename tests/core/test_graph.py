@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import servd
-from servd.built_application import BuiltApplication, build_application, describe, handle_style
+from servd.app.built import BuiltApplication, build_application, describe, handle_style
 from servd.dag import InputNode, RayServeDAGHandle
 from servd.exceptions import ServdError
 from servd.handle import DeploymentHandle, RayServeDeploymentHandle, RayServeHandle

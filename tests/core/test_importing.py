@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from servd.application import Application, make_deployment
+from servd.app.deployment import Application, make_deployment
 from servd.calls import pickling
 from servd.exceptions import DeployError
 from servd.replica.environment import Environment
@@ -18,7 +18,7 @@ from servd.replica.importing import as_application, code_version, load_applicati
 from servd.wire.messages import BuildOrder
 
 APP = """
-from servd.application import make_deployment
+from servd.app.deployment import make_deployment
 import {name}_helper
 class Model:
     def __init__(self, *args): self.args = args

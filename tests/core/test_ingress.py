@@ -12,8 +12,8 @@ from pydantic import BaseModel
 from starlette.responses import PlainTextResponse
 
 import servd
-from servd.application import DOCS_PATH_ATTRIBUTE
-from servd.asgi_ingress import Lifespan, ingress
+from servd.app.deployment import DOCS_PATH_ATTRIBUTE
+from servd.app.ingress import Lifespan, ingress
 from servd.calls import pickling
 from servd.exceptions import ServdError
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 import servd
+from servd.app.options import DeploymentArguments
 from servd.compat import ray_names
-from servd.deployment_options import DeploymentArguments
 
 DOCS = Path(__file__).parents[2] / "docs"
 API, FROM_RAY = (DOCS / "api.md").read_text(), (DOCS / "from-ray-serve.md").read_text()

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 APP = """
 import asyncio, atexit, os, random, sys
-from servd.application import make_deployment
+from servd.app.deployment import make_deployment
 
 IMPORTED_BY = os.getpid()
 RANDOM = random.Random(1)

@@ -10,7 +10,7 @@ from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
 
-from servd.application import make_deployment
+from servd.app.deployment import make_deployment
 from servd.context import NO_REQUEST, ReplicaContext
 from servd.exceptions import RayServeException, UserCodeError
 from servd.replica import user_callable

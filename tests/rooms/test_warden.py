@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 APP = """
 import asyncio
-from servd.application import make_deployment
+from servd.app.deployment import make_deployment
 
 class Inner:
     async def double(self, x):

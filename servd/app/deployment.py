@@ -5,9 +5,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Unpack
 
-from servd.config import DeploymentConfig
-from servd.deployment_graph import GraphNode, UnboundMethod
-from servd.deployment_options import (
+from servd.app.options import (
     UNSET,
     DeploymentArguments,
     Unset,
@@ -17,6 +15,8 @@ from servd.deployment_options import (
     parse_options,
     with_room_for_batches,
 )
+from servd.config import DeploymentConfig
+from servd.deployment_graph import GraphNode, UnboundMethod
 
 ASGI_ATTRIBUTE = "__servd_asgi__"
 """`async def (self, scope, receive, send)` of instances that answer HTTP as an ASGI application."""

@@ -10,13 +10,13 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from servd.application import (
+from servd.app.asgi_calls import call_app
+from servd.app.deployment import (
     ASGI_ATTRIBUTE,
     DOCS_PATH_ATTRIBUTE,
     SHUTDOWN_ATTRIBUTE,
     STARTUP_ATTRIBUTE,
 )
-from servd.asgi_calls import call_app
 from servd.exceptions import ServdError
 
 _LIFESPAN = "__servd_lifespan__"
@@ -149,7 +149,7 @@ def _made_here(app: Any, target: type[Any]) -> Any:
     fastapi = sys.modules.get("fastapi")
     if fastapi is None or not isinstance(app, fastapi.FastAPI):
         return _frozen(app, target)
-    importlib.import_module("servd.encoders").teach_fastapi()
+    importlib.import_module("servd.app.encoders").teach_fastapi()
     return app
 
 
@@ -158,6 +158,6 @@ def _frozen(app: Any, target: type[Any]) -> Any:
     fastapi = sys.modules.get("fastapi")
     if fastapi is None or not isinstance(app, fastapi.FastAPI | fastapi.APIRouter):
         return app
-    frozen = importlib.import_module("servd.class_routes").frozen_app(app, target)
-    importlib.import_module("servd.encoders").teach_fastapi()
+    frozen = importlib.import_module("servd.app.class_routes").frozen_app(app, target)
+    importlib.import_module("servd.app.encoders").teach_fastapi()
     return frozen

@@ -13,7 +13,7 @@ from dataclasses import field
 from types import MappingProxyType
 from typing import Any, Protocol
 
-from servd.application import DOCS_PATH_ATTRIBUTE, Application, Deployment, parts_of
+from servd.app.deployment import DOCS_PATH_ATTRIBUTE, Application, Deployment, parts_of
 from servd.deployment_graph import GraphNode, InputNode, InputPart, MethodNode
 from servd.ground.ids import DeploymentID
 from servd.ground.quick_dataclass import dataclass
