@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from servd import cli_operations
-from servd.cli_options import (
+from servd.commands import operator_cli as cli_operations
+from servd.commands.cli_options import (
     Address,
     AppDir,
     AppName,
@@ -99,7 +99,7 @@ def start(
 
 
 def _begin(settings: Settings, *, detach: bool) -> None:
-    from servd.console import say
+    from servd.commands.console import say
     from servd.daemon.launch import daemon_command, start_detached
     from servd.daemon.tls import check_pair
     from servd.rest.access import rules_for
@@ -122,7 +122,7 @@ def _begin(settings: Settings, *, detach: bool) -> None:
 @app.command(help="Stop the daemon; the goal is kept.")
 def stop(state_dir: StateDir = None) -> None:
     """Exit 0, also when none runs."""
-    from servd.console import say
+    from servd.commands.console import say
     from servd.daemon.launch import stop as stop_daemon
 
     folder = state_dir_of(state_dir)
@@ -143,7 +143,7 @@ def deploy(
     plan: PlanOnly = False,
 ) -> None:
     """A document goes to the endpoint of its version; an import path joins the other applications."""
-    from servd.commands import application_order, deploy_file, deploy_import_path
+    from servd.commands.verbs import application_order, deploy_file, deploy_import_path
     from servd.daemon.admin_client import AdminClient, find_address
     from servd.documents.files import is_document_path
 
@@ -154,7 +154,7 @@ def deploy(
     if plan:
         if not is_document:
             raise typer.BadParameter("it needs a config file", param_hint="--plan")
-        from servd.operations import show_deploy_plan
+        from servd.commands.operations import show_deploy_plan
 
         show_deploy_plan(client, target, "table")
         return
@@ -193,9 +193,9 @@ def run(
         raise typer.BadParameter("servd has no Gradio helper", param_hint="--gradio")
     if reload and not blocking:
         raise typer.BadParameter("it needs --blocking", param_hint="--reload")
+    from servd.commands.run import RunOptions, announce, daemon_for
+    from servd.commands.run import run as run_target
     from servd.documents.files import is_document_path
-    from servd.run_command import RunOptions, announce, daemon_for
-    from servd.run_command import run as run_target
 
     is_document = is_document_path(target)
     if is_document:
@@ -222,7 +222,7 @@ def run(
 @app.command(help="Print the stored config(s).")
 def config(address: Address = None, state_dir: StateDir = None, name: Name = None) -> None:
     """YAML on stdout only."""
-    from servd.commands import show_config
+    from servd.commands.verbs import show_config
     from servd.daemon.admin_client import AdminClient, find_address
 
     show_config(AdminClient(find_address(address, state_dir)), name)
@@ -231,7 +231,7 @@ def config(address: Address = None, state_dir: StateDir = None, name: Name = Non
 @app.command(help="Print the status of the applications.")
 def status(address: Address = None, state_dir: StateDir = None, name: Name = None, form: Format = None) -> None:
     """A table on a terminal; YAML on stdout otherwise."""
-    from servd.commands import show_status
+    from servd.commands.verbs import show_status
     from servd.daemon.admin_client import AdminClient, find_address
 
     show_status(AdminClient(find_address(address, state_dir)), name, form_of(form))
@@ -244,7 +244,7 @@ def shutdown(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Asks first."""
-    from servd.commands import shut_down
+    from servd.commands.verbs import shut_down
     from servd.daemon.admin_client import AdminClient, find_address
 
     client = AdminClient(find_address(address, state_dir))

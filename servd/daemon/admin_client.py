@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
-from servd.console import warn
+from servd.commands.console import warn
 from servd.exceptions import ConfigError, ServdError, TransportError
 from servd.ground.settings import DEFAULT_ADMIN_PORT, admin_socket, default_state_dir, socket_dir_for
 

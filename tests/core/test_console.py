@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from servd.console import PlainLines, ProgressRow
+from servd.commands.console import PlainLines, ProgressRow
 
 MISSING = """Deploying application a failed: Traceback (most recent call last):
   File "/code/app.py", line 1, in <module>

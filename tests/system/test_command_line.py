@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from servd import run_command
+from servd.commands import run as run_command
+from servd.commands.run import RunOptions, daemon_for
 from servd.daemon.state_lock import running_pid
 from servd.exceptions import ServdError
 from servd.ground.settings import Settings, socket_dir_for
-from servd.run_command import RunOptions, daemon_for
 from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]

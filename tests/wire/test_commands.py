@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from servd.commands import status_document
+from servd.commands.verbs import status_document
 from servd.documents.control_plane import DeadReplicaView
 from servd.ground.states import ApplicationStatus, DeployMode
 from servd.rest.access import AccessRules

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from servd.console import without_colours
+from servd.commands.console import without_colours
 from servd.documents.control_plane import ApplicationChange, ChangePlan
 from servd.ground.states import ApplicationStatus, DeployMode
 from servd.rest.access import AccessRules

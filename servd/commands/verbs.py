@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from servd.console import STATUS_HEAD, progress_on, progress_rows, say, status_rows, table, without_colours
+from servd.commands.console import STATUS_HEAD, progress_on, progress_rows, say, status_rows, table, without_colours
 from servd.daemon.admin_client import AdminClient
 from servd.documents.files import DocumentFile, dump_yaml, load_document, resolve_paths
 from servd.exceptions import ConfigError, DeployError, ServdError

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
-from servd.commands import application_order, read_document, wait_until_running
-from servd.console import say, warn
+from servd.commands.console import say, warn
+from servd.commands.verbs import application_order, read_document, wait_until_running
 from servd.daemon.admin_client import ADDRESS_VARIABLES, AdminClient, UnreachableError, find_address
 from servd.daemon.launch import start_detached, start_tied
 from servd.documents.files import load_document, parse_document, resolve_env, resolve_path

@@ -8,8 +8,8 @@ from datetime import datetime
 from typing import Any
 from urllib.parse import quote
 
-from servd.commands import CheckedDocument, read_document, wait_until_running
-from servd.console import say, table
+from servd.commands.console import say, table
+from servd.commands.verbs import CheckedDocument, read_document, wait_until_running
 from servd.daemon.admin_client import AdminClient
 from servd.documents import runtime_env
 from servd.documents.files import dump_yaml

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from servd.cli_options import (
+from servd.commands.cli_options import (
     Address,
     AppDir,
     ConfigFile,
@@ -37,8 +37,8 @@ def history(
     form: TableFormat = Form.TABLE,
 ) -> None:
     """Each accepted document is a revision."""
+    from servd.commands.operations import show_history
     from servd.daemon.admin_client import AdminClient, find_address
-    from servd.operations import show_history
 
     show_history(AdminClient(find_address(address, state_dir)), limit, form)
 
@@ -53,8 +53,8 @@ def rollback(
     timeout: Timeout = None,
 ) -> None:
     """The code comes back as it was accepted then; the result is a new revision."""
+    from servd.commands.operations import roll_back
     from servd.daemon.admin_client import AdminClient, find_address
-    from servd.operations import roll_back
 
     client = AdminClient(find_address(address, state_dir))
     roll_back(client, number, plan_only=plan, wait=wait or timeout is not None, timeout_s=timeout)
@@ -69,8 +69,8 @@ def diff(
     exit_code: Annotated[bool, typer.Option("--exit-code", help=f"Exit {EXIT_DIFFERS} if they differ.")] = False,
 ) -> None:
     """Nothing is changed."""
+    from servd.commands.operations import show_diff
     from servd.daemon.admin_client import AdminClient, find_address
-    from servd.operations import show_diff
 
     must_exist(path)
     differs = show_diff(AdminClient(find_address(address, state_dir)), path, form)
@@ -81,7 +81,7 @@ def diff(
 @app.command(help="Check a config file, without a daemon.")
 def validate(path: ConfigFile) -> None:
     """Every fault with file, line and column."""
-    from servd.operations import validate as check
+    from servd.commands.operations import validate as check
 
     must_exist(path)
     check(path)
@@ -95,8 +95,8 @@ def scale(
     state_dir: StateDir = None,
 ) -> None:
     """Also where it autoscales."""
+    from servd.commands.operations import scale as pin
     from servd.daemon.admin_client import AdminClient, find_address
-    from servd.operations import scale as pin
 
     pin(AdminClient(find_address(address, state_dir)), target, count)
 
@@ -110,8 +110,8 @@ def logs(
     state_dir: StateDir = None,
 ) -> None:
     """Reads the files on this host; works without a daemon too."""
+    from servd.commands.log_files import patterns, show_logs
     from servd.daemon.admin_client import AdminClient, UnreachableError, find_address
-    from servd.log_files import patterns, show_logs
 
     log_dir = os.path.join(state_dir_of(state_dir), "logs")
     status = None
@@ -138,8 +138,8 @@ def stack(
     state_dir: StateDir = None,
 ) -> None:
     """Threads and asynchronous tasks; needs no root."""
+    from servd.commands.operations import show_stacks
     from servd.daemon.admin_client import AdminClient, find_address
-    from servd.operations import show_stacks
 
     show_stacks(AdminClient(find_address(address, state_dir)), target)
 
@@ -157,7 +157,7 @@ def build(
     multi_app: Annotated[bool, typer.Option("--multi-app", "-m", help="A multi-app config.")] = False,
 ) -> None:
     """Asks no daemon."""
-    from servd.build_command import build as build_text
+    from servd.commands.build import build as build_text
 
     text = build_text(import_paths, app_dir=app_dir, multi_app=multi_app, kubernetes=kubernetes_format)
     if multi_app:
@@ -228,6 +228,6 @@ def systemd_unit(
     ] = None,
 ) -> None:
     """Type=notify: ready when the last goal is serving again."""
-    from servd.service_unit import unit
+    from servd.commands.service_unit import unit
 
     sys.stdout.write(unit(state_dir_of(state_dir), options or (), user=user))
