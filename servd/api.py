@@ -196,7 +196,7 @@ def delete(name: str, _blocking: bool = True) -> None:
         ServdError: Serve is not running.
         TimeoutError: not gone in 60 s.
     """
-    runs = sys.modules.get("servd.local_mode")
+    runs = sys.modules.get("servd.local.mode")
     if runs is not None and runs.RUNS.delete(name):
         return
     _running_client().delete_apps([name], blocking=_blocking)
@@ -228,7 +228,7 @@ def get_app_handle(name: str) -> DeploymentHandle:
     Raises:
         ServdError: there is no such application, or Serve is not running.
     """
-    local = sys.modules.get("servd.local_mode")
+    local = sys.modules.get("servd.local.mode")
     if local is not None and (ingress := local.RUNS.ingress_of(name)):
         return DeploymentHandle(DeploymentID(name, ingress))
     client = _running_client()
@@ -324,7 +324,7 @@ def _root_of(target: Any) -> Application:
 
 def _run_locally(root: Application, name: str) -> RayServeSyncHandle:
     # the code of replicas, which other drivers never need
-    runs = importlib.import_module("servd.local_mode").RUNS
+    runs = importlib.import_module("servd.local.mode").RUNS
     caller = runs.prepare(name)
     built = build_application(root, name)
     runs.run(built, caller)
@@ -332,7 +332,7 @@ def _run_locally(root: Application, name: str) -> RayServeSyncHandle:
 
 
 def _local_runs_closed() -> None:
-    local = sys.modules.get("servd.local_mode")
+    local = sys.modules.get("servd.local.mode")
     if local is not None:
         local.RUNS.close()
 

@@ -19,7 +19,7 @@ from servd.dag import InputNode
 from servd.drivers import DAGDriver, load_http_adapter
 from servd.exceptions import ServdError
 from servd.http_adapters import json_request, json_to_multi_ndarray, json_to_ndarray, starlette_request
-from servd.local_mode import RUNS
+from servd.local.mode import RUNS
 
 
 class Point(BaseModel):

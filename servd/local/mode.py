@@ -22,7 +22,7 @@ from servd.context import (
 )
 from servd.exceptions import NoRouteError, RemoteFailure, ServdError
 from servd.ground.ids import DeploymentID, random_letters
-from servd.local_slots import LocalSlots
+from servd.local.slots import LocalSlots
 
 # the one place outside `replica/` that runs user code: a process that is driver and replicas at once
 from servd.replica.user_callable import UserCallable
