@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from servd.controller import events
+from servd.controller.plan import events
 from servd.wire.messages import BuildResult, ReplicaGoal
 
 

@@ -9,12 +9,12 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from servd.controller import actions, change, events
-from servd.controller.actions import Action
-from servd.controller.facts import ForkServerFact, ProxyFact, ReplicaFact
-from servd.controller.goal import ApplicationGoal, Goal, HttpGoal
-from servd.controller.observed import Observed
-from servd.controller.reconciler import turn
+from servd.controller.plan import actions, change, events
+from servd.controller.plan.actions import Action
+from servd.controller.plan.facts import ForkServerFact, ProxyFact, ReplicaFact
+from servd.controller.plan.goal import ApplicationGoal, Goal, HttpGoal
+from servd.controller.plan.observed import Observed
+from servd.controller.plan.reconciler import turn
 from servd.documents.control_plane import ApplicationDocument
 from servd.ground.settings import Settings
 from servd.ground.states import ROUTABLE, DeployMode, ReplicaState

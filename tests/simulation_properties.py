@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from servd.controller import actions
-from servd.controller.actions import Action
-from servd.controller.rollout import rolling_step
-from servd.controller.settle import wanted_count
+from servd.controller.plan import actions
+from servd.controller.plan.actions import Action
+from servd.controller.plan.rollout import rolling_step
+from servd.controller.plan.settle import wanted_count
 from servd.ground.states import ROUTABLE, ApplicationStatus, ReplicaState
 
 if TYPE_CHECKING:

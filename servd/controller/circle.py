@@ -6,13 +6,13 @@ import math
 import random
 from collections.abc import Callable
 
-from servd.controller import actions, events
 from servd.controller.executor import Executor
 from servd.controller.fact_store import FactStore
-from servd.controller.goal import Goal
-from servd.controller.observed import Observed
-from servd.controller.reconciler import turn
-from servd.controller.status import next_visible_change
+from servd.controller.plan import actions, events
+from servd.controller.plan.goal import Goal
+from servd.controller.plan.observed import Observed
+from servd.controller.plan.reconciler import turn
+from servd.controller.plan.status import next_visible_change
 from servd.ground.clock import Clock
 from servd.ground.settings import Settings
 

@@ -7,20 +7,21 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 
-from servd.controller import change, history
+from servd.controller import history
 from servd.controller.circle import Circle
 from servd.controller.daemon_channel import DaemonChannel
-from servd.controller.data_plane import is_served
-from servd.controller.dry_run import compare
 from servd.controller.executor import Executor
 from servd.controller.fact_store import FactStore
-from servd.controller.facts import DataPlaneFact
-from servd.controller.goal import Goal, HttpGoal
 from servd.controller.goal_store import GoalStore
-from servd.controller.observed import Observed
+from servd.controller.plan import change
+from servd.controller.plan.data_plane import is_served
+from servd.controller.plan.dry_run import compare
+from servd.controller.plan.facts import DataPlaneFact
+from servd.controller.plan.goal import Goal, HttpGoal
+from servd.controller.plan.observed import Observed
+from servd.controller.plan.status import Identity, instance_view
 from servd.controller.snapshots import take_snapshots
 from servd.controller.stack_requests import StackRequests
-from servd.controller.status import Identity, instance_view
 from servd.controller.supervisor import Supervisor
 from servd.documents.control_plane import (
     ApplicationDocument,

@@ -9,13 +9,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from servd.controller import actions, events
 from servd.controller.control_server import PROXY, REPLICA, ControlServer
 from servd.controller.daemon_channel import DaemonChannel
 from servd.controller.devices import with_device_names
-from servd.controller.facts import ForkServerFact, ProxyFact, ReplicaFact
 from servd.controller.fork_server_lines import ForkServerLines
-from servd.controller.observed import Observed
+from servd.controller.plan import actions, events
+from servd.controller.plan.facts import ForkServerFact, ProxyFact, ReplicaFact
+from servd.controller.plan.observed import Observed
 from servd.controller.supervisor import Key, Supervisor
 from servd.exceptions import InvariantError
 from servd.ground.ids import DeploymentID

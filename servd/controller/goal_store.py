@@ -16,7 +16,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from servd.controller.goal import ApplicationGoal, Goal, HttpGoal
+from servd.controller.plan.goal import ApplicationGoal, Goal, HttpGoal
 from servd.documents.control_plane import ApplicationDocument, HttpWish
 from servd.exceptions import GoalNotSavedError, InvariantError, StateError
 from servd.ground.quick_dataclass import dataclass

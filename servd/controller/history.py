@@ -2,8 +2,8 @@
 
 import os
 
-from servd.controller.goal import Goal
 from servd.controller.goal_store import GoalStore, Revision
+from servd.controller.plan.goal import Goal
 from servd.documents.control_plane import RevisionView
 from servd.exceptions import ConfigError, UnknownNameError
 

@@ -18,21 +18,21 @@ from typing import TYPE_CHECKING
 from servd.controller.control_loop import ControlLoop
 from servd.controller.control_server import REPLICA, ControlServer
 from servd.controller.daemon_channel import DaemonChannel
-from servd.controller.data_plane import boot, is_served
 from servd.controller.devices import device_names
 from servd.controller.executor import Executor
 from servd.controller.fact_store import FactStore, fact_files
 from servd.controller.fork_server_lines import ForkServerLines
-from servd.controller.goal import Goal
 from servd.controller.goal_store import GoalStore
 from servd.controller.metric_sums import replica_health
 from servd.controller.metrics_desk import FILE_NAME as METRICS_FILE
 from servd.controller.metrics_desk import MetricsDesk
 from servd.controller.metrics_port import MetricsPort
-from servd.controller.observed import Observed
+from servd.controller.plan.data_plane import boot, is_served
+from servd.controller.plan.goal import Goal
+from servd.controller.plan.observed import Observed
+from servd.controller.plan.status import Identity, is_serving
 from servd.controller.process_news import ProcessNews
 from servd.controller.stack_requests import StackRequests
-from servd.controller.status import Identity, is_serving
 from servd.controller.supervisor import Supervisor
 from servd.daemon import tls
 from servd.exceptions import InvariantError, ServdError, StateError

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from servd.controller.observed import Observed
+from servd.controller.plan.observed import Observed
 from servd.ground.ids import DeploymentID
 from servd.ground.states import ROUTABLE
 from servd.observability import measures

@@ -5,11 +5,11 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from servd.controller import actions, events
 from servd.controller.control_server import PROXY, REPLICA, ControlServer
 from servd.controller.executor import Executor
 from servd.controller.metrics_desk import MetricsDesk
-from servd.controller.observed import Observed
+from servd.controller.plan import actions, events
+from servd.controller.plan.observed import Observed
 from servd.controller.stack_requests import StackRequests
 from servd.controller.supervisor import Key, Supervisor
 from servd.wire.daemon_messages import OrphanExited

@@ -4,13 +4,13 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from servd.controller import actions, events
-from servd.controller.actions import Action, Plan
-from servd.controller.facts import ReplicaFact
-from servd.controller.goal import ApplicationGoal, Goal, HttpGoal
-from servd.controller.observed import Observed
-from servd.controller.reconciler import turn
-from servd.controller.status import Identity, application_status, instance_view
+from servd.controller.plan import actions, events
+from servd.controller.plan.actions import Action, Plan
+from servd.controller.plan.facts import ReplicaFact
+from servd.controller.plan.goal import ApplicationGoal, Goal, HttpGoal
+from servd.controller.plan.observed import Observed
+from servd.controller.plan.reconciler import turn
+from servd.controller.plan.status import Identity, application_status, instance_view
 from servd.documents.control_plane import ApplicationDocument
 from servd.ground.settings import Settings
 from servd.ground.states import ApplicationStatus, DeployMode, ReplicaState

@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from servd.controller.autoscaler import decide, desired_replicas, first_target
-from servd.controller.facts import Samples
-from servd.controller.targets import AUTOSCALING_DEFAULTS
+from servd.controller.plan.autoscaler import decide, desired_replicas, first_target
+from servd.controller.plan.facts import Samples
+from servd.controller.plan.targets import AUTOSCALING_DEFAULTS
 
 CONFIG = {
     **AUTOSCALING_DEFAULTS,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from servd.controller.change import (
+from servd.controller.plan.change import (
     Situation,
     check_put,
     check_rollback,
@@ -14,7 +14,7 @@ from servd.controller.change import (
     scale,
     start_instance,
 )
-from servd.controller.goal import Goal, HttpGoal
+from servd.controller.plan.goal import Goal, HttpGoal
 from servd.documents.control_plane import ApplicationDocument, GoalDocument, HttpWish
 from servd.exceptions import ConfigError
 from servd.ground.states import DeployMode

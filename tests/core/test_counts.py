@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from servd.controller import events
-from servd.controller.change import scale
+from servd.controller.plan import events
+from servd.controller.plan.change import scale
 from servd.ground.states import ApplicationStatus, ReplicaState
 from servd.wire.messages import ReplicaReport
 from tests.core.build import (

@@ -3,11 +3,11 @@
 from dataclasses import replace
 
 from servd.calls.route_table import RouteTable
-from servd.controller import events
-from servd.controller.data_plane import boot
-from servd.controller.goal import Goal
-from servd.controller.observed import Observed
-from servd.controller.routing import routing
+from servd.controller.plan import events
+from servd.controller.plan.data_plane import boot
+from servd.controller.plan.goal import Goal
+from servd.controller.plan.observed import Observed
+from servd.controller.plan.routing import routing
 from servd.ground.states import DeployMode
 from servd.wire.messages import BuildResult, ProxyReport
 from tests.core.build import (

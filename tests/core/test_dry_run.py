@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from servd.controller.dry_run import compare
-from servd.controller.goal import ApplicationGoal, Goal
+from servd.controller.plan.dry_run import compare
+from servd.controller.plan.goal import ApplicationGoal, Goal
 from servd.documents.control_plane import ApplicationChange
 from tests.core.build import HTTP, World, a_build, a_goal, an_app, verbs
 

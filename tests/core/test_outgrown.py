@@ -1,8 +1,8 @@
 """A replica that uses more memory than it may is replaced, start first, and says both figures."""
 
-from servd.controller import events
-from servd.controller.outgrown import PAUSE_S, SETTLED_S
-from servd.controller.status import Identity, instance_view
+from servd.controller.plan import events
+from servd.controller.plan.outgrown import PAUSE_S, SETTLED_S
+from servd.controller.plan.status import Identity, instance_view
 from servd.ground.states import DeploymentStatus
 from servd.wire.messages import ReplicaReport
 from tests.core.build import World, a_build, a_goal, an_app, verbs

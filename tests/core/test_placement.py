@@ -2,8 +2,8 @@
 
 import pytest
 
-from servd.controller import events
-from servd.controller.status import instance_view
+from servd.controller.plan import events
+from servd.controller.plan.status import instance_view
 from servd.ground.states import ApplicationStatus, ReplicaState
 from tests.core.build import (
     IDENTITY,

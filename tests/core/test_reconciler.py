@@ -1,8 +1,8 @@
 """The circle goal -> plan -> facts, in a world that does at once what it is told."""
 
-from servd.controller import events
-from servd.controller.goal import Goal
-from servd.controller.status import instance_view
+from servd.controller.plan import events
+from servd.controller.plan.goal import Goal
+from servd.controller.plan.status import instance_view
 from servd.ground.states import ApplicationStatus, ReplicaState
 from servd.wire.messages import BuildResult, ReplicaReport
 from tests.core.build import (

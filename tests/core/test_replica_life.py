@@ -2,9 +2,9 @@
 
 import pytest
 
-from servd.controller import actions, events
-from servd.controller.restarts import BackOff, failure_threshold, retry_delay_s
-from servd.controller.settle import deployment_status
+from servd.controller.plan import actions, events
+from servd.controller.plan.restarts import BackOff, failure_threshold, retry_delay_s
+from servd.controller.plan.settle import deployment_status
 from servd.ground.states import ApplicationStatus, DeploymentStatus, ReplicaState
 from servd.wire.messages import ProxyReport
 from tests.core.build import (

@@ -2,7 +2,7 @@
 
 import pytest
 
-from servd.controller.resources import Held, Need, Pool, place, shortage
+from servd.controller.plan.resources import Held, Need, Pool, place, shortage
 
 
 @pytest.mark.parametrize(

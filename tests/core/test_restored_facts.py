@@ -2,7 +2,7 @@
 
 import pytest
 
-from servd.controller import events
+from servd.controller.plan import events
 from servd.ground.states import ApplicationStatus, ReplicaState
 from tests.core.build import (
     deployed,

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from servd.controller.facts import ReplicaFact
-from servd.controller.rollout import next_step, rolling_step
+from servd.controller.plan.facts import ReplicaFact
+from servd.controller.plan.rollout import next_step, rolling_step
 from servd.ground.states import ReplicaState
 from tests.core.build import a_replica
 

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from servd.controller import actions
-from servd.controller.events import ReplicaExited
+from servd.controller.plan import actions
+from servd.controller.plan.events import ReplicaExited
 from servd.wire.messages import DeploymentTargets
 from tests.core.build import World, a_build, a_goal, an_app
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from servd.controller.goal import ApplicationGoal
+from servd.controller.plan.goal import ApplicationGoal
 from servd.documents.control_plane import ApplicationDocument
 from servd.ground.states import ApplicationStatus
 from servd.wire.messages import BuildResult

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from servd.controller import events
-from servd.controller.autoscaler import Decision
-from servd.controller.observed import Observed
-from servd.controller.rollout import Step, next_step
-from servd.controller.routing import routing
+from servd.controller.plan import events
+from servd.controller.plan.autoscaler import Decision
+from servd.controller.plan.observed import Observed
+from servd.controller.plan.rollout import Step, next_step
+from servd.controller.plan.routing import routing
 from servd.ground.states import ReplicaState
 from servd.wire.messages import Routing
 from tests.simulation import Simulation, Violation
@@ -82,12 +82,12 @@ def never_scaled(config: object, current: int, *args: object, **options: object)
 
 
 DECISIONS = [
-    ("servd.controller.replica_plan.next_step", stop_before_start, "never below"),
-    ("servd.controller.replica_plan.next_step", start_too_many, "at most T + S"),
-    ("servd.controller.reconciler.routing", route_who_leaves, "a drained replica is not routed"),
-    ("servd.controller.observed.Observed.apply", blame_for_lost_starts, "nobody's failure"),
-    ("servd.controller.replica_plan._tell", never_told, "the goal is reached"),
-    ("servd.controller.settle.decide", never_scaled, "counts fit the load"),
+    ("servd.controller.plan.replica_plan.next_step", stop_before_start, "never below"),
+    ("servd.controller.plan.replica_plan.next_step", start_too_many, "at most T + S"),
+    ("servd.controller.plan.reconciler.routing", route_who_leaves, "a drained replica is not routed"),
+    ("servd.controller.plan.observed.Observed.apply", blame_for_lost_starts, "nobody's failure"),
+    ("servd.controller.plan.replica_plan._tell", never_told, "the goal is reached"),
+    ("servd.controller.plan.settle.decide", never_scaled, "counts fit the load"),
 ]
 """(where, a wrong decision, the property that must notice)."""
 

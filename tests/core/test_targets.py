@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from servd.controller.targets import DeploymentTarget, resolve
+from servd.controller.plan.targets import DeploymentTarget, resolve
 from servd.exceptions import DeployError
 from servd.wire.messages import BuildResult, BuiltDeployment
 from tests.core.build import an_app

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from servd.controller import actions
+from servd.controller.plan import actions
 from servd.ground.states import ApplicationStatus, ReplicaState
 from tests.core.build import World, a_build, a_goal, an_app, deployed, redeploy, status_of, verbs
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from servd.controller import change
 from servd.controller.fact_store import FactStore
-from servd.controller.goal import ApplicationGoal, Goal, HttpGoal
 from servd.controller.goal_store import GoalStore
+from servd.controller.plan import change
+from servd.controller.plan.goal import ApplicationGoal, Goal, HttpGoal
 from servd.documents.control_plane import ApplicationDocument, HttpWish
 from servd.exceptions import GoalNotSavedError, InvariantError, StateError
 from servd.ground.states import DeployMode

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from servd.controller import change
-from servd.controller.goal import Goal, HttpGoal
 from servd.controller.goal_store import GoalStore
+from servd.controller.plan import change
+from servd.controller.plan.goal import Goal, HttpGoal
 from servd.controller.snapshots import take_snapshots
 from servd.documents.control_plane import HttpWish
 from servd.exceptions import ConfigError, DeployError, GoalNotSavedError, ListenError

@@ -6,17 +6,17 @@ Called once per turn, before `reconcile`. It has no effects and mints no ids.
 import math
 from dataclasses import asdict, replace
 
-from servd.controller.autoscaler import decide, first_target
-from servd.controller.data_plane import settle_data_plane
-from servd.controller.differences import code_fields, differences
-from servd.controller.facts import ApplicationFact, DeploymentFact, ForkServerFact
-from servd.controller.goal import ApplicationGoal, Goal
-from servd.controller.observed import Observed
-from servd.controller.outgrown import settle_memory
-from servd.controller.restarts import BackOff, failure_threshold, retry_delay_s
-from servd.controller.silence import settle_silence
-from servd.controller.slow_starts import note_slow_starts
-from servd.controller.targets import DeploymentTarget, base_environment, digest, resolve
+from servd.controller.plan.autoscaler import decide, first_target
+from servd.controller.plan.data_plane import settle_data_plane
+from servd.controller.plan.differences import code_fields, differences
+from servd.controller.plan.facts import ApplicationFact, DeploymentFact, ForkServerFact
+from servd.controller.plan.goal import ApplicationGoal, Goal
+from servd.controller.plan.observed import Observed
+from servd.controller.plan.outgrown import settle_memory
+from servd.controller.plan.restarts import BackOff, failure_threshold, retry_delay_s
+from servd.controller.plan.silence import settle_silence
+from servd.controller.plan.slow_starts import note_slow_starts
+from servd.controller.plan.targets import DeploymentTarget, base_environment, digest, resolve
 from servd.exceptions import DeployError
 from servd.ground.states import ROUTABLE, ApplicationStatus, DeploymentStatus, ReplicaState
 from servd.wire.messages import BuildResult

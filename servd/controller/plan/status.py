@@ -3,14 +3,14 @@
 import math
 from collections.abc import Collection
 
-from servd.controller.data_plane import flag_options, is_served
-from servd.controller.facts import ApplicationFact, DeploymentFact, ProxyFact, ReplicaFact
-from servd.controller.goal import Goal
-from servd.controller.observed import Observed
-from servd.controller.resources import Pool, place, shortage
-from servd.controller.settle import deployment_status, route_prefix, wanted_count
-from servd.controller.slow_starts import SLOW_START_S
-from servd.controller.targets import DEFAULTS, DeploymentTarget
+from servd.controller.plan.data_plane import flag_options, is_served
+from servd.controller.plan.facts import ApplicationFact, DeploymentFact, ProxyFact, ReplicaFact
+from servd.controller.plan.goal import Goal
+from servd.controller.plan.observed import Observed
+from servd.controller.plan.resources import Pool, place, shortage
+from servd.controller.plan.settle import deployment_status, route_prefix, wanted_count
+from servd.controller.plan.slow_starts import SLOW_START_S
+from servd.controller.plan.targets import DEFAULTS, DeploymentTarget
 from servd.documents.control_plane import (
     ApplicationView,
     DeadReplicaView,

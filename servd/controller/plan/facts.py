@@ -6,8 +6,8 @@ A fact says what was ordered and what was heard; statuses are computed from fact
 from dataclasses import field
 from typing import Any
 
-from servd.controller.goal import ApplicationGoal, Goal, HttpGoal
-from servd.controller.resources import Held
+from servd.controller.plan.goal import ApplicationGoal, Goal, HttpGoal
+from servd.controller.plan.resources import Held
 from servd.documents.control_plane import ApplicationDocument, HttpWish
 from servd.ground.ids import DeploymentID
 from servd.ground.quick_dataclass import dataclass

@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from servd.controller.goal import ApplicationGoal
-from servd.controller.targets import without_empty_variables
+from servd.controller.plan.goal import ApplicationGoal
+from servd.controller.plan.targets import without_empty_variables
 from servd.documents.runtime_env import local_uris
 
 

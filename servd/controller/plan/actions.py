@@ -1,6 +1,6 @@
 """What a plan asks for, imperative. Ids are minted by the plan; the executor records the intent, then does it."""
 
-from servd.controller.facts import ForkServerFact, ProxyFact, ReplicaFact
+from servd.controller.plan.facts import ForkServerFact, ProxyFact, ReplicaFact
 from servd.ground.quick_dataclass import dataclass
 from servd.wire.messages import BuildOrder, ProxyGoal, ReplicaGoal, ReplicaStart, Routing
 

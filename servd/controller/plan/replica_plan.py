@@ -5,15 +5,15 @@ import random
 from collections.abc import Iterator
 from dataclasses import replace
 
-from servd.controller import actions
-from servd.controller.facts import ApplicationFact, DeploymentFact, ReplicaFact
-from servd.controller.observed import Observed
-from servd.controller.resources import Held, Pool, place
-from servd.controller.restarts import BackOff, failure_threshold, retry_delay_s
-from servd.controller.rollout import next_step
-from servd.controller.settle import is_replaced, wanted_count
-from servd.controller.targets import DeploymentTarget
-from servd.controller.templates import template_for
+from servd.controller.plan import actions
+from servd.controller.plan.facts import ApplicationFact, DeploymentFact, ReplicaFact
+from servd.controller.plan.observed import Observed
+from servd.controller.plan.resources import Held, Pool, place
+from servd.controller.plan.restarts import BackOff, failure_threshold, retry_delay_s
+from servd.controller.plan.rollout import next_step
+from servd.controller.plan.settle import is_replaced, wanted_count
+from servd.controller.plan.targets import DeploymentTarget
+from servd.controller.plan.templates import template_for
 from servd.ground.ids import ReplicaID, random_hex, random_letters
 from servd.ground.settings import Settings, replica_address
 from servd.ground.states import ReplicaState

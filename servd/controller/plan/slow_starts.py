@@ -2,7 +2,7 @@
 
 import math
 
-from servd.controller.observed import Observed
+from servd.controller.plan.observed import Observed
 from servd.ground.settings import variable
 from servd.ground.states import ReplicaState
 

@@ -8,8 +8,8 @@ a short time only are replaced one by one, with a pause between.
 import math
 from dataclasses import replace
 
-from servd.controller.observed import Observed
-from servd.controller.targets import DeploymentTarget
+from servd.controller.plan.observed import Observed
+from servd.controller.plan.targets import DeploymentTarget
 from servd.ground.states import ROUTABLE
 
 PAUSE_S = 10.0

@@ -5,11 +5,11 @@ import random
 from collections.abc import Iterator
 from dataclasses import replace
 
-from servd.controller import actions
-from servd.controller.facts import DataPlaneFact, ProxyFact
-from servd.controller.goal import Goal, HttpGoal
-from servd.controller.observed import PROXY_DRAIN_S, Observed
-from servd.controller.restarts import BackOff, retry_delay_s
+from servd.controller.plan import actions
+from servd.controller.plan.facts import DataPlaneFact, ProxyFact
+from servd.controller.plan.goal import Goal, HttpGoal
+from servd.controller.plan.observed import PROXY_DRAIN_S, Observed
+from servd.controller.plan.restarts import BackOff, retry_delay_s
 from servd.ground.ids import random_hex
 from servd.ground.settings import DEFAULT_HTTP_HOST, DEFAULT_HTTP_PORT, Settings
 from servd.ground.states import ProxyLocation

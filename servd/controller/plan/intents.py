@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from servd.controller import actions
-from servd.controller.observed import Observed
+from servd.controller.plan import actions
+from servd.controller.plan.observed import Observed
 from servd.ground.states import ReplicaState
 
 

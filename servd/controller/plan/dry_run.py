@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from servd.controller.differences import code_fields, differences
-from servd.controller.facts import ApplicationFact, DeploymentFact
-from servd.controller.goal import ApplicationGoal, Goal, HttpGoal
-from servd.controller.observed import Observed
-from servd.controller.settle import fresh_fact, wanted_count
-from servd.controller.targets import (
+from servd.controller.plan.differences import code_fields, differences
+from servd.controller.plan.facts import ApplicationFact, DeploymentFact
+from servd.controller.plan.goal import ApplicationGoal, Goal, HttpGoal
+from servd.controller.plan.observed import Observed
+from servd.controller.plan.settle import fresh_fact, wanted_count
+from servd.controller.plan.targets import (
     DeploymentTarget,
     digest,
     resolve,

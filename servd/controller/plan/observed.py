@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import field, replace
 from typing import Any
 
-from servd.controller import events
-from servd.controller.facts import (
+from servd.controller.plan import events
+from servd.controller.plan.facts import (
     ApplicationFact,
     DataPlaneFact,
     DeadReplicaFact,
@@ -19,7 +19,7 @@ from servd.controller.facts import (
     Samples,
     fact_key,
 )
-from servd.controller.targets import DeploymentTarget
+from servd.controller.plan.targets import DeploymentTarget
 from servd.ground.quick_dataclass import dataclass
 from servd.ground.states import ROUTABLE, ReplicaPhase, ReplicaState
 from servd.wire.messages import ReplicaReport, Routing

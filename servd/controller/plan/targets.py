@@ -13,8 +13,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from servd.controller.goal import ApplicationGoal
-from servd.controller.resources import Need
+from servd.controller.plan.goal import ApplicationGoal
+from servd.controller.plan.resources import Need
 from servd.exceptions import DeployError
 from servd.ground.ids import DeploymentID
 from servd.ground.quick_dataclass import dataclass

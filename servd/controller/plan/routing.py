@@ -2,10 +2,10 @@
 
 from collections.abc import Collection, Iterator
 
-from servd.controller.facts import ApplicationFact, DeploymentFact, ReplicaFact
-from servd.controller.observed import Observed
-from servd.controller.settle import failing_message, route_prefix, serving_ingress, wanted_count
-from servd.controller.targets import DEFAULTS, DeploymentTarget
+from servd.controller.plan.facts import ApplicationFact, DeploymentFact, ReplicaFact
+from servd.controller.plan.observed import Observed
+from servd.controller.plan.settle import failing_message, route_prefix, serving_ingress, wanted_count
+from servd.controller.plan.targets import DEFAULTS, DeploymentTarget
 from servd.ground.ids import DeploymentID
 from servd.ground.states import ROUTABLE, ReplicaState
 from servd.wire.messages import DeploymentTargets, Endpoint, Route, Routing

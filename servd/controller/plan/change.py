@@ -6,9 +6,9 @@ Source: Ray Serve REST API 2.5; which options conflict, and when the listener mo
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
-from servd.controller.data_plane import flag_options
-from servd.controller.goal import ApplicationGoal, Goal, HttpGoal
-from servd.controller.observed import Observed
+from servd.controller.plan.data_plane import flag_options
+from servd.controller.plan.goal import ApplicationGoal, Goal, HttpGoal
+from servd.controller.plan.observed import Observed
 from servd.documents.control_plane import ApplicationDocument, GoalDocument, HttpWish
 from servd.documents.runtime_env import check_application
 from servd.exceptions import ConfigError

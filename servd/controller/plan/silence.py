@@ -11,8 +11,8 @@ and is ended if it still is one a moment later: after a pause of the controller 
 import math
 from dataclasses import replace
 
-from servd.controller.facts import ProxyFact, ReplicaFact
-from servd.controller.observed import Observed
+from servd.controller.plan.facts import ProxyFact, ReplicaFact
+from servd.controller.plan.observed import Observed
 from servd.ground.states import ROUTABLE, ReplicaState
 
 SILENT_S = 30.0

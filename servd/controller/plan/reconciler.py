@@ -3,16 +3,16 @@
 import math
 import random
 
-from servd.controller import actions
-from servd.controller.actions import Action, Plan
-from servd.controller.data_plane import is_served, proxy_actions
-from servd.controller.goal import Goal
-from servd.controller.intents import record
-from servd.controller.observed import Observed
-from servd.controller.replica_plan import replica_actions
-from servd.controller.routing import routing
-from servd.controller.settle import settle
-from servd.controller.templates import template_actions
+from servd.controller.plan import actions
+from servd.controller.plan.actions import Action, Plan
+from servd.controller.plan.data_plane import is_served, proxy_actions
+from servd.controller.plan.goal import Goal
+from servd.controller.plan.intents import record
+from servd.controller.plan.observed import Observed
+from servd.controller.plan.replica_plan import replica_actions
+from servd.controller.plan.routing import routing
+from servd.controller.plan.settle import settle
+from servd.controller.plan.templates import template_actions
 from servd.ground.settings import Settings
 
 

@@ -8,7 +8,7 @@ Source: Ray Serve 2.5 rolling steps; start-first order is servd's.
 
 from collections.abc import Sequence
 
-from servd.controller.facts import ReplicaFact
+from servd.controller.plan.facts import ReplicaFact
 from servd.ground.quick_dataclass import dataclass
 from servd.ground.states import ROUTABLE, ReplicaState
 
