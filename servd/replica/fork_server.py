@@ -26,9 +26,9 @@ from servd.ground.pidfd import start_ticks
 from servd.ground.quick_dataclass import dataclass
 from servd.ground.settings import fork_server_socket, variable
 from servd.observability import logs
-from servd.replica.environment import apply_environment
+from servd.replica.code.environment import apply_environment
+from servd.replica.code.importing import code_version, is_pinned, load_application
 from servd.replica.fork_safety import fork_unsafe_reason
-from servd.replica.importing import code_version, is_pinned, load_application
 from servd.replica.main import allow_tracker, run_forked
 from servd.wire.allocator import keep_freed_memory
 from servd.wire.codec import RecordReader, record

@@ -19,8 +19,8 @@ from servd.ground import process
 from servd.ground.ids import DeploymentID
 from servd.observability import logs
 from servd.observability.journal import AccessLog, place_of
-from servd.replica.environment import apply_environment
-from servd.replica.importing import load_application
+from servd.replica.code.environment import apply_environment
+from servd.replica.code.importing import load_application
 from servd.replica.replica import Replica
 from servd.replica.replica_notes import noter
 from servd.wire.allocator import keep_freed_memory

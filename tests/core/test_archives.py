@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from servd.exceptions import DeployError
-from servd.replica import archives
-from servd.replica.archives import unpack
+from servd.replica.code import archives
+from servd.replica.code.archives import unpack
 
 
 def a_zip(path: Path, entries: dict[str, str], modes: dict[str, int] | None = None) -> str:

@@ -17,8 +17,8 @@ import pytest
 
 from servd.exceptions import DeployError
 from servd.ground.clock import SystemClock, block_for
-from servd.replica.code_cache import cache_dir, unpacked_archive
-from servd.replica.environment import apply_environment, import_path, interpreter_path
+from servd.replica.code.code_cache import cache_dir, unpacked_archive
+from servd.replica.code.environment import apply_environment, import_path, interpreter_path
 from servd.wire.messages import BuildOrder
 
 NEVER = float("inf")

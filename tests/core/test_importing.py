@@ -13,8 +13,8 @@ from pydantic import BaseModel, ValidationError
 from servd.app.deployment import Application, make_deployment
 from servd.calls import pickling
 from servd.exceptions import DeployError
-from servd.replica.environment import Environment
-from servd.replica.importing import as_application, code_version, load_application
+from servd.replica.code.environment import Environment
+from servd.replica.code.importing import as_application, code_version, load_application
 from servd.wire.messages import BuildOrder
 
 APP = """

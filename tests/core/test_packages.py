@@ -15,8 +15,8 @@ import pytest
 
 from servd.exceptions import DeployError
 from servd.ground.clock import SystemClock
-from servd.replica import packages
-from servd.replica.environment import apply_environment
+from servd.replica.code import packages
+from servd.replica.code.environment import apply_environment
 from servd.wire.messages import BuildOrder
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from servd.exceptions import DeployError
-from servd.replica.requirements import names_paths, requirements
+from servd.replica.code.requirements import names_paths, requirements
 
 
 def test_files_are_put_in_place_of_their_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

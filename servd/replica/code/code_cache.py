@@ -16,8 +16,8 @@ from servd.documents import runtime_env
 from servd.exceptions import DeployError
 from servd.ground.clock import Clock, SystemClock, block_for
 from servd.ground.durable import sync_directory, sync_tree
-from servd.replica.archives import unpack
-from servd.replica.downloads import fetch
+from servd.replica.code.archives import unpack
+from servd.replica.code.downloads import fetch
 
 _LOCK_POLL_S = 0.02
 

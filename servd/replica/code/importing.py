@@ -20,7 +20,7 @@ from servd.compat import ray_names
 from servd.documents import runtime_env
 from servd.exceptions import DeployError
 from servd.observability.tracebacks import user_traceback, users_paths
-from servd.replica.environment import Environment
+from servd.replica.code.environment import Environment
 from servd.wire.messages import BuildOrder
 
 _SITE_PARTS = {"site-packages", "dist-packages"}

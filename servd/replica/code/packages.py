@@ -23,8 +23,8 @@ from servd.exceptions import DeployError
 from servd.ground.clock import Clock
 from servd.ground.durable import sync_tree
 from servd.ground.quick_dataclass import dataclass
-from servd.replica.code_cache import cache_dir, locked
-from servd.replica.requirements import names_paths, requirements
+from servd.replica.code.code_cache import cache_dir, locked
+from servd.replica.code.requirements import names_paths, requirements
 
 _SHOWN_CHARS = 2000
 _INTERPRETER = sys.executable

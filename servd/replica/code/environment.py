@@ -17,8 +17,8 @@ from servd.exceptions import DeployError
 from servd.ground.clock import Clock, SystemClock
 from servd.ground.quick_dataclass import dataclass
 from servd.observability import tracebacks
-from servd.replica.code_cache import unpacked_archive
-from servd.replica.packages import virtual_environment
+from servd.replica.code.code_cache import unpacked_archive
+from servd.replica.code.packages import virtual_environment
 from servd.wire.messages import BuildOrder
 
 DEFAULT_SETUP_TIMEOUT_S = 600.0
