@@ -43,8 +43,8 @@ from servd.proxy.http1 import HttpConnection
 from servd.proxy.limits import Limits
 from servd.proxy.listener import Listener
 from servd.replica import exchange
-from servd.replica.replica_notes import noter, read_notes
-from servd.replica.replica_server import ReplicaServer
+from servd.replica.notes import noter, read_notes
+from servd.replica.server import ReplicaServer
 from servd.replica.user_callable import UserCallable
 from servd.wire.messages import DeploymentTargets, Endpoint, Route, Routing
 

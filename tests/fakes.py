@@ -22,7 +22,7 @@ from servd.proxy.late_lane import LateLane
 from servd.proxy.limits import Limits
 from servd.proxy.listener import Listener
 from servd.replica.exchange import HttpExchange
-from servd.replica.replica_server import ReplicaServer
+from servd.replica.server import ReplicaServer
 from servd.wire.messages import DeploymentTargets, Endpoint, Route, Routing
 
 Http = Callable[[HttpExchange], Awaitable[None]]

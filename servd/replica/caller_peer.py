@@ -8,7 +8,7 @@ from servd.wire.link import Peer, ReplicaLink
 from servd.wire.records import ACCEPTED
 
 if TYPE_CHECKING:
-    from servd.replica.replica_server import ReplicaServer
+    from servd.replica.server import ReplicaServer
 
 
 class CallerPeer(Peer):

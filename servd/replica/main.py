@@ -21,8 +21,8 @@ from servd.observability import logs
 from servd.observability.journal import AccessLog, place_of
 from servd.replica.code.environment import apply_environment
 from servd.replica.code.importing import load_application
-from servd.replica.replica import Replica
-from servd.replica.replica_notes import noter
+from servd.replica.life import Replica
+from servd.replica.notes import noter
 from servd.wire.allocator import keep_freed_memory
 from servd.wire.messages import BuildOrder, ReplicaStart
 

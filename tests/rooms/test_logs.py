@@ -122,7 +122,7 @@ def test_what_the_user_set_stays(
 
 
 def test_a_users_configuration_does_not_silence_us(tmp_path: Path) -> None:
-    before = logging.getLogger("servd.replica.replica")
+    before = logging.getLogger("servd.replica.life")
     logging.config.dictConfig({"version": 1})
     assert before.disabled
     logs.setup("replica", "r", str(tmp_path), "r.log")

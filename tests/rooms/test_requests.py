@@ -304,7 +304,7 @@ async def test_a_header_with_a_line_break_is_an_error() -> None:
 
 _REPLICA = """
 import asyncio, sys, os
-from servd.replica.replica_server import ReplicaServer
+from servd.replica.server import ReplicaServer
 from tests.fakes import FakeUser
 
 async def http(exchange):

@@ -20,9 +20,9 @@ from servd.observability import logs
 from servd.observability.journal import AccessLog, Journal
 from servd.observability.measures import LoopLag
 from servd.observability.tracebacks import user_traceback
-from servd.replica.replica_metrics import replica_metrics
-from servd.replica.replica_notes import noter, read_notes
-from servd.replica.replica_server import ReplicaServer
+from servd.replica.metrics import replica_metrics
+from servd.replica.notes import noter, read_notes
+from servd.replica.server import ReplicaServer
 from servd.replica.user_callable import UserCallable
 from servd.replica.warden import Warden
 from servd.wire import link
