@@ -5,7 +5,9 @@ import sysconfig
 import traceback
 from collections.abc import Iterator, Mapping
 
-_OWN = os.path.dirname(os.path.abspath(__file__)) + os.sep
+from servd.ground.package import PACKAGE_DIR
+
+_OWN = PACKAGE_DIR + os.sep
 _STDLIB = os.path.realpath(sysconfig.get_path("stdlib")) + os.sep
 _SITE = ("site-packages" + os.sep, "dist-packages" + os.sep)
 _NOISE = ("<frozen importlib", "<frozen runpy", os.path.join(_STDLIB, "importlib"))

@@ -17,6 +17,7 @@ import pytest
 
 from servd.exceptions import DeployError
 from servd.ground.clock import SystemClock, block_for
+from servd.ground.package import PACKAGE_DIR
 from servd.replica.code.code_cache import cache_dir, unpacked_archive
 from servd.replica.code.environment import apply_environment, import_path, interpreter_path
 from servd.wire.messages import BuildOrder
@@ -78,8 +79,7 @@ def test_a_shipped_application_gets_its_drivers_path(tmp_path: Path) -> None:
 def test_the_interpreters_own_directories_stay_and_servd_too(tmp_path: Path) -> None:
     apply_environment(an_order(tmp_path, {}))
     assert os.path.dirname(os.__file__) in sys.path
-    root = str(Path(import_path.__code__.co_filename).parents[2])
-    assert root in sys.path
+    assert os.path.dirname(PACKAGE_DIR) in sys.path
 
 
 def test_the_daemons_directories_leave_the_path() -> None:

@@ -15,6 +15,7 @@ from typing import Any
 from servd.documents import runtime_env
 from servd.exceptions import DeployError
 from servd.ground.clock import Clock, SystemClock
+from servd.ground.package import PACKAGE_DIR
 from servd.ground.quick_dataclass import dataclass
 from servd.observability import tracebacks
 from servd.replica.code.code_cache import unpacked_archive
@@ -101,8 +102,7 @@ def _apply(order: BuildOrder, clock: Clock) -> Environment:
 
 def import_path(own: Iterable[str], packages: Iterable[str], interpreter: Iterable[str]) -> list[str]:
     """The whole import path, each directory once; servd itself stays importable, last."""
-    servd_home = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    return list(dict.fromkeys([*own, *packages, *interpreter, servd_home]))
+    return list(dict.fromkeys([*own, *packages, *interpreter, os.path.dirname(PACKAGE_DIR)]))
 
 
 def interpreter_path(path: Sequence[str], daemon_path: Iterable[str]) -> list[str]:

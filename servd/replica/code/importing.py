@@ -19,12 +19,12 @@ from servd.calls import pickling
 from servd.compat import ray_names
 from servd.documents import runtime_env
 from servd.exceptions import DeployError
+from servd.ground.package import PACKAGE_DIR
 from servd.observability.tracebacks import user_traceback, users_paths
 from servd.replica.code.environment import Environment
 from servd.wire.messages import BuildOrder
 
 _SITE_PARTS = {"site-packages", "dist-packages"}
-_OWN_DIR = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def load_application(order: BuildOrder, environment: Environment) -> BuiltApplication:
@@ -146,7 +146,7 @@ def user_modules(archives: Iterable[str] = ()) -> list[tuple[str, str]]:
     ignored = [
         os.path.realpath(path) + os.sep
         for path in (
-            _OWN_DIR,
+            PACKAGE_DIR,
             sysconfig.get_path("stdlib"),
             sysconfig.get_path("platstdlib"),
             *archives,
