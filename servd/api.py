@@ -1,19 +1,21 @@
 """The verbs: make deployments, run and stop applications, get handles to them."""
 
 import atexit
-import importlib
 import logging
 import signal
 import sys
 import threading
 import warnings
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
-from servd import context
 from servd.app.built import BuiltApplication, build_application
 from servd.app.deployment import Application, Deployment, make_deployment
 from servd.app.options import UNSET, DeploymentArguments, Unset
+from servd.calls.connection import NOT_RUNNING
+from servd.calls.process import installed_process
+from servd.calls.replica_context import replica_context
 from servd.config import HTTPOptions, LoggingConfig
 from servd.exceptions import ServdError
 from servd.ground.ids import DeploymentID
@@ -217,9 +219,10 @@ def build(target: Application, name: str | None = None) -> BuiltApplication:
 def status() -> "ServeStatus":
     """Status of all applications; empty when Serve is not running."""
     # only those who ask load what it takes
-    statuses = importlib.import_module("servd.documents.statuses")
+    from servd.documents import statuses
+
     client = _client_module().find()
-    return statuses.ServeStatus() if client is None else statuses.serve_status(client.status())  # type: ignore[no-any-return]
+    return statuses.ServeStatus() if client is None else statuses.serve_status(client.status())
 
 
 def get_app_handle(name: str) -> DeploymentHandle:
@@ -251,7 +254,7 @@ def get_deployment_handle(deployment_name: str, app_name: str | None = None) -> 
         ServdError: no application named, outside of a replica.
     """
     if app_name is None:
-        replica = context.replica_context()
+        replica = replica_context()
         if replica is None:
             raise ServdError("outside of a replica `get_deployment_handle` needs an app_name")
         app_name = replica.app_name
@@ -301,8 +304,8 @@ def delete_alone(name: str) -> None:
 
 def legacy_handle(name: str, *, sync: bool) -> Any:
     """`Deployment.get_handle` of release 1.x: by full name, or by the name that `deploy_alone` used."""
-    replica = context.installed_process()
-    if replica is not None and context.replica_context() is not None:
+    replica = installed_process()
+    if replica is not None and replica_context() is not None:
         # the name was checked by `get_deployment`
         return (RayServeSyncHandle if sync else RayServeHandle)(DeploymentID("", name))
     return _running_client().get_handle(name, sync=sync)
@@ -324,10 +327,11 @@ def _root_of(target: Any) -> Application:
 
 def _run_locally(root: Application, name: str) -> RayServeSyncHandle:
     # the code of replicas, which other drivers never need
-    runs = importlib.import_module("servd.local.mode").RUNS
-    caller = runs.prepare(name)
+    from servd.local.mode import RUNS
+
+    caller = RUNS.prepare(name)
     built = build_application(root, name)
-    runs.run(built, caller)
+    RUNS.run(built, caller)
     return RayServeSyncHandle(DeploymentID(name, built.ingress_name))
 
 
@@ -337,16 +341,17 @@ def _local_runs_closed() -> None:
         local.RUNS.close()
 
 
-def _client_module() -> Any:
+def _client_module() -> ModuleType:
     # decorators are used in every replica, the client only where a verb is called
-    return importlib.import_module("servd.client")
+    from servd import client
+
+    return client
 
 
-def _running_client() -> Any:
-    module = _client_module()
-    client = module.find()
+def _running_client() -> "Client":
+    client: Client | None = _client_module().find()
     if client is None or not client.status()["running"]:
-        raise ServdError(module.NOT_RUNNING)
+        raise ServdError(NOT_RUNNING)
     return client
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from servd.app.batch_options import BatchOptions, checked_size, checked_wait
 from servd.app.options import BATCH_ATTRIBUTE
-from servd.context import RequestContext, current_request
+from servd.calls.request_context import RequestContext, current_request
 from servd.exceptions import ServdError
 
 

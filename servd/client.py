@@ -10,13 +10,12 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from servd import context
-from servd.calls import pickling
-from servd.calls.driver_line import DriverLine
+from servd.calls import connection, pickling
+from servd.calls.connection import Connection
 from servd.calls.response import DeploymentResponse, settled_ref
 from servd.config import HTTPOptions
-from servd.daemon.admin_client import ADDRESS_VARIABLES, AdminClient, RefusedError, UnreachableError, find_address
-from servd.daemon.launch import TiedDaemon, start_detached, start_tied
+from servd.daemon.admin_client import AdminClient, RefusedError, UnreachableError
+from servd.daemon.launch import start_detached, start_tied
 from servd.exceptions import ListenError, ServdError
 from servd.ground.clock import SystemClock
 from servd.ground.ids import DeploymentID
@@ -35,34 +34,30 @@ from servd.handle import RayServeHandle, RayServeSyncHandle
 
 WAIT_LIMIT_S = 60.0
 _POLL_S = 10.0
-NOT_RUNNING = "Serve is not running; start it with `servd.start()`, `servd.run(...)` or `servd start`"
 
 logger = logging.getLogger(__name__)
 
 
 class Client:
-    """Made by `connect` and `start`, one per process.
+    """Made by `connect` and `start`, one for each connection.
 
     Args:
-        admin: of the daemon.
-        daemon: the one that this process started, if it did.
+        connection: to the daemon.
     """
 
-    def __init__(self, admin: AdminClient, daemon: TiedDaemon | None = None) -> None:
-        self.admin = admin
-        self._daemon = daemon
-        self._line: DriverLine | None = None
-        self._is_closed = False
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.admin = connection.admin
         self.logging_config: dict[str, Any] | None = None
         self._controller = _Controller(self)
 
     def __repr__(self) -> str:
-        return f"Client({self.admin.address}{', closed' if self._is_closed else ''})"
+        return f"Client({self.admin.address}{', closed' if self.is_closed else ''})"
 
     @property
     def is_closed(self) -> bool:
         """Whether it was shut down."""
-        return self._is_closed
+        return self.connection.is_closed
 
     @property
     def root_url(self) -> str:
@@ -83,9 +78,7 @@ class Client:
         Raises:
             ServdError: after `shutdown`, or the daemon is gone.
         """
-        if self._is_closed:
-            raise ServdError("this client was shut down; get another with `get_global_client()`")
-        return self.admin.status(seen, timeout_s)
+        return self.connection.status(seen, timeout_s)
 
     def watch(self, done: Callable[[dict[str, Any]], bool], limit_s: float | None = None) -> bool:
         """Follow the status until `done` says so; False when the time is over first."""
@@ -101,11 +94,7 @@ class Client:
 
     def open_line(self) -> None:
         """Let the handles of this process reach deployments."""
-        if context.installed_process() is not None and (self._line is None or self._line.is_running):
-            return
-        if not self.admin.is_unix:
-            raise ServdError(f"handles need the daemon on this host: {self.admin.address} is not its Unix socket")
-        self._line = DriverLine(os.path.dirname(self.admin.address.removeprefix("unix://")))
+        self.connection.open_line()
 
     def deploy(self, application: Any, name: str, order: dict[str, Any]) -> None:
         """Ship an application by value and put it into the goal.
@@ -246,7 +235,7 @@ class Client:
         Raises:
             TimeoutError: deployments are left after 60 s.
         """
-        if self._is_closed:
+        if self.is_closed:
             return
         try:
             self.admin.delete()
@@ -258,14 +247,7 @@ class Client:
 
     def close(self) -> None:
         """End this client and a daemon that this process started; the applications of other daemons stay."""
-        global _client
-        self._is_closed = True
-        if _client is self:
-            _client = None
-        if self._line is not None:
-            self._line.close()
-        if self._daemon is not None:
-            self._daemon.close()
+        self.connection.close()
 
 
 class _Controller:
@@ -287,32 +269,17 @@ class _Controller:
 _client: Client | None = None
 
 
-def find() -> Client | None:
-    """This process's client of a daemon that answers; None when there is no daemon."""
+def _client_of(made: Connection) -> Client:
     global _client
-    if _client is not None and not _client.is_closed:
-        try:
-            _client.status()
-            return _client
-        except UnreachableError:
-            _client.close()
-    admin = AdminClient(_address())
-    try:
-        admin.probe()
-    except UnreachableError:
-        return None
-    _client = Client(admin)
+    if _client is None or _client.connection is not made:
+        _client = Client(made)
     return _client
 
 
-def _address() -> str:
-    """Where this process looks for a daemon: never at the default port, where somebody else's may be."""
-    here = context.installed_process()
-    if here is not None and here.socket_dir:
-        return f"unix://{admin_socket(here.socket_dir)}"
-    if any(os.environ.get(name) for name in ADDRESS_VARIABLES):
-        return find_address()
-    return f"unix://{admin_socket(socket_dir_for(default_state_dir()))}"
+def find() -> Client | None:
+    """This process's client of a daemon that answers; None when there is no daemon."""
+    found = connection.find()
+    return None if found is None else _client_of(found)
 
 
 def connect() -> Client:
@@ -321,16 +288,11 @@ def connect() -> Client:
     Raises:
         ServdError: Serve is not running.
     """
-    client = find()
-    if client is None or not client.status()["running"]:
-        raise ServdError(NOT_RUNNING)
-    client.open_line()
-    return client
+    return _client_of(connection.connect())
 
 
 def find_or_start(*, host: str | None, port: int | None, detached: bool = False) -> Client:
     """This process's client; without a daemon one is started, which ends with this process unless `detached`."""
-    global _client
     client = find()
     if client is not None:
         return client
@@ -351,10 +313,11 @@ def find_or_start(*, host: str | None, port: int | None, detached: bool = False)
         start_detached(settings)
     else:
         daemon = start_tied(settings)
-    _client = Client(AdminClient(f"unix://{admin_socket(settings.socket_dir)}"), daemon)
+    made = Connection(AdminClient(f"unix://{admin_socket(settings.socket_dir)}"), daemon)
+    connection.install(made)
     if daemon is not None:
-        atexit.register(_client.close)
-    return _client
+        atexit.register(made.close)
+    return _client_of(made)
 
 
 def concrete_port(host: str | None, port: int) -> int:

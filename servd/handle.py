@@ -6,17 +6,9 @@ from typing import Any, TypeVar
 
 from servd.calls import pickling
 from servd.calls.arguments import needs_waiting, resolve
+from servd.calls.process import Process, Ticket, installed_process, local_process
+from servd.calls.request_context import MAX_DEPTH, RequestContext, current_request
 from servd.calls.response import DeploymentResponse, DeploymentResponseGenerator, Ref
-from servd.context import (
-    MAX_DEPTH,
-    Process,
-    RequestContext,
-    Ticket,
-    current_request,
-    installed_process,
-    local_process,
-    process,
-)
 from servd.exceptions import ServdError
 from servd.ground.ids import DeploymentID
 from servd.ground.settings import variable
@@ -120,7 +112,7 @@ class _Handle:
         sent: threading.Event | None = None,
     ) -> Any:
         """The call on its way, as a `kind` or a generator of results. sent: set when a replica is chosen, or it failed."""
-        to = self._process or installed_process() or process()
+        to = self._process or installed_process() or _connected()
         context = current_request.get()
         if context.depth >= MAX_DEPTH:
             raise ServdError(f"{self._full_name}: handle calls are nested deeper than {MAX_DEPTH}")
@@ -180,6 +172,13 @@ class _Handle:
         finally:
             if sent is not None:
                 sent.set()
+
+
+def _connected() -> Process:
+    # replicas have a caller from their start: only drivers load what it takes to connect
+    from servd.calls.connection import connected_process
+
+    return connected_process()
 
 
 def _is_response(value: Any) -> bool:

@@ -6,7 +6,8 @@ from typing import Any
 import prometheus_client
 from prometheus_client import CollectorRegistry
 
-from servd.context import current_request, replica_context
+from servd.calls.replica_context import replica_context
+from servd.calls.request_context import current_request
 from servd.wire.messages import MetricFamily
 
 __all__ = [

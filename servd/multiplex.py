@@ -14,7 +14,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
-from servd.context import current_request, replica_context
+from servd.calls.replica_context import replica_context
+from servd.calls.request_context import current_request
 from servd.ground.clock import SystemClock
 from servd.observability.measures import family, labelled
 from servd.wire.messages import MetricFamily

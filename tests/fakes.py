@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from servd.calls.caller import Caller
-from servd.context import RequestContext
+from servd.calls.request_context import RequestContext
 from servd.proxy.forwarder import Forwarder
 from servd.proxy.http1 import HttpConnection
 from servd.proxy.late_lane import LateLane

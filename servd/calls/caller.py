@@ -9,8 +9,8 @@ from typing import Any
 from servd.calls.circles import circle, knot
 from servd.calls.outgoing import CallTicket, Outgoing
 from servd.calls.replica_peer import ReplicaPeer, Router
+from servd.calls.request_context import RequestContext
 from servd.calls.request_router import AfterLoss, Candidate, RequestRouter, RetryBudget, after_loss
-from servd.context import RequestContext
 from servd.exceptions import ReplicaDiedError, ServdError
 from servd.ground.clock import SystemClock
 from servd.ground.settings import variable

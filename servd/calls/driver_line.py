@@ -8,7 +8,8 @@ from typing import Any
 
 from servd.calls.caller import Caller
 from servd.calls.outgoing import CallTicket
-from servd.context import Process, RequestContext, install_process, remove_process
+from servd.calls.process import Process, install_process, remove_process
+from servd.calls.request_context import RequestContext
 from servd.ground.ids import random_hex
 from servd.ground.pidfd import start_ticks
 from servd.ground.settings import control_socket

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator
 from typing import TYPE_CHECKING, Any
 
-from servd.context import RequestContext
+from servd.calls.request_context import RequestContext
 from servd.exceptions import RemoteFailure, RequestCancelledError
 from servd.wire.records import CALL, CREDIT_BYTES, STREAM, Outbox
 

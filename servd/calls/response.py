@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Generator, Iterator
 from typing import Any
 
 from servd.calls import pickling
-from servd.context import Process, Ticket
+from servd.calls.process import Process, Ticket
 from servd.exceptions import NoRouteError, RemoteFailure, RequestCancelledError, UnknownDeploymentError
 from servd.ground.clock import SystemClock
 

@@ -4,13 +4,13 @@ import http.client
 import json
 import os
 import socket
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
-from servd.commands.console import warn
 from servd.exceptions import ConfigError, ServdError, TransportError
 from servd.ground.settings import DEFAULT_ADMIN_PORT, admin_socket, default_state_dir, socket_dir_for
 
@@ -82,7 +82,8 @@ def find_address(given: str | None = None, state_dir: str | None = None) -> str:
     is_chosen = state_dir is not None or bool(os.environ.get("SERVD_STATE_DIR"))
     if is_chosen:
         another = _answers(socket.AF_INET, ("127.0.0.1", DEFAULT_ADMIN_PORT))
-        warn(f"no daemon answers on {folder}" + (f": turning to the one at {DEFAULT_ADDRESS}" if another else ""))
+        turning = f": turning to the one at {DEFAULT_ADDRESS}" if another else ""
+        print(f"Warning: no daemon answers on {folder}{turning}", file=sys.stderr, flush=True)
     return DEFAULT_ADDRESS
 
 

@@ -12,14 +12,9 @@ from typing import Any
 
 from servd.app.built import BuiltApplication
 from servd.calls import pickling
-from servd.context import (
-    Process,
-    ReplicaContext,
-    RequestContext,
-    current_request,
-    local_replica,
-    set_local_process,
-)
+from servd.calls.process import Process, set_local_process
+from servd.calls.replica_context import ReplicaContext, local_replica
+from servd.calls.request_context import RequestContext, current_request
 from servd.exceptions import NoRouteError, RemoteFailure, ServdError
 from servd.ground.ids import DeploymentID, random_letters
 from servd.local.slots import LocalSlots

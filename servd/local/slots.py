@@ -3,7 +3,7 @@
 import asyncio
 
 from servd.calls.circles import circle, knot
-from servd.context import RequestContext
+from servd.calls.request_context import RequestContext
 from servd.exceptions import BackPressureError
 
 

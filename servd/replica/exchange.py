@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from servd.context import RequestContext
+from servd.calls.request_context import RequestContext
 from servd.ground.clock import SystemClock
 from servd.ground.settings import is_on
 from servd.wire.records import BODY, CREDIT, CREDIT_BYTES, END, EVENT, HEAD, REPLICA_TIMING, RESPONSE, duration

@@ -3,7 +3,7 @@
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from servd.context import RequestContext
+from servd.calls.request_context import RequestContext
 from servd.wire.records import CREDIT_BYTES, ITEM, REPLY
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from typing import Any
 
 from servd.app.deployment import Deployment
 from servd.calls.caller import Caller
-from servd.context import ReplicaContext, install_process, set_replica_context
+from servd.calls.process import install_process
+from servd.calls.replica_context import ReplicaContext, set_replica_context
 from servd.exceptions import DeployError
 from servd.ground.clock import SystemClock
 from servd.ground.ids import DeploymentID

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from servd.app.built import BuiltApplication
 from servd.app.deployment import Deployment
-from servd.context import current_request
+from servd.calls.request_context import current_request
 from servd.ground import process
 from servd.ground.ids import DeploymentID
 from servd.observability import logs

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from servd.context import RequestContext, current_request
+from servd.calls.request_context import RequestContext, current_request
 from servd.observability.journal import Journal, Note
 
 _Noted = tuple[RequestContext, str, bool, float, float]

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from servd.calls.pickling import dump_exception, dumps, loads
+from servd.calls.request_context import RequestContext, current_request
 from servd.calls.route_table import decoded_path
-from servd.context import RequestContext, current_request
 from servd.exceptions import ProtocolError
 from servd.ground.ids import random_hex
 from servd.replica.admission import Admission

@@ -11,7 +11,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from servd.app.deployment import ASGI_ATTRIBUTE, SHUTDOWN_ATTRIBUTE, STARTUP_ATTRIBUTE, Deployment
-from servd.context import ReplicaContext, RequestContext
+from servd.calls.replica_context import ReplicaContext
+from servd.calls.request_context import RequestContext
 from servd.exceptions import RayServeException, UserCodeError
 from servd.ground.clock import Clock, SystemClock
 from servd.replica.asgi import call_with_request

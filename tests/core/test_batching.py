@@ -9,7 +9,7 @@ import pytest
 
 from servd import deployment
 from servd.batching import batch
-from servd.context import RequestContext, current_request
+from servd.calls.request_context import RequestContext, current_request
 from servd.exceptions import ServdError
 
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from servd import context as context_module
 from servd.calls import pickling
+from servd.calls.process import install_process, installed_process, remove_process
+from servd.calls.request_context import RequestContext, current_request
 from servd.calls.response import DeploymentResponse, Ref, get
-from servd.context import RequestContext, current_request, install_process, remove_process
 from servd.exceptions import NoRouteError, RemoteFailure, RequestCancelledError, ServdError
 from servd.ground.ids import DeploymentID
 from servd.handle import (
@@ -340,4 +340,4 @@ def test_the_environment_chooses_the_style_of_unannotated_handles(monkeypatch: p
 
 
 def test_nothing_is_installed_between_tests() -> None:
-    assert context_module.installed_process() is None
+    assert installed_process() is None

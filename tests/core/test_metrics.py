@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from servd.context import ReplicaContext, RequestContext, current_request, set_replica_context
+from servd.calls.replica_context import ReplicaContext, set_replica_context
+from servd.calls.request_context import RequestContext, current_request
 from servd.controller.metric_sums import MetricSums
 from servd.metrics import Counter, Gauge, Histogram, families
 

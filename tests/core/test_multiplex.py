@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from servd.context import ReplicaContext, RequestContext, current_request, set_replica_context
+from servd.calls.replica_context import ReplicaContext, set_replica_context
+from servd.calls.request_context import RequestContext, current_request
 from servd.multiplex import loaded_model_ids, multiplexed
 
 log: list[str] = []

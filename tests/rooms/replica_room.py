@@ -13,7 +13,7 @@ from typing import Any
 
 from servd.calls import pickling
 from servd.calls.caller import Caller
-from servd.context import RequestContext
+from servd.calls.request_context import RequestContext
 from servd.ground import settings
 from servd.wire.codec import RecordReader, encode_message, record
 from servd.wire.messages import (

@@ -8,7 +8,7 @@ import pytest
 
 from servd.calls.caller import Caller
 from servd.calls.pickling import dumps, load_exception, loads
-from servd.context import NO_REQUEST, RequestContext, current_request
+from servd.calls.request_context import NO_REQUEST, RequestContext, current_request
 from servd.exceptions import BackPressureError, NoRouteError, RemoteFailure, RequestCancelledError
 from servd.replica.exchange import HttpExchange
 from servd.wire.messages import DeploymentTargets, Routing

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from servd.calls.pickling import dumps
-from servd.context import NO_REQUEST
+from servd.calls.request_context import NO_REQUEST
 from servd.exceptions import ProtocolError
 from servd.proxy.limits import Limits
 from servd.replica.exchange import HttpExchange

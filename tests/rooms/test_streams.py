@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from servd.calls.pickling import dumps, loads
-from servd.context import NO_REQUEST
+from servd.calls.request_context import NO_REQUEST
 from servd.replica.exchange import HttpExchange
 from tests.fakes import Room, wait_until
 

@@ -11,7 +11,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
 
 from servd.app.deployment import make_deployment
-from servd.context import NO_REQUEST, ReplicaContext
+from servd.calls.replica_context import ReplicaContext
+from servd.calls.request_context import NO_REQUEST
 from servd.exceptions import RayServeException, UserCodeError
 from servd.replica import user_callable
 from servd.replica.exchange import HttpExchange

@@ -1,0 +1,125 @@
+"""This process's connection to a running daemon: its admin API, and the line that handles use."""
+
+import logging
+import os
+from typing import Any
+
+from servd.calls.driver_line import DriverLine
+from servd.calls.process import Process, installed_process
+from servd.daemon.admin_client import ADDRESS_VARIABLES, AdminClient, UnreachableError, find_address
+from servd.daemon.launch import TiedDaemon
+from servd.exceptions import ServdError
+from servd.ground.settings import admin_socket, default_state_dir, socket_dir_for
+
+NOT_RUNNING = "Serve is not running; start it with `servd.start()`, `servd.run(...)` or `servd start`"
+
+logger = logging.getLogger(__name__)
+
+
+class Connection:
+    """One per process; made by `find`, or by whoever started the daemon and gives it to `install`.
+
+    Args:
+        admin: of the daemon.
+        daemon: the one that this process started, if it did.
+    """
+
+    def __init__(self, admin: AdminClient, daemon: TiedDaemon | None = None) -> None:
+        self.admin = admin
+        self._daemon = daemon
+        self._line: DriverLine | None = None
+        self.is_closed = False
+
+    def __repr__(self) -> str:
+        return f"Connection({self.admin.address}{', closed' if self.is_closed else ''})"
+
+    def status(self, seen: int | None = None, timeout_s: float = 0.0) -> dict[str, Any]:
+        """The daemon's status as `/api/servd/v1/status` gives it.
+
+        Raises:
+            ServdError: after `close`, or the daemon is gone.
+        """
+        if self.is_closed:
+            raise ServdError("this client was shut down; get another with `get_global_client()`")
+        return self.admin.status(seen, timeout_s)
+
+    def open_line(self) -> None:
+        """Let the handles of this process reach deployments."""
+        if installed_process() is not None and (self._line is None or self._line.is_running):
+            return
+        if not self.admin.is_unix:
+            raise ServdError(f"handles need the daemon on this host: {self.admin.address} is not its Unix socket")
+        self._line = DriverLine(os.path.dirname(self.admin.address.removeprefix("unix://")))
+
+    def close(self) -> None:
+        """End the line, and the daemon if this process started it; the applications of other daemons stay."""
+        global _connection
+        self.is_closed = True
+        if _connection is self:
+            _connection = None
+        if self._line is not None:
+            self._line.close()
+        if self._daemon is not None:
+            self._daemon.close()
+
+
+_connection: Connection | None = None
+
+
+def install(connection: Connection) -> None:
+    """Make this the process's connection."""
+    global _connection
+    _connection = connection
+
+
+def find() -> Connection | None:
+    """This process's connection to a daemon that answers; None when there is no daemon."""
+    if _connection is not None and not _connection.is_closed:
+        try:
+            _connection.status()
+            return _connection
+        except UnreachableError:
+            _connection.close()
+    admin = AdminClient(_address())
+    try:
+        admin.probe()
+    except UnreachableError:
+        return None
+    install(Connection(admin))
+    return _connection
+
+
+def _address() -> str:
+    """Where this process looks for a daemon: never at the default port, where somebody else's may be."""
+    here = installed_process()
+    if here is not None and here.socket_dir:
+        return f"unix://{admin_socket(here.socket_dir)}"
+    if any(os.environ.get(name) for name in ADDRESS_VARIABLES):
+        return find_address()
+    return f"unix://{admin_socket(socket_dir_for(default_state_dir()))}"
+
+
+def connect() -> Connection:
+    """This process's connection, ready for handles.
+
+    Raises:
+        ServdError: Serve is not running.
+    """
+    connection = find()
+    if connection is None or not connection.status()["running"]:
+        raise ServdError(NOT_RUNNING)
+    connection.open_line()
+    return connection
+
+
+def connected_process() -> Process:
+    """How handles of this process reach deployments, after `connect`.
+
+    Raises:
+        ServdError: Serve is not running.
+    """
+    connect()
+    process = installed_process()
+    if process is None:
+        raise ServdError("this process has no connection to servd")
+    return process

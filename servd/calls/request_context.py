@@ -1,0 +1,53 @@
+"""The request that running code serves. Standard library only: every replica and every driver loads this."""
+
+from contextvars import ContextVar
+
+MAX_DEPTH = 64
+"""Handle calls nested deeper than this are refused (python-api.md section 8.3)."""
+
+
+class RequestContext:
+    """The request that the current task serves; travels with every handle call made on its behalf.
+
+    deadline: monotonic seconds of this process, None = no limit. depth: handle calls between the entry
+    and here. ancestors: replica ids that hold a slot for this request, outermost first.
+    """
+
+    __slots__ = ("ancestors", "app_name", "deadline", "depth", "multiplexed_model_id", "request_id", "route")
+
+    def __init__(
+        self,
+        request_id: str = "",
+        route: str = "",
+        app_name: str = "",
+        multiplexed_model_id: str = "",
+        deadline: float | None = None,
+        depth: int = 0,
+        ancestors: tuple[str, ...] = (),
+    ) -> None:
+        self.request_id = request_id
+        self.route = route
+        self.app_name = app_name
+        self.multiplexed_model_id = multiplexed_model_id
+        self.deadline = deadline
+        self.depth = depth
+        self.ancestors = ancestors
+
+    def __repr__(self) -> str:
+        return (
+            f"RequestContext(request_id={self.request_id!r}, route={self.route!r}, "
+            f"app_name={self.app_name!r}, multiplexed_model_id={self.multiplexed_model_id!r}, "
+            f"deadline={self.deadline}, depth={self.depth}, ancestors={self.ancestors})"
+        )
+
+
+NO_REQUEST = RequestContext()
+"""Stands for "no request": never changed."""
+
+current_request: ContextVar[RequestContext] = ContextVar("servd_request", default=NO_REQUEST)
+"""Set by the replica for each request; `NO_REQUEST` elsewhere."""
+
+
+def get_multiplexed_model_id() -> str:
+    """Model id of the current request, "" when there is none."""
+    return current_request.get().multiplexed_model_id
