@@ -3,18 +3,35 @@
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from servd.calls.request_context import RequestContext
+from servd.calls.request_router import RequestRouter
 from servd.exceptions import RemoteFailure, RequestCancelledError
+from servd.wire.link import CallerLink
 from servd.wire.records import CALL, CREDIT_BYTES, STREAM, Outbox
-
-if TYPE_CHECKING:
-    from servd.calls.replica_peer import ReplicaPeer
-    from servd.calls.request_router import RequestRouter
 
 _GRANT_BYTES = CREDIT_BYTES // 4
 _NO_ITEMS: deque[tuple[list[Any], int]] = deque(maxlen=0)
+
+
+class Target(Protocol):
+    """Where a request was sent: what it asks of a `ReplicaPeer`."""
+
+    link: CallerLink
+    pending: "dict[int, Outgoing]"
+
+    def grant(self, call: "Outgoing", size: int) -> None:
+        """The reader of a call's answer took `size` bytes."""
+        ...
+
+    def send_body(self, call: "Outgoing", data: Any, more: bool) -> None:
+        """Send a piece of a request body."""
+        ...
+
+    def send_event(self, call: "Outgoing", message: dict[str, Any], cost: int) -> None:
+        """Send a message of a WebSocket's client."""
+        ...
 
 
 class Outgoing:
@@ -48,7 +65,7 @@ class Outgoing:
 
     number: int
     call_id: int
-    peer: "ReplicaPeer | None"
+    peer: Target | None
     router: "RequestRouter[Outgoing]"
     is_accepted: bool
     is_idempotent: bool

@@ -1,8 +1,9 @@
 """One replica as a caller sees it: the link, the requests that are there, and what each of its records means to them."""
 
+import asyncio
 import logging
 import random
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from servd.calls.outgoing import Outgoing
 from servd.calls.request_router import Candidate, RequestRouter
@@ -26,12 +27,31 @@ from servd.wire.records import (
     body_of,
 )
 
-if TYPE_CHECKING:
-    from servd.calls.caller import Caller
-
 logger = logging.getLogger(__name__)
 
 Router = RequestRouter[Outgoing]
+
+
+class Owner(Protocol):
+    """What a peer tells the `Caller` that it belongs to."""
+
+    loop: asyncio.AbstractEventLoop
+
+    def on_offer(self, peer: "ReplicaPeer") -> None:
+        """A replica holds a slot for the oldest waiting request."""
+        ...
+
+    def refuse_circles(self, router: Router) -> None:
+        """A replica said how many requests it takes at a time."""
+        ...
+
+    def on_rejected(self, peer: "ReplicaPeer", call_id: int, call: Outgoing | None, is_leaving: bool) -> None:
+        """A replica did not take a request (None: taken back meanwhile)."""
+        ...
+
+    def on_lost(self, peer: "ReplicaPeer", reason: str) -> None:
+        """A replica is gone, with everything that was there."""
+        ...
 
 
 class ReplicaPeer:
@@ -42,7 +62,7 @@ class ReplicaPeer:
 
     __slots__ = ("_began", "candidate", "is_retired", "link", "owner", "pending", "router", "told_id")
 
-    def __init__(self, owner: "Caller", router: Router, candidate: Candidate) -> None:
+    def __init__(self, owner: Owner, router: Router, candidate: Candidate) -> None:
         self.owner = owner
         self.router = router
         self.candidate = candidate
