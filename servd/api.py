@@ -10,13 +10,15 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
+from servd.app import verbs
 from servd.app.built import BuiltApplication, build_application
-from servd.app.deployment import Application, Deployment, make_deployment
+from servd.app.deployment import Application, Deployment, make_deployment, shell_of
 from servd.app.options import UNSET, DeploymentArguments, Unset
 from servd.calls.connection import NOT_RUNNING
 from servd.calls.process import installed_process
 from servd.calls.replica_context import replica_context
 from servd.config import HTTPOptions, LoggingConfig
+from servd.dag import HandleMaker
 from servd.exceptions import ServdError
 from servd.ground.ids import DeploymentID
 from servd.handle import DeploymentHandle, RayServeHandle, RayServeSyncHandle
@@ -26,18 +28,6 @@ if TYPE_CHECKING:
     from servd.documents.statuses import ServeStatus
 
 DEFAULT_APP = "default"
-_SHOWN = (
-    "num_replicas",
-    "max_concurrent_queries",
-    "user_config",
-    "autoscaling_config",
-    "graceful_shutdown_wait_loop_s",
-    "graceful_shutdown_timeout_s",
-    "health_check_period_s",
-    "health_check_timeout_s",
-    "ray_actor_options",
-)
-
 logger = logging.getLogger(__name__)
 
 
@@ -101,7 +91,7 @@ def run(
     root = _root_of(target)
     if local or _local_testing_mode:
         return _run_locally(root, name)
-    built = build_application(root, name)
+    built = build_application(root, name, HandleMaker())
     client = _client_module().find_or_start(host=host, port=port)
     order: dict[str, Any] = {}
     if client.status()["running"]:
@@ -213,7 +203,7 @@ def build(target: Application, name: str | None = None) -> BuiltApplication:
     """
     if hasattr(sys, "ps1"):
         raise RuntimeError("`build` does not work in an interactive shell: put the application into a file")
-    return build_application(_root_of(target), name or "")
+    return build_application(_root_of(target), name or "", HandleMaker())
 
 
 def status() -> "ServeStatus":
@@ -279,36 +269,41 @@ def get_deployment(name: str) -> Deployment:
 def list_deployments() -> dict[str, Deployment]:
     """Deprecated: all live deployments by full name."""
     live = _running_client().live_deployments()
-    return {full: _shell_of(full, about["deployment_config"]) for full, (_, about) in live.items()}
+    return {full: shell_of(full, about["deployment_config"]) for full, (_, about) in live.items()}
 
 
-def root_url() -> str:
-    """URL under which applications are served.
+class _Legacy:
+    """What `Deployment.url`, `deploy`, `delete` and `get_handle` of release 1.x do; see `app.verbs.Verbs`."""
 
-    Raises:
-        ServdError: Serve is not running.
-    """
-    return str(_running_client().root_url)
+    def root_url(self) -> str:
+        """URL under which applications are served.
+
+        Raises:
+            ServdError: Serve is not running.
+        """
+        return str(_running_client().root_url)
+
+    def deploy_alone(
+        self, target: Deployment, args: tuple[Any, ...], kwargs: dict[str, Any], *, blocking: bool
+    ) -> None:
+        """Deploy one deployment as an application of its name."""
+        warnings.warn("`deploy` is deprecated: use `servd.run`", DeprecationWarning, stacklevel=3)
+        run(target.bind(*args, **kwargs), name=target.name, route_prefix=target.route_prefix, _blocking=blocking)
+
+    def delete_alone(self, name: str) -> None:
+        """Delete what `deploy_alone` made."""
+        delete(name)
+
+    def legacy_handle(self, name: str, *, sync: bool) -> Any:
+        """A two-step handle by full name, or by the name that `deploy_alone` used."""
+        replica = installed_process()
+        if replica is not None and replica_context() is not None:
+            # the name was checked by `get_deployment`
+            return (RayServeSyncHandle if sync else RayServeHandle)(DeploymentID("", name))
+        return _running_client().get_handle(name, sync=sync)
 
 
-def deploy_alone(target: Deployment, args: tuple[Any, ...], kwargs: dict[str, Any], *, blocking: bool) -> None:
-    """`Deployment.deploy` of release 1.x: an application that has the deployment's name."""
-    warnings.warn("`deploy` is deprecated: use `servd.run`", DeprecationWarning, stacklevel=3)
-    run(target.bind(*args, **kwargs), name=target.name, route_prefix=target.route_prefix, _blocking=blocking)
-
-
-def delete_alone(name: str) -> None:
-    """`Deployment.delete` of release 1.x."""
-    delete(name)
-
-
-def legacy_handle(name: str, *, sync: bool) -> Any:
-    """`Deployment.get_handle` of release 1.x: by full name, or by the name that `deploy_alone` used."""
-    replica = installed_process()
-    if replica is not None and replica_context() is not None:
-        # the name was checked by `get_deployment`
-        return (RayServeSyncHandle if sync else RayServeHandle)(DeploymentID("", name))
-    return _running_client().get_handle(name, sync=sync)
+verbs.hand_in(_Legacy())
 
 
 def _plain_logging(given: Mapping[str, Any] | LoggingConfig) -> dict[str, Any]:
@@ -330,7 +325,7 @@ def _run_locally(root: Application, name: str) -> RayServeSyncHandle:
     from servd.local.mode import RUNS
 
     caller = RUNS.prepare(name)
-    built = build_application(root, name)
+    built = build_application(root, name, HandleMaker())
     RUNS.run(built, caller)
     return RayServeSyncHandle(DeploymentID(name, built.ingress_name))
 
@@ -371,18 +366,6 @@ def _shut_down_quietly(client: Any) -> None:
             client.shutdown()
         except (ServdError, TimeoutError) as error:
             logger.warning("shutdown_failed error=%s", error)
-
-
-def _shell_of(full_name: str, config: Mapping[str, Any]) -> Deployment:
-    """A Deployment that shows the options of a live one; its code is not here."""
-    known = {key: value for key, value in config.items() if key in _SHOWN and value is not None}
-    if known.get("autoscaling_config") is not None:
-        known.pop("num_replicas", None)
-    return make_deployment(_code_elsewhere, {**known, "name": full_name})
-
-
-def _code_elsewhere() -> None:
-    raise RuntimeError("the code of a live deployment is in its replicas, not here")
 
 
 def stay() -> None:

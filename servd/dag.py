@@ -3,8 +3,8 @@
 from typing import Any
 
 from servd.app.built import InputValue, Step, StepResult, map_containers
+from servd.app.graph_nodes import InputNode, graph_input, input_part
 from servd.calls.response import DeploymentResponse
-from servd.deployment_graph import InputNode, graph_input, input_part
 from servd.ground.ids import DeploymentID
 from servd.handle import bound_handle
 

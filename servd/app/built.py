@@ -5,7 +5,6 @@ deployment gets its name when it is met; in the arguments of others a `Maker` pu
 graph handle in place of call nodes. Nothing outside the walk from the root becomes part of the application.
 """
 
-import importlib
 import inspect
 import re
 from collections.abc import Callable, Mapping
@@ -14,7 +13,7 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from servd.app.deployment import DOCS_PATH_ATTRIBUTE, Application, Deployment, parts_of
-from servd.deployment_graph import GraphNode, InputNode, InputPart, MethodNode
+from servd.app.graph_nodes import GraphNode, InputNode, InputPart, MethodNode
 from servd.ground.ids import DeploymentID
 from servd.ground.quick_dataclass import dataclass
 from servd.wire.messages import BuiltDeployment
@@ -48,7 +47,8 @@ class Step:
 
 
 class Maker(Protocol):
-    """Makes what stands for bound deployments and graphs in constructor arguments."""
+    """Makes what stands for bound deployments and graphs in constructor arguments: handles know loops and sockets, this
+    module does not."""
 
     def handle(self, target: DeploymentID, style: str) -> Any:
         """A lazy handle. style: the annotated legacy type, "DeploymentHandle", or "" without annotation."""
@@ -81,13 +81,13 @@ class BuiltApplication:
         return self.deployments[self.ingress_name]
 
 
-def build_application(root: Any, name: str, maker: Maker | None = None) -> BuiltApplication:
+def build_application(root: Any, name: str, maker: Maker) -> BuiltApplication:
     """The built form of an application.
 
     Args:
         root: what `.bind(...)` gave.
         name: of the application, "" for none: handles then go by bare names.
-        maker: see there; by default one that makes the handles of `servd.handle`.
+        maker: see there; `dag.HandleMaker` makes the handles of `servd.handle`.
 
     Raises:
         TypeError: `root` is no Application, or a call node.
@@ -97,8 +97,7 @@ def build_application(root: Any, name: str, maker: Maker | None = None) -> Built
     """
     if not isinstance(root, Application):
         raise TypeError(f"only an Application, made by `.bind(...)`, can be run, got {_describe(root)}")
-    # handles know loops and sockets, this module does not: it only needs somebody who makes them
-    walk = _Walk(name, maker or importlib.import_module("servd.dag").HandleMaker())
+    walk = _Walk(name, maker)
     ingress = walk.deploy(root)
     _check_prefixes(walk.found, ingress)
     if walk.found[ingress].is_function and len(walk.found) > 1:

@@ -1,10 +1,10 @@
 """What the decorator makes: `Deployment`, and `Application`, a deployment bound to its arguments."""
 
-import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Unpack
 
+from servd.app.graph_nodes import GraphNode, UnboundMethod
 from servd.app.options import (
     UNSET,
     DeploymentArguments,
@@ -15,8 +15,8 @@ from servd.app.options import (
     parse_options,
     with_room_for_batches,
 )
+from servd.app.verbs import verbs
 from servd.config import DeploymentConfig
-from servd.deployment_graph import GraphNode, UnboundMethod
 
 ASGI_ATTRIBUTE = "__servd_asgi__"
 """`async def (self, scope, receive, send)` of instances that answer HTTP as an ASGI application."""
@@ -29,6 +29,20 @@ SHUTDOWN_ATTRIBUTE = "__servd_shutdown__"
 
 DOCS_PATH_ATTRIBUTE = "__servd_docs_path__"
 """Class attribute: path of the interactive documentation below the route prefix, or None."""
+
+
+_SHOWN = (
+    "num_replicas",
+    "max_concurrent_queries",
+    "user_config",
+    "autoscaling_config",
+    "graceful_shutdown_wait_loop_s",
+    "graceful_shutdown_timeout_s",
+    "health_check_period_s",
+    "health_check_timeout_s",
+    "ray_actor_options",
+)
+"""Options that a live deployment shows."""
 
 
 class Deployment:
@@ -128,7 +142,7 @@ class Deployment:
         """Root URL and prefix; None when not routed, or for a driver deployment."""
         if self.route_prefix is None or self._config.is_driver_deployment:
             return None
-        return str(_verbs().root_url()) + self.route_prefix
+        return str(verbs().root_url()) + self.route_prefix
 
     def bind(self, *args: Any, **kwargs: Any) -> "Application":
         """This deployment with constructor arguments; bound deployments among them arrive as handles.
@@ -170,15 +184,15 @@ class Deployment:
 
     def deploy(self, *init_args: Any, _blocking: bool = True, **init_kwargs: Any) -> None:
         """Deprecated: deploy this alone, without application; `run` replaces it."""
-        _verbs().deploy_alone(self, init_args, init_kwargs, blocking=_blocking)
+        verbs().deploy_alone(self, init_args, init_kwargs, blocking=_blocking)
 
     def delete(self) -> None:
         """Deprecated: delete what `deploy` made."""
-        _verbs().delete_alone(self._name)
+        verbs().delete_alone(self._name)
 
     def get_handle(self, sync: bool = True) -> Any:
         """Deprecated: a `RayServeSyncHandle`, or a `RayServeHandle` with `sync=False`."""
-        return _verbs().legacy_handle(self._name, sync=sync)
+        return verbs().legacy_handle(self._name, sync=sync)
 
     def __call__(self, *_args: Any, **_kwargs: Any) -> Any:
         raise RuntimeError(
@@ -270,6 +284,17 @@ def _refuse_function_arguments(made: Deployment) -> None:
         raise ValueError(f"{made.name} is a function: it has no constructor for init_args or init_kwargs")
 
 
-def _verbs() -> Any:
-    # the deprecated calls of 1.x hang on the value; the verbs know the value, so it looks them up late
-    return importlib.import_module("servd.api")
+def shell_of(full_name: str, config: Mapping[str, Any]) -> Deployment:
+    """A Deployment that shows the options of a live one; its code is not here."""
+    known = {key: value for key, value in config.items() if key in _SHOWN and value is not None}
+    if known.get("autoscaling_config") is not None:
+        known.pop("num_replicas", None)
+    return make_deployment(_code_elsewhere, {**known, "name": full_name})
+
+
+def _code_elsewhere() -> None:
+    raise RuntimeError("the code of a live deployment is in its replicas, not here")
+
+
+# where users find them: pickles name this module, so it can stay when the classes move, and brings the verbs along
+Deployment.__module__ = Application.__module__ = "servd.api"

@@ -12,6 +12,7 @@ from typing import Any
 from servd.app.built import BuiltApplication, build_application
 from servd.app.deployment import Application, Deployment
 from servd.compat import ray_names
+from servd.dag import HandleMaker
 from servd.documents.files import dump_spaced_yaml
 from servd.exceptions import ConfigError
 from servd.schema import DeploymentSchema, check_import_path, parse_v1, parse_v2
@@ -44,7 +45,7 @@ def build(import_paths: Sequence[str], *, app_dir: str, multi_app: bool, kuberne
             raise ConfigError(str(error)) from None
     sys.path.insert(0, os.path.abspath(app_dir))
     ray_names.install()
-    built = [build_application(_application(path), "") for path in import_paths]
+    built = [build_application(_application(path), "", HandleMaker()) for path in import_paths]
     if multi_app:
         document = _multi(import_paths, built)
         parse_v2(document)

@@ -8,7 +8,7 @@ import pytest
 
 import servd
 from servd.app.built import BuiltApplication, build_application, describe, handle_style
-from servd.dag import InputNode, RayServeDAGHandle
+from servd.dag import HandleMaker, InputNode, RayServeDAGHandle
 from servd.exceptions import ServdError
 from servd.handle import DeploymentHandle, RayServeDeploymentHandle, RayServeHandle
 
@@ -73,7 +73,7 @@ def no_daemon(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def built(app: Any, name: str = "app") -> BuiltApplication:
-    return build_application(app, name)
+    return build_application(app, name, HandleMaker())
 
 
 def test_order_is_dependencies_first_ingress_last() -> None:

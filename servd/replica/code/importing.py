@@ -17,6 +17,7 @@ from servd.app.built import BuiltApplication, build_application
 from servd.app.deployment import Application, Deployment
 from servd.calls import pickling
 from servd.compat import ray_names
+from servd.dag import HandleMaker
 from servd.documents import runtime_env
 from servd.exceptions import DeployError
 from servd.ground.package import PACKAGE_DIR
@@ -43,7 +44,7 @@ def load_application(order: BuildOrder, environment: Environment) -> BuiltApplic
             target = pickling.load_application(_read_shipped(order.application_file))
         else:
             target = import_target(order.import_path)
-        return build_application(as_application(target, order.args), order.app)
+        return build_application(as_application(target, order.args), order.app, HandleMaker())
     except DeployError:
         raise
     # whatever user code raises while it is imported or built, `sys.exit()` included, is the user's news
