@@ -1,21 +1,17 @@
 """What the connections of one proxy share: the forwarder, their number, the clock tick, the drain."""
 
+import asyncio
 import socket
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from servd.proxy.forwarder import Forwarder
-
-if TYPE_CHECKING:
-    import asyncio
-
-    from servd.proxy.http1 import HttpConnection
 
 IDLE_GRACE_TICKS = 2
 """Ticks before a draining proxy closes idle connections: at least one whole second. Closing at once loses
 requests that are on their way."""
 
-HandOver = Callable[["asyncio.Transport", bytes], None]
+HandOver = Callable[[asyncio.Transport, bytes], None]
 _TCP_CLOSE = 7
 """State of a connection after a reset (linux/tcp_states.h), the first byte of `TCP_INFO`."""
 
@@ -28,6 +24,19 @@ def is_reset(sock: socket.socket | None) -> bool:
         return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE
     except OSError:
         return True
+
+
+class Connection(Protocol):
+    """What a listener asks of an `http1.HttpConnection`."""
+
+    @property
+    def is_active(self) -> bool:
+        """A request is being answered."""
+        ...
+
+    def check_time(self, tick: int, is_over: bool) -> None:
+        """End what is idle or too slow; `is_over`: idle ones end now."""
+        ...
 
 
 class Listener:
@@ -48,7 +57,7 @@ class Listener:
         self.forwarder = forwarder
         self.hand_over = hand_over
         self.handed_over = handed_over
-        self.connections: set[HttpConnection] = set()
+        self.connections: set[Connection] = set()
         self.tick = 0
         self.is_draining = False
         self._drain_tick = 0

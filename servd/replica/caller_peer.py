@@ -1,14 +1,31 @@
 """One caller as a replica's server sees it: its open requests, and what it knows of them."""
 
-from typing import TYPE_CHECKING, Any
+import asyncio
+from typing import Any, Protocol
 
-from servd.replica.exchange import HttpExchange
-from servd.replica.handle_call import HandleCall
 from servd.wire.link import Peer, ReplicaLink
 from servd.wire.records import ACCEPTED
 
-if TYPE_CHECKING:
-    from servd.replica.server import ReplicaServer
+
+class Work(Protocol):
+    """An open request as its peer and the server hold it: an `HttpExchange` or a `HandleCall`."""
+
+    task: "asyncio.Task[None] | None"
+    has_started: bool
+
+    def add_credit(self, size: int) -> None:
+        """The caller took `size` bytes of the answer."""
+        ...
+
+    def let_go(self) -> None:
+        """The caller is gone, and the handler shall complete all the same: what it sends is dropped."""
+        ...
+
+
+class Admission(Protocol):
+    """What a peer asks of the replica's `admission.Admission`."""
+
+    running: int
 
 
 class CallerPeer(Peer):
@@ -18,12 +35,12 @@ class CallerPeer(Peer):
     request begun last is noted for it.
     """
 
-    __slots__ = ("newest", "newest_said", "open", "place", "server")
+    __slots__ = ("admission", "newest", "newest_said", "open", "place")
 
-    def __init__(self, link: ReplicaLink, identity: bytes, server: "ReplicaServer") -> None:
+    def __init__(self, link: ReplicaLink, identity: bytes, admission: Admission) -> None:
         super().__init__(link, identity)
-        self.server = server
-        self.open: dict[int, HttpExchange | HandleCall] = {}
+        self.admission = admission
+        self.open: dict[int, Work] = {}
         self.newest = self.newest_said = 0
         self.place = 1
 
@@ -42,7 +59,7 @@ class CallerPeer(Peer):
 
     def ongoing_after(self) -> int:
         """Requests that run when the one that ends now is not counted."""
-        return self.server.admission.running - 1
+        return self.admission.running - 1
 
     def finish_exchange(self, call_id: int, record: tuple[Any, ...]) -> None:
         """Send the last record of a call."""

@@ -3,15 +3,13 @@
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Iterable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from servd.calls.request_context import RequestContext
 from servd.ground.clock import SystemClock
 from servd.ground.settings import is_on
+from servd.replica.caller_peer import CallerPeer
 from servd.wire.records import BODY, CREDIT, CREDIT_BYTES, END, EVENT, HEAD, REPLICA_TIMING, RESPONSE, duration
-
-if TYPE_CHECKING:
-    from servd.replica.caller_peer import CallerPeer
 
 _GRANT_BYTES = CREDIT_BYTES // 4
 WHOLE_BYTES = CREDIT_BYTES
@@ -79,7 +77,7 @@ class HttpExchange:
     _began = 0.0
 
     def __init__(
-        self, peer: "CallerPeer", call_id: int, scope: dict[str, Any], context: RequestContext, body: Any
+        self, peer: CallerPeer, call_id: int, scope: dict[str, Any], context: RequestContext, body: Any
     ) -> None:
         self._peer = peer
         self.call_id = call_id

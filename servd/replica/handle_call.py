@@ -1,13 +1,11 @@
 """One handle call inside a replica."""
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from servd.calls.request_context import RequestContext
+from servd.replica.caller_peer import CallerPeer
 from servd.wire.records import CREDIT_BYTES, ITEM, REPLY
-
-if TYPE_CHECKING:
-    from servd.replica.caller_peer import CallerPeer
 
 _ITEM_COST_BYTES = 64
 
@@ -31,7 +29,7 @@ class HandleCall:
 
     def __init__(
         self,
-        peer: "CallerPeer",
+        peer: CallerPeer,
         call_id: int,
         method: str,
         parts: list[Any],

@@ -12,7 +12,7 @@ from servd.calls.route_table import decoded_path
 from servd.exceptions import ProtocolError
 from servd.ground.ids import random_hex
 from servd.replica.admission import Admission
-from servd.replica.caller_peer import CallerPeer
+from servd.replica.caller_peer import CallerPeer, Work
 from servd.replica.exchange import ClientGoneError, HttpExchange, UserCallable
 from servd.replica.handle_call import HandleCall
 from servd.replica.responses import error_response
@@ -112,7 +112,7 @@ class ReplicaServer:
             self._address,
             self._on_records,
             self._on_gone,
-            lambda link, identity: CallerPeer(link, identity, self),
+            lambda link, identity: CallerPeer(link, identity, self.admission),
         )
 
     def set_limits(self, limit: int, cancel_on_disconnect: bool) -> None:
@@ -349,7 +349,7 @@ class ReplicaServer:
         while (peer := self.admission.next_offer()) is not None:
             peer.send((OFFER, self.admission.running))
 
-    def _cancel(self, peer: CallerPeer, call_id: int, work: HttpExchange | HandleCall) -> None:
+    def _cancel(self, peer: CallerPeer, call_id: int, work: Work) -> None:
         del peer.open[call_id]
         if work.task is None:
             return
