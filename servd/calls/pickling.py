@@ -1,5 +1,6 @@
 """Python values to bytes and back: arguments and results of calls, exceptions, applications by value."""
 
+import importlib
 import io
 import os
 import pickle
@@ -8,10 +9,12 @@ import threading
 import traceback
 from collections import ChainMap
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import cloudpickle
 
+from servd.calls.moved_modules import MOVED, home_of
 from servd.exceptions import DeployError, UserCodeError
 from servd.observability.tracebacks import user_traceback
 
@@ -131,7 +134,21 @@ def load_application(data: bytes) -> Any:
             f"the application was shipped from Python {written}, the daemon runs Python {_PYTHON}: "
             "use the same version on both sides"
         )
-    return pickle.loads(body)
+    return _ApplicationReader(io.BytesIO(body)).load()
+
+
+class _ApplicationReader(pickle.Unpickler):
+    """Finds what earlier versions pickled under other names."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("cloudpickle.cloudpickle", "subimport"):
+            return _module_named
+        return super().find_class(home_of(module, name), name)
+
+
+def _module_named(name: str) -> ModuleType:
+    """A module that shipped code refers to as a whole."""
+    return importlib.import_module(MOVED.get(name, name))
 
 
 def _pickle(value: Any, keep: Callable[[pickle.PickleBuffer], bool] | None, kept: list[Any] | None = None) -> bytes:

@@ -1,5 +1,6 @@
 """Values, exceptions and applications survive the way to another process."""
 
+import importlib.util
 import pickle
 import sys
 import threading
@@ -9,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+import servd
 from servd.calls import pickling
+from servd.calls.moved_modules import MOVED, MOVED_NAMES, home_of
 from servd.exceptions import BackPressureError, DeployError, UserCodeError
 
 
@@ -132,3 +135,23 @@ def test_what_cannot_change_is_not_copied() -> None:
     array = np.frombuffer(bytes(200_000), np.uint8)
     _, buffer = pickling.dumps(array)
     assert np.shares_memory(np.frombuffer(buffer, np.uint8), array)
+
+
+@pytest.mark.parametrize(("old", "new"), sorted(MOVED.items()))
+def test_modules_that_moved_are_found_under_their_old_names(old: str, new: str) -> None:
+    assert importlib.util.find_spec(new) is not None
+    assert importlib.util.find_spec(old) is None, "then nothing has moved"
+
+
+@pytest.mark.parametrize(("old", "name"), [(old, name) for old, names in MOVED_NAMES.items() for name in names])
+def test_names_that_left_their_module_are_found(old: str, name: str) -> None:
+    assert hasattr(importlib.import_module(home_of(old, name)), name)
+
+
+def test_a_shipped_application_may_name_modules_that_moved() -> None:
+    # a class of the package, and the module as a whole, as an earlier version pickled them
+    by_class = b"cservd.application\nApplication\n."
+    by_module = b"ccloudpickle.cloudpickle\nsubimport\n(Vservd.response\ntR."
+    head = f"servd application, python {sys.version_info.major}.{sys.version_info.minor} 0\n".encode()
+    assert pickling.load_application(head + by_class) is servd.Application
+    assert pickling.load_application(head + by_module).get is servd.get
