@@ -11,13 +11,14 @@ from servd.documents.control_plane import (
     ProxyView,
     ReplicaView,
 )
-from servd.ground.states import DeployMode, ProxyStatus
+from servd.ground.states import DeployMode, ProxyLocation, ProxyStatus
+from servd.rest import shapes
 
 DEFAULT_APP = "default"
 CONTROLLER_NAME = "SERVE_CONTROLLER_ACTOR"
 
 
-def version_body() -> dict[str, Any]:
+def version_body() -> shapes.Version:
     """What the 2.5 command line probes before every call."""
     return {"version": "4", "ray_version": "2.5.1", "ray_commit": "servd"}
 
@@ -68,7 +69,7 @@ def v2_details(view: InstanceView) -> dict[str, Any]:
     }
 
 
-def own_status(view: InstanceView) -> dict[str, Any]:
+def own_status(view: InstanceView) -> shapes.Status:
     """GET /api/servd/v1/status."""
     return {
         "revision": view.revision,
@@ -81,7 +82,7 @@ def own_status(view: InstanceView) -> dict[str, Any]:
             "host": view.http.host,
             "port": view.http.port,
             "root_path": view.http.root_path,
-            "location": view.http.location,
+            "location": ProxyLocation(view.http.location),
             "listening": view.http.listening,
             "tls": view.http.is_tls,
         },
@@ -90,22 +91,30 @@ def own_status(view: InstanceView) -> dict[str, Any]:
     }
 
 
-def controller_info(view: InstanceView) -> dict[str, Any]:
+def controller_info(view: InstanceView) -> shapes.Controller:
     """Identity of the controller."""
     return {
-        **_identity(view, view.controller_actor_id, CONTROLLER_NAME, view.controller_worker_id),
-        "log_file_path": f"/serve/controller_{view.controller_pid}.log",
+        **_identity(
+            view,
+            view.controller_actor_id,
+            CONTROLLER_NAME,
+            view.controller_worker_id,
+            f"/serve/controller_{view.controller_pid}.log",
+        ),
         "pid": view.controller_pid,
     }
 
 
-def _identity(view: InstanceView, actor_id: str, actor_name: str, worker_id: str) -> dict[str, Any]:
+def _identity(
+    view: InstanceView, actor_id: str, actor_name: str, worker_id: str, log_file_path: str
+) -> shapes.Identity:
     return {
         "node_id": view.node_id,
         "node_ip": view.node_ip,
         "actor_id": actor_id or None,
         "actor_name": actor_name,
         "worker_id": worker_id or None,
+        "log_file_path": log_file_path,
     }
 
 
@@ -131,10 +140,9 @@ def _http_proxies(view: InstanceView) -> dict[str, Any]:
     }
 
 
-def _proxy_identity(view: InstanceView, actor_id: str, worker_id: str) -> dict[str, Any]:
+def _proxy_identity(view: InstanceView, actor_id: str, worker_id: str) -> shapes.Identity:
     name = f"{CONTROLLER_NAME}:SERVE_PROXY_ACTOR-{view.node_id}"
-    path = f"/serve/http_proxy_{view.node_ip}.log"
-    return {**_identity(view, actor_id, name, worker_id), "log_file_path": path}
+    return _identity(view, actor_id, name, worker_id, f"/serve/http_proxy_{view.node_ip}.log")
 
 
 def _application(view: InstanceView, app: ApplicationView) -> dict[str, Any]:
@@ -142,7 +150,7 @@ def _application(view: InstanceView, app: ApplicationView) -> dict[str, Any]:
     return {**_application_head(app), "deployments": deployments}
 
 
-def _application_head(app: ApplicationView) -> dict[str, Any]:
+def _application_head(app: ApplicationView) -> shapes.ApplicationHead:
     return {
         "name": app.name,
         "route_prefix": app.route_prefix,
@@ -164,11 +172,11 @@ def _deployment(view: InstanceView, deployment: DeploymentView) -> dict[str, Any
     }
 
 
-def _replica(view: InstanceView, deployment: DeploymentView, replica: ReplicaView) -> dict[str, Any]:
+def _replica(view: InstanceView, deployment: DeploymentView, replica: ReplicaView) -> shapes.Replica:
     name = f"SERVE_REPLICA::{replica.replica_id}"
+    path = f"/serve/deployment_{deployment.name}_{replica.replica_id}.log"
     return {
-        **_identity(view, replica.actor_id, name, replica.worker_id),
-        "log_file_path": f"/serve/deployment_{deployment.name}_{replica.replica_id}.log",
+        **_identity(view, replica.actor_id, name, replica.worker_id, path),
         "replica_id": replica.replica_id,
         "state": replica.state,
         "pid": replica.pid,
@@ -176,7 +184,7 @@ def _replica(view: InstanceView, deployment: DeploymentView, replica: ReplicaVie
     }
 
 
-def _own_proxy(view: InstanceView, proxy: ProxyView) -> dict[str, Any]:
+def _own_proxy(view: InstanceView, proxy: ProxyView) -> shapes.Proxy:
     return {
         **_proxy_identity(view, proxy.actor_id, proxy.worker_id),
         "proxy_id": proxy.proxy_id,
@@ -189,12 +197,12 @@ def _own_proxy(view: InstanceView, proxy: ProxyView) -> dict[str, Any]:
     }
 
 
-def _own_application(view: InstanceView, app: ApplicationView) -> dict[str, Any]:
+def _own_application(view: InstanceView, app: ApplicationView) -> shapes.Application:
     deployments = {deployment.name: _own_deployment(view, deployment) for deployment in app.deployments}
     return {**_application_head(app), "deployments": deployments}
 
 
-def _own_deployment(view: InstanceView, deployment: DeploymentView) -> dict[str, Any]:
+def _own_deployment(view: InstanceView, deployment: DeploymentView) -> shapes.Deployment:
     return {
         "name": deployment.bare_name,
         "status": deployment.status,
@@ -211,7 +219,7 @@ def _own_deployment(view: InstanceView, deployment: DeploymentView) -> dict[str,
     }
 
 
-def _dead(dead: DeadReplicaView) -> dict[str, Any]:
+def _dead(dead: DeadReplicaView) -> shapes.DeadReplica:
     code = dead.exit_code
     return {
         "replica_id": dead.replica_id,

@@ -7,10 +7,9 @@ from importlib.metadata import version
 from typing import Any
 
 from pydantic import BaseModel
-from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from servd.documents.orders import ApplicationOrder, ScaleOrder, StartOrder
-from servd.rest import own_answers
+from servd.rest import shapes
 from servd.schema import ServeApplicationSchema, ServeDeploySchema, ServeInstanceDetails, ServeStatusSchema
 
 Json = dict[str, Any]
@@ -48,20 +47,22 @@ _IF_MATCH: Json = {
 }
 _ETAG: Json = {"schema": {"type": "string"}, "description": "The revision of the goal, quoted."}
 _NUMBER: Json = {"type": "number"}
+_REFERENCE = "#/components/schemas/{model}"
 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
     """One verb of one path.
 
-    ok: JSON Schema of the answer, None for an empty one. body: model or schema of the request. tells_revision: with `ETag`.
+    ok: shape, model or JSON Schema of the answer, None for an empty one. body: model or schema of the request.
+    tells_revision: with `ETag`.
     """
 
     method: str
     path: str
     name: str
     summary: str
-    ok: Json | None
+    ok: Any
     errors: tuple[str, ...] = _READ
     body: type[BaseModel] | Json | None = None
     parameters: tuple[Json, ...] = ()
@@ -72,7 +73,7 @@ class Operation:
 
 
 def _ref(model: type[BaseModel]) -> Json:
-    return {"$ref": f"#/components/schemas/{model.__name__}"}
+    return {"$ref": _REFERENCE.format(model=model.__name__)}
 
 
 def _query(name: str, schema: Json, description: str) -> Json:
@@ -90,7 +91,7 @@ def _documents() -> list[Operation]:
             v1,
             "putConfig",
             "Deploy a V1 config; the answer is empty, or the plan of a dry run.",
-            own_answers.PLAN,
+            shapes.Plan,
             _CHANGE,
             ServeApplicationSchema,
             put,
@@ -101,22 +102,22 @@ def _documents() -> list[Operation]:
             f"{v1}status",
             "getStatus",
             "Status of the application `default`.",
-            _ref(ServeStatusSchema),
+            ServeStatusSchema,
             tells_revision=True,
         ),
-        Operation("get", v2, "getDetails", "Everything that runs.", _ref(ServeInstanceDetails), tells_revision=True),
+        Operation("get", v2, "getDetails", "Everything that runs.", ServeInstanceDetails, tells_revision=True),
         Operation(
             "put",
             v2,
             "putApplications",
             "Deploy a V2 config; the answer is empty, or the plan of a dry run.",
-            own_answers.PLAN,
+            shapes.Plan,
             _CHANGE,
             ServeDeploySchema,
             put,
         ),
         Operation("delete", v2, "deleteApplications", "Remove everything.", None, _CHANGE, parameters=(_IF_MATCH,)),
-        Operation("get", "/api/ray/version", "getVersion", "What 2.5 clients ask first.", own_answers.VERSION),
+        Operation("get", "/api/ray/version", "getVersion", "What 2.5 clients ask first.", shapes.Version),
         Operation("get", "/api/openapi.json", "getOpenapi", "This document.", _OBJECT),
         Operation(
             "get", "/metrics", "getMetrics", "Prometheus' text format.", {"type": "string"}, ok_type="text/plain"
@@ -137,25 +138,25 @@ def _own() -> list[Operation]:
     limit = (_query("limit", {"type": "integer"}, "At most so many, default 100."),)
     back = (_DRY_RUN, _IF_MATCH)
     return [
-        Operation("post", scale, "scale", "Pin a replica count.", own_answers.SCALED, app_errors, ScaleOrder),
+        Operation("post", scale, "scale", "Pin a replica count.", shapes.Scaled, app_errors, ScaleOrder),
         Operation(
-            "get", f"{own}/status", "getOwnStatus", "Everything about everything.", own_answers.STATUS, ("400", *_READ),
+            "get", f"{own}/status", "getOwnStatus", "Everything about everything.", shapes.Status, ("400", *_READ),
             parameters=waits, tells_revision=True,
         ),
         Operation(
-            "post", f"{own}/start", "start", "Make Serve run.", own_answers.CHANGED, _CHANGE, StartOrder, needs_body=False
+            "post", f"{own}/start", "start", "Make Serve run.", shapes.Changed, _CHANGE, StartOrder, needs_body=False
         ),
         Operation(
-            "get", f"{own}/revisions", "listRevisions", "Accepted changes, newest first.", own_answers.REVISIONS, ("400", *_READ),
+            "get", f"{own}/revisions", "listRevisions", "Accepted changes, newest first.", shapes.Revisions, ("400", *_READ),
             parameters=limit, tells_revision=True,
         ),
         Operation(
-            "get", f"{own}/revisions/{{revision}}", "getRevision", "One revision with its document.", own_answers.REVISION,
+            "get", f"{own}/revisions/{{revision}}", "getRevision", "One revision with its document.", shapes.Revision,
             (*_READ, "404"), path_schemas=number,
         ),
         Operation(
             "post", f"{own}/revisions/{{revision}}/rollback", "rollback", "Make the goal what it was then.",
-            {"anyOf": [own_answers.CHANGED, own_answers.PLAN]}, app_errors, parameters=back, path_schemas=number,
+            shapes.Changed | shapes.Plan, app_errors, parameters=back, path_schemas=number,
         ),
         *_one_application(f"{own}/applications/{{app}}", "", ""),
         *_one_application(f"{own}/applications/", "Nameless", " whose name is the empty string"),
@@ -165,7 +166,7 @@ def _own() -> list[Operation]:
         ),
         Operation(
             "put", f"{own}/code/{{sha256}}", "putCode", "Ship a pickled application; Unix socket only.",
-            own_answers.SHIPPED,
+            shapes.Shipped,
             ("400", *_READ, "507"), {"type": "string", "format": "binary"}, path_schemas={"sha256": digest},
         ),
     ]  # fmt: skip
@@ -175,11 +176,11 @@ def _one_application(path: str, suffix: str, which: str) -> list[Operation]:
     return [
         Operation(
             "put", path, f"put{suffix}Application", f"Add or replace one application{which}.",
-            own_answers.CHANGED, _CHANGE, ApplicationOrder, (_IF_MATCH,),
+            shapes.Changed, _CHANGE, ApplicationOrder, (_IF_MATCH,),
         ),
         Operation(
             "delete", path, f"delete{suffix}Application", f"Take away the application{which}.",
-            own_answers.CHANGED, _CHANGE, parameters=(_IF_MATCH,),
+            shapes.Changed, _CHANGE, parameters=(_IF_MATCH,),
         ),
     ]  # fmt: skip
 
@@ -189,14 +190,12 @@ def openapi_document() -> Json:
     """OpenAPI 3.1 of the admin plane."""
     paths: Json = {}
     operations = [*_documents(), *_own()]
-    models: set[type[BaseModel]] = {ServeStatusSchema, ServeInstanceDetails}
-    models |= {op.body for op in operations if isinstance(op.body, type)}
+    wanted = {
+        thing for op in operations for thing in (op.ok, op.body) if thing is not None and not isinstance(thing, dict)
+    }
+    known, definitions = shapes.schemas(sorted(wanted, key=str), _REFERENCE)
     for op in operations:
-        paths.setdefault(op.path, {})[op.method] = _operation(op)
-    wanted: list[tuple[type[BaseModel], JsonSchemaMode]] = [
-        (model, "validation") for model in sorted(models, key=lambda model: model.__name__)
-    ]
-    _, definitions = models_json_schema(wanted, ref_template="#/components/schemas/{model}")
+        paths.setdefault(op.path, {})[op.method] = _operation(op, known)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -206,15 +205,16 @@ def openapi_document() -> Json:
         },
         "paths": paths,
         "components": {
-            "schemas": definitions["$defs"],
+            "schemas": definitions,
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
         },
         "security": [{}, {"token": []}],
     }
 
 
-def _operation(op: Operation) -> Json:
-    content: Json = {} if op.ok is None else {"content": {op.ok_type: {"schema": op.ok}}}
+def _operation(op: Operation, known: dict[Any, Json]) -> Json:
+    ok = op.ok if isinstance(op.ok, dict) else known.get(op.ok)
+    content: Json = {} if ok is None else {"content": {op.ok_type: {"schema": ok}}}
     if op.tells_revision:
         content["headers"] = {"ETag": _ETAG}
     found: Json = {
@@ -237,7 +237,7 @@ def _operation(op: Operation) -> Json:
         found["parameters"] = [*parameters, *op.parameters]
     if op.body is not None:
         is_model = isinstance(op.body, type)
-        schema = _ref(op.body) if isinstance(op.body, type) else op.body
+        schema = op.body if isinstance(op.body, dict) else known[op.body]
         kind = "application/json" if is_model else "application/octet-stream"
         found["requestBody"] = {"required": op.needs_body, "content": {kind: {"schema": schema}}}
     return found

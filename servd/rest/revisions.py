@@ -9,6 +9,7 @@ from starlette.responses import Response
 from servd.documents.control_plane import ChangePlan, ControlPlane, HttpWish, RevisionView
 from servd.exceptions import UnknownNameError
 from servd.ground.states import DeployMode
+from servd.rest import shapes
 from servd.rest.exchange import (
     Resource,
     if_match,
@@ -31,7 +32,11 @@ def revisions_resource(plane: ControlPlane) -> Resource:
         limit = int(number_parameter(request, "limit", DEFAULT_LIMIT))
         found = plane.revisions(min(max(limit, 0), MAX_LIMIT))
         view = plane.view()
-        return json_answer({"revision": view.revision, "revisions": [_head(revision) for revision in found]}, view)
+        listed: list[shapes.ListedRevision] = [
+            {**_head(revision), "applications": list(revision.applications)} for revision in found
+        ]
+        answer: shapes.Revisions = {"revision": view.revision, "revisions": listed}
+        return json_answer(answer, view)
 
     return {"GET": get}
 
@@ -41,8 +46,12 @@ def revision_resource(plane: ControlPlane, number: str) -> Resource:
 
     async def get(_: Request) -> Response:
         revision = plane.revision(_number(number))
-        applications = {"applications": revision.applications, "document": document_of(revision)}
-        return json_answer({**_head(revision), **applications})
+        answer: shapes.Revision = {
+            **_head(revision),
+            "applications": revision.applications,
+            "document": document_of(revision),
+        }
+        return json_answer(answer)
 
     return {"GET": get}
 
@@ -83,14 +92,13 @@ def _options(http: HttpWish) -> dict[str, Any]:
     return {**({"proxy_location": location} if location else {}), **({"http_options": sent} if sent else {})}
 
 
-def _head(revision: RevisionView) -> dict[str, Any]:
+def _head(revision: RevisionView) -> shapes.RevisionHead:
     return {
         "revision": revision.revision,
         "at": revision.at,
         "origin": revision.origin,
         "running": revision.running,
         "deploy_mode": revision.mode,
-        "applications": list(revision.applications),
     }
 
 
