@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from servd.controller.plan import events
-from servd.wire.messages import BuildResult, ReplicaGoal
+from servd.wire.messages import FORK_SERVER, PROXY, REPLICA, BuildResult, ReplicaGoal
 
 
 @dataclass
@@ -26,8 +26,8 @@ def exit_news(kind: str, identifier: str, code: int | None) -> events.Event:
     """How the controller hears of its end."""
     match kind:
         case "ReplicaFact":
-            return events.ReplicaExited(identifier, code)
+            return events.Exited(REPLICA, identifier, code)
         case "ForkServerFact":
-            return events.ForkServerExited(identifier, code)
+            return events.Exited(FORK_SERVER, identifier, code)
         case _:
-            return events.ProxyExited(identifier, code)
+            return events.Exited(PROXY, identifier, code)

@@ -18,7 +18,16 @@ from servd.controller.plan.reconciler import turn
 from servd.documents.control_plane import ApplicationDocument
 from servd.ground.settings import Settings
 from servd.ground.states import ROUTABLE, DeployMode, ReplicaState
-from servd.wire.messages import BuildResult, BuiltDeployment, ProxyReport, ReplicaGoal, ReplicaReport
+from servd.wire.messages import (
+    FORK_SERVER,
+    PROXY,
+    REPLICA,
+    BuildResult,
+    BuiltDeployment,
+    ProxyReport,
+    ReplicaGoal,
+    ReplicaReport,
+)
 from tests.simulated_process import Process, exit_news
 from tests.simulation_properties import LIVENESS, SAFETY
 
@@ -217,9 +226,9 @@ class Simulation:
             )
             process = self.processes.get(identifier)
             if process is None and isinstance(fact, ReplicaFact):
-                self.deliver(events.ReplicaStartLost(identifier))
+                self.deliver(events.StartLost(REPLICA, identifier))
             elif process is None and isinstance(fact, ForkServerFact):
-                self.deliver(events.ForkServerStartLost(identifier))
+                self.deliver(events.StartLost(FORK_SERVER, identifier))
             elif process is None or not process.alive:
                 self.deliver(exit_news(type(fact).__name__, identifier, None))
             else:
@@ -294,9 +303,8 @@ class Simulation:
     def deliver(self, *news: events.Event) -> None:
         """News arrive after a random delay, sometimes twice; those of one sender in order, as on a stream socket."""
         for event in news:
-            sender = getattr(event, "report", event)
             identifier = next(
-                getattr(sender, n) for n in ("replica_id", "fork_server_id", "proxy_id") if hasattr(sender, n)
+                getattr(event, n) for n in ("id", "replica_id", "fork_server_id", "proxy_id") if hasattr(event, n)
             )
             delay = 0.0 if self.calm else self.rng.choice([0.0, 0.0, 0.05, 0.5, 5.0])
             times = 2 if not self.calm and self.rng.random() < 0.1 else 1
@@ -319,7 +327,7 @@ class Simulation:
                 self.end(self.processes.get(action.replica_id), -9)
             case actions.StartProxy():
                 process = self.processes[action.fact.proxy_id] = Process("ProxyFact", action.fact.proxy_id)
-                self.deliver(events.ProxyStarted(process.id, 1, 1))
+                self.deliver(events.Started(PROXY, process.id, 1, 1))
                 self.hello(process)
             case actions.SetProxyGoal():
                 self.end(self.processes.get(action.goal.proxy_id), 0)
@@ -334,7 +342,7 @@ class Simulation:
         error = "ImportError: broken" if broken and self.rng.random() < 0.5 else ""
         deployments = (BuiltDeployment("Helper", {}), BuiltDeployment("Main", {}))
         process.result = BuildResult("b", error, f"{order.app}{version}", deployments, "Main", is_pinned=self.is_pinned)
-        self.deliver(events.ForkServerStarted(process.id, 1, 1))
+        self.deliver(events.Started(FORK_SERVER, process.id, 1, 1))
         self.hello(process)
 
     def start_replica(self, action: actions.StartReplica) -> None:
@@ -346,15 +354,15 @@ class Simulation:
         if parent is None or not parent.alive:
             # the executor knows it from the fork server's exit, so it is told after that
             at = max(self.now, self.last_mail.get(action.fork_server_id, 0.0))
-            self.mail.append((at, events.ReplicaStartLost(replica_id)))
+            self.mail.append((at, events.StartLost(REPLICA, replica_id)))
             return
         app = action.fact.app
         process = self.processes[replica_id] = Process("ReplicaFact", replica_id, goal=action.start.goal)
         process.broken = (app, self.code.get(app, 0)) in self.broken_code
-        self.deliver(events.ReplicaForked(replica_id, 1, 1))
+        self.deliver(events.Started(REPLICA, replica_id, 1, 1))
         if process.broken:
             report = ReplicaReport(replica_id, "failed", error="ValueError: broken")
-            self.deliver(events.ReplicaReported(report))
+            self.deliver(report)
             self.end(process, 1)
         else:
             process.applied, process.ready = action.start.goal.config_version, True
@@ -381,14 +389,14 @@ class Simulation:
             case "ReplicaFact":
                 phase = "draining" if process.draining else "failed" if process.failed else "running"
                 said = ReplicaReport(process.id, phase, applied=process.applied, ongoing=self.ongoing(process))
-                self.deliver(events.ReplicaReported(said))
+                self.deliver(said)
             case "ForkServerFact":
                 assert process.result is not None
                 self.deliver(
-                    events.ForkServerStarted(process.id, 1, 1), events.BuildFinished(process.id, process.result)
+                    events.Started(FORK_SERVER, process.id, 1, 1), events.BuildFinished(process.id, process.result)
                 )
             case _:
-                self.deliver(events.ProxyReported(ProxyReport(process.id, listening=True)))
+                self.deliver(ProxyReport(process.id, listening=True))
 
     def end(self, process: Process | None, code: int) -> None:
         if process is not None and process.alive:

@@ -11,11 +11,8 @@ from typing import Any, Protocol
 from servd.exceptions import ProtocolError
 from servd.wire.codec import RecordReader, record
 from servd.wire.credentials import peer_credentials
-from servd.wire.messages import CallerReport, DeploymentTargets, Hello, Routing, Subscribe
+from servd.wire.messages import CALLER, PROXY, REPLICA, CallerReport, DeploymentTargets, Hello, Routing, Subscribe
 
-PROXY = "proxy"
-REPLICA = "replica"
-CALLER = "caller"
 _NO_ROUTING = Routing(0)
 _LAST_WORDS_S = 1.0
 _ACCEPT_S = 0.01

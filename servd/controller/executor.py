@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from servd.controller.control_server import PROXY, REPLICA, ControlServer
+from servd.controller.control_server import ControlServer
 from servd.controller.daemon_channel import DaemonChannel
 from servd.controller.devices import with_device_names
 from servd.controller.fork_server_lines import ForkServerLines
@@ -22,9 +22,8 @@ from servd.ground.ids import DeploymentID
 from servd.ground.settings import Settings, variable
 from servd.observability import logs
 from servd.wire.began import remove_files
-from servd.wire.messages import BuildOrder, LogConfig, ProxyGoal, ProxyStart
+from servd.wire.messages import FORK_SERVER, PROXY, REPLICA, BuildOrder, LogConfig, ProxyGoal, ProxyStart
 
-FORK_SERVER = "fork_server"
 FORK_SERVER_TARGET = "servd.replica.fork_server:serve"
 REPLICA_TARGET = "servd.replica.main:run_spawned"
 PROXY_TARGET = "servd.proxy.main:run"
@@ -104,7 +103,7 @@ class Executor:
                 self._set_proxy_goal(action.goal)
             case actions.KillProxy():
                 if not self._supervisor.kill((PROXY, action.proxy_id)):
-                    self._emit(events.ProxyExited(action.proxy_id, None))
+                    self._emit(events.Exited(PROXY, action.proxy_id, None))
             case actions.Publish():
                 self._server.publish(action.routing)
             case actions.ReleaseListeners():
@@ -117,7 +116,7 @@ class Executor:
             (fact.order,),
             _variables(fact.order),
         )
-        self._emit(events.ForkServerStarted(fact.fork_server_id, pid, ticks))
+        self._emit(events.Started(FORK_SERVER, fact.fork_server_id, pid, ticks))
         self._lines.connect(fact.fork_server_id, fact.order.socket_path)
 
     def _stop_fork_server(self, fork_server_id: str) -> None:
@@ -125,13 +124,13 @@ class Executor:
         if self._lines.stop(fork_server_id):
             self._loop.call_later(STOP_GRACE_S, self._supervisor.kill, key)
         elif not self._supervisor.kill(key):
-            self._emit(events.ForkServerExited(fork_server_id, None))
+            self._emit(events.Exited(FORK_SERVER, fork_server_id, None))
 
     def _start_replica(self, fact: ReplicaFact, *, spawn: bool) -> None:
         server = self._observed.fork_servers.get(fact.fork_server_id)
         start = replace(fact.start, variables=with_device_names(fact.start.variables, self._devices))
         if server is None:
-            self._emit(events.ReplicaStartLost(fact.replica_id))
+            self._emit(events.StartLost(REPLICA, fact.replica_id))
         elif spawn:
             pid, ticks = self._supervisor.start(
                 (REPLICA, fact.replica_id),
@@ -139,9 +138,9 @@ class Executor:
                 (start, server.order),
                 _variables(server.order),
             )
-            self._emit(events.ReplicaForked(fact.replica_id, pid, ticks))
+            self._emit(events.Started(REPLICA, fact.replica_id, pid, ticks))
         elif not self._lines.order(fact.fork_server_id, start):
-            self._emit(events.ReplicaStartLost(fact.replica_id))
+            self._emit(events.StartLost(REPLICA, fact.replica_id))
 
     def _drain_replica(self, action: actions.DrainReplica) -> None:
         replica_id = action.goal.replica_id
@@ -164,7 +163,7 @@ class Executor:
     def _kill_replica(self, replica_id: str) -> None:
         self._lines.withdraw(replica_id)
         if not self._supervisor.kill((REPLICA, replica_id)):
-            self._emit(events.ReplicaExited(replica_id, None))
+            self._emit(events.Exited(REPLICA, replica_id, None))
 
     async def _start_proxy(self, fact: ProxyFact) -> None:
         settings = self._settings
@@ -186,9 +185,9 @@ class Executor:
             pid, ticks = self._supervisor.start((PROXY, fact.proxy_id), PROXY_TARGET, (start, sockets[fact.slot]), {})
         except Exception as error:
             logger.exception("action_failed action=StartProxy")
-            self._emit(events.ProxyStartFailed(fact.proxy_id, str(error)))
+            self._emit(events.StartFailed(PROXY, fact.proxy_id, str(error)))
         else:
-            self._emit(events.ProxyStarted(fact.proxy_id, pid, ticks))
+            self._emit(events.Started(PROXY, fact.proxy_id, pid, ticks))
 
     def greet_proxy(self, action: actions.SetProxyGoal) -> None:
         """Tell a proxy that has just said Hello what it shall be."""
@@ -218,28 +217,28 @@ class Executor:
             self._adopt_replica(replica)
         for proxy in list(self._observed.proxies.values()):
             if not proxy.pid or not self._supervisor.adopt((PROXY, proxy.proxy_id), proxy.pid, proxy.start_ticks):
-                self._emit(events.ProxyExited(proxy.proxy_id, None))
+                self._emit(events.Exited(PROXY, proxy.proxy_id, None))
 
     def _adopt_fork_server(self, fact: ForkServerFact) -> None:
         identifier = fact.fork_server_id
         if not fact.pid:
             # the controller died while it was started: if it lives all the same, its greeting ends it
-            self._emit(events.ForkServerStartLost(identifier))
+            self._emit(events.StartLost(FORK_SERVER, identifier))
             self._lines.connect(identifier, fact.order.socket_path)
             self._loop.call_later(_STRAY_S, self._lines.close, identifier)
         elif self._supervisor.adopt((FORK_SERVER, identifier), fact.pid, fact.start_ticks):
             self._lines.connect(identifier, fact.order.socket_path)
         else:
-            self._emit(events.ForkServerExited(identifier, None))
+            self._emit(events.Exited(FORK_SERVER, identifier, None))
 
     def _adopt_replica(self, fact: ReplicaFact) -> None:
         if not fact.pid:
             # ordered, but whether it was made is unknown: another one takes its place, and `end_stray` ends it
-            self._emit(events.ReplicaStartLost(fact.replica_id))
+            self._emit(events.StartLost(REPLICA, fact.replica_id))
         elif self._supervisor.adopt((REPLICA, fact.replica_id), fact.pid, fact.start_ticks):
             self._known.add(fact.replica_id)
         else:
-            self._emit(events.ReplicaExited(fact.replica_id, None))
+            self._emit(events.Exited(REPLICA, fact.replica_id, None))
 
     def end_stray(self, pid: int, what: str) -> None:
         """SIGKILL a process of servd that no fact speaks of."""
@@ -251,7 +250,7 @@ class Executor:
         """A process is gone: remove what it leaves behind, tell it as news."""
         kind, name = key
         if kind == PROXY:
-            self._emit(events.ProxyExited(name, exit_code))
+            self._emit(events.Exited(PROXY, name, exit_code))
         elif kind == REPLICA:
             self._known.discard(name)
             fact = self._observed.replicas.get(name)
@@ -260,17 +259,17 @@ class Executor:
                 remove_files(fact.start.address)
                 file_name = logs.replica_file(DeploymentID(fact.app, fact.deployment).full_name, name)
                 log_lines = logs.last_lines(fact.start.log_dir, file_name)
-            self._emit(events.ReplicaExited(name, exit_code, log_lines))
+            self._emit(events.Exited(REPLICA, name, exit_code, log_lines))
         else:
             for replica_id, had_order in self._lines.close(name).items():
                 # if the order itself is deadly, the starts must be counted, or it goes round for ever
                 error = "its fork server died before it was forked"
-                lost = events.ReplicaStartLost(replica_id)
-                self._emit(events.ReplicaStartFailed(replica_id, error) if had_order else lost)
+                lost = events.StartLost(REPLICA, replica_id)
+                self._emit(events.StartFailed(REPLICA, replica_id, error) if had_order else lost)
             server = self._observed.fork_servers.get(name)
             if server is not None:
                 _remove(server.order.socket_path)
-            self._emit(events.ForkServerExited(name, exit_code))
+            self._emit(events.Exited(FORK_SERVER, name, exit_code))
 
 
 def _variables(order: BuildOrder) -> dict[str, str]:
@@ -287,8 +286,8 @@ def _remove(path: str) -> None:
 def _failure(action: actions.Action, error: str) -> events.Event | None:
     match action:
         case actions.StartForkServer():
-            return events.ForkServerFailed(action.fact.fork_server_id, error)
+            return events.StartFailed(FORK_SERVER, action.fact.fork_server_id, error)
         case actions.StartReplica():
-            return events.ReplicaStartFailed(action.fact.replica_id, error)
+            return events.StartFailed(REPLICA, action.fact.replica_id, error)
         case _:
             return None

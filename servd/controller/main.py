@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
 from servd.controller.control_loop import ControlLoop
-from servd.controller.control_server import REPLICA, ControlServer
+from servd.controller.control_server import ControlServer
 from servd.controller.daemon_channel import DaemonChannel
 from servd.controller.devices import device_names
 from servd.controller.executor import Executor
@@ -45,6 +45,7 @@ from servd.observability import logs
 from servd.rest.access import rules_for
 from servd.rest.admin_sockets import bind_unix, first_connection
 from servd.wire.daemon_messages import EXIT_REFUSED, InstanceServing, Reloaded
+from servd.wire.messages import REPLICA
 
 if TYPE_CHECKING:
     from servd.rest.app import AdminApp

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from servd.controller.control_server import PROXY, REPLICA, ControlServer
+from servd.controller.control_server import ControlServer
 from servd.controller.executor import Executor
 from servd.controller.metrics_desk import MetricsDesk
 from servd.controller.plan import actions, events
@@ -14,6 +14,8 @@ from servd.controller.stack_requests import StackRequests
 from servd.controller.supervisor import Key, Supervisor
 from servd.wire.daemon_messages import OrphanExited
 from servd.wire.messages import (
+    PROXY,
+    REPLICA,
     BuildResult,
     ChildExited,
     Forked,
@@ -78,7 +80,7 @@ class ProcessNews:
             self._executor.end_stray(pid, f"replica {hello.id}")
             return False
         if self._supervisor.adopt((REPLICA, hello.id), pid, hello.start_ticks) and not fact.pid:
-            self._emit(events.ReplicaForked(hello.id, pid, hello.start_ticks))
+            self._emit(events.Started(REPLICA, hello.id, pid, hello.start_ticks))
         # the line is registered after this call
         self._loop.call_soon(self._executor.greet_replica, fact)
         return True
@@ -89,17 +91,15 @@ class ProcessNews:
             self._executor.end_stray(pid, f"proxy {hello.id}")
             return False
         if self._supervisor.adopt((PROXY, hello.id), pid, hello.start_ticks) and not fact.pid:
-            self._emit(events.ProxyStarted(hello.id, pid, hello.start_ticks))
+            self._emit(events.Started(PROXY, hello.id, pid, hello.start_ticks))
         goal = ProxyGoal(hello.id, drain=fact.draining)
         self._loop.call_soon(self._executor.greet_proxy, actions.SetProxyGoal(goal, "hello"))
         return True
 
     def received(self, role: str, peer_id: str, message: Any) -> None:
         """A report came on a control line."""
-        if isinstance(message, ReplicaReport) and role == REPLICA and message.replica_id == peer_id:
-            self._emit(events.ReplicaReported(message))
-        elif isinstance(message, ProxyReport) and role == PROXY and message.proxy_id == peer_id:
-            self._emit(events.ProxyReported(message))
+        if _is_own_report(role, peer_id, message):
+            self._emit(message)
         elif isinstance(message, StackReport) and self._stacks is not None:
             self._stacks.answered(message)
         elif isinstance(message, MetricsReport):
@@ -124,13 +124,13 @@ class ProcessNews:
     def forked(self, child: Forked) -> None:
         """A replica was forked, or not; comes again for every living child after each reconnect."""
         if child.error:
-            self._emit(events.ReplicaStartFailed(child.replica_id, child.error))
+            self._emit(events.StartFailed(REPLICA, child.replica_id, child.error))
         elif child.replica_id not in self._observed.replicas:
             self._executor.end_stray(child.pid, f"replica {child.replica_id}")
         else:
-            self._emit(events.ReplicaForked(child.replica_id, child.pid, child.start_ticks))
+            self._emit(events.Started(REPLICA, child.replica_id, child.pid, child.start_ticks))
             if not self._supervisor.adopt((REPLICA, child.replica_id), child.pid, child.start_ticks):
-                self._emit(events.ReplicaExited(child.replica_id, None))
+                self._emit(events.Exited(REPLICA, child.replica_id, None))
 
     def child_exited(self, exited: ChildExited) -> None:
         """A fork server reaped a replica."""
@@ -147,3 +147,9 @@ class ProcessNews:
             self._server.after_heard_out(*key, lambda: self._executor.exited(key, exit_code))
         else:
             self._executor.exited(key, exit_code)
+
+
+def _is_own_report(role: str, peer_id: str, message: Any) -> bool:
+    if isinstance(message, ReplicaReport):
+        return role == REPLICA and message.replica_id == peer_id
+    return isinstance(message, ProxyReport) and role == PROXY and message.proxy_id == peer_id

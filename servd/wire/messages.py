@@ -9,10 +9,13 @@ from typing import Any
 
 from servd.ground.quick_dataclass import dataclass
 
+FORK_SERVER, REPLICA, PROXY, CALLER = "fork_server", "replica", "proxy", "caller"
+"""Kinds of processes that the controller hears of; a caller only holds handles."""
+
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """Who speaks. role: "proxy", "replica" or "caller" (a process that only holds handles).
+    """Who speaks. role: REPLICA, PROXY or CALLER.
 
     token is the one from the intent (empty for a caller); start_ticks is field 22 of /proc/<pid>/stat.
     """

@@ -14,7 +14,17 @@ from servd.controller.plan.status import Identity, application_status, instance_
 from servd.documents.control_plane import ApplicationDocument
 from servd.ground.settings import Settings
 from servd.ground.states import ApplicationStatus, DeployMode, ReplicaState
-from servd.wire.messages import BuildResult, BuiltDeployment, ProxyReport, ReplicaGoal, ReplicaReport, ReplicaStart
+from servd.wire.messages import (
+    FORK_SERVER,
+    PROXY,
+    REPLICA,
+    BuildResult,
+    BuiltDeployment,
+    ProxyReport,
+    ReplicaGoal,
+    ReplicaReport,
+    ReplicaStart,
+)
 
 HTTP = HttpGoal("127.0.0.1", 8000)
 IDENTITY = Identity(1, "a", "w", "n", "127.0.0.1")
@@ -89,31 +99,31 @@ class World:
         match action:
             case actions.StartForkServer():
                 identifier = action.order.fork_server_id
-                started = events.ForkServerStarted(identifier, self.pid, 1)
+                started = events.Started(FORK_SERVER, identifier, self.pid, 1)
                 build = self.builds.get(action.order.app)
                 return [started, events.BuildFinished(identifier, build)] if build else [started]
             case actions.StopForkServer():
-                return [events.ForkServerExited(action.fork_server_id, 0)]
+                return [events.Exited(FORK_SERVER, action.fork_server_id, 0)]
             case actions.StartReplica():
-                return [events.ReplicaForked(action.start.replica_id, self.pid, 1), self.running(action.start.goal)]
+                return [events.Started(REPLICA, action.start.replica_id, self.pid, 1), self.running(action.start.goal)]
             case actions.SetReplicaGoal():
                 return [self.running(action.goal)]
             case actions.DrainReplica():
-                return [events.ReplicaExited(action.goal.replica_id, 0)]
+                return [events.Exited(REPLICA, action.goal.replica_id, 0)]
             case actions.KillReplica():
-                return [events.ReplicaExited(action.replica_id, -9)]
+                return [events.Exited(REPLICA, action.replica_id, -9)]
             case actions.StartProxy():
                 report = ProxyReport(action.fact.proxy_id, listening=True)
-                return [events.ProxyStarted(action.fact.proxy_id, self.pid, 1), events.ProxyReported(report)]
+                return [events.Started(PROXY, action.fact.proxy_id, self.pid, 1), report]
             case actions.SetProxyGoal():
-                return [events.ProxyExited(action.goal.proxy_id, 0)]
+                return [events.Exited(PROXY, action.goal.proxy_id, 0)]
             case actions.KillProxy():
-                return [events.ProxyExited(action.proxy_id, -9)]
+                return [events.Exited(PROXY, action.proxy_id, -9)]
         return []
 
     @staticmethod
-    def running(goal: ReplicaGoal) -> events.ReplicaReported:
-        return events.ReplicaReported(ReplicaReport(goal.replica_id, "running", applied=goal.config_version))
+    def running(goal: ReplicaGoal) -> ReplicaReport:
+        return ReplicaReport(goal.replica_id, "running", applied=goal.config_version)
 
     def replicas(self, deployment: str = "D", app: str = "app") -> list[ReplicaFact]:
         return self.observed.replicas_of(app, deployment)
@@ -154,10 +164,10 @@ def redeployed(world: World, code_version: str = "c1", **options: object) -> Wor
     return world
 
 
-def report(replica: ReplicaFact, phase: str = "running", **said: Any) -> events.ReplicaReported:
+def report(replica: ReplicaFact, phase: str = "running", **said: Any) -> ReplicaReport:
     """What a replica says; it has applied its config."""
     fields = {"applied": replica.config_version, **said}
-    return events.ReplicaReported(ReplicaReport(replica.replica_id, phase, **fields))
+    return ReplicaReport(replica.replica_id, phase, **fields)
 
 
 def restart_controller(world: World) -> World:
@@ -172,14 +182,14 @@ def fail_starts(world: World, count: int) -> None:
     for _ in range(count):
         [replica] = [r for r in world.replicas() if r.state is ReplicaState.STARTING]
         report = ReplicaReport(replica.replica_id, "failed", error="ValueError: no mangos")
-        world.turn(events.ReplicaReported(report), events.ReplicaExited(replica.replica_id, 1))
+        world.turn(report, events.Exited(REPLICA, replica.replica_id, 1))
 
 
 def starting_world() -> World:
     world = World(a_goal(an_app()), open_http=False)
     plan = world.turn()
     order = next(a for a in plan.actions if verbs([a]) == ["StartForkServer"]).order  # type: ignore[union-attr]
-    world.observed.apply(events.ForkServerStarted(order.fork_server_id, 5, 1), 0.0)
+    world.observed.apply(events.Started(FORK_SERVER, order.fork_server_id, 5, 1), 0.0)
     world.turn(events.BuildFinished(order.fork_server_id, a_build("D")))
     return world
 

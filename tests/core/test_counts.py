@@ -30,9 +30,9 @@ def test_autoscaling_follows_load_and_counts_are_bounded() -> None:
     world = deployed(autoscaling_config=config)
     [replica] = world.replicas()
     busy = ReplicaReport(replica.replica_id, "running", applied=replica.config_version, ongoing=100)
-    world.observed.apply(events.ReplicaReported(busy), 0.0)
+    world.observed.apply(busy, 0.0)
     world.now = 40.0  # idle samples have left the look-back window
-    world.observed.apply(events.ReplicaReported(replace(busy, ongoing=100)), 40.0)
+    world.observed.apply(replace(busy, ongoing=100), 40.0)
     world.run()
     assert len(world.replicas()) == 3
 

@@ -9,7 +9,7 @@ from servd.controller.plan.goal import Goal
 from servd.controller.plan.observed import Observed
 from servd.controller.plan.routing import routing
 from servd.ground.states import DeployMode
-from servd.wire.messages import BuildResult, ProxyReport
+from servd.wire.messages import PROXY, BuildResult, ProxyReport
 from tests.core.build import (
     HTTP,
     World,
@@ -55,7 +55,7 @@ def test_a_moved_address_starts_the_new_proxy_before_the_old_one_drains() -> Non
     assert verbs(plan) == ["StartProxy"]
     world.turn(*(event for action in plan.actions for event in world.effects(action)))
     assert world.observed.proxies[old].draining
-    world.turn(events.ProxyExited(old, 0))
+    world.turn(events.Exited(PROXY, old, 0))
     [new] = world.observed.proxies.values()
     assert (new.port, new.proxy_id == old) == (9000, False)
 
@@ -64,14 +64,14 @@ def test_a_proxy_that_died_serving_is_replaced_at_once() -> None:
     world = World(a_goal())
     world.run()
     [proxy] = world.observed.proxies
-    assert verbs(world.turn(events.ProxyExited(proxy, -9))) == ["StartProxy"]
+    assert verbs(world.turn(events.Exited(PROXY, proxy, -9))) == ["StartProxy"]
 
 
 def test_a_proxy_that_cannot_listen_is_tried_again_later() -> None:
     world = World(a_goal())
     plan = world.turn()
     proxy = next(iter(world.observed.proxies))
-    plan = world.turn(events.ProxyStartFailed(proxy, "port taken"))
+    plan = world.turn(events.StartFailed(PROXY, proxy, "port taken"))
     assert verbs(plan) == []
     assert 0.0 < plan.wake_at < 20.0
 
@@ -92,7 +92,7 @@ def test_a_proxy_that_speaks_but_never_listens_is_replaced_after_60_s() -> None:
     [proxy] = world.observed.proxies
     for now in (20.0, 40.0, 59.0):
         world.now = now
-        plan = world.turn(events.ProxyReported(ProxyReport(proxy, listening=False)))
+        plan = world.turn(ProxyReport(proxy, listening=False))
         assert verbs(plan) == []
     assert plan.wake_at == 60.0
     world.now = 60.0
@@ -140,10 +140,10 @@ def test_a_proxy_that_somebody_sent_sigterm_gets_its_successor_at_once() -> None
     world = World(a_goal(), proxies=2)
     world.run()
     leaving, other = world.observed.proxies
-    plan = world.turn(events.ProxyReported(ProxyReport(leaving, listening=False)))
+    plan = world.turn(ProxyReport(leaving, listening=False))
     assert verbs(plan) == ["StartProxy"]
     world.turn(*(event for action in plan.actions for event in world.effects(action)))
-    world.turn(events.ProxyExited(leaving, 0))
+    world.turn(events.Exited(PROXY, leaving, 0))
     assert sorted(proxy.slot for proxy in world.observed.proxies.values()) == [0, 1]
     assert other in world.observed.proxies
     assert world.observed.data_plane.proxy_failures == 0
@@ -153,7 +153,7 @@ def test_a_proxy_whose_drain_takes_too_long_is_killed() -> None:
     world = World(a_goal())
     world.run()
     [leaving] = world.observed.proxies
-    world.turn(events.ProxyReported(ProxyReport(leaving, listening=False)))
+    world.turn(ProxyReport(leaving, listening=False))
     world.now = 21.0
     assert "KillProxy" in verbs(world.turn())
 

@@ -4,7 +4,7 @@ from servd.controller.plan import events
 from servd.controller.plan.outgrown import PAUSE_S, SETTLED_S
 from servd.controller.plan.status import Identity, instance_view
 from servd.ground.states import DeploymentStatus
-from servd.wire.messages import ReplicaReport
+from servd.wire.messages import REPLICA, ReplicaReport
 from tests.core.build import World, a_build, a_goal, an_app, verbs
 
 LIMIT = 100 * 2**20
@@ -16,9 +16,9 @@ def a_world(replicas: int = 1) -> World:
     return world.run()
 
 
-def memory(world: World, replica_id: str, size: int) -> events.ReplicaReported:
+def memory(world: World, replica_id: str, size: int) -> ReplicaReport:
     applied = world.observed.replicas[replica_id].config_version
-    return events.ReplicaReported(ReplicaReport(replica_id, "running", applied=applied, memory_bytes=size))
+    return ReplicaReport(replica_id, "running", applied=applied, memory_bytes=size)
 
 
 def test_the_replica_is_told_its_limit_and_may_use_all_of_it() -> None:
@@ -37,7 +37,7 @@ def test_above_the_limit_a_successor_starts_before_the_replica_drains() -> None:
     (successor,) = [r for r in world.replicas() if r.replica_id != replica.replica_id]
     plan = world.turn(World.running(successor.start.goal))
     assert verbs(plan) == ["DrainReplica"]
-    world.turn(events.ReplicaExited(replica.replica_id, 0))
+    world.turn(events.Exited(REPLICA, replica.replica_id, 0))
     assert [r.replica_id for r in world.replicas()] == [successor.replica_id]
 
 

@@ -5,6 +5,7 @@ import pytest
 from servd.controller.plan import events
 from servd.controller.plan.status import instance_view
 from servd.ground.states import ApplicationStatus, ReplicaState
+from servd.wire.messages import REPLICA
 from tests.core.build import (
     IDENTITY,
     World,
@@ -64,7 +65,7 @@ def test_at_full_room_one_step_stops_before_the_next_one_starts() -> None:
     assert len(leaving) == 1
     assert verbs(world.turn()) == [], "the others serve until it is gone"
     assert "old replicas stop before new ones start" in message_of(world)
-    assert verbs(world.turn(events.ReplicaExited(leaving[0].replica_id, 0))) == ["StartReplica"]
+    assert verbs(world.turn(events.Exited(REPLICA, leaving[0].replica_id, 0))) == ["StartReplica"]
 
 
 def test_a_place_freed_for_an_update_is_not_taken_by_a_bystander() -> None:

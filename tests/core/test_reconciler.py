@@ -4,7 +4,7 @@ from servd.controller.plan import events
 from servd.controller.plan.goal import Goal
 from servd.controller.plan.status import instance_view
 from servd.ground.states import ApplicationStatus, ReplicaState
-from servd.wire.messages import BuildResult, ReplicaReport
+from servd.wire.messages import FORK_SERVER, PROXY, REPLICA, BuildResult, ReplicaReport
 from tests.core.build import (
     IDENTITY,
     World,
@@ -57,7 +57,8 @@ def test_routes_are_registered_before_replicas_run() -> None:
     plan = world.turn()
     order = next(a for a in plan.actions if verbs([a]) == ["StartForkServer"]).order  # type: ignore[union-attr]
     world.turn(
-        events.ForkServerStarted(order.fork_server_id, 5, 1), events.BuildFinished(order.fork_server_id, a_build("D"))
+        events.Started(FORK_SERVER, order.fork_server_id, 5, 1),
+        events.BuildFinished(order.fork_server_id, a_build("D")),
     )
     assert world.observed.published is not None
     assert [(r.prefix, r.deployment) for r in world.observed.published.routes] == [("/", "app_D")]
@@ -152,7 +153,7 @@ def test_a_removed_application_is_deleted_callers_first() -> None:
     assert world.observed.published.routes == ()
     still_called = {t.deployment for t in world.observed.published.targets if t.endpoints}
     assert still_called == {"app_Market", "app_Stand"}
-    world.turn(events.ReplicaExited(drained[0], 0))
+    world.turn(events.Exited(REPLICA, drained[0], 0))
     assert [r.deployment for r in world.observed.replicas.values() if r.drain_sent] == ["Market"]
 
 
@@ -162,11 +163,11 @@ def test_everything_goes_when_the_goal_is_emptied() -> None:
     world.turn()
     assert world.observed.data_plane.http is not None, "the listener closes last"
     plan = world.turn(
-        *(events.ReplicaExited(r, 0) for r in list(world.observed.replicas)),
-        *(events.ForkServerExited(f, 0) for f in list(world.observed.fork_servers)),
+        *(events.Exited(REPLICA, r, 0) for r in list(world.observed.replicas)),
+        *(events.Exited(FORK_SERVER, f, 0) for f in list(world.observed.fork_servers)),
     )
     assert verbs(plan) == ["SetProxyGoal"]
-    world.turn(*(events.ProxyExited(p, 0) for p in list(world.observed.proxies)))
+    world.turn(*(events.Exited(PROXY, p, 0) for p in list(world.observed.proxies)))
     assert not world.observed.applications
     assert not world.observed.replicas
     assert not world.observed.proxies
@@ -189,7 +190,7 @@ def test_a_build_process_that_dies_is_tried_three_times() -> None:
     for _ in range(3):
         assert status_of(world) is ApplicationStatus.DEPLOYING
         [server] = world.observed.fork_servers
-        world.turn(events.ForkServerExited(server, -11))
+        world.turn(events.Exited(FORK_SERVER, server, -11))
     assert status_of(world) is ApplicationStatus.DEPLOY_FAILED
     assert "signal 11" in world.observed.applications["app"].message
 
@@ -199,7 +200,7 @@ def test_a_dead_fork_server_is_replaced_and_its_replicas_stay() -> None:
     before = world.replicas()
     [server] = world.observed.fork_servers
     world.log.clear()
-    world.turn(events.ForkServerExited(server, -9))
+    world.turn(events.Exited(FORK_SERVER, server, -9))
     world.run()
     assert world.replicas() == before
     assert len(world.observed.fork_servers) == 1
@@ -229,17 +230,17 @@ def test_a_renamed_ingress_serves_until_its_successor_does() -> None:
     world.builds["app"] = a_build("Renamed", code_version="c2")
     plan = world.turn()
     server = next(a for a in plan.actions if verbs([a]) == ["StartForkServer"]).order.fork_server_id  # type: ignore[union-attr]
-    plan = world.turn(events.ForkServerStarted(server, 5, 1), events.BuildFinished(server, world.builds["app"]))
+    plan = world.turn(events.Started(FORK_SERVER, server, 5, 1), events.BuildFinished(server, world.builds["app"]))
     assert verbs(plan) == ["StartReplica"], "nothing drains yet"
     assert world.observed.published is not None
     assert [route.deployment for route in world.observed.published.routes] == ["app_D"]
     world.run()
     [fresh] = world.replicas("Renamed")
-    world.turn(events.ReplicaForked(fresh.replica_id, 6, 1), world.running(fresh.start.goal))
+    world.turn(events.Started(REPLICA, fresh.replica_id, 6, 1), world.running(fresh.start.goal))
     world.run()
     assert [route.deployment for route in world.observed.published.routes] == ["app_Renamed"]
     assert [replica.drain_sent for replica in world.replicas("D")] == [True]
-    world.turn(*(events.ReplicaExited(replica.replica_id, 0) for replica in world.replicas("D")))
+    world.turn(*(events.Exited(REPLICA, replica.replica_id, 0) for replica in world.replicas("D")))
     assert status_of(world) is ApplicationStatus.RUNNING
 
 
@@ -249,11 +250,11 @@ def test_a_renamed_ingress_that_does_not_start_leaves_the_old_one_serving() -> N
     world.builds["app"] = a_build("Renamed", code_version="c2")
     plan = world.turn()
     server = next(a for a in plan.actions if verbs([a]) == ["StartForkServer"]).order.fork_server_id  # type: ignore[union-attr]
-    world.turn(events.ForkServerStarted(server, 5, 1), events.BuildFinished(server, world.builds["app"]))
+    world.turn(events.Started(FORK_SERVER, server, 5, 1), events.BuildFinished(server, world.builds["app"]))
     for _ in range(3):
         [replica] = world.replicas("Renamed")
         report = ReplicaReport(replica.replica_id, "failed", error="ValueError: no mangos")
-        world.turn(events.ReplicaReported(report), events.ReplicaExited(replica.replica_id, 1))
+        world.turn(report, events.Exited(REPLICA, replica.replica_id, 1))
     assert status_of(world) is ApplicationStatus.DEPLOY_FAILED
     assert [replica.state for replica in world.replicas("D")] == [ReplicaState.RUNNING]
     assert world.observed.published is not None

@@ -6,7 +6,7 @@ from servd.controller.plan import actions, events
 from servd.controller.plan.restarts import BackOff, failure_threshold, retry_delay_s
 from servd.controller.plan.settle import deployment_status
 from servd.ground.states import ApplicationStatus, DeploymentStatus, ReplicaState
-from servd.wire.messages import ProxyReport
+from servd.wire.messages import REPLICA, ProxyReport
 from tests.core.build import (
     a_goal,
     deployed,
@@ -25,13 +25,13 @@ from tests.core.build import (
 def test_a_dead_replica_is_replaced_and_shows() -> None:
     world = deployed()
     dead = world.replicas()[0].replica_id
-    world.turn(events.ReplicaExited(dead, -9))
+    world.turn(events.Exited(REPLICA, dead, -9))
     fact, target = world.observed.deployments[("app", "D")], world.observed.targets[("app", "D")]
     assert deployment_status(target, fact, world.observed) is DeploymentStatus.UNHEALTHY
     assert "signal 9" in fact.trouble
     [successor] = world.replicas()
     assert successor.replica_id != dead
-    world.turn(events.ReplicaForked(successor.replica_id, 7, 1), world.running(successor.start.goal))
+    world.turn(events.Started(REPLICA, successor.replica_id, 7, 1), world.running(successor.start.goal))
     fact = world.observed.deployments[("app", "D")]
     assert deployment_status(target, fact, world.observed) is DeploymentStatus.HEALTHY
     assert status_of(world) is ApplicationStatus.RUNNING
@@ -53,7 +53,7 @@ def test_failing_starts_make_the_deployment_unhealthy_and_back_off() -> None:
 
 def test_requests_wait_for_the_successor_of_a_dead_replica_but_not_for_a_failing_start() -> None:
     world = deployed()
-    world.turn(events.ReplicaExited(world.replicas()[0].replica_id, -9))
+    world.turn(events.Exited(REPLICA, world.replicas()[0].replica_id, -9))
     assert world.observed.published is not None
     assert world.observed.published.targets[0].unavailable == ""
     failing = starting_world()
@@ -95,7 +95,7 @@ def test_a_failed_reconfigure_drains_the_replica_and_counts() -> None:
 def test_a_bad_config_stops_after_one_step_and_a_good_one_heals() -> None:
     world = redeployed(deployed(num_replicas=3), user_config={"a": "bad"})
     [updating] = [r for r in world.replicas() if r.state is ReplicaState.UPDATING]
-    world.turn(report(updating, "failed", error="KeyError: 'a'"), events.ReplicaExited(updating.replica_id, 0))
+    world.turn(report(updating, "failed", error="KeyError: 'a'"), events.Exited(REPLICA, updating.replica_id, 0))
     fail_starts(world, 8)
     assert [r.start.goal.user_config for r in world.replicas() if r.state is ReplicaState.RUNNING] == ["", ""]
     assert "9 failed start(s)" in message_of(world)
@@ -106,7 +106,7 @@ def test_a_bad_config_stops_after_one_step_and_a_good_one_heals() -> None:
 
 def test_where_some_run_failing_starts_are_tried_at_the_first_delay() -> None:
     world = deployed(num_replicas=2)
-    world.turn(events.ReplicaExited(world.replicas()[0].replica_id, -9))
+    world.turn(events.Exited(REPLICA, world.replicas()[0].replica_id, -9))
     fail_starts(world, 6)
     for _ in range(8):
         assert 1.0 <= world.wake_at - world.now <= 4.0
@@ -126,7 +126,7 @@ def test_a_replica_whose_start_failed_is_stopping_and_is_killed_if_it_does_not_e
     assert [r.state for r in world.replicas()] == [ReplicaState.STOPPING, ReplicaState.STARTING]
     world.now = 10.0
     assert verbs(world.turn()) == ["KillReplica"]
-    world.turn(events.ReplicaExited(failed.replica_id, -9))
+    world.turn(events.Exited(REPLICA, failed.replica_id, -9))
     fact = world.observed.deployments[("app", "D")]
     assert (fact.failures, fact.dead[0].reason) == (1, "ValueError: no mangos")
 
@@ -135,7 +135,7 @@ def test_a_replica_that_somebody_sent_sigterm_is_replaced_and_not_blamed() -> No
     world = deployed()
     [leaving] = world.replicas()
     assert sorted(verbs(world.turn(report(leaving, "draining")))) == ["DrainReplica", "StartReplica"]
-    world.turn(events.ReplicaExited(leaving.replica_id, 0))
+    world.turn(events.Exited(REPLICA, leaving.replica_id, 0))
     fact = world.observed.deployments[("app", "D")]
     assert (fact.trouble, fact.failures, fact.dead[0].reason) == ("", 0, "told to stop by a signal")
 
@@ -175,10 +175,10 @@ def test_the_delay_doubles_beyond_the_threshold_up_to_64_s(failures: int, low: f
 def test_news_that_come_twice_or_late_change_nothing() -> None:
     world = deployed()
     [replica] = world.replicas()
-    gone = events.ReplicaExited(replica.replica_id, -9)
+    gone = events.Exited(REPLICA, replica.replica_id, -9)
     world.turn(gone)
     before = (world.observed.deployments.copy(), world.observed.replicas.copy())
-    assert verbs(world.turn(gone, report(replica), events.ReplicaForked(replica.replica_id, 5, 1))) == []
+    assert verbs(world.turn(gone, report(replica), events.Started(REPLICA, replica.replica_id, 5, 1))) == []
     assert (world.observed.deployments, world.observed.replicas) == before
 
 
@@ -194,7 +194,7 @@ def test_a_drain_that_takes_too_long_ends_in_a_kill() -> None:
 def test_a_forked_child_that_never_greets_is_killed_and_its_successor_spawned() -> None:
     world = starting_world()
     [child] = world.replicas()
-    world.turn(events.ReplicaForked(child.replica_id, 7, 1))
+    world.turn(events.Started(REPLICA, child.replica_id, 7, 1))
     assert world.wake_at == pytest.approx(10.0)
     world.now = 10.0
     assert verbs(world.turn()) == []
@@ -203,7 +203,7 @@ def test_a_forked_child_that_never_greets_is_killed_and_its_successor_spawned() 
     assert sorted(verbs(plan)) == ["KillReplica", "StartReplica"]
     [start] = [action for action in plan.actions if isinstance(action, actions.StartReplica)]
     assert start.spawn
-    world.turn(events.ReplicaExited(child.replica_id, -9))
+    world.turn(events.Exited(REPLICA, child.replica_id, -9))
     fact = world.observed.deployments[("app", "D")]
     assert fact.failures == 0
     assert "said nothing for 12 s" in fact.dead[0].reason
@@ -212,7 +212,7 @@ def test_a_forked_child_that_never_greets_is_killed_and_its_successor_spawned() 
 def test_a_forked_child_that_greets_may_construct_for_ever_and_the_message_says_that_it_does() -> None:
     world = starting_world()
     [child] = world.replicas()
-    world.turn(events.ReplicaForked(child.replica_id, 7, 1), report(child, "starting"))
+    world.turn(events.Started(REPLICA, child.replica_id, 7, 1), report(child, "starting"))
     assert message_of(world) == ""
     world.now = 31.0
     assert "1 replica(s) have been starting for more than 30 s" in message_of(world)
@@ -223,7 +223,7 @@ def test_a_forked_child_that_greets_may_construct_for_ever_and_the_message_says_
 def test_a_slow_start_is_noted_once_a_period() -> None:
     world = starting_world()
     [child] = world.replicas()
-    world.turn(events.ReplicaForked(child.replica_id, 7, 1), report(child, "starting"))
+    world.turn(events.Started(REPLICA, child.replica_id, 7, 1), report(child, "starting"))
     notes = world.observed.notes
     for now, count in ((29.0, 0), (30.0, 1), (31.0, 1), (59.0, 1), (60.0, 2)):
         world.now = now
@@ -266,6 +266,6 @@ def test_a_report_clears_the_suspicion() -> None:
     world.now = 31.0
     [replica] = world.replicas()
     [proxy] = world.observed.proxies
-    world.turn(world.running(replica.start.goal), events.ProxyReported(ProxyReport(proxy, listening=True)))
+    world.turn(world.running(replica.start.goal), ProxyReport(proxy, listening=True))
     world.now = 32.5
     assert verbs(world.turn()) == []

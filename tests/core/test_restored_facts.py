@@ -4,6 +4,7 @@ import pytest
 
 from servd.controller.plan import events
 from servd.ground.states import ApplicationStatus, ReplicaState
+from servd.wire.messages import REPLICA
 from tests.core.build import (
     deployed,
     redeployed,
@@ -35,7 +36,7 @@ def test_what_was_starting_when_the_controller_died_starts_on_and_a_lost_order_i
     [lost] = world.replicas()
     restart_controller(world)
     assert [r.state for r in world.replicas()] == [ReplicaState.STARTING]
-    world.turn(events.ReplicaStartLost(lost.replica_id))
+    world.turn(events.StartLost(REPLICA, lost.replica_id))
     [successor] = world.replicas()
     assert successor.replica_id != lost.replica_id
     fact = world.observed.deployments[("app", "D")]
@@ -92,5 +93,5 @@ def test_a_drain_whose_order_was_lost_is_still_bounded() -> None:
 def test_a_replica_that_came_up_and_was_sent_sigterm_meanwhile_is_not_taken_for_a_failed_start() -> None:
     world = restart_controller(starting_world())
     [replica] = world.replicas()
-    world.turn(report(replica, "draining"), events.ReplicaExited(replica.replica_id, 0))
+    world.turn(report(replica, "draining"), events.Exited(REPLICA, replica.replica_id, 0))
     assert world.observed.deployments[("app", "D")].failures == 0

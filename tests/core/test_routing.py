@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from servd.controller.plan import actions
-from servd.controller.plan.events import ReplicaExited
-from servd.wire.messages import DeploymentTargets
+from servd.controller.plan.events import Exited
+from servd.wire.messages import REPLICA, DeploymentTargets
 from tests.core.build import World, a_build, a_goal, an_app
 
 
@@ -52,7 +52,7 @@ def test_more_replicas_may_come(options: dict[str, Any], may_grow: bool) -> None
 def test_a_replica_that_is_on_its_way_counts() -> None:
     world = a_world(num_replicas=1).run()
     replica = world.replicas()[0].replica_id
-    plan = world.turn(ReplicaExited(replica, -9))
+    plan = world.turn(Exited(REPLICA, replica, -9))
     assert any(isinstance(action, actions.StartReplica) for action in plan.actions)
     assert (told(world).endpoints, told(world).may_grow) == ((), True)
     world.turn(*(event for action in plan.actions for event in world.effects(action)))

@@ -13,7 +13,7 @@ from servd.controller.plan.observed import Observed
 from servd.controller.plan.rollout import Step, next_step
 from servd.controller.plan.routing import routing
 from servd.ground.states import ReplicaState
-from servd.wire.messages import Routing
+from servd.wire.messages import REPLICA, Routing
 from tests.simulation import Simulation, Violation
 from tests.simulation_properties import FAULTS
 
@@ -68,8 +68,8 @@ def route_who_leaves(observed: Observed, leaving: object) -> Routing:
 
 
 def blame_for_lost_starts(observed: Observed, event: events.Event, now: float) -> None:
-    if isinstance(event, events.ReplicaStartLost):
-        event = events.ReplicaStartFailed(event.replica_id, "lost")
+    if isinstance(event, events.StartLost) and event.kind == REPLICA:
+        event = events.StartFailed(REPLICA, event.id, "lost")
     apply(observed, event, now)
 
 

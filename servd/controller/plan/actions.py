@@ -7,7 +7,7 @@ from servd.wire.messages import BuildOrder, ProxyGoal, ReplicaGoal, ReplicaStart
 
 @dataclass(frozen=True, slots=True)
 class StartForkServer:
-    """Start a process that builds `order`. Results: ForkServerStarted or ForkServerFailed, then BuildFinished."""
+    """Start a process that builds `order`. Results: Started or StartFailed, then BuildFinished."""
 
     fact: ForkServerFact
     reason: str
@@ -20,7 +20,7 @@ class StartForkServer:
 
 @dataclass(frozen=True, slots=True)
 class StopForkServer:
-    """End it (also in the middle of a build: kill). Result: ForkServerExited."""
+    """End it (also in the middle of a build: kill). Result: Exited."""
 
     fork_server_id: str
     reason: str
@@ -30,7 +30,7 @@ class StopForkServer:
 class StartReplica:
     """Fork it from that fork server, or spawn it with the fork server's BuildOrder.
 
-    Result: ReplicaForked or ReplicaStartFailed.
+    Result: Started or StartFailed.
     """
 
     fact: ReplicaFact
@@ -67,7 +67,7 @@ class DrainReplica:
 
 @dataclass(frozen=True, slots=True)
 class KillReplica:
-    """SIGKILL now. Result: ReplicaExited."""
+    """SIGKILL now. Result: Exited."""
 
     replica_id: str
     reason: str
@@ -75,7 +75,7 @@ class KillReplica:
 
 @dataclass(frozen=True, slots=True)
 class StartProxy:
-    """Start a proxy on that slot's listening socket of host:port. Result: ProxyStarted or ProxyStartFailed."""
+    """Start a proxy on that slot's listening socket of host:port. Result: Started or StartFailed."""
 
     fact: ProxyFact
     reason: str
@@ -91,7 +91,7 @@ class SetProxyGoal:
 
 @dataclass(frozen=True, slots=True)
 class KillProxy:
-    """SIGKILL now. Result: ProxyExited."""
+    """SIGKILL now. Result: Exited."""
 
     proxy_id: str
     reason: str

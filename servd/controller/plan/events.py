@@ -1,31 +1,51 @@
-"""News from the world, past tense. `Observed.apply(event, now)` turns them into facts."""
+"""News from the world, past tense. `Observed.apply(event, now)` turns them into facts.
+
+Reports of processes are news as they are: `messages.ReplicaReport` and `messages.ProxyReport`. What happens to processes is
+told alike for all of them; kind is `messages.FORK_SERVER`, `REPLICA` or `PROXY`.
+"""
 
 from servd.ground.quick_dataclass import dataclass
 from servd.wire.messages import BuildResult, ProxyReport, ReplicaReport
 
 
 @dataclass(frozen=True, slots=True)
-class ForkServerStarted:
+class Started:
     """The process exists."""
 
-    fork_server_id: str
+    kind: str
+    id: str
     pid: int
     start_ticks: int
 
 
 @dataclass(frozen=True, slots=True)
-class ForkServerFailed:
-    """It could not be started (no process), or its environment could not be made."""
+class StartFailed:
+    """No process could be made; for a fork server also: its environment could not."""
 
-    fork_server_id: str
+    kind: str
+    id: str
     error: str
 
 
 @dataclass(frozen=True, slots=True)
-class ForkServerStartLost:
-    """A controller ordered it and died, and whether it was started is unknown; nobody's fault."""
+class StartLost:
+    """The order came to nothing, and nobody is to blame.
 
-    fork_server_id: str
+    Its fork server was gone before it got it; or a controller gave it that died, and whether it was carried out is unknown.
+    """
+
+    kind: str
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """The process is gone. exit_code None = unknown; negative = killed by that signal. log_lines: a replica's last ones."""
+
+    kind: str
+    id: str
+    exit_code: int | None
+    log_lines: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,89 +57,6 @@ class BuildFinished:
 
 
 @dataclass(frozen=True, slots=True)
-class ForkServerExited:
-    """The process is gone. exit_code None = unknown."""
-
-    fork_server_id: str
-    exit_code: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class ReplicaForked:
-    """The process exists. fork_unsafe: why it was spawned instead of forked, "" if it was forked."""
-
-    replica_id: str
-    pid: int
-    start_ticks: int
-
-
-@dataclass(frozen=True, slots=True)
-class ReplicaStartFailed:
-    """No process could be made."""
-
-    replica_id: str
-    error: str
-
-
-@dataclass(frozen=True, slots=True)
-class ReplicaStartLost:
-    """The order came to nothing, and nobody is to blame.
-
-    Its fork server was gone before it got it; or a controller gave it that died, and whether it was carried out is unknown.
-    """
-
-    replica_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class ReplicaReported:
-    """The replica's latest report."""
-
-    report: ReplicaReport
-
-
-@dataclass(frozen=True, slots=True)
-class ReplicaExited:
-    """The process is gone. exit_code None = unknown; negative = killed by that signal. log_lines: its last ones."""
-
-    replica_id: str
-    exit_code: int | None
-    log_lines: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class ProxyStarted:
-    """The process exists."""
-
-    proxy_id: str
-    pid: int
-    start_ticks: int
-
-
-@dataclass(frozen=True, slots=True)
-class ProxyStartFailed:
-    """No process could be made."""
-
-    proxy_id: str
-    error: str
-
-
-@dataclass(frozen=True, slots=True)
-class ProxyReported:
-    """The proxy's latest report."""
-
-    report: ProxyReport
-
-
-@dataclass(frozen=True, slots=True)
-class ProxyExited:
-    """The process is gone."""
-
-    proxy_id: str
-    exit_code: int | None
-
-
-@dataclass(frozen=True, slots=True)
 class QueueReported:
     """Requests waiting at one caller for one deployment (full name)."""
 
@@ -128,20 +65,4 @@ class QueueReported:
     queued: int
 
 
-Event = (
-    ForkServerStarted
-    | ForkServerFailed
-    | ForkServerStartLost
-    | BuildFinished
-    | ForkServerExited
-    | ReplicaForked
-    | ReplicaStartFailed
-    | ReplicaStartLost
-    | ReplicaReported
-    | ReplicaExited
-    | ProxyStarted
-    | ProxyStartFailed
-    | ProxyReported
-    | ProxyExited
-    | QueueReported
-)
+Event = Started | StartFailed | StartLost | Exited | BuildFinished | ReplicaReport | ProxyReport | QueueReported

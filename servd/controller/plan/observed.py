@@ -22,7 +22,7 @@ from servd.controller.plan.facts import (
 from servd.controller.plan.targets import DeploymentTarget
 from servd.ground.quick_dataclass import dataclass
 from servd.ground.states import ROUTABLE, ReplicaPhase, ReplicaState
-from servd.wire.messages import ReplicaReport, Routing
+from servd.wire.messages import FORK_SERVER, PROXY, REPLICA, ProxyReport, ReplicaReport, Routing
 
 DEAD_KEPT = 5
 UNHEALTHY_AFTER_FAILURES = 3
@@ -134,42 +134,22 @@ class Observed:
     def apply(self, event: events.Event, now: float) -> None:
         """Turn one piece of news into facts. News of something unknown, repeated or late, changes nothing."""
         match event:
-            case events.ForkServerStarted():
-                self.change(self.fork_servers.get(event.fork_server_id), pid=event.pid, start_ticks=event.start_ticks)
+            case ReplicaReport():
+                self._replica_reported(event, now)
+            case ProxyReport():
+                self._proxy_reported(event, now)
+            case events.Started():
+                self._started(event, now)
+            case events.StartFailed():
+                self._gone(event, event.error, now)
+            case events.StartLost():
+                self._forget_start(event.kind, event.id)
+            case events.Exited():
+                self._gone(event, f"exited with {_exit_text(event.exit_code)}", now)
             case events.BuildFinished():
                 fact = self.fork_servers.get(event.fork_server_id)
                 if fact is not None and fact.result is None:
                     self.put(replace(fact, result=event.result))
-            case events.ForkServerFailed():
-                self._fork_server_gone(event.fork_server_id, event.error)
-            case events.ForkServerStartLost():
-                missing = self.fork_servers.get(event.fork_server_id)
-                if missing is not None:
-                    self.forget(missing)
-            case events.ForkServerExited():
-                self._fork_server_gone(event.fork_server_id, f"exited with {_exit_text(event.exit_code)}")
-            case events.ReplicaForked():
-                child = self.replicas.get(event.replica_id)
-                if child is not None and not child.pid:
-                    self.put(replace(child, pid=event.pid, start_ticks=event.start_ticks, state_since=now))
-            case events.ReplicaStartFailed():
-                self._replica_gone(event.replica_id, None, event.error, now)
-            case events.ReplicaStartLost():
-                lost = self.replicas.get(event.replica_id)
-                if lost is not None:
-                    self.forget(lost)
-            case events.ReplicaReported():
-                self._replica_reported(event.report, now)
-            case events.ReplicaExited():
-                self._replica_gone(event.replica_id, event.exit_code, "", now, event.log_lines)
-            case events.ProxyStarted():
-                self.change(self.proxies.get(event.proxy_id), pid=event.pid, start_ticks=event.start_ticks)
-            case events.ProxyReported():
-                self._proxy_reported(event, now)
-            case events.ProxyStartFailed():
-                self._proxy_gone(event.proxy_id, event.error, now)
-            case events.ProxyExited():
-                self._proxy_gone(event.proxy_id, f"exited with {_exit_text(event.exit_code)}", now)
             case events.QueueReported():
                 self.queued[(event.caller_id, event.deployment)] = event.queued
                 if not event.queued:
@@ -178,6 +158,31 @@ class Observed:
                 self._sample(
                     [r for r in self.replicas.values() if r.state in ROUTABLE and r.full_name == full_name], now
                 )
+
+    def _started(self, event: events.Started, now: float) -> None:
+        about: dict[str, Any] = {"pid": event.pid, "start_ticks": event.start_ticks}
+        if event.kind == REPLICA:
+            child = self.replicas.get(event.id)
+            if child is not None and not child.pid:
+                self.put(replace(child, **about, state_since=now))
+        else:
+            self.change((self.proxies if event.kind == PROXY else self.fork_servers).get(event.id), **about)
+
+    def _forget_start(self, kind: str, identifier: str) -> None:
+        known: dict[str, dict[str, Any]] = {FORK_SERVER: self.fork_servers, REPLICA: self.replicas, PROXY: self.proxies}
+        fact = known[kind].get(identifier)
+        if fact is not None:
+            self.forget(fact)
+
+    def _gone(self, event: events.StartFailed | events.Exited, error: str, now: float) -> None:
+        if event.kind == PROXY:
+            self._proxy_gone(event.id, error, now)
+        elif event.kind == FORK_SERVER:
+            self._fork_server_gone(event.id, error)
+        elif isinstance(event, events.Exited):
+            self._replica_gone(event.id, event.exit_code, "", now, event.log_lines)
+        else:
+            self._replica_gone(event.id, None, error, now)
 
     def _fork_server_gone(self, fork_server_id: str, error: str) -> None:
         fact = self.fork_servers.get(fork_server_id)
@@ -330,11 +335,10 @@ class Observed:
         text = f"{message}. It stays UNHEALTHY until the replica is replaced or the deployment is deployed again."
         self.put(replace(deployment, trouble=text, trigger="REPLICA_FAILED"))
 
-    def _proxy_reported(self, event: events.ProxyReported, now: float) -> None:
-        fact = self.proxies.get(event.report.proxy_id)
+    def _proxy_reported(self, report: ProxyReport, now: float) -> None:
+        fact = self.proxies.get(report.proxy_id)
         if fact is None:
             return
-        report = event.report
         if fact.listening and not report.listening and not fact.draining:
             # not by our order: somebody sent it SIGTERM
             fact = replace(fact, draining=True, kill_at=now + PROXY_DRAIN_S + 1.0)
