@@ -179,9 +179,7 @@ async def test_a_drained_replica_finishes_closes_and_exits(room: Room) -> None:
     assert (room.app_dir / f"atexit-{forked.pid}").exists()
     assert not Path(start.address.removeprefix("ipc://")).exists()
     log = (room.home / "logs" / "serve" / f"deployment_shop_Model_{start.replica_id}.log").read_text()
-    assert re.search(
-        rf"INFO \S+ \S+ replica {start.replica_id} r1 / shop replica_notes\.py:\d+ - get_config OK \d+\.\dms", log
-    )
+    assert re.search(rf"INFO \S+ \S+ replica {start.replica_id} r1 / shop notes\.py:\d+ - get_config OK \d+\.\dms", log)
     assert "nothing ERROR" in log
 
 
