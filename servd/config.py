@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from servd.documents import runtime_env
 from servd.documents.checked import Document, Fault, to_era_names
@@ -71,6 +71,26 @@ Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 
 
+def _spelled(function: Any) -> Any:
+    """The import path of a callable; anything else as it is."""
+    if not callable(function):
+        return function
+    return f"{function.__module__}:{getattr(function, '__qualname__', type(function).__qualname__)}"
+
+
+class _AutoscalingPolicy(Document):
+    """A policy of the user's own, as later releases take it."""
+
+    policy_function: Annotated[str, Field(pattern=r"^[^:\s]+[:.][^:\s]+$"), BeforeValidator(_spelled)]
+    policy_kwargs: dict[str, Any] = Field(default_factory=dict)
+
+
+_Aggregation = Annotated[
+    Literal["mean", "max", "min"],
+    BeforeValidator(lambda given: given.lower() if isinstance(given, str) else given),
+]
+
+
 class AutoscalingConfig(Document):
     """Bounds and pace of autoscaling."""
 
@@ -85,23 +105,18 @@ class AutoscalingConfig(Document):
     upscale_delay_s: NotNegative = 30.0
 
     later_names: ClassVar[Mapping[str, str]] = {"target_ongoing_requests": "target_num_ongoing_requests_per_replica"}
-    ignored: ClassVar[tuple[str, ...]] = (
-        "upscale_smoothing_factor",
-        "downscale_smoothing_factor",
-        "upscaling_factor",
-        "downscaling_factor",
-        "downscale_to_zero_delay_s",
-        "aggregation_function",
-        "policy",
-    )
-    also: ClassVar[Mapping[str, Mapping[str, Any]]] = {key: {} for key in ignored}
+    without_effect: ClassVar[Mapping[str, Any]] = {
+        "upscale_smoothing_factor": Positive,
+        "downscale_smoothing_factor": Positive,
+        "upscaling_factor": Positive,
+        "downscaling_factor": Positive,
+        "downscale_to_zero_delay_s": NotNegative,
+        "aggregation_function": _Aggregation,
+        "policy": _AutoscalingPolicy,
+    }
 
     @classmethod
     def prepare(cls, raw: dict[str, Any]) -> list[Fault]:
-        for key in cls.ignored:
-            if key in raw:
-                del raw[key]
-                logger.warning("option_ignored option=autoscaling_config.%s (of a later release)", key)
         low, high = _whole(raw.get("min_replicas", 1)), _whole(raw.get("max_replicas", 1))
         first = _whole(raw.get("initial_replicas"))
         faults: list[Fault] = []
@@ -132,10 +147,12 @@ class LoggingConfig(Document):
     log_level: str = "INFO"
     enable_access_log: bool = True
 
-    empty_only: ClassVar[tuple[str, ...]] = ("logs_dir", "additional_log_standard_attrs")
+    empty_only: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "logs_dir": ("", None),
+        "additional_log_standard_attrs": ([], None),
+    }
     also: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "logs_dir": {"enum": ["", None]},
-        "additional_log_standard_attrs": {"enum": [[], None]},
+        **{key: {"enum": list(empty)} for key, empty in empty_only.items()},
         "log_level": {"type": "integer"},
     }
     hints: ClassVar[Mapping[str, str]] = {
@@ -145,8 +162,8 @@ class LoggingConfig(Document):
 
     @classmethod
     def prepare(cls, raw: dict[str, Any]) -> list[Fault]:
-        for key in cls.empty_only:
-            if key in raw and not raw[key]:
+        for key, empty in cls.empty_only.items():
+            if key in raw and raw[key] in empty:
                 del raw[key]
         level = raw.get("log_level")
         if isinstance(level, int) and not isinstance(level, bool):
@@ -263,7 +280,7 @@ class RayActorOptions(Document):
     num_gpus: NotNegative | None = None
     memory: NotNegative | None = None
     object_store_memory: NotNegative | None = None
-    resources: dict[str, Any] = Field(default_factory=dict)
+    resources: dict[str, NotNegative] = Field(default_factory=dict)
     accelerator_type: str | None = None
 
     hints: ClassVar[Mapping[str, str]] = {

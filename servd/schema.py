@@ -10,6 +10,7 @@ from servd.config import (
     DeploymentMode,
     DeploymentOptions,
     LoggingConfig,
+    Positive,
     RayActorOptions,
     Replicas,
     RoutePrefix,
@@ -145,12 +146,11 @@ class ServeApplicationSchema(Document):
         "proxy_location": "it belongs to the top level of a multi-app config, ServeDeploySchema",
     }
 
-    also: ClassVar[Mapping[str, Mapping[str, Any]]] = {"external_scaler_enabled": {"type": "boolean"}}
+    without_effect: ClassVar[Mapping[str, Any]] = {"external_scaler_enabled": bool}
 
     @classmethod
     def prepare(cls, raw: dict[str, Any]) -> list[Fault]:
         """Refuses one deployment twice; turns absolute paths of the environment into `file:` URIs."""
-        raw.pop("external_scaler_enabled", None)
         faults: list[Fault] = []
         env = raw.get("runtime_env")
         if isinstance(env, Mapping):
@@ -194,6 +194,21 @@ class ServeApplicationSchema(Document):
         return GoalDocument(DeployMode.SINGLE_APP, http, (app,), self.stored(), app.logging_config or {})
 
 
+def _check_no_servicers(functions: list[str]) -> list[str]:
+    if functions:
+        raise ValueError("servd has no grpc_options with servicer functions: it serves HTTP")
+    return functions
+
+
+class _GrpcOptions(Document):
+    """`grpc_options` as later releases write them into every document."""
+
+    port: Port = 9000
+    grpc_servicer_functions: Annotated[list[str], AfterValidator(_check_no_servicers)] = []
+    request_timeout_s: Positive | None = None
+    enable_reflection: bool = True
+
+
 class ServeDeploySchema(Document):
     """The V2 document."""
 
@@ -203,7 +218,6 @@ class ServeDeploySchema(Document):
     logging_config: LoggingConfig | None = None
 
     hints: ClassVar[Mapping[str, str]] = {
-        "grpc_options": "it serves HTTP; grpc_options is accepted without servicer functions",
         "target_capacity": "set num_replicas, or autoscaling_config",
         "import_path": "it belongs to an item of applications",
         "runtime_env": "it belongs to an item of applications",
@@ -211,17 +225,14 @@ class ServeDeploySchema(Document):
 
     also: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "proxy_location": {"const": "Disabled"},
-        "grpc_options": {"type": ["object", "null"]},
         "target_capacity": {"type": "null"},
     }
+    without_effect: ClassVar[Mapping[str, Any]] = {"grpc_options": _GrpcOptions}
 
     @classmethod
     def prepare(cls, raw: dict[str, Any]) -> list[Fault]:
         """Cross-field rules between applications; drops keys that have no effect here."""
         faults: list[Fault] = []
-        grpc = raw.get("grpc_options")
-        if grpc is None or (isinstance(grpc, Mapping) and not grpc.get("grpc_servicer_functions")):
-            raw.pop("grpc_options", None)
         if raw.get("target_capacity", "") is None:
             del raw["target_capacity"]
         location = raw.get("proxy_location")

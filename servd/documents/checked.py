@@ -1,10 +1,11 @@
 """A pydantic model that reports every fault of a document at once, and the text that people get to read."""
 
 import difflib
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, TypeAdapter, ValidationError, model_validator
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError
 
@@ -24,12 +25,16 @@ MAX_PROBLEMS = 1000
 
 _LONGEST_VALUE = 80
 
+logger = logging.getLogger(__name__)
+
 
 class Document(BaseModel):
     """A model that refuses unknown keys and reports all its faults at once, cross-field ones included.
 
     Subclasses override `prepare` for what is more than one field's type; `hints` says how to get what a key
-    of later releases gives; `also` has the JSON Schema of keys and values that `prepare` takes beyond the fields.
+    of later releases gives; `also` has the JSON Schema of keys and values that `prepare` takes beyond the fields;
+    `without_effect` has the keys of later releases that are taken but change nothing, with the type of their values
+    (or null): a slip in one of them is a fault like any other.
     """
 
     model_config = ConfigDict(
@@ -43,6 +48,7 @@ class Document(BaseModel):
     later_names: ClassVar[Mapping[str, str]] = {}
     hints: ClassVar[Mapping[str, str]] = {}
     also: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    without_effect: ClassVar[Mapping[str, Any]] = {}
 
     @classmethod
     def prepare(cls, raw: dict[str, Any]) -> list[Fault]:  # noqa: ARG003
@@ -59,6 +65,8 @@ class Document(BaseModel):
         for name, further in cls.also.items():
             own = properties.get(name)
             properties[name] = {"anyOf": [own, dict(further)]} if own else dict(further)
+        for name, kind in cls.without_effect.items():
+            properties[name] = {"anyOf": [_adapter(kind).json_schema(), {"type": "null"}]}
         return found
 
     @model_validator(mode="wrap")
@@ -69,6 +77,7 @@ class Document(BaseModel):
         raw = dict(value)
         faults = to_era_names(raw, cls.later_names)
         written = {era: later for later, era in cls.later_names.items() if later in value}
+        faults += cls._take_out(raw)
         faults += cls.prepare(raw)
         details = [_detail(loc, "value_error", reason, _at(value, loc)) for loc, reason in faults]
         result = None
@@ -78,12 +87,30 @@ class Document(BaseModel):
             for found in error.errors(include_url=False):
                 loc = found["loc"]
                 first = written.get(str(loc[0]), loc[0]) if loc else ""
-                details.append(
-                    _detail((first, *loc[1:]) if loc else (), found["type"], cls._reason(found), found["input"])
-                )
+                reason = cls._reason(found)
+                details.append(_detail((first, *loc[1:]) if loc else (), found["type"], reason, found["input"]))
         if details:
             raise ValidationError.from_exception_data(cls.__name__, details)
         return result
+
+    @classmethod
+    def _take_out(cls, raw: dict[str, Any]) -> list[Fault]:
+        """Remove what has no effect, in place, and warn of it; a fault for each value that the key could not have."""
+        faults: list[Fault] = []
+        for key in cls.without_effect.keys() & raw.keys():
+            value = raw.pop(key)
+            if value is None:
+                continue
+            try:
+                _adapter(cls.without_effect[key]).validate_python(value)
+            except ValidationError as error:
+                faults += [
+                    ((key, *found["loc"]), str(found["msg"]).removeprefix("Value error, "))
+                    for found in error.errors(include_url=False)
+                ]
+            else:
+                logger.warning("option_ignored option=%s.%s (of a later release)", cls.__name__, key)
+        return faults
 
     @classmethod
     def _reason(cls, found: Any) -> str:
@@ -96,6 +123,12 @@ class Document(BaseModel):
         if near:
             return f"unknown key, did you mean {near[0]!r}?"
         return f"unknown key; {cls.__name__} has {', '.join(cls.model_fields)}"
+
+
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    # made where one is needed: most documents have none of these keys
+    config = None if isinstance(kind, type) and issubclass(kind, BaseModel) else ConfigDict(allow_inf_nan=False)
+    return TypeAdapter(kind, config=config)
 
 
 def _detail(loc: tuple[str | int, ...], kind: str, reason: str, given: Any) -> InitErrorDetails:

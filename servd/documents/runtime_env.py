@@ -24,6 +24,7 @@ REFUSED = {
     "container": "servd has no containers: start the daemon in one",
 }
 PIP_KEYS = ("packages", "pip_check", "pip_version")
+CONFIG_KEYS = ("setup_timeout_seconds", "eager_install")
 _LOOPBACK = re.compile(r"(localhost|127(\.\d{1,3}){3}|::1)\Z")
 _PIN = re.compile(r"#sha256=([0-9A-Fa-f]{64})\Z")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
@@ -161,7 +162,8 @@ def _line(where: str, fault: Fault) -> str:
 def unknown_keys(env: Mapping[str, Any]) -> list[str]:
     """Keys without effect here; worth a warning."""
     known = {"working_dir", "py_modules", "env_vars", "pip", "excludes", "config", *REFUSED}
-    return [str(key) for key in env if key not in known]
+    config = [f"config.{key}" for key in env.get("config") or () if key not in CONFIG_KEYS]
+    return [str(key) for key in env if key not in known] + config
 
 
 def normalised(env: Mapping[str, Any]) -> dict[str, Any]:

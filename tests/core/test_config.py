@@ -146,9 +146,22 @@ def test_autoscaling_bounds_name_both_numbers(options: dict[str, Any], numbers: 
 
 def test_known_later_autoscaling_keys_are_ignored_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        config = AutoscalingConfig(upscaling_factor=2, policy="x")  # type: ignore[call-arg]
+        config = AutoscalingConfig(upscaling_factor=2, policy={"policy_function": print})  # type: ignore[call-arg]
     assert config.model_dump(exclude_unset=True) == {}
     assert "upscaling_factor" in caplog.text
+
+
+def test_a_wrong_value_without_effect_is_told_with_its_place() -> None:
+    with pytest.raises(ValidationError) as refused:
+        DeploymentConfig(autoscaling_config={"upscaling_factor": "banana"})  # type: ignore[arg-type]
+    assert "autoscaling_config.upscaling_factor" in str(refused.value)
+    assert "banana" in str(refused.value)
+
+
+def test_keys_without_effect_are_in_the_json_schema() -> None:
+    properties = AutoscalingConfig.model_json_schema()["properties"]
+    assert properties["upscaling_factor"]["anyOf"][0] == {"exclusiveMinimum": 0, "type": "number"}
+    assert "policy_function" in properties["policy"]["anyOf"][0]["properties"]
 
 
 def test_a_limit_below_the_target_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:

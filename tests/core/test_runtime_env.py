@@ -92,6 +92,7 @@ def test_good_environments_have_no_faults(env: dict[str, Any]) -> None:
 
 def test_unknown_keys_are_named() -> None:
     assert runtime_env.unknown_keys({"pip": [], "nonsense": 1}) == ["nonsense"]
+    assert runtime_env.unknown_keys({"config": {"eager_install": True, "log_files": []}}) == ["config.log_files"]
 
 
 def test_application_check_names_application_deployment_and_field() -> None:

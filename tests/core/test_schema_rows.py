@@ -36,15 +36,24 @@ AUTOSCALING_OPTIONS: dict[str, tuple[list[Any], list[Any]]] = {
         ([0.1, 2], [0, -1]),
     ),
     **dict.fromkeys(("downscale_delay_s", "upscale_delay_s"), ([0, 1.5], [-1])),
-    # of later releases: no effect, no error
-    **dict.fromkeys(("upscaling_factor", "downscale_to_zero_delay_s", "aggregation_function", "policy"), ([1], [])),
+    # of later releases: no effect, but a slip shows
+    **dict.fromkeys(
+        ("upscaling_factor", "downscaling_factor", "upscale_smoothing_factor", "downscale_smoothing_factor"),
+        ([1, 0.5, "2", None], ["banana", 0, -1, [1], float("inf")]),
+    ),
+    "downscale_to_zero_delay_s": ([0, 1.5, None], ["banana", -1, {}]),
+    "aggregation_function": (["mean", "max", "MIN"], ["median", 1, ["max"]]),
+    "policy": (
+        [{"policy_function": "m:f"}, {"policy_function": "m.f", "policy_kwargs": {"a": 1}}],
+        [1, "m:f", {}, {"policy_function": "f"}, {"policy_function": "m:f", "kwargs": {}}, {"policy_kwargs": {}}],
+    ),
     "foo": ([], [1]),
 }
 ACTOR_OPTIONS: dict[str, tuple[list[Any], list[Any]]] = {
     **dict.fromkeys(("num_cpus", "num_gpus", "memory", "object_store_memory"), ([0, 0.5, None, 2], [-1])),
     "resources": (
-        [{}, {"x": 1}],
-        [{"CPU": 1}, {"GPU": 1}, {"memory": 1}, {"object_store_memory": 1}],
+        [{}, {"x": 1}, {"x": 0.5}],
+        [{"CPU": 1}, {"GPU": 1}, {"memory": 1}, {"object_store_memory": 1}, {"x": "banana"}, {"x": -1}],
     ),
     "accelerator_type": (["A100", None], []),
     "env_vars": ([{"A": "b"}], []),
@@ -54,6 +63,10 @@ URIS = (
     ["https://a.b/c.zip", "file:///a/b.zip", "/a/b.zip", "http://127.0.0.1/a.zip", "http://localhost:1/a.zip", "/a/d"],
     ["https://a.b/c.tgz", "http://a.b/a.zip", ".", "a/b", "s3://a/b.zip", "gs://a/b.zip", "gcs://x.zip", "conda://x"],
 )
+APPLICATION_OPTIONS: dict[str, tuple[list[Any], list[Any]]] = {
+    "external_scaler_enabled": ([True, False], ["banana", 7, {}]),
+    "autoscaling_policy": ([], [{"policy_function": "m:f"}]),
+}
 V2_OPTIONS: dict[str, tuple[list[Any], list[Any]]] = {
     "proxy_location": (["NoServer", "HeadOnly", "EveryNode", "Disabled"], ["FixedNumber", None, "Moon"]),
     "http_options": (
@@ -62,9 +75,19 @@ V2_OPTIONS: dict[str, tuple[list[Any], list[Any]]] = {
     ),
     "logging_config": (
         [{"encoding": "JSON", "log_level": "DEBUG", "enable_access_log": False}, {"logs_dir": None}],
-        [{"logs_dir": "/x"}, {"encoding": "XML"}],
+        [
+            {"logs_dir": "/x"},
+            {"logs_dir": 0},
+            {"additional_log_standard_attrs": ""},
+            {"encoding": "XML"},
+            {"log_level": 7},
+            {"log_level": "LOUD"},
+        ],
     ),
-    "grpc_options": ([{}, {"grpc_servicer_functions": []}], [{"grpc_servicer_functions": ["a"]}]),
+    "grpc_options": (
+        [{}, {"grpc_servicer_functions": []}, {"port": 9000, "request_timeout_s": 1, "enable_reflection": True}, None],
+        [{"grpc_servicer_functions": ["a"]}, {"port": "banana"}, {"request_timeout_s": -1}, {"x": 1}, [], "x"],
+    ),
     "target_capacity": ([None], [5]),
     "foo": ([], [1]),
 }
@@ -118,6 +141,11 @@ def test_uris_in_every_place(name: str, value: str, accepted: bool) -> None:
 @pytest.mark.parametrize(("name", "value", "accepted"), rows(V2_OPTIONS))
 def test_options_of_the_whole_document(name: str, value: Any, accepted: bool) -> None:
     judge({"applications": [APP], name: value}, name, accepted)
+
+
+@pytest.mark.parametrize(("name", "value", "accepted"), rows(APPLICATION_OPTIONS))
+def test_options_of_an_application(name: str, value: Any, accepted: bool) -> None:
+    judge({"applications": [{**APP, name: value}]}, name, accepted)
 
 
 @pytest.mark.parametrize("name", ["import_path", "runtime_env", "host", "port", "deployments", "args"])
