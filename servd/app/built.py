@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from servd.app.deployment import DOCS_PATH_ATTRIBUTE, Application, Deployment, parts_of
 from servd.app.graph_nodes import GraphNode, InputNode, InputPart, MethodNode
+from servd.app.options import checked_for_bind
 from servd.ground.ids import DeploymentID
 from servd.ground.quick_dataclass import dataclass
 from servd.wire.messages import BuiltDeployment
@@ -188,6 +189,7 @@ class _Walk:
         name = self._name(deployment)
         flat = deployment.options()
         flat._name, flat._init_args, flat._init_kwargs = name, new_args, new_kwargs
+        flat._config = checked_for_bind(flat.config)
         self.found[name] = flat
         self._names[id(bound)] = name
         return name

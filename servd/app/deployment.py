@@ -9,8 +9,8 @@ from servd.app.options import (
     UNSET,
     DeploymentArguments,
     Unset,
-    check_for_bind,
     check_target,
+    checked_for_bind,
     merge_configs,
     parse_options,
     with_room_for_batches,
@@ -150,7 +150,7 @@ class Deployment:
         Raises:
             ValueError: `ray_actor_options` or `user_config` are wrong; all faults are listed.
         """
-        check_for_bind(self._config)
+        checked_for_bind(self._config)
         if not args and not kwargs:
             args, kwargs = self._init_args, dict(self._init_kwargs)
         return Application(self, args, kwargs, _internal=True)

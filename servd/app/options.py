@@ -150,21 +150,23 @@ def with_room_for_batches(target: Any, config: DeploymentConfig) -> DeploymentCo
     return config.model_copy(update={"max_concurrent_queries": needed})
 
 
-def check_for_bind(config: DeploymentConfig) -> None:
-    """Check what the decorator leaves to `bind`.
+def checked_for_bind(config: DeploymentConfig) -> DeploymentConfig:
+    """The config with `ray_actor_options` in the form in which documents are stored: the decorator leaves them as written.
 
     Raises:
         ValueError: `ray_actor_options` or `user_config` are wrong; all faults are listed.
     """
-    options = config.ray_actor_options
-    if options is not None:
-        try:
-            checked = RayActorOptions(**options)
-        except ValidationError as error:
-            raise ValueError(f"ray_actor_options: {error}") from error
-        faults = runtime_env.faults(checked.runtime_env)
-        if faults:
-            listed = "; ".join(f"{'.'.join(map(str, where))}: {reason}" for where, reason in faults)
-            raise ValueError(f"ray_actor_options.runtime_env: {listed}")
     if config.user_config is not None and not isinstance(config.user_config, dict):
         raise ValueError(f"user_config must be a dict, got {type(config.user_config).__name__}")
+    options = config.ray_actor_options
+    if options is None:
+        return config
+    try:
+        checked = RayActorOptions(**options)
+    except ValidationError as error:
+        raise ValueError(f"ray_actor_options: {error}") from error
+    faults = runtime_env.faults(checked.runtime_env)
+    if faults:
+        listed = "; ".join(f"{'.'.join(map(str, where))}: {reason}" for where, reason in faults)
+        raise ValueError(f"ray_actor_options.runtime_env: {listed}")
+    return config.model_copy(update={"ray_actor_options": checked.model_dump(mode="json", exclude_unset=True)})

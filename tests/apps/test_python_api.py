@@ -111,6 +111,21 @@ class Front:
         return await (await self.one.add.remote(1))
 
 
+@servd.deployment
+class Variable:
+    def value(self, name: str) -> str | None:
+        return os.environ.get(name)
+
+
+@servd.deployment
+class Variables:
+    def __init__(self, *parts: DeploymentHandle) -> None:
+        self.parts = parts
+
+    async def values(self, name: str) -> list[Any]:
+        return [*[await part.value.remote(name) for part in self.parts], os.environ.get(name)]
+
+
 def front() -> Any:
     return Front.bind(Worker.bind(100), Worker.options(name="other").bind(200))
 
@@ -142,6 +157,14 @@ def test_calls_from_a_script(port: int) -> None:
         return await asyncio.gather(*(one_step.add.remote(n) for n in range(100)))
 
     assert asyncio.run(many()) == list(range(1, 101))
+
+
+@pytest.mark.slow
+def test_variables_of_one_deployment() -> None:
+    one = Variable.options(name="one", ray_actor_options={"env_vars": {"OWN": "1"}})
+    other = Variable.options(name="other", ray_actor_options={"runtime_env": {"env_vars": {"OWN": "2"}}})
+    handle = servd.run(Variables.bind(one.bind(), other.bind()))
+    assert handle.values.remote("OWN").result(30) == ["1", "2", None]
 
 
 def test_errors_come_back() -> None:

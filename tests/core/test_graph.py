@@ -166,6 +166,34 @@ def test_what_the_controller_is_told() -> None:
     assert ingress.options == {}
 
 
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ({"env_vars": {"A": "1"}}, {"runtime_env": {"env_vars": {"A": "1"}}}),
+        (
+            {"env_vars": {"A": "1", "B": "1"}, "runtime_env": {"env_vars": {"B": "2"}}},
+            {"runtime_env": {"env_vars": {"A": "1", "B": "2"}}},
+        ),
+        ({"runtime_env": {"working_dir": "/a"}}, {"runtime_env": {"working_dir": "file:///a"}}),
+        ({"num_cpus": "2"}, {"num_cpus": 2.0}),
+        ({}, {}),
+    ],
+)
+def test_actor_options_of_code_are_told_as_those_of_a_document(written: dict[str, Any], told: dict[str, Any]) -> None:
+    leaf = Leaf.options(ray_actor_options=written)
+    (one,) = describe(built(leaf.bind()))
+    assert one.options["ray_actor_options"] == told
+    assert leaf.ray_actor_options == written
+
+
+def test_actor_options_that_were_set_after_bind_are_checked_too() -> None:
+    leaf = Leaf.options()
+    app = leaf.bind()
+    leaf.set_options(ray_actor_options={"num_cpu": 1})
+    with pytest.raises(ValueError, match="did you mean 'num_cpus'"):
+        built(app)
+
+
 @pytest.mark.usefixtures("local")
 def test_handles_of_both_styles_work() -> None:
     handle = servd.run(Pair.bind(Leaf.bind(1), Leaf.bind(2)), local=True)
