@@ -12,9 +12,8 @@ from servd.handle import RayServeDeploymentHandle
 from servd.http_adapters import json_request
 
 
-@servd.deployment(user_config={"price": 3})
-class MangoStand:
-    """Sells mangos; the price comes from `user_config` and changes without a restart."""
+class FruitStand:
+    """Sells one kind of fruit; the price comes from `user_config` and changes without a restart."""
 
     def __init__(self) -> None:
         self.price = 0.0
@@ -26,32 +25,10 @@ class MangoStand:
         return self.price * amount
 
 
-@servd.deployment(user_config={"price": 2})
-class OrangeStand:
-    """Sells oranges."""
-
-    def __init__(self) -> None:
-        self.price = 0.0
-
-    def reconfigure(self, config: dict[str, Any]) -> None:
-        self.price = config["price"]
-
-    def check_price(self, amount: float) -> float:
-        return self.price * amount
-
-
-@servd.deployment(user_config={"price": 4})
-class PearStand:
-    """Sells pears."""
-
-    def __init__(self) -> None:
-        self.price = 0.0
-
-    def reconfigure(self, config: dict[str, Any]) -> None:
-        self.price = config["price"]
-
-    def check_price(self, amount: float) -> float:
-        return self.price * amount
+# one class, three deployments
+MangoStand = servd.deployment(name="MangoStand", user_config={"price": 3})(FruitStand)
+OrangeStand = servd.deployment(name="OrangeStand", user_config={"price": 2})(FruitStand)
+PearStand = servd.deployment(name="PearStand", user_config={"price": 4})(FruitStand)
 
 
 @servd.deployment(num_replicas=2)
