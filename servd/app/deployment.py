@@ -22,7 +22,8 @@ ASGI_ATTRIBUTE = "__servd_asgi__"
 """`async def (self, scope, receive, send)` of instances that answer HTTP as an ASGI application."""
 
 STARTUP_ATTRIBUTE = "__servd_startup__"
-"""`async def (self)`, awaited after `__init__`: the ASGI application's lifespan start."""
+"""`async def (self, *, alone)`, awaited after `__init__`: the ASGI application's lifespan start. alone: no other instance uses
+the application in this process."""
 
 SHUTDOWN_ATTRIBUTE = "__servd_shutdown__"
 """`async def (self)`, awaited before `__del__`: the ASGI application's lifespan end."""

@@ -8,6 +8,7 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from servd.app.asgi_calls import call_app
@@ -20,16 +21,14 @@ from servd.app.deployment import (
 from servd.exceptions import ServdError
 
 _LIFESPAN = "__servd_lifespan__"
-
-
 _OWN_APP = "__servd_own_app__"
 
 
 def ingress(app: Any) -> Callable[..., type[Any]]:
     """Class decorator, under `deployment`: the class answers HTTP with `app`.
 
-    Methods that `app` routes are called on the replica's instance; their other parameters follow FastAPI's rules. The
-    application is copied: what is added to it later is not seen.
+    Methods that `app` routes are called on the replica's instance; their other parameters follow FastAPI's rules. What its
+    module and the class's constructor do to the application counts, before and after the class is decorated.
 
     Args:
         app: a FastAPI application, an APIRouter, any ASGI callable; or a function without parameters that makes one, which
@@ -47,13 +46,12 @@ def ingress(app: Any) -> Callable[..., type[Any]]:
             raise ValueError(f"`ingress` decorates a class, got {target!r}")
         if "__call__" in vars(target):
             raise ValueError(f"{target.__name__} must not define `__call__`: the ASGI application answers")
-        frozen = app if _is_factory(app) else _frozen(app, target)
         attributes = {
             "__module__": target.__module__,
             "__qualname__": target.__qualname__,
             "__doc__": target.__doc__,
-            DOCS_PATH_ATTRIBUTE: getattr(frozen, "docs_url", None),
-            "__servd_app__": frozen,
+            DOCS_PATH_ATTRIBUTE: _checked(app, target),
+            "__servd_app__": app,
             ASGI_ATTRIBUTE: _answer,
             STARTUP_ATTRIBUTE: _startup,
             SHUTDOWN_ATTRIBUTE: _shutdown,
@@ -64,7 +62,7 @@ def ingress(app: Any) -> Callable[..., type[Any]]:
 
 
 async def _answer(self: Any, scope: Any, receive: Any, send: Any) -> None:
-    app = self.__dict__.get(_OWN_APP) or type(self).__servd_app__
+    app = self.__dict__.get(_OWN_APP) or _own_app(self, alone=False)
     handlers = getattr(app, "exception_handlers", {})
     answers = Exception in handlers or 500 in handlers
     scope["servd.instance"] = self
@@ -75,11 +73,8 @@ async def _answer(self: Any, scope: Any, receive: Any, send: Any) -> None:
     await call_app(app, scope, receive, send, answers_errors=answers)
 
 
-async def _startup(self: Any) -> None:
-    app = type(self).__servd_app__
-    if _is_factory(app):
-        app = self.__dict__[_OWN_APP] = _made_here(app(), type(self))
-    self.__dict__[_LIFESPAN] = lifespan = Lifespan(app, self)
+async def _startup(self: Any, *, alone: bool = False) -> None:
+    self.__dict__[_LIFESPAN] = lifespan = Lifespan(_own_app(self, alone=alone), self)
     await lifespan.startup()
 
 
@@ -144,20 +139,42 @@ def _is_factory(app: Any) -> bool:
     return inspect.isfunction(app) and not inspect.signature(app).parameters
 
 
-def _made_here(app: Any, target: type[Any]) -> Any:
-    """What a factory gave: nobody else has it, and it may be there because it cannot be copied."""
+def _class_routes(app: Any) -> Any:
+    """The module that knows FastAPI, for an application made with it; None for any other."""
     fastapi = sys.modules.get("fastapi")
-    if fastapi is None or not isinstance(app, fastapi.FastAPI):
-        return _frozen(app, target)
-    importlib.import_module("servd.app.encoders").teach_fastapi()
+    if fastapi is None or not isinstance(app, fastapi.FastAPI | fastapi.APIRouter):
+        return None
+    return importlib.import_module("servd.app.class_routes")
+
+
+def _checked(app: Any, target: type[Any]) -> str | None:
+    """Path of the application's documentation. Raises ServdError for a route that could not be served."""
+    if _is_factory(app):
+        return None
+    routes = _class_routes(app)
+    path = getattr(app, "docs_url", None) if routes is None else routes.check_routes(app, target)
+    return path if isinstance(path, str) else None
+
+
+def _own_app(instance: Any, *, alone: bool) -> Any:
+    """The application that answers for an instance, made when the instance is complete."""
+    app = type(instance).__servd_app__
+    made_here = _is_factory(app)
+    if made_here:
+        app = app()
+    if (routes := _class_routes(app)) is not None:
+        # what a factory gave nobody else has, and it may be there because it cannot be copied
+        app = routes.own_app(app, type(instance), alone=alone or made_here)
+        importlib.import_module("servd.app.encoders").teach_fastapi()
+    instance.__dict__[_OWN_APP] = app
     return app
 
 
-def _frozen(app: Any, target: type[Any]) -> Any:
-    """A copy of a FastAPI application with its plain routes and those of the class; others as they are."""
-    fastapi = sys.modules.get("fastapi")
-    if fastapi is None or not isinstance(app, fastapi.FastAPI | fastapi.APIRouter):
-        return app
-    frozen = importlib.import_module("servd.app.class_routes").frozen_app(app, target)
-    importlib.import_module("servd.app.encoders").teach_fastapi()
-    return frozen
+def changes_undone(target: Any) -> AbstractContextManager[None]:
+    """What constructors of `target` do meanwhile to its application counts for their instances only.
+
+    For processes with more than one instance; a replica has its process, and so its application, for itself.
+    """
+    app = getattr(target, "__servd_app__", None)
+    routes = _class_routes(app)
+    return nullcontext() if routes is None else routes.changes_undone(app)

@@ -11,6 +11,7 @@ from types import AsyncGeneratorType
 from typing import Any
 
 from servd.app.built import BuiltApplication
+from servd.app.ingress import changes_undone
 from servd.calls import pickling
 from servd.calls.process import Process, set_local_process
 from servd.calls.replica_context import ReplicaContext, local_replica
@@ -69,7 +70,8 @@ class LocalCaller:
             about = ReplicaContext(target.full_name, tag, app_name=built.name)
             threads = deployment.config.max_sync_threads
             replica = UserCallable(deployment, about, max_sync_threads=threads)
-            await asyncio.create_task(self._construct(replica, about, deployment.user_config))
+            with changes_undone(deployment.func_or_class):
+                await asyncio.create_task(self._construct(replica, about, deployment.user_config))
             limits = deployment.config.max_concurrent_queries, deployment.config.max_queued_requests
             self._replicas[target.full_name] = replica, about, LocalSlots(target.full_name, tag, *limits)
 

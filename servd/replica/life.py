@@ -100,7 +100,12 @@ class Replica:
         context = ReplicaContext(full_name, start.replica_id, app_name=start.app)
         set_replica_context(context)
         user = UserCallable(
-            deployment, context, max_sync_threads=start.max_sync_threads, on_end=noter(self._journal), clock=self._clock
+            deployment,
+            context,
+            max_sync_threads=start.max_sync_threads,
+            owns_process=True,
+            on_end=noter(self._journal),
+            clock=self._clock,
         )
         await user.construct()
         if self._user_config is not None:

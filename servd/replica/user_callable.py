@@ -42,6 +42,9 @@ class UserCallable:
 
     Sync handlers run on `max_sync_threads` threads. If every handler is sync, so do the sync ones of
     `__init__`, `reconfigure` and `__del__`, always on the same one; otherwise these run on the loop's thread.
+
+    Args:
+        owns_process: there is no other instance in this process, as in a replica.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class UserCallable:
         context: ReplicaContext,
         *,
         max_sync_threads: int = 1,
+        owns_process: bool = False,
         on_end: Callable[[str, bool, float], None] = ignore_end,
         clock: Clock | None = None,
     ) -> None:
@@ -57,6 +61,7 @@ class UserCallable:
         self._context = context
         self._target: Any = deployment.func_or_class
         self._threads = SyncThreads(max_sync_threads)
+        self._owns_process = owns_process
         self._methods: dict[str, Method] = {}
         self._hooks_on_thread = (
             not deployment.is_function and not hasattr(self._target, ASGI_ATTRIBUTE) and are_handlers_sync(self._target)
@@ -102,7 +107,7 @@ class UserCallable:
             self._entry = method_of("__call__", entry)
         self._asgi = getattr(self._instance, ASGI_ATTRIBUTE, None)
         if startup := getattr(self._instance, STARTUP_ATTRIBUTE, None):
-            await startup()
+            await startup(alone=self._owns_process)
 
     async def reconfigure(self, user_config: Any) -> None:
         """Give the instance its `user_config`: waits for running requests, holds new ones meanwhile.

@@ -280,6 +280,30 @@ def test_fastapi_under_a_prefix(port: int) -> None:
     assert "boom" in text
 
 
+def test_what_a_constructor_does_to_its_application(port: int) -> None:
+    app = FastAPI()
+
+    @servd.deployment
+    @servd.ingress(app)
+    class Growing:
+        def __init__(self, name: str) -> None:
+            self.name = name
+            app.add_api_route("/bound", self.bound)
+            app.get("/closure")(lambda: self.name)
+            mounted = FastAPI()
+            mounted.add_api_route("/bound", self.bound)
+            app.mount("/mounted", mounted)
+
+        def bound(self) -> str:
+            return self.name
+
+    app.get("/late")(lambda: "late")
+    servd.run(Growing.bind("by value"), route_prefix="/growing")
+    for path in ("bound", "closure", "mounted/bound"):
+        assert ask(port, f"/growing/{path}") == (200, '"by value"')
+    assert ask(port, "/growing/late") == (200, '"late"')
+
+
 def test_batches_and_models() -> None:
     @servd.deployment
     class Model:

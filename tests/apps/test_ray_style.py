@@ -31,6 +31,7 @@ APPS: dict[str, dict[str, Any]] = {
     "multiplexed": {"import_path": "multiplexed:app"},
     "upstream": {"import_path": "multiplexed:upstream"},
     "autoscaled": {"import_path": "autoscaled:app"},
+    "store": {"import_path": "app_in_init:store"},
 }
 
 
@@ -72,6 +73,30 @@ def ask(daemon: RunningDaemon, path: str, body: Any = None, **headers: str) -> A
 def ask_all(daemon: RunningDaemon, paths: list[str]) -> list[Any]:
     with concurrent.futures.ThreadPoolExecutor(len(paths)) as pool:
         return list(pool.map(lambda path: ask(daemon, path), paths))
+
+
+def answer_of(daemon: RunningDaemon, path: str) -> tuple[int, str, Any]:
+    """Status, text and the stamp of the application's middleware."""
+    connection = http.client.HTTPConnection("127.0.0.1", daemon.settings.http_port, timeout=LIMIT_S)
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, response.read().decode(), response.headers["x-stamp"]
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize("path", ["/name", "/router/name", "/inner/name"])
+def test_routes_made_in_a_constructor(daemon: RunningDaemon, path: str) -> None:
+    assert answer_of(daemon, f"/store{path}") == (200, '"store"', "store")
+
+
+def test_middleware_and_handlers_of_errors_made_in_a_constructor(daemon: RunningDaemon) -> None:
+    assert answer_of(daemon, "/store/raising") == (418, "store", "store")
+
+
+def test_routes_made_after_the_class(daemon: RunningDaemon) -> None:
+    assert answer_of(daemon, "/store/late/name") == (200, '"late"', "store")
 
 
 def test_a_graph_with_two_steps_behind_dag_driver(daemon: RunningDaemon) -> None:

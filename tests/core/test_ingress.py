@@ -13,7 +13,7 @@ from starlette.responses import PlainTextResponse
 
 import servd
 from servd.app.deployment import DOCS_PATH_ATTRIBUTE
-from servd.app.ingress import Lifespan, ingress
+from servd.app.ingress import Lifespan, changes_undone, ingress
 from servd.calls import pickling
 from servd.exceptions import ServdError
 
@@ -162,8 +162,11 @@ async def test_a_handler_for_everything_answers_itself() -> None:
         assert (answer_.status_code, answer_.text) == (500, "mine")
 
 
-async def test_websockets() -> None:
-    incoming = [{"type": "websocket.connect"}, {"type": "websocket.receive", "text": "you"}]
+async def said_by_websocket(instance: Any, path: str, *texts: str) -> str:
+    incoming: list[Any] = [
+        {"type": "websocket.connect"},
+        *[{"type": "websocket.receive", "text": text} for text in texts],
+    ]
     sent: list[Any] = []
 
     async def receive() -> Any:
@@ -172,22 +175,218 @@ async def test_websockets() -> None:
     async def send(message: Any) -> None:
         sent.append(message)
 
-    scope = {"type": "websocket", "path": "/ws", "headers": [], "query_string": b"", "subprotocols": []}
-    await asgi_of(Shop("hi "))(scope, receive, send)
+    scope = {"type": "websocket", "path": path, "headers": [], "query_string": b"", "subprotocols": []}
+    await asgi_of(instance)(scope, receive, send)
     assert [message["type"] for message in sent] == ["websocket.accept", "websocket.send", "websocket.close"]
-    assert sent[1]["text"] == "hi you"
+    return str(sent[1]["text"])
 
 
-async def test_the_application_is_frozen_at_decoration() -> None:
+async def test_websockets() -> None:
+    assert await said_by_websocket(Shop("hi "), "/ws", "you") == "hi you"
+
+
+class Mine(Exception):
+    pass
+
+
+def an_application_that_changes() -> tuple[FastAPI, Any]:
+    """A class that does to its application in its constructor what there is to do."""
     own = FastAPI()
+
+    async def named() -> str:
+        return "nobody"
+
+    @ingress(own)
+    class Changing:
+        def __init__(self, name: str = "x") -> None:
+            self.name = name
+            own.add_api_route("/bound", self.bound)
+            own.add_api_route("/bound-async", self.bound_async)
+            own.add_api_websocket_route("/ws", self.ws)
+            router = APIRouter(prefix="/router")
+            router.add_api_route("/bound", self.bound)
+            router.get("/closure")(lambda: self.name)
+            own.include_router(router)
+            mounted = FastAPI()
+            mounted.add_api_route("/x", self.bound)
+            own.mount("/mounted", mounted)
+            own.mount("/asgi", PlainTextResponse("asgi"))
+            own.add_exception_handler(Mine, self.answer)
+            own.dependency_overrides[named] = lambda: self.name
+
+            @own.get("/closure")
+            def closure() -> str:
+                return self.name
+
+            @own.middleware("http")
+            async def stamp(request: Any, call_next: Any) -> Any:
+                response = await call_next(request)
+                response.headers.append("x-stamp", self.name)
+                return response
+
+        def bound(self) -> str:
+            return self.name
+
+        async def bound_async(self) -> str:
+            return self.name
+
+        async def ws(self, websocket: WebSocket) -> None:
+            await websocket.accept()
+            await websocket.send_text(self.name)
+            await websocket.close()
+
+        async def answer(self, request: Any, error: Exception) -> PlainTextResponse:
+            return PlainTextResponse(self.name, 418)
+
+        @own.get("/raising")
+        def raising(self) -> None:
+            raise Mine
+
+        @own.get("/overridden")
+        def overridden(self, name: Annotated[str, Depends(named)]) -> str:
+            return name
+
+    return own, Changing
+
+
+CHANGED = ("bound", "bound-async", "router/bound", "router/closure", "mounted/x", "closure", "overridden")
+
+
+@pytest.mark.parametrize("alone", [True, False])
+async def test_what_a_constructor_does_to_the_application_counts(alone: bool) -> None:
+    _, kind = an_application_that_changes()
+    made = kind("me")
+    await made.__servd_startup__(alone=alone)
+    async with client_of(made) as client:
+        for path in CHANGED:
+            answer = await client.get(f"/{path}")
+            assert (path, answer.status_code, answer.json()) == (path, 200, "me")
+            assert answer.headers.get_list("x-stamp") == ["me"]
+        assert (await client.get("/asgi/")).text == "asgi"
+        raised = await client.get("/raising")
+        assert (raised.status_code, raised.text) == (418, "me")
+        assert {"/bound", "/closure", "/router/bound"} <= set((await client.get("/openapi.json")).json()["paths"])
+    assert await said_by_websocket(made, "/ws") == "me"
+
+
+async def test_instances_in_one_process_do_not_share_what_they_did() -> None:
+    own, kind = an_application_that_changes()
+    before = len(own.routes)
+    made = []
+    for name in ("a", "b"):
+        with changes_undone(kind):
+            made.append(kind(name))
+            await made[-1].__servd_startup__()
+    assert len(own.routes) == before
+    assert own.user_middleware == []
+    for instance in made:
+        async with client_of(instance) as client:
+            answer = await client.get("/router/bound")
+            assert (answer.json(), answer.headers.get_list("x-stamp")) == (instance.name, [instance.name])
+
+
+async def test_what_is_added_after_the_decoration_is_served() -> None:
+    own = FastAPI()
+    late, inner = APIRouter(), APIRouter()
 
     @ingress(own)
     class Early:
-        pass
+        name = "early"
 
-    own.get("/late")(lambda: 1)
-    async with client_of(Early()) as client:
-        assert (await client.get("/late")).status_code == 404
+        def method(self, x: int) -> str:
+            return f"{self.name} {x}"
+
+    own.get("/plain")(lambda: "plain")
+    own.get("/method")(Early.method)
+    late.get("/method")(Early.method)
+    inner.get("/plain")(lambda: "inner")
+    late.include_router(inner, prefix="/inner")
+    own.include_router(late, prefix="/late")
+    for alone in (False, True):
+        made = Early()
+        await made.__servd_startup__(alone=alone)
+        async with client_of(made) as client:
+            assert (await client.get("/plain")).json() == "plain"
+            assert (await client.get("/method?x=1")).json() == "early 1"
+            assert (await client.get("/late/method?x=2")).json() == "early 2"
+            assert (await client.get("/late/inner/plain")).json() == "inner"
+
+
+async def test_a_replica_may_change_its_application_while_it_runs() -> None:
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        own.get("/in-lifespan")(lambda: 1)
+        yield
+
+    own = FastAPI(lifespan=lifespan)
+
+    @ingress(own)
+    class Growing:
+        def reconfigure(self, _: Any) -> None:
+            own.add_api_route("/in-reconfigure", self.grown)
+
+        def grown(self) -> int:
+            return 2
+
+    made = Growing()
+    await made.__servd_startup__(alone=True)
+    made.reconfigure(None)
+    async with client_of(made) as client:
+        assert (await client.get("/in-lifespan")).json() == 1
+        assert (await client.get("/in-reconfigure")).json() == 2
+    await made.__servd_shutdown__()
+
+
+async def test_whose_routes_are_served() -> None:
+    own = FastAPI()
+
+    class Tools:
+        @staticmethod
+        @own.get("/static")
+        def static() -> str:
+            return "static"
+
+    class Parent:
+        name = "parent"
+
+        @own.get("/inherited")
+        def inherited(self) -> str:
+            return self.name
+
+    @ingress(own)
+    class One(Parent):
+        name = "one"
+
+        @own.get("/read")
+        def same(self) -> str:
+            return "first"
+
+        @own.post("/write")
+        def same(self) -> str:  # noqa: F811
+            return "second"
+
+    @ingress(own)
+    class Two(Parent):
+        name = "two"
+
+        @own.get("/two")
+        def two(self) -> str:
+            return "two"
+
+    assert Tools.static() == "static"
+    for kind, name, two in ((One, "one", 404), (Two, "two", 200)):
+        async with client_of(kind()) as client:
+            assert (await client.get("/inherited")).json() == name
+            assert (await client.get("/static")).json() == "static"
+            assert (await client.get("/two")).status_code == two
+            assert (await client.get("/read")).status_code == (200 if kind is One else 404)
+            assert (await client.post("/write")).status_code == (200 if kind is One else 404)
+    alone = Two()
+    await alone.__servd_startup__(alone=True)
+    async with client_of(alone) as client:
+        assert (await client.get("/inherited")).json() == "two"
+        assert (await client.get("/read")).status_code == 404
+        assert set((await client.get("/openapi.json")).json()["paths"]) == {"/inherited", "/static", "/two"}
 
 
 async def test_lifespan_runs_around_the_replicas_life() -> None:
