@@ -80,10 +80,10 @@ class Outgoing:
         raise NotImplementedError
 
     def on_response(self, status: int, block: bytes, body: bytes) -> None:
-        """A whole HTTP response: status, header lines, body."""
+        """A whole HTTP response: status (negative: the connection shall end after it), header lines, body."""
 
     def on_head(self, status: int, block: bytes) -> None:
-        """The head of a response that streams."""
+        """The head of a response that streams; status as in `on_response`."""
 
     def on_piece(self, data: bytes) -> None:
         """A piece of a streamed response; grant credit as it is taken."""

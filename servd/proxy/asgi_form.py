@@ -60,7 +60,7 @@ class AsgiForm:
         query = scope["query_string"]
         return (method, scope["raw_path"], query, headers, body, request_id.decode(), target.prefix, source)
 
-    async def answer(self, send: Send, answer: Answer, request_id: bytes) -> None:
+    async def answer(self, send: NotedSend, answer: Answer, request_id: bytes) -> None:
         """Send an answer of the proxy's own."""
         raise NotImplementedError
 
@@ -68,7 +68,7 @@ class AsgiForm:
         self,
         scope: dict[str, Any],
         queue: AppQueue,
-        send: Send,
+        send: NotedSend,
         target: Target,
         call: ForwardedCall,
         request_id: bytes,

@@ -83,10 +83,10 @@ class ForwardedCall(Outgoing):
             self._waiter.set_result(None)
 
     def on_response(self, status: int, block: bytes, body: bytes) -> None:
-        self.tell("answer", (status, block, body))
+        self.tell("answer", (abs(status), block, body))
 
     def on_head(self, status: int, block: bytes) -> None:
-        self.tell("head", status, block)
+        self.tell("head", abs(status), block)
 
     def on_piece(self, data: bytes) -> None:
         self.tell("body", data)
@@ -108,7 +108,7 @@ class ForwardedCall(Outgoing):
 class NotedSend:
     """An ASGI `send` that notes in the journal how a request ended, when its block is left.
 
-    status: of the response as far as it was sent; `CLIENT_GONE` before.
+    method: of the request. status: of the response as far as it was sent; `CLIENT_GONE` before.
     """
 
     def __init__(
@@ -121,7 +121,8 @@ class NotedSend:
         call: ForwardedCall | None = None,
     ) -> None:
         self._forwarder = forwarder
-        self._method = method if method.isalpha() else "-"
+        self.method = method
+        self._noted_method = method if method.isalpha() else "-"
         self._labels = labels
         self._request_id = request_id
         self._send = send
@@ -135,7 +136,7 @@ class NotedSend:
     def __exit__(self, *_: object) -> None:
         journal = self._forwarder.journal
         if journal.is_on:
-            journal.note((self._labels, self._method, self.status), self._began, self._request_id)
+            journal.note((self._labels, self._noted_method, self.status), self._began, self._request_id)
 
     async def __call__(self, message: dict[str, Any]) -> None:
         """Send one message."""

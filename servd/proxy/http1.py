@@ -172,7 +172,8 @@ class HttpConnection(HttpOrder):
         self._url = b""
         headers, self._headers = self._headers, []
         self._method = method
-        self.is_active = self.is_plain = self._keep_alive = True
+        self.is_active = self._keep_alive = True
+        self.is_plain = method != "HEAD"
         self._is_http10 = False
         self._labels = target.labels
         self._began = self._now()
@@ -327,7 +328,7 @@ class HttpConnection(HttpOrder):
         if self._is_deaf or self._final is not None:
             return
         parser, headers = self._parser, self._headers
-        is_other = is_other_protocol(self._special) and self._listener.hand_over is not None
+        is_other = is_other_protocol(parser.get_method(), self._special) and self._listener.hand_over is not None
         if not is_other:
             headers = without_upgrade(headers)
         data = head_bytes(parser.get_method(), self._url, parser.get_http_version(), headers) + rest

@@ -8,6 +8,7 @@ from servd.proxy.body_stream import BodyStream
 from servd.proxy.forwarder import answer_failure, answer_timeout, status_line
 from servd.proxy.listener import Listener
 from servd.proxy.probes import Answer
+from servd.wire.http_answers import WITHOUT_CONTENT, framing, has_content
 from servd.wire.records import CREDIT_BYTES
 
 _LINGER_S = 1.0
@@ -15,7 +16,6 @@ _GRANT_BYTES = CREDIT_BYTES // 4
 _WRITE_APART_BYTES = 64 * 1024
 _LENGTH_LINES = [b"\r\ncontent-length: %d\r\n\r\n" % size for size in range(2048)]
 _STATUS_LINE = {status: status_line(status) for status in range(100, 600)}
-_CHUNKED = b"transfer-encoding: chunked\r\n"
 _CLOSE = b"connection: close\r\n"
 _KEEP = b"connection: keep-alive\r\n"
 
@@ -37,6 +37,7 @@ class HttpAnswering(asyncio.Protocol, Outgoing):
         "_is_chunked",
         "_is_deaf",
         "_is_http10",
+        "_is_mute",
         "_is_timed",
         "_is_unready",
         "_is_write_paused",
@@ -85,7 +86,7 @@ class HttpAnswering(asyncio.Protocol, Outgoing):
         self._limit_s = 0.0
         self._granted = 0
         self._body_left: int | None = None
-        self._is_chunked = False
+        self._is_chunked = self._is_mute = False
         self._is_deaf = False
         self._is_unready = True
         self._has_next = False
@@ -99,8 +100,8 @@ class HttpAnswering(asyncio.Protocol, Outgoing):
         if self._is_timed:
             block = self._timed(block)
         size = len(body)
-        if not self.is_plain or status < 200 or status == 204 or status == 304:
-            self._write_unusual(status, block, body)
+        if not self.is_plain or status < 200 or status in WITHOUT_CONTENT:
+            status = self._write_unusual(status, block, body)
         elif size < 2048:
             transport.write(
                 b"".join(
@@ -116,7 +117,7 @@ class HttpAnswering(asyncio.Protocol, Outgoing):
                 )
             )
         else:
-            self._write(self._head(status, block, b"content-length: %d\r\n" % size), body)
+            self._write(self._head(status, block + b"content-length: %d\r\n" % size), body)
         journal = self._journal
         if journal.is_on:
             journal.noted.append((self._labels, self._method, status, self._began, self._now(), self._request_id))
@@ -126,21 +127,19 @@ class HttpAnswering(asyncio.Protocol, Outgoing):
         if self._transport.is_closing():
             return
         self.has_begun = True
+        self._granted = 0
+        if status < 0:
+            status = -status
+            self._keep_alive = False
         self._status = status
-        self._body_left = _declared_length(block)
-        self._is_chunked = False
-        line = b""
-        if self._method == "HEAD" or status in (204, 304):
-            self._body_left = 0
-        elif self._body_left is None:
-            if self._is_http10:
-                self._keep_alive = False
-            else:
-                self._is_chunked = True
-                line = _CHUNKED
+        how = framing(self._method, status, self._version, block, None)
+        block, self._body_left, self._is_chunked = how.block, how.content_bytes, how.is_chunked
+        self._is_mute = not has_content(self._method, status)
+        if how.ends_connection:
+            self._keep_alive = False
         if self._is_timed:
             block = self._timed(block)
-        self._transport.write(self._head(status, block, line))
+        self._transport.write(self._head(status, block))
 
     def on_piece(self, data: bytes) -> None:
         transport = self._transport
@@ -151,7 +150,7 @@ class HttpAnswering(asyncio.Protocol, Outgoing):
             self._write(b"%x\r\n" % size, data, b"\r\n")
         elif self._body_left is None:
             transport.write(data)
-        elif self._method != "HEAD":
+        elif not self._is_mute:
             # more than was declared would be read as the next response
             self._body_left -= size
             if self._body_left < 0:
@@ -224,26 +223,30 @@ class HttpAnswering(asyncio.Protocol, Outgoing):
             for piece in pieces:
                 self._transport.write(piece)
 
-    def _head(self, status: int, block: bytes, line: bytes) -> bytes:
+    @property
+    def _version(self) -> str:
+        return "1.0" if self._is_http10 else "1.1"
+
+    def _head(self, status: int, block: bytes) -> bytes:
+        line = b""
         if not self._keep_alive or self._listener.is_draining:
-            line += _CLOSE
+            line = _CLOSE
         elif self._is_http10:
-            line += _KEEP
+            line = _KEEP
         rid = self._request_id
         return b"".join((status_line(status), block, self._forwarder.tail, line, b"x-request-id: ", rid, b"\r\n\r\n"))
 
-    def _write_unusual(self, status: int, block: bytes, body: bytes) -> None:
-        line = b""
-        has_body = status >= 200 and status not in (204, 304)
-        if has_body and _declared_length(block) is None:
-            line = b"content-length: %d\r\n" % len(body)
+    def _write_unusual(self, status: int, block: bytes, body: bytes) -> int:
+        if status < 0:
+            status = -status
+            self._keep_alive = False
         if self._stream is not None and not self._stream.is_complete:
             self._keep_alive = False
-        if self._method == "HEAD" or not has_body:
-            body = b""
-        self._write(self._head(status, block, line), body)
+        how = framing(self._method, status, self._version, block, len(body))
+        self._write(self._head(status, how.block), body if how.content_bytes else b"")
         if not self._keep_alive or self._listener.is_draining:
             self._close_after()
+        return status
 
     def _finish(self) -> None:
         self.is_active = False
@@ -310,11 +313,3 @@ class HttpAnswering(asyncio.Protocol, Outgoing):
             self._began = self._now() - self._limit_s
             self._keep_alive = self.is_plain = False
         self.answer(answer_timeout(self._limit_s, stage))
-
-
-def _declared_length(block: bytes) -> int | None:
-    start = 0 if block.startswith(b"content-length:") else block.find(b"\r\ncontent-length:") + 2
-    if start == 1:
-        return None
-    value = block[start + 15 :].split(b"\r\n", 1)[0].strip()
-    return int(value) if value.isdigit() else None

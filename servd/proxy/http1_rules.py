@@ -43,12 +43,13 @@ def refusal_of_size(url_bytes: int, limit: int) -> tuple[int, str]:
     return 431, "the request's head is too large"
 
 
-def is_other_protocol(special: Mapping[bytes, bytes]) -> bool:
+def is_other_protocol(method: bytes, special: Mapping[bytes, bytes]) -> bool:
     """Whether a request with an Upgrade header leaves HTTP/1.1. One with a body never does: where the body ends would be
-    a matter of opinion.
+    a matter of opinion. WebSockets begin with GET.
     """
     has_body = special.get(b"content-length", b"0").strip(b"0") or b"transfer-encoding" in special
-    return not has_body and special.get(b"upgrade", b"").lower() in _KNOWN_UPGRADES
+    wish = special.get(b"upgrade", b"").lower()
+    return not has_body and wish in _KNOWN_UPGRADES and (wish != b"websocket" or method == b"GET")
 
 
 def head_bytes(method: bytes, url: bytes, version: str, headers: Headers) -> bytes:

@@ -7,33 +7,33 @@ from servd.calls.request_router import IDEMPOTENT_METHODS
 from servd.proxy.app_queue import AppQueue
 from servd.proxy.asgi_form import AsgiForm
 from servd.proxy.body_stream import BodyStream
-from servd.proxy.forwarded_call import ForwardedCall, Send, response_headers
+from servd.proxy.forwarded_call import ForwardedCall, NotedSend, response_headers
 from servd.proxy.forwarder import Target, answer_failure, answer_timeout
 from servd.proxy.limits import WHOLE_BODY_BYTES
 from servd.proxy.probes import TEXT, Answer
+from servd.wire.http_answers import framing, has_content
 from servd.wire.records import STREAMED_BODY
 
+_VERSION = "2"
 _TOO_SLOW: Answer = (408, TEXT, b"the request's body took too long")
 
 
 class HttpForm(AsgiForm):
     """Forwards one HTTP request per call."""
 
-    async def answer(self, send: Send, answer: Answer, request_id: bytes) -> None:
+    async def answer(self, send: NotedSend, answer: Answer, request_id: bytes) -> None:
         """Send a whole response."""
         status, block, body = answer
-        headers = response_headers(block, request_id)
-        has_body = status >= 200 and status not in (204, 304)
-        if has_body and not any(name == b"content-length" for name, _ in headers):
-            headers.append((b"content-length", b"%d" % len(body)))
+        how = framing(send.method, status, _VERSION, block, len(body))
+        headers = response_headers(how.block, request_id)
         await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": body, "more_body": False})
+        await send({"type": "http.response.body", "body": body if how.content_bytes else b"", "more_body": False})
 
     async def forward(
         self,
         scope: dict[str, Any],
         queue: AppQueue,
-        send: Send,
+        send: NotedSend,
         target: Target,
         call: ForwardedCall,
         request_id: bytes,
@@ -108,8 +108,8 @@ class HttpForm(AsgiForm):
             if not message.get("more_body", False):
                 stream.close()
 
-    async def _respond(self, send: Send, call: ForwardedCall, request_id: bytes) -> None:
-        has_begun = False
+    async def _respond(self, send: NotedSend, call: ForwardedCall, request_id: bytes) -> None:
+        has_begun = is_mute = False
         while True:
             try:
                 news = await call.next_news()
@@ -126,11 +126,13 @@ class HttpForm(AsgiForm):
                 await self.answer(send, answer_failure(news[1]), request_id)
             elif kind == "head":
                 has_begun = True
-                headers = response_headers(news[2], request_id)
+                is_mute = not has_content(send.method, news[1])
+                headers = response_headers(framing(send.method, news[1], _VERSION, news[2], None).block, request_id)
                 await send({"type": "http.response.start", "status": news[1], "headers": headers})
                 continue
             elif kind == "body":
-                await send({"type": "http.response.body", "body": news[1], "more_body": True})
+                if not is_mute:
+                    await send({"type": "http.response.body", "body": news[1], "more_body": True})
                 if call.peer is not None:
                     call.peer.grant(call, len(news[1]))
                 continue

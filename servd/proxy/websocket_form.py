@@ -5,9 +5,10 @@ from typing import Any
 
 from servd.proxy.app_queue import AppQueue
 from servd.proxy.asgi_form import AsgiForm
-from servd.proxy.forwarded_call import ForwardedCall, NotedSend, Send, response_headers
+from servd.proxy.forwarded_call import ForwardedCall, NotedSend, response_headers
 from servd.proxy.forwarder import CLIENT_GONE, Forwarder, Target, answer_failure, answer_timeout
 from servd.proxy.probes import Answer
+from servd.wire.http_answers import framing
 from servd.wire.records import WEBSOCKET
 
 RESTARTING = 1012
@@ -45,22 +46,21 @@ class WebSocketForm(AsgiForm):
         super().__init__(forwarder)
         self.open: set[ForwardedCall] = set()
 
-    async def answer(self, send: Send, answer: Answer, request_id: bytes) -> None:
+    async def answer(self, send: NotedSend, answer: Answer, request_id: bytes) -> None:
         """Refuse the handshake."""
         status, block, body = answer
-        headers = [
-            *response_headers(block, request_id),
-            (b"content-length", b"%d" % len(body)),
-            (b"connection", b"close"),
-        ]
+        how = framing("GET", status, "1.1", block, len(body))
+        headers = [*response_headers(how.block, request_id), (b"connection", b"close")]
         await send({"type": "websocket.http.response.start", "status": status, "headers": headers})
-        await send({"type": "websocket.http.response.body", "body": body, "more_body": False})
+        await send(
+            {"type": "websocket.http.response.body", "body": body if how.content_bytes else b"", "more_body": False}
+        )
 
     async def forward(
         self,
         scope: dict[str, Any],
         queue: AppQueue,
-        send: Send,
+        send: NotedSend,
         target: Target,
         call: ForwardedCall,
         request_id: bytes,
@@ -86,7 +86,7 @@ class WebSocketForm(AsgiForm):
         for call in self.open:
             call.tell("close", RESTARTING)
 
-    async def _serve(self, send: Send, call: ForwardedCall, request_id: bytes) -> None:
+    async def _serve(self, send: NotedSend, call: ForwardedCall, request_id: bytes) -> None:
         is_accepted = False
         while True:
             try:

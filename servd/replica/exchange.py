@@ -9,6 +9,7 @@ from servd.calls.request_context import RequestContext
 from servd.ground.clock import SystemClock
 from servd.ground.settings import is_on
 from servd.replica.caller_peer import CallerPeer
+from servd.wire.http_answers import check_final, has_content
 from servd.wire.records import BODY, CREDIT, CREDIT_BYTES, END, EVENT, HEAD, REPLICA_TIMING, RESPONSE, duration
 
 _GRANT_BYTES = CREDIT_BYTES // 4
@@ -67,6 +68,7 @@ class HttpExchange:
     is_disconnected = False
     _is_unheard = False
     _is_body_open = False
+    _closes = False
     task: asyncio.Task[None] | None = None
     _events: deque[Message] | None = None
     _held_head: tuple[int, Headers] | None = None
@@ -115,7 +117,7 @@ class HttpExchange:
             headers: without content-length, which follows from the body (an answer to HEAD may give it).
 
         Raises:
-            ValueError: a header holds a line break.
+            ValueError: a header holds a line break, or the status ends no request.
         """
         block = None
         if type(headers) is tuple and not _IS_TIMED and self.scope["method"] != "HEAD":
@@ -124,8 +126,11 @@ class HttpExchange:
             except TypeError:
                 # pairs may be lists
                 pass
-        if block is None:
+        if block is None or status < 200:
+            check_final(status)
             block = self._block(headers, False)
+            if self._closes:
+                status = -status
         self.is_finished = self.has_begun = True
         peer = self._peer
         if len(body) >= 65536:
@@ -140,7 +145,7 @@ class HttpExchange:
         Raises:
             ClientGoneError: the client is gone.
         """
-        if len(body) <= WHOLE_BYTES or self.scope["method"] == "HEAD" or status < 200 or status in (204, 304):
+        if len(body) <= WHOLE_BYTES or not has_content(self.scope["method"], status):
             self.finish(status, headers, body)
             return
         pairs = [(name, value) for name, value in headers if name.lower() != b"content-length"]
@@ -257,8 +262,10 @@ class HttpExchange:
             self._end()
 
     def _begin(self, status: int, headers: Headers) -> None:
+        check_final(status)
+        block = self._block(headers, True)
         self.has_begun = True
-        self._peer.send((HEAD, self.call_id, status, self._block(headers, True)))
+        self._peer.send((HEAD, self.call_id, -status if self._closes else status, block))
 
     def _end(self) -> None:
         self.is_finished = True
@@ -321,7 +328,9 @@ class HttpExchange:
             block = _block_of(pairs, keep_length)
             if len(known) >= _MAX_BLOCKS:
                 known.clear()
-            known[pairs] = block
+            self._closes = _ends_connection(pairs)
+            if not self._closes:
+                known[pairs] = block
         if _IS_TIMED:
             return b"".join((block, REPLICA_TIMING, duration((_now() - self._began) * 1000), b"\r\n"))
         return block
@@ -329,7 +338,7 @@ class HttpExchange:
 
 _blocks: dict[tuple[Any, ...], bytes] = {}
 _kept_blocks: dict[tuple[Any, ...], bytes] = {}
-"""Header blocks by their pairs; those in the second keep content-length."""
+"""Header blocks by their pairs, of answers that do not end their connection; those in the second keep content-length."""
 
 
 def _block_of(headers: tuple[tuple[bytes, bytes], ...], keep_length: bool) -> bytes:
@@ -342,3 +351,10 @@ def _block_of(headers: tuple[tuple[bytes, bytes], ...], keep_length: bool) -> by
     if block.count(b"\n") != len(parts) or block.count(b"\r") != len(parts):
         raise ValueError("a response header holds a line break")
     return block
+
+
+def _ends_connection(headers: tuple[tuple[bytes, bytes], ...]) -> bool:
+    return any(
+        name.lower() == b"connection" and b"close" in value.lower().replace(b" ", b"").split(b",")
+        for name, value in headers
+    )

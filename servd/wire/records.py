@@ -32,9 +32,11 @@ HELLO = 14  # the caller's key: first record on a connection
 WANT = 6  # number of requests that wait at the caller: its ticket
 
 # replica -> caller
-RESPONSE = 0  # id, ongoing, status, header block, body: a whole HTTP response
+RESPONSE = (
+    0  # id, ongoing, status, header block, body: a whole HTTP response; a negative status: then close the connection
+)
 REPLY = 1  # id, ongoing, succeeded, parts: end of a handle call
-HEAD = 8  # id, status, header block: a response that streams
+HEAD = 8  # id, status as above, header block: a response that streams
 ACCEPTED = 9  # ids
 REJECTED = 10  # id, ongoing, is_leaving
 OFFER = 11  # ongoing: one slot is held for the caller

@@ -1,0 +1,84 @@
+"""What the method, the status and the version of HTTP allow an answer to have. Pure; replicas and every lane ask here."""
+
+from typing import NamedTuple
+
+WITHOUT_CONTENT = frozenset((204, 205, 304))
+"""Final statuses whose answers end with their head, whatever the method."""
+
+_LENGTH = b"content-length:"
+_CHUNKED = b"transfer-encoding: chunked\r\n"
+
+
+class Framing(NamedTuple):
+    """How an answer is put on its connection.
+
+    block: header lines, those about the length of the content included.
+    content_bytes: that follow the head; None = whatever comes, to the last chunk or to the end of the connection or stream.
+    is_chunked: the content goes in chunks. ends_connection: the end of the connection is the end of the content.
+    """
+
+    block: bytes
+    content_bytes: int | None
+    is_chunked: bool = False
+    ends_connection: bool = False
+
+
+def has_content(method: str, status: int) -> bool:
+    """Whether anything may follow the head of this answer."""
+    return status >= 200 and status not in WITHOUT_CONTENT and method != "HEAD"
+
+
+def check_final(status: int) -> None:
+    """Refuse a status that ends no request.
+
+    Raises:
+        ValueError: 1xx, or no status at all.
+    """
+    if not 200 <= status <= 999:
+        raise ValueError(f"an answer cannot have the status {status}: give one from 200 on")
+
+
+def framing(method: str, status: int, version: str, block: bytes, body_bytes: int | None) -> Framing:
+    """How to send an answer.
+
+    Args:
+        version: of HTTP, as the client speaks it: "1.0", "1.1" or "2".
+        block: header lines as the application gave them.
+        body_bytes: size of the whole body; None = it comes in pieces.
+
+    Source: RFC 9110, 8.6, 9.3.2 and 15; RFC 9112, 6.
+    """
+    block, declared = _without_length(block)
+    if not has_content(method, status):
+        length = _length_without_content(status, declared, body_bytes)
+        return Framing(block + _length_line(length), 0)
+    length = declared if body_bytes is None else body_bytes
+    if length is not None:
+        return Framing(block + _length_line(length), length)
+    if version == "1.1":
+        return Framing(block + _CHUNKED, None, is_chunked=True)
+    return Framing(block, None, ends_connection=version == "1.0")
+
+
+def _length_without_content(status: int, declared: int | None, body_bytes: int | None) -> int | None:
+    if status < 200 or status in (204, 304):
+        # a 304 may have one, but clients were seen that then wait for content
+        return None
+    if status == 205:
+        return 0
+    # what a GET would have got: the application knows best
+    return declared if declared is not None else body_bytes
+
+
+def _length_line(length: int | None) -> bytes:
+    return b"" if length is None else b"content-length: %d\r\n" % length
+
+
+def _without_length(block: bytes) -> tuple[bytes, int | None]:
+    """Header lines without those of the length, and the length that the first of them gave."""
+    if _LENGTH not in block:
+        return block, None
+    lines = block.splitlines(keepends=True)
+    given = [line[len(_LENGTH) :].strip() for line in lines if line.startswith(_LENGTH)]
+    length = int(given[0]) if given and given[0].isdigit() else None
+    return b"".join(line for line in lines if not line.startswith(_LENGTH)), length
