@@ -30,6 +30,7 @@ PROXY_TARGET = "servd.proxy.main:run"
 STOP_GRACE_S = 2.0
 _ACKNOWLEDGE_S = 2.0
 _STRAY_S = 5.0
+_DEATHS_A_CLEANING = 20
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +68,8 @@ class Executor:
         self._starting: set[asyncio.Task[None]] = set()
         self._known: set[str] = set()
         self._logging_config: dict[str, Any] = {}
+        # what an earlier controller left counts as well
+        self._deaths = _DEATHS_A_CLEANING
 
     def execute(self, action: actions.Action) -> None:
         """Carry out one action; never raises for what the world does."""
@@ -260,6 +263,7 @@ class Executor:
                 file_name = logs.replica_file(DeploymentID(fact.app, fact.deployment).full_name, name)
                 log_lines = logs.last_lines(fact.start.log_dir, file_name)
             self._emit(events.Exited(REPLICA, name, exit_code, log_lines))
+            self._forget_dead_logs()
         else:
             for replica_id, had_order in self._lines.close(name).items():
                 # if the order itself is deadly, the starts must be counted, or it goes round for ever
@@ -270,6 +274,14 @@ class Executor:
             if server is not None:
                 _remove(server.order.socket_path)
             self._emit(events.Exited(FORK_SERVER, name, exit_code))
+
+    def _forget_dead_logs(self) -> None:
+        self._deaths += 1
+        if self._deaths < _DEATHS_A_CLEANING:
+            return
+        self._deaths = 0
+        living = {logs.replica_file(fact.full_name, fact.replica_id) for fact in self._observed.replicas.values()}
+        logs.forget_dead(self._settings.log_dir, living)
 
 
 def _variables(order: BuildOrder) -> dict[str, str]:

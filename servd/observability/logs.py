@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from servd.ground.settings import is_on, variable
 
 MAX_FILE_BYTES = 512 * 1024 * 1024
 BACKUP_FILES = 5
+DEAD_FILES_KEPT = 100
+"""Log files of replicas that are gone, of all deployments together."""
 LAST_LINES = 50
 LAST_BYTES = 8192
 STDERR_VARIABLE = "LOG_TO_STDERR"
@@ -64,6 +66,23 @@ def proxy_file(ip: str) -> str:
 def replica_file(deployment: str, replica_tag: str) -> str:
     """Name of a replica's log file; `deployment` is the full name."""
     return f"deployment_{deployment}_{replica_tag}.log".replace("/", "_")
+
+
+def forget_dead(log_dir: str, living: Collection[str], kept: int = DEAD_FILES_KEPT) -> None:
+    """Remove the log files of replicas that are gone, with those they rotated to, all but the newest `kept`.
+
+    living: names as `replica_file` gives them.
+    """
+    dead = []
+    try:
+        for entry in os.scandir(Path(log_dir) / "serve"):
+            if entry.name.startswith("deployment_") and entry.name.rpartition(".log")[0] + ".log" not in living:
+                dead.append((entry.stat().st_mtime, entry.path))
+        for _, path in sorted(dead)[:-kept]:
+            os.unlink(path)
+    except OSError:
+        # the directory is gone or read-only, or somebody else cleans up: logs are expendable, also to us
+        pass
 
 
 def last_lines(log_dir: str, file_name: str) -> tuple[str, ...]:

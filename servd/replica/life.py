@@ -12,7 +12,7 @@ from servd.app.deployment import Deployment
 from servd.calls.caller import Caller
 from servd.calls.process import install_process
 from servd.calls.replica_context import ReplicaContext, set_replica_context
-from servd.exceptions import DeployError
+from servd.exceptions import DeployError, TransportError
 from servd.ground.clock import SystemClock
 from servd.ground.ids import DeploymentID
 from servd.ground.process import LIFETIME_DRAIN_S
@@ -77,7 +77,7 @@ class Replica:
             user = await self._start_up()
         # whatever the start raises, `sys.exit()` in a constructor included, is told and ends the process
         except BaseException as error:
-            text = str(error) if isinstance(error, DeployError) else user_traceback(error)
+            text = str(error) if isinstance(error, DeployError | TransportError) else user_traceback(error)
             logger.error("start_failed\n%s", text)
             self._warden.report(phase=ReplicaPhase.FAILED, error=text)
             self._warden.flush()

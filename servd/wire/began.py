@@ -10,6 +10,8 @@ import os
 import struct
 from collections import deque
 
+from servd.exceptions import TransportError
+
 _SLOTS = 2048
 _SLOT = struct.Struct("<QQ")
 _PREFIX = "ipc://"
@@ -32,7 +34,11 @@ def remove_files(address: str) -> None:
 
 
 class BeganLog:
-    """A replica's side: per caller the id of the request begun last. Slot 0 belongs to nobody."""
+    """A replica's side: per caller the id of the request begun last. Slot 0 belongs to nobody.
+
+    Raises:
+        TransportError: the file cannot be made, or there is no room for it; names the directory.
+    """
 
     def __init__(self, address: str) -> None:
         self._path = path_of(address)
@@ -40,12 +46,15 @@ class BeganLog:
         self._free = deque(range(1, _SLOTS))
         self._words = memoryview(bytearray(_SLOTS * _SLOT.size)).cast("Q")
         if self._path is not None:
-            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
             try:
-                os.ftruncate(fd, _SLOTS * _SLOT.size)
-                self._words = memoryview(mmap.mmap(fd, _SLOTS * _SLOT.size)).cast("Q")
-            finally:
-                os.close(fd)
+                self._words = memoryview(_mapped(self._path)).cast("Q")
+            except OSError as error:
+                _remove(self._path)
+                directory = os.path.dirname(self._path)
+                raise TransportError(
+                    f"cannot make a file of {_SLOTS * _SLOT.size // 1024} KiB in the socket directory {directory}: "
+                    f"{error.strerror}"
+                ) from error
 
     def __repr__(self) -> str:
         return f"BeganLog({self._path})"
@@ -108,6 +117,16 @@ class BeganReader:
             self._fd = -1
             if is_dead and self._path is not None:
                 _remove(self._path)
+
+
+def _mapped(path: str) -> mmap.mmap:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        # a hole is filled when it is written to, and the kernel's word for "no room" would be a bus error then
+        os.posix_fallocate(fd, 0, _SLOTS * _SLOT.size)
+        return mmap.mmap(fd, _SLOTS * _SLOT.size)
+    finally:
+        os.close(fd)
 
 
 def _remove(path: str) -> None:

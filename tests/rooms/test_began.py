@@ -1,8 +1,12 @@
 """What a caller can read of a replica that is gone: the request begun last."""
 
+import errno
 import os
 from pathlib import Path
 
+import pytest
+
+from servd.exceptions import TransportError
 from servd.wire import began
 from servd.wire.began import BeganLog, BeganReader, path_of
 
@@ -50,3 +54,20 @@ def test_a_place_is_used_again_only_when_none_is_fresh(tmp_path: Path) -> None:
     assert os.path.exists(f"{tmp_path}/r.began")
     log.close()
     assert not os.path.exists(f"{tmp_path}/r.began")
+
+
+def test_without_room_there_is_an_error_that_names_the_directory_and_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(_fd: int, _offset: int, _size: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", no_room)
+    with pytest.raises(TransportError, match=f"32 KiB in the socket directory {tmp_path}: No space left"):
+        BeganLog(f"ipc://{tmp_path}/r")
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_room_that_is_mapped_is_there(tmp_path: Path) -> None:
+    log = BeganLog(f"ipc://{tmp_path}/r")
+    assert os.stat(path_of(f"ipc://{tmp_path}/r") or "").st_blocks * 512 >= len(log.words) * 8

@@ -3,6 +3,7 @@
 import json
 import logging
 import logging.config
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -128,3 +129,16 @@ def test_a_users_configuration_does_not_silence_us(tmp_path: Path) -> None:
     logs.setup("replica", "r", str(tmp_path), "r.log")
     before.info("here")
     assert (tmp_path / "serve" / "r.log").read_text().endswith(" - here\n")
+
+
+def test_of_dead_replicas_the_newest_files_stay(tmp_path: Path) -> None:
+    folder = tmp_path / "serve"
+    folder.mkdir()
+    for number in range(6):
+        (folder / logs.replica_file("app_D", f"app_D#{number}")).touch()
+        os.utime(folder / logs.replica_file("app_D", f"app_D#{number}"), (number, number))
+    (folder / "controller_1.log").touch()
+    logs.forget_dead(str(tmp_path), {logs.replica_file("app_D", "app_D#0")}, kept=2)
+    left = sorted(name.rpartition("#")[2] for name in os.listdir(folder))
+    assert left == ["0.log", "4.log", "5.log", "controller_1.log"]
+    logs.forget_dead(str(tmp_path / "nowhere"), set())

@@ -44,7 +44,8 @@ class ReplicaFact:
     """A replica process, from its order to its exit.
 
     start.goal is the goal last sent. kill_at: when a draining one is killed (inf = not draining). outgrown: why it shall be
-    replaced though its version is right, "" if it shall not. was_forked: not spawned. Times are monotonic seconds.
+    replaced though its version is right, "" if it shall not. was_forked: not spawned. ready_at: when it was RUNNING for the
+    first time (inf = not yet). Times are monotonic seconds.
     """
 
     replica_id: str
@@ -78,6 +79,7 @@ class ReplicaFact:
     memory_bytes: int = 0
     outgrown: str = ""
     was_forked: bool = False
+    ready_at: float = float("inf")
 
     @property
     def held(self) -> Held:
@@ -121,7 +123,8 @@ class DeploymentFact:
     target_key: digest of the target that the counters belong to. failures: consecutive failed starts. trouble: why it is
     UNHEALTHY, "" if it is not. desired: replica count that the autoscaler decided, None before the first decision.
     lean / lean_since: direction (-1, 0, 1) in which the autoscaler leans, and since when. outgrown_at: when a replica was last
-    found to use more memory than it may.
+    found to use more memory than it may. failures: starts that failed in a row, deaths soon after a start included;
+    died_early_at: the last one of those.
     """
 
     app: str
@@ -138,6 +141,7 @@ class DeploymentFact:
     reason: str = ""
     dead: tuple[DeadReplicaFact, ...] = ()
     outgrown_at: float = float("-inf")
+    died_early_at: float = float("-inf")
 
 
 @dataclass(frozen=True, slots=True)

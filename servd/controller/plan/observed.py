@@ -19,6 +19,7 @@ from servd.controller.plan.facts import (
     Samples,
     fact_key,
 )
+from servd.controller.plan.restarts import EARLY_DEATH_S
 from servd.controller.plan.targets import DeploymentTarget
 from servd.ground.quick_dataclass import dataclass
 from servd.ground.states import ROUTABLE, ReplicaPhase, ReplicaState
@@ -109,7 +110,7 @@ class Observed:
                 fact = replace(fact, state=state)
             elif isinstance(fact, DeploymentFact):
                 # counters, back-off and the autoscaler's lean begin anew (runtime.md section 11)
-                fact = replace(fact, failures=0, failed_at=-math.inf, lean=0, lean_since=now)
+                fact = replace(fact, failures=0, failed_at=-math.inf, died_early_at=-math.inf, lean=0, lean_since=now)
             elif isinstance(fact, ForkServerFact):
                 fact = replace(fact, stopping=False)  # the order may have been lost: it is given again
             elif isinstance(fact, ProxyFact):
@@ -218,6 +219,8 @@ class Observed:
         state = self._state_after(fact, report)
         if state is not fact.state:
             fact = replace(fact, state=state, state_since=now)
+        if state is ReplicaState.RUNNING and fact.ready_at == math.inf:
+            fact = replace(fact, ready_at=now)
         if fact.state is ReplicaState.STARTING and report.error and not fact.error:
             fact = replace(fact, error=report.error)
         updated = replace(
@@ -317,14 +320,20 @@ class Observed:
             text = fact.error or error or f"the replica process exited with {_exit_text(exit_code)} before it was ready"
             self._count_failure(fact, text, now)
         elif fact.state is not ReplicaState.STOPPING:
-            self.blame(fact, f"replica {replica_id} exited with {_exit_text(exit_code)}")
+            text = f"replica {replica_id} exited with {_exit_text(exit_code)}"
+            served_s = now - fact.ready_at
+            if served_s < EARLY_DEATH_S:
+                self._count_failure(fact, f"{text} {served_s:.1f} s after it was ready", now, is_early_death=True)
+            self.blame(fact, text)
 
-    def _count_failure(self, fact: ReplicaFact, error: str, now: float) -> None:
+    def _count_failure(self, fact: ReplicaFact, error: str, now: float, *, is_early_death: bool = False) -> None:
         deployment = self.deployments.get(fact.key)
         target = self.targets.get(fact.key)
         if deployment is None or (target is not None and target.version != fact.version):
             return
-        self.put(replace(deployment, failures=deployment.failures + 1, failed_at=now, last_error=error))
+        died_early_at = now if is_early_death else deployment.died_early_at
+        failures = deployment.failures + 1
+        self.put(replace(deployment, failures=failures, failed_at=now, last_error=error, died_early_at=died_early_at))
 
     def blame(self, fact: ReplicaFact, message: str) -> None:
         """Make the deployment UNHEALTHY because of this replica, if it was of the target version."""

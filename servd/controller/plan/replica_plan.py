@@ -9,14 +9,14 @@ from servd.controller.plan import actions
 from servd.controller.plan.facts import ApplicationFact, DeploymentFact, ReplicaFact
 from servd.controller.plan.observed import Observed
 from servd.controller.plan.resources import Held, Pool, place
-from servd.controller.plan.restarts import BackOff, failure_threshold, retry_delay_s
+from servd.controller.plan.restarts import PROBATION_S, BackOff, failure_threshold, retry_delay_s
 from servd.controller.plan.rollout import next_step
 from servd.controller.plan.settle import is_replaced, wanted_count
 from servd.controller.plan.targets import DeploymentTarget
 from servd.controller.plan.templates import template_for
 from servd.ground.ids import ReplicaID, random_hex, random_letters
 from servd.ground.settings import Settings, replica_address
-from servd.ground.states import ReplicaState
+from servd.ground.states import ROUTABLE, ReplicaState
 from servd.wire.messages import ReplicaStart
 
 KILL_AGAIN_S = 5.0
@@ -66,7 +66,17 @@ def _to_goal(
 ) -> Iterator[actions.Action | float]:
     wanted = wanted_count(target, fact)
     scarce = place(target.need, _held(observed), Pool.of(settings)) is None
-    step = next_step(replicas, target.version, target.config_version, wanted, scarce=scarce, failing=fact.failures > 0)
+    proven_at = _proven_at(target, fact, replicas)
+    step = next_step(
+        replicas,
+        target.version,
+        target.config_version,
+        wanted,
+        scarce=scarce,
+        failing=fact.failures > 0,
+        unproven=[replica_id for replica_id, at in proven_at.items() if at > now],
+    )
+    yield min((at for at in proven_at.values() if at > now), default=math.inf)
     running = sum(r.state is ReplicaState.RUNNING for r in replicas)
     starting = sum(r.state is ReplicaState.STARTING for r in replicas)
     # the news of those that start bring us back
@@ -82,6 +92,14 @@ def _to_goal(
             yield _drain(replica, target, replica.stop_reason)
         if replica.replica_id not in leaving and replica.version == target.version:
             yield from _tell(replica, target, replica in step.reconfigure)
+
+
+def _proven_at(target: DeploymentTarget, fact: DeploymentFact, replicas: list[ReplicaFact]) -> dict[str, float]:
+    """When old replicas may go for each new one that runs; empty while none of the new ones has died early."""
+    if fact.died_early_at == -math.inf:
+        return {}
+    running = [r for r in replicas if r.version == target.version and r.state in ROUTABLE]
+    return {r.replica_id: r.ready_at + PROBATION_S for r in running}
 
 
 def _start(

@@ -3,6 +3,7 @@
 Source: Ray Serve 2.5 (threshold, doubling back-off, jitter).
 """
 
+import math
 import random
 
 from servd.ground.quick_dataclass import dataclass
@@ -11,6 +12,10 @@ from servd.ground.settings import variable
 MAX_FAILURES = 100
 FAILURES_PER_REPLICA = 3
 JITTER_S = 3.0
+EARLY_DEATH_S = 60.0
+"""A replica that dies so soon after it was ready has failed to start, as far as the next try is concerned."""
+PROBATION_S = 10.0
+"""After such a death a new replica must have served for so long before an old one makes room for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,3 +43,13 @@ def retry_delay_s(name: str, failures: int, threshold: int, back_off: BackOff) -
         return 0.0
     delay = min(back_off.factor ** min(failures - threshold, 32), back_off.limit_s)
     return delay + random.Random(f"{name}/{failures}").uniform(0.0, JITTER_S)
+
+
+def back_off_text(name: str, failures: int, threshold: int, died_early_at: float) -> str:
+    """How often in a row a deployment failed to start, and when the next try is; for people."""
+    early = f", deaths within {EARLY_DEATH_S:.0f} s of being ready included" if died_early_at > -math.inf else ""
+    delay = retry_delay_s(name, failures, threshold, BackOff())
+    return (
+        f"The deployment failed to start {failures} times in a row{early}; the next try is {delay:.1f} s "
+        f"after the last one."
+    )

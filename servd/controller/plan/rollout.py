@@ -6,7 +6,7 @@ drains: at most T + R processes that are not STOPPING, and at no moment fewer ro
 Source: Ray Serve 2.5 rolling steps; start-first order is servd's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from servd.controller.plan.facts import ReplicaFact
 from servd.ground.quick_dataclass import dataclass
@@ -37,6 +37,7 @@ def next_step(
     *,
     scarce: bool = False,
     failing: bool = False,
+    unproven: Collection[str] = (),
 ) -> Step:
     """What to do now.
 
@@ -48,6 +49,7 @@ def next_step(
             replicas there are then, STOPPING ones included: with less room than wanted nothing could move else.
         failing: a start or reconfigure of this target has failed. What is missing then counts as being updated, so that a bad
             config stops after one step.
+        unproven: ids of new replicas that run, but not for long enough that an old one may go for them.
 
     Returns:
         The step; nothing to do once `target` replicas run at both versions and no other is left.
@@ -60,7 +62,7 @@ def next_step(
     start = max(min(target - len(new), target + surplus - len(alive)), 0) if target else 0
     reachable = min(target, len(replicas)) if scarce else target
     keep = target if surplus else max(reachable - step, 0)
-    drain = [*_drain_old(old, new, keep), *_drain_surplus(new, target)]
+    drain = [*_drain_old(old, new, keep, unproven), *_drain_surplus(new, target)]
     leaving = {replica.replica_id for replica, _ in drain}
     updating = sum(replica.state is ReplicaState.UPDATING for replica in new)
     if failing:
@@ -75,10 +77,12 @@ def next_step(
     return Step(start, tuple(drain), tuple(behind[: max(step - updating, 0)]))
 
 
-def _drain_old(old: Sequence[ReplicaFact], new: Sequence[ReplicaFact], keep: int) -> list[tuple[ReplicaFact, str]]:
+def _drain_old(
+    old: Sequence[ReplicaFact], new: Sequence[ReplicaFact], keep: int, unproven: Collection[str]
+) -> list[tuple[ReplicaFact, str]]:
     starting = [replica for replica in old if replica.state is ReplicaState.STARTING]
     serving = [replica for replica in old if replica.state in ROUTABLE]
-    ready = sum(replica.state in ROUTABLE for replica in new)
+    ready = sum(replica.state in ROUTABLE and replica.replica_id not in unproven for replica in new)
     excess = max(ready + len(serving) - keep, 0)
     oldest_first = sorted(serving, key=lambda replica: replica.created_at)
     return [(replica, replica.outgrown or "replaced") for replica in [*starting, *oldest_first[:excess]]]

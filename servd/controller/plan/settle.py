@@ -13,7 +13,7 @@ from servd.controller.plan.facts import ApplicationFact, DeploymentFact, ForkSer
 from servd.controller.plan.goal import ApplicationGoal, Goal
 from servd.controller.plan.observed import Observed
 from servd.controller.plan.outgrown import settle_memory
-from servd.controller.plan.restarts import BackOff, failure_threshold, retry_delay_s
+from servd.controller.plan.restarts import EARLY_DEATH_S, back_off_text, failure_threshold
 from servd.controller.plan.silence import settle_silence
 from servd.controller.plan.slow_starts import note_slow_starts
 from servd.controller.plan.targets import DeploymentTarget, base_environment, digest, resolve
@@ -272,7 +272,9 @@ def _settle_deployment(target: DeploymentTarget, observed: Observed, now: float)
     if target.autoscaling is not None and target.pinned is None:
         fact, wake_at = _autoscale(target, fact, observed, now)
     threshold = failure_threshold(wanted_count(target, fact))
-    if fact.failures > threshold and _has_new_running(target, observed):
+    forgets_at = fact.died_early_at + EARLY_DEATH_S
+    dies_early = forgets_at > now
+    if fact.failures > threshold and not dies_early and _has_new_running(target, observed):
         # some came up: the others are tried again and again at the first delay
         fact = replace(fact, failures=threshold)
         observed.put(fact)
@@ -281,11 +283,11 @@ def _settle_deployment(target: DeploymentTarget, observed: Observed, now: float)
         fact = replace(fact, trouble=failing, trigger="REPLICA_STARTUP_FAILED")
         observed.put(fact)
     elif fact.trouble and is_settled(target, fact, observed):
-        fact = replace(fact, trouble="", failures=0, last_error="", trigger="CONFIG_UPDATE_COMPLETED")
+        fact = replace(fact, trouble="", trigger="CONFIG_UPDATE_COMPLETED")
         observed.put(fact)
-    elif fact.failures and is_settled(target, fact, observed):
-        observed.put(replace(fact, failures=0, last_error=""))
-    return wake_at
+    if fact.failures and not dies_early and is_settled(target, fact, observed):
+        observed.put(replace(fact, failures=0, last_error="", died_early_at=-math.inf))
+    return min(wake_at, forgets_at) if dies_early else wake_at
 
 
 def fresh_fact(target: DeploymentTarget, old: DeploymentFact | None) -> DeploymentFact:
@@ -343,11 +345,8 @@ def failing_message(target: DeploymentTarget, fact: DeploymentFact, observed: Ob
         return ""
     if _has_new_running(target, observed):
         return ""
-    delay = retry_delay_s(target.id.full_name, fact.failures, threshold, BackOff())
-    return (
-        f"The deployment failed to start {fact.failures} times in a row; the next try is {delay:.1f} s "
-        f"after the last one. It may be wrong code or a wrong environment. Last error:\n{fact.last_error}"
-    )
+    waits = back_off_text(target.id.full_name, fact.failures, threshold, fact.died_early_at)
+    return f"{waits} It may be wrong code or a wrong environment. Last error:\n{fact.last_error}"
 
 
 def _has_new_running(target: DeploymentTarget, observed: Observed) -> bool:

@@ -8,6 +8,7 @@ from servd.controller.plan.facts import ApplicationFact, DeploymentFact, ProxyFa
 from servd.controller.plan.goal import Goal
 from servd.controller.plan.observed import Observed
 from servd.controller.plan.resources import Pool, place, shortage
+from servd.controller.plan.restarts import back_off_text, failure_threshold
 from servd.controller.plan.settle import deployment_status, route_prefix, wanted_count
 from servd.controller.plan.slow_starts import SLOW_START_S
 from servd.controller.plan.targets import DEFAULTS, DeploymentTarget
@@ -132,7 +133,8 @@ def _deployment(app: ApplicationFact, name: str, observed: Observed, pool: Pool,
         bare_name=name,
         status=status,
         status_trigger=fact.trigger if fact else "DELETING",
-        message=_message(status, fact, replicas, now) or _shortage(observed.targets.get(key), fact, observed, pool),
+        message=_message(status, target, fact, replicas, now)
+        or _shortage(observed.targets.get(key), fact, observed, pool),
         config=dict(target.shown) if target else _plain_config(key),
         target_num_replicas=wanted_count(target, fact) if target and not app.deleting else 0,
         replicas=tuple(_replica(replica, observed) for replica in replicas),
@@ -157,11 +159,18 @@ def _plain_config(key: tuple[str, str]) -> dict[str, object]:
     return {"name": DeploymentID(*key).full_name, **config}
 
 
-def _message(status: DeploymentStatus, fact: DeploymentFact | None, replicas: list[ReplicaFact], now: float) -> str:
+def _message(
+    status: DeploymentStatus,
+    target: DeploymentTarget | None,
+    fact: DeploymentFact | None,
+    replicas: list[ReplicaFact],
+    now: float,
+) -> str:
     if fact is None:
         return ""
     if status is DeploymentStatus.UNHEALTHY:
-        return fact.trouble
+        waits = _waits(target, fact)
+        return fact.trouble if waits in fact.trouble else f"{fact.trouble}\n{waits}"
     if status is DeploymentStatus.UPDATING:
         slow = [r for r in replicas if r.state is ReplicaState.STARTING and now - r.created_at > SLOW_START_S]
         if slow:
@@ -175,6 +184,13 @@ def _message(status: DeploymentStatus, fact: DeploymentFact | None, replicas: li
         if fact.last_error and fact.failures:
             return f"{fact.failures} failed start(s); last error:\n{fact.last_error}"
     return ""
+
+
+def _waits(target: DeploymentTarget | None, fact: DeploymentFact) -> str:
+    """When the next start is tried, "" if at once."""
+    if target is None or fact.failures < (threshold := failure_threshold(wanted_count(target, fact))):
+        return ""
+    return back_off_text(target.id.full_name, fact.failures, threshold, fact.died_early_at)
 
 
 def _shortage(target: DeploymentTarget | None, fact: DeploymentFact | None, observed: Observed, pool: Pool) -> str:
