@@ -85,7 +85,7 @@ def run(
 
     Raises:
         TypeError: `target` is no application. ValueError: it cannot be built.
-        ServdError: the daemon refuses it.
+        ServdError: the daemon refuses it, say because the prefix is taken; nothing is changed then.
         RuntimeError: a deployment is UNHEALTHY, with its message; the application stays and goes on trying.
     """
     root = _root_of(target)
@@ -99,8 +99,8 @@ def run(
     else:
         port = None if port is None else _client_module().concrete_port(host, port)
         order = {key: value for key, value in (("host", host), ("port", port)) if value is not None}
-    if not isinstance(route_prefix, Unset):
-        order["route_prefix"] = route_prefix
+    # the code's own too: where it is taken shows before anything is changed
+    order["route_prefix"] = built.route_prefix if isinstance(route_prefix, Unset) else route_prefix
     logging_config = client.logging_config if logging_config is None else logging_config
     if logging_config is not None:
         order["logging_config"] = _plain_logging(logging_config)

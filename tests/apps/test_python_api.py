@@ -203,10 +203,42 @@ def test_a_broken_application_says_why() -> None:
     assert servd.status().applications["default"].status == "DEPLOY_FAILED"
 
 
-def test_prefixes_belong_to_one_application() -> None:
-    servd.run(Worker.bind(), name="first", route_prefix="/x")
-    with pytest.raises(ServdError, match="/x"):
-        servd.run(Worker.bind(), name="second", route_prefix="/x")
+@pytest.mark.parametrize(
+    ("first", "second", "prefix"),
+    [
+        ({"route_prefix": "/x"}, {"route_prefix": "/x"}, "/x"),
+        ({}, {}, "/"),
+        ({}, {"route_prefix": "/"}, "/"),
+        ({"route_prefix": "/"}, {}, "/"),
+    ],
+)
+def test_a_taken_prefix_is_refused_and_nothing_changes(first: Any, second: Any, prefix: str) -> None:
+    servd.run(Worker.bind(), name="first", **first)
+    with pytest.raises(ServdError, match=f"'{prefix}' is already used by application 'first'"):
+        servd.run(Worker.bind(), name="second", **second)
+    assert list(servd.status().applications) == ["first"]
+    assert servd.status().applications["first"].status == "RUNNING"
+
+
+def test_the_prefix_in_code_is_as_much_taken(tmp_path: Path) -> None:
+    (tmp_path / "owner.py").write_text(
+        "import servd\n@servd.deployment(route_prefix='/own')\ndef read():\n    return 1\napp = read.bind()\n"
+    )
+    client = find()
+    assert client is not None
+    env = {"working_dir": str(tmp_path)}
+    client.deploy_apps({"applications": [{"name": "owner", "import_path": "owner:app", "runtime_env": env}]})
+    client.wait_until_healthy("owner")
+    before = client.status()["applications"]
+    with pytest.raises(ServdError, match="'/own' is already used by application 'owner'"):
+        servd.run(Worker.options(route_prefix="/own").bind(), name="second")
+    other = servd.run(Worker.bind(), name="other", route_prefix="/other")
+    with pytest.raises(ServdError, match="'/own' is already used by application 'owner'"):
+        servd.run(Worker.bind(), name="other", route_prefix="/own")
+    assert other.add.remote(1).result(20) == 1
+    after = client.status()["applications"]
+    assert set(after) == {*before, "other"}
+    assert after["other"]["route_prefix"] == "/other"
 
 
 def test_running_again_replaces(port: int) -> None:

@@ -115,6 +115,19 @@ def test_run_refuses_a_prefix_that_another_application_was_given() -> None:
         )
 
 
+@pytest.mark.parametrize(("prefix", "taken"), [("/code", True), ("/x", False), (None, False)])
+def test_run_refuses_a_prefix_that_the_code_of_another_application_has(prefix: str | None, taken: bool) -> None:
+    goal, built = a_goal(an_app("a")), situation(prefixes={"a": "/code", "gone": "/x"})
+    wish = ApplicationDocument("b", route_prefix=prefix, route_prefix_given=True)
+    if taken:
+        with pytest.raises(ConfigError, match="'/code' is already used by application 'a'"):
+            put_application(goal, wish, HTTP, built, {})
+    else:
+        assert put_application(goal, wish, HTTP, built, {}).application("b") is not None
+    moving = a_goal(an_app("a", route_prefix="/new", route_prefix_given=True))
+    assert put_application(moving, wish, HTTP, built, {}).application("b") is not None
+
+
 def test_delete_empties_the_goal_as_a_revision() -> None:
     assert delete(a_goal(an_app())) == Goal(revision=2)
     assert delete(Goal(5)) == Goal(5)

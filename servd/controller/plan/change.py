@@ -4,11 +4,12 @@ Source: Ray Serve REST API 2.5; which options conflict, and when the listener mo
 """
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import field, replace
 
 from servd.controller.plan.data_plane import flag_options
 from servd.controller.plan.goal import ApplicationGoal, Goal, HttpGoal
 from servd.controller.plan.observed import Observed
+from servd.controller.plan.settle import route_prefix
 from servd.documents.control_plane import ApplicationDocument, GoalDocument, HttpWish
 from servd.documents.runtime_env import check_application
 from servd.exceptions import ConfigError
@@ -27,7 +28,8 @@ class Situation:
 
     http: options in force, or those that would be used when the data plane opens. present: names of the applications that
     exist now, DELETING ones included. deployed: (application, bare name) of every known deployment.
-    deployed_at: wall time of the change, seconds. deploy_id: larger than any earlier one.
+    deployed_at: wall time of the change, seconds. deploy_id: larger than any earlier one. prefixes: by name of each
+    application that is built, None for one that is not exposed.
     """
 
     http: HttpGoal
@@ -35,6 +37,7 @@ class Situation:
     deployed: Collection[tuple[str, str]]
     deployed_at: float
     deploy_id: int
+    prefixes: Mapping[str, str | None] = field(default_factory=dict)
 
 
 def situation_of(goal: Goal, observed: Observed, settings: Settings, deployed_at: float) -> Situation:
@@ -45,6 +48,7 @@ def situation_of(goal: Goal, observed: Observed, settings: Settings, deployed_at
         deployed={*observed.targets, *observed.deployments},
         deployed_at=deployed_at,
         deploy_id=goal.revision + 1,
+        prefixes={app.name: route_prefix(app) for app in observed.applications.values()},
     )
 
 
@@ -91,21 +95,11 @@ def put_application(
     """The goal with one application added or replaced; others and the mode stay. One without a name stays alone.
 
     Raises:
-        ConfigError: another wanted application was given the same route prefix, or two deployments would get one full name.
+        ConfigError: another wanted application has the same route prefix, or two deployments would get one full name.
     """
     others = goal.applications if document.name else ()
-    for other in others:
-        theirs = other.document
-        if (
-            other.name != document.name
-            and document.route_prefix_given
-            and document.route_prefix is not None
-            and theirs.route_prefix_given
-            and theirs.route_prefix == document.route_prefix
-        ):
-            raise ConfigError(
-                f"route prefix {document.route_prefix!r} is already used by application {other.name!r}; choose another one"
-            )
+    if document.route_prefix_given and document.route_prefix is not None:
+        _check_prefix(document, [other.document for other in others], situation)
     check_application(document.name, document.runtime_env, document.deployments)
     _check_full_names([document], situation.deployed)
     wish = _wish(document, situation, snapshots)
@@ -113,6 +107,16 @@ def put_application(
     if wish not in kept:
         kept.append(wish)
     return Goal(goal.revision + 1, True, goal.mode, http, tuple(kept), goal.asked, goal.logging_config)
+
+
+def _check_prefix(document: ApplicationDocument, others: Iterable[ApplicationDocument], situation: Situation) -> None:
+    for other in others:
+        # without one in its document, its code has said it: known as soon as it is built
+        theirs = other.route_prefix if other.route_prefix_given else situation.prefixes.get(other.name)
+        if other.name != document.name and theirs == document.route_prefix:
+            raise ConfigError(
+                f"route prefix {theirs!r} is already used by application {other.name!r}; choose another one"
+            )
 
 
 def check_rollback(goal: Goal, former: Goal, situation: Situation) -> HttpGoal | None:
