@@ -9,7 +9,7 @@ from servd.proxy.forwarder import Target
 from servd.proxy.http1_answer import HttpAnswering
 from servd.proxy.http1_rules import unusual_target
 from servd.proxy.limits import WHOLE_BODY_BYTES
-from servd.proxy.listener import Listener, is_reset
+from servd.proxy.listener import Listener, is_left, is_reset
 from servd.proxy.probes import TEXT, Answer
 from servd.wire.records import FRAME_BYTES, HTTP, Outbox, origin
 
@@ -147,20 +147,29 @@ class HttpOrder(HttpAnswering):
             self._transport.close()
 
     def eof_received(self) -> bool:
-        """Answer what a client asked before it closed its half of the connection, if it still listens."""
+        """Answer what a client asked before it closed its half of the connection, if it still listens. Once an answer has
+        begun, whoever closes is gone.
+        """
+        if self.is_active and self.has_begun:
+            # what waits to be written must not hold up the end
+            self._transport.abort()
+            return True
         if self._is_deaf or self._is_streaming or not (self.is_active or self._backlog):
             return False
         if self._transport.get_extra_info("sslcontext") is not None:
             return False
         self._is_half_closed = self._has_next = True
-        if not self.has_begun and not self._is_http10:
+        if not self._is_http10:
             # who has closed both halves answers with a reset, who listens skips it: nothing else tells them apart
             self._transport.write(_PROCESSING)
         self._loop.call_later(_LOOK_S, self._look_for_client)
         return True
 
     def _look_for_client(self) -> None:
-        if not self._transport.is_closing() and is_reset(self._transport.get_extra_info("socket")):
+        sock = self._transport.get_extra_info("socket")
+        # behind a request that waits, the end of what the client sends is not read
+        is_begun = self.is_active and self.has_begun and self._has_next and not self._is_half_closed
+        if not self._transport.is_closing() and (is_left(sock) if is_begun else is_reset(sock)):
             self._transport.abort()
 
     def _go_on(self) -> None:

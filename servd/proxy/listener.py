@@ -13,17 +13,27 @@ requests that are on their way."""
 
 HandOver = Callable[[asyncio.Transport, bytes], None]
 _TCP_CLOSE = 7
-"""State of a connection after a reset (linux/tcp_states.h), the first byte of `TCP_INFO`."""
+_TCP_CLOSE_WAIT = 8
+"""States of a connection (linux/tcp_states.h), the first byte of `TCP_INFO`: after a reset, after the other side's end."""
 
 
 def is_reset(sock: socket.socket | None) -> bool:
     """Whether the other side has reset this connection; False where nobody can tell."""
+    return _state(sock) == _TCP_CLOSE
+
+
+def is_left(sock: socket.socket | None) -> bool:
+    """Whether the other side has reset this connection, or will send nothing more; what it sent may still be unread."""
+    return _state(sock) in (_TCP_CLOSE, _TCP_CLOSE_WAIT)
+
+
+def _state(sock: socket.socket | None) -> int:
     if sock is None or not hasattr(socket, "TCP_INFO") or sock.family == socket.AF_UNIX:
-        return False
+        return 0
     try:
-        return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE
+        return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
     except OSError:
-        return True
+        return _TCP_CLOSE
 
 
 class Connection(Protocol):
