@@ -9,7 +9,7 @@ from servd.calls.arguments import needs_waiting, resolve
 from servd.calls.process import Process, Ticket, installed_process, local_process
 from servd.calls.request_context import MAX_DEPTH, RequestContext, current_request
 from servd.calls.response import DeploymentResponse, DeploymentResponseGenerator, Ref
-from servd.exceptions import ServdError
+from servd.exceptions import RequestCancelledError, ServdError
 from servd.ground.ids import DeploymentID
 from servd.ground.settings import variable
 
@@ -128,13 +128,14 @@ class _Handle:
                 waits = needs_waiting(args, kwargs, _is_response)
                 if not waits:
                     raise
+        made_at = context.cancellations
         if not waits and _get_ident() == to.thread_id:
             ticket = self._submit(to, parts, context)
             return kind(to, ticket) if not self._stream else DeploymentResponseGenerator(to, ticket)
         if self._stream:
-            opening = self._open(to, args, kwargs, parts, context)
+            opening = self._open(to, args, kwargs, parts, context, made_at)
             return DeploymentResponseGenerator(to, opening=asyncio.run_coroutine_threadsafe(opening, to.loop))
-        fetch = self._fetch(sent, to, args, kwargs, parts, context)
+        fetch = self._fetch(sent, to, args, kwargs, parts, context, made_at)
         if _get_ident() == to.thread_id:
             return kind(to, future=to.loop.create_task(fetch))
         return kind(to, future=asyncio.run_coroutine_threadsafe(fetch, to.loop))
@@ -157,10 +158,13 @@ class _Handle:
         kwargs: dict[str, Any],
         parts: list[Any],
         context: RequestContext,
+        made_at: int,
     ) -> Ticket:
         if not parts:
             args, kwargs = await resolve(args, kwargs, _is_response)
             parts = pickling.dumps((args, kwargs))
+        if context.cancellations != made_at:
+            raise RequestCancelledError("the request for which the call was made was cancelled before it was sent")
         return self._submit(to, parts, context)
 
     async def _fetch(self, sent: threading.Event | None, *call: Any) -> Any:

@@ -1,10 +1,12 @@
 """`multiplexed`: many models in one replica, loaded when asked for, the least recently used one unloaded first.
 
 How this works: each decorated method has a pool. A model is *in use* from the moment a request asks for it until that request
-ends; the end is known from the request's task, so users need not give models back. Models in use are never unloaded.
+ends, so users need not give models back. Models in use are never unloaded. A load that finds no room waits for the first model
+that comes free, unless none will: then the least recently used one leaves the pool, and is unloaded when its requests have ended.
 """
 
 import asyncio
+import contextvars
 import functools
 import inspect
 import logging
@@ -14,13 +16,17 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
+from servd.app.kept import kept_for
 from servd.calls.replica_context import replica_context
-from servd.calls.request_context import current_request
+from servd.calls.request_context import NO_REQUEST, RequestContext, current_request
 from servd.ground.clock import SystemClock
 from servd.observability.measures import family, labelled
 from servd.wire.messages import MetricFamily
 
 logger = logging.getLogger(__name__)
+
+LONGEST_WAIT_S = 5.0
+"""How long a load waits for a model that others use before the least recently used one leaves the pool for it."""
 
 _UNLIMITED = -1
 _now = SystemClock().now
@@ -77,53 +83,77 @@ class ModelPool:
         self._load = load
         self._limit = limit
         self._models: OrderedDict[str, Any] = OrderedDict()
-        self._users: dict[str, set[asyncio.Task[Any]]] = {}
-        self._loading: dict[str, asyncio.Future[Any]] = {}
+        self._users: dict[str, set[Any]] = {}
+        self._loads: dict[str, _Load] = {}
+        self._leaving: list[tuple[str, Any, set[Any]]] = []
         self._reserved = 0
-        self._changed: asyncio.Event | None = None
+        self._changed = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
         with _lock:
             _pools.add(self)
 
     def __repr__(self) -> str:
-        return f"ModelPool({list(self._models)}, loading={list(self._loading)}, limit={self._limit})"
+        return f"ModelPool({list(self._models)}, loading={list(self._loads)}, limit={self._limit})"
 
     def model_ids(self) -> tuple[str, ...]:
         """Ids held, least recently used first."""
         return tuple(self._models.copy())
 
     async def get(self, model_id: str) -> Any:
-        """The model, loaded if it is not held; in use until the calling task ends.
+        """The model, loaded if it is not held; in use until the request that asks has ended.
 
         Raises:
             Exception: what the loader raises; nothing is kept then.
-            TimeoutError: all models were in use until the request's deadline.
+            TimeoutError: the request's deadline passed before the model was there.
         """
         self._use(model_id)
         while model_id not in self._models:
-            loading = self._loading.get(model_id)
-            if loading is None:
-                loading = self._loading[model_id] = asyncio.ensure_future(self._bring_in(model_id))
-                loading.add_done_callback(functools.partial(self._loaded, model_id))
-            # a caller that gives up must not end the load for the others
-            await asyncio.shield(loading)
+            load = self._loads.get(model_id)
+            if load is None:
+                load = self._loads[model_id] = _Load()
+                # of nobody's request: neither the client nor the deadline of the first that asks ends it for the others
+                load.task = asyncio.get_running_loop().create_task(
+                    self._bring_in(model_id, load), context=_own_context(model_id)
+                )
+                load.task.add_done_callback(functools.partial(self._loaded, model_id, load))
+            await self._wait_for(model_id, load)
         self._models.move_to_end(model_id)
         return self._models[model_id]
 
-    def _loaded(self, model_id: str, loading: "asyncio.Future[Any]") -> None:
-        del self._loading[model_id]
-        if not loading.cancelled():
-            # whoever asked gets it from the future
-            loading.exception()
-
-    async def _bring_in(self, model_id: str) -> None:
-        deadline = current_request.get().deadline
+    async def _wait_for(self, model_id: str, load: "_Load") -> None:
+        assert load.task is not None
+        load.listeners += 1
         try:
-            async with asyncio.timeout_at(deadline):
-                await self._make_room()
+            async with asyncio.timeout_at(current_request.get().deadline):
+                # a caller that gives up must not end the load for the others
+                await asyncio.shield(load.task)
         except TimeoutError:
-            raise TimeoutError(
-                f"model {model_id!r} waited until the request's deadline: all models are in use"
-            ) from None
+            if load.task.done():
+                raise
+            stage = "waited for room: all models are in use" if load.is_short else "was being loaded"
+            raise TimeoutError(f"model {model_id!r} {stage} when the request's time limit passed") from None
+        finally:
+            load.listeners -= 1
+            if load.is_short and not load.listeners:
+                self._forget(model_id, load)
+                load.task.cancel()
+
+    def _forget(self, model_id: str, load: "_Load") -> None:
+        if self._loads.get(model_id) is load:
+            del self._loads[model_id]
+
+    def _loaded(self, model_id: str, load: "_Load", task: "asyncio.Task[None]") -> None:
+        self._forget(model_id, load)
+        if not task.cancelled():
+            # whoever asked gets it from the task
+            task.exception()
+
+    async def _bring_in(self, model_id: str, load: "_Load") -> None:
+        load.is_short = True
+        try:
+            await self._make_room()
+        finally:
+            load.is_short = False
         began = _now()
         try:
             self._models[model_id] = await self._load(model_id)
@@ -134,23 +164,49 @@ class ModelPool:
             self._wake()
 
     async def _make_room(self) -> None:
-        """Wait for room for one more model and reserve it."""
+        """Reserve room for one more model: wait for a model to come free, or take one out where none will."""
+        self._wake()
+        until = _now() + LONGEST_WAIT_S
         while self._limit != _UNLIMITED and len(self._models) + self._reserved >= self._limit:
-            idle = next((held for held in self._models if not self._users.get(held)), None)
-            if idle is not None:
-                await self._unload(idle)
+            left_s = until - _now()
+            victim = self._victim(is_over=left_s <= 0)
+            if victim is not None:
+                await self._unload(victim)
                 continue
-            if self._changed is None or self._changed.is_set():
-                self._changed = asyncio.Event()
-            await self._changed.wait()
+            changed = self._changed
+            try:
+                async with asyncio.timeout(left_s):
+                    await changed.wait()
+            except TimeoutError:
+                pass
         self._reserved += 1
 
+    def _victim(self, is_over: bool) -> str | None:
+        """The least recently used model that nobody uses; else one that only requests use which wait for room themselves,
+        since they would wait for ever; after the longest wait any."""
+        by_age = list(self._models)
+        idle = next((held for held in by_age if not self._users.get(held)), None)
+        if idle is not None:
+            return idle
+        short = [self._users.get(model_id, set()) for model_id, load in self._loads.items() if load.is_short]
+        waiting = set().union(*short)
+        stuck = next((held for held in by_age if self._users[held] <= waiting), None)
+        return stuck if stuck is not None or not is_over else next(iter(by_age), None)
+
     def _wake(self) -> None:
-        if self._changed is not None:
-            self._changed.set()
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     async def _unload(self, model_id: str) -> None:
         model = self._models.pop(model_id)
+        users = self._users.get(model_id)
+        if users:
+            # it has left the pool, but whoever works with it goes on
+            self._leaving.append((model_id, model, set(users)))
+            return
+        await self._end(model_id, model)
+
+    async def _end(self, model_id: str, model: Any) -> None:
         began = _now()
         await self._finalize(model_id, model)
         _times.unloads += 1
@@ -171,20 +227,51 @@ class ModelPool:
         _disarm(model)
 
     def _use(self, model_id: str) -> None:
-        task = asyncio.current_task()
-        if task is None:
-            return
+        request = current_request.get()
+        # a constructor or a health check is no request, and has a task at least
+        user: Any = asyncio.current_task() if request is NO_REQUEST else request
         users = self._users.setdefault(model_id, set())
-        if task not in users:
-            users.add(task)
-            task.add_done_callback(functools.partial(self._release, model_id))
+        if user is None or user in users:
+            return
+        users.add(user)
+        if isinstance(user, RequestContext):
+            user.when_over(lambda: self._release(model_id, user))
+        else:
+            user.add_done_callback(functools.partial(self._release, model_id))
 
-    def _release(self, model_id: str, task: "asyncio.Task[Any]") -> None:
-        users = self._users[model_id]
-        users.discard(task)
+    def _release(self, model_id: str, user: Any) -> None:
+        users = self._users.get(model_id, set())
+        users.discard(user)
         if not users:
-            del self._users[model_id]
-            self._wake()
+            self._users.pop(model_id, None)
+        for left in list(self._leaving):
+            name, model, others = left
+            if name == model_id:
+                others.discard(user)
+                if not others:
+                    self._leaving.remove(left)
+                    task = asyncio.get_running_loop().create_task(self._end(name, model))
+                    self._tasks.add(task)
+                    task.add_done_callback(self._tasks.discard)
+        self._wake()
+
+
+class _Load:
+    """A model on its way. listeners: requests that wait for it. is_short: it waits for room."""
+
+    def __init__(self) -> None:
+        self.task: asyncio.Task[None] | None = None
+        self.listeners = 0
+        self.is_short = False
+
+
+def _own_context(model_id: str) -> contextvars.Context:
+    """What a load runs in: all that the code around it has set, and a request of its own."""
+    own = contextvars.copy_context()
+    asked = current_request.get()
+    request = RequestContext(asked.request_id, asked.route, asked.app_name, model_id)
+    own.run(current_request.set, request)
+    return own
 
 
 _KEPT: list[Any] = []
@@ -254,7 +341,6 @@ class _OwnPool:
 
     def __init__(self, function: Callable[..., Any], limit: int) -> None:
         self._function, self._limit = function, limit
-        self._attribute = f"__servd_models_{function.__name__}"
         self._pool: ModelPool | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -267,11 +353,7 @@ class _OwnPool:
         return self._pool
 
     def of_instance(self, owner: Any) -> ModelPool:
-        pool: ModelPool | None = owner.__dict__.get(self._attribute)
-        if pool is None:
-            load = functools.partial(self._function, owner)
-            pool = owner.__dict__[self._attribute] = ModelPool(load, self._limit)
-        return pool
+        return kept_for(owner, self, lambda: ModelPool(functools.partial(self._function, owner), self._limit))
 
 
 def _checked_id(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:

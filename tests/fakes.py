@@ -123,7 +123,13 @@ class Room:
     def replica(self, http: Http = hello, methods: dict[str, Any] | None = None, *, limit: int = 100) -> str:
         """Start one more replica; gives its address."""
         address = new_address()
-        server = ReplicaServer(asyncio.get_running_loop(), address, FakeUser(http, methods), limit=limit)
+        server = ReplicaServer(
+            asyncio.get_running_loop(),
+            address,
+            FakeUser(http, methods),
+            limit=limit,
+            on_cancelled=self.caller.cancel_calls_of,
+        )
         server.start()
         self.servers[address] = server
         return address

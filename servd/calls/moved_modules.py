@@ -41,7 +41,13 @@ MOVED_NAMES = {
 }
 """Single names that left a module which is still there."""
 
+RENAMED = {
+    # as above
+    ("servd.batching", "_End"): ("servd.app.batch_queue", "StreamEnd"),
+}
+"""(Module, name) in the pickle -> (module, name) now."""
 
-def home_of(module: str, name: str) -> str:
-    """The module that now has what was `name` in `module`."""
-    return MOVED_NAMES.get(module, {}).get(name) or MOVED.get(module, module)
+
+def home_of(module: str, name: str) -> tuple[str, str]:
+    """Module and name that now have what was `name` in `module`."""
+    return RENAMED.get((module, name)) or (MOVED_NAMES.get(module, {}).get(name) or MOVED.get(module, module), name)

@@ -143,7 +143,7 @@ class _ApplicationReader(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("cloudpickle.cloudpickle", "subimport"):
             return _module_named
-        return super().find_class(home_of(module, name), name)
+        return super().find_class(*home_of(module, name))
 
 
 def _module_named(name: str) -> ModuleType:

@@ -1,5 +1,6 @@
 """The request that running code serves. Standard library only: every replica and every driver loads this."""
 
+from collections.abc import Callable
 from contextvars import ContextVar
 
 MAX_DEPTH = 64
@@ -10,10 +11,21 @@ class RequestContext:
     """The request that the current task serves; travels with every handle call made on its behalf.
 
     deadline: monotonic seconds of this process, None = no limit. depth: handle calls between the entry
-    and here. ancestors: replica ids that hold a slot for this request, outermost first.
+    and here. ancestors: replica ids that hold a slot for this request, outermost first. cancellations: how often it was
+    cancelled.
     """
 
-    __slots__ = ("ancestors", "app_name", "deadline", "depth", "multiplexed_model_id", "request_id", "route")
+    __slots__ = (
+        "_when_over",
+        "ancestors",
+        "app_name",
+        "cancellations",
+        "deadline",
+        "depth",
+        "multiplexed_model_id",
+        "request_id",
+        "route",
+    )
 
     def __init__(
         self,
@@ -32,6 +44,23 @@ class RequestContext:
         self.deadline = deadline
         self.depth = depth
         self.ancestors = ancestors
+        self.cancellations = 0
+        self._when_over: list[Callable[[], None]] | None = None
+
+    def when_over(self, told: Callable[[], None]) -> None:
+        """Call `told` when the request has ended."""
+        if self._when_over is None:
+            self._when_over = []
+        self._when_over.append(told)
+
+    def end(self) -> None:
+        """The request has ended: what it left running holds no slot and has no time limit."""
+        self.ancestors = ()
+        self.deadline = None
+        if self._when_over is not None:
+            told, self._when_over = self._when_over, None
+            for one in told:
+                one()
 
     def __repr__(self) -> str:
         return (

@@ -6,7 +6,7 @@ Arguments and results are pickled on the way, and user code runs as in a replica
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from types import AsyncGeneratorType
 from typing import Any
 
@@ -31,12 +31,19 @@ _made: "dict[int, list[LocalTicket]]" = {}
 class LocalTicket:
     """One call inside the process."""
 
-    def __init__(self, task: "asyncio.Task[Any] | None", items: AsyncIterator[Any] | None = None) -> None:
-        self._task, self._items = task, items
+    def __init__(
+        self, context: RequestContext, task: "asyncio.Task[Any] | None", items: AsyncIterator[Any] | None = None
+    ) -> None:
+        self._context, self._task, self._items = context, task, items
 
     def __await__(self) -> Generator[Any, None, Any]:
         assert self._task is not None
-        return self._task.__await__()
+        try:
+            # who waits is cancelled at once, whatever the handler makes of it
+            return (yield from asyncio.shield(self._task).__await__())
+        except asyncio.CancelledError:
+            self.cancel()
+            raise
 
     def __aiter__(self) -> AsyncIterator[Any]:
         assert self._items is not None
@@ -47,7 +54,10 @@ class LocalTicket:
         told()
 
     def cancel(self) -> None:
-        """Cancel the handler; a stream ends where it is."""
+        """Cancel the handler, and the calls that it has made, whatever it makes of that; a stream ends where it is."""
+        self._context.cancellations += 1
+        for made in _made.get(id(self._context), ()):
+            made.cancel()
         if self._task is not None:
             self._task.cancel()
         elif isinstance(self._items, AsyncGeneratorType) and not self._items.ag_running:
@@ -104,10 +114,10 @@ class LocalCaller:
             (*context.ancestors, own[1].replica_tag) if own is not None else (),
         )
         if stream:
-            ticket = LocalTicket(None, self._stream(deployment, method, parts, context, inner))
+            ticket = LocalTicket(inner, None, self._stream(deployment, method, parts, context, inner))
         else:
             call = self._call(deployment, method, parts, context, inner)
-            ticket = LocalTicket(asyncio.get_running_loop().create_task(call))
+            ticket = LocalTicket(inner, asyncio.get_running_loop().create_task(call))
         if id(context) in _made:
             _made[id(context)].append(ticket)
         return ticket
@@ -128,21 +138,43 @@ class LocalCaller:
     async def _stream(
         self, deployment: str, method: str, parts: list[Any], outer: RequestContext, context: RequestContext
     ) -> AsyncIterator[Any]:
-        replica, about, slots = self._find(deployment)
-        args, kwargs = pickling.loads(parts)
-        async with _slot(slots, outer, context):
-            items = replica.stream(method, args, kwargs, context)
-            try:
-                while True:
-                    # a generator runs in the context of whoever asks for its next item
-                    current_request.set(context)
-                    local_replica.set(about)
-                    item = await anext(items, _END)
-                    if item is _END:
-                        return
-                    yield pickling.dumps(item)
-            except Exception as error:
-                raise RemoteFailure(pickling.dump_exception(error)) from error
+        items: asyncio.Queue[Any] = asyncio.Queue(1)
+        made = self._make_items(deployment, method, parts, outer, context, items)
+        # a task of its own: whoever asks for the next item does so in a context of his own, a generator lives in one
+        task = asyncio.get_running_loop().create_task(made)
+        try:
+            while (item := await items.get()) is not _END:
+                yield item
+            await task
+        finally:
+            task.cancel()
+
+    async def _make_items(
+        self,
+        deployment: str,
+        method: str,
+        parts: list[Any],
+        outer: RequestContext,
+        context: RequestContext,
+        items: "asyncio.Queue[Any]",
+    ) -> None:
+        try:
+            replica, about, slots = self._find(deployment)
+            args, kwargs = pickling.loads(parts)
+            async with _slot(slots, outer, context):
+                current_request.set(context)
+                local_replica.set(about)
+                try:
+                    async with aclosing(replica.stream(method, args, kwargs, context)) as found:
+                        async for item in found:
+                            await items.put(pickling.dumps(item))
+                except Exception as error:
+                    raise RemoteFailure(pickling.dump_exception(error)) from error
+        finally:
+            # of a task that was cancelled nobody hears the end
+            task = asyncio.current_task()
+            if task is not None and not task.cancelling():
+                await items.put(_END)
 
     def _find(self, deployment: str) -> tuple[UserCallable, ReplicaContext, LocalSlots]:
         if deployment not in self._replicas:
@@ -179,8 +211,7 @@ async def _slot(slots: LocalSlots, outer: RequestContext, context: RequestContex
         raise
     finally:
         del _made[id(context)]
-        # what it left running holds no slot
-        context.ancestors = ()
+        context.end()
         slots.release()
 
 

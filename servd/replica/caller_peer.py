@@ -3,6 +3,7 @@
 import asyncio
 from typing import Any, Protocol
 
+from servd.calls.request_context import RequestContext
 from servd.wire.link import Peer, ReplicaLink
 from servd.wire.records import ACCEPTED
 
@@ -12,6 +13,7 @@ class Work(Protocol):
 
     task: "asyncio.Task[None] | None"
     has_started: bool
+    context: RequestContext
 
     def add_credit(self, size: int) -> None:
         """The caller took `size` bytes of the answer."""

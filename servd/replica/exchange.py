@@ -132,6 +132,8 @@ class HttpExchange:
             if self._closes:
                 status = -status
         self.is_finished = self.has_begun = True
+        # the limit was for the answer: what goes on in the background has none
+        self.context.deadline = None
         peer = self._peer
         if len(body) >= 65536:
             body = peer.outbox.attach(body)
@@ -269,6 +271,7 @@ class HttpExchange:
 
     def _end(self) -> None:
         self.is_finished = True
+        self.context.deadline = None
         self._peer.finish_exchange(self.call_id, (END, self.call_id, self._peer.ongoing_after(), None))
 
     async def _send_pieces(self, body: bytes) -> None:

@@ -53,6 +53,8 @@ class HandleCall:
 
     def reply(self, succeeded: bool, parts: list[Any]) -> None:
         """End the call with a result, or with an exception's parts."""
+        # the limit was for the answer: what goes on in the background has none
+        self.context.deadline = None
         peer = self._peer
         record = (REPLY, self._call_id, peer.ongoing_after(), succeeded, peer.outbox.attach_all(parts))
         peer.finish_exchange(self._call_id, record)

@@ -293,8 +293,7 @@ class ReplicaServer:
         finally:
             if not exchange.is_finished:
                 exchange.abort("")
-            # what it left running holds no slot
-            exchange.context.ancestors = ()
+            exchange.context.end()
             self._release()
 
     def _fail(self, exchange: HttpExchange, error: BaseException) -> None:
@@ -327,7 +326,7 @@ class ReplicaServer:
         except Exception as error:
             call.reply(False, dump_exception(error))
         finally:
-            call.context.ancestors = ()
+            call.context.end()
             self._release()
 
     def _take_back_calls(self, context: RequestContext) -> None:
@@ -360,6 +359,9 @@ class ReplicaServer:
             work.disconnect()
         # a task cancelled before its first step would never come to its `finally`: it looks for itself then
         if work.has_started:
+            # whatever the handler makes of its cancellation, the calls that it has made end now
+            work.context.cancellations += 1
+            self._take_back_calls(work.context)
             work.task.cancel()
 
     def _on_gone(self, peer: Peer) -> None:

@@ -20,13 +20,13 @@ class SyncThreads:
     def __repr__(self) -> str:
         return f"SyncThreads({len(self._workers)}, idle={len(self._idle)}, waiting={len(self._waiting)})"
 
-    async def run(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Result of the function, called on whichever thread is free, in a copy of this task's context.
+    async def run(self, function: Callable[..., Any], *args: Any, context: contextvars.Context | None = None) -> Any:
+        """Result of the function, called on whichever thread is free, in `context`, or in a copy of this task's.
 
         A job that was cancelled before it began is dropped; one that runs cannot be stopped: the cancellation
         is raised when it has ended, so that the caller's slot is held as long as the thread.
         """
-        job = _Job(function, args)
+        job = _Job(function, args, context)
         if self._idle:
             self._start(self._idle.pop(), job)
         else:
@@ -84,10 +84,12 @@ class SyncThreads:
 class _Job:
     __slots__ = ("args", "context", "ended", "function", "is_done", "loop", "result")
 
-    def __init__(self, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    def __init__(
+        self, function: Callable[..., Any], args: tuple[Any, ...], context: contextvars.Context | None = None
+    ) -> None:
         self.function = function
         self.args = args
-        self.context = contextvars.copy_context()
+        self.context = contextvars.copy_context() if context is None else context
         self.loop = asyncio.get_running_loop()
         self.result: asyncio.Future[Any] = self.loop.create_future()
         self.ended: asyncio.Future[None] | None = None

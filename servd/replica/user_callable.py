@@ -1,6 +1,7 @@
 """The user's instance or function in a replica: construct, call, reconfigure, check, close."""
 
 import asyncio
+import contextvars
 import inspect
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -257,10 +258,11 @@ class UserCallable:
         self._running += 1
         began, succeeded = self._now(), False
         try:
-            result = await self._invoke(self._find(method), args, kwargs)
+            own = contextvars.copy_context()
+            result = await self._invoke(self._find(method), args, kwargs, own)
             if not is_generator(result):
                 raise TypeError(f"{self._deployment.name}.{method} is no generator: call it without `stream=True`")
-            async with aclosing(self._items(result)) as items:
+            async with aclosing(self._items(result, own)) as items:
                 async for item in items:
                     yield item
             succeeded = True
@@ -280,9 +282,10 @@ class UserCallable:
         # Starlette types its messages as mutable mappings, the exchange as dictionaries: they are the same
         send: Any = exchange.send
         arguments = (Request(exchange.scope, exchange.receive, send),) if entry.takes_request else ()
-        await self._answer_with(exchange, await self._invoke(entry, arguments, {}))
+        own = contextvars.copy_context()
+        await self._answer_with(exchange, await self._invoke(entry, arguments, {}, own), own)
 
-    async def _answer_with(self, exchange: HttpExchange, value: Any) -> None:
+    async def _answer_with(self, exchange: HttpExchange, value: Any, own: contextvars.Context | None = None) -> None:
         if isinstance(value, Response):
             if type(value).__call__ is Response.__call__ and value.background is None:
                 await exchange.answer(value.status_code, value.raw_headers, bytes(value.body))
@@ -290,12 +293,12 @@ class UserCallable:
                 send: Any = exchange.send
                 await value(exchange.scope, exchange.receive, send)
         elif is_generator(value):
-            await self._stream_response(exchange, value)
+            await self._stream_response(exchange, value, own or contextvars.copy_context())
         else:
             await exchange.answer(*value_response(value))
 
-    async def _stream_response(self, exchange: HttpExchange, value: Any) -> None:
-        async with aclosing(self._items(value)) as items:
+    async def _stream_response(self, exchange: HttpExchange, value: Any, own: contextvars.Context) -> None:
+        async with aclosing(self._items(value, own)) as items:
             # what fails before the first item is still a 500
             first = await anext(items, _END)
             await exchange.send({"type": "http.response.start", "status": 200, "headers": UTF8_TEXT})
@@ -305,21 +308,28 @@ class UserCallable:
                     await exchange.send(_body(item))
             await exchange.send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _items(self, generator: Any) -> AsyncGenerator[Any, None]:
+    async def _items(self, generator: Any, own: contextvars.Context) -> AsyncGenerator[Any, None]:
+        """Items of a handler's generator; a sync one runs from its first line to its last in `own`, the handler's context."""
         if inspect.isasyncgen(generator):
             async with aclosing(generator):
                 async for item in generator:
                     yield item
             return
         try:
-            while (item := await self._threads.run(next, generator, _END)) is not _END:
+            while (item := await self._threads.run(next, generator, _END, context=own)) is not _END:
                 yield item
         finally:
-            await self._threads.run(generator.close)
+            await self._threads.run(generator.close, context=own)
 
-    async def _invoke(self, method: Method, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    async def _invoke(
+        self,
+        method: Method,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        own: contextvars.Context | None = None,
+    ) -> Any:
         if method.kind == "sync":
-            result = await self._threads.run(lambda: method.function(*args, **kwargs))
+            result = await self._threads.run(lambda: method.function(*args, **kwargs), context=own)
             return await result if inspect.isawaitable(result) else result
         result = method.function(*args, **kwargs)
         return await result if method.kind == "async" else result

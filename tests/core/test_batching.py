@@ -1,6 +1,7 @@
 """Batches: how they form, how results and errors are handed out, setters and streams."""
 
 import asyncio
+import copy
 import pickle
 from typing import Any
 
@@ -275,3 +276,94 @@ def test_the_cap_makes_room_for_batches(caplog: pytest.LogCaptureFixture) -> Non
     assert deployment(max_concurrent_queries=10)(Wide).max_concurrent_queries == 10
     assert "10" in caplog.text
     assert "256" in caplog.text
+
+
+class Base:
+    @batch(max_batch_size=2)
+    async def run(self, items: list[int]) -> list[str]:
+        return [f"base {item}" for item in items]
+
+
+class Derived(Base):
+    @batch(max_batch_size=2)
+    async def run(self, items: list[int]) -> list[str]:
+        return [await super(Derived, self).run(item) + "!" for item in items]
+
+
+def made_with(word: str) -> Any:
+    @batch(max_batch_size=2)
+    async def made(self: Any, items: list[int]) -> list[str]:
+        return [f"{word} {item}" for item in items]
+
+    return made
+
+
+class Twins:
+    a, b = made_with("a"), made_with("b")
+
+
+class Slotted:
+    __slots__ = ("word",)
+
+    def __init__(self, word: str) -> None:
+        self.word = word
+
+    @batch(max_batch_size=2)
+    async def run(this, items: list[int]) -> list[str]:
+        return [f"{this.word} {item}" for item in items]
+
+
+async def test_queues_belong_to_the_function_not_to_its_name() -> None:
+    twins = Twins()
+    assert await asyncio.gather(twins.a(1), twins.b(1)) == ["a 1", "b 1"]
+    # an override that calls what it overrides
+    assert await asyncio.wait_for(Derived().run(1), 5) == "base 1!"
+
+
+async def test_a_copy_of_an_instance_has_queues_of_its_own() -> None:
+    first = Slotted("first"), Recorder()
+    assert await first[0].run(1) == "first 1"
+    assert await first[1].double(1) == 2
+    second = copy.copy(first[1])
+    second.batches = []
+    assert await second.double(2) == 4
+    assert (first[1].batches, second.batches) == ([[1]], [[2]])
+    # what is kept for an instance does not travel with it
+    assert await pickle.loads(pickle.dumps(first[1])).double(3) == 6
+    assert await copy.deepcopy(first[1]).double(3) == 6
+
+
+@pytest.mark.parametrize("size", [None, "three", float("nan"), -1, [1]])
+async def test_a_wrong_size_is_its_callers_error_and_the_queue_goes_on(size: Any) -> None:
+    @batch(max_batch_size=4, batch_wait_timeout_s=0.01, batch_size_fn=lambda items: size if items == ["odd"] else 1)
+    async def same(items: list[str]) -> list[str]:
+        return items
+
+    before = asyncio.create_task(same("a"))
+    await asyncio.sleep(0)
+    with pytest.raises(TypeError, match="batch_size_fn must give a number of at least 0"):
+        await same("odd")
+    assert await asyncio.wait_for(asyncio.gather(before, same("b")), 5) == ["a", "b"]
+
+
+@pytest.mark.parametrize("waits_between", [True, False], ids=["waits for ever", "never stops"])
+async def test_a_stream_that_nobody_listens_to_frees_the_queue(waits_between: bool) -> None:
+    closed = []
+
+    @batch(max_batch_size=2, batch_wait_timeout_s=0.0)
+    async def count(items: list[int]) -> Any:
+        try:
+            yield items
+            while items != [0]:
+                await (asyncio.Event().wait() if waits_between else asyncio.sleep(0))
+                yield items
+        finally:
+            closed.append(items)
+
+    first, second = count(1), count(2)
+    assert await asyncio.gather(anext(first), anext(second)) == [1, 2]
+    await first.aclose()
+    assert await asyncio.wait_for(anext(second), 5) == 2 if not waits_between else not closed
+    await second.aclose()
+    assert [item async for item in count(0)] == [0]
+    assert closed == [[1, 2], [0]]

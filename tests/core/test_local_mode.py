@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -159,3 +160,68 @@ def test_what_goes_wrong_is_told_as_by_a_replica() -> None:
     with pytest.raises(ValueError, match="in the middle"):
         next(items)
     assert handle.give.remote(1).result(5) == 1
+
+
+WORD: ContextVar[str] = ContextVar("word", default="nothing")
+
+
+@servd.deployment
+class Spans:
+    def words(self) -> Iterator[str]:
+        token = WORD.set("set")
+        yield WORD.get()
+        yield WORD.get()
+        WORD.reset(token)
+
+    async def async_words(self) -> AsyncIterator[str]:
+        token = WORD.set("set")
+        yield WORD.get()
+        yield WORD.get()
+        WORD.reset(token)
+
+
+@pytest.mark.parametrize("method", ["words", "async_words"])
+def test_generators_live_in_one_context(method: str) -> None:
+    handle = servd.run(Spans.bind(), local=True)
+    assert list(handle.options(method_name=method, stream=True).remote()) == ["set", "set"]
+
+
+ENDED = threading.Event()
+
+
+@servd.deployment
+class Stubborn:
+    def __init__(self, inner: DeploymentHandle) -> None:
+        self.inner = inner
+
+    async def __call__(self) -> str:
+        call = self.inner.wait.remote()
+        try:
+            await call
+        except (asyncio.CancelledError, RequestCancelledError):
+            # goes on all the same
+            await asyncio.to_thread(ENDED.wait, 5)
+        return "late"
+
+
+@servd.deployment
+class Waits:
+    async def wait(self) -> None:
+        STARTED.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ENDED.set()
+
+
+STARTED = threading.Event()
+
+
+def test_the_calls_of_a_cancelled_one_end_at_once_whatever_it_does() -> None:
+    handle = servd.run(Stubborn.bind(Waits.bind()), local=True)
+    call = handle.remote()
+    assert STARTED.wait(5)
+    call.cancel()
+    assert ENDED.wait(5)
+    with pytest.raises(RequestCancelledError):
+        call.result(5)

@@ -1,6 +1,7 @@
 """Models in one replica: loaded once, evicted by age, never while a request uses them."""
 
 import asyncio
+import gc
 from collections.abc import Iterator
 from typing import Any
 
@@ -33,6 +34,8 @@ class Holder:
 
 @pytest.fixture(autouse=True)
 def replica() -> Iterator[None]:
+    # holders of earlier tests are garbage in circles
+    gc.collect()
     log.clear()
     set_replica_context(ReplicaContext("app_d", "app_d#abcdef"))
     yield
@@ -175,3 +178,154 @@ def test_no_other_number_of_parameters() -> None:
     for target in (three, none):
         with pytest.raises(TypeError):
             multiplexed(target)
+
+
+class Twins:
+    @staticmethod
+    def named(word: str, limit: int = 2) -> Any:
+        @multiplexed(max_num_models_per_replica=limit)
+        async def load(self: Any, model_id: str) -> str:
+            return f"{word} {model_id}"
+
+        return load
+
+
+Twins.a, Twins.b = Twins.named("a"), Twins.named("b")  # type: ignore[attr-defined]
+
+
+async def test_pools_belong_to_the_function_not_to_its_name() -> None:
+    twins: Any = Twins()
+    assert [await twins.a("m"), await twins.b("m")] == ["a m", "b m"]
+
+
+async def as_request(work: Any, deadline_s: float | None = None) -> Any:
+    """The work of one request, in a task and a context of its own, as in a replica."""
+
+    async def serve() -> Any:
+        deadline = None if deadline_s is None else asyncio.get_running_loop().time() + deadline_s
+        request = RequestContext("r", deadline=deadline)
+        current_request.set(request)
+        try:
+            return await work
+        finally:
+            request.end()
+
+    return await asyncio.create_task(serve())
+
+
+async def test_a_request_may_use_more_models_than_there_is_room_for() -> None:
+    holder = Holder()
+
+    async def ensemble() -> list[str]:
+        one_by_one = [await holder.get_model(model_id) for model_id in ("a", "b", "c")]
+        together = await asyncio.gather(*(holder.get_model(model_id) for model_id in ("d", "e", "f")))
+        assert "del a" not in log, "it is used until the request ends"
+        return [model.model_id for model in (*one_by_one, *together)]
+
+    assert await asyncio.wait_for(as_request(ensemble()), 5) == ["a", "b", "c", "d", "e", "f"]
+    await turns()
+    assert len(holder_ids(holder)) == 2
+    await asyncio.to_thread(lambda: None)
+    assert "del a" in log
+
+
+def holder_ids(holder: Holder) -> tuple[str, ...]:
+    (pool,) = holder.__dict__["__servd_kept__"].values()
+    return pool.model_ids()  # type: ignore[no-any-return]
+
+
+async def test_requests_that_wait_for_each_others_models_get_them() -> None:
+    holder = Holder()
+    both = asyncio.Barrier(2)
+
+    async def two(first: str, second: str) -> list[str]:
+        model = await holder.get_model(first)
+        await both.wait()
+        return [model.model_id, (await holder.get_model(second)).model_id]
+
+    answers = asyncio.gather(as_request(two("a", "c")), as_request(two("b", "d")))
+    assert await asyncio.wait_for(answers, 5) == [["a", "c"], ["b", "d"]]
+
+
+@pytest.mark.parametrize("way", ["wait_for", "gather", "task"])
+async def test_a_model_that_a_task_of_the_request_asked_for_is_the_requests(way: str) -> None:
+    holder = Holder()
+    go = asyncio.Event()
+
+    async def handler() -> None:
+        if way == "wait_for":
+            await asyncio.wait_for(holder.get_model("a"), 5)
+        elif way == "gather":
+            await asyncio.gather(holder.get_model("a"))
+        else:
+            await asyncio.create_task(holder.get_model("a"))
+        await go.wait()
+
+    busy = asyncio.create_task(as_request(handler()))
+    await turns()
+    await as_request(holder.get_model("b"))
+    await as_request(holder.get_model("c"))
+    assert log == ["load a", "load b", "del b", "load c"]
+    go.set()
+    await busy
+
+
+@pytest.mark.parametrize("end", ["deadline", "client"])
+async def test_a_load_does_not_end_with_the_first_that_asked(end: str) -> None:
+    started, go = asyncio.Event(), asyncio.Event()
+
+    @multiplexed(max_num_models_per_replica=1)
+    async def load(model_id: str) -> str:
+        assert current_request.get().deadline is None
+        started.set()
+        await go.wait()
+        return model_id
+
+    first = asyncio.create_task(as_request(load("m"), deadline_s=0.02 if end == "deadline" else None))
+    await started.wait()
+    second = asyncio.create_task(as_request(load("m")))
+    await turns()
+    if end == "client":
+        first.cancel()
+    with pytest.raises((TimeoutError, asyncio.CancelledError)):
+        await first
+    go.set()
+    assert await asyncio.wait_for(second, 5) == "m"
+
+
+async def test_a_load_that_nobody_waits_for_takes_no_room() -> None:
+    holder = Holder()
+    go = asyncio.Event()
+
+    async def long_request(model_id: str) -> None:
+        await holder.get_model(model_id)
+        await go.wait()
+
+    busy = [asyncio.create_task(as_request(long_request(model_id))) for model_id in ("a", "b")]
+    await turns()
+    gone = asyncio.create_task(as_request(holder.get_model("c")))
+    await turns()
+    gone.cancel()
+    await turns()
+    go.set()
+    await asyncio.gather(*busy)
+    await turns()
+    assert log == ["load a", "load b"]
+
+
+async def test_the_wait_for_models_in_use_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("servd.multiplex.LONGEST_WAIT_S", 0.02)
+    holder = Holder()
+    go = asyncio.Event()
+
+    async def stream(model_id: str) -> str:
+        model = await holder.get_model(model_id)
+        await go.wait()
+        return model.model_id
+
+    busy = [asyncio.create_task(as_request(stream(model_id))) for model_id in ("a", "b")]
+    await turns()
+    assert (await asyncio.wait_for(as_request(holder.get_model("c")), 5)).model_id == "c"
+    assert log == ["load a", "load b", "load c"]
+    go.set()
+    assert await asyncio.gather(*busy) == ["a", "b"]

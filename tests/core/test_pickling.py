@@ -12,7 +12,7 @@ import pytest
 
 import servd
 from servd.calls import pickling
-from servd.calls.moved_modules import MOVED, MOVED_NAMES, home_of
+from servd.calls.moved_modules import MOVED, MOVED_NAMES, RENAMED, home_of
 from servd.exceptions import BackPressureError, DeployError, UserCodeError
 
 
@@ -143,9 +143,13 @@ def test_modules_that_moved_are_found_under_their_old_names(old: str, new: str) 
     assert importlib.util.find_spec(old) is None, "then nothing has moved"
 
 
-@pytest.mark.parametrize(("old", "name"), [(old, name) for old, names in MOVED_NAMES.items() for name in names])
+@pytest.mark.parametrize(
+    ("old", "name"), [*RENAMED, *((old, name) for old, names in MOVED_NAMES.items() for name in names)]
+)
 def test_names_that_left_their_module_are_found(old: str, name: str) -> None:
-    assert hasattr(importlib.import_module(home_of(old, name)), name)
+    module, new_name = home_of(old, name)
+    assert (module, new_name) != (old, name)
+    assert hasattr(importlib.import_module(module), new_name)
 
 
 def test_a_shipped_application_may_name_modules_that_moved() -> None:

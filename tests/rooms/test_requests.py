@@ -12,7 +12,7 @@ from servd.calls.request_context import NO_REQUEST, RequestContext, current_requ
 from servd.exceptions import BackPressureError, NoRouteError, RemoteFailure, RequestCancelledError
 from servd.replica.exchange import HttpExchange
 from servd.wire.messages import DeploymentTargets, Routing
-from tests.fakes import Room, new_address, targets_for, wait_until
+from tests.fakes import Room, new_address, routing_for, targets_for, wait_until
 from tests.rooms.test_http1_lane import split
 
 
@@ -222,6 +222,88 @@ async def test_client_disconnect_cancels_the_handler() -> None:
         async with asyncio.timeout(2):
             await cancelled.wait()
         await wait_until(lambda: room.servers[address].ongoing == 0)
+
+
+@pytest.mark.parametrize("way", ["handle call", "client"])
+async def test_calls_of_a_cancelled_request_end_at_once_whatever_its_handler_does(way: str) -> None:
+    ended, go_on = asyncio.Event(), asyncio.Event()
+
+    async def forever() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    async def stubborn(*_: Any) -> None:
+        inner = room.caller.submit_call("app_Inner", "forever", arguments(), current_request.get())
+        while not go_on.is_set():
+            try:
+                await go_on.wait()
+            except asyncio.CancelledError:
+                pass
+        with pytest.raises(RequestCancelledError):
+            await inner
+
+    async with Room() as room:
+        front = room.replica(stubborn, methods={"stubborn": stubborn})
+        back = room.replica(methods={"forever": forever})
+        targets = targets_for(front), targets_for(back, deployment="app_Inner")
+        room.forwarder.apply_routing(routing_for(*targets))
+        if way == "client":
+            _, writer = await asyncio.open_connection("127.0.0.1", room.port)
+            writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        else:
+            outer = room.caller.submit_call("app_Echo", "stubborn", arguments(), NO_REQUEST)
+        await wait_until(lambda: room.servers[back].ongoing == 1)
+        if way == "client":
+            writer.close()
+        else:
+            outer.cancel()
+        async with asyncio.timeout(2):
+            await ended.wait()
+        assert room.servers[front].ongoing == 1
+        go_on.set()
+        await wait_until(lambda: room.servers[front].ongoing == 0)
+
+
+@pytest.mark.parametrize("way", ["handle call", "whole answer", "stream"])
+async def test_the_time_limit_ends_with_the_answer(way: str) -> None:
+    answered, called = asyncio.Event(), asyncio.Event()
+    left: list[float | None] = []
+
+    async def in_the_background() -> None:
+        request = current_request.get()
+        left.append(request.deadline)
+        await answered.wait()
+        left.append(request.deadline)
+        called.set()
+
+    async def leaves_work(exchange: HttpExchange | None = None) -> None:
+        task = asyncio.create_task(in_the_background())
+        await asyncio.sleep(0)
+        if exchange is not None and way == "stream":
+            await exchange.send({"type": "http.response.start", "status": 200})
+            await exchange.send({"type": "http.response.body", "body": b"x", "more_body": True})
+            await exchange.send({"type": "http.response.body", "body": b"", "more_body": False})
+        elif exchange is not None:
+            exchange.finish(200, (), b"x")
+        if exchange is not None:
+            # as background tasks of a framework do: the handler has not ended
+            answered.set()
+            await task
+
+    async with Room() as room:
+        room.route(room.replica(leaves_work, methods={"leaves_work": leaves_work}))
+        if way == "handle call":
+            deadline = asyncio.get_running_loop().time() + 30
+            await room.caller.submit_call("app_Echo", "leaves_work", arguments(), NO_REQUEST, deadline=deadline)
+            answered.set()
+        else:
+            assert split(await room.get("/", "x-request-timeout-seconds: 30"))[0] == 200
+        async with asyncio.timeout(2):
+            await called.wait()
+    assert left[0] is not None
+    assert left[1] is None
 
 
 async def test_time_limit_is_408_and_names_the_stage() -> None:

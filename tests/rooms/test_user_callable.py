@@ -1,8 +1,10 @@
 """What user code sees in a replica: hooks, threads, kinds of handlers, HTTP and handle calls."""
 
 import asyncio
+import decimal
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextvars import ContextVar
 from typing import Any, cast
 
 import pytest
@@ -96,6 +98,30 @@ async def call(user: UserCallable, method: str, *args: Any) -> Any:
 
 async def stream(user: UserCallable, method: str, *args: Any) -> list[Any]:
     return [item async for item in user.stream(method, args, {}, NO_REQUEST)]
+
+
+WORD: ContextVar[str] = ContextVar("word", default="nothing")
+
+
+class Spans:
+    """Generators that set something before an item and rely on it after."""
+
+    def __call__(self) -> Iterator[str]:
+        return self.words()
+
+    def words(self) -> Iterator[str]:
+        token = WORD.set("set")
+        with decimal.localcontext() as precision:
+            precision.prec = 3
+            yield WORD.get()
+            yield WORD.get()
+            yield str(decimal.Decimal(1) / 3)
+        WORD.reset(token)
+        yield WORD.get()
+
+    def set_outside(self) -> Iterator[str]:
+        WORD.set("outside")
+        return (WORD.get() for _ in range(2))
 
 
 class Many:
@@ -218,6 +244,17 @@ async def test_background_tasks_run_after_the_response() -> None:
 
     exchange = await answer(await constructed(handler))
     assert (exchange.body, done) == (b"x", [1])
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+async def test_a_sync_generator_lives_in_one_context(threads: int) -> None:
+    user = await constructed(Spans, threads=threads)
+    expected = ["set", "set", "0.333", "nothing"]
+    for _ in range(2):
+        assert await stream(user, "words") == expected
+        assert (await answer(user)).chunks == [word.encode() for word in expected]
+        assert await stream(user, "set_outside") == ["outside", "outside"]
+    assert WORD.get() == "nothing"
 
 
 async def test_an_error_before_the_first_item_leaves_the_response_unbegun() -> None:
