@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         list_deployments,
         run,
         shutdown,
+        shutdown_async,
         start,
         status,
     )
@@ -51,6 +52,7 @@ __all__ = [
     "run",
     "run_many",
     "shutdown",
+    "shutdown_async",
     "start",
     "status",
 ]
@@ -76,6 +78,7 @@ _HOMES = {
         "list_deployments",
         "run",
         "shutdown",
+        "shutdown_async",
         "start",
         "status",
     ),
@@ -93,12 +96,14 @@ _MODULES = (
     "metrics",
     "schema",
 )
+# what they have is public under this package's name; as in Ray Serve they are there as attributes too
+_HOMES_OF_NAMES = ("api", "batching", "multiplex")
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOME_OF:
         value = getattr(importlib.import_module(_HOME_OF[name]), name)
-    elif name in _MODULES:
+    elif name in _MODULES or name in _HOMES_OF_NAMES:
         value = importlib.import_module(f"servd.{name}")
     else:
         raise AttributeError(f"module 'servd' has no attribute {name!r}")

@@ -1,5 +1,6 @@
 """The verbs: make deployments, run and stop applications, get handles to them."""
 
+import asyncio
 import atexit
 import logging
 import signal
@@ -17,6 +18,7 @@ from servd.app.options import UNSET, DeploymentArguments, Unset
 from servd.calls.connection import NOT_RUNNING
 from servd.calls.process import installed_process
 from servd.calls.replica_context import replica_context
+from servd.compat.companions import offer_companions
 from servd.config import HTTPOptions, LoggingConfig
 from servd.dag import HandleMaker
 from servd.exceptions import ServdError
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from servd.documents.statuses import ServeStatus
 
 DEFAULT_APP = "default"
+offer_companions()
 logger = logging.getLogger(__name__)
 
 
@@ -179,6 +182,11 @@ def shutdown() -> None:
             client.close()
         return
     client.shutdown()
+
+
+async def shutdown_async() -> None:
+    """As `shutdown`, and the event loop goes on meanwhile."""
+    await asyncio.to_thread(shutdown)
 
 
 def delete(name: str, _blocking: bool = True) -> None:

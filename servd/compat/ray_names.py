@@ -14,6 +14,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
+from servd.compat.companions import finder_of, offer_companions
 from servd.exceptions import ReplicaDiedError, RequestCancelledError, ServdError, UserCodeError
 
 SWITCH = "SERVD_RAY_COMPAT"
@@ -61,7 +62,7 @@ def install() -> bool:
         return False
     if any(isinstance(finder, AliasFinder) for finder in sys.meta_path):
         return True
-    if "ray" in sys.modules or importlib.util.find_spec("ray") is not None:
+    if "ray" in sys.modules or _is_installed():
         return False
     # first: `ray.serve` is a package with servd's path, where others would find its modules a second time
     sys.meta_path.insert(0, AliasFinder())
@@ -70,6 +71,12 @@ def install() -> bool:
     # what is set on the logger of Ray Serve takes effect on servd's
     logging.Logger.manager.loggerDict["ray.serve"] = logging.getLogger("servd")
     return True
+
+
+def _is_installed() -> bool:
+    # any folder of that name would do for a package without a file
+    found = importlib.util.find_spec("ray")
+    return found is not None and found.origin is not None
 
 
 class _Later(ModuleType):
@@ -116,6 +123,7 @@ class _AliasLoader(Loader):
     def create_module(self, spec: ModuleSpec) -> ModuleType:  # noqa: ARG002
         module = importlib.import_module(self._name)
         self._spec = module.__spec__
+        offer_companions()
         return module
 
     def exec_module(self, module: ModuleType) -> None:
@@ -134,6 +142,11 @@ class _MadeLoader(Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         self._fill(module)
+        package = module.__name__
+        below = tuple(
+            name.removeprefix(f"{package}.") for name in (*_ALIASES, *_MAKERS) if name.startswith(f"{package}.")
+        )
+        module.__dict__.setdefault("__getattr__", finder_of(package, below))
 
 
 def _fill_ray(module: ModuleType) -> None:

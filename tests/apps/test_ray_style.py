@@ -32,6 +32,7 @@ APPS: dict[str, dict[str, Any]] = {
     "upstream": {"import_path": "multiplexed:upstream"},
     "autoscaled": {"import_path": "autoscaled:app"},
     "store": {"import_path": "app_in_init:store"},
+    "front_page": {"import_path": "front_page:app"},
 }
 
 
@@ -82,6 +83,16 @@ def answer_of(daemon: RunningDaemon, path: str) -> tuple[int, str, Any]:
         connection.request("GET", path)
         response = connection.getresponse()
         return response.status, response.read().decode(), response.headers["x-stamp"]
+    finally:
+        connection.close()
+
+
+def test_modules_that_come_with_ray_serve(daemon: RunningDaemon) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", daemon.settings.http_port, timeout=LIMIT_S)
+    try:
+        connection.request("POST", "/front_page", json.dumps({"text": "four"}))
+        response = connection.getresponse()
+        assert (response.status, response.read()) == (201, b'{"letters":4}')
     finally:
         connection.close()
 

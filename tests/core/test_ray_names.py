@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -47,6 +48,64 @@ class A:
 assert ray.get(serve.run(A.bind(), local=True).remote()) == 5
 assert ray.get([serve.run(A.bind(), local=True).remote()]) == [5]
 """)
+    assert done.returncode == 0, done.stderr
+
+
+NAMED = (
+    "starlette.requests.Request",
+    "starlette.responses.StreamingResponse",
+    "starlette.websockets.WebSocket",
+    "starlette.middleware.base.BaseHTTPMiddleware",
+    "starlette.middleware.Middleware",
+    "starlette.routing.Route",
+    "concurrent.futures.ThreadPoolExecutor",
+    "http.client.HTTPConnection",
+    "http.cookies.SimpleCookie",
+    "importlib.util.find_spec",
+    "logging.handlers.RotatingFileHandler",
+    "logging.config.dictConfig",
+    "urllib.request.urlopen",
+    "urllib.parse.quote",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", ["from ray import serve", "import servd; servd.deployment"])
+def test_modules_that_come_along(first: str) -> None:
+    packages = "import " + ", ".join(sorted({name.partition(".")[0] for name in NAMED}))
+    for before, after in ((first, packages), (packages, first)):
+        done = python("\n".join((before, after, *NAMED)))
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_modules_that_nobody_named_are_not_loaded() -> None:
+    done = python("""
+import sys, logging, starlette
+from ray import serve
+serve.deployment
+assert "starlette.routing" not in sys.modules and "logging.config" not in sys.modules
+assert not hasattr(starlette, "nonsense")
+""")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_modules_of_ray_as_attributes() -> None:
+    done = python("""
+import ray
+ray.util.metrics.Counter, ray.dag.input_node.InputNode, ray.dag.InputNode, ray.exceptions.RayTaskError
+ray.serve.exceptions.RayServeException, ray.serve.batching.batch
+from ray import serve
+serve.multiplex.multiplexed, serve.api.run, serve.shutdown_async
+""")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_a_folder_called_ray_is_not_ray(tmp_path: Path) -> None:
+    (tmp_path / "ray").mkdir()
+    done = python("from ray import serve; serve.deployment", PYTHONPATH=str(tmp_path))
     assert done.returncode == 0, done.stderr
 
 
