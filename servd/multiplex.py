@@ -19,7 +19,9 @@ from typing import Any
 from servd.app.kept import kept_for
 from servd.calls.replica_context import replica_context
 from servd.calls.request_context import NO_REQUEST, RequestContext, current_request
+from servd.exceptions import UserCodeError
 from servd.ground.clock import SystemClock
+from servd.observability.described import summary_of
 from servd.observability.measures import family, labelled
 from servd.wire.messages import MetricFamily
 
@@ -156,7 +158,7 @@ class ModelPool:
             load.is_short = False
         began = _now()
         try:
-            self._models[model_id] = await self._load(model_id)
+            self._models[model_id] = await _loaded(self._load, model_id)
             _times.loads += 1
             _times.last_load_s = _now() - began
         finally:
@@ -263,6 +265,16 @@ class _Load:
         self.task: asyncio.Task[None] | None = None
         self.listeners = 0
         self.is_short = False
+
+
+async def _loaded(load: Callable[[str], Any], model_id: str) -> Any:
+    try:
+        return await load(model_id)
+    except (Exception, asyncio.CancelledError):
+        raise
+    # a task that ends so would end the replica
+    except BaseException as error:
+        raise UserCodeError(f"the loader of model {model_id!r} raised {summary_of(error)}") from error
 
 
 def _own_context(model_id: str) -> contextvars.Context:

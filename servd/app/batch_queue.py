@@ -10,6 +10,7 @@ from typing import Any
 from servd.app.batch_options import BatchOptions
 from servd.calls.request_context import RequestContext, current_request
 from servd.exceptions import ServdError
+from servd.observability.described import summary_of
 
 
 class StreamEnd:
@@ -156,7 +157,9 @@ class BatchQueue:
             else:
                 await self._run_once(batch)
         except BaseException as error:
-            failure = error if isinstance(error, Exception) else ServdError(f"the batch was ended: {error!r}")
+            failure = (
+                error if issubclass(type(error), Exception) else ServdError(f"the batch was ended: {summary_of(error)}")
+            )
             for call in batch:
                 _fail(call, failure)
         finally:

@@ -6,7 +6,6 @@ import os
 import pickle
 import sys
 import threading
-import traceback
 from collections import ChainMap
 from collections.abc import Callable
 from types import ModuleType
@@ -16,6 +15,7 @@ import cloudpickle
 
 from servd.calls.moved_modules import MOVED, home_of
 from servd.exceptions import DeployError, UserCodeError
+from servd.observability.described import summary_of, text_of
 from servd.observability.tracebacks import user_traceback
 
 OUT_OF_BAND_BYTES = 64 * 1024
@@ -46,23 +46,32 @@ def dumps(value: Any) -> list[Any]:
 
     try:
         data = _pickle(value, keep, buffers)
-    except Exception as error:
-        raise TypeError(f"cannot send {type(value).__name__} to another process: {error}") from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise TypeError(f"cannot send {type(value).__name__} to another process: {text_of(error)}") from error
     return [data, *buffers]
 
 
 def loads(parts: list[Any]) -> Any:
-    """The value behind the parts of `dumps`. Arrays with a buffer of their own are as writable as it is."""
-    if len(parts) == 1:
-        return pickle.loads(parts[0])
-    return pickle.loads(parts[0], buffers=parts[1:])
+    """The value behind the parts of `dumps`. Arrays with a buffer of their own are as writable as it is.
+
+    Raises:
+        Exception: what unpickling raises. UserCodeError: it wanted to leave the interpreter.
+    """
+    try:
+        if len(parts) == 1:
+            return pickle.loads(parts[0])
+        return pickle.loads(parts[0], buffers=parts[1:])
+    except (Exception, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise UserCodeError(f"a value of the call could not be unpickled: {summary_of(error)}") from error
 
 
 def dump_exception(error: BaseException) -> list[Any]:
     """Parts that hold an exception and its traceback as text. Never raises."""
-    summary = "".join(traceback.format_exception_only(error)).strip()
-    text = user_traceback(error)
-    return [pickle.dumps((summary, text, _exception_bytes(error)), _PROTOCOL)]
+    return [pickle.dumps((summary_of(error), user_traceback(error), _exception_bytes(error)), _PROTOCOL)]
 
 
 def load_exception(parts: list[Any]) -> Exception:
@@ -75,13 +84,14 @@ def load_exception(parts: list[Any]) -> Exception:
     try:
         summary, text, data = pickle.loads(parts[0])
     except Exception as error:
-        return UserCodeError(f"an error that cannot be read: {error!r}")
+        return UserCodeError(f"an error that cannot be read: {summary_of(error)}")
     remote = UserCodeError(summary, text)
     if data is None:
         return remote
     try:
         rebuilt = _rebuild(data)
-    except Exception:
+    # code of the user's, which may end the interpreter too
+    except BaseException:
         return remote
     rebuilt.__cause__ = remote
     return rebuilt
@@ -113,7 +123,7 @@ def dump_application(application: Any) -> bytes:
         kind = type("ApplicationPickler", (cloudpickle.Pickler,), {"dispatch_table": table})
         kind(buffer, _PROTOCOL).dump(application)
     except Exception as error:
-        raise TypeError(f"cannot ship the application to the daemon: {error}") from error
+        raise TypeError(f"cannot ship the application to the daemon: {text_of(error)}") from error
     # what `run` ships has no version: shipped again, it is new code, so it must have another hash
     nonce = os.urandom(8).hex()
     return _APPLICATION_MAGIC + f"{_PYTHON} {nonce}\n".encode() + buffer.getvalue()
@@ -168,14 +178,16 @@ def _pickle(value: Any, keep: Callable[[pickle.PickleBuffer], bool] | None, kept
 def _exception_bytes(error: BaseException) -> bytes | None:
     """Bytes of which `_rebuild` makes an equal exception, None when nothing can."""
     # a future refuses StopIteration, and exits belong to the process that wanted them
-    if not isinstance(error, Exception) or isinstance(error, StopIteration | StopAsyncIteration):
+    kind = type(error)
+    if not issubclass(kind, Exception) or issubclass(kind, StopIteration | StopAsyncIteration):
         return None
-    for form in (error, (type(error), error.args, dict(error.__dict__))):
+    for form in (lambda: error, lambda: (kind, error.args, dict(error.__dict__))):
         try:
-            data = _pickle(form, None)
-            if type(_rebuild(data)) is type(error):
+            data = _pickle(form(), None)
+            if type(_rebuild(data)) is kind:
                 return data
-        except Exception:
+        # code of the user's, which may end the interpreter too
+        except BaseException:
             continue
     return None
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from servd.ground.quick_dataclass import dataclass
 from servd.ground.settings import is_on, variable
+from servd.observability.described import report_of
 
 MAX_FILE_BYTES = 512 * 1024 * 1024
 BACKUP_FILES = 5
@@ -269,6 +270,10 @@ class LineFormatter(logging.Formatter):
             return self._json(record, message, request)
         known = " ".join(filter(None, (self._component, self._component_id, *request)))
         return f"{record.levelname} {self.formatTime(record)} {known} {place} - {message}"
+
+    def formatException(self, ei: Any) -> str:
+        """The whole traceback; whatever the exception's class does, the line is written."""
+        return "".join(report_of(ei[1]).format()).rstrip() if ei[1] is not None else ""
 
     def _json(self, record: logging.LogRecord, message: str, request: tuple[str, str, str]) -> str:
         fields = {

@@ -1,11 +1,13 @@
 """Tracebacks as users want to read them: their own frames only. Standard library only."""
 
 import os
+import re
 import sysconfig
 import traceback
 from collections.abc import Iterator, Mapping
 
 from servd.ground.package import PACKAGE_DIR
+from servd.observability.described import report_of, text_of
 
 _OWN = PACKAGE_DIR + os.sep
 _STDLIB = os.path.realpath(sysconfig.get_path("stdlib")) + os.sep
@@ -14,6 +16,8 @@ _NOISE = ("<frozen importlib", "<frozen runpy", os.path.join(_STDLIB, "importlib
 _MACHINERY = ("asyncio", "concurrent", "importlib", "multiprocessing", "contextvars.py", "runpy.py", "threading.py")
 _FRAMEWORKS = ("starlette", "fastapi", "anyio", "uvloop")
 _HEAD = "Traceback (most recent call last):\n"
+# "object int can't be used in 'await' expression" until Python 3.13, "'int' object can't be awaited" from 3.14 on
+_AWAITED = re.compile(r"can't be (used in 'await' expression|awaited)")
 
 _origins: dict[str, str] = {}
 """Directory that this process runs code from -> the user's directory that it is a copy of."""
@@ -37,9 +41,9 @@ def user_traceback(error: BaseException) -> str:
 
     Frames of servd and of the import system are left out, and those of the asynchronous machinery and the web
     framework too, except below a frame of the user's (there they tell what the user's call ran into). No
-    newline at the end. Paths are those of the user's own files, see `show_as`.
+    newline at the end. Paths are those of the user's own files, see `show_as`. Never raises.
     """
-    report = traceback.TracebackException.from_exception(error)
+    report = report_of(error)
     for item in _chain(report):
         item.stack = traceback.StackSummary.from_list(_shortened(list(item.stack)))
     text = "".join(report.format()).rstrip()
@@ -56,7 +60,8 @@ def _storable(text: str) -> str:
 
 def _await_hint(error: BaseException) -> str:
     """What to do about `ref = await h.remote(); await ref` on a handle of one step."""
-    if not isinstance(error, TypeError) or "can't be used in 'await' expression" not in str(error):
+    # of the type alone: `isinstance` asks the object too
+    if not issubclass(type(error), TypeError) or not _AWAITED.search(text_of(error)):
         return ""
     return (
         "\nIf this awaits the result of a handle call a second time: handles give their value at the first await. "

@@ -77,6 +77,8 @@ class HealthChecks:
             what = "the health check" if self._check is not None else "the replica's event loop"
             return f"{what} gave no answer within {self.timeout_s:g} s"
         ended, self._pending = self._pending, None
+        if ended.cancelled():
+            return "the health check was cancelled"
         error = ended.exception()
         return "" if error is None else user_traceback(error)
 
@@ -101,7 +103,10 @@ async def _ended(main_loop: asyncio.AbstractEventLoop, function: Callable[[], An
     async def run() -> None:
         try:
             await function()
-        except (SystemExit, KeyboardInterrupt) as error:
+        except Exception:
+            raise
+        # user code: `sys.exit()` in a check is a failed check
+        except BaseException as error:
             raise RuntimeError(f"the health check raised {type(error).__name__}") from error
 
     await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(run(), main_loop))

@@ -205,8 +205,6 @@ class Replica:
                 self._user_config, self._applied = config, version
                 if not self._drain_limit_s.done():
                     self._warden.report(phase=ReplicaPhase.RUNNING, applied=version, error="")
-        except asyncio.CancelledError:
-            raise
         # user code: a failed reconfigure is the controller's business, not this loop's
         except BaseException as error:
             text = user_traceback(error)

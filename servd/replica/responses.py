@@ -9,6 +9,7 @@ from enum import Enum
 from typing import Any
 
 from servd.exceptions import BackPressureError, DeploymentUnavailableError
+from servd.observability.described import text_of
 from servd.observability.tracebacks import user_traceback
 
 Headers = tuple[tuple[bytes, bytes], ...]
@@ -60,8 +61,10 @@ def error_response(error: BaseException) -> Answer:
     """Response for an exception out of user code: 500, or 503 when a deployment it called is too busy or
     away.
     """
-    if isinstance(error, BackPressureError | DeploymentUnavailableError):
-        return error.status_code, _RETRY_LATER, str(error).encode(errors="replace")
+    # of the type alone: `isinstance` asks the object too, which may raise
+    kind = type(error)
+    if issubclass(kind, BackPressureError | DeploymentUnavailableError):
+        return kind.status_code, _RETRY_LATER, text_of(error).encode(errors="replace")
     text = f"Unexpected error, traceback: {user_traceback(error)}"
     return 500, UTF8_TEXT, text.encode(errors="replace")
 

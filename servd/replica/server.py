@@ -11,6 +11,7 @@ from servd.calls.request_context import RequestContext, current_request
 from servd.calls.route_table import decoded_path
 from servd.exceptions import ProtocolError
 from servd.ground.ids import random_hex
+from servd.observability.described import text_of
 from servd.replica.admission import Admission
 from servd.replica.caller_peer import CallerPeer, Work
 from servd.replica.exchange import ClientGoneError, HttpExchange, UserCallable
@@ -285,7 +286,8 @@ class ReplicaServer:
             self._take_back_calls(exchange.context)
             if not exchange.is_finished and not exchange.is_disconnected:
                 self._fail(exchange, RuntimeError("the handler was cancelled"))
-        except Exception as error:
+        # whatever user code raises belongs to its request
+        except BaseException as error:
             if not exchange.is_finished:
                 self._fail(exchange, error)
             else:
@@ -299,7 +301,7 @@ class ReplicaServer:
     def _fail(self, exchange: HttpExchange, error: BaseException) -> None:
         if exchange.has_begun or exchange.scope["type"] == "websocket":
             logger.error("response_broken_off", exc_info=error)
-            exchange.abort(str(error) or type(error).__name__)
+            exchange.abort(text_of(error) or type(error).__name__)
             return
         status, headers, body = error_response(error)
         exchange.finish(status, headers, body)
@@ -323,7 +325,8 @@ class ReplicaServer:
         except asyncio.CancelledError as error:
             self._take_back_calls(call.context)
             call.reply(False, dump_exception(error))
-        except Exception as error:
+        # whatever user code raises belongs to its request
+        except BaseException as error:
             call.reply(False, dump_exception(error))
         finally:
             call.context.end()

@@ -16,6 +16,7 @@ from servd.calls.replica_context import ReplicaContext
 from servd.calls.request_context import RequestContext
 from servd.exceptions import RayServeException, UserCodeError
 from servd.ground.clock import Clock, SystemClock
+from servd.observability.described import summary_of
 from servd.replica.asgi import call_with_request
 from servd.replica.exchange import WHOLE_BYTES, HttpExchange
 from servd.replica.methods import Method, are_handlers_sync, is_generator, method_of, public_methods
@@ -396,4 +397,4 @@ def _body(item: Any) -> dict[str, Any]:
 
 def _exit_error(error: BaseException) -> UserCodeError:
     """User code: `sys.exit()`, or an error of its own that is no `Exception`, fails one request, not its replica."""
-    return UserCodeError(f"the handler raised {type(error).__name__}: {error}")
+    return UserCodeError(f"the handler raised {summary_of(error)}")

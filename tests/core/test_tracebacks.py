@@ -88,3 +88,23 @@ def test_a_syntax_error_begins_on_a_line_of_its_own() -> None:
         "    def broken(:",
     ]
     assert text.endswith("SyntaxError: invalid syntax")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "object int can't be used in 'await' expression",
+        "'int' object can't be awaited",
+    ],
+    ids=["until Python 3.13", "from Python 3.14 on"],
+)
+def test_a_second_await_is_explained_whatever_the_interpreter_calls_it(text: str) -> None:
+    assert "SERVD_LEGACY_HANDLES" in user_traceback(TypeError(text))
+    assert "SERVD_LEGACY_HANDLES" not in user_traceback(ValueError(text))
+    assert "SERVD_LEGACY_HANDLES" not in user_traceback(TypeError("another one"))
+
+
+async def test_a_second_await_is_explained_by_this_interpreter() -> None:
+    with pytest.raises(TypeError) as caught:
+        await 5  # type: ignore[misc]
+    assert "SERVD_LEGACY_HANDLES" in user_traceback(caught.value)

@@ -12,7 +12,8 @@ import pytest
 
 from servd.exceptions import ServdError
 from servd.ground.pidfd import start_ticks
-from servd.wire.messages import ForkServerStop
+from servd.wire.messages import ForkOrder, ForkServerStop
+from tests import odd_errors
 from tests.rooms.replica_room import LIMIT_S, Room, a_room
 
 pytestmark = pytest.mark.slow
@@ -282,3 +283,48 @@ async def test_sigterm_drains(room: Room) -> None:
     os.kill(forked.pid, signal.SIGTERM)
     assert await room.exited(start.replica_id) == 0
     assert (room.home / f"deleted-{forked.pid}").exists()
+
+
+_ODD = """
+from servd import deployment
+from odd_errors import KINDS, LeavesWhenShown, raise_odd
+
+@deployment
+class Starts:
+    def __init__(self, kind):
+        raise_odd(KINDS[kind], "cause")
+
+@deployment(user_config={"odd": False})
+class Model:
+    def reconfigure(self, config):
+        if config["odd"]:
+            raise LeavesWhenShown
+
+    def __call__(self):
+        return "called"
+
+app = Model.bind()
+"""
+
+
+async def test_an_odd_error_of_a_constructor_is_told(room: Room) -> None:
+    room.write(
+        odd=_ODD, odd_errors=Path(odd_errors.__file__).read_text(), start="from odd import *\napp = Starts.bind(5)"
+    )
+    await room.open_fork_server(room.order("start:app"))
+    start = room.start_of("Starts")
+    assert room.fork_server is not None
+    room.fork_server.send(ForkOrder(start))
+    report = await room.report(start.replica_id, lambda r: r.phase == "failed")
+    assert odd_errors.KINDS[5].__name__ in report.error
+    assert "ValueError: harmless" in report.error
+
+
+async def test_an_odd_error_of_a_reconfigure_is_told(room: Room) -> None:
+    room.write(odd=_ODD, odd_errors=Path(odd_errors.__file__).read_text())
+    await room.open_fork_server(room.order("odd:app"))
+    start = room.start_of("Model")
+    await room.running(start)
+    room.set_goal(start, config_version="odd", user_config='{"odd": true}')
+    report = await room.report(start.replica_id, lambda r: r.phase == "failed")
+    assert "LeavesWhenShown" in report.error

@@ -5,7 +5,10 @@ import functools
 import threading
 from typing import Any
 
+import pytest
+
 from servd.replica.health import HealthChecks
+from tests.odd_errors import KINDS
 
 
 async def verdicts_of(check: Any, count: int, timeout_s: float = 5.0) -> list[tuple[int, str]]:
@@ -50,6 +53,22 @@ async def test_an_async_check_runs_on_the_main_loop() -> None:
 
     assert [failures for failures, _ in await verdicts_of(check, 2)] == [1, 2]
     assert await verdicts_of(functools.partial(check), 1) == await verdicts_of(check, 1)
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize(
+    "kind", [*KINDS, GeneratorExit, SystemExit, asyncio.CancelledError], ids=lambda kind: kind.__name__
+)
+async def test_whatever_a_check_raises_counts(kind: type[BaseException], is_async: bool) -> None:
+    def check() -> None:
+        raise kind("odd")
+
+    async def async_check() -> None:
+        check()
+
+    found = await verdicts_of(async_check if is_async else check, 3)
+    assert [failures for failures, _ in found] == [1, 2, 3]
+    assert all(message for _, message in found)
 
 
 async def test_a_check_that_hangs_counts_and_is_not_doubled() -> None:

@@ -13,6 +13,7 @@ from servd.exceptions import BackPressureError, NoRouteError, RemoteFailure, Req
 from servd.replica.exchange import HttpExchange
 from servd.wire.messages import DeploymentTargets, Routing
 from tests.fakes import Room, new_address, routing_for, targets_for, wait_until
+from tests.odd_errors import KINDS, PLACES, LeavesWhenUnpickled, raise_odd
 from tests.rooms.test_http1_lane import split
 
 
@@ -322,6 +323,34 @@ async def test_time_limit_is_408_and_names_the_stage() -> None:
         data = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\nab"
         status, _, body = split(await room.raw(data))
         assert (status, b"reading the body" in body) == (408, True)
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+async def test_an_odd_error_reaches_its_caller(kind: type[Exception], place: str) -> None:
+    async def fail(*_: Any) -> None:
+        raise_odd(kind, place)
+
+    async with Room() as room:
+        room.route(room.replica(fail, methods={"fail": fail}))
+        with pytest.raises(RemoteFailure):
+            await asyncio.wait_for(room.caller.submit_call("app_Echo", "fail", arguments(), NO_REQUEST), 5)
+        assert split(await room.get("/"))[0] == 500
+
+
+@pytest.mark.parametrize("exit_error", [GeneratorExit, SystemExit, KeyboardInterrupt, asyncio.CancelledError])
+async def test_whoever_leaves_the_interpreter_fails_his_request_alone(exit_error: type[BaseException]) -> None:
+    async def leave(*_: Any) -> None:
+        raise exit_error
+
+    async with Room() as room:
+        room.route(room.replica(leave, methods={"leave": leave}))
+        with pytest.raises((RemoteFailure, RequestCancelledError)):
+            await asyncio.wait_for(room.caller.submit_call("app_Echo", "leave", arguments(), NO_REQUEST), 5)
+        parts = dumps(((LeavesWhenUnpickled(),), {}))
+        with pytest.raises(RemoteFailure):
+            await asyncio.wait_for(room.caller.submit_call("app_Echo", "leave", parts, NO_REQUEST), 5)
+        assert split(await room.get("/"))[0] == 500
 
 
 async def test_streamed_response_is_chunked_and_bounded() -> None:

@@ -1,0 +1,77 @@
+"""Words for exceptions, whatever their classes do when they are asked: nothing here raises. Standard library only.
+
+How this works: Python's own report is tried first. It asks the exception for attributes and texts, and so runs code of the
+user's, which may raise or recurse. Then a stand-in is reported: an exception of a class of the same name without any code, with
+the same frames and causes.
+"""
+
+import traceback
+from typing import Any
+
+NO_TEXT = "<exception str() failed>"
+"""As the interpreter says it."""
+
+_LONGEST_CHAIN = 100
+
+
+def text_of(error: BaseException) -> str:
+    """`str(error)`, or a text that says that there is none."""
+    try:
+        return str(str(error))
+    except BaseException:
+        return NO_TEXT
+
+
+def summary_of(error: BaseException) -> str:
+    """Class and text, as the last lines of a traceback have them."""
+    try:
+        return "".join(traceback.format_exception_only(error)).strip()
+    except BaseException:
+        kind = type(error)
+        name = (
+            kind.__qualname__
+            if kind.__module__ in ("builtins", "__main__")
+            else f"{kind.__module__}.{kind.__qualname__}"
+        )
+        text = text_of(error)
+        return f"{name}: {text}" if text else name
+
+
+def report_of(error: BaseException) -> traceback.TracebackException:
+    """What a traceback is written from, causes included."""
+    try:
+        report = traceback.TracebackException.from_exception(error)
+        # the texts are asked for when it is written
+        "".join(report.format())
+        return report
+    except BaseException:
+        return traceback.TracebackException.from_exception(_stand_in(error))
+
+
+def _stand_in(error: BaseException) -> BaseException:
+    made: dict[int, tuple[BaseException, BaseException]] = {}
+    waiting = [error]
+    while waiting and len(made) < _LONGEST_CHAIN:
+        one = waiting.pop()
+        if id(one) not in made:
+            made[id(one)] = one, _bare(one)
+            waiting += filter(None, (_slot(one, "__cause__"), _slot(one, "__context__")))
+    for one, bare in made.values():
+        for name in ("__cause__", "__context__"):
+            _, other = made.get(id(_slot(one, name)), (None, None))
+            setattr(bare, name, other)
+        bare.__suppress_context__ = _slot(one, "__suppress_context__")
+        bare.__traceback__ = _slot(one, "__traceback__")
+    return made[id(error)][1]
+
+
+def _slot(error: BaseException, name: str) -> Any:
+    """What the interpreter keeps in an exception, past any code of its class."""
+    return vars(BaseException)[name].__get__(error)
+
+
+def _bare(error: BaseException) -> BaseException:
+    kind, text = type(error), text_of(error)
+    bare: type[BaseException] = type(kind.__name__, (Exception,), {"__str__": lambda _: text})
+    bare.__module__, bare.__qualname__ = kind.__module__, kind.__qualname__
+    return bare()
