@@ -1,7 +1,6 @@
 """The control endpoint: lines of proxies, replicas and callers, and the routing that each of them has."""
 
 import asyncio
-import contextlib
 import logging
 import os
 import socket
@@ -55,15 +54,13 @@ class ControlServer:
     def __repr__(self) -> str:
         return f"ControlServer(generation {self._generation}, peers {sorted(self._peers)})"
 
-    async def open(self, path: str) -> None:
-        """Bind the endpoint; a stale socket file is replaced."""
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
-        bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        bound.bind(path)
-        os.chmod(path, 0o600)
+    async def open(self, bound: socket.socket) -> None:
+        """Accept lines on this socket from now on, instead of one before it; lines that are there stay."""
+        before = self._server
         loop = asyncio.get_running_loop()
         self._server = await loop.create_unix_server(lambda: _Peer(self), sock=bound, backlog=1024)
+        if before is not None:
+            before.close()
 
     def close(self) -> None:
         """Stop listening and drop all lines."""

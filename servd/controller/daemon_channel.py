@@ -16,6 +16,7 @@ from servd.wire.daemon_messages import (
     OrphanExited,
     Reload,
     Reloaded,
+    SocketsMoved,
     StopController,
 )
 
@@ -32,6 +33,7 @@ class DaemonChannel:
         on_stop: called with the time-out, seconds, when the daemon wants the controller to end.
         on_gone: called when the daemon is gone.
         on_reload: called when the token and the certificates shall be read again.
+        on_moved: called with the control endpoint's and the admin API's socket when they were bound anew.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class DaemonChannel:
         on_stop: Callable[[float], None],
         on_gone: Callable[[], None],
         on_reload: Callable[[], None] | None = None,
+        on_moved: Callable[[socket.socket, socket.socket], None] | None = None,
     ) -> None:
         self._loop = loop
         self._channel = channel
@@ -49,6 +52,7 @@ class DaemonChannel:
         self._on_stop = on_stop
         self._on_gone = on_gone
         self._on_reload = on_reload
+        self._on_moved = on_moved
         self._records = RecordReader()
         self._fds: list[int] = []
         self._asked: dict[int, asyncio.Future[ListenersOpened]] = {}
@@ -127,6 +131,10 @@ class DaemonChannel:
                 self._on_stop(message.timeout_s)
             case Reload() if self._on_reload is not None:
                 self._on_reload()
+            case SocketsMoved() if self._on_moved is not None:
+                fds, self._fds = self._fds, []
+                control, admin = (socket.socket(fileno=fd) for fd in fds)
+                self._on_moved(control, admin)
 
     def _opened(self, answer: ListenersOpened) -> None:
         fds, self._fds = self._fds, []

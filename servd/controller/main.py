@@ -43,7 +43,7 @@ from servd.ground.settings import Settings, admin_socket, control_socket, variab
 from servd.ground.states import ApplicationStatus
 from servd.observability import logs
 from servd.rest.access import rules_for
-from servd.rest.admin_sockets import bind_unix, first_connection
+from servd.rest.admin_sockets import first_connection
 from servd.wire.daemon_messages import EXIT_REFUSED, InstanceServing, Reloaded
 from servd.wire.messages import REPLICA
 
@@ -62,6 +62,8 @@ def run(
     settings: Settings,
     lifetime: Connection,
     channel: socket.socket,
+    control: socket.socket,
+    local_admin: socket.socket,
     admin: socket.socket,
     metrics: socket.socket | None = None,
 ) -> None:
@@ -70,16 +72,19 @@ def run(
     Args:
         lifetime: read end of the lifetime pipe.
         channel: to the daemon.
+        control: listening socket of the control endpoint.
+        local_admin: the one of the admin API in the socket directory.
         admin: listening socket of the admin port.
         metrics: the one of the metrics port, if there is one.
     """
-    process.begin("controller", settings.state_dir, lifetime.fileno(), channel.fileno(), admin.fileno())
+    inherited = [lifetime.fileno(), *(one.fileno() for one in (channel, control, local_admin, admin))]
+    process.begin("controller", settings.state_dir, *inherited)
     # the daemon says when to stop; a signal to the whole group must not take the controller first
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     logs.setup("controller", str(os.getpid()), settings.log_dir, logs.controller_file(os.getpid()))
     process.raise_file_limit()
     try:
-        process.run(_Controller(settings, lifetime, channel, admin, metrics).run())
+        process.run(_Controller(settings, lifetime, channel, control, local_admin, admin, metrics).run())
         code = 0
     except ServdError as error:
         print(f"Error: {error}", file=sys.stderr)
@@ -100,6 +105,8 @@ class _Controller:
         settings: Settings,
         lifetime: Connection,
         channel: socket.socket,
+        control: socket.socket,
+        local_admin: socket.socket,
         admin: socket.socket,
         metrics: socket.socket | None,
     ) -> None:
@@ -109,6 +116,8 @@ class _Controller:
         self._settings = settings
         self._lifetime = lifetime
         self._channel = channel
+        self._control = control
+        self._local_admin = local_admin
         self._admin = admin
         self._metrics_listener = metrics
         self._clock = SystemClock()
@@ -119,6 +128,10 @@ class _Controller:
         self._plane: AdminApp | None = None
         self._rules = rules_for(settings)
         self._tls: ssl.SSLContext | None = None
+        self._server: ControlServer
+        self._wanted = asyncio.Event()
+        self._local_admins: asyncio.Queue[socket.socket] = asyncio.Queue()
+        self._moving: set[asyncio.Task[None]] = set()
         self._to_daemon: DaemonChannel
         self._metrics: MetricsDesk
 
@@ -138,18 +151,18 @@ class _Controller:
             loop, settings, self._clock, self._rng, self._identity(), goal, observed, store, facts, _fail
         )
         news = ProcessNews(loop, observed, control.emit)
-        server = ControlServer(news, first_generation=int(now * 1000))
+        server = self._server = ControlServer(news, first_generation=int(now * 1000))
         lines = ForkServerLines(loop, news)
         supervisor = Supervisor(loop, self._lifetime, news.process_exited)
         channel = self._to_daemon = DaemonChannel(
-            loop, self._channel, news.orphan_exited, self._stop, self._daemon_gone, self._reload
+            loop, self._channel, news.orphan_exited, self._stop, self._daemon_gone, self._reload, self._moved
         )
         executor = Executor(loop, settings, observed, supervisor, server, lines, channel, control.emit, self._devices)
         stacks = StackRequests(loop, lambda replica_id, wish: server.send(REPLICA, replica_id, wish))
         metrics = self._metrics = self._metrics_desk(server, observed)
         news.start(executor, supervisor, server, stacks, metrics)
         # Hellos need an answer at once, admin requests may wait for the imports below
-        await server.open(control_socket(settings.socket_dir))
+        await server.open(self._control)
         http = observed.data_plane.http or (goal.http if goal.running else None)
         if http is not None and is_served(http):
             await channel.open_listeners(http.host, http.port, settings.proxies)
@@ -164,8 +177,8 @@ class _Controller:
             os.close(lock)
 
     async def _serve(self, control: ControlLoop) -> None:
-        wanted, shutdown = asyncio.Event(), asyncio.Event()
-        serving = asyncio.create_task(self._serve_admin(control, wanted, shutdown))
+        shutdown = asyncio.Event()
+        serving = asyncio.create_task(self._serve_admin(control, shutdown))
         asked = asyncio.create_task(self._stop_asked.wait())
         announcing = asyncio.create_task(self._announce(control))
         measuring = asyncio.create_task(self._serve_metrics())
@@ -178,23 +191,32 @@ class _Controller:
         measuring.cancel()
         await control.stop(self._stop_timeout_s)
         shutdown.set()
-        wanted.set()
+        self._wanted.set()
         await serving
 
-    async def _serve_admin(self, control: ControlLoop, wanted: asyncio.Event, shutdown: asyncio.Event) -> None:
+    async def _serve_admin(self, control: ControlLoop, shutdown: asyncio.Event) -> None:
         settings = self._settings
         if settings.admin_tls_cert and settings.admin_tls_key:
             self._tls = tls.server_context(settings.admin_tls_cert, settings.admin_tls_key, "--admin-tls")
         self._admin.setblocking(False)
-        sockets = [self._admin, bind_unix(admin_socket(settings.socket_dir))]
+        self._local_admins.put_nowait(self._local_admin)
         # what answers there is half of this process, in time to load and in memory: not before somebody asks
-        await first_connection(sockets, wanted)
+        await first_connection([self._admin, self._local_admin], self._wanted)
         if shutdown.is_set():
             return
         app = await asyncio.to_thread(importlib.import_module, "servd.rest.app")
         code_dir = os.path.join(settings.state_dir, "code")
         self._plane = app.create_app(control, self._rules, code_dir, self._metrics.text)
-        await app.serve(self._plane, sockets, shutdown, self._tls)
+        await app.serve(self._plane, [self._admin], shutdown, self._tls, self._local_admins)
+
+    def _moved(self, control: socket.socket, local_admin: socket.socket) -> None:
+        """The daemon bound its Unix sockets anew."""
+        logger.warning("sockets_moved socket_dir=%s", self._settings.socket_dir)
+        task = asyncio.create_task(self._server.open(control))
+        self._moving.add(task)
+        task.add_done_callback(self._moving.discard)
+        self._local_admins.put_nowait(local_admin)
+        self._wanted.set()
 
     def _metrics_desk(self, server: ControlServer, observed: Observed) -> MetricsDesk:
         path = os.path.join(self._settings.socket_dir, METRICS_FILE)

@@ -21,20 +21,18 @@ from typing import Any
 
 from setproctitle import setproctitle
 
+from servd.daemon.directories import empty_socket_dir, make_directories, say
 from servd.daemon.listeners import Listeners
 from servd.daemon.service_notice import ServiceNotice
 from servd.daemon.state_lock import lock_state_dir
-from servd.exceptions import ListenError, ServdError, StateError
+from servd.daemon.unix_sockets import UnixSockets
+from servd.exceptions import ListenError, ServdError
 from servd.ground import entry
 from servd.ground.clock import SystemClock
 from servd.ground.pidfd import exit_code_of
 from servd.ground.settings import (
-    MAX_SOCKET_PATH_BYTES,
-    SPEAKER,
     TIED_OPTION,
     Settings,
-    make_private_dir,
-    replica_address,
 )
 from servd.wire.codec import RecordReader, record
 from servd.wire.daemon_messages import (
@@ -46,6 +44,7 @@ from servd.wire.daemon_messages import (
     OrphanExited,
     Reload,
     Reloaded,
+    SocketsMoved,
     StopController,
 )
 
@@ -53,16 +52,27 @@ STOP_TIMEOUT_S = 60.0
 LEFTOVER_DRAIN_S = 4.5
 CRASH_PATIENCE_S = 5.0
 SETTLED_AFTER_S = 10.0
+LOOK_S = 1.0
+"""How often to look whether the Unix sockets are still there."""
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP)
 
 
 class Daemon:
-    """Keeps a controller running until it is told to stop. ports: sockets of the admin port and of the metrics port."""
+    """Keeps a controller running until it is told to stop.
 
-    def __init__(self, settings: Settings, listeners: Listeners, ports: tuple[Any, ...], tied_to: int | None) -> None:
+    Args:
+        unix: the sockets in the socket directory.
+        ports: sockets of the admin port and of the metrics port.
+    """
+
+    def __init__(
+        self, settings: Settings, listeners: Listeners, unix: UnixSockets, ports: tuple[Any, ...], tied_to: int | None
+    ) -> None:
         self._settings = settings
         self._listeners = listeners
+        self._unix = unix
+        self._look_at = 0.0
         self._ports = ports
         self._tied_to = tied_to
         self._clock = SystemClock()
@@ -93,6 +103,9 @@ class Daemon:
             now = self._clock.now()
             if self._start_at is not None and self._start_at <= now:
                 self._start_controller()
+            if self._look_at <= now:
+                self._look_at = now + LOOK_S
+                self._tend_sockets()
             for fd, _ in self._poll.poll(self._timeout_ms(now)):
                 self._handle(fd)
             if self._stop_by is not None and self._clock.now() >= self._stop_by and self._controller is not None:
@@ -104,7 +117,7 @@ class Daemon:
         """Say where things are, unless it is the business of the command that this daemon belongs to."""
         if self._tied_to is None:
             for line in lines:
-                _say(line)
+                say(line)
 
     def _watch_signals(self) -> None:
         self._wake_reader.setblocking(False)
@@ -115,9 +128,17 @@ class Daemon:
                 signal.signal(number, _note)
         self._poll.register(self._wake_reader, select.POLLIN)
 
-    def _timeout_ms(self, now: float) -> float | None:
-        moments = [moment for moment in (self._start_at, self._stop_by) if moment is not None]
-        return max(0.0, min(moments) - now) * 1000 + 1 if moments else None
+    def _timeout_ms(self, now: float) -> float:
+        moments = [moment for moment in (self._start_at, self._stop_by, self._look_at) if moment is not None]
+        return max(0.0, min(moments) - now) * 1000 + 1
+
+    def _tend_sockets(self) -> None:
+        before = self._unix.trouble
+        if self._unix.tend():
+            say(f"the sockets in {self._settings.socket_dir} were gone; they are bound anew")
+            self._send(SocketsMoved(), [listener.fileno() for listener in self._unix.sockets])
+        elif self._unix.trouble and self._unix.trouble != before:
+            say(f"the sockets in {self._settings.socket_dir} are gone and cannot be bound anew: {self._unix.trouble}")
 
     def _handle(self, fd: int) -> None:
         if fd == self._wake_reader.fileno():
@@ -135,7 +156,7 @@ class Daemon:
 
     def _start_controller(self) -> None:
         ours, theirs = socket.socketpair()
-        arguments = (self._settings, self._lifetime_reader, theirs, *self._ports)
+        arguments = (self._settings, self._lifetime_reader, theirs, *self._unix.sockets, *self._ports)
         context = multiprocessing.get_context("spawn")
         process = context.Process(target=entry.call, args=("servd.controller.main:run", *arguments), name="controller")
         # an ignored signal stays ignored in the child: Ctrl-C must not end it before its first line
@@ -167,7 +188,7 @@ class Daemon:
         self._quick_deaths = 0 if now - self._started_at > SETTLED_AFTER_S else self._quick_deaths + 1
         delay_s = 0.0 if self._quick_deaths <= 1 else min(0.1 * 2**self._quick_deaths, 5.0)
         self._start_at = now + delay_s
-        _say(f"the controller exited with {exit_code}; starting it again in {delay_s:.1f} s")
+        say(f"the controller exited with {exit_code}; starting it again in {delay_s:.1f} s")
 
     def _drop_channel(self) -> None:
         if self._channel is not None:
@@ -225,7 +246,7 @@ class Daemon:
             else:
                 self._channel.sendall(record(message))
         except OSError as error:
-            _say(f"the controller does not listen: {error}")
+            say(f"the controller does not listen: {error}")
 
     def _reap(self) -> None:
         while True:
@@ -268,7 +289,7 @@ class Daemon:
         while left := list(_children()):
             now = self._clock.now()
             if now >= give_up_at:
-                _say(f"processes still alive: {left}")
+                say(f"processes still alive: {left}")
                 return
             if now >= kill_at:
                 for pid in left:
@@ -282,10 +303,6 @@ class Daemon:
 
 def _note(_number: int, _frame: object) -> None:
     """The wake-up descriptor carries the number; a handler does nothing."""
-
-
-def _say(text: str) -> None:
-    print(f"{SPEAKER}{text}", file=sys.stderr, flush=True)
 
 
 def _forgo_tracker() -> None:
@@ -316,21 +333,6 @@ def _become_subreaper() -> None:
     ctypes.CDLL(None).prctl(set_child_subreaper, 1, 0, 0, 0)
 
 
-def _empty_socket_dir(socket_dir: str) -> None:
-    for name in os.listdir(socket_dir):
-        with contextlib.suppress(OSError):
-            os.unlink(f"{socket_dir}/{name}")
-
-
-def _check_socket_paths(socket_dir: str) -> None:
-    longest = replica_address(socket_dir, "0" * 12).removeprefix("ipc://")
-    if len(os.fsencode(longest)) > MAX_SOCKET_PATH_BYTES:
-        raise StateError(
-            f"socket directory {socket_dir} has too long a path: sockets in it may have {MAX_SOCKET_PATH_BYTES} bytes; "
-            "choose a shorter XDG_RUNTIME_DIR or TMPDIR"
-        )
-
-
 def parse_settings(text: str) -> Settings:
     """The settings behind the JSON text that `servd start` hands over."""
     values = json.loads(text)
@@ -344,11 +346,10 @@ def serve(settings: Settings, tied_to: int | None) -> int:
     Raises:
         ServdError: it cannot start, and why.
     """
-    _check_socket_paths(settings.socket_dir)
-    for directory in (settings.state_dir, settings.socket_dir, settings.log_dir):
-        make_private_dir(directory)
+    make_directories(settings)
     lock, was_unclean = lock_state_dir(settings.state_dir)
-    _empty_socket_dir(settings.socket_dir)
+    empty_socket_dir(settings.socket_dir)
+    unix = UnixSockets(settings.socket_dir)
     listeners = Listeners(CRASH_PATIENCE_S if was_unclean else 0.0)
     try:
         admin = listeners.bind_admin(settings.admin_host, settings.admin_port)
@@ -357,12 +358,14 @@ def serve(settings: Settings, tied_to: int | None) -> int:
         setproctitle(f"servd: daemon {settings.state_dir}")
         _become_subreaper()
         _forgo_tracker()
-        return Daemon(settings, listeners, (admin, metrics), tied_to).run()
+        return Daemon(settings, listeners, unix, (admin, metrics), tied_to).run()
     finally:
-        _empty_socket_dir(settings.socket_dir)
+        empty_socket_dir(settings.socket_dir)
         with contextlib.suppress(OSError):
             os.rmdir(settings.socket_dir)
-        os.ftruncate(lock, 0)
+        # where it cannot be done the next start takes this end for a crash, and waits for ports a little
+        with contextlib.suppress(OSError):
+            os.ftruncate(lock, 0)
 
 
 def main(arguments: list[str]) -> int:

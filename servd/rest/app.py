@@ -132,12 +132,17 @@ def create_app(plane: ControlPlane, access: AccessRules, code_dir: str, metrics:
 
 
 async def serve(
-    app: ASGIApp, sockets: list[socket.socket], shutdown: asyncio.Event, tls: ssl.SSLContext | None = None
+    app: ASGIApp,
+    sockets: list[socket.socket],
+    shutdown: asyncio.Event,
+    tls: ssl.SSLContext | None = None,
+    local: asyncio.Queue[socket.socket] | None = None,
 ) -> None:
     """Serve the admin plane on listening sockets until `shutdown` is set; open requests get 3 s to finish.
 
     Args:
         tls: of TCP sockets; None = none.
+        local: Unix sockets, each to be served instead of the one before it.
     """
     config = Config()
     config.accesslog = None
@@ -163,10 +168,22 @@ async def serve(
         )
         for listener in sockets
     ]
+    newest: list[asyncio.Server] = []
+
+    async def serve_local(found: asyncio.Queue[socket.socket]) -> None:
+        while True:
+            server = await asyncio.start_server(accepted, sock=await found.get(), backlog=1024)
+            for before in newest:
+                before.close()
+            newest[:] = [server]
+
+    watching = [loop.create_task(serve_local(local))] if local is not None else []
     try:
         await shutdown.wait()
     finally:
-        for server in servers:
+        for task in watching:
+            task.cancel()
+        for server in (*servers, *newest):
             server.close()
         await context.terminated.set()
         if tasks:

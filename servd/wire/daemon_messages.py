@@ -36,6 +36,11 @@ class CloseListeners:
 
 
 @dataclass(frozen=True, slots=True)
+class SocketsMoved:
+    """Daemon -> controller: the Unix sockets were bound anew; the control endpoint and the admin API's travel beside this."""
+
+
+@dataclass(frozen=True, slots=True)
 class OrphanExited:
     """Daemon -> controller: a process that had become the daemon's child is gone."""
 
@@ -73,6 +78,7 @@ register_message(
     OpenListeners,
     ListenersOpened,
     CloseListeners,
+    SocketsMoved,
     OrphanExited,
     StopController,
     InstanceServing,

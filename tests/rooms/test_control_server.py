@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from servd.controller.control_server import ControlServer
+from servd.daemon.unix_sockets import bind_unix
 from servd.wire.codec import RecordReader, record
 from servd.wire.messages import (
     CallerReport,
@@ -102,7 +103,7 @@ class Room:
 @pytest.fixture
 async def room(tmp_path: Path) -> AsyncIterator[Room]:
     room = Room(str(tmp_path / "control.sock"))
-    await room.server.open(room.path)
+    await room.server.open(bind_unix(room.path))
     yield room
     await room.close()
 
@@ -115,9 +116,9 @@ def a_routing(*deployments: str, ingress: str = "app_I") -> Routing:
 
 
 async def test_the_endpoint_is_private_and_replaces_a_stale_file(tmp_path: Path) -> None:
-    (tmp_path / "c").write_text("left over")
+    bind_unix(str(tmp_path / "c")).close()
     room = Room(str(tmp_path / "c"))
-    await room.server.open(room.path)
+    await room.server.open(bind_unix(room.path))
     assert stat.S_IMODE(os.stat(room.path).st_mode) == 0o600
     await room.join("proxy", "p")
     await room.close()
@@ -230,7 +231,7 @@ async def test_a_death_is_told_after_the_last_words(tmp_path: Path) -> None:
     news = News()
     server = ControlServer(news, first_generation=1)
     path = str(tmp_path / "c.sock")
-    await server.open(path)
+    await server.open(bind_unix(path))
     failed = ReplicaReport("r", "failed", error="KeyError: 'nope'")
     # opened, spoken into and closed before the server has had a turn, as by a process that fails at once
     with socket.socket(socket.AF_UNIX) as line:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from servd.daemon.unix_sockets import bind_unix
 from servd.documents.control_plane import (
     ApplicationChange,
     ApplicationDocument,
@@ -29,7 +30,6 @@ from servd.documents.control_plane import (
 from servd.exceptions import NoAnswerError, UnknownNameError
 from servd.ground.states import ApplicationStatus, DeploymentStatus, DeployMode, ProxyStatus, ReplicaState
 from servd.rest.access import AccessRules
-from servd.rest.admin_sockets import bind_unix
 from servd.rest.app import create_app, serve
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from servd.daemon.admin_client import ADDRESS_VARIABLES, DEFAULT_ADDRESS, find_address
+from servd.daemon.unix_sockets import bind_unix
 from servd.exceptions import ConfigError
 from servd.ground.settings import admin_socket, socket_dir_for
-from servd.rest.admin_sockets import bind_unix
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,54 @@
+"""The directories of a daemon as it finds or makes them when it starts."""
+
+import contextlib
+import os
+import sys
+
+from servd.exceptions import StateError
+from servd.ground.settings import MAX_SOCKET_PATH_BYTES, SPEAKER, Settings, make_private_dir, replica_address
+
+
+def say(text: str) -> None:
+    """A line for people on stderr."""
+    # nobody may be there to read it, or no room where it goes
+    with contextlib.suppress(OSError):
+        print(f"{SPEAKER}{text}", file=sys.stderr, flush=True)
+
+
+def make_directories(settings: Settings) -> None:
+    """Make the directories, or check that they are the user's own.
+
+    Raises:
+        StateError: one cannot be used, and why.
+    """
+    _check_socket_paths(settings.socket_dir)
+    for directory in (settings.state_dir, settings.socket_dir):
+        make_private_dir(directory)
+    _make_log_dir(settings.log_dir)
+
+
+def empty_socket_dir(socket_dir: str) -> None:
+    """Remove what lies in it, as far as that can be done."""
+    with contextlib.suppress(OSError):
+        for name in os.listdir(socket_dir):
+            with contextlib.suppress(OSError):
+                os.unlink(f"{socket_dir}/{name}")
+
+
+def _make_log_dir(log_dir: str) -> None:
+    """Logs are expendable: only a directory that is there and not ours alone is a reason not to start."""
+    try:
+        make_private_dir(log_dir)
+    except StateError as error:
+        if os.path.lexists(log_dir):
+            raise
+        say(f"{error}; nothing is logged until it can be used")
+
+
+def _check_socket_paths(socket_dir: str) -> None:
+    longest = replica_address(socket_dir, "0" * 12).removeprefix("ipc://")
+    if len(os.fsencode(longest)) > MAX_SOCKET_PATH_BYTES:
+        raise StateError(
+            f"socket directory {socket_dir} has too long a path: sockets in it may have {MAX_SOCKET_PATH_BYTES} bytes; "
+            "choose a shorter XDG_RUNTIME_DIR or TMPDIR"
+        )
