@@ -12,6 +12,7 @@ from starlette.routing import compile_path
 
 from servd.app.asgi_calls import call_app
 from servd.app.deployment import make_deployment
+from servd.app.json_text import compact_json_text
 from servd.dag import RayServeDAGHandle
 from servd.exceptions import ServdError
 from servd.handle import DeploymentHandle
@@ -124,7 +125,8 @@ async def _respond(graph: Any, source: Any) -> Response:
     if isinstance(value, Response):
         return value
     # as above: FastAPI's encoder, where it would change something
-    return JSONResponse(value if _is_plain(value) else importlib.import_module("servd.app.encoders").encoded(value))
+    plain = value if _is_plain(value) else importlib.import_module("servd.app.encoders").encoded(value)
+    return Response(compact_json_text(plain), media_type="application/json")
 
 
 def load_http_adapter(given: Any) -> Adapter:

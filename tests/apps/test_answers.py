@@ -73,7 +73,7 @@ ANSWERS: dict[str, tuple[int, str, bytes]] = {
     "bool": (200, JSON, b"true"),
     "int": (200, JSON, b"3"),
     "float": (200, JSON, b"0.5"),
-    "nan": (200, JSON, b"NaN"),
+    "nan": (200, JSON, b"null"),
     "dict": (200, JSON, rb'{"a": 1, "\u00fc": [1, 2]}'),
     "list": (200, JSON, b'[1, "a"]'),
     "tuple": (200, JSON, b"[1, 404]"),

@@ -2,11 +2,13 @@
 
 import dataclasses
 import datetime
+import decimal
 import sys
 from enum import Enum, IntEnum
 from typing import Any
 
 import numpy
+import pandas
 import pytest
 from pydantic import BaseModel
 
@@ -29,6 +31,10 @@ class Level(IntEnum):
 class Model(BaseModel):
     a: int = 1
     b: str | None = None
+
+
+class Number(BaseModel):
+    x: float
 
 
 @dataclasses.dataclass
@@ -55,7 +61,14 @@ TEXT, UTF8, JSON = b"text/plain", b"text/plain; charset=utf-8", b"application/js
         (True, JSON, b"true"),
         (3, JSON, b"3"),
         (2.5, JSON, b"2.5"),
-        (float("nan"), JSON, b"NaN"),
+        (float("nan"), JSON, b"null"),
+        (float("-inf"), JSON, b"null"),
+        ({"a": [1.5, float("inf")], "b": "NaN"}, JSON, b'{"a": [1.5, null], "b": "NaN"}'),
+        (numpy.array([1.0, numpy.nan]), JSON, b"[1.0, null]"),
+        (numpy.float32("nan"), JSON, b"null"),
+        (decimal.Decimal("NaN"), JSON, b"null"),
+        ({"m": Number(x=float("nan"))}, JSON, b'{"m": {"x": null}}'),
+        (pandas.DataFrame({"a": [1.0, None]}), JSON, b'[{"a": 1.0}, {"a": null}]'),
         ({"a": 1, "b": "ü"}, JSON, b'{"a": 1, "b": "\\u00fc"}'),
         ([1, "a", None], JSON, b'[1, "a", null]'),
         ((200, "body"), JSON, b'[200, "body"]'),
@@ -89,16 +102,33 @@ def test_data_frames_are_lists_of_records(monkeypatch: pytest.MonkeyPatch) -> No
     class Pandas:
         pass
 
-    pandas: Any = Pandas()
-    pandas.DataFrame = DataFrame
-    monkeypatch.setitem(sys.modules, "pandas", pandas)
+    stand_in: Any = Pandas()
+    stand_in.DataFrame = DataFrame
+    monkeypatch.setitem(sys.modules, "pandas", stand_in)
     assert value_response(DataFrame())[2] == b'[{"a": 1}]'
 
 
 @pytest.mark.parametrize("value", [Odd(), {(1, 2): 3}], ids=["object", "key"])
 def test_what_has_no_json_form_is_an_error(value: Any) -> None:
-    with pytest.raises(TypeError, match=r"Odd, which has no JSON form|keys must be str"):
+    with pytest.raises(TypeError, match=r"at result: a .*Odd has no JSON form|keys must be str"):
         value_response(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "place"),
+    [
+        (pandas.NA, "result"),
+        ({"a": [1, pandas.NA]}, "result['a'][1]"),
+        (Point(1, pandas.NA), "a NAType inside result"),
+        ([Odd()], "result[0]"),
+        ({"x": {1 + 2j}}, "a complex inside result"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_has_no_json_form_is_named_with_its_place(value: Any, place: str) -> None:
+    with pytest.raises(TypeError) as caught:
+        value_response(value)
+    assert f"no JSON form at {place}: " in str(caught.value)
 
 
 @pytest.mark.parametrize(
