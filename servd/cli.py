@@ -215,7 +215,7 @@ def run(
         reload=reload,
     )
     announce(options)
-    with daemon_for(options, address, state_dir_of(state_dir), is_blocking=blocking) as client:
+    with daemon_for(options, address, state_dir, is_blocking=blocking) as client:
         run_target(client, options, is_blocking=blocking)
 
 

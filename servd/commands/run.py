@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
+from servd.commands.cli_options import state_dir_of
 from servd.commands.console import say, warn
 from servd.commands.verbs import application_order, read_document, wait_until_running
-from servd.daemon.admin_client import ADDRESS_VARIABLES, AdminClient, UnreachableError, find_address
+from servd.daemon.admin_client import AdminClient, UnreachableError, find_address, named_address
 from servd.daemon.launch import start_detached, start_tied
 from servd.documents.files import load_document, parse_document, resolve_env, resolve_path
 from servd.exceptions import ConfigError, DeployError, ServdError
@@ -142,25 +143,30 @@ def announce(options: RunOptions) -> None:
 
 
 @contextmanager
-def daemon_for(options: RunOptions, address: str | None, state_dir: str, *, is_blocking: bool) -> Iterator[AdminClient]:
+def daemon_for(
+    options: RunOptions, address: str | None, state_dir: str | None, *, is_blocking: bool
+) -> Iterator[AdminClient]:
     """A client of the daemon that answers; without one, of a new one: tied to this command if it blocks, else detached.
+
+    Args:
+        state_dir: of the command line; None = not given.
 
     Raises:
         UnreachableError: an address was named, and nothing answers there. ServdError: no daemon could be started.
     """
-    client = AdminClient(find_address(address, state_dir))
-    is_named = address is not None or any(os.environ.get(name) for name in ADDRESS_VARIABLES)
     try:
+        client = AdminClient(find_address(address, state_dir))
         client.probe()
     except UnreachableError:
-        if is_named:
+        if named_address(address, state_dir) is not None:
             raise
     else:
         yield client
         return
+    folder = state_dir_of(state_dir)
     settings = Settings(
-        state_dir=state_dir,
-        socket_dir=socket_dir_for(state_dir),
+        state_dir=folder,
+        socket_dir=socket_dir_for(folder),
         http_host=options.host,
         http_port=options.port,
         open_http=False,

@@ -4,7 +4,6 @@ import http.client
 import json
 import os
 import socket
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,38 +62,63 @@ def check_address(address: str) -> str:
     return address.rstrip("/")
 
 
-def find_address(given: str | None = None, state_dir: str | None = None) -> str:
-    """Address of the daemon: the first that is given.
+class NoDaemonError(UnreachableError):
+    """No daemon answers on a state directory that was named."""
 
-    Order: `given`, the variables of `ADDRESS_VARIABLES`, the Unix socket of the state directory if a daemon answers
-    there, `http://localhost:52365`; a line on stderr says that no daemon answers on a state directory that was named.
+    def __str__(self) -> str:
+        return (
+            f"no daemon answers on {self.address}: {self.reason} (start one: `servd start --state-dir {self.address}`)"
+        )
+
+
+def named_address(given: str | None = None, state_dir: str | None = None) -> str | None:
+    """The address that somebody named: `given`, else the first set variable of `ADDRESS_VARIABLES`; None without one.
+
+    Args:
+        state_dir: of the command line, None if not given: it beats the variables.
 
     Raises:
         ConfigError: that address is malformed.
     """
-    for address in (given, *(os.environ.get(name) for name in ADDRESS_VARIABLES)):
-        if address:
-            return check_address(address)
-    folder = state_dir or default_state_dir()
+    variables = () if state_dir else (os.environ.get(name) for name in ADDRESS_VARIABLES)
+    address = next((address for address in (given, *variables) if address), None)
+    return check_address(address) if address else None
+
+
+def find_address(given: str | None = None, state_dir: str | None = None) -> str:
+    """Address of the daemon: the first that is given.
+
+    Order: `given`, the socket of `state_dir`, the variables of `ADDRESS_VARIABLES`, the socket of `SERVD_STATE_DIR`; if none
+    of them is, the socket of the default state directory if a daemon answers there, else `http://localhost:52365`.
+
+    Raises:
+        ConfigError: that address is malformed.
+        NoDaemonError: a state directory was named, and no daemon answers there. Another daemon is never meant then.
+    """
+    address = named_address(given, state_dir)
+    if address is not None:
+        return address
+    folder = str(Path(state_dir).absolute()) if state_dir else default_state_dir()
     path = admin_socket(socket_dir_for(folder))
-    if _answers(socket.AF_UNIX, path):
+    trouble = _trouble(path)
+    if trouble is None:
         return f"unix://{path}"
-    is_chosen = state_dir is not None or bool(os.environ.get("SERVD_STATE_DIR"))
-    if is_chosen:
-        another = _answers(socket.AF_INET, ("127.0.0.1", DEFAULT_ADMIN_PORT))
-        turning = f": turning to the one at {DEFAULT_ADDRESS}" if another else ""
-        print(f"Warning: no daemon answers on {folder}{turning}", file=sys.stderr, flush=True)
+    if state_dir or os.environ.get("SERVD_STATE_DIR"):
+        raise NoDaemonError(folder, trouble)
     return DEFAULT_ADDRESS
 
 
-def _answers(family: socket.AddressFamily, address: str | tuple[str, int]) -> bool:
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
+def _trouble(path: str) -> str | None:
+    """Why nothing answers on a Unix socket; None if something does."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
             probe.settimeout(2.0)
-            probe.connect(address)
-        except OSError:
-            return False
-    return True
+            probe.connect(path)
+        except FileNotFoundError:
+            return "there is no socket"
+        except OSError as error:
+            return error.strerror or str(error)
+    return None
 
 
 @dataclass(frozen=True, slots=True)

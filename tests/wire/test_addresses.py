@@ -1,11 +1,12 @@
 """Which daemon a command means: the order of addresses."""
 
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from servd.daemon.admin_client import ADDRESS_VARIABLES, DEFAULT_ADDRESS, find_address
+from servd.daemon.admin_client import ADDRESS_VARIABLES, DEFAULT_ADDRESS, UnreachableError, find_address
 from servd.daemon.unix_sockets import bind_unix
 from servd.exceptions import ConfigError
 from servd.ground.settings import admin_socket, socket_dir_for
@@ -36,14 +37,16 @@ def test_the_first_that_is_given_wins(tmp_path: Path, monkeypatch: pytest.Monkey
         if name:
             monkeypatch.setenv(name, str(folder))
         assert find_address() == address
-    listener, address = a_daemon_on(tmp_path / "third")
-    listeners.append(listener)
-    assert find_address(state_dir=str(tmp_path / "third")) == address
     monkeypatch.setenv("RAY_ADDRESS", "http://never.read:1")
     for name in ("RAY_DASHBOARD_ADDRESS", "RAY_AGENT_ADDRESS", "SERVD_ADDRESS"):
         monkeypatch.setenv(name, f"http://{name.lower()}:1///")
-        assert find_address(state_dir=str(tmp_path / "third")) == f"http://{name.lower()}:1"
-    assert find_address("https://given:1/") == "https://given:1"
+        assert find_address() == f"http://{name.lower()}:1"
+    listener, address = a_daemon_on(tmp_path / "third")
+    listeners.append(listener)
+    assert find_address(state_dir=str(tmp_path / "third")) == address
+    monkeypatch.chdir(tmp_path)
+    assert find_address(state_dir="third") == address
+    assert find_address("https://given:1/", str(tmp_path / "third")) == "https://given:1"
     for listener in listeners:
         listener.close()
 
@@ -54,15 +57,33 @@ def test_other_forms_are_refused(address: str) -> None:
         find_address(address)
 
 
-def test_another_daemon_stands_in_with_a_warning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def somebody_else(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A daemon on the default port."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         monkeypatch.setattr("servd.daemon.admin_client.DEFAULT_ADMIN_PORT", listener.getsockname()[1])
-        assert find_address(state_dir=str(tmp_path / "silent")) == DEFAULT_ADDRESS
-    assert f"{tmp_path}/silent: turning to" in capsys.readouterr().err
+        yield
 
 
-def test_a_state_directory_without_a_daemon_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert find_address(state_dir=str(tmp_path / "silent")) == DEFAULT_ADDRESS
-    assert capsys.readouterr().err.strip().endswith(f"no daemon answers on {tmp_path}/silent")
+@pytest.mark.usefixtures("somebody_else")
+@pytest.mark.parametrize("way", ["option", "option beats variable", "variable"])
+def test_no_other_daemon_stands_in_for_a_named_state_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    silent = str(tmp_path / "silent")
+    if way == "variable":
+        monkeypatch.setenv("SERVD_STATE_DIR", silent)
+    if way == "option beats variable":
+        monkeypatch.setenv("SERVD_ADDRESS", "http://127.0.0.1:1")
+    with pytest.raises(
+        UnreachableError, match=f"no daemon answers on {silent}: there is no socket .*--state-dir {silent}"
+    ):
+        find_address(state_dir=None if way == "variable" else silent)
+
+
+def test_the_socket_of_a_dead_daemon_is_no_daemon(tmp_path: Path) -> None:
+    listener, address = a_daemon_on(tmp_path / "dead")
+    assert find_address(state_dir=str(tmp_path / "dead")) == address
+    listener.close()
+    with pytest.raises(UnreachableError, match=f"no daemon answers on {tmp_path}/dead: Connection refused"):
+        find_address(state_dir=str(tmp_path / "dead"))

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -194,9 +195,10 @@ def test_logs_of_a_directory(servd: Command, server: Server) -> None:
     (logs / "serve" / "deployment_gone_D_gone_D#aBcDeF.log").write_text("four\n")
     (logs / "daemon.log").write_text("five\n")
     given = ("--state-dir", str(servd.folder / "state"))
-    assert servd("logs", "controller", "--lines", "1", *given, SERVD_ADDRESS=server.url)[1] == "two\n"
+    server.plane.instance = replace(server.plane.instance, log_dir=str(logs))
+    assert servd("logs", "controller", "--lines", "1", SERVD_ADDRESS=server.url)[1] == "two\n"
     for target in ("a", "a/D", "a_D", "a_D#aBcDeF"):
-        assert servd("logs", target, *given, SERVD_ADDRESS=server.url)[1] == "three\n"
+        assert servd("logs", target, SERVD_ADDRESS=server.url)[1] == "three\n"
     assert servd("logs", "gone/D", *given, SERVD_ADDRESS="http://127.0.0.1:1")[1] == "four\n"
     assert "daemon: five\n" in servd("logs", *given, SERVD_ADDRESS="http://127.0.0.1:1")[1]
     assert servd("logs", "nobody", *given, SERVD_ADDRESS=server.url)[0] == 1
