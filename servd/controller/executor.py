@@ -25,7 +25,7 @@ from servd.wire.began import remove_files
 from servd.wire.messages import FORK_SERVER, PROXY, REPLICA, BuildOrder, LogConfig, ProxyGoal, ProxyStart
 
 FORK_SERVER_TARGET = "servd.replica.fork_server:serve"
-REPLICA_TARGET = "servd.replica.main:run_spawned"
+REPLICA_TARGET = "servd.replica.spawned:run_spawned"
 PROXY_TARGET = "servd.proxy.main:run"
 STOP_GRACE_S = 2.0
 _ACKNOWLEDGE_S = 2.0

@@ -36,7 +36,7 @@ from servd.controller.stack_requests import StackRequests
 from servd.controller.supervisor import Supervisor
 from servd.daemon import tls
 from servd.exceptions import InvariantError, ServdError, StateError
-from servd.ground import process
+from servd.ground import event_loop, process
 from servd.ground.clock import SystemClock, block_for
 from servd.ground.ids import random_hex
 from servd.ground.settings import Settings, admin_socket, control_socket, variable
@@ -84,7 +84,7 @@ def run(
     logs.setup("controller", str(os.getpid()), settings.log_dir, logs.controller_file(os.getpid()))
     process.raise_file_limit()
     try:
-        process.run(_Controller(settings, lifetime, channel, control, local_admin, admin, metrics).run())
+        event_loop.run(_Controller(settings, lifetime, channel, control, local_admin, admin, metrics).run())
         code = 0
     except ServdError as error:
         print(f"Error: {error}", file=sys.stderr)

@@ -1,19 +1,17 @@
-"""What every child does first: its title, signals, descriptors, its loop, the watch on the daemon's life."""
+"""What every child does first: its title, signals, descriptors, the watch on the daemon's life."""
 
 import asyncio
+import multiprocessing.resource_tracker
 import os
 import resource
 import signal
-from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any
 
 import setproctitle
-import uvloop
 
 LIFETIME_DRAIN_S = 4.0
 """How long a process may go on after the daemon is gone, seconds."""
-
-_T = TypeVar("_T")
 
 
 def begin(title: str, state_dir: str, *inherited_fds: int) -> None:
@@ -29,21 +27,6 @@ def begin(title: str, state_dir: str, *inherited_fds: int) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     for fd in inherited_fds:
         os.set_inheritable(fd, False)
-
-
-def run(main: Coroutine[Any, Any, _T], *, closes_loop: bool = True) -> _T:
-    """Run a child's main coroutine on a loop of its own.
-
-    Args:
-        closes_loop: False for a process that ends right after: closing waits for threads of the user's
-            without limit.
-    """
-    # a Runner does not care which loop policy the user's module set
-    runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
-    if not closes_loop:
-        return runner.run(main)
-    with runner:
-        return runner.run(main)
 
 
 def _nothing() -> None:
@@ -85,3 +68,11 @@ def raise_file_limit() -> None:
         except (OSError, ValueError):
             # "unlimited" is refused by some kernels; the soft limit stays
             pass
+
+
+def allow_tracker() -> None:
+    """Let code of the user's have multiprocessing's resource tracker, which servd does without (`servd.daemon.main`)."""
+    tracker: Any = multiprocessing.resource_tracker._resource_tracker
+    fd, tracker._fd = tracker._fd, None
+    if fd is not None:
+        os.close(fd)

@@ -11,7 +11,7 @@ from typing import Any
 
 from servd.calls.caller import Caller
 from servd.daemon.tls import Certificate
-from servd.ground import process
+from servd.ground import event_loop, process
 from servd.ground.pidfd import start_ticks
 from servd.ground.settings import control_socket
 from servd.observability import logs
@@ -57,7 +57,7 @@ def run(start: ProxyStart, sock: socket.socket, lifetime: Connection) -> None:
     access = AccessLog(file, "http_proxy", start.host, place_of(HttpConnection.on_response))
     process.raise_file_limit()
     keep_freed_memory()
-    process.run(_live(start, sock, lifetime, access))
+    event_loop.run(_live(start, sock, lifetime, access))
 
 
 async def _live(start: ProxyStart, sock: socket.socket, lifetime: Connection, access: AccessLog) -> None:

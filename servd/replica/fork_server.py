@@ -6,6 +6,7 @@ itself, so a new controller just connects and is greeted with the build's result
 
 import asyncio
 import gc
+import importlib
 import logging
 import multiprocessing
 import os
@@ -14,22 +15,17 @@ import signal
 import socket
 import sys
 import warnings
-from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkProcess
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from servd.app.built import BuiltApplication, describe
 from servd.exceptions import DeployError, ProtocolError
-from servd.ground import process
+from servd.ground import entry, process
 from servd.ground.pidfd import start_ticks
 from servd.ground.quick_dataclass import dataclass
-from servd.ground.settings import fork_server_socket, variable
+from servd.ground.settings import fork_server_socket
 from servd.observability import logs
 from servd.replica.code.environment import apply_environment
-from servd.replica.code.importing import code_version, is_pinned, load_application
-from servd.replica.fork_safety import fork_unsafe_reason
-from servd.replica.main import allow_tracker, run_forked
 from servd.wire.allocator import keep_freed_memory
 from servd.wire.codec import RecordReader, record
 from servd.wire.credentials import peer_credentials
@@ -44,6 +40,10 @@ from servd.wire.messages import (
     ReplicaStart,
 )
 
+if TYPE_CHECKING:
+    from servd.app.built import BuiltApplication
+
+_CODE = "servd.replica.builder"
 _BACKLOG = 8
 _SEND_TIMEOUT_S = 5.0
 _READ_BYTES = 256 * 1024
@@ -63,7 +63,7 @@ def serve(order: BuildOrder, lifetime: Connection) -> None:
     process.begin(f"fork server {order.app or order.fork_server_id}", order.state_dir, lifetime.fileno())
     logs.setup("fork_server", order.fork_server_id, order.log_dir, "fork_server.log")
     path = order.socket_path or fork_server_socket(order.socket_dir, order.fork_server_id)
-    allow_tracker()
+    process.allow_tracker()
     keep_freed_memory()
     code = 1
     try:
@@ -81,30 +81,15 @@ def serve(order: BuildOrder, lifetime: Connection) -> None:
     os._exit(code)
 
 
-def build(order: BuildOrder) -> tuple[BuildResult, BuiltApplication | None]:
+def build(order: BuildOrder) -> tuple[BuildResult, "BuiltApplication | None"]:
     """Environment, import and flattening; a failure is a result too."""
     try:
-        environment = apply_environment(order)
-        built = load_application(order, environment)
-        version = code_version(order, environment)
+        # its code finds the application's packages then, and Starlette, say, looks for others only once
+        environment = apply_environment(order, lambda: entry.load(_CODE))
+        return entry.load(_CODE).built_from(order, environment)  # type: ignore[no-any-return]
     except DeployError as error:
         logger.info("build_failed build=%s\n%s", order.build_id, error)
         return BuildResult(order.build_id, error=str(error)), None
-    unsafe = fork_unsafe_reason()
-    if variable("FORK", "1") == "0":
-        unsafe = "SERVD_FORK=0"
-    if unsafe:
-        logger.warning("replicas_are_spawned app=%s reason=%s", order.app, unsafe)
-    result = BuildResult(
-        order.build_id,
-        code_version=version,
-        deployments=describe(built),
-        ingress=built.ingress_name,
-        route_prefix=built.route_prefix,
-        fork_unsafe=unsafe,
-        is_pinned=is_pinned(order, environment),
-    )
-    return result, built
 
 
 @dataclass(slots=True)
@@ -130,7 +115,6 @@ class ForkServer:
         listener: bound and listening; closed in children.
         result: told to every controller that connects.
         built: None after a failed build: orders are refused then.
-        run_child: what a child does; never returns.
     """
 
     def __init__(
@@ -139,15 +123,13 @@ class ForkServer:
         listener: socket.socket,
         lifetime_fd: int,
         result: BuildResult,
-        built: BuiltApplication | None,
-        run_child: Callable[[ReplicaStart, BuiltApplication, int], Any] = run_forked,
+        built: "BuiltApplication | None",
     ) -> None:
         self._order = order
         self._listener = listener
         self._lifetime_fd = lifetime_fd
         self._result = result
         self._built = built
-        self._run_child = run_child
         self._context = multiprocessing.get_context("fork")
         self._poller = select.poll()
         self._lines: dict[int, Line] = {}
@@ -292,7 +274,7 @@ class ForkServer:
             # its global state would be the same in every child; the interpreter's own is reseeded by itself
             numpy.random.seed()
         assert self._built is not None
-        self._run_child(start, self._built, self._lifetime_fd)
+        importlib.import_module(_CODE).run_forked(start, self._built, self._lifetime_fd)
 
 
 def _listen(path: str) -> socket.socket:

@@ -4,26 +4,24 @@ import atexit
 import faulthandler
 import gc
 import logging
-import multiprocessing.resource_tracker
 import os
 import sys
 import threading
 from collections.abc import Callable
-from multiprocessing.connection import Connection
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from servd.app.built import BuiltApplication
 from servd.app.deployment import Deployment
 from servd.calls.request_context import current_request
-from servd.ground import process
+from servd.exceptions import DeployError
+from servd.ground import event_loop, process
 from servd.ground.ids import DeploymentID
 from servd.observability import logs
 from servd.observability.journal import AccessLog, place_of
-from servd.replica.code.environment import apply_environment
+from servd.replica.code.environment import Environment
 from servd.replica.code.importing import load_application
 from servd.replica.life import Replica
 from servd.replica.notes import noter
-from servd.wire.allocator import keep_freed_memory
 from servd.wire.messages import BuildOrder, ReplicaStart
 
 EXIT_HANDLERS_LIMIT_S = 2.0
@@ -44,20 +42,17 @@ def run_forked(start: ReplicaStart, built: BuiltApplication, lifetime_fd: int) -
     _run(start, lambda: built.deployments[start.deployment], lifetime_fd)
 
 
-def run_spawned(start: ReplicaStart, order: BuildOrder, lifetime: Connection) -> NoReturn:
-    """Be the replica, in a fresh interpreter: environment, import and build are part of its start.
-
-    `env_vars` of the order's runtime environment must hold already. Target of `multiprocessing`, not
-    daemonic.
-    """
-
-    allow_tracker()
-    keep_freed_memory()
+def run_spawned(
+    start: ReplicaStart, order: BuildOrder, environment: Environment | DeployError, lifetime_fd: int
+) -> NoReturn:
+    """Be the replica, in a fresh interpreter; the build is part of its start. environment: the order's, or why there is none."""
 
     def load() -> Deployment:
-        return load_application(order, apply_environment(order)).deployments[start.deployment]
+        if isinstance(environment, DeployError):
+            raise environment
+        return load_application(order, environment).deployments[start.deployment]
 
-    _run(start, load, lifetime.fileno())
+    _run(start, load, lifetime_fd)
 
 
 def _run(start: ReplicaStart, load: Callable[[], Deployment], lifetime_fd: int) -> NoReturn:
@@ -80,7 +75,7 @@ def _run(start: ReplicaStart, load: Callable[[], Deployment], lifetime_fd: int) 
         return await Replica(start, load, lifetime_fd, access).run()
 
     try:
-        code = process.run(live(), closes_loop=False)
+        code = event_loop.run(live(), closes_loop=False)
     # the last place that can tell what went wrong
     except BaseException:
         logger.exception("replica_failed")
@@ -92,14 +87,6 @@ def search_less_often() -> None:
     """Let the garbage collector run when it may find something, unless the user's code said when it should."""
     if gc.get_threshold() == _GC_DEFAULT:
         gc.set_threshold(_GC_OBJECTS, *_GC_DEFAULT[1:])
-
-
-def allow_tracker() -> None:
-    """Let code of the user's have multiprocessing's resource tracker, which servd does without (`servd.daemon.main`)."""
-    tracker: Any = multiprocessing.resource_tracker._resource_tracker
-    fd, tracker._fd = tracker._fd, None
-    if fd is not None:
-        os.close(fd)
 
 
 def leave(code: int) -> NoReturn:

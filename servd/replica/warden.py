@@ -12,8 +12,9 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from servd.ground import settings
+from servd.ground.event_loop import run
 from servd.ground.pidfd import start_ticks
-from servd.ground.process import run, watch_lifetime
+from servd.ground.process import watch_lifetime
 from servd.ground.states import ReplicaPhase
 from servd.observability.loop_watch import LoopWatch, stacks
 from servd.observability.measures import LoopLag

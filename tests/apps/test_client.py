@@ -2,7 +2,6 @@
 
 import logging
 import os
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from servd.exceptions import ServdError
 from servd.handle import RayServeHandle, RayServeSyncHandle
 from servd.schema import LoggingConfig, ServeDeploySchema
 from tests.system.running_daemon import eventually
+from tests.wheels import a_wheel
 
 pytestmark = pytest.mark.slow
 
@@ -117,22 +117,11 @@ def test_logs_of_one_application() -> None:
         servd.run(whole.bind(), name="loud", route_prefix=None, logging_config={"log_level": "ALL"})
 
 
-def a_wheel(folder: Path) -> Path:
-    path = folder / "inwheel-1.0-py3-none-any.whl"
-    info = "inwheel-1.0.dist-info"
-    with zipfile.ZipFile(path, "w") as file:
-        file.writestr(
-            "inwheel.py",
-            "from servd import deployment\n\n@deployment\ndef word(): return __file__\n\napp = word.bind()\n",
-        )
-        file.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: inwheel\nVersion: 1.0\n")
-        file.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: x\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        file.writestr(f"{info}/RECORD", "")
-    return path
+IN_WHEEL = "from servd import deployment\n\n@deployment\ndef word(): return __file__\n\napp = word.bind()\n"
 
 
 def test_packages_of_an_application(tmp_path: Path, port: int) -> None:
-    good, bad = str(a_wheel(tmp_path)), f"{tmp_path}/absent-1.0-py3-none-any.whl"
+    good, bad = str(a_wheel(tmp_path, "inwheel", IN_WHEEL)), f"{tmp_path}/absent-1.0-py3-none-any.whl"
     apps = [
         {
             "name": "good",

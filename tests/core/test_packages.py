@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import threading
-import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +17,7 @@ from servd.ground.clock import SystemClock
 from servd.replica.code import packages
 from servd.replica.code.environment import apply_environment
 from servd.wire.messages import BuildOrder
+from tests.wheels import a_wheel
 
 
 @pytest.fixture(autouse=True)
@@ -58,21 +58,6 @@ def home(pip: Any, folder: Path) -> Path:
     found = made(pip, folder)
     assert found is not None
     return Path(found.home)
-
-
-def a_wheel(folder: Path, name: str, code: str, *, requires: str = "", script: str = "") -> Path:
-    folder.mkdir(exist_ok=True)
-    path = folder / f"{name}-1.0-py3-none-any.whl"
-    info = f"{name}-1.0.dist-info"
-    needs = f"Requires-Dist: {requires}\n" if requires else ""
-    with zipfile.ZipFile(path, "w") as file:
-        file.writestr(f"{name}.py", code)
-        file.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n{needs}")
-        file.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: x\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        if script:
-            file.writestr(f"{info}/entry_points.txt", f"[console_scripts]\n{script}={name}:main\n")
-        file.writestr(f"{info}/RECORD", "")
-    return path
 
 
 def an_order(folder: Path, pip: Any) -> BuildOrder:

@@ -16,7 +16,9 @@ HEAVY = {"pydantic", "fastapi", "starlette", "cloudpickle", "hypercorn", "typer"
         ("servd.proxy.main", set()),
         ("servd.controller.main", set()),
         ("servd.cli", {"typer", "rich"}),
-        ("servd.replica.fork_server", {"pydantic", "starlette", "cloudpickle"}),
+        ("servd.replica.fork_server", set()),
+        ("servd.replica.spawned", set()),
+        ("servd.replica.builder", {"pydantic", "starlette", "cloudpickle"}),
     ],
 )
 def test_modules_loaded(module: str, allowed: set[str]) -> None:

@@ -40,7 +40,7 @@ _SERVE = (
 )
 _SPAWNED = (
     "import sys; from multiprocessing.connection import Connection; from servd.wire.codec import decode_message; "
-    "from servd.replica.main import run_spawned; start, order = decode_message(sys.stdin.buffer.read()); "
+    "from servd.replica.spawned import run_spawned; start, order = decode_message(sys.stdin.buffer.read()); "
     "run_spawned(start, order, Connection(int(sys.argv[1]), writable=False))"
 )
 

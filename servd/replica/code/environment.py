@@ -9,7 +9,8 @@ import logging
 import os
 import sys
 import sysconfig
-from collections.abc import Iterable, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from servd.documents import runtime_env
@@ -19,7 +20,7 @@ from servd.ground.package import PACKAGE_DIR
 from servd.ground.quick_dataclass import dataclass
 from servd.observability import tracebacks
 from servd.replica.code.code_cache import unpacked_archive
-from servd.replica.code.packages import virtual_environment
+from servd.replica.code.packages import VirtualEnvironment, own_requirements, virtual_environment
 from servd.wire.messages import BuildOrder
 
 DEFAULT_SETUP_TIMEOUT_S = 600.0
@@ -40,9 +41,16 @@ class Environment:
     archives: tuple[str, ...] = ()
 
 
-def apply_environment(order: BuildOrder, clock: Clock | None = None) -> Environment:
+def apply_environment(
+    order: BuildOrder, load: Callable[[], object] = lambda: None, clock: Clock | None = None
+) -> Environment:
     """Fetch and unpack what the order's runtime environment names, then change `sys.path` and the current
     directory.
+
+    Args:
+        load: imports the rest of servd. Called when the packages of `pip` come first, so libraries find there what they look
+            for when they are imported; the user's own directories still come last, so that a file of a library's name does not
+            take its place.
 
     Import path: `py_modules`, then `working_dir`; without one the shipping driver's path, or the daemon's
     start directory and its PYTHONPATH; then the PYTHONPATH in `env_vars`, the `pip` packages' virtual
@@ -55,12 +63,12 @@ def apply_environment(order: BuildOrder, clock: Clock | None = None) -> Environm
     """
     tracebacks.show_as(order.origins)
     try:
-        return _apply(order, clock or SystemClock())
+        return _apply(order, load, clock or SystemClock())
     except DeployError as error:
         raise DeployError(f"runtime_env setup failed: {error}") from error
 
 
-def _apply(order: BuildOrder, clock: Clock) -> Environment:
+def _apply(order: BuildOrder, load: Callable[[], object], clock: Clock) -> Environment:
     env = order.runtime_env
     deadline = clock.now() + _setup_timeout_s(env)
     archives: list[str] = []
@@ -90,19 +98,35 @@ def _apply(order: BuildOrder, clock: Clock) -> Environment:
     packages = installed.activate() if installed is not None else []
     if installed is not None and (shadowed := installed.shadowed()):
         logger.warning("pip_packages_without_effect app=%s loaded_by_servd_already=%s", order.app, ",".join(shadowed))
+    daemon_path = _absolute([order.start_dir, *order.python_path.split(os.pathsep)], cwd)
+    interpreter = interpreter_path(sys.path, daemon_path)
+    sys.path[:] = import_path(packages, interpreter, own)
+    importlib.invalidate_caches()
+    _load(load, installed)
     try:
         os.chdir(cwd)
     except OSError as error:
         raise DeployError(f"cannot enter directory {cwd}: {error.strerror}") from error
-    daemon_path = _absolute([order.start_dir, *order.python_path.split(os.pathsep)], cwd)
-    sys.path[:] = import_path(own, packages, interpreter_path(sys.path, daemon_path))
-    importlib.invalidate_caches()
+    sys.path[:] = import_path(own, packages, interpreter)
     return Environment(tuple(own), cwd, tuple(archives))
 
 
-def import_path(own: Iterable[str], packages: Iterable[str], interpreter: Iterable[str]) -> list[str]:
+def _load(load: Callable[[], object], installed: VirtualEnvironment | None) -> None:
+    try:
+        load()
+    # a package of the application's that is imported here is its news, whatever it raises
+    except Exception as error:
+        needs = installed.replaced_of(own_requirements()) if installed is not None else []
+        hint = f"; of its packages, servd needs {', '.join(needs)}" if needs else ""
+        raise DeployError(
+            f"servd's own code cannot be loaded with what the application brings{hint}\n"
+            + "".join(traceback.format_exception(error))
+        ) from error
+
+
+def import_path(*parts: Iterable[str]) -> list[str]:
     """The whole import path, each directory once; servd itself stays importable, last."""
-    return list(dict.fromkeys([*own, *packages, *interpreter, os.path.dirname(PACKAGE_DIR)]))
+    return list(dict.fromkeys([*(path for part in parts for path in part), os.path.dirname(PACKAGE_DIR)]))
 
 
 def interpreter_path(path: Sequence[str], daemon_path: Iterable[str]) -> list[str]:

@@ -9,13 +9,15 @@ last tells that it is whole.
 import hashlib
 import json
 import os
+import re
 import shutil
 import site
 import subprocess
 import sys
 import sysconfig
 import venv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, distributions, requires
 from importlib.util import find_spec
 from typing import Any
 
@@ -74,6 +76,25 @@ class VirtualEnvironment:
             if any(os.path.exists(os.path.join(self.packages, name + end)) for end in ("/__init__.py", ".py")):
                 loaded.append(name)
         return loaded
+
+    def replaced_of(self, lines: Iterable[str]) -> list[str]:
+        """Those requirements whose package is in the environment."""
+        there = {_plain_name(found.name) for found in distributions(path=[self.packages])}
+        return [line for line in lines if _plain_name(line) in there]
+
+
+def own_requirements() -> list[str]:
+    """What servd itself requires; [] where it was not installed."""
+    try:
+        lines = requires("servd") or []
+    except PackageNotFoundError:
+        return []
+    return [line for line in lines if "extra ==" not in line]
+
+
+def _plain_name(requirement: str) -> str:
+    name = re.match(r"[\w.-]*", requirement)
+    return re.sub(r"[-_.]+", "-", name[0]).lower() if name else ""
 
 
 def virtual_environment(

@@ -1,0 +1,30 @@
+"""Wheels made on the spot: packages to install without an index."""
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+
+def a_wheel(
+    folder: Path,
+    name: str,
+    files: str | Mapping[str, str],
+    *,
+    version: str = "1.0",
+    requires: str = "",
+    script: str = "",
+) -> Path:
+    """A wheel in `folder`. files: the text of its one module, or the text of each file by path."""
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{name}-{version}-py3-none-any.whl"
+    info = f"{name}-{version}.dist-info"
+    needs = f"Requires-Dist: {requires}\n" if requires else ""
+    with zipfile.ZipFile(path, "w") as wheel:
+        for file, text in {f"{name}.py": files}.items() if isinstance(files, str) else files.items():
+            wheel.writestr(file, text)
+        wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needs}")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: x\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        if script:
+            wheel.writestr(f"{info}/entry_points.txt", f"[console_scripts]\n{script}={name}:main\n")
+        wheel.writestr(f"{info}/RECORD", "")
+    return path
