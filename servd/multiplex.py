@@ -61,6 +61,14 @@ def model_metrics(**tags: str) -> list[MetricFamily]:
     return found
 
 
+async def unload_all() -> None:
+    """End every model of this process, in use or not; before the process ends."""
+    with _lock:
+        pools = list(_pools)
+    for pool in pools:
+        await pool.close()
+
+
 class _Times:
     """Loads and unloads in this process, and how long the last of each took, seconds."""
 
@@ -207,6 +215,14 @@ class ModelPool:
             self._leaving.append((model_id, model, set(users)))
             return
         await self._end(model_id, model)
+
+    async def close(self) -> None:
+        """End all models that are held, and those that have left and are still used."""
+        left, self._leaving = self._leaving, []
+        for model_id, model, _ in left:
+            await self._end(model_id, model)
+        while self._models:
+            await self._end(*self._models.popitem(last=False))
 
     async def _end(self, model_id: str, model: Any) -> None:
         began = _now()

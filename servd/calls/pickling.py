@@ -2,6 +2,7 @@
 
 import importlib
 import io
+import linecache
 import os
 import pickle
 import sys
@@ -25,6 +26,7 @@ _PROTOCOL = 5
 _APPLICATION_MAGIC = b"servd application, python "
 _PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 _MAIN = b"__main__"
+_MOST_SOURCE_CHARACTERS = 1_000_000
 
 
 def dumps(value: Any) -> list[Any]:
@@ -122,6 +124,7 @@ def dump_application(application: Any) -> bytes:
         table = ChainMap(_framework_reducers(), cloudpickle.Pickler.dispatch_table)
         kind = type("ApplicationPickler", (cloudpickle.Pickler,), {"dispatch_table": table})
         kind(buffer, _PROTOCOL).dump(application)
+        pickle.dump(_lines_without_file(), buffer, _PROTOCOL)
     except Exception as error:
         raise TypeError(f"cannot ship the application to the daemon: {text_of(error)}") from error
     # what `run` ships has no version: shipped again, it is new code, so it must have another hash
@@ -144,7 +147,32 @@ def load_application(data: bytes) -> Any:
             f"the application was shipped from Python {written}, the daemon runs Python {_PYTHON}: "
             "use the same version on both sides"
         )
-    return _ApplicationReader(io.BytesIO(body)).load()
+    stream = io.BytesIO(body)
+    application = _ApplicationReader(stream).load()
+    if stream.tell() < len(body):
+        # what earlier versions shipped ends here
+        _remember_lines(pickle.load(stream))
+    return application
+
+
+def _lines_without_file() -> dict[str, list[str]]:
+    """Source lines of code that no file holds, as of notebooks and consoles: tracebacks in replicas show them."""
+    found = {name: entry[2] for name, entry in linecache.cache.items() if len(entry) == 4 and not os.path.exists(name)}
+    kept: dict[str, list[str]] = {}
+    room = _MOST_SOURCE_CHARACTERS
+    # the newest first
+    for name, lines in reversed(found.items()):
+        room -= sum(map(len, lines))
+        if room < 0:
+            break
+        kept[name] = list(lines)
+    return kept
+
+
+def _remember_lines(sources: dict[str, list[str]]) -> None:
+    for name, lines in sources.items():
+        # without a time of change they stay
+        linecache.cache[name] = sum(map(len, lines)), None, lines, name
 
 
 class _ApplicationReader(pickle.Unpickler):

@@ -11,6 +11,7 @@ from typing import Any, Protocol, TextIO
 from servd.ground.clock import SystemClock
 
 _COLOUR_CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+_BLOCKED = re.compile(r"blocked \d+ s")
 _FRAME = re.compile(r"Traceback \(most recent call last\)|(^|\s)File \"")
 _COLOURS = {
     "RUNNING": "green",
@@ -131,6 +132,9 @@ def _gist(message: str) -> str:
     """The line that says most: of a traceback its error, else the last error that is quoted, else the first line."""
     lines = [line.rstrip() for line in without_colours(message).strip().splitlines() if line.strip()]
     frames = [number for number, line in enumerate(lines) if _FRAME.search(line)]
+    if lines and _BLOCKED.match(lines[0]):
+        # where it is now, not an error
+        return lines[0]
     if frames:
         # below the frames: source lines are indented, the error is not; hints may follow it
         return next((line for line in lines[frames[-1] + 1 :] if not line.startswith(" ")), lines[-1].strip())

@@ -1,16 +1,27 @@
 """Notices that a thread's loop does not turn any more, and says where it is stuck; shows where all threads and tasks are."""
 
 import asyncio
+import gc
 import os
 import sys
 import threading
 import traceback
 from collections.abc import Callable
+from types import AsyncGeneratorType, FrameType
+from typing import Any
 
+from servd.ground.clock import SystemClock
 from servd.observability.measures import LoopLag
+from servd.observability.tracebacks import is_users, users_paths
+
+BEGAN = "began"
+"""Name of the local variable that holds since when a request is in user code, in the replica's functions that call it."""
 
 MAX_TASKS = 100
 """Tasks whose stacks are shown; a busy replica may have thousands."""
+
+_MAX_DEPTH = 100
+_now = SystemClock().now
 
 
 def stacks(loop: asyncio.AbstractEventLoop) -> str:
@@ -27,12 +38,36 @@ def stacks(loop: asyncio.AbstractEventLoop) -> str:
         # the set of tasks changed under our hands, several times in a row
         tasks = []
     for task in tasks[:MAX_TASKS]:
-        frames = [item for frame in task.get_stack() for item in traceback.extract_stack(frame, limit=1)]
-        lines = "".join(traceback.format_list(frames)).rstrip() or "  (not in Python code)"
-        parts.append(f"task {task.get_name()}:\n{lines}")
+        frames = _suspended(task.get_coro())
+        began = next((frame.f_locals[BEGAN] for frame in frames if BEGAN in frame.f_locals), None)
+        age = f", {_now() - began:.1f} s" if isinstance(began, float) else ""
+        parts.append(f"task {task.get_name()}{age}:\n{_text_of(frames)}")
     if len(tasks) > MAX_TASKS:
         parts.append(f"and {len(tasks) - MAX_TASKS} more tasks")
-    return "\n\n".join(parts)
+    return users_paths("\n\n".join(parts))
+
+
+def _suspended(awaited: Any) -> list[FrameType]:
+    """Frames from a coroutine down to what it waits for, as far as that is Python code."""
+    frames: list[FrameType] = []
+    while awaited is not None and len(frames) < _MAX_DEPTH:
+        kinds = [kind for kind in ("cr", "gi", "ag") if hasattr(awaited, f"{kind}_frame")]
+        if not kinds:
+            # the step of an async generator tells of it only to the garbage collector
+            awaited = next((one for one in gc.get_referents(awaited) if isinstance(one, AsyncGeneratorType)), None)
+            continue
+        frame = getattr(awaited, f"{kinds[0]}_frame")
+        if frame is None:
+            break
+        frames.append(frame)
+        awaited = getattr(awaited, "gi_yieldfrom" if kinds[0] == "gi" else f"{kinds[0]}_await")
+    return frames
+
+
+def _text_of(frames: list[FrameType]) -> str:
+    lines = [traceback.extract_stack(frame, limit=1)[0] for frame in frames]
+    first = next((i for i, line in enumerate(lines) if is_users(line.filename)), 0)
+    return "".join(traceback.format_list(lines[first:])).rstrip() or "  (not in Python code)"
 
 
 def _shortened(frames: list[traceback.FrameSummary]) -> list[traceback.FrameSummary]:
@@ -86,17 +121,20 @@ class LoopWatch:
             self._ask(self._turned)
             return ""
         stuck_s = now - self._asked_at
-        return self._diagnosis(stuck_s) if stuck_s >= self._stuck_after_s else ""
+        return blocked(self._thread_id, stuck_s) if stuck_s >= self._stuck_after_s else ""
 
     def _turned(self) -> None:
         if self._lag is not None:
             self._lag.note(self._lag.now() - self._lag_began)
         self._is_waiting = False
 
-    def _diagnosis(self, stuck_s: float) -> str:
-        frame = sys._current_frames().get(self._thread_id)
-        if frame is None:
-            return f"blocked {stuck_s:.0f} s"
-        frames = traceback.extract_stack(frame)
-        place = f"{os.path.basename(frames[-1].filename)}:{frames[-1].lineno}"
-        return f"blocked {stuck_s:.0f} s in {place}\n" + "".join(traceback.format_list(frames)).rstrip()
+
+def blocked(thread_id: int, stuck_s: float) -> str:
+    """How long a thread is at it, where in the user's code, and its stack on the lines after that."""
+    frame = sys._current_frames().get(thread_id)
+    if frame is None:
+        return f"blocked {stuck_s:.0f} s"
+    frames = traceback.extract_stack(frame)
+    own = next((item for item in reversed(frames) if is_users(item.filename)), frames[-1])
+    place = f"{os.path.basename(own.filename)}:{own.lineno}"
+    return users_paths(f"blocked {stuck_s:.0f} s in {place}\n" + "".join(traceback.format_list(frames)).rstrip())

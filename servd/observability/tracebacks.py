@@ -88,6 +88,12 @@ def _shortened(frames: list[traceback.FrameSummary]) -> list[traceback.FrameSumm
     return kept if first is None else kept[first:]
 
 
+def is_users(filename: str) -> bool:
+    """Whether this is a file of the user's: neither servd's, nor the interpreter's, nor of an installed package."""
+    is_installed = any(os.sep + site in filename for site in _SITE)
+    return not (is_installed or filename.startswith((_OWN, _STDLIB, "<frozen")))
+
+
 def _is_machinery(filename: str) -> bool:
     """Whether this is a file of the layers between servd and user code."""
     if filename.startswith(_STDLIB):

@@ -22,6 +22,7 @@ class HealthChecks:
     Args:
         main_loop: of the user's code.
         on_verdict: called after each check with the consecutive failures (0 = well) and the last one's text.
+        further: what else speaks against it, "" for nothing; it gets the time-out, seconds.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class HealthChecks:
         period_s: float,
         timeout_s: float,
         rng: random.Random | None = None,
+        further: Callable[[float], str] = lambda _: "",
     ) -> None:
         self._main_loop = main_loop
         self._check = check
@@ -40,6 +42,7 @@ class HealthChecks:
         self.period_s = period_s
         self.timeout_s = timeout_s
         self._rng = rng or random.Random()
+        self._further = further
         self._failures = 0
         self._thread: _CheckThread | None = None
         self._pending: asyncio.Future[Any] | None = None
@@ -58,7 +61,7 @@ class HealthChecks:
         try:
             while True:
                 began = loop.time()
-                message = await self._verdict()
+                message = await self._verdict() or self._further(self.timeout_s)
                 self._failures = self._failures + 1 if message else 0
                 self._on_verdict(self._failures, message)
                 pause = self.period_s * self._rng.uniform(1 - _JITTER, 1 + _JITTER)

@@ -5,10 +5,11 @@ import json
 import logging
 import os
 import signal
+import sys
 from collections.abc import Callable
 from typing import Any
 
-from servd.app.deployment import Deployment
+from servd.app.deployment import ASGI_ATTRIBUTE, Deployment
 from servd.calls.caller import Caller
 from servd.calls.process import install_process
 from servd.calls.replica_context import ReplicaContext, set_replica_context
@@ -21,6 +22,7 @@ from servd.observability import logs
 from servd.observability.journal import AccessLog, Journal
 from servd.observability.measures import LoopLag
 from servd.observability.tracebacks import user_traceback
+from servd.replica.methods import needs_thread
 from servd.replica.metrics import replica_metrics
 from servd.replica.notes import noter, read_notes
 from servd.replica.server import ReplicaServer
@@ -55,6 +57,7 @@ class Replica:
         self._applied = start.goal.config_version
         self._user_config = _parsed(start.goal.user_config)
         self._user: UserCallable | None = None
+        self._needs_threads = False
         self._server: ReplicaServer | None = None
         self._updating: asyncio.Task[None] | None = None
         self._drain_limit_s: asyncio.Future[float] = self._loop.create_future()
@@ -112,6 +115,8 @@ class Replica:
             await user.reconfigure(self._user_config)
         await self._warden.first_check(user.health_check)
         self._user = user
+        target = deployment.func_or_class
+        self._needs_threads = not hasattr(target, ASGI_ATTRIBUTE) and needs_thread(target)
         self._server = ReplicaServer(
             self._loop,
             start.address,
@@ -134,6 +139,8 @@ class Replica:
             async with asyncio.timeout(limit_s):
                 await self._server.wait_idle()
                 await user.close()
+                if multiplex := sys.modules.get("servd.multiplex"):
+                    await multiplex.unload_all()
         except TimeoutError:
             logger.warning("drain_cut_off ongoing=%d", self.ongoing)
         self._journal.settle()
@@ -159,6 +166,22 @@ class Replica:
             # the warden reads while this thread changes the dictionary: the last count is good enough
             pass
         return self._queued
+
+    def occupied(self) -> tuple[float, int] | None:
+        """As the threads of sync handlers have it."""
+        return None if self._user is None else self._user.threads.occupied()
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether requests wait for a thread here, or for a slot."""
+        if self._user is None or self._server is None:
+            return False
+        return bool(self._user.threads.waiting or self._server.admission.tickets)
+
+    def hold(self, is_held: bool) -> None:
+        """Send new requests elsewhere while all threads are occupied for long, if each of them needs one."""
+        if self._server is not None and self._needs_threads:
+            self._server.hold(is_held)
 
     def metrics(self) -> list[MetricFamily]:
         """What this process has counted."""

@@ -54,6 +54,13 @@ def public_methods(target: type) -> list[str]:
     return [name for name, _ in inspect.getmembers(target, inspect.isroutine) if not name.startswith("_")]
 
 
+def needs_thread(target: Any) -> bool:
+    """Whether every request to a deployment of this class or function runs on a thread of sync handlers."""
+    if not inspect.isclass(target):
+        return method_of("__call__", target).kind == "sync"
+    return are_handlers_sync(target)
+
+
 def is_generator(value: Any) -> bool:
     """Whether a handler's result is to be streamed."""
     return inspect.isgenerator(value) or inspect.isasyncgen(value)

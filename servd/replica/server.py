@@ -84,6 +84,8 @@ class ReplicaServer:
         self._on_cancelled = on_cancelled
         self.cancel_on_disconnect = cancel_on_disconnect
         self.admission: Admission[CallerPeer] = Admission(limit)
+        self._limit = limit
+        self._is_held = False
         self._on_change = on_change
         self._link: ReplicaLink | None = None
         self._paths: dict[bytes, str] = {}
@@ -118,11 +120,21 @@ class ReplicaServer:
 
     def set_limits(self, limit: int, cancel_on_disconnect: bool) -> None:
         """Take over new values; what runs goes on."""
-        self.admission.limit = limit
+        self._limit = limit
+        self._apply_limit()
         self.cancel_on_disconnect = cancel_on_disconnect
         for peer in self._link.peers.values() if self._link is not None else ():
             peer.send((LIMIT, limit))
         self._make_offers()
+
+    def hold(self, is_held: bool) -> None:
+        """Refuse new requests as a full replica does, as long as those that run hold up all others."""
+        self._is_held = is_held
+        self._apply_limit()
+        self._make_offers()
+
+    def _apply_limit(self) -> None:
+        self.admission.limit = 0 if self._is_held else self._limit
 
     def drain(self) -> None:
         """Take nothing new from now on; what runs goes on."""
@@ -176,7 +188,7 @@ class ReplicaServer:
         if kind == HELLO:
             assert self._began is not None
             peer.place = self._began.open_place(record[1])
-            peer.send((LIMIT, self.admission.limit))
+            peer.send((LIMIT, self._limit))
             return
         work = peer.open.get(record[1])
         if kind == CANCEL:

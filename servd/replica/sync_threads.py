@@ -8,6 +8,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from servd.ground.clock import SystemClock
+
+_now = SystemClock().now
+
 
 class SyncThreads:
     """A fixed number of threads, each started at its first job. All methods belong on the loop's thread."""
@@ -16,9 +20,27 @@ class SyncThreads:
         self._workers = [_Worker(number) for number in range(count)]
         self._idle = self._workers[::-1]
         self._waiting: deque[_Job] = deque()
+        self._begun: dict[_Worker, float] = {}
 
     def __repr__(self) -> str:
         return f"SyncThreads({len(self._workers)}, idle={len(self._idle)}, waiting={len(self._waiting)})"
+
+    @property
+    def waiting(self) -> int:
+        """Jobs that wait for a thread; any thread may ask."""
+        return len(self._waiting)
+
+    def occupied(self) -> tuple[float, int] | None:
+        """Since when every thread is at one job, and the thread that is longest at its; None while one is free.
+
+        Monotonic seconds and the thread's identity. Any thread may ask.
+        """
+        begun = self._begun.copy()
+        if len(begun) < len(self._workers):
+            return None
+        oldest = min(begun, key=lambda worker: begun[worker])
+        ident = oldest.thread.ident if oldest.thread is not None else None
+        return max(begun.values()), ident or 0
 
     async def run(self, function: Callable[..., Any], *args: Any, context: contextvars.Context | None = None) -> Any:
         """Result of the function, called on whichever thread is free, in `context`, or in a copy of this task's.
@@ -55,6 +77,7 @@ class SyncThreads:
 
     def _start(self, worker: "_Worker", job: "_Job") -> None:
         worker.given += 1
+        self._begun[worker] = _now()
         worker.jobs.put((job, self._finish))
         if worker.thread is None:
             worker.thread = threading.Thread(target=worker.serve, name=worker.name, daemon=True)
@@ -64,6 +87,7 @@ class SyncThreads:
         job.is_done = True
         worker.given -= 1
         if not worker.given:
+            del self._begun[worker]
             if self._waiting:
                 self._start(worker, self._waiting.popleft())
             else:

@@ -62,7 +62,7 @@ class UserCallable:
         self._deployment = deployment
         self._context = context
         self._target: Any = deployment.func_or_class
-        self._threads = SyncThreads(max_sync_threads)
+        self.threads = SyncThreads(max_sync_threads)
         self._owns_process = owns_process
         self._methods: dict[str, Method] = {}
         self._hooks_on_thread = (
@@ -102,7 +102,7 @@ class UserCallable:
             self._instance = target.__new__(target, *args, **kwargs)
             await self._instance.__init__(*args, **kwargs)
         elif self._hooks_on_thread:
-            self._instance = await self._threads.run_first(lambda: target(*args, **kwargs))
+            self._instance = await self.threads.run_first(lambda: target(*args, **kwargs))
         else:
             self._instance = target(*args, **kwargs)
         if callable(entry := getattr(self._instance, "__call__", None)):  # noqa: B004 - the method itself is wanted
@@ -317,10 +317,10 @@ class UserCallable:
                     yield item
             return
         try:
-            while (item := await self._threads.run(next, generator, _END, context=own)) is not _END:
+            while (item := await self.threads.run(next, generator, _END, context=own)) is not _END:
                 yield item
         finally:
-            await self._threads.run(generator.close, context=own)
+            await self.threads.run(generator.close, context=own)
 
     async def _invoke(
         self,
@@ -330,7 +330,7 @@ class UserCallable:
         own: contextvars.Context | None = None,
     ) -> Any:
         if method.kind == "sync":
-            result = await self._threads.run(lambda: method.function(*args, **kwargs), context=own)
+            result = await self.threads.run(lambda: method.function(*args, **kwargs), context=own)
             return await result if inspect.isawaitable(result) else result
         result = method.function(*args, **kwargs)
         return await result if method.kind == "async" else result
@@ -368,7 +368,7 @@ class UserCallable:
 
     async def _run_hook(self, function: Callable[..., Any], *args: Any) -> None:
         if self._hooks_on_thread and not inspect.iscoroutinefunction(function):
-            result = await self._threads.run_first(function, *args)
+            result = await self.threads.run_first(function, *args)
         else:
             result = function(*args)
         if inspect.isawaitable(result):

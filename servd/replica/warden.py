@@ -12,11 +12,12 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from servd.ground import settings
+from servd.ground.clock import SystemClock
 from servd.ground.event_loop import run
 from servd.ground.pidfd import start_ticks
 from servd.ground.process import watch_lifetime
 from servd.ground.states import ReplicaPhase
-from servd.observability.loop_watch import LoopWatch, stacks
+from servd.observability.loop_watch import LoopWatch, blocked, stacks
 from servd.observability.measures import LoopLag
 from servd.replica.health import HealthChecks
 from servd.wire.began import remove_files
@@ -72,6 +73,19 @@ class Ward(Protocol):
         """The controller's present routing."""
         ...
 
+    def occupied(self) -> tuple[float, int] | None:
+        """Since when every thread of sync handlers is at one job, and the longest at it; read from the warden's thread."""
+        ...
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether requests wait for this very replica; read from the warden's thread."""
+        ...
+
+    def hold(self, is_held: bool) -> None:
+        """Whether requests can get nowhere here now: they had better go elsewhere."""
+        ...
+
     def lifetime_ended(self) -> None:
         """The daemon is gone: drain now."""
         ...
@@ -106,6 +120,7 @@ class Warden:
         self._caller_said: CallerReport | None = None
         self._health: HealthChecks | None = None
         self._own_process: Any = None
+        self._are_threads_stuck = False
         self.report_period_s = start.goal.report_period_s
         self._watch = LoopWatch(self._in_main, threading.get_ident(), stuck_after_s=STUCK_AFTER_S, lag=lag)
         self._link = ControlLink(
@@ -147,6 +162,7 @@ class Warden:
             self._on_verdict,
             period_s=goal.health_check_period_s,
             timeout_s=goal.health_check_timeout_s,
+            further=self._threads_verdict,
         )
         if check is not None:
             await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._health.first(), self._loop))
@@ -247,6 +263,8 @@ class Warden:
         self._send()
 
     def _on_verdict(self, failures: int, message: str) -> None:
+        if failures and self._report.stack and "blocked" not in message:
+            message = f"{message}: {self._report.stack.splitlines()[0]}"
         if failures:
             logger.warning("health_check_failed failures=%d message=%s", failures, message)
         self._change({"health_failures": failures, "health_message": message})
@@ -298,5 +316,32 @@ class Warden:
         stack = "" if is_starting else self._watch.look(now)
         if stack and not self._report.stack:
             logger.warning("main_thread_stuck %s", stack)
+        if not stack and not is_starting:
+            stack = self._look_at_threads()
         if stack != self._report.stack:
             self._report = dataclasses.replace(self._report, stack=stack)
+
+    def _look_at_threads(self) -> str:
+        """ "" while sync handlers come and go, else how long none has, and where the oldest is."""
+        occupied = self._ward.occupied()
+        age_s = 0.0 if occupied is None else SystemClock().now() - occupied[0]
+        is_stuck = age_s >= STUCK_AFTER_S
+        if is_stuck != self._are_threads_stuck:
+            self._are_threads_stuck = is_stuck
+            self._in_main(self._ward.hold, is_stuck)
+        if occupied is None or not is_stuck:
+            return ""
+        stack = blocked(occupied[1], age_s)
+        if not self._report.stack:
+            logger.warning("sync_threads_stuck %s", stack)
+        return stack
+
+    def _threads_verdict(self, timeout_s: float) -> str:
+        """Why the threads of sync handlers make this replica unwell: none comes free, and requests wait for one."""
+        occupied = self._ward.occupied()
+        age_s = 0.0 if occupied is None else SystemClock().now() - occupied[0]
+        if occupied is None or age_s < timeout_s or not self._ward.is_wanted:
+            return ""
+        return (
+            f"requests wait, and no thread of sync handlers comes free: {blocked(occupied[1], age_s).splitlines()[0]}"
+        )

@@ -31,6 +31,11 @@ DIED = """The deployment failed to start 3 times in a row; the next try is 2.2 s
 the replica process exited with signal 11 before it was ready"""
 
 
+BLOCKED = """blocked 31 s in model.py:42
+  File "/code/model.py", line 40, in predict
+    while True:"""
+
+
 @pytest.mark.parametrize(
     ("message", "told"),
     [
@@ -39,6 +44,7 @@ the replica process exited with signal 11 before it was ready"""
         (SYNTAX, "SyntaxError: invalid syntax"),
         (CONSTRUCTOR, "RuntimeError: no weights"),
         (DIED, "the replica process exited with signal 11 before it was ready"),
+        (BLOCKED, "blocked 31 s in model.py:42"),
         ("out of \x1b[31mreach\x1b[0m", "out of reach"),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 
 from servd.calls.replica_context import ReplicaContext, set_replica_context
 from servd.calls.request_context import RequestContext, current_request
-from servd.multiplex import loaded_model_ids, multiplexed
+from servd.multiplex import loaded_model_ids, multiplexed, unload_all
 
 log: list[str] = []
 
@@ -329,3 +329,22 @@ async def test_the_wait_for_models_in_use_has_an_end(monkeypatch: pytest.MonkeyP
     assert log == ["load a", "load b", "load c"]
     go.set()
     assert await asyncio.gather(*busy) == ["a", "b"]
+
+
+async def test_all_models_end_with_the_replica_also_those_in_use() -> None:
+    holder = Holder()
+    go = asyncio.Event()
+
+    async def stream() -> None:
+        for model_id in ("p", "q", "s"):
+            await holder.get_model(model_id)
+        await go.wait()
+
+    busy = asyncio.create_task(as_request(stream()))
+    await turns()
+    await unload_all()
+    assert sorted(line for line in log if line.startswith("del")) == ["del p", "del q", "del s"]
+    go.set()
+    await busy
+    await turns()
+    assert len([line for line in log if line.startswith("del")]) == 3

@@ -1,6 +1,7 @@
 """Values, exceptions and applications survive the way to another process."""
 
 import importlib.util
+import linecache
 import pickle
 import sys
 import threading
@@ -14,6 +15,7 @@ import servd
 from servd.calls import pickling
 from servd.calls.moved_modules import MOVED, MOVED_NAMES, RENAMED, home_of
 from servd.exceptions import BackPressureError, DeployError, UserCodeError
+from servd.observability.tracebacks import user_traceback
 
 
 class NeedsKeyword(Exception):
@@ -159,3 +161,21 @@ def test_a_shipped_application_may_name_modules_that_moved() -> None:
     head = f"servd application, python {sys.version_info.major}.{sys.version_info.minor} 0\n".encode()
     assert pickling.load_application(head + by_class) is servd.Application
     assert pickling.load_application(head + by_module).get is servd.get
+
+
+def test_source_of_code_without_a_file_travels_with_the_application(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "def fail():\n    raise ValueError('in a notebook')\n"
+    lines = text.splitlines(keepends=True)
+    monkeypatch.setattr(linecache, "cache", {"<dynamic-code>": (len(text), None, lines, "<dynamic-code>")})
+    space: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile(text, "<dynamic-code>", "exec"), space)
+    shipped = pickling.dump_application(space["fail"])
+    linecache.cache.clear()
+    with pytest.raises(ValueError) as caught:
+        pickling.load_application(shipped)()
+    assert "    raise ValueError('in a notebook')" in user_traceback(caught.value)
+
+
+def test_what_earlier_versions_shipped_has_no_sources() -> None:
+    head = pickling.dump_application(3).partition(b"\n")[0]
+    assert pickling.load_application(head + b"\n" + pickle.dumps(4)) == 4

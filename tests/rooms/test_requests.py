@@ -1,4 +1,5 @@
 import asyncio
+import functools
 import signal
 import subprocess
 import sys
@@ -174,6 +175,25 @@ async def test_full_line_is_back_pressure() -> None:
         assert (status, headers["retry-after"]) == (503, "1")
         for call in calls:
             call.cancel()
+
+
+async def test_a_replica_that_holds_requests_up_gets_no_further_ones() -> None:
+    async def name(which: str) -> str:
+        return which
+
+    async with Room() as room:
+        first, second = (room.replica(methods={"name": functools.partial(name, which)}) for which in ("1", "2"))
+        room.route(first, second)
+        room.servers[first].hold(True)
+        calls = [room.caller.submit_call("app_Echo", "name", arguments(), NO_REQUEST) for _ in range(20)]
+        assert {loads(parts) for parts in await asyncio.wait_for(asyncio.gather(*calls), 5)} == {"2"}
+        # its limit may change meanwhile
+        room.servers[first].set_limits(7, True)
+        room.servers[second].hold(True)
+        waiting = room.caller.submit_call("app_Echo", "name", arguments(), NO_REQUEST)
+        await wait_until(lambda: room.caller.queued() == {"app_Echo": 1})
+        room.servers[first].hold(False)
+        assert loads(await asyncio.wait_for(waiting, 5)) == "1"
 
 
 async def test_unknown_deployment_and_waiting_for_replicas() -> None:

@@ -6,6 +6,8 @@ import threading
 
 import pytest
 
+from servd.ground.clock import SystemClock
+from servd.observability.loop_watch import blocked
 from servd.replica.sync_threads import SyncThreads
 
 
@@ -58,3 +60,27 @@ async def test_a_cancelled_sync_job_holds_its_slot_until_it_ends() -> None:
     await asyncio.wait([first])
     assert (first.cancelled(), never.cancelled()) == (True, True)
     assert await threads.run(lambda: 3) == 3
+
+
+async def test_threads_say_since_when_all_are_occupied() -> None:
+    threads = SyncThreads(2)
+    gates = [threading.Event() for _ in range(3)]
+    began = SystemClock().now()
+    jobs = [asyncio.create_task(threads.run(gate.wait, 5)) for gate in gates[:1]]
+    await asyncio.sleep(0)
+    assert threads.occupied() is None
+    jobs += [asyncio.create_task(threads.run(gate.wait, 5)) for gate in gates[1:]]
+    await asyncio.sleep(0)
+    assert threads.waiting == 1
+    since, ident = threads.occupied() or (0.0, 0)
+    assert began <= since <= SystemClock().now()
+    assert "gate.wait" not in blocked(ident, 7.0).splitlines()[0]
+    assert "threading.py" in blocked(ident, 7.0)
+    gates[0].set()
+    await asyncio.wait(jobs, return_when=asyncio.FIRST_COMPLETED)
+    again, _ = threads.occupied() or (0.0, 0)
+    assert again > since, "the job that waited has begun"
+    for gate in gates:
+        gate.set()
+    await asyncio.gather(*jobs)
+    assert threads.occupied() is None

@@ -1,6 +1,7 @@
 """What a replica tells the controller, and what it takes from it."""
 
 import asyncio
+import re
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -50,6 +51,12 @@ class Slow:
         import threading
         threading.Event().wait()
 
+class Sync:
+    def wait(self, seconds):
+        import time
+        time.sleep(seconds)
+
+sync = make_deployment(Sync, {}).bind()
 app = make_deployment(Outer, {}).bind(make_deployment(Inner, {}).bind())
 slow = make_deployment(Slow, {}).bind()
 """
@@ -108,6 +115,36 @@ async def test_counts_and_health_are_reported_as_they_change(room: Room) -> None
     await room.call("Outer", "fall_ill")
     report = await room.report(outer.replica_id, lambda r: r.health_failures >= 3)
     assert "ValueError: a cold" in report.health_message
+
+
+async def test_a_sync_handler_that_does_not_return_while_others_wait_is_unwell(room: Room) -> None:
+    await room.open_fork_server(room.order("shop:sync"))
+    start = room.start_of("Sync", health_check_period_s=0.02, health_check_timeout_s=0.1)
+    await room.running(start)
+    alone = asyncio.create_task(room.call("Sync", "wait", 0.5))
+    await alone
+    calls = [asyncio.create_task(room.call("Sync", "wait", 60)) for _ in range(2)]
+    report = await room.report(start.replica_id, lambda r: r.health_failures >= 3)
+    assert "requests wait, and no thread of sync handlers comes free: blocked 0 s in shop.py:" in report.health_message
+    for call in calls:
+        call.cancel()
+    await asyncio.wait(calls)
+
+
+@pytest.mark.long
+async def test_a_sync_handler_that_does_not_return_is_shown_with_its_stack(room: Room) -> None:
+    await room.open_fork_server(room.order("shop:sync"))
+    start = room.start_of("Sync")
+    await room.running(start)
+    call = asyncio.create_task(room.call("Sync", "wait", 60))
+    report = await room.report(start.replica_id, lambda r: r.stack)
+    assert re.match(r"blocked 5 s in shop.py:\d+\n", report.stack)
+    assert "time.sleep(seconds)" in report.stack
+    log = (room.home / "logs" / "serve" / f"deployment_shop_Sync_{start.replica_id}.log").read_text()
+    assert "sync_threads_stuck blocked 5 s in shop.py:" in log
+    assert report.health_failures == 0, "nobody waits for it"
+    call.cancel()
+    await asyncio.wait([call])
 
 
 async def test_a_replica_that_is_drained_while_it_starts_leaves_at_once(room: Room) -> None:
