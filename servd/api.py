@@ -365,7 +365,13 @@ def _warn_of_other_options(client: Any, given: Mapping[str, Any]) -> None:
     for key, value in given.items():
         current = status["http"].get(key)
         if value is not None and current is not None and str(value) != str(current):
-            logger.warning("option_ignored option=%s given=%s running=%s", key, value, current)
+            logger.warning(
+                "%s=%r has no effect: Serve runs already, with %s=%r; shut it down first to change that",
+                key,
+                value,
+                key,
+                current,
+            )
 
 
 def _shut_down_quietly(client: Any) -> None:
@@ -373,7 +379,7 @@ def _shut_down_quietly(client: Any) -> None:
         try:
             client.shutdown()
         except (ServdError, TimeoutError) as error:
-            logger.warning("shutdown_failed error=%s", error)
+            logger.warning("Serve could not be shut down: %s", error)
 
 
 def stay() -> None:

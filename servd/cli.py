@@ -253,6 +253,19 @@ def shutdown(
     shut_down(client)
 
 
+@app.command(help="Remove one application; the others stay.")
+def delete(
+    name: Annotated[str, typer.Argument(metavar="NAME", show_default=False)],
+    address: Address = None,
+    state_dir: StateDir = None,
+) -> None:
+    """Returns when everything of it is gone."""
+    from servd.commands import verbs
+    from servd.daemon.admin_client import AdminClient, find_address
+
+    verbs.delete(AdminClient(find_address(address, state_dir)), name)
+
+
 def _show_version(wanted: bool) -> None:
     if wanted:
         cli_operations.version()

@@ -250,7 +250,12 @@ def _warn_of_low_limit(raw: Mapping[str, Any]) -> None:
     target = scaling.get("target_num_ongoing_requests_per_replica", scaling.get("target_ongoing_requests", 1.0))
     limit = raw.get("max_concurrent_queries", 100)
     if isinstance(target, int | float) and isinstance(limit, int | float) and limit < target:
-        logger.warning("autoscaling_target_out_of_reach max_concurrent_queries=%s target=%s", limit, target)
+        logger.warning(
+            "max_concurrent_queries=%s is below the %s ongoing requests per replica that autoscaling aims at: "
+            "it will never scale up; raise the one or lower the other",
+            limit,
+            target,
+        )
 
 
 class DeploymentConfig(DeploymentOptions):

@@ -141,7 +141,7 @@ def with_room_for_batches(target: Any, config: DeploymentConfig) -> DeploymentCo
         return config
     if "max_concurrent_queries" in config.model_fields_set:
         logger.warning(
-            "batches_never_full deployment=%s max_concurrent_queries=%d batch_size_times_batches=%d",
+            "%s: max_concurrent_queries=%d is below the %d requests that fill its batches: they will never be full",
             target.__name__,
             cap,
             needed,

@@ -92,7 +92,7 @@ def progress_rows(status: dict[str, Any], apps: Iterable[str]) -> list[ProgressR
     return rows
 
 
-STATUS_HEAD = ("application", "deployment", "status", "age", "replicas", "reason")
+STATUS_HEAD = ("application", "deployment", "route", "status", "age", "replicas", "reason")
 
 
 def status_rows(status: dict[str, Any], apps: Iterable[str], now: float) -> list[tuple[str, ...]]:
@@ -101,7 +101,7 @@ def status_rows(status: dict[str, Any], apps: Iterable[str], now: float) -> list
     for name in apps:
         app = status["applications"][name]
         age = _age(now - app["last_deployed_time_s"])
-        rows.append((name, "", app["status"], age, app["route_prefix"] or "not routed", _gist(app["message"])))
+        rows.append((name, "", app["route_prefix"] or "none", app["status"], age, "", _gist(app["message"])))
         for deployment in app["deployments"].values():
             replicas = deployment["replicas"]
             running = [replica for replica in replicas if replica["state"] == "RUNNING"]
@@ -109,9 +109,8 @@ def status_rows(status: dict[str, Any], apps: Iterable[str], now: float) -> list
             others = [replica["state"] for replica in replicas if replica["state"] != "RUNNING"]
             states = [f"{others.count(state)} {state}" for state in dict.fromkeys(others)]
             age = _age(now - min(replica["start_time_s"] for replica in replicas)) if replicas else ""
-            rows.append(
-                ("", deployment["name"], deployment["status"], age, " ".join([count, *states]), _reason(deployment))
-            )
+            shown = " ".join([count, *states])
+            rows.append(("", deployment["name"], "", deployment["status"], age, shown, _reason(deployment)))
     return rows
 
 
@@ -125,7 +124,7 @@ def _reason(deployment: dict[str, Any]) -> str:
     dead = deployment["recent_dead_replicas"]
     if dead and deployment["status"] != "HEALTHY":
         return _gist(f"{dead[-1]['replica_id']} died: {dead[-1]['reason']}")
-    return deployment["status_trigger"] if deployment["status"] != "HEALTHY" else ""
+    return deployment["status_trigger"].replace("_", " ").lower() if deployment["status"] != "HEALTHY" else ""
 
 
 def _gist(message: str) -> str:

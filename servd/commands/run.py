@@ -76,7 +76,7 @@ def runtime_env_of(options: RunOptions) -> dict[str, Any]:
 def submit(client: AdminClient, options: RunOptions, deployed: Deployed) -> None:
     """Send the document or the application; `deployed` tells at any time what has to be taken back.
 
-    An import path is waited for, a document is not.
+    Waits until every application of it runs.
 
     Raises:
         ConfigError, RefusedError: not accepted. DeployError: it does not come up.
@@ -89,7 +89,7 @@ def submit(client: AdminClient, options: RunOptions, deployed: Deployed) -> None
         value = _with_listener(document.value, options, multi_app=document.multi_app)
         client.put(value, multi_app=document.multi_app)
         deployed.apps, deployed.replaced = document.apps, before & set(document.apps)
-        say("Submitted the config; `servd status` shows how it goes.", "SUCC")
+        _await(client, deployed)
         return
     working_dir = resolve_path(options.working_dir, os.getcwd()) if options.working_dir else None
     env = runtime_env_of(options)
@@ -102,17 +102,23 @@ def submit(client: AdminClient, options: RunOptions, deployed: Deployed) -> None
     order.update({key: value for key, value in given.items() if value is not None})
     client.put_application(options.name, order)
     deployed.apps, deployed.replaced = (options.name,), before & {options.name}
+    _await(client, deployed)
+
+
+def _await(client: AdminClient, deployed: Deployed) -> None:
     wait_until_running(client, deployed.apps, None)
-    say(f"Deployed application {options.name!r} successfully{_where(client, options.name)}.", "SUCC")
+    _tell_where(client, deployed.apps)
 
 
-def _where(client: AdminClient, name: str) -> str:
-    """Where an application can be asked, for people; "" if nowhere."""
+def _tell_where(client: AdminClient, apps: tuple[str, ...]) -> None:
+    """Say of each application where it can be asked. A URL ends its line: terminals take a full stop for a part of it."""
     status = client.status()
-    http, app = status["http"], status["applications"].get(name)
-    if app is None or app["route_prefix"] is None or not http["listening"]:
-        return ""
-    return f": {url_of(http['host'], http['port'], is_tls=http['tls'])}{http['root_path']}{app['route_prefix']}"
+    http = status["http"]
+    root = f"{url_of(http['host'], http['port'], is_tls=http['tls'])}{http['root_path']}"
+    for name in apps:
+        prefix = status["applications"].get(name, {}).get("route_prefix")
+        where = f": {root}{prefix}" if prefix is not None and http["listening"] else "."
+        say(f"Deployed application {name!r} successfully{where}", "SUCC")
 
 
 def _with_listener(document: dict[str, Any], options: RunOptions, *, multi_app: bool) -> dict[str, Any]:

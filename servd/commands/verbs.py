@@ -255,6 +255,28 @@ def shut_down(client: AdminClient) -> None:
     say("Sent shutdown request successfully; everything that ran is gone.", "SUCC")
 
 
+def delete(client: AdminClient, name: str) -> None:
+    """Remove one application, wait until nothing of it is left; the others stay.
+
+    Raises:
+        ConfigError: there is no such application; names those that there are.
+        DeployError: somebody deployed it again meanwhile.
+    """
+    client.probe()
+    status = client.status()
+    before = status["applications"].get(name)
+    if before is None:
+        there = ", ".join(status["applications"]) or "none"
+        raise ConfigError(f"there is no application {name!r}; there are: {there}")
+    client.delete_application(name)
+    status = client.status()
+    while (app := status["applications"].get(name)) is not None:
+        if app["last_deployed_time_s"] != before["last_deployed_time_s"]:
+            raise DeployError(f"application {name!r} was deployed again while it was deleted")
+        status = client.status(seen=status["version"], timeout_s=POLL_S)
+    say(f"Deleted application {name!r}; everything of it is gone.", "SUCC")
+
+
 def application_order(
     import_path: str,
     arguments: Iterable[str],

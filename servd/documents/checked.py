@@ -109,7 +109,9 @@ class Document(BaseModel):
                     for found in error.errors(include_url=False)
                 ]
             else:
-                logger.warning("option_ignored option=%s.%s (of a later release)", cls.__name__, key)
+                logger.warning(
+                    "%s: %s has no effect, it is an option of later releases of Ray Serve", cls.__name__, key
+                )
         return faults
 
     @classmethod

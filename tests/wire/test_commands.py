@@ -298,13 +298,63 @@ def test_shutdown_asks_first(servd: Command, server: Server) -> None:
 
 
 @pytest.mark.slow
-def test_run_of_a_document_does_not_wait(servd: Command, server: Server) -> None:
+def test_run_of_a_document_tells_where_its_applications_are(servd: Command, server: Server) -> None:
     (servd.folder / "v2.json").write_text(json.dumps(yaml.safe_load(V2_DOCUMENT)))
+    server.plane.instance = an_instance(running=True, applications=(an_application("a", route_prefix="/a"),))
     code, out, err = servd("run", "v2.json", "--non-blocking", "--port", "8123", "-a", server.url)
     assert (code, err) == (0, "")
     assert "v2.json" in out.splitlines()[0]
     goal = server.plane.calls[0][1]
     assert (goal.http.host, goal.http.port) == (None, 8123)
+    # nothing is glued to a URL: terminals open what they take for it
+    assert "Deployed application 'a' successfully: http://127.0.0.1:8000/a" in [
+        line.partition(" -- ")[2] for line in out.splitlines()
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("existed", [False, True])
+def test_run_of_a_document_fails_as_a_deploy_that_waits(servd: Command, server: Server, existed: bool) -> None:
+    (servd.folder / "v2.yaml").write_text(V2_DOCUMENT)
+    failed = an_application("a", status=ApplicationStatus.DEPLOY_FAILED, message="boom\nin m.py")
+    server.plane.instance = an_instance(running=True, applications=(an_application("a"),) if existed else ())
+    put = server.plane.put
+
+    async def fail(*arguments: object, **options: object) -> int:
+        server.plane.instance = an_instance(running=True, applications=(failed,))
+        return await put(*arguments, **options)  # type: ignore[arg-type]
+
+    server.plane.put = fail  # type: ignore[method-assign]
+    code, _, err = servd("run", "v2.yaml", "-a", server.url)
+    assert code == 1
+    assert err == "Error: application 'a' failed to deploy: boom\nin m.py\n"
+    assert [call[0] for call in server.plane.calls] == (["put"] if existed else ["put", "delete_application"])
+
+
+@pytest.mark.slow
+def test_delete_waits_until_the_application_is_gone(servd: Command, server: Server) -> None:
+    both = an_instance(running=True, applications=(an_application("a b"), an_application("c")))
+    leaving = an_application("a b", status=ApplicationStatus.DELETING)
+    server.plane.instance = both
+    server.plane.next_views = [
+        an_instance(running=True, applications=(leaving, an_application("c"))),
+        an_instance(running=True, applications=(an_application("c"),)),
+    ]
+    code, out, err = servd("delete", "a b", "-a", server.url)
+    assert (code, err) == (0, "")
+    assert "Deleted application 'a b'" in out
+    assert [call[:2] for call in server.plane.calls if call[0] != "changed"] == [("delete_application", "a b")]
+    code, _, err = servd("delete", "nobody", "-a", server.url)
+    assert (code, err) == (1, "Error: there is no application 'nobody'; there are: c\n")
+    assert [call[0] for call in server.plane.calls].count("delete_application") == 1
+
+
+@pytest.mark.slow
+def test_delete_tells_that_somebody_deployed_again(servd: Command, server: Server) -> None:
+    server.plane.instance = an_instance(running=True, applications=(an_application("a"),))
+    server.plane.next_views = [an_instance(running=True, applications=(an_application("a", last_deployed_time_s=2.0),))]
+    code, _, err = servd("delete", "a", "-a", server.url)
+    assert (code, err) == (1, "Error: application 'a' was deployed again while it was deleted\n")
 
 
 @pytest.mark.slow

@@ -26,8 +26,8 @@ ROOT = Path(__file__).parents[2]
 FRUIT = ROOT / "examples" / "fruit"
 CONFIG = ROOT / "configs" / "fruit.yaml"
 NAMES = (
-    "start", "stop", "deploy", "run", "config", "status", "shutdown", "history", "rollback", "diff", "validate", "scale",
-    "logs", "stack", "build", "exec", "version", "schema", "systemd-unit",
+    "start", "stop", "deploy", "run", "config", "status", "shutdown", "delete", "history", "rollback", "diff", "validate",
+    "scale", "logs", "stack", "build", "exec", "version", "schema", "systemd-unit",
 )  # fmt: skip
 
 pytestmark = pytest.mark.slow
@@ -130,9 +130,9 @@ def test_status_for_people_and_programs(servd: Command, server: Server) -> None:
     server.plane.instance = an_instance(running=True, mode=DeployMode.MULTI_APP, applications=apps)
     code, out, err = servd("status", "--format", "table", "-a", server.url)
     assert (code, err) == (0, "")
-    assert re.search(r"^a +RUNNING +\d+d +/$", out, re.MULTILINE)
+    assert re.search(r"^a +/ +RUNNING +\d+d$", out, re.MULTILINE)
     assert re.search(r"^ +D +HEALTHY +\d+d +1/1$", out, re.MULTILINE)
-    assert re.search(r"^b +DEPLOY_FAILED .* Boom: no$", out, re.MULTILINE)
+    assert re.search(r"^b +/ +DEPLOY_FAILED .* Boom: no$", out, re.MULTILINE)
     found = json.loads(servd("status", "--format", "json", "-a", server.url)[1])
     assert [item["app_status"]["status"] for item in found] == ["RUNNING", "DEPLOY_FAILED"]
     assert json.loads(servd("status", "-n", "a", "--format", "json", "-a", server.url)[1])["name"] == "a"
@@ -152,7 +152,7 @@ def test_status_on_a_terminal_is_a_table(servd: Command, server: Server) -> None
     os.close(primary)
     assert process.returncode == 0
     shown = without_colours(out.decode())
-    assert re.search(r"application +deployment +status +age +replicas +reason", shown)
+    assert re.search(r"application +deployment +route +status +age +replicas +reason", shown)
     assert re.search(r"D +HEALTHY .* 1/1", shown)
 
 
