@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from servd.controller.plan.targets import DeploymentTarget, resolve
+from servd.controller.plan.targets import DeploymentTarget, likely_prefix, resolve, wanted_prefix
 from servd.exceptions import DeployError
 from servd.wire.messages import BuildResult, BuiltDeployment
 from tests.core.build import an_app
@@ -134,3 +134,29 @@ def test_unknown_overrides_name_themselves() -> None:
 def test_load_is_sampled_at_least_as_often_as_asked(autoscaling: dict[str, Any] | None, period_s: float) -> None:
     found = target(override={"autoscaling_config": autoscaling})
     assert found.replica_goal("D#1").report_period_s == period_s
+
+
+@pytest.mark.parametrize(
+    ("document", "overrides", "wanted"),
+    [
+        ({}, {}, "/code"),
+        ({}, {"D": "/own"}, "/own"),
+        ({}, {"D": None}, "/code"),
+        ({"route_prefix": "/app", "route_prefix_given": True}, {"D": "/own"}, "/app"),
+        ({"route_prefix": None, "route_prefix_given": True}, {"D": "/own"}, None),
+    ],
+)
+def test_the_prefix_of_an_application(document: dict[str, Any], overrides: dict[str, Any], wanted: str | None) -> None:
+    deployments = tuple({"name": name, "route_prefix": prefix} for name, prefix in overrides.items())
+    wish = an_app(deployments=deployments, **document)
+    build = BuildResult("b", deployments=(BuiltDeployment("D", {}),), ingress="D", route_prefix="/code")
+    assert wanted_prefix(wish.document, build) == wanted
+    assert likely_prefix(wish.document) == ("/" if wanted == "/code" else wanted)
+    assert resolve(wish, build, "c1")
+
+
+def test_only_the_ingress_can_have_a_prefix() -> None:
+    wish = an_app(deployments=({"name": "D", "route_prefix": "/own"},))
+    build = BuildResult("b", deployments=(BuiltDeployment("D", {}), BuiltDeployment("I", {})), ingress="I")
+    with pytest.raises(DeployError, match="only the ingress I can have a route_prefix, D has '/own'"):
+        resolve(wish, build, "c1")

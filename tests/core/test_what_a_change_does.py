@@ -63,9 +63,16 @@ def test_callers_are_told_what_concerns_them(name: str, value: float) -> None:
     assert [getattr(target, name) for target in world.observed.published.targets] == [value]
 
 
-def test_of_a_new_prefix_only_routes_change() -> None:
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"route_prefix": "/fruit", "route_prefix_given": True},
+        {"deployments": ({"name": "D", "route_prefix": "/fruit"},)},
+    ],
+)
+def test_of_a_new_prefix_only_routes_change(fields: dict[str, Any]) -> None:
     world = deployed()
-    world.goal = a_goal(an_app(deploy_id=2, route_prefix="/fruit", route_prefix_given=True), revision=2)
+    world.goal = a_goal(an_app(deploy_id=2, **fields), revision=2)
     world.log.clear()
     world.run()
     assert verbs(world.log) == ["StartForkServer", "StopForkServer"]

@@ -16,6 +16,7 @@ from servd.controller.plan.settle import fresh_fact, wanted_count
 from servd.controller.plan.targets import (
     DeploymentTarget,
     digest,
+    given_prefixes,
     resolve,
     without_empty_variables,
 )
@@ -142,6 +143,7 @@ def _environment_fields(old: DeploymentTarget, new: DeploymentTarget) -> Iterato
 
 def _other_fields(old: ApplicationGoal, new: ApplicationGoal) -> Iterator[str]:
     was, wish = old.document, new.document
-    if (was.route_prefix_given, was.route_prefix) != (wish.route_prefix_given, wish.route_prefix):
+    before, after = ((d.route_prefix_given, d.route_prefix, given_prefixes(d)) for d in (was, wish))
+    if before != after:
         yield "route_prefix"
     yield from differences("logging_config", was.logging_config, wish.logging_config)

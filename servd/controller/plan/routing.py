@@ -5,14 +5,12 @@ from collections.abc import Collection, Iterator
 from servd.controller.plan.facts import ApplicationFact, DeploymentFact, ReplicaFact
 from servd.controller.plan.observed import Observed
 from servd.controller.plan.settle import failing_message, route_prefix, serving_ingress, wanted_count
-from servd.controller.plan.targets import DEFAULTS, DeploymentTarget
+from servd.controller.plan.targets import DEFAULTS, DeploymentTarget, likely_prefix
 from servd.ground.ids import DeploymentID
 from servd.ground.states import ROUTABLE, ReplicaState
 from servd.wire.messages import DeploymentTargets, Endpoint, Route, Routing
 
 _STARTING = "it starts again with the daemon; ask again in a moment"
-_USUAL_PREFIX = "/"
-"""Of an ingress whose code says nothing else."""
 
 
 def routing(observed: Observed, leaving: Collection[str]) -> Routing:
@@ -46,8 +44,7 @@ def _starting(observed: Observed) -> Iterator[tuple[str, str]]:
         is_known = observed.data_plane.restored.get(app.name) == app.goal.deploy_id
         if not is_known or app.active is not None or app.settled or app.deleting:
             continue
-        document = app.goal.document
-        prefix = document.route_prefix if document.route_prefix_given else _USUAL_PREFIX
+        prefix = likely_prefix(app.goal.document)
         if prefix is not None:
             yield prefix, app.name
 

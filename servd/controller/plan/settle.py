@@ -16,7 +16,7 @@ from servd.controller.plan.outgrown import settle_memory
 from servd.controller.plan.restarts import EARLY_DEATH_S, back_off_text, failure_threshold
 from servd.controller.plan.silence import settle_silence
 from servd.controller.plan.slow_starts import note_slow_starts
-from servd.controller.plan.targets import DeploymentTarget, base_environment, digest, resolve
+from servd.controller.plan.targets import DeploymentTarget, base_environment, digest, resolve, wanted_prefix
 from servd.exceptions import DeployError
 from servd.ground.states import ROUTABLE, ApplicationStatus, DeploymentStatus, ReplicaState
 from servd.wire.messages import BuildResult
@@ -204,15 +204,13 @@ def route_prefix(app: ApplicationFact) -> str | None:
     """Prefix of an application whose build is active; None = not exposed or not built."""
     if app.active is None or app.active_goal is None:
         return None
-    document = app.active_goal.document
-    return document.route_prefix if document.route_prefix_given else app.active.route_prefix
+    return wanted_prefix(app.active_goal.document, app.active)
 
 
 def _check_neighbours(
     app: ApplicationFact, result: BuildResult, targets: tuple[DeploymentTarget, ...], observed: Observed
 ) -> None:
-    document = app.goal.document
-    prefix = document.route_prefix if document.route_prefix_given else result.route_prefix
+    prefix = wanted_prefix(app.goal.document, result)
     names = {target.id.full_name: target.id for target in targets}
     for other in observed.applications.values():
         if other.name == app.name or other.deleting or other.active is None:

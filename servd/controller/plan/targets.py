@@ -15,6 +15,7 @@ from typing import Any
 
 from servd.controller.plan.goal import ApplicationGoal
 from servd.controller.plan.resources import Need
+from servd.documents.control_plane import ApplicationDocument
 from servd.exceptions import DeployError
 from servd.ground.ids import DeploymentID
 from servd.ground.quick_dataclass import dataclass
@@ -173,7 +174,8 @@ def resolve(app: ApplicationGoal, build: BuildResult, code_version: str) -> tupl
         code_version: of the replicas; differs from the build's for applications shipped by value.
 
     Raises:
-        DeployError: an override names a deployment that the build does not have.
+        DeployError: an override names a deployment that the build does not have, or gives a prefix to another one than the
+            ingress.
     """
     overrides = {override["name"]: override for override in app.document.deployments}
     unknown = [name for name in overrides if name not in {d.name for d in build.deployments}]
@@ -182,7 +184,31 @@ def resolve(app: ApplicationGoal, build: BuildResult, code_version: str) -> tupl
         raise DeployError(
             f"application {app.name}: the document overrides {', '.join(unknown)}, but the application has only {there}"
         )
+    for name, prefix in given_prefixes(app.document):
+        if name != build.ingress:
+            raise DeployError(f"only the ingress {build.ingress} can have a route_prefix, {name} has {prefix!r}")
     return tuple(_target(app, built, overrides.get(built.name), code_version) for built in build.deployments)
+
+
+def wanted_prefix(document: ApplicationDocument, build: BuildResult) -> str | None:
+    """Route prefix of a built application: the document's, else that of the override of its ingress, else the code's."""
+    if document.route_prefix_given:
+        return document.route_prefix
+    return dict(given_prefixes(document)).get(build.ingress, build.route_prefix)
+
+
+def likely_prefix(document: ApplicationDocument) -> str | None:
+    """Route prefix of an application that is not built yet, as far as its document tells."""
+    if document.route_prefix_given:
+        return document.route_prefix
+    return next((prefix for _, prefix in given_prefixes(document)), "/")
+
+
+def given_prefixes(document: ApplicationDocument) -> list[tuple[str, str]]:
+    """Deployment and prefix of every override that has one."""
+    return [
+        (item["name"], item["route_prefix"]) for item in document.deployments if item.get("route_prefix") is not None
+    ]
 
 
 def _target(
