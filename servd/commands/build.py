@@ -13,20 +13,23 @@ from servd.app.built import BuiltApplication, build_application
 from servd.app.deployment import Application, Deployment
 from servd.compat import ray_names
 from servd.dag import HandleMaker
-from servd.documents.files import dump_spaced_yaml
+from servd.documents.files import dump_spaced_yaml, resolve_paths
 from servd.exceptions import ConfigError
 from servd.schema import DeploymentSchema, check_import_path, parse_v1, parse_v2
 
 SINGLE_LEVELS, MULTI_LEVELS = 2, 4
-HTTP = {"host": "127.0.0.1", "port": 8000}
+KUBERNETES_HTTP = {"host": "127.0.0.1", "port": 8000}
 _TEXTS = ("runtime_env", "resources")
 
 
-def build(import_paths: Sequence[str], *, app_dir: str, multi_app: bool, kubernetes: bool) -> str:
+def build(import_paths: Sequence[str], *, app_dir: str, folder: str, multi_app: bool, kubernetes: bool) -> str:
     """The text of the file, with one newline at its end.
 
+    It says nothing of the data port: an instance that runs keeps its own.
+
     Args:
-        app_dir: put first on the import path.
+        app_dir: put first on the import path; the `working_dir` of the applications.
+        folder: of the file, which its relative paths are meant from.
         kubernetes: camelCase keys, open objects as JSON text.
 
     Raises:
@@ -46,12 +49,14 @@ def build(import_paths: Sequence[str], *, app_dir: str, multi_app: bool, kuberne
     sys.path.insert(0, os.path.abspath(app_dir))
     ray_names.install()
     built = [build_application(_application(path), "", HandleMaker()) for path in import_paths]
+    # there the code is in the image, and the port belongs to the cluster's own daemon
+    env = {} if kubernetes else {"working_dir": os.path.relpath(app_dir, folder)}
     if multi_app:
-        document = _multi(import_paths, built)
-        parse_v2(document)
+        document = _multi(import_paths, built, env)
+        parse_v2(resolve_paths(document, folder))
     else:
-        document = _single(import_paths[0], built[0])
-        parse_v1(document)
+        document = _single(import_paths[0], built[0], env, KUBERNETES_HTTP if kubernetes else {})
+        parse_v1(resolve_paths(document, folder))
     if kubernetes:
         document = _kubernetes(document)
     head = f"# This file was generated using the `servd build` command on servd v{version('servd')}.\n\n"
@@ -70,12 +75,12 @@ def _application(import_path: str) -> Application:
     )
 
 
-def _single(import_path: str, built: BuiltApplication) -> dict[str, Any]:
+def _single(import_path: str, built: BuiltApplication, env: dict[str, Any], http: dict[str, Any]) -> dict[str, Any]:
     deployments = [_entry(item, with_prefix=True) for item in built.deployments.values()]
-    return {"import_path": import_path, "runtime_env": {}, **HTTP, "deployments": deployments}
+    return {"import_path": import_path, "runtime_env": env, **http, "deployments": deployments}
 
 
-def _multi(import_paths: Sequence[str], built: Sequence[BuiltApplication]) -> dict[str, Any]:
+def _multi(import_paths: Sequence[str], built: Sequence[BuiltApplication], env: dict[str, Any]) -> dict[str, Any]:
     owners: dict[str, str] = {}
     for path, app in zip(import_paths, built, strict=True):
         prefix = app.route_prefix
@@ -87,12 +92,12 @@ def _multi(import_paths: Sequence[str], built: Sequence[BuiltApplication]) -> di
             "name": f"app{number}",
             "route_prefix": app.route_prefix,
             "import_path": path,
-            "runtime_env": {},
+            "runtime_env": dict(env),
             "deployments": [_entry(item, with_prefix=False) for item in app.deployments.values()],
         }
         for number, (path, app) in enumerate(zip(import_paths, built, strict=True), 1)
     ]
-    return {"proxy_location": "EveryNode", "http_options": dict(HTTP), "applications": applications}
+    return {"applications": applications}
 
 
 def _entry(deployment: Deployment, *, with_prefix: bool) -> dict[str, Any]:

@@ -159,7 +159,8 @@ def build(
     """Asks no daemon."""
     from servd.commands.build import build as build_text
 
-    text = build_text(import_paths, app_dir=app_dir, multi_app=multi_app, kubernetes=kubernetes_format)
+    folder = os.path.dirname(os.path.abspath(output_path)) if output_path else os.getcwd()
+    text = build_text(import_paths, app_dir=app_dir, folder=folder, multi_app=multi_app, kubernetes=kubernetes_format)
     if multi_app:
         typer.echo("Note: the applications got generated names; choose better ones in the file.", err=True)
     if output_path is None:

@@ -125,6 +125,19 @@ def wait_until_gone(shell: Shell, name: str) -> bool:
     return False
 
 
+@pytest.mark.parametrize("more", [(), ("--multi-app",)])
+def test_what_build_writes_is_served_as_it_is(shell: Shell, tmp_path: Path, more: tuple[str, ...]) -> None:
+    assert shell.start()[0] == 0
+    # something runs already: a document with another port would be refused
+    assert shell("deploy", "conditional_dag:serve_dag", "--app-dir", str(FRUIT), "--wait")[0] == 0
+    (tmp_path / "conf").mkdir()
+    path = str(tmp_path / "conf" / "built.yaml")
+    code, _, err = shell("build", "fruit:deployment_graph", "-d", str(FRUIT), "-o", path, *more)
+    assert code == 0, err
+    assert shell("deploy", path, "--wait")[::2] == (0, "")
+    assert shell.ask("/", ["MANGO", 2]) == (200, "6")
+
+
 def test_a_run_that_fails_leaves_the_rest_alone(shell: Shell) -> None:
     assert shell.start()[0] == 0
     assert shell("deploy", "configs/fruit.yaml", "--wait")[0] == 0

@@ -234,7 +234,8 @@ def test_build_prints_what_deploy_takes(servd: Command) -> None:
     assert out.startswith("# This file was generated using the `servd build` command on servd v")
     body = out.partition("\n")[2]
     assert body == (
-        "\nimport_path: fruit.deployment_graph\n\nruntime_env: {}\n\nhost: 127.0.0.1\n\nport: 8000\n\ndeployments:\n\n"
+        f"\nimport_path: fruit.deployment_graph\n\nruntime_env:\n\n  working_dir: {os.path.relpath(FRUIT, servd.folder)}\n\n"
+        "deployments:\n\n"
         "- name: MangoStand\n  user_config:\n    price: 3\n\n- name: OrangeStand\n  user_config:\n    price: 2\n\n"
         "- name: PearStand\n  user_config:\n    price: 4\n\n- name: FruitMarket\n  num_replicas: 2\n\n"
         "- name: DAGDriver\n  route_prefix: /\n"
@@ -260,12 +261,13 @@ def test_build_of_several_applications(servd: Command) -> None:
     text = (servd.folder / "out.yaml").read_text()
     assert text.endswith("    max_concurrent_queries: 5\n    user_config:\n      k_k: 1\n")
     document = yaml.safe_load(text)
-    assert list(document) == ["proxy_location", "http_options", "applications"]
+    assert list(document) == ["applications"]
     assert [(app["name"], app["route_prefix"]) for app in document["applications"]] == [("app1", "/a"), ("app2", "/b")]
     assert servd("validate", "out.yaml")[0] == 0
     found = yaml.safe_load(servd("build", "apps:a", "-k")[1])
     assert found["importPath"] == "apps:a"
     assert found["runtimeEnv"] == "{}"
+    assert (found["host"], found["port"]) == ("127.0.0.1", 8000)
     options = found["deployments"][0]["rayActorOptions"]
     assert options["numCpus"] == 0.5
     assert json.loads(options["runtimeEnv"]) == {"env_vars": {"A_b": "1"}}
