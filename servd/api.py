@@ -154,6 +154,8 @@ def start(
     client = _client_module().find_or_start(host=given.get("host"), port=given.get("port"), detached=detached)
     if logging_config is not None:
         client.logging_config = _plain_logging(logging_config)
+    if options.root_url:
+        client.given_root_url = options.root_url
     if client.status()["running"]:
         _warn_of_other_options(client, given)
         return client  # type: ignore[no-any-return]

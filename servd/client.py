@@ -49,6 +49,7 @@ class Client:
         self.connection = connection
         self.admin = connection.admin
         self.logging_config: dict[str, Any] | None = None
+        self.given_root_url = ""
         self._controller = _Controller(self)
 
     def __repr__(self) -> str:
@@ -61,8 +62,8 @@ class Client:
 
     @property
     def root_url(self) -> str:
-        """URL under which applications are served: the environment's, else of the HTTP options in force."""
-        given = variable("ROOT_URL", "")
+        """URL under which applications are served: the environment's, `start`'s, else of the HTTP options in force."""
+        given = variable("ROOT_URL", "") or self.given_root_url
         http = self.status()["http"]
         return given or url_of(http["host"], http["port"], is_tls=http["tls"]) + http["root_path"]
 

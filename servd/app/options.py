@@ -98,6 +98,8 @@ def _check_types(options: Mapping[str, Any]) -> None:
         value = options.get(key)
         if value is not None and not isinstance(value, kind):
             raise TypeError(f"{key} must be a {_kind_name(kind)}, got {type(value).__name__}")
+    if options.get("name") == "":
+        raise ValueError("name must not be empty: leave it out for the name of the class or function")
     for key in ("version", "init_args", "init_kwargs"):
         if options.get(key):
             warnings.warn(f"the option {key} is deprecated", DeprecationWarning, stacklevel=5)

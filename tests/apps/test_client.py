@@ -76,8 +76,11 @@ def test_members_of_the_client(port: int, monkeypatch: pytest.MonkeyPatch) -> No
     assert get_global_client() is client
     assert client.http_config.port == port
     assert client.root_url == f"http://127.0.0.1:{port}"
+    assert servd.start(http_options={"port": port, "root_url": "http://outside"}) is client
+    assert client.root_url == "http://outside"
     monkeypatch.setenv("RAY_SERVE_ROOT_URL", "http://elsewhere")
     assert client.root_url == "http://elsewhere"
+    monkeypatch.setattr(client, "given_root_url", "")
     overview = client.get_serve_status("a")
     assert (overview.name, overview.app_status.status, overview.app_status.message) == ("a", "RUNNING", "")
     assert overview.app_status.deployment_timestamp > 0

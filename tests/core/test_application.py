@@ -114,6 +114,8 @@ def test_options_copy_and_set_options_change() -> None:
         Model.options(num_replicas=0)
     with pytest.raises(TypeError):
         Model.options(nonsense=0)
+    with pytest.raises(ValueError, match="name must not be empty"):
+        Model.options(name="")
 
 
 def test_a_count_does_not_end_autoscaling() -> None:
