@@ -70,6 +70,19 @@ def roll_back(client: AdminClient, number: int | None, *, plan_only: bool, wait:
         wait_until_running(client, client.revision(made)["applications"], timeout_s)
 
 
+def prune_code(client: AdminClient, keep: int, *, plan_only: bool) -> None:
+    """Remove code that only revisions before the latest `keep` need; with `plan_only` say what would go."""
+    client.probe()
+    pruned = client.prune(keep, dry_run=plan_only)
+    names, size = pruned["names"], f"{pruned['freed_bytes'] / 2**20:.1f} MiB"
+    if plan_only:
+        say(f"Would remove {len(names)} of the stored snapshots and shipped applications, {size}.")
+        for name in names:
+            print(name)
+        return
+    say(f"Removed {len(names)} of the stored snapshots and shipped applications, {size}.", "SUCC")
+
+
 def show_deploy_plan(client: AdminClient, path: str, form: str) -> None:
     """Print what deploying a file would do."""
     document = read_document(path)

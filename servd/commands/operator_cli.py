@@ -43,6 +43,20 @@ def history(
     show_history(AdminClient(find_address(address, state_dir)), limit, form)
 
 
+@app.command(help="Remove stored code that no revision within reach needs.")
+def prune(
+    address: Address = None,
+    state_dir: StateDir = None,
+    keep: Annotated[int, typer.Option(min=0, help="Latest revisions whose code stays.")] = 10,
+    plan: PlanOnly = False,
+) -> None:
+    """What runs keeps its code whatever its revision; older revisions cannot be rolled back to any more."""
+    from servd.commands.operations import prune_code
+    from servd.daemon.admin_client import AdminClient, find_address
+
+    prune_code(AdminClient(find_address(address, state_dir)), keep, plan_only=plan)
+
+
 @app.command(help="Go back to revision N [the one before the current].")
 def rollback(
     number: Annotated[int | None, typer.Argument(metavar="[N]", min=1, show_default=False)] = None,

@@ -20,7 +20,7 @@ from servd.controller.plan.facts import DataPlaneFact
 from servd.controller.plan.goal import Goal, HttpGoal
 from servd.controller.plan.observed import Observed
 from servd.controller.plan.status import Identity, instance_view
-from servd.controller.snapshots import take_snapshots
+from servd.controller.snapshots import prune, take_snapshots
 from servd.controller.stack_requests import StackRequests
 from servd.controller.supervisor import Supervisor
 from servd.documents.control_plane import (
@@ -29,6 +29,7 @@ from servd.documents.control_plane import (
     GoalDocument,
     HttpWish,
     InstanceView,
+    Pruned,
     RevisionView,
     check_match,
 )
@@ -189,6 +190,16 @@ class ControlLoop(Circle):
     def revision(self, number: int) -> RevisionView:
         """One revision."""
         return history.view_of(self._store, number)
+
+    async def prune(self, keep: int, *, dry_run: bool = False) -> Pruned:
+        """Remove code that neither the goal, the latest `keep` revisions, nor anything that lives needs."""
+        async with self._changing:
+            servers = self._observed.fork_servers
+            orphaned = {r.app for r in self._observed.replicas.values() if r.fork_server_id not in servers}
+            goals = [self._goal, *history.goals_within(self._store, keep, orphaned)]
+            kept = history.needed_code(goals, [server.order for server in servers.values()])
+            names, freed = await asyncio.to_thread(prune, self._code_dir, kept, dry_run=dry_run)
+        return Pruned(tuple(names), freed)
 
     async def stack(self, replica_id: str) -> str:
         """Python stacks of a living replica."""

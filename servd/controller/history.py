@@ -1,11 +1,13 @@
 """Revisions of the goal as people look at them, and what must be there to go back to one."""
 
 import os
+from collections.abc import Collection, Iterable
 
 from servd.controller.goal_store import GoalStore, Revision
 from servd.controller.plan.goal import Goal
 from servd.documents.control_plane import RevisionView
 from servd.exceptions import ConfigError, UnknownNameError
+from servd.wire.messages import BuildOrder
 
 
 def latest(store: GoalStore, limit: int) -> tuple[RevisionView, ...]:
@@ -53,6 +55,23 @@ def check_code(goal: Goal, code_dir: str) -> None:
         pickled = f"{code_dir}/{app.document.application_hash}.pkl"
         if app.document.application_hash and not os.path.isfile(pickled):
             raise ConfigError(f"revision {goal.revision}: the code of application {app.name!r} is gone: {pickled}")
+
+
+def goals_within(store: GoalStore, keep: int, orphaned: Collection[str]) -> list[Goal]:
+    """Goals of the latest `keep` revisions, and of all that have an application of which replicas live whose build is unknown."""
+    numbers = [row.revision for row in store.revisions()]
+    latest_ones = set(numbers[-keep:] if keep > 0 else ())
+    found = [(number, goal_of(store, number)) for number in numbers if orphaned or number in latest_ones]
+    return [goal for number, goal in found if number in latest_ones or any(goal.application(name) for name in orphaned)]
+
+
+def needed_code(goals: Iterable[Goal], orders: Iterable[BuildOrder]) -> set[str]:
+    """Names of the snapshots and shipped applications that goals and living builds are made of."""
+    paths = [path for goal in goals for app in goal.applications for path in app.snapshots.values()]
+    paths += [f"{app.document.application_hash}.pkl" for goal in goals for app in goal.applications]
+    for order in orders:
+        paths += [order.application_file, *order.origins]
+    return {os.path.basename(path) for path in paths}
 
 
 def _view(row: Revision, goal: Goal) -> RevisionView:

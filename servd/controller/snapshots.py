@@ -3,12 +3,14 @@
 import fnmatch
 import hashlib
 import os
+import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
+from servd.controller.file_store import FileStore
 from servd.documents.control_plane import ApplicationDocument
 from servd.documents.runtime_env import is_local_directory, local_path, local_uris
 from servd.exceptions import ConfigError, GoalNotSavedError
@@ -19,6 +21,7 @@ from servd.ground.settings import make_private_dir
 MAX_SNAPSHOT_BYTES = 512 * 1024 * 1024
 ALWAYS_EXCLUDED = ("__pycache__", ".git")
 """Names left out everywhere: running the code changes the first, committing it the second."""
+_DIGEST = re.compile("[0-9a-f]{64}")
 VIRTUAL_ENVIRONMENT = "pyvenv.cfg"
 """What makes a directory a virtual environment: left out, for it is large and no code of the user's."""
 
@@ -75,12 +78,20 @@ def snapshot(directory: str, excludes: Sequence[str], code_dir: str, where: str)
             sync_directory(code_dir)
             sync_directory(os.path.dirname(code_dir))
         return target
+    except ConfigError:
+        shutil.rmtree(draft, ignore_errors=True)
+        _files_of(code_dir).drop_unused()
+        raise
     except OSError as error:
         if error.filename2 is None and error.filename and str(error.filename).startswith(directory):
             raise ConfigError(f"{where}: cannot read {error.filename}: {error.strerror}") from error
         raise GoalNotSavedError(f"{where}: cannot write a snapshot in {code_dir}: {error.strerror}") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _files_of(code_dir: str) -> FileStore:
+    return FileStore(os.path.join(os.path.dirname(code_dir), "files"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +107,7 @@ class _Entry:
 def _copy(directory: str, draft: str, excludes: Sequence[str], where: str) -> str:
     total = 0
     content = hashlib.sha256()
+    files = _files_of(os.path.dirname(draft))
     # never the daemon's own files: the copy would contain itself, and differ each time
     state_dir = os.path.realpath(os.path.join(draft, os.pardir, os.pardir))
     for entry in _entries(directory, "", excludes, frozenset({state_dir})):
@@ -107,7 +119,7 @@ def _copy(directory: str, draft: str, excludes: Sequence[str], where: str) -> st
             os.symlink(entry.target, target)
         else:
             source = os.path.join(directory, entry.path)
-            digest, size = _copy_file(source, target, entry.is_executable, MAX_SNAPSHOT_BYTES - total)
+            digest, size = files.link(source, target, entry.is_executable, MAX_SNAPSHOT_BYTES - total)
             content.update(digest)
             total += size
             if total > MAX_SNAPSHOT_BYTES:
@@ -116,19 +128,6 @@ def _copy(directory: str, draft: str, excludes: Sequence[str], where: str) -> st
                     f"{where}: {directory} has more than {limit} MiB; leave data out with runtime_env excludes"
                 )
     return content.hexdigest()
-
-
-def _copy_file(source: str, target: str, is_executable: bool, limit: int) -> tuple[bytes, int]:
-    """Copy until the end or past the limit; gives the sum and the bytes copied."""
-    content = hashlib.sha256()
-    size = 0
-    with open(source, "rb") as reader, open(target, "xb") as writer:
-        while size <= limit and (data := reader.read(1024 * 1024)):
-            content.update(data)
-            writer.write(data)
-            size += len(data)
-        os.fchmod(writer.fileno(), 0o700 if is_executable else 0o600)
-    return content.digest(), size
 
 
 def _entries(root: str, relative: str, excludes: Sequence[str], parents: frozenset[str]) -> Iterator[_Entry]:
@@ -168,3 +167,43 @@ def _stays_inside(link: str, root: str) -> bool:
         return False
     inside = os.path.realpath(root)
     return os.path.realpath(link).startswith(inside + os.sep)
+
+
+def prune(code_dir: str, kept: Set[str], *, dry_run: bool) -> tuple[list[str], int]:
+    """Remove snapshots and shipped applications that nobody needs, and the files that only they had. Blocks.
+
+    Args:
+        kept: names in `code_dir` that stay.
+        dry_run: only say what would go.
+
+    Returns:
+        Names of what goes, and bytes that this frees (in a dry run those of files that no other snapshot has now).
+    """
+    gone: list[str] = []
+    freed = 0
+    for entry in os.scandir(code_dir) if os.path.isdir(code_dir) else ():
+        name = entry.name.removesuffix(".pkl")
+        if entry.name in kept or not _DIGEST.fullmatch(name):
+            continue
+        gone.append(entry.name)
+        freed += _own_bytes(entry.path)
+        if dry_run:
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            # at once out of the way: half a snapshot would be taken for a whole one
+            draft = os.path.join(code_dir, f".draft-{entry.name}")
+            os.rename(entry.path, draft)
+            shutil.rmtree(draft)
+        else:
+            os.unlink(entry.path)
+    if not dry_run and gone:
+        _files_of(code_dir).drop_unused()
+    return sorted(gone), freed
+
+
+def _own_bytes(path: str) -> int:
+    """Bytes of files that nothing else links to but the store."""
+    if os.path.isfile(path):
+        return os.stat(path).st_size
+    sizes = [os.lstat(os.path.join(folder, name)) for folder, _, names in os.walk(path) for name in names]
+    return sum(about.st_size for about in sizes if stat.S_ISREG(about.st_mode) and about.st_nlink <= 2)

@@ -231,6 +231,11 @@ class AdminClient:
         path = V2_PATH if multi_app else V1_PATH
         return dict(self.request("PUT", f"{path}?dry_run=true", _json(document), timeout_s=PUT_TIMEOUT_S).json())
 
+    def prune(self, keep: int, *, dry_run: bool) -> dict[str, Any]:
+        """Remove code that only revisions before the latest `keep` need; `names` and `freed_bytes` of it."""
+        path = f"/api/servd/v1/prune?keep={keep}{'&dry_run=true' if dry_run else ''}"
+        return dict(self.request("POST", path, timeout_s=PUT_TIMEOUT_S).json())
+
     def revisions(self, limit: int) -> dict[str, Any]:
         """The current `revision`, and the latest `revisions`, newest first."""
         return dict(self.request("GET", f"/api/servd/v1/revisions?limit={limit}").json())

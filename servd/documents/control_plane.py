@@ -218,6 +218,14 @@ class ChangePlan:
     applications: dict[str, ApplicationChange]
 
 
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """Code that was removed: names below the state directory's `code`, and the bytes that this freed."""
+
+    names: tuple[str, ...]
+    freed_bytes: int
+
+
 def check_match(if_match: str | None, revision: int) -> None:
     """Refuse a change that is meant for another revision.
 
@@ -303,6 +311,10 @@ class ControlPlane(Protocol):
 
     async def plan_rollback(self, number: int, *, if_match: str | None = None) -> ChangePlan:
         """What `rollback` would do; the same checks, nothing is changed."""
+        ...
+
+    async def prune(self, keep: int, *, dry_run: bool = False) -> Pruned:
+        """Remove code that neither the goal, the latest `keep` revisions, nor anything that lives needs."""
         ...
 
     async def stack(self, replica_id: str) -> str:

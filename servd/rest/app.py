@@ -32,7 +32,7 @@ from servd.rest.own_endpoints import (
 )
 from servd.rest.peers import Peer, peer_of
 from servd.rest.problems import not_allowed, not_found, problem, problem_of
-from servd.rest.revisions import revision_resource, revisions_resource, rollback_resource
+from servd.rest.revisions import prune_resource, revision_resource, revisions_resource, rollback_resource
 from servd.rest.routes import Maker, Routes
 
 logger = logging.getLogger(__name__)
@@ -99,6 +99,7 @@ def routes(plane: ControlPlane, code_dir: str, metrics: Metrics) -> dict[str, Ma
         "/api/servd/v1/start": lambda: start_resource(plane),
         "/api/servd/v1/revisions": lambda: revisions_resource(plane),
         "/api/servd/v1/revisions/{revision}": lambda number: revision_resource(plane, number),
+        "/api/servd/v1/prune": lambda: prune_resource(plane),
         "/api/servd/v1/revisions/{revision}/rollback": lambda number: rollback_resource(plane, number),
         # the application without a name
         "/api/servd/v1/applications/": lambda: application_resource(plane, ""),

@@ -158,6 +158,10 @@ def _own() -> list[Operation]:
             "post", f"{own}/revisions/{{revision}}/rollback", "rollback", "Make the goal what it was then.",
             shapes.Changed | shapes.Plan, app_errors, parameters=back, path_schemas=number,
         ),
+        Operation(
+            "post", f"{own}/prune", "prune", "Remove code that no revision within reach needs.", shapes.Pruned,
+            ("400", *_READ, "507"), parameters=(_query("keep", {"type": "integer"}, "So many revisions, default 10."), _DRY_RUN),
+        ),
         *_one_application(f"{own}/applications/{{app}}", "", ""),
         *_one_application(f"{own}/applications/", "Nameless", " whose name is the empty string"),
         Operation(

@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from servd.documents.control_plane import ChangePlan, ControlPlane, HttpWish, RevisionView
-from servd.exceptions import UnknownNameError
+from servd.exceptions import ConfigError, UnknownNameError
 from servd.ground.states import DeployMode
 from servd.rest import shapes
 from servd.rest.exchange import (
@@ -21,6 +21,7 @@ from servd.rest.exchange import (
 )
 
 DEFAULT_LIMIT = 100
+DEFAULT_KEPT = 10
 MAX_LIMIT = 10_000
 _LONGEST_NUMBER = 15
 
@@ -67,6 +68,20 @@ def rollback_resource(plane: ControlPlane, number: str) -> Resource:
         revision = await plane.rollback(wanted, if_match=condition, origin=origin(request))
         await until_listening(plane)
         return json_answer({"revision": revision})
+
+    return {"POST": post}
+
+
+def prune_resource(plane: ControlPlane) -> Resource:
+    """POST: remove code that only revisions before the latest `?keep=N` need; with `?dry_run=true` only say what would go."""
+
+    async def post(request: Request) -> Response:
+        keep = number_parameter(request, "keep", DEFAULT_KEPT)
+        if not 0 <= keep <= MAX_LIMIT or keep != int(keep):
+            raise ConfigError(f"keep is a whole number of revisions from 0 to {MAX_LIMIT}")
+        pruned = await plane.prune(int(keep), dry_run=is_dry_run(request))
+        answer: shapes.Pruned = {"names": list(pruned.names), "freed_bytes": pruned.freed_bytes}
+        return json_answer(answer)
 
     return {"POST": post}
 

@@ -153,6 +153,13 @@ class Scaled(TypedDict):
     target_num_replicas: Count
 
 
+class Pruned(TypedDict):
+    """Code that is gone, or in a dry run would be; names below the state directory's `code`."""
+
+    names: list[str]
+    freed_bytes: Count
+
+
 class Shipped(TypedDict):
     """Code that is kept."""
 

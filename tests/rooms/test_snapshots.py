@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from servd.controller import snapshots
-from servd.controller.snapshots import snapshot, take_snapshots
+from servd.controller.snapshots import prune, snapshot, take_snapshots
 from servd.documents.control_plane import ApplicationDocument
 from servd.exceptions import ConfigError
 
@@ -80,6 +80,7 @@ def test_missing_and_too_large_directories_are_refused(code: Path, monkeypatch: 
     with pytest.raises(ConfigError, match="leave data out with runtime_env excludes"):
         take(code)
     assert os.listdir(code.parent / "store") == []
+    assert os.listdir(code.parent / "files") == []
 
 
 def test_every_local_directory_of_a_document_is_taken_as_it_is_written(code: Path) -> None:
@@ -131,3 +132,48 @@ def test_a_new_snapshot_is_on_disk_before_it_has_its_name(code: Path, monkeypatc
     synced.clear()
     assert take(code) == taken
     assert synced == [], "what is there already is on disk"
+
+
+def test_unchanged_files_of_snapshots_are_on_disk_once(code: Path) -> None:
+    first = take(code)
+    (code / "main.py").write_text("x = 2")
+    second = take(code)
+    assert (first / "package" / "data.csv").samefile(second / "package" / "data.csv")
+    assert not (first / "main.py").samefile(second / "main.py")
+    (code / "same.csv").write_text("1,2")
+    third = take(code)
+    assert (third / "same.csv").samefile(first / "package" / "data.csv")
+    (code / "run.sh").write_text("x = 2")
+    (code / "run.sh").chmod(0o755)
+    fourth = take(code)
+    assert os.access(fourth / "run.sh", os.X_OK)
+    assert (fourth / "main.py").stat().st_mode & 0o111 == 0, "the bit is the file's, not the content's"
+
+
+def test_a_stored_file_that_somebody_wrote_to_is_not_used_again(code: Path) -> None:
+    first = take(code)
+    stored = first / "package" / "data.csv"
+    stored.chmod(0o600)
+    stored.write_text("9,9")
+    (code / "main.py").write_text("x = 2")
+    assert tree(take(code)) == {"main.py": "x = 2", "package/data.csv": "1,2"}
+
+
+def test_what_nobody_needs_is_pruned_with_the_files_that_only_it_had(code: Path) -> None:
+    store = code.parent / "store"
+    first = take(code)
+    (code / "main.py").write_text("x = 2" * 100)
+    second = take(code)
+    shipped = store / f"{'a' * 64}.pkl"
+    shipped.write_bytes(b"12345")
+    (store / "v-environment").mkdir()
+    names, freed = prune(str(store), {second.name}, dry_run=True)
+    assert (sorted(names), freed) == (sorted([first.name, shipped.name]), 5 + len("x = 1"))
+    assert first.is_dir()
+    assert shipped.is_file()
+    assert prune(str(store), {second.name}, dry_run=False) == (names, freed)
+    assert sorted(os.listdir(store)) == sorted([second.name, "v-environment"])
+    assert len(os.listdir(store.parent / "files")) == 2
+    assert tree(second)["package/data.csv"] == "1,2"
+    assert prune(str(store), {second.name}, dry_run=False) == ([], 0)
+    assert prune(str(code.parent / "none"), set(), dry_run=False) == ([], 0)

@@ -23,6 +23,7 @@ from servd.documents.control_plane import (
     HttpWish,
     InstanceView,
     ProxyView,
+    Pruned,
     ReplicaView,
     RevisionView,
     check_match,
@@ -169,6 +170,9 @@ class FakePlane:
     async def rollback(self, number: int, *, if_match: str | None = None, origin: str = "") -> int:
         self.revision(number)
         return self._take("rollback", number, origin, if_match=if_match)
+
+    async def prune(self, keep: int, *, dry_run: bool = False) -> Pruned:
+        return Pruned((f"keep {keep}", "dry run") if dry_run else (f"keep {keep}",), 3 * 2**20)
 
     async def plan_rollback(self, number: int, *, if_match: str | None = None) -> ChangePlan:
         self.revision(number)

@@ -27,7 +27,7 @@ FRUIT = ROOT / "examples" / "fruit"
 CONFIG = ROOT / "configs" / "fruit.yaml"
 NAMES = (
     "start", "stop", "deploy", "run", "config", "status", "shutdown", "delete", "history", "rollback", "diff", "validate",
-    "scale", "logs", "stack", "build", "exec", "version", "schema", "systemd-unit",
+    "scale", "prune", "logs", "stack", "build", "exec", "version", "schema", "systemd-unit",
 )  # fmt: skip
 
 pytestmark = pytest.mark.slow
@@ -346,3 +346,12 @@ def test_the_help_is_fast(servd: Command) -> None:
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     # these cost more than all the rest together
     assert not loaded & {"pydantic", "yaml", "asyncio", "rich", "ssl", "starlette", "http.client", "zmq"}
+
+
+def test_prune_says_what_goes(servd: Command, server: Server) -> None:
+    code, out, err = servd("prune", "-a", server.url)
+    assert (code, err) == (0, "")
+    assert "Removed 1 of the stored snapshots and shipped applications, 3.0 MiB." in out
+    code, out, _ = servd("prune", "--keep", "3", "--plan", "-a", server.url)
+    assert out.splitlines()[-2:] == ["keep 3", "dry run"]
+    assert servd("prune", "--keep", "-1", "-a", server.url)[0] == 2
