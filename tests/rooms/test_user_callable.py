@@ -313,7 +313,7 @@ async def test_an_asgi_ingress_gets_the_exchange_and_its_lifespan() -> None:
         async def __servd_asgi__(self, scope: Any, receive: Any, send: Any) -> None:
             await PlainTextResponse(f"asgi {scope['path']}")(scope, receive, send)
 
-        async def __servd_startup__(self) -> None:
+        async def __servd_startup__(self, *, alone: bool) -> None:
             events.append("startup")
 
         async def __servd_shutdown__(self) -> None:
