@@ -243,6 +243,7 @@ def systemd_unit(
     ] = None,
 ) -> None:
     """Type=notify: ready when the last goal is serving again."""
-    from servd.commands.service_unit import unit
+    from servd.commands.service_unit import state_dir_of_user, unit
 
-    sys.stdout.write(unit(state_dir_of(state_dir), options or (), user=user))
+    folder = state_dir_of(state_dir) if state_dir or user is None else state_dir_of_user(user)
+    sys.stdout.write(unit(folder, options or (), user=user))

@@ -1,10 +1,13 @@
 """The systemd unit of a daemon."""
 
+import os
+import pwd
 import shutil
 import sys
 from collections.abc import Sequence
 
 from servd.daemon.main import LEFTOVER_DRAIN_S, STOP_TIMEOUT_S
+from servd.exceptions import ConfigError
 
 _STOP_MARGIN_S = 10.0
 
@@ -41,7 +44,12 @@ def unit(state_dir: str, options: Sequence[str], *, user: str | None) -> str:
     Args:
         options: further options of `servd start`.
         user: account of a system unit; None gives a unit for `systemctl --user`.
+
+    Raises:
+        ConfigError: there is no such account.
     """
+    if user is not None:
+        _account(user)
     found = shutil.which("servd")
     program = [found] if found else [sys.executable, "-P", "-m", "servd"]
     command = [*program, "start", "--state-dir", state_dir, *options]
@@ -51,6 +59,22 @@ def unit(state_dir: str, options: Sequence[str], *, user: str | None) -> str:
         account=f"User={user}\n" if user else "",
         target="multi-user.target" if user else "default.target",
     )
+
+
+def state_dir_of_user(user: str) -> str:
+    """Where a daemon of that account keeps its state; what the environment of this process says is not about it.
+
+    Raises:
+        ConfigError: there is no such account.
+    """
+    return os.path.join(_account(user).pw_dir, ".local", "state", "servd")
+
+
+def _account(user: str) -> pwd.struct_passwd:
+    try:
+        return pwd.getpwnam(user)
+    except (KeyError, ValueError):
+        raise ConfigError(f"there is no user {user!r} on this host: `--user` takes the name of an account") from None
 
 
 def quoted(word: str) -> str:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pty
+import pwd
 import re
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 import yaml
 
 from servd.commands.console import without_colours
+from servd.commands.service_unit import quoted
 from servd.documents.control_plane import ApplicationChange, ChangePlan
 from servd.ground.states import ApplicationStatus, DeployMode
 from servd.rest.access import AccessRules
@@ -29,6 +31,8 @@ NAMES = (
     "start", "stop", "deploy", "run", "config", "status", "shutdown", "delete", "history", "rollback", "diff", "validate",
     "scale", "prune", "logs", "stack", "build", "exec", "version", "schema", "systemd-unit",
 )  # fmt: skip
+
+ME = pwd.getpwuid(os.getuid()).pw_name
 
 pytestmark = pytest.mark.slow
 
@@ -305,14 +309,31 @@ def test_version_and_schema(servd: Command) -> None:
 
 
 def test_a_unit_for_systemd(servd: Command) -> None:
-    code, out, err = servd("systemd-unit", "--state-dir", "/srv/a b", "--user", "me", "--", "--http-port", "80")
+    code, out, err = servd("systemd-unit", "--state-dir", "/srv/a b", "--user", ME, "--", "--http-port", "80")
     assert (code, err) == (0, "")
     assert "Type=notify\n" in out
-    assert "User=me\n" in out
+    assert f"User={ME}\n" in out
     assert re.search(r'^ExecStart=.* start --state-dir "/srv/a b" --http-port 80$', out, re.MULTILINE)
     assert "ExecReload=" in out
     assert int(re.search(r"TimeoutStopSec=(\d+)", out)[1]) > 60  # type: ignore[index]
     assert "WantedBy=default.target" in servd("systemd-unit")[1]
+
+
+def test_a_unit_for_another_user_has_that_users_state(servd: Command) -> None:
+    mine = {"SERVD_STATE_DIR": "/mine", "XDG_STATE_HOME": "/mine-too"}
+    other = next(account for account in pwd.getpwall() if account.pw_uid not in (0, os.getuid()))
+    out = servd("systemd-unit", "--user", other.pw_name, **mine)[1]
+    assert f"start --state-dir {quoted(other.pw_dir + '/.local/state/servd')}\n" in out
+    assert "--state-dir /given\n" in servd("systemd-unit", "--user", other.pw_name, "--state-dir", "/given")[1]
+    assert "--state-dir /mine\n" in servd("systemd-unit", **mine)[1]
+
+
+@pytest.mark.parametrize("state_dir", [(), ("--state-dir", "/given")], ids=["", "named directory"])
+@pytest.mark.parametrize("name", ["no-such-user", ""])
+def test_a_unit_for_an_unknown_user_is_refused(servd: Command, name: str, state_dir: tuple[str, ...]) -> None:
+    code, out, err = servd("systemd-unit", "--user", name, *state_dir)
+    assert (code, out) == (1, "")
+    assert f"there is no user {name!r} on this host" in err
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd's own checker, systemd-analyze")
