@@ -18,6 +18,7 @@ from servd.schema import parse_v1, parse_v2
 
 HISTORY_HEAD = ("revision", "time", "applications", "origin")
 PLAN_HEAD = ("application", "deployment", "replicas", "what happens", "because of")
+FILES_SHOWN = 20
 TABLE, YAML, JSON = "table", "yaml", "json"
 
 
@@ -87,7 +88,7 @@ def show_deploy_plan(client: AdminClient, path: str, form: str) -> None:
     """Print what deploying a file would do."""
     document = read_document(path)
     client.probe()
-    show_plan(client.plan(document.value, multi_app=document.multi_app), form)
+    show_plan(client.plan(document.value, multi_app=document.multi_app, config_file=document.path), form)
 
 
 def show_plan(plan: dict[str, Any], form: str) -> None:
@@ -101,6 +102,11 @@ def show_plan(plan: dict[str, Any], form: str) -> None:
     for name, app in plan["applications"].items():
         if app["note"]:
             print(f"{name}: {app['note']}")
+        files = list(app["files"].items())
+        for path, what in files[:FILES_SHOWN]:
+            print(f"{name}: {what} {path}")
+        if len(files) > FILES_SHOWN:
+            print(f"{name}: and {len(files) - FILES_SHOWN} more files")
 
 
 def _plan_rows(plan: dict[str, Any]) -> Iterator[tuple[str, ...]]:
@@ -123,7 +129,7 @@ def show_diff(client: AdminClient, path: str, form: str) -> bool:
     before = dump_yaml(stored).splitlines() if stored else []
     after = dump_yaml(_as_stored(document)).splitlines()
     lines = list(difflib.unified_diff(before, after, f"revision {current}", path, lineterm=""))
-    plan = client.plan(document.value, multi_app=document.multi_app)
+    plan = client.plan(document.value, multi_app=document.multi_app, config_file=document.path)
     # the document may be the same and the source files not
     differs = bool(lines or plan["http"] or any(app["action"] != "unchanged" for app in plan["applications"].values()))
     if form != TABLE:

@@ -87,7 +87,7 @@ def submit(client: AdminClient, options: RunOptions, deployed: Deployed) -> None
         if options.arguments:
             warn("arguments have no effect with a config file")
         value = _with_listener(document.value, options, multi_app=document.multi_app)
-        client.put(value, multi_app=document.multi_app)
+        client.put(value, multi_app=document.multi_app, config_file=document.path)
         deployed.apps, deployed.replaced = document.apps, before & set(document.apps)
         _await(client, deployed)
         return

@@ -24,11 +24,12 @@ _NO_CONFIG = "no config is in force; what an import path or `run` deployed has n
 
 @dataclass(frozen=True, slots=True)
 class CheckedDocument:
-    """A document that may be sent. value: as written, with absolute paths. apps: names of its applications."""
+    """A document that may be sent. value: as written, with absolute paths. apps: names of its applications. path: absolute."""
 
     value: dict[str, Any]
     multi_app: bool
     apps: tuple[str, ...]
+    path: str
 
 
 def read_document(path: str) -> CheckedDocument:
@@ -41,7 +42,7 @@ def read_document(path: str) -> CheckedDocument:
     value = resolve_paths(file.value, os.path.dirname(os.path.abspath(path)))
     multi_app = _is_multi_app(file, value)
     goal = parse_v2(value, file.place) if multi_app else parse_v1(value, file.place)
-    return CheckedDocument(value, multi_app, tuple(app.name for app in goal.applications))
+    return CheckedDocument(value, multi_app, tuple(app.name for app in goal.applications), os.path.abspath(path))
 
 
 def _is_multi_app(file: DocumentFile, value: Any) -> bool:
@@ -75,7 +76,7 @@ def deploy_file(client: AdminClient, path: str, *, wait: bool, timeout_s: float 
     """
     document = read_document(path)
     client.probe()
-    client.put(document.value, multi_app=document.multi_app)
+    client.put(document.value, multi_app=document.multi_app, config_file=document.path)
     say("Sent deploy request successfully.", "SUCC")
     if wait:
         wait_until_running(client, document.apps, timeout_s)

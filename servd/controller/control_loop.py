@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from servd.controller import history
+from servd.controller.changed_files import changed_files
 from servd.controller.circle import Circle
 from servd.controller.daemon_channel import DaemonChannel
 from servd.controller.executor import Executor
@@ -15,7 +16,7 @@ from servd.controller.fact_store import FactStore
 from servd.controller.goal_store import GoalStore
 from servd.controller.plan import change
 from servd.controller.plan.data_plane import is_served
-from servd.controller.plan.dry_run import compare
+from servd.controller.plan.dry_run import compare, replaced_snapshots
 from servd.controller.plan.facts import DataPlaneFact
 from servd.controller.plan.goal import Goal, HttpGoal
 from servd.controller.plan.observed import Observed
@@ -110,7 +111,7 @@ class ControlLoop(Circle):
     async def _after_put(self, document: GoalDocument, if_match: str | None) -> Goal:
         check_match(if_match, self._goal.revision)
         change.check_put(self._goal, document, self._situation())
-        snapshots = await self._snapshots(*document.applications)
+        snapshots = await self._snapshots(*document.applications, config_file=document.config_file)
         # the world has moved on meanwhile; the goal has not, the lock is ours
         situation = self._situation()
         http = change.check_put(self._goal, document, situation)
@@ -121,7 +122,9 @@ class ControlLoop(Circle):
         if opened is not None and self._channel is not None:
             self._channel.close_listeners(*opened)
         http = self._observed.data_plane.http or self._situation().http
-        return compare(self._goal, goal, http, self._observed)
+        pairs = replaced_snapshots(goal, self._observed)
+        files = await asyncio.to_thread(lambda: {pair: changed_files(*pair) for pair in pairs})
+        return compare(self._goal, goal, http, self._observed, files)
 
     async def put_application(
         self,
@@ -239,8 +242,8 @@ class ControlLoop(Circle):
     def _situation(self) -> change.Situation:
         return change.situation_of(self._goal, self._observed, self._settings, self._clock.wall_time())
 
-    async def _snapshots(self, *documents: ApplicationDocument) -> dict[str, dict[str, str]]:
-        return await asyncio.to_thread(take_snapshots, documents, self._code_dir)
+    async def _snapshots(self, *documents: ApplicationDocument, config_file: str = "") -> dict[str, dict[str, str]]:
+        return await asyncio.to_thread(take_snapshots, documents, self._code_dir, config_file)
 
     @property
     def _code_dir(self) -> str:

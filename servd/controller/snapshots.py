@@ -26,8 +26,13 @@ VIRTUAL_ENVIRONMENT = "pyvenv.cfg"
 """What makes a directory a virtual environment: left out, for it is large and no code of the user's."""
 
 
-def take_snapshots(documents: Iterable[ApplicationDocument], code_dir: str) -> dict[str, dict[str, str]]:
+def take_snapshots(
+    documents: Iterable[ApplicationDocument], code_dir: str, config_file: str = ""
+) -> dict[str, dict[str, str]]:
     """Snapshot every local directory that the documents name. Blocks; has no other effect than new directories.
+
+    Args:
+        config_file: absolute path of the file that the documents were read from: it is no code, and left out; "" = unknown.
 
     Returns:
         Application name -> local directory as written -> directory of its snapshot.
@@ -43,7 +48,9 @@ def take_snapshots(documents: Iterable[ApplicationDocument], code_dir: str) -> d
             for uri in local_uris(env):
                 if is_local_directory(uri):
                     where = f'application "{document.name}": runtime_env: {uri}'
-                    found.setdefault(document.name, {})[uri] = snapshot(local_path(uri), excludes, code_dir, where)
+                    found.setdefault(document.name, {})[uri] = snapshot(
+                        local_path(uri), excludes, code_dir, where, config_file
+                    )
     return found
 
 
@@ -53,12 +60,13 @@ def _environments(document: ApplicationDocument) -> Iterator[Mapping[str, Any]]:
         yield (override.get("ray_actor_options") or {}).get("runtime_env") or {}
 
 
-def snapshot(directory: str, excludes: Sequence[str], code_dir: str, where: str) -> str:
+def snapshot(directory: str, excludes: Sequence[str], code_dir: str, where: str, left_out: str = "") -> str:
     """Copy a directory to `<code_dir>/<sha256 of its content>`, unless that is there; gives its path.
 
     Args:
         excludes: patterns as `fnmatch` has them, for a name or for a path relative to `directory`.
         where: what to begin error texts with.
+        left_out: absolute path of one more file that is excluded; "" = none.
 
     Raises:
         ConfigError: it is missing, unreadable, or larger than 512 MiB after `excludes`.
@@ -69,7 +77,7 @@ def snapshot(directory: str, excludes: Sequence[str], code_dir: str, where: str)
     make_private_dir(code_dir)
     draft = tempfile.mkdtemp(dir=code_dir, prefix=".draft-")
     try:
-        digest = _copy(directory, draft, excludes, where)
+        digest = _copy(directory, draft, excludes, where, left_out)
         target = os.path.join(code_dir, digest)
         if not os.path.isdir(target):
             # on disk before its name is, and that before the goal that names it
@@ -104,13 +112,13 @@ class _Entry:
     target: str = ""
 
 
-def _copy(directory: str, draft: str, excludes: Sequence[str], where: str) -> str:
+def _copy(directory: str, draft: str, excludes: Sequence[str], where: str, left_out: str) -> str:
     total = 0
     content = hashlib.sha256()
     files = _files_of(os.path.dirname(draft))
     # never the daemon's own files: the copy would contain itself, and differ each time
     state_dir = os.path.realpath(os.path.join(draft, os.pardir, os.pardir))
-    for entry in _entries(directory, "", excludes, frozenset({state_dir})):
+    for entry in _entries(directory, "", excludes, frozenset({state_dir}), _status(left_out)):
         target = os.path.join(draft, entry.path)
         content.update(f"{entry.path}\0{entry.is_directory:d}{entry.is_executable:d}\0{entry.target}\0".encode())
         if entry.is_directory:
@@ -130,7 +138,17 @@ def _copy(directory: str, draft: str, excludes: Sequence[str], where: str) -> st
     return content.hexdigest()
 
 
-def _entries(root: str, relative: str, excludes: Sequence[str], parents: frozenset[str]) -> Iterator[_Entry]:
+def _status(path: str) -> os.stat_result | None:
+    """Of a file that may be somewhere else, or nowhere."""
+    try:
+        return os.stat(path)
+    except OSError:
+        return None
+
+
+def _entries(
+    root: str, relative: str, excludes: Sequence[str], parents: frozenset[str], left_out: os.stat_result | None
+) -> Iterator[_Entry]:
     """Everything below `root/relative` in one order; links that lead out of `root` are replaced by what they show."""
     here = os.path.join(root, relative)
     real = os.path.realpath(here)
@@ -145,16 +163,18 @@ def _entries(root: str, relative: str, excludes: Sequence[str], parents: frozens
             yield _Entry(path, target=os.readlink(full))
             continue
         try:
-            mode = os.stat(full).st_mode
+            status = os.stat(full)
         except FileNotFoundError:
             continue  # a link to nothing, or removed just now
-        if stat.S_ISDIR(mode):
+        if left_out is not None and os.path.samestat(status, left_out):
+            continue
+        if stat.S_ISDIR(status.st_mode):
             if os.path.exists(os.path.join(full, VIRTUAL_ENVIRONMENT)):
                 continue
             yield _Entry(path, is_directory=True)
-            yield from _entries(root, path, excludes, parents | {real})
-        elif stat.S_ISREG(mode):
-            yield _Entry(path, is_executable=bool(mode & stat.S_IXUSR))
+            yield from _entries(root, path, excludes, parents | {real}, left_out)
+        elif stat.S_ISREG(status.st_mode):
+            yield _Entry(path, is_executable=bool(status.st_mode & stat.S_IXUSR))
 
 
 def _is_excluded(path: str, name: str, excludes: Sequence[str]) -> bool:

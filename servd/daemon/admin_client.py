@@ -194,9 +194,11 @@ class AdminClient:
             raise RefusedError(404, f"{error.text} ({hint})") from error
         return found
 
-    def put(self, document: Any, *, multi_app: bool) -> None:
-        """PUT a whole V2 (multi_app) or V1 document."""
-        self.request("PUT", V2_PATH if multi_app else V1_PATH, _json(document), timeout_s=PUT_TIMEOUT_S)
+    def put(self, document: Any, *, multi_app: bool, config_file: str | None = None) -> None:
+        """PUT a whole V2 (multi_app) or V1 document. config_file: absolute path of its file, which is no code."""
+        query = f"?config_file={quote(config_file)}" if config_file else ""
+        path = V2_PATH if multi_app else V1_PATH
+        self.request("PUT", f"{path}{query}", _json(document), timeout_s=PUT_TIMEOUT_S)
 
     def details(self) -> dict[str, Any]:
         """GET V2."""
@@ -226,10 +228,11 @@ class AdminClient:
         """Take one application out of the goal; does not wait."""
         self.request("DELETE", _application_path(name))
 
-    def plan(self, document: Any, *, multi_app: bool) -> dict[str, Any]:
+    def plan(self, document: Any, *, multi_app: bool, config_file: str | None = None) -> dict[str, Any]:
         """What `put` would do; nothing is changed."""
+        query = "?dry_run=true" + (f"&config_file={quote(config_file)}" if config_file else "")
         path = V2_PATH if multi_app else V1_PATH
-        return dict(self.request("PUT", f"{path}?dry_run=true", _json(document), timeout_s=PUT_TIMEOUT_S).json())
+        return dict(self.request("PUT", f"{path}{query}", _json(document), timeout_s=PUT_TIMEOUT_S).json())
 
     def prune(self, keep: int, *, dry_run: bool) -> dict[str, Any]:
         """Remove code that only revisions before the latest `keep` need; `names` and `freed_bytes` of it."""

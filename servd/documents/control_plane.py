@@ -43,13 +43,17 @@ class ApplicationDocument:
 
 @dataclass(frozen=True, slots=True)
 class GoalDocument:
-    """A whole validated PUT: V1 (mode SINGLE_APP, one application "default") or V2 (MULTI_APP)."""
+    """A whole validated PUT: V1 (mode SINGLE_APP, one application "default") or V2 (MULTI_APP).
+
+    config_file: absolute path of the file that it was read from, which is no code; "" = unknown.
+    """
 
     mode: DeployMode
     http: HttpWish
     applications: tuple[ApplicationDocument, ...]
     stored: dict[str, Any] = field(default_factory=dict)
     logging_config: dict[str, Any] = field(default_factory=dict)
+    config_file: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,13 +204,14 @@ class ApplicationChange:
     """What a change would do to one application.
 
     action: "unchanged", "changed", "removed" or "added". note: what only the build can tell, or why it would fail; "" = nothing.
-    deployments: full name -> its change.
+    deployments: full name -> its change. files: path of each source file that differs -> "changed", "added" or "removed".
     """
 
     action: str
     fields: tuple[str, ...]
     note: str
     deployments: dict[str, DeploymentChange]
+    files: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

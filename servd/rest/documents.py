@@ -1,6 +1,7 @@
 """The goal as a document: V1 at `/api/serve/deployments/`, V2 at `/api/serve/applications/`, and the V1 status."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from starlette.requests import Request
@@ -10,6 +11,7 @@ from servd.documents.control_plane import ControlPlane, GoalDocument, InstanceVi
 from servd.rest.bodies import v1_config, v1_status, v2_details
 from servd.rest.exchange import (
     Resource,
+    config_file,
     empty_answer,
     if_match,
     is_dry_run,
@@ -44,7 +46,7 @@ def _document_resource(plane: ControlPlane, parse: Callable[[Any], GoalDocument]
     async def put(request: Request) -> Response:
         body = await read_body(request)
         condition = if_match(request, plane)
-        document = await parsed(body, parse)
+        document = replace(await parsed(body, parse), config_file=config_file(request))
         if is_dry_run(request):
             return plan_answer(await plane.plan(document, if_match=condition))
         await plane.put(document, if_match=condition, origin=origin(request))

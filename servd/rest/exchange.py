@@ -161,6 +161,18 @@ def if_match(request: Request, plane: ControlPlane) -> str | None:
     return wanted
 
 
+def config_file(request: Request) -> str:
+    """The query parameter `config_file`: where the document was read from; "" if that is not said.
+
+    Raises:
+        ConfigError: it is no absolute path.
+    """
+    path = request.query_params.get("config_file", "")
+    if (path and not path.startswith("/")) or "\0" in path:
+        raise ConfigError(f"query parameter config_file must be an absolute path, got {path[:80]!r}")
+    return path
+
+
 def is_dry_run(request: Request) -> bool:
     """Whether the request only asks what would happen.
 

@@ -45,6 +45,12 @@ _IF_MATCH: Json = {
     "schema": {"type": "string"},
     "description": "The ETag of the revision that the change is meant for; absent or *: no condition.",
 }
+_CONFIG_FILE: Json = {
+    "name": "config_file",
+    "in": "query",
+    "schema": {"type": "string", "pattern": "^/"},
+    "description": "Absolute path of the file that the document was read from: it is left out of the application's code.",
+}
 _ETAG: Json = {"schema": {"type": "string"}, "description": "The revision of the goal, quoted."}
 _NUMBER: Json = {"type": "number"}
 _REFERENCE = "#/components/schemas/{model}"
@@ -81,7 +87,7 @@ def _query(name: str, schema: Json, description: str) -> Json:
 
 
 def _documents() -> list[Operation]:
-    put = (_DRY_RUN, _IF_MATCH)
+    put = (_DRY_RUN, _CONFIG_FILE, _IF_MATCH)
     v1, v2 = "/api/serve/deployments/", "/api/serve/applications/"
     stored = {"anyOf": [_ref(ServeApplicationSchema), _EMPTY_CONFIG]}
     return [

@@ -221,6 +221,7 @@ class ApplicationChange(TypedDict):
     fields: list[str]
     note: str
     deployments: dict[str, DeploymentChange]
+    files: dict[str, Literal["changed", "added", "removed"]]
 
 
 class Plan(TypedDict):

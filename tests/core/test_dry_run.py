@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from servd.controller.plan.dry_run import compare
+from servd.controller.plan.dry_run import compare, replaced_snapshots
 from servd.controller.plan.goal import ApplicationGoal, Goal
 from servd.documents.control_plane import ApplicationChange
 from tests.core.build import HTTP, World, a_build, a_goal, an_app, verbs
@@ -92,6 +92,20 @@ def test_edited_sources_restart_everything() -> None:
     change = the_change(a_world(app=first), second)
     assert rows(change) == [("app_D", "restarted", ("source files in file:///src",), 1, 1)]
     assert the_change(a_world(app=first), replace(second, snapshots=first.snapshots)).action == "unchanged"
+
+
+def test_edited_sources_are_named() -> None:
+    env = {"working_dir": "file:///my%20src", "py_modules": ["file:///lib"]}
+    code = {"file:///my%20src": "/code/1", "file:///lib": "/code/2"}
+    first = replace(an_app(runtime_env=env), snapshots=code)
+    second = replace(an_app(deploy_id=2, runtime_env=env), snapshots={**code, "file:///my%20src": "/code/3"})
+    world, goal = a_world(app=first), a_goal(second, revision=2)
+    assert replaced_snapshots(goal, world.observed) == {("/code/1", "/code/3")}
+    files = {("/code/1", "/code/3"): {"a.py": "changed", "p/b.py": "added"}}
+    change = compare(world.goal, goal, HTTP, world.observed, files).applications["app"]
+    assert change.files == {"/my src/a.py": "changed", "/my src/p/b.py": "added"}
+    new = a_goal(replace(second, document=replace(second.document, name="new")), revision=2)
+    assert replaced_snapshots(new, world.observed) == set()
 
 
 def test_applications_come_and_go() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from servd.controller import snapshots
+from servd.controller.changed_files import changed_files
 from servd.controller.snapshots import prune, snapshot, take_snapshots
 from servd.documents.control_plane import ApplicationDocument
 from servd.exceptions import ConfigError
@@ -50,6 +51,50 @@ def test_excluded_files_are_neither_copied_nor_hashed(code: Path) -> None:
     (code / "package" / "data.csv").write_text("3,4")
     assert take(code, "*.csv") == first
     assert tree(take(code, "package/")) == {"main.py": "x = 1"}
+
+
+@pytest.mark.parametrize("place", ["serve.yaml", "package/serve.yaml"])
+def test_the_config_file_is_no_code(code: Path, place: str) -> None:
+    config = code / place
+    other = code / "package" / "other" / "serve.yaml"
+    other.parent.mkdir()
+    other.write_text("of a user")
+    found = []
+    for count in (1, 2):
+        config.write_text(f"num_replicas: {count}")
+        env = {"working_dir": str(code)}
+        taken = take_snapshots([ApplicationDocument("a", runtime_env=env)], str(code.parent / "store"), str(config))
+        found.append(taken["a"][str(code)])
+    assert found[0] == found[1]
+    assert sorted(tree(Path(found[0]))) == ["main.py", "package/data.csv", "package/other/serve.yaml"]
+    # one that is known by a link, and one that is on another host
+    (code.parent / "link.yaml").symlink_to(config)
+    store = str(code.parent / "store")
+    assert snapshot(str(code), (), store, "here", str(code.parent / "link.yaml")) == found[0]
+    assert place in tree(Path(snapshot(str(code), (), store, "here", "/nowhere/serve.yaml")))
+
+
+def test_what_differs_between_two_snapshots(code: Path) -> None:
+    (code / "run.sh").write_text("true")
+    (code / "link").symlink_to("main.py")
+    (code / "folder").symlink_to("package")
+    (code / "gone.py").write_text("")
+    first = take(code)
+    assert changed_files(str(first), str(first)) == {}
+    (code / "main.py").write_text("x = 2")
+    (code / "run.sh").chmod(0o755)
+    (code / "link").unlink()
+    (code / "link").symlink_to("run.sh")
+    (code / "gone.py").unlink()
+    (code / "package" / "new.py").write_text("")
+    assert changed_files(str(first), str(take(code))) == {
+        "gone.py": "removed",
+        "link": "changed",
+        "main.py": "changed",
+        "package/new.py": "added",
+        "run.sh": "changed",
+    }
+    assert changed_files(str(code.parent / "pruned"), str(first)) == {}
 
 
 def test_links_inside_stay_links_links_out_become_files_and_circles_end(code: Path) -> None:

@@ -125,6 +125,42 @@ def wait_until_gone(shell: Shell, name: str) -> bool:
     return False
 
 
+ECHO = """
+import os
+from servd import deployment
+
+@deployment
+class Echo:
+    def __call__(self, request):
+        return str(os.getpid())
+
+app = Echo.bind()
+"""
+
+
+def test_a_count_in_the_config_file_beside_the_code_restarts_nothing(shell: Shell, tmp_path: Path) -> None:
+    code = tmp_path / "my code"
+    code.mkdir()
+    (code / "echo.py").write_text(ECHO)
+    config = code / "serve.yaml"
+    document = "import_path: echo:app\nruntime_env: {working_dir: .}\ndeployments: [{name: Echo, num_replicas: %d}]\n"
+    config.write_text(document % 1)
+    assert shell.start()[0] == 0
+    assert shell("deploy", str(config), "--wait")[::2] == (0, "")
+    before = shell.ask("/", {})[1]
+    config.write_text(document % 2)
+    plan = shell("deploy", str(config), "--plan")[1]
+    assert "1 -> 2" in plan
+    assert "restarted" not in plan
+    assert shell("deploy", str(config), "--wait")[::2] == (0, "")
+    assert before in {shell.ask("/", {})[1] for _ in range(50)}
+    (code / "echo.py").write_text(ECHO + "# changed\n")
+    for command in (("deploy", "--plan"), ("diff",)):
+        out = shell(command[0], str(config), *command[1:])[1]
+        assert f"changed {code}/echo.py\n" in out
+        assert "serve.yaml" not in out.partition("because of")[2]
+
+
 @pytest.mark.parametrize("more", [(), ("--multi-app",)])
 def test_what_build_writes_is_served_as_it_is(shell: Shell, tmp_path: Path, more: tuple[str, ...]) -> None:
     assert shell.start()[0] == 0

@@ -91,6 +91,7 @@ A_CHANGE = ChangePlan(
                 "a_D": DeploymentChange("D", "restarted", ("ray_actor_options.num_cpus",), 1, 2),
                 "a_E": DeploymentChange("E", "untouched", (), 1, 1),
             },
+            {"/src/app.py": "changed"},
         ),
         "b": ApplicationChange("added", (), "not built yet", {}),
     },

@@ -102,6 +102,7 @@ def test_deploy_sends_the_document_with_absolute_paths(servd: Command, server: S
     goal = server.plane.calls[0][1]
     assert goal.mode == DeployMode.MULTI_APP
     assert goal.applications[0].runtime_env == {"working_dir": f"file://{servd.folder}/conf/app"}
+    assert goal.config_file == f"{servd.folder}/conf/v2.yaml"
 
 
 @pytest.mark.slow

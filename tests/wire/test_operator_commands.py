@@ -92,6 +92,7 @@ def test_a_plan_is_shown_and_nothing_sent(servd: Command, server: Server) -> Non
         assert re.search(r"D +1 -> 2 +restarted +ray_actor_options.num_cpus", out)
         assert re.search(r"E +1 +untouched", out)
         assert "b: not built yet" in out
+        assert "a: changed /src/app.py\n" in out
     assert server.plane.calls == []
     assert servd("deploy", "m:a", "--plan", "-a", server.url)[0] == 2
 

@@ -33,7 +33,15 @@ def code_fields(old: ApplicationGoal, new: ApplicationGoal) -> list[str]:
     fields += differences(
         "runtime_env", without_empty_variables(was.runtime_env), without_empty_variables(wish.runtime_env)
     )
-    for directory in local_uris(wish.runtime_env):
-        if old.snapshots.get(directory) != new.snapshots.get(directory) and directory in old.snapshots:
-            fields.append(f"source files in {directory}")
+    replaced = replaced_snapshots(old, new)
+    fields += [f"source files in {directory}" for directory in local_uris(wish.runtime_env) if directory in replaced]
     return fields
+
+
+def replaced_snapshots(old: ApplicationGoal, new: ApplicationGoal) -> dict[str, tuple[str, str]]:
+    """Local directory as written -> its snapshots before and after, of each whose content differs."""
+    return {
+        directory: (old.snapshots[directory], snapshot)
+        for directory, snapshot in new.snapshots.items()
+        if old.snapshots.get(directory, snapshot) != snapshot
+    }

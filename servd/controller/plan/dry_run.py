@@ -4,10 +4,11 @@ How this works: the build that serves now is resolved with the new wish. Where t
 reconciler compares tell what happens; where it changes, everything restarts, and what it then defines only its build can tell.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from servd.controller.plan import differences as differing
 from servd.controller.plan.differences import code_fields, differences
 from servd.controller.plan.facts import ApplicationFact, DeploymentFact
 from servd.controller.plan.goal import ApplicationGoal, Goal, HttpGoal
@@ -21,6 +22,7 @@ from servd.controller.plan.targets import (
     without_empty_variables,
 )
 from servd.documents.control_plane import ApplicationChange, ChangePlan, DeploymentChange
+from servd.documents.runtime_env import local_path
 from servd.exceptions import DeployError
 from servd.ground.ids import DeploymentID
 
@@ -33,14 +35,32 @@ NOT_BUILT = "the application is not built: its deployments show once it is"
 _COUNTS = ("num_replicas", "autoscaling_config", "scale")
 
 
-def compare(before: Goal, after: Goal, http: HttpGoal | None, observed: Observed) -> ChangePlan:
+Files = Mapping[tuple[str, str], Mapping[str, str]]
+"""(snapshot before, snapshot after) -> relative path -> what happened to that file."""
+
+
+def replaced_snapshots(after: Goal, observed: Observed) -> set[tuple[str, str]]:
+    """The pairs of snapshots that `compare` has to know the differences of."""
+    served = [(observed.applications.get(wish.name), wish) for wish in after.applications]
+    return {
+        pair
+        for fact, wish in served
+        if fact is not None and fact.active_goal is not None
+        for pair in differing.replaced_snapshots(fact.active_goal, wish).values()
+    }
+
+
+def compare(
+    before: Goal, after: Goal, http: HttpGoal | None, observed: Observed, files: Files | None = None
+) -> ChangePlan:
     """What would happen if `after` became the goal now.
 
     Args:
         http: options in force.
         observed: facts, with `before` settled into them; not changed.
+        files: what differs between the pairs that `replaced_snapshots` names; None = nobody looked.
     """
-    apps = {wish.name: _application(wish, observed) for wish in after.applications}
+    apps = {wish.name: _application(wish, observed, files or {}) for wish in after.applications}
     for name, fact in observed.applications.items():
         if name not in apps and not fact.deleting:
             apps[name] = ApplicationChange(REMOVED, (), "", _all(fact, observed, REMOVED))
@@ -59,7 +79,7 @@ def _http_changes(old: HttpGoal | None, new: HttpGoal | None) -> dict[str, tuple
     }
 
 
-def _application(wish: ApplicationGoal, observed: Observed) -> ApplicationChange:
+def _application(wish: ApplicationGoal, observed: Observed, files: Files) -> ApplicationChange:
     fact = observed.applications.get(wish.name)
     if fact is None or fact.deleting:
         return ApplicationChange(ADDED, (), NOT_BUILT, dict(_listed(wish)))
@@ -67,15 +87,26 @@ def _application(wish: ApplicationGoal, observed: Observed) -> ApplicationChange
         return ApplicationChange(CHANGED, (), NOT_BUILT, dict(_listed(wish)))
     code = code_fields(fact.active_goal, wish)
     fields = [*code, *_other_fields(fact.active_goal, wish)]
+    sources = dict(_sources(fact.active_goal, wish, files))
     version = digest("new code", fact.code_version) if code else fact.code_version
     try:
         targets = resolve(wish, fact.active, version)
     except DeployError as error:
         note = f"{NEW_CODE}; {error}, now" if code else f"it would fail: {error}"
-        return ApplicationChange(CHANGED, tuple(fields), note, _all(fact, observed, RESTARTED if code else UNTOUCHED))
+        there = _all(fact, observed, RESTARTED if code else UNTOUCHED)
+        return ApplicationChange(CHANGED, tuple(fields), note, there, sources)
     changes = dict(_deployments(wish, targets, tuple(code), observed))
     is_same = not fields and all(c.action == UNTOUCHED and not c.fields for c in changes.values())
-    return ApplicationChange(UNCHANGED if is_same else CHANGED, tuple(fields), NEW_CODE if code else "", changes)
+    return ApplicationChange(
+        UNCHANGED if is_same else CHANGED, tuple(fields), NEW_CODE if code else "", changes, sources
+    )
+
+
+def _sources(old: ApplicationGoal, new: ApplicationGoal, files: Files) -> Iterator[tuple[str, str]]:
+    """Path on this host of each source file that differs, and how."""
+    for directory, pair in differing.replaced_snapshots(old, new).items():
+        for path, what in files.get(pair, {}).items():
+            yield f"{local_path(directory).rstrip('/')}/{path}", what
 
 
 def _listed(wish: ApplicationGoal) -> Iterator[tuple[str, DeploymentChange]]:
