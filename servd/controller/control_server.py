@@ -14,7 +14,6 @@ from servd.wire.messages import CALLER, PROXY, REPLICA, CallerReport, Deployment
 
 _NO_ROUTING = Routing(0)
 _LAST_WORDS_S = 1.0
-_ACCEPT_S = 0.01
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +49,8 @@ class ControlServer:
         self._waits: list[_Wait] = []
         self._server: asyncio.Server | None = None
         self._last_words: dict[tuple[str, str], list[Callable[[], object]]] = {}
+        self._markers: dict[Any, Callable[[], object]] = {}
+        self._path = ""
 
     def __repr__(self) -> str:
         return f"ControlServer(generation {self._generation}, peers {sorted(self._peers)})"
@@ -57,6 +58,7 @@ class ControlServer:
     async def open(self, bound: socket.socket) -> None:
         """Accept lines on this socket from now on, instead of one before it; lines that are there stay."""
         before = self._server
+        self._path = bound.getsockname()
         loop = asyncio.get_running_loop()
         self._server = await loop.create_unix_server(lambda: _Peer(self), sock=bound, backlog=1024)
         if before is not None:
@@ -105,21 +107,44 @@ class ControlServer:
     def after_heard_out(self, role: str, peer_id: str, callback: Callable[[], object]) -> None:
         """Call back once all that a dead process had written is read: the news of its death must not overtake its last words.
 
-        Its line may still wait to be accepted, so without one the callback comes after a moment.
+        However busy this loop is: its line may still wait to be accepted, and its last words to be read.
         """
-        loop = asyncio.get_running_loop()
         key = (role, peer_id)
-        if key in self._peers:
-            self._last_words.setdefault(key, []).append(callback)
-            loop.call_later(_LAST_WORDS_S, self._heard_out, key)
-        else:
-            loop.call_later(_ACCEPT_S, self._hear_late_line, key, callback)
+        self._after_all_read(lambda: self._await_end(key, callback))
 
-    def _hear_late_line(self, key: tuple[str, str], callback: Callable[[], object]) -> None:
-        if key in self._peers:
-            self.after_heard_out(*key, callback)
-        else:
+    def _await_end(self, key: tuple[str, str], callback: Callable[[], object]) -> None:
+        if key not in self._peers:
             callback()
+            return
+        self._last_words.setdefault(key, []).append(callback)
+        # somebody who inherited the line may hold it open
+        loop = asyncio.get_running_loop()
+        loop.call_later(_LAST_WORDS_S, self._after_all_read, lambda: self._heard_out(key))
+
+    def _after_all_read(self, callback: Callable[[], object]) -> None:
+        """Call back once this loop has accepted the lines, and read what was written, up to this moment.
+
+        A line of its own comes last in the queue of those that wait to be accepted, and is read last.
+        """
+        marker = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            marker.setblocking(False)
+            # a name of its own, by which it is known at the other end
+            marker.bind("")
+            marker.connect(self._path)
+            self._markers[marker.getsockname()] = callback
+            marker.send(b"!")
+        except OSError:
+            # its path is gone, or too many knock: time has to do
+            self._markers.pop(marker.getsockname(), None)
+            asyncio.get_running_loop().call_later(_LAST_WORDS_S, callback)
+        finally:
+            marker.close()
+
+    def _marker_read(self, name: Any) -> None:
+        callback = self._markers.pop(name)
+        # what could be read together with it is read before the next turn
+        asyncio.get_running_loop().call_soon(callback)
 
     def _heard_out(self, key: tuple[str, str]) -> None:
         for callback in self._last_words.pop(key, ()):
@@ -218,6 +243,7 @@ class _Peer(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self.hello: Hello | None = None
         self.pid = 0
+        self._marker: Any = None
         self.is_gone = False
         self.subscribed: tuple[str, ...] = ()
         self.queued: dict[str, int] = {}
@@ -244,11 +270,17 @@ class _Peer(asyncio.Protocol):
         self._transport = transport  # type: ignore[assignment]
         line = transport.get_extra_info("socket")
         self.pid, uid = peer_credentials(line)
+        name = line.getpeername()
+        self._marker = name if name in self._server._markers else None
         if uid not in (os.getuid(), 0):
             logger.warning("control_line_refused pid=%d uid=%d", self.pid, uid)
             self.drop()
 
     def data_received(self, data: bytes) -> None:
+        if self._marker is not None:
+            self._server._marker_read(self._marker)
+            self.drop()
+            return
         try:
             for message in self._records.feed(data):
                 if self.is_gone:

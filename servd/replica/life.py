@@ -35,6 +35,8 @@ from servd.wire.messages import MetricFamily, ReplicaGoal, ReplicaStart, Routing
 _LINGER_S = 2.0
 """How long the last answers may take to leave."""
 
+_LAST_WORDS_S = 8.0
+
 logger = logging.getLogger(__name__)
 
 
@@ -83,7 +85,8 @@ class Replica:
             text = str(error) if isinstance(error, DeployError | TransportError) else user_traceback(error)
             logger.error("start_failed\n%s", text)
             self._warden.report(phase=ReplicaPhase.FAILED, error=text)
-            self._warden.flush()
+            # it has nothing else to do, and the controller may be busy
+            self._warden.flush(_LAST_WORDS_S)
             return 1
         self._loop.add_signal_handler(signal.SIGTERM, self._begin_drain, self._goal.graceful_shutdown_timeout_s)
         self._warden.report(phase=ReplicaPhase.RUNNING, applied=self._applied)

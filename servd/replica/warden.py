@@ -44,8 +44,6 @@ STUCK_AFTER_S = 5.0
 MEMORY_STEP_BYTES = 1024 * 1024
 """A change of the memory in use is worth a report from here on."""
 
-_FLUSH_TIMEOUT_S = 1.0
-
 logger = logging.getLogger(__name__)
 
 
@@ -182,11 +180,11 @@ class Warden:
         """Send what was counted, before the process ends."""
         self._in_loop(self._send_metrics, 0)
 
-    def flush(self) -> None:
-        """Send what is not sent yet; blocks the calling thread, for 1 s at most."""
+    def flush(self, limit_s: float = 1.0) -> None:
+        """Send what is not sent yet; blocks the calling thread, for `limit_s` at most."""
         assert self._loop is not None
         try:
-            asyncio.run_coroutine_threadsafe(self._flush(), self._loop).result(_FLUSH_TIMEOUT_S * 2)
+            asyncio.run_coroutine_threadsafe(self._flush(limit_s), self._loop).result(limit_s + 1.0)
         except TimeoutError:
             logger.warning("report_not_flushed")
 
@@ -287,9 +285,9 @@ class Warden:
         if self._caller_report != self._caller_said and self._link.send(self._caller_report):
             self._caller_said = self._caller_report
 
-    async def _flush(self) -> None:
+    async def _flush(self, limit_s: float) -> None:
         loop = asyncio.get_running_loop()
-        limit = loop.time() + _FLUSH_TIMEOUT_S
+        limit = loop.time() + limit_s
         while loop.time() < limit:
             self._send()
             if self._said == self._report and self._link.is_idle:

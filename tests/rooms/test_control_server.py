@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import os
 import socket
 import stat
@@ -13,6 +14,7 @@ import pytest
 
 from servd.controller.control_server import ControlServer
 from servd.daemon.unix_sockets import bind_unix
+from servd.ground.clock import block_for
 from servd.wire.codec import RecordReader, record
 from servd.wire.messages import (
     CallerReport,
@@ -240,5 +242,59 @@ async def test_a_death_is_told_after_the_last_words(tmp_path: Path) -> None:
     server.after_heard_out("replica", "r", lambda: news.heard.put_nowait("exited"))
     assert (await news.next())[0] == "greeted"
     assert await news.next() == ("replica", "r", failed)
+    assert await news.next() == "exited"
+    server.close()
+
+
+async def test_no_death_overtakes_last_words_however_busy_the_loop_is(tmp_path: Path) -> None:
+    class Busy(News):
+        def greeted(self, hello: Hello, pid: int) -> bool:
+            # longer than any wait by the clock that would be too short
+            block_for(0.02)
+            return super().greeted(hello, pid)
+
+    news = Busy()
+    server = ControlServer(news, first_generation=1)
+    path = str(tmp_path / "c.sock")
+    await server.open(bind_unix(path))
+    names = [f"r{number}" for number in range(24)]
+    for name in names:
+        with socket.socket(socket.AF_UNIX) as line:
+            line.connect(path)
+            line.sendall(record(Hello("replica", name, 1, 1)) + record(ReplicaReport(name, "failed", error="why")))
+    for name in names:
+        server.after_heard_out("replica", name, functools.partial(news.heard.put_nowait, ("exited", name)))
+    # of one that never said a word
+    server.after_heard_out("replica", "silent", functools.partial(news.heard.put_nowait, ("exited", "silent")))
+    order: dict[str, list[str]] = {}
+    while sum(len(said) for said in order.values()) < 3 * len(names) + 1:
+        what, name, *_ = await news.next()
+        order.setdefault(name, []).append(what)
+    assert order.pop("silent") == ["exited"]
+    assert order == {name: ["greeted", "replica", "exited"] for name in names}
+    server.close()
+
+
+async def test_a_death_is_told_although_somebody_else_holds_the_line(tmp_path: Path) -> None:
+    news = News()
+    server = ControlServer(news, first_generation=1)
+    path = str(tmp_path / "c.sock")
+    await server.open(bind_unix(path))
+    with socket.socket(socket.AF_UNIX) as line:
+        line.connect(path)
+        line.sendall(record(Hello("replica", "r", 1, 1)))
+        server.after_heard_out("replica", "r", lambda: news.heard.put_nowait("exited"))
+        assert (await news.next())[0] == "greeted"
+        assert await news.next() == "exited"
+    server.close()
+
+
+async def test_without_its_path_a_death_is_told_after_a_while(tmp_path: Path) -> None:
+    news = News()
+    server = ControlServer(news, first_generation=1)
+    path = tmp_path / "c.sock"
+    await server.open(bind_unix(str(path)))
+    path.unlink()
+    server.after_heard_out("replica", "r", lambda: news.heard.put_nowait("exited"))
     assert await news.next() == "exited"
     server.close()
