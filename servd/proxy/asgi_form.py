@@ -4,7 +4,7 @@ from typing import Any
 
 from servd.proxy.app_queue import AppQueue
 from servd.proxy.forwarded_call import ForwardedCall, NotedSend, Send
-from servd.proxy.forwarder import Forwarder, Target
+from servd.proxy.forwarder import Forwarder
 from servd.proxy.probes import Answer
 from servd.wire.records import origin
 
@@ -32,9 +32,9 @@ class AsgiForm:
         if target is None:
             noted = self.noted(forwarder, method, forwarder.labels_of_unrouted(path), request_id, send)
             with noted:
-                await self.answer(noted, forwarder.answer_unrouted(path), request_id)
+                await self.answer(noted, forwarder.answer_unrouted(path))
             return
-        call = ForwardedCall(self._loop, forwarder.journal.now)
+        call = ForwardedCall(self._loop, forwarder.journal.now, scope, target)
         call.model_id = headers.get(b"serve_multiplexed_model_id", b"").decode("latin-1")
         limit_s = forwarder.time_limit(target, headers.get(b"x-request-timeout-seconds"))
         if limit_s is not None:
@@ -42,12 +42,11 @@ class AsgiForm:
             call.deadline = self._loop.time() + limit_s
         noted = self.noted(forwarder, method, target.labels, request_id, send, call)
         with noted:
-            await self.forward(scope, queue, noted, target, call, request_id)
+            await self.forward(call, queue, noted)
 
-    def tail(
-        self, scope: dict[str, Any], target: Target, body: bytes | bytearray, request_id: bytes
-    ) -> tuple[Any, ...]:
+    def tail(self, call: ForwardedCall, body: bytes | bytearray, request_id: bytes) -> tuple[Any, ...]:
         """What `ForwardedCall.prepare` wants."""
+        scope = call.scope
         source = origin(
             scope["client"],
             scope["server"],
@@ -58,20 +57,12 @@ class AsgiForm:
         headers = [(name.lower(), value) for name, value in scope["headers"]]
         method = scope.get("method", "GET")
         query = scope["query_string"]
-        return (method, scope["raw_path"], query, headers, body, request_id.decode(), target.prefix, source)
+        return (method, scope["raw_path"], query, headers, body, request_id.decode(), call.target.prefix, source)
 
-    async def answer(self, send: NotedSend, answer: Answer, request_id: bytes) -> None:
+    async def answer(self, send: NotedSend, answer: Answer) -> None:
         """Send an answer of the proxy's own."""
         raise NotImplementedError
 
-    async def forward(
-        self,
-        scope: dict[str, Any],
-        queue: AppQueue,
-        send: NotedSend,
-        target: Target,
-        call: ForwardedCall,
-        request_id: bytes,
-    ) -> None:
+    async def forward(self, call: ForwardedCall, queue: AppQueue, send: NotedSend) -> None:
         """Send it on and the answer back, to the end."""
         raise NotImplementedError

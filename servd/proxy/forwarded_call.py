@@ -8,7 +8,7 @@ from typing import Any
 from servd.calls.outgoing import Outgoing
 from servd.observability.journal import Labels
 from servd.proxy.body_stream import BodyStream
-from servd.proxy.forwarder import CLIENT_GONE, Forwarder
+from servd.proxy.forwarder import CLIENT_GONE, Forwarder, Target
 from servd.wire.records import FRAME_BYTES, HTTP, Outbox
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
@@ -30,12 +30,18 @@ class ForwardedCall(Outgoing):
         "_waiter",
         "deadline",
         "limit_s",
+        "scope",
         "sent_at",
         "stream",
         "subprotocols",
+        "target",
     )
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, now: Callable[[], float]) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, now: Callable[[], float], scope: dict[str, Any], target: Target
+    ) -> None:
+        self.scope = scope
+        self.target = target
         self._loop = loop
         self._now = now
         self.sent_at = 0.0
@@ -124,7 +130,7 @@ class NotedSend:
         self.method = method
         self._noted_method = method if method.isalpha() else "-"
         self._labels = labels
-        self._request_id = request_id
+        self.request_id = request_id
         self._send = send
         self._call = call
         self._began = forwarder.journal.now()
@@ -136,7 +142,7 @@ class NotedSend:
     def __exit__(self, *_: object) -> None:
         journal = self._forwarder.journal
         if journal.is_on:
-            journal.note((self._labels, self._noted_method, self.status), self._began, self._request_id)
+            journal.note((self._labels, self._noted_method, self.status), self._began, self.request_id)
 
     async def __call__(self, message: dict[str, Any]) -> None:
         """Send one message."""

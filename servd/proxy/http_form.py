@@ -1,14 +1,13 @@
 """The forwarder as an ASGI application, for HTTP."""
 
 import asyncio
-from typing import Any
 
 from servd.calls.request_router import IDEMPOTENT_METHODS
 from servd.proxy.app_queue import AppQueue
 from servd.proxy.asgi_form import AsgiForm
 from servd.proxy.body_stream import BodyStream
 from servd.proxy.forwarded_call import ForwardedCall, NotedSend, response_headers
-from servd.proxy.forwarder import Target, answer_failure, answer_timeout
+from servd.proxy.forwarder import answer_failure, answer_timeout
 from servd.proxy.limits import WHOLE_BODY_BYTES
 from servd.proxy.probes import TEXT, Answer
 from servd.wire.http_answers import framing, has_content
@@ -21,51 +20,43 @@ _TOO_SLOW: Answer = (408, TEXT, b"the request's body took too long")
 class HttpForm(AsgiForm):
     """Forwards one HTTP request per call."""
 
-    async def answer(self, send: NotedSend, answer: Answer, request_id: bytes) -> None:
+    async def answer(self, send: NotedSend, answer: Answer) -> None:
         """Send a whole response."""
         status, block, body = answer
         how = framing(send.method, status, _VERSION, block, len(body))
-        headers = response_headers(how.block, request_id)
+        headers = response_headers(how.block, send.request_id)
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body if how.content_bytes else b"", "more_body": False})
 
-    async def forward(
-        self,
-        scope: dict[str, Any],
-        queue: AppQueue,
-        send: NotedSend,
-        target: Target,
-        call: ForwardedCall,
-        request_id: bytes,
-    ) -> None:
+    async def forward(self, call: ForwardedCall, queue: AppQueue, send: NotedSend) -> None:
         """Send it on and the answer back, to the end."""
         try:
             body, is_complete = await self._read_body(queue, call)
         except TimeoutError:
             is_over = call.deadline is not None and self._loop.time() >= call.deadline
             answer = answer_timeout(call.limit_s, "reading the body") if is_over else _TOO_SLOW
-            await self.answer(send, answer, request_id)
+            await self.answer(send, answer)
             return
         limit = self._forwarder.limits.body_bytes
         if body is None:
             return
         if limit and len(body) > limit:
             text = f"the request's body is larger than {limit} bytes".encode()
-            await self.answer(send, (413, TEXT, text), request_id)
+            await self.answer(send, (413, TEXT, text))
             return
-        call.is_idempotent = scope["method"] in IDEMPOTENT_METHODS
+        call.is_idempotent = call.scope["method"] in IDEMPOTENT_METHODS
         room = asyncio.Event()
         if is_complete:
-            call.prepare(self.tail(scope, target, body, request_id), 0)
+            call.prepare(self.tail(call, body, send.request_id), 0)
         else:
             call.stream = BodyStream(call, room.set)
             call.stream.feed(bytes(body))
-            call.prepare(self.tail(scope, target, b"", request_id), STREAMED_BODY)
-        self._forwarder.caller.submit(call, target.router)
+            call.prepare(self.tail(call, b"", send.request_id), STREAMED_BODY)
+        self._forwarder.caller.submit(call, call.target.router)
         queue.when_over(lambda: call.tell("disconnect"))
         reader = self._loop.create_task(self._read_on(queue, call, room))
         try:
-            await self._respond(send, call, request_id)
+            await self._respond(send, call)
         finally:
             reader.cancel()
             self._forwarder.caller.cancel(call)
@@ -108,7 +99,7 @@ class HttpForm(AsgiForm):
             if not message.get("more_body", False):
                 stream.close()
 
-    async def _respond(self, send: NotedSend, call: ForwardedCall, request_id: bytes) -> None:
+    async def _respond(self, send: NotedSend, call: ForwardedCall) -> None:
         has_begun = is_mute = False
         while True:
             try:
@@ -116,18 +107,20 @@ class HttpForm(AsgiForm):
             except TimeoutError:
                 if not has_begun:
                     stage = "waiting for a replica" if call.peer is None else "in the handler"
-                    await self.answer(send, answer_timeout(call.limit_s, stage), request_id)
+                    await self.answer(send, answer_timeout(call.limit_s, stage))
                     return
                 raise ConnectionAbortedError("the time limit passed") from None
             kind = news[0]
             if kind == "answer" and not has_begun:
-                await self.answer(send, news[1], request_id)
+                await self.answer(send, news[1])
             elif kind == "failure" and not has_begun:
-                await self.answer(send, answer_failure(news[1]), request_id)
+                await self.answer(send, answer_failure(news[1]))
             elif kind == "head":
                 has_begun = True
                 is_mute = not has_content(send.method, news[1])
-                headers = response_headers(framing(send.method, news[1], _VERSION, news[2], None).block, request_id)
+                headers = response_headers(
+                    framing(send.method, news[1], _VERSION, news[2], None).block, send.request_id
+                )
                 await send({"type": "http.response.start", "status": news[1], "headers": headers})
                 continue
             elif kind == "body":

@@ -6,7 +6,7 @@ from typing import Any
 from servd.proxy.app_queue import AppQueue
 from servd.proxy.asgi_form import AsgiForm
 from servd.proxy.forwarded_call import ForwardedCall, NotedSend, response_headers
-from servd.proxy.forwarder import CLIENT_GONE, Forwarder, Target, answer_failure, answer_timeout
+from servd.proxy.forwarder import CLIENT_GONE, Forwarder, answer_failure, answer_timeout
 from servd.proxy.probes import Answer
 from servd.wire.http_answers import framing
 from servd.wire.records import WEBSOCKET
@@ -46,35 +46,27 @@ class WebSocketForm(AsgiForm):
         super().__init__(forwarder)
         self.open: set[ForwardedCall] = set()
 
-    async def answer(self, send: NotedSend, answer: Answer, request_id: bytes) -> None:
+    async def answer(self, send: NotedSend, answer: Answer) -> None:
         """Refuse the handshake."""
         status, block, body = answer
         how = framing("GET", status, "1.1", block, len(body))
-        headers = [*response_headers(how.block, request_id), (b"connection", b"close")]
+        headers = [*response_headers(how.block, send.request_id), (b"connection", b"close")]
         await send({"type": "websocket.http.response.start", "status": status, "headers": headers})
         await send(
             {"type": "websocket.http.response.body", "body": body if how.content_bytes else b"", "more_body": False}
         )
 
-    async def forward(
-        self,
-        scope: dict[str, Any],
-        queue: AppQueue,
-        send: NotedSend,
-        target: Target,
-        call: ForwardedCall,
-        request_id: bytes,
-    ) -> None:
+    async def forward(self, call: ForwardedCall, queue: AppQueue, send: NotedSend) -> None:
         """Send it on, and messages both ways, to the end."""
-        call.subprotocols = tuple(scope.get("subprotocols", ()))
+        call.subprotocols = tuple(call.scope.get("subprotocols", ()))
         credit = _Credit(call)
         queue.when_over(credit.end)
-        call.prepare(self.tail(scope, target, b"", request_id), WEBSOCKET)
-        self._forwarder.caller.submit(call, target.router)
+        call.prepare(self.tail(call, b"", send.request_id), WEBSOCKET)
+        self._forwarder.caller.submit(call, call.target.router)
         self.open.add(call)
         reader = self._loop.create_task(_read(queue, call, credit))
         try:
-            await self._serve(send, call, request_id)
+            await self._serve(send, call)
         finally:
             self.open.discard(call)
             reader.cancel()
@@ -86,7 +78,7 @@ class WebSocketForm(AsgiForm):
         for call in self.open:
             call.tell("close", RESTARTING)
 
-    async def _serve(self, send: NotedSend, call: ForwardedCall, request_id: bytes) -> None:
+    async def _serve(self, send: NotedSend, call: ForwardedCall) -> None:
         is_accepted = False
         while True:
             try:
@@ -94,7 +86,7 @@ class WebSocketForm(AsgiForm):
             except TimeoutError:
                 self._forwarder.caller.cancel(call)
                 stage = "waiting for a replica" if call.peer is None else "before the handler accepted"
-                await self.answer(send, answer_timeout(call.limit_s, stage), request_id)
+                await self.answer(send, answer_timeout(call.limit_s, stage))
                 return
             kind = news[0]
             if kind == "event":
@@ -102,7 +94,7 @@ class WebSocketForm(AsgiForm):
                 # the time limit is for the answer to the handshake
                 call.deadline = None
                 is_accepted = is_accepted or message["type"] == "websocket.accept"
-                await send(_for_client(message, request_id))
+                await send(_for_client(message, send.request_id))
                 if call.peer is not None:
                     call.peer.grant(call, cost)
                 if message["type"] == "websocket.close":
@@ -120,7 +112,7 @@ class WebSocketForm(AsgiForm):
                 await send({"type": "websocket.close", "code": 1000 if news[1] is None else _GOING_WRONG})
                 return
             else:
-                await self.answer(send, _answer_of(news), request_id)
+                await self.answer(send, _answer_of(news))
                 return
 
 
