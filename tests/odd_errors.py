@@ -54,6 +54,41 @@ class LeavesWhenUnpickled(Exception):
         return sys.exit, (3,)
 
 
+class Refuses(Exception):
+    """As frozen dataclasses do."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(name)
+
+
+class HidesItsCause(Exception):
+    @property
+    def __cause__(self) -> Any:
+        raise LookupError
+
+
+class HasNoTruth(Exception):
+    def __bool__(self) -> bool:
+        raise ValueError("no truth")
+
+
+class Nameless(type):
+    def __getattribute__(cls, name: str) -> Any:
+        if name in ("__name__", "__qualname__", "__module__"):
+            raise LookupError(name)
+        return super().__getattribute__(name)
+
+
+class OfNoName(Exception, metaclass=Nameless):
+    pass
+
+
+class OfNoClass(Exception):
+    @property
+    def __class__(self) -> Any:
+        raise LookupError
+
+
 KINDS: tuple[type[Exception], ...] = (
     AsksBack,
     Recurses,
@@ -64,6 +99,11 @@ KINDS: tuple[type[Exception], ...] = (
     NoArguments,
     LeavesWhenPickled,
     LeavesWhenUnpickled,
+    Refuses,
+    HidesItsCause,
+    HasNoTruth,
+    OfNoName,
+    OfNoClass,
 )
 PLACES = ("itself", "cause", "context", "group")
 

@@ -16,7 +16,7 @@ import cloudpickle
 
 from servd.calls.moved_modules import MOVED, home_of
 from servd.exceptions import DeployError, UserCodeError
-from servd.observability.described import summary_of, text_of
+from servd.observability.described import name_of, summary_of, text_of
 from servd.observability.tracebacks import user_traceback
 
 OUT_OF_BAND_BYTES = 64 * 1024
@@ -51,7 +51,7 @@ def dumps(value: Any) -> list[Any]:
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        raise TypeError(f"cannot send {type(value).__name__} to another process: {text_of(error)}") from error
+        raise TypeError(f"cannot send {name_of(type(value))} to another process: {text_of(error)}") from error
     return [data, *buffers]
 
 
@@ -95,7 +95,8 @@ def load_exception(parts: list[Any]) -> Exception:
     # code of the user's, which may end the interpreter too
     except BaseException:
         return remote
-    rebuilt.__cause__ = remote
+    # past code of the user's: frozen classes refuse every attribute
+    vars(BaseException)["__cause__"].__set__(rebuilt, remote)
     return rebuilt
 
 
@@ -227,6 +228,6 @@ def _rebuild(data: bytes) -> Exception:
     # the constructor wants something else than `args`: make the instance without it
     kind, args, state = thing
     rebuilt: Exception = kind.__new__(kind, *args)
-    rebuilt.args = args
+    vars(BaseException)["args"].__set__(rebuilt, args)
     rebuilt.__dict__.update(state)
     return rebuilt

@@ -27,14 +27,21 @@ def summary_of(error: BaseException) -> str:
     try:
         return "".join(traceback.format_exception_only(error)).strip()
     except BaseException:
-        kind = type(error)
-        name = (
-            kind.__qualname__
-            if kind.__module__ in ("builtins", "__main__")
-            else f"{kind.__module__}.{kind.__qualname__}"
-        )
-        text = text_of(error)
+        kind, text = type(error), text_of(error)
+        name, module = name_of(kind), _module_of(kind)
+        if module not in ("builtins", "__main__"):
+            name = f"{module}.{name}"
         return f"{name}: {text}" if text else name
+
+
+def name_of(kind: type) -> str:
+    """Qualified name of a class, past any code of its metaclass."""
+    return str(vars(type)["__qualname__"].__get__(kind))
+
+
+def _module_of(kind: type) -> str:
+    module = vars(type)["__module__"].__get__(kind)
+    return module if type(module) is str else "<unknown>"
 
 
 def report_of(error: BaseException) -> traceback.TracebackException:
@@ -55,13 +62,17 @@ def _stand_in(error: BaseException) -> BaseException:
         one = waiting.pop()
         if id(one) not in made:
             made[id(one)] = one, _bare(one)
-            waiting += filter(None, (_slot(one, "__cause__"), _slot(one, "__context__")))
+            others = (_slot(one, "__cause__"), _slot(one, "__context__"), *_members(one))
+            # not for their truth, which is the user's code too
+            waiting += [other for other in others if other is not None]
     for one, bare in made.values():
         for name in ("__cause__", "__context__"):
             _, other = made.get(id(_slot(one, name)), (None, None))
             setattr(bare, name, other)
         bare.__suppress_context__ = _slot(one, "__suppress_context__")
         bare.__traceback__ = _slot(one, "__traceback__")
+        if members := [made[id(member)][1] for member in _members(one) if id(member) in made]:
+            type(bare).exceptions = members  # type: ignore[attr-defined]
     return made[id(error)][1]
 
 
@@ -70,8 +81,17 @@ def _slot(error: BaseException, name: str) -> Any:
     return vars(BaseException)[name].__get__(error)
 
 
+def _members(error: BaseException) -> Any:
+    if not issubclass(type(error), BaseExceptionGroup):
+        return ()
+    return vars(BaseExceptionGroup)["exceptions"].__get__(error)
+
+
 def _bare(error: BaseException) -> BaseException:
     kind, text = type(error), text_of(error)
-    bare: type[BaseException] = type(kind.__name__, (Exception,), {"__str__": lambda _: text})
-    bare.__module__, bare.__qualname__ = kind.__module__, kind.__qualname__
-    return bare()
+    is_group = issubclass(kind, BaseExceptionGroup)
+    bare: Any = type("Bare", (ExceptionGroup if is_group else Exception,), {"__str__": lambda _: text})
+    bare.__module__, bare.__qualname__ = _module_of(kind), name_of(kind)
+    # a group must have a member; its own take the place of this one
+    made: BaseException = bare("", [Exception()]) if is_group else bare()
+    return made

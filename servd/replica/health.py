@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from servd.observability.described import summary_of
 from servd.observability.tracebacks import user_traceback
 
 _JITTER = 0.1
@@ -110,7 +111,7 @@ async def _ended(main_loop: asyncio.AbstractEventLoop, function: Callable[[], An
             raise
         # user code: `sys.exit()` in a check is a failed check
         except BaseException as error:
-            raise RuntimeError(f"the health check raised {type(error).__name__}") from error
+            raise RuntimeError(f"the health check raised {summary_of(error)}") from error
 
     await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(run(), main_loop))
 
@@ -130,21 +131,21 @@ class _CheckThread:
         while True:
             loop, result = self._orders.get()
             value: Any = None
-            error: Exception | None = None
+            error: BaseException | None = None
             try:
                 value = self._check()
-            except Exception as raised:
-                error = raised
             # user code: `sys.exit()` in a check is a failed check
             except BaseException as raised:
-                error = RuntimeError(f"the health check raised {type(raised).__name__}")
+                # a future refuses StopIteration
+                is_fit = issubclass(type(raised), Exception) and not issubclass(type(raised), StopIteration)
+                error = raised if is_fit else RuntimeError(f"the health check raised {summary_of(raised)}")
             try:
                 loop.call_soon_threadsafe(_settle, result, value, error)
             except RuntimeError:
                 return
 
 
-def _settle(result: "asyncio.Future[Any]", value: Any, error: Exception | None) -> None:
+def _settle(result: "asyncio.Future[Any]", value: Any, error: BaseException | None) -> None:
     if result.done():
         return
     if error is None:

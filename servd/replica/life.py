@@ -82,7 +82,7 @@ class Replica:
             user = await self._start_up()
         # whatever the start raises, `sys.exit()` in a constructor included, is told and ends the process
         except BaseException as error:
-            text = str(error) if isinstance(error, DeployError | TransportError) else user_traceback(error)
+            text = str(error) if issubclass(type(error), DeployError | TransportError) else user_traceback(error)
             logger.error("start_failed\n%s", text)
             self._warden.report(phase=ReplicaPhase.FAILED, error=text)
             # it has nothing else to do, and the controller may be busy

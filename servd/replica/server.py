@@ -11,7 +11,7 @@ from servd.calls.request_context import RequestContext, current_request
 from servd.calls.route_table import decoded_path
 from servd.exceptions import ProtocolError
 from servd.ground.ids import random_hex
-from servd.observability.described import text_of
+from servd.observability.described import name_of, text_of
 from servd.replica.admission import Admission
 from servd.replica.caller_peer import CallerPeer, Work
 from servd.replica.exchange import ClientGoneError, HttpExchange, UserCallable
@@ -313,7 +313,7 @@ class ReplicaServer:
     def _fail(self, exchange: HttpExchange, error: BaseException) -> None:
         if exchange.has_begun or exchange.scope["type"] == "websocket":
             logger.error("response_broken_off", exc_info=error)
-            exchange.abort(text_of(error) or type(error).__name__)
+            exchange.abort(text_of(error) or name_of(type(error)))
             return
         status, headers, body = error_response(error)
         exchange.finish(status, headers, body)

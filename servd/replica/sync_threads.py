@@ -98,7 +98,8 @@ class SyncThreads:
             return
         if error is None:
             job.result.set_result(value)
-        elif isinstance(error, StopIteration):
+        # of the type alone: `isinstance` asks the object too, which may raise
+        elif issubclass(type(error), StopIteration):
             # a future refuses it, because a coroutine cannot raise it either
             job.result.set_exception(RuntimeError("the function raised StopIteration"))
         else:

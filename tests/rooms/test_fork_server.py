@@ -287,12 +287,12 @@ async def test_sigterm_drains(room: Room) -> None:
 
 _ODD = """
 from servd import deployment
-from odd_errors import KINDS, LeavesWhenShown, raise_odd
+from odd_errors import LeavesWhenShown, raise_odd
 
 @deployment
 class Starts:
     def __init__(self, kind):
-        raise_odd(KINDS[kind], "cause")
+        raise_odd(*kind)
 
 @deployment(user_config={"odd": False})
 class Model:
@@ -307,17 +307,20 @@ app = Model.bind()
 """
 
 
-async def test_an_odd_error_of_a_constructor_is_told(room: Room) -> None:
+@pytest.mark.parametrize(("kind", "place"), [("LeavesWhenShown", "cause"), ("HidesAll", "itself")])
+async def test_an_odd_error_of_a_constructor_is_told(room: Room, kind: str, place: str) -> None:
     room.write(
-        odd=_ODD, odd_errors=Path(odd_errors.__file__).read_text(), start="from odd import *\napp = Starts.bind(5)"
+        odd=_ODD,
+        odd_errors=Path(odd_errors.__file__).read_text(),
+        start=f"from odd import *\nfrom odd_errors import {kind}\napp = Starts.bind(({kind}, {place!r}))",
     )
     await room.open_fork_server(room.order("start:app"))
     start = room.start_of("Starts")
     assert room.fork_server is not None
     room.fork_server.send(ForkOrder(start))
     report = await room.report(start.replica_id, lambda r: r.phase == "failed")
-    assert odd_errors.KINDS[5].__name__ in report.error
-    assert "ValueError: harmless" in report.error
+    assert kind in report.error
+    assert place == "itself" or "ValueError: harmless" in report.error
 
 
 async def test_an_odd_error_of_a_reconfigure_is_told(room: Room) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from servd.observability.described import name_of
 from servd.replica.health import HealthChecks
 from tests.odd_errors import KINDS
 
@@ -57,7 +58,7 @@ async def test_an_async_check_runs_on_the_main_loop() -> None:
 
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
 @pytest.mark.parametrize(
-    "kind", [*KINDS, GeneratorExit, SystemExit, asyncio.CancelledError], ids=lambda kind: kind.__name__
+    "kind", [*KINDS, StopIteration, GeneratorExit, SystemExit, asyncio.CancelledError], ids=name_of
 )
 async def test_whatever_a_check_raises_counts(kind: type[BaseException], is_async: bool) -> None:
     def check() -> None:

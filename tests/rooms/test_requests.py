@@ -11,6 +11,7 @@ from servd.calls.caller import Caller
 from servd.calls.pickling import dumps, load_exception, loads
 from servd.calls.request_context import NO_REQUEST, RequestContext, current_request
 from servd.exceptions import BackPressureError, NoRouteError, RemoteFailure, RequestCancelledError
+from servd.observability.described import name_of
 from servd.replica.exchange import HttpExchange
 from servd.wire.messages import DeploymentTargets, Routing
 from tests.fakes import Room, new_address, routing_for, targets_for, wait_until
@@ -346,7 +347,7 @@ async def test_time_limit_is_408_and_names_the_stage() -> None:
 
 
 @pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", KINDS, ids=name_of)
 async def test_an_odd_error_reaches_its_caller(kind: type[Exception], place: str) -> None:
     async def fail(*_: Any) -> None:
         raise_odd(kind, place)

@@ -7,8 +7,10 @@ import threading
 import pytest
 
 from servd.ground.clock import SystemClock
+from servd.observability.described import name_of
 from servd.observability.loop_watch import blocked
 from servd.replica.sync_threads import SyncThreads
+from tests.odd_errors import KINDS
 
 
 async def test_sync_jobs_run_one_at_a_time_per_thread() -> None:
@@ -84,3 +86,12 @@ async def test_threads_say_since_when_all_are_occupied() -> None:
         gate.set()
     await asyncio.gather(*jobs)
     assert threads.occupied() is None
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=name_of)
+async def test_an_odd_error_reaches_whoever_waits(kind: type[Exception]) -> None:
+    def fail() -> None:
+        raise kind("odd")
+
+    with pytest.raises(kind):
+        await asyncio.wait_for(SyncThreads(1).run(fail), 5)

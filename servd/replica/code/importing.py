@@ -195,7 +195,7 @@ def _described(target: Any) -> str:
 
 
 def _search_hint(error: BaseException, environment: Environment) -> str:
-    if not isinstance(error, ImportError):
+    if not issubclass(type(error), ImportError):
         return ""
     return (
         f"\nSearched for modules in: {', '.join(environment.search_path) or 'no directory of yours'}; then among "
