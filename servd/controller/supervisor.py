@@ -12,6 +12,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from servd.ground import entry
+from servd.ground.descendants import end_families
 from servd.ground.pidfd import open_process, start_ticks
 from servd.ground.quick_dataclass import dataclass
 
@@ -45,6 +46,8 @@ class Supervisor:
         self._context = multiprocessing.get_context("spawn")
         self._watched: dict[Key, _Watched] = {}
         self._by_pid: dict[int, _Watched] = {}
+        self._left_behind: set[tuple[int, int]] = set()
+        self._ending: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
         return f"Supervisor({ {f'{kind} {name}': w.pid for (kind, name), w in self._watched.items()} })"
@@ -66,17 +69,18 @@ class Supervisor:
         pid = process.pid or 0
         ticks = start_ticks(pid)
         # nobody else reaps a child, so the number is still its own
-        self._watch(_Watched(key, pid, os.pidfd_open(pid), process))
+        self._watch(_Watched(key, pid, ticks, os.pidfd_open(pid), process))
         return pid, ticks
 
     def adopt(self, key: Key, pid: int, ticks: int) -> bool:
-        """Watch a process that somebody else started; False when it is gone already."""
+        """Watch a process that somebody else started; False when it is gone already, and what it had started is ended."""
         if key in self._watched:
             return True
         fd = open_process(pid, ticks)
         if fd is None:
+            self._end_family(pid, ticks)
             return False
-        self._watch(_Watched(key, pid, fd, None))
+        self._watch(_Watched(key, pid, ticks, fd, None))
         return True
 
     def is_watched(self, key: Key) -> bool:
@@ -132,13 +136,27 @@ class Supervisor:
             watched.timer.cancel()
         self._loop.remove_reader(watched.fd)
         os.close(watched.fd)
+        self._end_family(watched.pid, watched.ticks)
         self._on_exit(watched.key, watched.pid, exit_code)
+
+    def _end_family(self, pid: int, ticks: int) -> None:
+        """End what user code had started in a process that is gone; many deaths at a time cost one look at all processes."""
+        self._left_behind.add((pid, ticks))
+        if self._ending is None:
+            self._ending = self._loop.create_task(self._end_families())
+
+    async def _end_families(self) -> None:
+        while self._left_behind:
+            leaders, self._left_behind = self._left_behind, set()
+            await asyncio.to_thread(end_families, leaders)
+        self._ending = None
 
 
 @dataclass(slots=True, eq=False)
 class _Watched:
     key: Key
     pid: int
+    ticks: int
     fd: int
     process: BaseProcess | None
     timer: asyncio.TimerHandle | None = None

@@ -5,10 +5,13 @@ import multiprocessing.resource_tracker
 import os
 import resource
 import signal
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import setproctitle
+
+from servd.ground import descendants
 
 LIFETIME_DRAIN_S = 4.0
 """How long a process may go on after the daemon is gone, seconds."""
@@ -27,6 +30,20 @@ def begin(title: str, state_dir: str, *inherited_fds: int) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     for fd in inherited_fds:
         os.set_inheritable(fd, False)
+    read_nothing()
+
+
+def read_nothing() -> None:
+    """Let descriptor 0 and `sys.stdin` be at their end, whatever became of them.
+
+    `multiprocessing` gives each child a `sys.stdin` on some descriptor of its own, which a child may have closed since; and
+    a terminal is the daemon's, not the user's code's.
+    """
+    fd = os.open(os.devnull, os.O_RDONLY)
+    if fd:
+        os.dup2(fd, 0)
+        os.close(fd)
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - for as long as the process lives
 
 
 def _nothing() -> None:
@@ -54,7 +71,7 @@ def watch_lifetime(
 
     def cut_off() -> None:
         at_limit()
-        os._exit(1)
+        descendants.leave(1)
 
     loop.add_reader(fd, ended)
 

@@ -20,7 +20,7 @@ from multiprocessing.context import ForkProcess
 from typing import TYPE_CHECKING, Any
 
 from servd.exceptions import DeployError, ProtocolError
-from servd.ground import entry, process
+from servd.ground import descendants, entry, process
 from servd.ground.pidfd import start_ticks
 from servd.ground.quick_dataclass import dataclass
 from servd.ground.settings import fork_server_socket
@@ -60,7 +60,9 @@ def serve(order: BuildOrder, lifetime: Connection) -> None:
     Args:
         lifetime: read end of the lifetime pipe.
     """
-    process.begin(f"fork server {order.app or order.fork_server_id}", order.state_dir, lifetime.fileno())
+    title = f"fork server {order.app or order.fork_server_id}"
+    process.begin(title, order.state_dir, lifetime.fileno())
+    descendants.lead(title, order.state_dir, order.socket_dir)
     logs.setup("fork_server", order.fork_server_id, order.log_dir, "fork_server.log")
     path = order.socket_path or fork_server_socket(order.socket_dir, order.fork_server_id)
     process.allow_tracker()
@@ -78,7 +80,7 @@ def serve(order: BuildOrder, lifetime: Connection) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     # the ordinary way out would wait for the children; exit handlers of user code belong to the replicas
-    os._exit(code)
+    descendants.leave(code, with_children=False)
 
 
 def build(order: BuildOrder) -> tuple[BuildResult, "BuiltApplication | None"]:
@@ -211,7 +213,7 @@ class ForkServer:
         sys.stdout.flush()
         sys.stderr.flush()
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), descendants.own_fork():
                 # the kernel's thread count is not what matters: fork_safety has judged it
                 warnings.simplefilter("ignore", DeprecationWarning)
                 child.start()

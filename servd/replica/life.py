@@ -3,7 +3,6 @@
 import asyncio
 import json
 import logging
-import os
 import signal
 import sys
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from servd.calls.caller import Caller
 from servd.calls.process import install_process
 from servd.calls.replica_context import ReplicaContext, set_replica_context
 from servd.exceptions import DeployError, TransportError
+from servd.ground import descendants
 from servd.ground.clock import SystemClock
 from servd.ground.ids import DeploymentID
 from servd.ground.process import LIFETIME_DRAIN_S
@@ -100,6 +100,7 @@ class Replica:
 
     async def _start_up(self) -> UserCallable:
         start = self._start
+        descendants.hide_own_sockets()
         deployment = self._load()
         logs.revive()
         full_name = DeploymentID(start.app, start.deployment).full_name
@@ -197,7 +198,7 @@ class Replica:
     def lifetime_ended(self) -> None:
         """The daemon is gone: finish what runs, at once."""
         if self._server is None:
-            os._exit(1)
+            descendants.leave(1)
         self._begin_drain(LIFETIME_DRAIN_S)
 
     def set_goal(self, goal: ReplicaGoal) -> None:

@@ -14,7 +14,7 @@ from servd.app.built import BuiltApplication
 from servd.app.deployment import Deployment
 from servd.calls.request_context import current_request
 from servd.exceptions import DeployError
-from servd.ground import event_loop, process
+from servd.ground import descendants, event_loop, process
 from servd.ground.ids import DeploymentID
 from servd.observability import logs
 from servd.observability.journal import AccessLog, place_of
@@ -56,7 +56,9 @@ def run_spawned(
 
 
 def _run(start: ReplicaStart, load: Callable[[], Deployment], lifetime_fd: int) -> NoReturn:
-    process.begin(f"replica {start.replica_id}", start.state_dir, lifetime_fd)
+    title = f"replica {start.replica_id}"
+    process.begin(title, start.state_dir, lifetime_fd)
+    descendants.lead(title, start.state_dir, start.socket_dir)
     os.environ.update(start.variables)
     full_name = DeploymentID(start.app, start.deployment).full_name
     file = logs.setup(
@@ -93,7 +95,7 @@ def leave(code: int) -> NoReturn:
     """End the process: exit handlers and buffers first, since `os._exit` forgets both; nothing may hold it
     up.
     """
-    timer = threading.Timer(EXIT_HANDLERS_LIMIT_S, os._exit, (code,))
+    timer = threading.Timer(EXIT_HANDLERS_LIMIT_S, descendants.leave, (code,))
     timer.daemon = True
     timer.start()
     atexit._run_exitfuncs()
@@ -103,7 +105,7 @@ def leave(code: int) -> NoReturn:
         except (OSError, ValueError):
             # closed, or its reader is gone
             pass
-    os._exit(code)
+    descendants.leave(code)
 
 
 def _request_fields() -> tuple[str, str, str]:

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from servd.ground import settings
+from servd.ground import descendants, settings
 from servd.ground.clock import SystemClock
 from servd.ground.event_loop import run
 from servd.ground.pidfd import start_ticks
@@ -236,7 +236,7 @@ class Warden:
             if message.drain and self._report.phase == ReplicaPhase.STARTING:
                 # nobody waits for it, and the constructor may take minutes
                 logger.info("stopped_while_starting")
-                os._exit(0)
+                descendants.leave(0)
             self._in_main(self._ward.set_goal, message)
         elif isinstance(message, Routing):
             self._in_main(self._ward.apply_routing, message)

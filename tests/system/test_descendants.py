@@ -1,0 +1,173 @@
+"""Processes that user code starts end with their replica, however that ends, and hide its death from nobody."""
+
+import http.client
+import json
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from servd.ground.clock import SystemClock
+from tests.system.running_daemon import RunningDaemon, a_daemon, eventually, settings_in
+
+pytestmark = pytest.mark.slow
+
+KINDS = {
+    "forked": "context('fork').Process(target=wait_long).start()",
+    "spawned": "context('spawn').Process(target=wait_long).start()",
+    "from a fork server": "context('forkserver').Process(target=wait_long).start()",
+    "a pool": "self.pool = context('fork').Pool(2)",
+    "shared memory and its tracker": "self.memory = shared_memory.SharedMemory(create=True, size=64)",
+    "a program": "subprocess.Popen(['sleep', '600'])",
+    "a program in a session of its own": "subprocess.Popen(['sleep', '600'], start_new_session=True)",
+    "a program in the background": "subprocess.run('setsid sleep 600 & sleep 600 &', shell=True)",
+    "forked, in a session of its own": "context('fork').Process(target=leave_session).start()",
+    "one that ignores signals": "subprocess.Popen(['sh', '-c', 'trap \"\" TERM HUP INT; sleep 600; sleep 600'])",
+}
+APP = """
+import multiprocessing, os, subprocess, time
+from multiprocessing import get_context as context, shared_memory
+from servd import deployment
+
+IMPORTED = subprocess.Popen(["sleep", "600"])
+
+def wait_long():
+    time.sleep(600)
+
+def leave_session():
+    os.setsid()
+    os.close(2)
+    time.sleep(600)
+
+@deployment(graceful_shutdown_timeout_s=1, ray_actor_options={"num_cpus": 0})
+class Parent:
+    def __init__(self):
+        BODY
+    def __call__(self, request):
+        if request.method == "POST":
+            time.sleep(600)
+        return os.getpid()
+
+app = Parent.bind()
+"""
+
+
+def offspring(pid: int) -> set[tuple[int, str]]:
+    """Living descendants of a process; with their start times, for a number may be given again."""
+    parents: dict[int, tuple[int, str]] = {}
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            fields = Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if fields[0] != "Z":
+            parents[int(name)] = int(fields[1]), fields[19]
+    found = {pid}
+    while more := {child for child, (parent, _) in parents.items() if parent in found} - found:
+        found |= more
+    return {(child, parents[child][1]) for child in found - {pid}}
+
+
+def marked() -> set[tuple[int, str]]:
+    """Programs that wait for ten minutes, as those of this test do, wherever they hang."""
+    found = set()
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            if Path(f"/proc/{name}/cmdline").read_bytes() == b"\0".join((b"sleep", b"600", b"")):
+                found.add((int(name), Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()[19]))
+        except OSError:
+            continue
+    return found
+
+
+def alive(processes: set[tuple[int, str]]) -> set[tuple[int, str]]:
+    """Those of them that have not ended."""
+    left = set()
+    for pid, began in processes:
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if fields[19] == began and fields[0] != "Z":
+            left.add((pid, began))
+    return left
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[RunningDaemon]:
+    with a_daemon(settings_in(tmp_path)) as running:
+        yield running
+
+
+def deploy(daemon: RunningDaemon, code: Path, body: str) -> set[tuple[int, str]]:
+    """Serve it; gives all that its replica and its import started."""
+    code.mkdir()
+    (code / "parent.py").write_text(APP.replace("BODY", body))
+    before = marked()
+    daemon.deploy(code, "parent:app")
+    (pid,) = daemon.pids("replica")
+    return offspring(pid) | (marked() - before)
+
+
+def test_a_killed_replica_leaves_nothing_of_any_kind(daemon: RunningDaemon, tmp_path: Path) -> None:
+    started = deploy(daemon, tmp_path / "code", "; ".join(KINDS.values()))
+    (pid,) = daemon.pids("replica")
+    (fork_server,) = daemon.pids("fork server")
+    imports = offspring(fork_server) - offspring(pid)
+    started -= imports
+    assert len(alive(started)) >= len(KINDS)
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: not alive(started), 6.0)
+    assert alive({process for process in imports if process[0] != pid}), (
+        "what the import started belongs to all replicas"
+    )
+
+
+def test_a_stop_a_drain_and_the_death_of_the_daemon_leave_nothing(tmp_path: Path) -> None:
+    body = "; ".join(KINDS.values())
+    with a_daemon(settings_in(tmp_path)) as daemon:
+        before = marked()
+        started = deploy(daemon, tmp_path / "one", body)
+        assert daemon.ask("DELETE", "/api/serve/deployments/") == (200, "")
+        eventually(lambda: not alive(started), 15.0)
+        started = deploy(daemon, tmp_path / "two", body)
+        daemon.stop()
+        eventually(lambda: not alive(started), 5.0)
+    killed = RunningDaemon(settings_in(tmp_path)).ready()
+    killed.wait_until_running()
+    started = {process for pid in killed.pids("fork server") for process in offspring(pid)} | (marked() - before)
+    killed.process.kill()
+    killed.process.wait()
+    eventually(lambda: not alive(started), 15.0)
+    with a_daemon(killed.settings):
+        # the next one clears up behind it
+        pass
+
+
+def test_callers_learn_at_once_of_a_death_though_children_live(daemon: RunningDaemon, tmp_path: Path) -> None:
+    deploy(daemon, tmp_path / "code", "; ".join(KINDS.values()))
+    (pid,) = daemon.pids("replica")
+    answers: list[int] = []
+
+    def post() -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", daemon.settings.http_port, timeout=30)
+        connection.request("POST", "/")
+        answers.append(connection.getresponse().status)
+        connection.close()
+
+    caller = threading.Thread(target=post)
+    caller.start()
+    eventually(lambda: _ongoing(daemon))
+    clock = SystemClock()
+    killed_at = clock.now()
+    os.kill(pid, signal.SIGKILL)
+    caller.join()
+    assert answers == [502]
+    assert clock.now() - killed_at < 3.0
+
+
+def _ongoing(daemon: RunningDaemon) -> bool:
+    return '"ongoing_requests": 1' in json.dumps(daemon.status()) or '"ongoing": 1' in json.dumps(daemon.status())
