@@ -16,10 +16,9 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
-import setproctitle
-
 from servd.ground.clock import SystemClock, block_for
 from servd.ground.pidfd import start_ticks
+from servd.ground.process import show_title
 from servd.ground.quick_dataclass import dataclass
 
 MARK = "SERVD_PROCESS"
@@ -237,7 +236,7 @@ def _begin_child() -> None:
         if sys.version_info < (3, 12):
             # newer ones do it themselves: the loop of the parent is not the child's
             asyncio.set_event_loop_policy(None)
-        setproctitle.setproctitle(f"servd: child {leader.mark} of {leader.name}")
+        show_title(f"child {leader.mark} of {leader.name}")
     _unblock()
 
 

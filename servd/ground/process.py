@@ -11,8 +11,6 @@ from typing import Any
 
 import setproctitle
 
-from servd.ground import descendants
-
 LIFETIME_DRAIN_S = 4.0
 """How long a process may go on after the daemon is gone, seconds."""
 
@@ -24,13 +22,18 @@ def begin(title: str, state_dir: str, *inherited_fds: int) -> None:
         title: what it is, e.g. "proxy 0"; shown as `servd: proxy 0 <state dir>`.
         inherited_fds: descriptors it was started with; the user's own subprocesses shall not get them.
     """
-    setproctitle.setproctitle(f"servd: {title} {state_dir}")
+    show_title(f"{title} {state_dir}")
     # Ctrl-C and a closed terminal reach the whole foreground group; only the daemon acts on them
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     for fd in inherited_fds:
         os.set_inheritable(fd, False)
     read_nothing()
+
+
+def show_title(title: str) -> None:
+    """Be called `servd: <title>` in lists of processes."""
+    setproctitle.setproctitle(f"servd: {title}")
 
 
 def read_nothing() -> None:
@@ -71,7 +74,7 @@ def watch_lifetime(
 
     def cut_off() -> None:
         at_limit()
-        descendants.leave(1)
+        os._exit(1)
 
     loop.add_reader(fd, ended)
 

@@ -208,7 +208,7 @@ class Warden:
             loop,
             self._lifetime_fd,
             lambda: self._in_main(self._ward.lifetime_ended),
-            at_limit=lambda: remove_files(self._start.address),
+            at_limit=self._cut_off,
         )
         line = asyncio.create_task(self._link.run())
         self._is_up.set()
@@ -220,6 +220,10 @@ class Warden:
             self._look_at_memory()
             self._send()
         line.result()
+
+    def _cut_off(self) -> None:
+        remove_files(self._start.address)
+        descendants.leave(1)
 
     def _hello(self) -> Hello:
         pid = os.getpid()
