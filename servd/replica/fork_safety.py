@@ -1,41 +1,58 @@
-"""May this process fork? Threads and devices that do not survive it."""
+"""May this process fork? Threads and devices that do not survive it, judged one by one."""
 
-import os
 import sys
 import threading
+from collections.abc import Sequence
 
-_SAFE_POOLS = ("openblas",)
-"""Native thread pools that make themselves anew in a child; named as their libraries are."""
+from servd.replica.native_threads import NativeThread, described, native_threads
 
-_UNSAFE_POOLS = ("libgomp", "libiomp", "libomp", "cygrpc", "libcuda.", "libtbb", "libtorch")
+SURVIVE = {
+    "openblas": "OpenBLAS, as numpy 2.4, scipy 1.16 and opencv 5.0 bring it: makes its pool anew in a child",
+    "onnxruntime": "onnxruntime 1.32: a session of the parent runs in the child on the caller's thread",
+    "arrow": "pyarrow 26: its pools are made anew",
+    "duckdb": "duckdb 2.0: the same connection answers in the child, and so does a new one",
+    "tokenizers": "tokenizers 0.23: encodes batches in the child",
+    "catboost": "catboost 1.2: predicts in the child",
+    "cv2": "opencv 5.0: filters in the child",
+}
+"""Part of a library's file name -> what was tried: work in the parent, `os.fork()`, the same work in the child, no hang."""
+
+SURVIVE_BY_NAME = {
+    "jemalloc_bg_thd": "jemalloc's background thread, as pyarrow 26 and polars 2.1 bring it: only tidies up",
+    "polars-ooc-clea": "polars 2.1: removes files of queries that outgrow memory; its other threads do not survive",
+}
+"""Name of a thread, whatever library's it is -> what is known of it."""
+
+HOW_TO_FORK = "start them after the fork, in the constructor, to have replicas forked"
 
 
-def fork_unsafe_reason(
-    threads: list[str] | None = None, kernel_tasks: int | None = None, libraries: str | None = None
-) -> str:
-    """Why replicas must be spawned instead of forked; "" if they may be forked.
+def fork_unsafe_reason() -> str:
+    """Why replicas of this process must be spawned instead of forked; "" if they may be forked."""
+    python = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
+    # where Python's own forbid it, whose the others are is of no interest
+    return judge(python, [] if python else native_threads(), has_cuda=_has_cuda_context())
+
+
+def judge(python: Sequence[str], native: Sequence[NativeThread], *, has_cuda: bool = False) -> str:
+    """As `fork_unsafe_reason`, of these threads.
 
     Args:
-        threads: names of the Python threads beside the main one; None = of this process, as the others.
-        kernel_tasks: threads as the kernel counts them.
-        libraries: text that names the loaded native libraries.
+        python: names of Python threads beside the main one.
+        native: all other threads.
     """
-    if threads is None:
-        threads = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
-    if threads:
-        return f"the import left {len(threads)} thread(s) running: {', '.join(sorted(threads))}"
-    if _has_cuda_context():
-        return "the import initialised CUDA"
-    native = (_kernel_tasks() if kernel_tasks is None else kernel_tasks) - 1
-    if native <= 0:
+    if python:
+        return f"the import left {len(python)} thread(s) running: {', '.join(sorted(python))}; {HOW_TO_FORK}"
+    if has_cuda:
+        return "the import initialised CUDA; move models to the device in the constructor to have replicas forked"
+    harmful = [thread for thread in native if not _survives(thread)]
+    if not harmful:
         return ""
-    loaded = (_loaded_libraries() if libraries is None else libraries).lower()
-    unsafe = [name.rstrip(".") for name in _UNSAFE_POOLS if name in loaded]
-    if unsafe:
-        return f"the import left {native} native thread(s) running, of {', '.join(unsafe)} as it seems"
-    if any(name in loaded for name in _SAFE_POOLS):
-        return ""
-    return f"the import left {native} native thread(s) running, of an unknown library"
+    return f"the import left {len(harmful)} native thread(s) running, {described(harmful)}; {HOW_TO_FORK}"
+
+
+def _survives(thread: NativeThread) -> bool:
+    library = thread.library.lower()
+    return thread.name in SURVIVE_BY_NAME or any(part in library for part in SURVIVE)
 
 
 def _has_cuda_context() -> bool:
@@ -45,18 +62,3 @@ def _has_cuda_context() -> bool:
     except AttributeError:
         # some other module of that name, or still without its parts
         return False
-
-
-def _kernel_tasks() -> int:
-    try:
-        return len(os.listdir("/proc/self/task"))
-    except OSError:
-        return 1
-
-
-def _loaded_libraries() -> str:
-    try:
-        with open("/proc/self/maps", encoding="utf-8", errors="replace") as file:
-            return "\n".join({line.rpartition(" ")[2].strip() for line in file if ".so" in line})
-    except OSError:
-        return ""

@@ -1,28 +1,48 @@
-"""Which processes may fork."""
+"""Which processes may fork: threads are judged one by one, by whose they are."""
 
+import subprocess
+import sys
 import threading
 
 import pytest
 
-from servd.replica.fork_safety import fork_unsafe_reason
+from servd.replica.fork_safety import fork_unsafe_reason, judge
+from servd.replica.native_threads import NativeThread, native_threads
+
+OPENBLAS = NativeThread("libscipy_openblas64_-32a4b2a6.so", "python")
+GOMP = NativeThread("libgomp-e985bcbb.so.1.0.0", "python")
+JAX = NativeThread("libjax_common.so", "python")
+POLARS = NativeThread("_polars_runtime.abi3.so", "polars-0")
 
 
 @pytest.mark.parametrize(
-    ("threads", "tasks", "libraries", "expected"),
+    ("native", "expected"),
     [
-        ([], 1, "", ""),
-        ([], 1, "/lib/libgomp.so.1", ""),
-        ([], 2, "/x/libscipy_openblas64_.so", ""),
-        (["poller"], 2, "", "1 thread(s) running: poller"),
-        ([], 3, "/x/libopenblas.so /x/libgomp.so.1", "2 native thread(s) running, of libgomp"),
-        ([], 2, "/x/cygrpc.so", "cygrpc"),
-        ([], 2, "/lib/libfoo.so", "of an unknown library"),
+        ([], ""),
+        ([OPENBLAS], ""),
+        ([OPENBLAS, NativeThread("libopenblasp-r0-59ffcd50.3.15.so", "python")], ""),
+        ([NativeThread("onnxruntime_pybind11_state.cpython-311-x86_64-linux-gnu.so", "python"), OPENBLAS], ""),
+        ([NativeThread("libarrow.so.2600", "python"), NativeThread("libarrow.so.2600", "jemalloc_bg_thd")], ""),
+        ([NativeThread("_polars_runtime.abi3.so", "jemalloc_bg_thd")], ""),
+        ([NativeThread("_duckdb.cpython-311-x86_64-linux-gnu.so", "python")] * 9, ""),
+        # harmful ones are not hidden by harmless ones beside them
+        ([OPENBLAS, POLARS, POLARS], "2 native thread(s) running, 2 of _polars_runtime.abi3.so;"),
+        ([OPENBLAS, GOMP], "1 native thread(s) running, 1 of libgomp-e985bcbb.so.1.0.0;"),
+        ([JAX, NativeThread("libjax_common.so", "tf_XLAEigen"), OPENBLAS], "2 of libjax_common.so"),
+        ([NativeThread("libfoo.so", "python"), GOMP], "1 of libfoo.so, 1 of libgomp"),
+        ([NativeThread("", "worker")], "1 of unknown, named 'worker'"),
     ],
 )
-def test_reasons(threads: list[str], tasks: int, libraries: str, expected: str) -> None:
-    reason = fork_unsafe_reason(threads, tasks, libraries)
+def test_native_threads_are_judged_by_whose_they_are(native: list[NativeThread], expected: str) -> None:
+    reason = judge([], native)
     assert expected in reason
     assert bool(reason) == bool(expected)
+    assert not reason or reason.endswith("to have replicas forked")
+
+
+def test_python_threads_and_devices_forbid_it() -> None:
+    assert "1 thread(s) running: poller;" in judge(["poller"], [])
+    assert "initialised CUDA" in judge([], [OPENBLAS], has_cuda=True)
 
 
 def test_a_living_thread_is_found() -> None:
@@ -30,5 +50,19 @@ def test_a_living_thread_is_found() -> None:
     thread = threading.Thread(target=stop.wait, name="background")
     thread.start()
     assert "background" in fork_unsafe_reason()
+    assert any("python" in found.library for found in native_threads())
     stop.set()
     thread.join()
+
+
+@pytest.mark.slow
+def test_threads_of_a_library_are_known_as_its_own() -> None:
+    code = (
+        "import numpy; numpy.ones((600, 600)) @ numpy.ones((600, 600))\n"
+        "from servd.replica.native_threads import native_threads\n"
+        "from servd.replica.fork_safety import fork_unsafe_reason\n"
+        "print([thread.library for thread in native_threads()], fork_unsafe_reason())"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "openblas" in found or found.startswith("[]"), found
+    assert found.endswith("] \n"), "it may fork"

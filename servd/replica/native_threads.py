@@ -1,0 +1,121 @@
+"""The native threads of this process, and whose they are.
+
+How this works: libraries seldom name their threads, so a name says nothing. But whoever started a thread has its entry function at
+the outermost end of that thread's stack: the return address nearest to the end lies in the code of the library. Stacks are read
+through `/proc/self/mem`, so that nothing can be touched that is not there.
+"""
+
+import os
+import struct
+from bisect import bisect_right
+from collections.abc import Iterable
+
+from servd.ground.clock import SystemClock, block_for
+from servd.ground.quick_dataclass import dataclass
+
+_MOST_STACK_BYTES = 256 * 1024
+_SETTLE_S = 0.5
+_LOOK_AGAIN_S = 0.01
+# on every stack, whoever's it is
+_COMMON = ("libc.so", "libc-", "ld-", "libpthread", "libstdc++", "libm.so", "libm-", "libgcc_s", "libdl")
+_WORD = struct.Struct("<Q")
+
+_Segment = tuple[int, int, str]
+"""First address, address after the last, file."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class NativeThread:
+    """library: name of the file whose code it runs, "" if that cannot be seen. name: as the kernel has it."""
+
+    library: str
+    name: str
+
+
+def native_threads() -> list[NativeThread]:
+    """All threads of this process but the main one, Python's included; sorted.
+
+    One that is at work is looked at again for half a second: pools go on for a moment after their last task.
+    """
+    clock = SystemClock()
+    limit = clock.now() + _SETTLE_S
+    main = str(os.getpid())
+    found: dict[str, NativeThread] = {}
+    while True:
+        tasks = [task for task in os.listdir("/proc/self/task") if task != main]
+        waiting = [task for task in tasks if task not in found or not found[task].library]
+        if waiting:
+            code, stacks = _segments()
+            found |= {task: _look_at(task, code, stacks) for task in waiting}
+        if all(found[task].library for task in tasks) or clock.now() > limit:
+            return sorted(found[task] for task in tasks)
+        block_for(_LOOK_AGAIN_S)
+
+
+def _look_at(task: str, code: list[_Segment], stacks: list[_Segment]) -> NativeThread:
+    folder = f"/proc/self/task/{task}"
+    name = library = ""
+    try:
+        with open(f"{folder}/comm", encoding="utf-8", errors="replace") as file:
+            name = file.read().strip()
+        with open(f"{folder}/syscall", encoding="ascii") as file:
+            words = file.read().split()
+        # "running" has no stack pointer to show
+        if len(words) > 2:
+            library = _library_of(_outer_stack(int(words[-2], 16), stacks), code)
+    except OSError:
+        # it has ended, or the kernel does not say
+        pass
+    return NativeThread(library, name)
+
+
+def _outer_stack(pointer: int, stacks: list[_Segment]) -> bytes:
+    found = _segment_of(pointer, stacks)
+    if found is None:
+        return b""
+    with open("/proc/self/mem", "rb", buffering=0) as memory:
+        memory.seek(max(pointer, found[1] - _MOST_STACK_BYTES))
+        return memory.read(found[1] - memory.tell())
+
+
+def _library_of(stack: bytes, code: list[_Segment]) -> str:
+    whole = stack[len(stack) % _WORD.size :]
+    for (address,) in reversed(list(_WORD.iter_unpack(whole))):
+        found = _segment_of(address, code)
+        if found is not None:
+            name = os.path.basename(found[2])
+            if not name.startswith(_COMMON):
+                return name
+    return ""
+
+
+def _segments() -> tuple[list[_Segment], list[_Segment]]:
+    """Code of files, and memory of no file, each in order."""
+    code: list[_Segment] = []
+    anonymous: list[_Segment] = []
+    with open("/proc/self/maps", encoding="utf-8", errors="replace") as file:
+        for line in file:
+            span, rights, _, _, _, *path = line.split(maxsplit=5)
+            first, _, after = span.partition("-")
+            segment = int(first, 16), int(after, 16), path[0].strip() if path else ""
+            if "x" in rights and segment[2].startswith("/"):
+                code.append(segment)
+            elif "w" in rights and not segment[2].startswith("/"):
+                anonymous.append(segment)
+    return code, anonymous
+
+
+def _segment_of(address: int, segments: list[_Segment]) -> _Segment | None:
+    place = bisect_right(segments, (address, 1 << 64, "")) - 1
+    if place >= 0 and segments[place][0] <= address < segments[place][1]:
+        return segments[place]
+    return None
+
+
+def described(threads: Iterable[NativeThread]) -> str:
+    """For a sentence: how many of which library."""
+    counts: dict[str, int] = {}
+    for thread in threads:
+        owner = thread.library or f"unknown, named {thread.name!r}"
+        counts[owner] = counts.get(owner, 0) + 1
+    return ", ".join(f"{count} of {owner}" for owner, count in counts.items())
