@@ -1,8 +1,8 @@
 """The native threads of this process, and whose they are.
 
-How this works: libraries seldom name their threads, so a name says nothing. But whoever started a thread has its entry function at
-the outermost end of that thread's stack: the return address nearest to the end lies in the code of the library. Stacks are read
-through `/proc/self/mem`, so that nothing can be touched that is not there.
+How this works: libraries seldom name their threads, so a name says nothing. But whoever started a thread has its entry
+function on the outermost end of that thread's stack: the return address nearest to the end lies in the code of the library.
+Stacks are read through `/proc/self/mem`, so that nothing can be touched that is not there.
 """
 
 import os
