@@ -4,17 +4,21 @@ import dataclasses
 import datetime
 import importlib
 import json
+import math
 import sys
-from collections.abc import Callable
 from enum import Enum
+from types import GeneratorType
 from typing import Any
 
 from servd.observability.described import text_of
 
+_KEYS = (str, int, float, type(None))
+"""What JSON writes as keys: others are encoded first, as FastAPI does."""
+
 
 def compact_json_text(value: Any) -> bytes:
     """JSON without spaces, in UTF-8, as FastAPI writes it; otherwise as `json_text`."""
-    return _json_text(value, separators=(",", ":"), ensure_ascii=False)
+    return json.dumps(_Walk().plain(value), separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def json_text(value: Any) -> bytes:
@@ -23,7 +27,7 @@ def json_text(value: Any) -> bytes:
     NaN and infinities, which JSON does not have, are null, as FastAPI serialises them.
 
     Raises:
-        TypeError: a part has no JSON form; the text names its place. ValueError, RecursionError: it holds itself, or is too deep.
+        TypeError: a part has no JSON form; the text names its place. ValueError: it holds itself. RecursionError: it is too deep.
     """
     try:
         # nearly every value is one that JSON knows
@@ -31,43 +35,72 @@ def json_text(value: Any) -> bytes:
     except RecursionError:
         raise
     except Exception:
-        return _json_text(value)
+        return json.dumps(_Walk().plain(value)).encode()
 
 
-def _json_text(value: Any, **style: Any) -> bytes:
-    # with the words for what has no form, and for numbers that JSON does not have
-    text = json.dumps(value, default=_with_places(value))
-    return json.dumps(json.loads(text, parse_constant=lambda _: None), **style).encode()
+class _Walk:
+    """Makes one result of JSON's own types, and knows where in it it is."""
 
+    def __init__(self) -> None:
+        self._path: list[Any] = []
+        self._open: set[int] = set()
 
-def _with_places(root: Any) -> Callable[[Any], Any]:
-    def encode(part: Any) -> Any:
+    def __repr__(self) -> str:
+        return f"_Walk(at {self._place})"
+
+    @property
+    def _place(self) -> str:
+        """As Python would write it."""
+        return "result" + "".join(f"[{step!r}]" for step in self._path)
+
+    def plain(self, value: Any) -> Any:
+        """The value in types that JSON has; errors as of `json_text`."""
+        if value is None or isinstance(value, str | int):
+            return value
+        if isinstance(value, float):
+            return value if math.isfinite(value) else None
+        if id(value) in self._open:
+            raise ValueError(f"the result has no JSON form: it holds itself at {self._place}")
+        self._open.add(id(value))
         try:
-            return _jsonable(part)
+            if isinstance(value, dict):
+                return {self._key(key): self._part(key, item) for key, item in value.items()}
+            if isinstance(value, list | tuple | GeneratorType):
+                return [self._part(number, item) for number, item in enumerate(value)]
+            return self.plain(self._made_of(value))
+        finally:
+            self._open.discard(id(value))
+
+    def _part(self, step: Any, value: Any) -> Any:
+        self._path.append(step)
+        made = self.plain(value)
+        # an error keeps the place where it was
+        self._path.pop()
+        return made
+
+    def _key(self, key: Any) -> Any:
+        if isinstance(key, float) and not math.isfinite(key):
+            return json.dumps(key)
+        made = key if isinstance(key, _KEYS) else self._made_of(key)
+        if not isinstance(made, _KEYS):
+            raise TypeError(
+                f"the result has no JSON form at {self._place}: "
+                f"keys must be str, int, float, bool or None, not {type(key).__qualname__}"
+            )
+        return made
+
+    def _made_of(self, value: Any) -> Any:
+        try:
+            return _jsonable(value)
         except Exception as error:
-            place = _place_of(part, root)
-            raise TypeError(f"the result has no JSON form at {place}: {text_of(error)}") from error
-
-    return encode
+            raise TypeError(f"the result has no JSON form at {self._place}: {text_of(error)}") from error
 
 
-def _place_of(part: Any, root: Any) -> str:
-    """Where a part lies in a result, as Python would write it."""
-    waiting: list[tuple[str, Any]] = [("result", root)]
-    seen: set[int] = set()
-    while waiting:
-        place, value = waiting.pop()
-        if value is part:
-            return place
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
-        if isinstance(value, dict):
-            waiting += [(f"{place}[{key!r}]", item) for key, item in value.items()]
-        elif isinstance(value, list | tuple):
-            waiting += [(f"{place}[{number}]", item) for number, item in enumerate(value)]
-    # a part of something that was taken apart on the way
-    return f"a {type(part).__qualname__} inside result"
+def _once(value: Any) -> Any:
+    if isinstance(value, GeneratorType):
+        # only the walk takes its items: whatever fails before the end, nobody could ask for them again
+        raise TypeError
+    return _jsonable(value)
 
 
 def _jsonable(value: Any) -> Any:
@@ -118,4 +151,4 @@ def foreign_encoders() -> dict[Any, Any]:
     return found
 
 
-_encode = json.JSONEncoder(default=_jsonable, allow_nan=False).encode
+_encode = json.JSONEncoder(default=_once, allow_nan=False).encode

@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 import decimal
 import sys
+import uuid
 from enum import Enum, IntEnum
 from typing import Any
 
@@ -71,6 +72,12 @@ TEXT, UTF8, JSON = b"text/plain", b"text/plain; charset=utf-8", b"application/js
         (pandas.DataFrame({"a": [1.0, None]}), JSON, b'[{"a": 1.0}, {"a": null}]'),
         ({"a": 1, "b": "ü"}, JSON, b'{"a": 1, "b": "\\u00fc"}'),
         ([1, "a", None], JSON, b'[1, "a", null]'),
+        ({datetime.date(2024, 1, 2): 1}, JSON, b'{"2024-01-02": 1}'),
+        ({"a": [{uuid.UUID(int=1): 1}]}, JSON, b'{"a": [{"00000000-0000-0000-0000-000000000001": 1}]}'),
+        ({Color.RED: 1, decimal.Decimal("1.5"): 2}, JSON, b'{"red": 1, "1.5": 2}'),
+        ({numpy.int64(1): float("inf"), float("nan"): 3}, JSON, b'{"1": null, "NaN": 3}'),
+        (pandas.DataFrame({pandas.Timestamp(0): [1]}), JSON, b'[{"1970-01-01T00:00:00": 1}]'),
+        (pandas.Series([1], index=[pandas.Timestamp(0)]), JSON, b'{"1970-01-01T00:00:00": 1}'),
         ((200, "body"), JSON, b'[200, "body"]'),
         ({7}, JSON, b"[7]"),
         ({"x": {1: frozenset()}}, JSON, b'{"x": {"1": []}}'),
@@ -119,9 +126,11 @@ def test_what_has_no_json_form_is_an_error(value: Any) -> None:
     [
         (pandas.NA, "result"),
         ({"a": [1, pandas.NA]}, "result['a'][1]"),
-        (Point(1, pandas.NA), "a NAType inside result"),
+        (Point(1, pandas.NA), "result['y']"),
         ([Odd()], "result[0]"),
-        ({"x": {1 + 2j}}, "a complex inside result"),
+        ({"x": {1 + 2j}}, "result['x'][0]"),
+        ({"x": numpy.array([[1j]])}, "result['x'][0][0]"),
+        ({"x": {(1, 2): 3}}, "result['x']"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -129,6 +138,18 @@ def test_what_has_no_json_form_is_named_with_its_place(value: Any, place: str) -
     with pytest.raises(TypeError) as caught:
         value_response(value)
     assert f"no JSON form at {place}: " in str(caught.value)
+
+
+def test_a_result_that_holds_itself_is_named_with_its_place() -> None:
+    value: dict[str, Any] = {"a": [1]}
+    value["a"].append(value)
+    with pytest.raises(ValueError, match=r"holds itself at result\['a'\]\[1\]"):
+        value_response(value)
+
+
+def test_generators_in_a_result_are_taken_once() -> None:
+    value = {"items": (number for number in range(2)), "score": float("nan"), "twice": [[], []]}
+    assert value_response(value)[2] == b'{"items": [0, 1], "score": null, "twice": [[], []]}'
 
 
 @pytest.mark.parametrize(
