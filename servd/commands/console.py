@@ -23,6 +23,7 @@ _COLOURS = {
     "UPDATING": "cyan",
     "restarted": "yellow",
     "removed": "red",
+    "failed": "red",
     "added": "green",
     "reconfigured": "cyan",
 }

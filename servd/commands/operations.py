@@ -16,7 +16,7 @@ from servd.documents.files import dump_yaml
 from servd.exceptions import ConfigError
 from servd.schema import parse_v1, parse_v2
 
-HISTORY_HEAD = ("revision", "time", "applications", "origin")
+HISTORY_HEAD = ("revision", "time", "applications", "outcome", "origin")
 PLAN_HEAD = ("application", "deployment", "replicas", "what happens", "because of")
 FILES_SHOWN = 20
 TABLE, YAML, JSON = "table", "yaml", "json"
@@ -39,6 +39,7 @@ def show_history(client: AdminClient, limit: int, form: str) -> None:
             f"{item['revision']}{' *' if item['revision'] == found['revision'] else ''}",
             moment(item["at"]),
             ", ".join(item["applications"]) or ("none" if item["running"] else "none, Serve does not run"),
+            "" if item["outcome"] == "undecided" else item["outcome"],
             item["origin"],
         )
         for item in found["revisions"]
@@ -52,16 +53,19 @@ def moment(at: float) -> str:
 
 
 def roll_back(client: AdminClient, number: int | None, *, plan_only: bool, wait: bool, timeout_s: float | None) -> None:
-    """Make the goal what it was at a revision, by default the one before the current.
+    """Make the goal what it was at a revision, by default the last one before the current that ran.
 
     Raises:
-        ConfigError: there is no revision before the current one.
+        ConfigError: there is no such revision.
     """
     client.probe()
-    current = client.status()["revision"]
-    wanted = current - 1 if number is None else number
-    if wanted < 1:
-        raise ConfigError("there is no revision to go back to; `servd history` lists them")
+    found = client.revisions(1)
+    current = found["revision"]
+    wanted = found["last_that_ran"] if number is None else number
+    if wanted is None:
+        raise ConfigError(
+            "no earlier revision ran and differs from the current one; `servd history` lists them: name one"
+        )
     if plan_only:
         show_plan(client.rollback(wanted, revision=current, dry_run=True), TABLE)
         return

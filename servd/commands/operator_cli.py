@@ -57,7 +57,7 @@ def prune(
     prune_code(AdminClient(find_address(address, state_dir)), keep, plan_only=plan)
 
 
-@app.command(help="Go back to revision N [the one before the current].")
+@app.command(help="Go back to revision N [the last one that ran].")
 def rollback(
     number: Annotated[int | None, typer.Argument(metavar="[N]", min=1, show_default=False)] = None,
     address: Address = None,

@@ -20,7 +20,7 @@ from servd.controller.plan.dry_run import compare, replaced_snapshots
 from servd.controller.plan.facts import DataPlaneFact
 from servd.controller.plan.goal import Goal, HttpGoal
 from servd.controller.plan.observed import Observed
-from servd.controller.plan.status import Identity, instance_view
+from servd.controller.plan.status import Identity, instance_view, outcome_of
 from servd.controller.snapshots import prune, take_snapshots
 from servd.controller.stack_requests import StackRequests
 from servd.controller.supervisor import Supervisor
@@ -34,10 +34,11 @@ from servd.documents.control_plane import (
     RevisionView,
     check_match,
 )
-from servd.exceptions import DeployError, ListenError, ServdError, UnknownNameError
+from servd.exceptions import DeployError, GoalNotSavedError, ListenError, ServdError, UnknownNameError
 from servd.ground.clock import Clock
 from servd.ground.ids import DeploymentID
 from servd.ground.settings import Settings
+from servd.ground.states import RevisionOutcome
 
 DELETE_LIMIT_S = 60.0
 STOP_KILL_S = 1.0
@@ -74,6 +75,8 @@ class ControlLoop(Circle):
         self._stacks: StackRequests | None = None
         self._changing = asyncio.Lock()
         self._is_stopping = False
+        decided = [row.revision for row in store.revisions() if row.outcome is not RevisionOutcome.UNDECIDED]
+        self._judged = max(decided, default=0)
 
     def start(
         self,
@@ -86,6 +89,22 @@ class ControlLoop(Circle):
         self._executor, self._supervisor, self._channel, self._stacks = executor, supervisor, channel, stacks
         executor.adopt()
         self._schedule()
+
+    def _turn_once(self) -> None:
+        super()._turn_once()
+        revision = self._goal.revision
+        if revision == self._judged or self._is_stopping:
+            return
+        outcome = outcome_of(self._goal, self._observed)
+        if outcome is RevisionOutcome.UNDECIDED:
+            return
+        try:
+            self._store.save_outcome(revision, outcome)
+        except GoalNotSavedError as error:
+            # the next turn tries again; nothing that serves depends on it
+            logger.warning("outcome_not_saved revision=%d outcome=%s reason=%s", revision, outcome, error)
+            return
+        self._judged = revision
 
     def view(self) -> InstanceView:
         """The instance as it is now."""
@@ -194,12 +213,18 @@ class ControlLoop(Circle):
         """One revision."""
         return history.view_of(self._store, number)
 
+    def last_that_ran(self) -> int | None:
+        """The revision before the current one to go back to."""
+        return history.last_that_ran(self._store, self._code_dir)
+
     async def prune(self, keep: int, *, dry_run: bool = False) -> Pruned:
-        """Remove code that neither the goal, the latest `keep` revisions, nor anything that lives needs."""
+        """Remove code that neither the goal, the latest `keep` revisions, the last that ran, nor anything that lives needs."""
         async with self._changing:
             servers = self._observed.fork_servers
             orphaned = {r.app for r in self._observed.replicas.values() if r.fork_server_id not in servers}
             goals = [self._goal, *history.goals_within(self._store, keep, orphaned)]
+            if (ran := self.last_that_ran()) is not None:
+                goals.append(history.goal_of(self._store, ran))
             kept = history.needed_code(goals, [server.order for server in servers.values()])
             names, freed = await asyncio.to_thread(prune, self._code_dir, kept, dry_run=dry_run)
         return Pruned(tuple(names), freed)

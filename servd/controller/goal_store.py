@@ -2,7 +2,7 @@
 
 One SQLite file in the state directory, WAL, synchronous FULL, checkpointed after each revision. Each row carries a SHA-256
 over itself and the sum of the row before: SQLite's own check does not see a changed or lost row. Replica counts set by
-`scale` are no revision: they stand beside the latest one until the next.
+`scale` are no revision: they stand beside the latest one until the next. What became of each revision stands beside them too.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from servd.controller.plan.goal import ApplicationGoal, Goal, HttpGoal
 from servd.documents.control_plane import ApplicationDocument, HttpWish
 from servd.exceptions import GoalNotSavedError, InvariantError, StateError
 from servd.ground.quick_dataclass import dataclass
-from servd.ground.states import DeployMode
+from servd.ground.states import DeployMode, RevisionOutcome
 
 STORE_NAME = "goal.db"
 MARKER_NAME = "goal.created"
@@ -35,6 +35,9 @@ CREATE TABLE revisions (
 _PINS_SCHEMA = """
 CREATE TABLE IF NOT EXISTS pins (revision INTEGER PRIMARY KEY, scale TEXT NOT NULL, sha256 TEXT NOT NULL) STRICT
 """
+_OUTCOMES_SCHEMA = """
+CREATE TABLE IF NOT EXISTS outcomes (revision INTEGER PRIMARY KEY, outcome TEXT NOT NULL) STRICT
+"""
 
 logger = logging.getLogger(__name__)
 
@@ -43,12 +46,13 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class Revision:
-    """One accepted change of the goal. at: wall time, seconds. origin: who asked for it."""
+    """One accepted change of the goal. at: wall time, seconds. origin: who asked for it. outcome: what became of it."""
 
     revision: int
     at: float
     origin: str
     sha256: str
+    outcome: RevisionOutcome = RevisionOutcome.UNDECIDED
 
 
 class GoalStore:
@@ -153,7 +157,32 @@ class GoalStore:
     def revisions(self) -> list[Revision]:
         """All revisions, oldest first."""
         rows = self._connection.execute("SELECT revision, at, origin, sha256 FROM revisions ORDER BY revision")
-        return [Revision(*row) for row in rows]
+        outcomes = self._outcomes()
+        return [
+            Revision(number, at, origin, sha256, outcomes.get(number, RevisionOutcome.UNDECIDED))
+            for number, at, origin, sha256 in rows
+        ]
+
+    def save_outcome(self, revision: int, outcome: RevisionOutcome) -> None:
+        """Note what became of a revision.
+
+        Raises:
+            GoalNotSavedError: it was not noted.
+        """
+        self._check_place()
+        try:
+            with self._connection:
+                self._connection.execute(_OUTCOMES_SCHEMA)
+                self._connection.execute("INSERT OR REPLACE INTO outcomes VALUES (?, ?)", (revision, outcome.value))
+        except sqlite3.Error as error:
+            raise self._not_saved(error) from error
+        self._checkpoint()
+
+    def _outcomes(self) -> dict[int, RevisionOutcome]:
+        if self._connection.execute("SELECT 1 FROM sqlite_schema WHERE name = 'outcomes'").fetchone() is None:
+            return {}
+        rows = self._connection.execute("SELECT revision, outcome FROM outcomes").fetchall()
+        return {number: RevisionOutcome(outcome) for number, outcome in rows if outcome in list(RevisionOutcome)}
 
     def goal_of(self, revision: int) -> Goal | None:
         """The goal of a revision as it was accepted; None if there is no such revision."""

@@ -7,6 +7,7 @@ from servd.controller.goal_store import GoalStore, Revision
 from servd.controller.plan.goal import Goal
 from servd.documents.control_plane import RevisionView
 from servd.exceptions import ConfigError, UnknownNameError
+from servd.ground.states import RevisionOutcome
 from servd.wire.messages import BuildOrder
 
 
@@ -57,6 +58,32 @@ def check_code(goal: Goal, code_dir: str) -> None:
             raise ConfigError(f"revision {goal.revision}: the code of application {app.name!r} is gone: {pickled}")
 
 
+def last_that_ran(store: GoalStore, code_dir: str) -> int | None:
+    """The latest revision before the current one that ran, wants something else, and whose code is there; None without one."""
+    current = store.latest()
+    for row in reversed(store.revisions()):
+        if row.revision >= current.revision or row.outcome is not RevisionOutcome.RAN:
+            continue
+        goal = goal_of(store, row.revision)
+        if _wish(goal) != _wish(current) and _has_code(goal, code_dir):
+            return row.revision
+    return None
+
+
+def _wish(goal: Goal) -> tuple[object, ...]:
+    """What a rollback would bring back."""
+    applications = [(app.document, app.snapshots) for app in goal.applications]
+    return goal.running, goal.mode, goal.asked, goal.logging_config, applications
+
+
+def _has_code(goal: Goal, code_dir: str) -> bool:
+    try:
+        check_code(goal, code_dir)
+    except ConfigError:
+        return False
+    return True
+
+
 def goals_within(store: GoalStore, keep: int, orphaned: Collection[str]) -> list[Goal]:
     """Goals of the latest `keep` revisions, and of all that have an application of which replicas live whose build is unknown."""
     numbers = [row.revision for row in store.revisions()]
@@ -82,5 +109,6 @@ def _view(row: Revision, goal: Goal) -> RevisionView:
         running=goal.running,
         mode=goal.mode,
         http=goal.asked,
+        outcome=row.outcome,
         applications={app.name: app.document.stored for app in goal.applications},
     )

@@ -5,7 +5,14 @@ from typing import Any, Protocol
 
 from servd.exceptions import RevisionConflictError
 from servd.ground.quick_dataclass import dataclass
-from servd.ground.states import ApplicationStatus, DeploymentStatus, DeployMode, ProxyStatus, ReplicaState
+from servd.ground.states import (
+    ApplicationStatus,
+    DeploymentStatus,
+    DeployMode,
+    ProxyStatus,
+    ReplicaState,
+    RevisionOutcome,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +180,7 @@ class RevisionView:
     """One accepted change of the goal. at: wall time, seconds. origin: who asked for it, how and from where.
 
     applications: name -> stored config, None for one without (`run`). http: the HTTP options its document sent.
+    outcome: what became of it.
     """
 
     revision: int
@@ -182,6 +190,7 @@ class RevisionView:
     mode: DeployMode
     http: HttpWish
     applications: dict[str, dict[str, Any] | None]
+    outcome: RevisionOutcome = RevisionOutcome.UNDECIDED
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,6 +313,10 @@ class ControlPlane(Protocol):
         Raises:
             UnknownNameError: there is none of that number.
         """
+        ...
+
+    def last_that_ran(self) -> int | None:
+        """The latest revision before the current one that ran, wants something else and has its code; None without one."""
         ...
 
     async def rollback(self, number: int, *, if_match: str | None = None, origin: str = "") -> int:

@@ -6,6 +6,14 @@ Source: Ray Serve REST API 2.5.
 from enum import StrEnum
 
 
+class RevisionOutcome(StrEnum):
+    """What became of a revision of the goal. UNDECIDED: under way, replaced before it was settled, or empty."""
+
+    RAN = "ran"
+    FAILED = "failed"
+    UNDECIDED = "undecided"
+
+
 class ApplicationStatus(StrEnum):
     """Status of an application. RUNNING and DEPLOY_FAILED stay until the next deploy."""
 

@@ -36,7 +36,11 @@ def revisions_resource(plane: ControlPlane) -> Resource:
         listed: list[shapes.ListedRevision] = [
             {**_head(revision), "applications": list(revision.applications)} for revision in found
         ]
-        answer: shapes.Revisions = {"revision": view.revision, "revisions": listed}
+        answer: shapes.Revisions = {
+            "revision": view.revision,
+            "last_that_ran": plane.last_that_ran(),
+            "revisions": listed,
+        }
         return json_answer(answer, view)
 
     return {"GET": get}
@@ -114,6 +118,7 @@ def _head(revision: RevisionView) -> shapes.RevisionHead:
         "origin": revision.origin,
         "running": revision.running,
         "deploy_mode": revision.mode,
+        "outcome": revision.outcome,
     }
 
 

@@ -18,6 +18,7 @@ from servd.ground.states import (
     ProxyLocation,
     ProxyStatus,
     ReplicaState,
+    RevisionOutcome,
 )
 
 Count = Annotated[int, Field(ge=0)]
@@ -182,6 +183,7 @@ class RevisionHead(TypedDict):
     origin: str
     running: bool
     deploy_mode: DeployMode
+    outcome: RevisionOutcome
 
 
 class ListedRevision(RevisionHead):
@@ -191,9 +193,10 @@ class ListedRevision(RevisionHead):
 
 
 class Revisions(TypedDict):
-    """Accepted changes, newest first."""
+    """Accepted changes, newest first. last_that_ran: before the current one; where a rollback without a number goes."""
 
     revision: Count
+    last_that_ran: Count | None
     revisions: list[ListedRevision]
 
 

@@ -10,14 +10,17 @@ from pathlib import Path
 
 import pytest
 
+from servd.controller import history
 from servd.controller.fact_store import FactStore
 from servd.controller.goal_store import GoalStore
 from servd.controller.plan import change
 from servd.controller.plan.goal import ApplicationGoal, Goal, HttpGoal
 from servd.documents.control_plane import ApplicationDocument, HttpWish
 from servd.exceptions import GoalNotSavedError, InvariantError, StateError
-from servd.ground.states import DeployMode
+from servd.ground.states import DeployMode, RevisionOutcome
 from servd.wire.messages import ProxyGoal
+
+RAN, FAILED, UNDECIDED = RevisionOutcome.RAN, RevisionOutcome.FAILED, RevisionOutcome.UNDECIDED
 
 
 def a_goal(revision: int, filling: str = "x") -> Goal:
@@ -233,3 +236,69 @@ def test_only_the_owner_may_read_what_is_stored(tmp_path: Path) -> None:
         os.umask(old_mask)
     assert {"goal.created", "goal.db", "facts.db", "facts.db-wal"} <= modes.keys()
     assert set(modes.values()) == {0o600}, modes
+
+
+def test_outcomes_stand_beside_the_revisions(tmp_path: Path) -> None:
+    filled(tmp_path, 3)
+    store = GoalStore.open(str(tmp_path))
+    # a store of a version that kept none
+    assert [row.outcome.value for row in store.revisions()] == ["undecided"] * 3
+    store.save_outcome(1, RevisionOutcome.RAN)
+    store.save_outcome(2, RevisionOutcome.FAILED)
+    store.close()
+    again = GoalStore.open(str(tmp_path))
+    assert [row.outcome.value for row in again.revisions()] == ["ran", "failed", "undecided"]
+    (tmp_path / "goal.db").unlink()
+    with pytest.raises(GoalNotSavedError):
+        again.save_outcome(3, RevisionOutcome.RAN)
+    again.close()
+
+
+def a_history(directory: Path, *rows: tuple[str, RevisionOutcome]) -> GoalStore:
+    """A store with these revisions: (filling, outcome)."""
+    store = GoalStore.open(str(directory))
+    for number, (filling, outcome) in enumerate(rows, 1):
+        goal = a_goal(number, filling) if filling else Goal(number)
+        applications = tuple(replace(app, snapshots={}) for app in goal.applications)
+        store.save(replace(goal, applications=applications), "test", float(number))
+        store.save_outcome(number, outcome)
+    return store
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ((), None),
+        ((("a", RAN),), None),
+        ((("a", RAN), ("b", RAN)), 1),
+        ((("a", RAN), ("b", FAILED)), 1),
+        ((("a", RAN), ("b", FAILED), ("c", FAILED), ("d", UNDECIDED)), 1),
+        ((("a", FAILED), ("b", FAILED)), None),
+        ((("a", UNDECIDED), ("b", UNDECIDED)), None),
+        # gone back to the first already: the next one back is the second, not the failure between
+        ((("a", RAN), ("b", RAN), ("c", FAILED), ("b", RAN)), 1),
+        ((("a", RAN), ("b", FAILED), ("a", RAN)), None),
+        # emptied in between: there is nothing to serve in that
+        ((("a", RAN), ("", UNDECIDED), ("b", FAILED)), 1),
+    ],
+)
+def test_the_last_revision_that_ran(
+    tmp_path: Path, rows: tuple[tuple[str, RevisionOutcome], ...], expected: int | None
+) -> None:
+    store = a_history(tmp_path, *rows)
+    assert history.last_that_ran(store, str(tmp_path / "code")) == expected
+    store.close()
+
+
+def test_a_revision_whose_code_is_gone_is_not_gone_back_to(tmp_path: Path) -> None:
+    store = GoalStore.open(str(tmp_path))
+    for number in (1, 2, 3):
+        code = tmp_path / f"code{number}"
+        code.mkdir()
+        [app] = a_goal(number).applications
+        store.save(replace(a_goal(number), applications=(replace(app, snapshots={"dir": str(code)}),)), "", 0.0)
+        store.save_outcome(number, RAN)
+    assert history.last_that_ran(store, str(tmp_path)) == 2
+    (tmp_path / "code2").rmdir()
+    assert history.last_that_ran(store, str(tmp_path)) == 1
+    store.close()

@@ -161,6 +161,34 @@ def test_a_count_in_the_config_file_beside_the_code_restarts_nothing(shell: Shel
         assert "serve.yaml" not in out.partition("because of")[2]
 
 
+def test_rollback_passes_by_what_never_ran(shell: Shell, tmp_path: Path) -> None:
+    code = tmp_path / "code"
+    code.mkdir()
+    config = tmp_path / "serve.yaml"
+    config.write_text("import_path: echo:app\nruntime_env: {working_dir: code}\n")
+    assert shell.start()[0] == 0
+    outcomes = []
+    for text in (ECHO.replace("str(os.getpid())", "'good'"), "1 / 0", "raise SystemExit(3)"):
+        (code / "echo.py").write_text(text)
+        outcomes.append(shell("deploy", str(config), "--wait")[0])
+    assert outcomes == [0, 1, 1]
+    shown = shell("history")[1]
+    assert [word for line in shown.splitlines() for word in line.split() if word in ("ran", "failed")] == [
+        "failed",
+        "failed",
+        "ran",
+    ]
+    out = shell("rollback", "--wait")[1]
+    assert "Rolled back to revision 1; this is revision 4." in out
+    assert shell.ask("/", {}) == (200, "good")
+    code_, _, err = shell("rollback")
+    assert (code_, "name one" in err) == (1, True)
+    # what it is known by outlives the daemon
+    assert shell("stop")[0] == 0
+    assert shell.start()[0] == 0
+    assert shell("history")[1].count("ran") >= 2
+
+
 @pytest.mark.parametrize("more", [(), ("--multi-app",)])
 def test_what_build_writes_is_served_as_it_is(shell: Shell, tmp_path: Path, more: tuple[str, ...]) -> None:
     assert shell.start()[0] == 0

@@ -29,7 +29,14 @@ from servd.documents.control_plane import (
     check_match,
 )
 from servd.exceptions import NoAnswerError, UnknownNameError
-from servd.ground.states import ApplicationStatus, DeploymentStatus, DeployMode, ProxyStatus, ReplicaState
+from servd.ground.states import (
+    ApplicationStatus,
+    DeploymentStatus,
+    DeployMode,
+    ProxyStatus,
+    ReplicaState,
+    RevisionOutcome,
+)
 from servd.rest.access import AccessRules
 from servd.rest.app import create_app, serve
 
@@ -101,7 +108,9 @@ A_CHANGE = ChangePlan(
 def a_revision(number: int, *apps: str, mode: DeployMode = DeployMode.MULTI_APP, **http: Any) -> RevisionView:
     """A revision with these applications."""
     stored = {name: {"name": name, "import_path": f"m{number}:a"} for name in apps}
-    return RevisionView(number, 1000.0 + number, f"PUT {number}", True, mode, HttpWish(**http), stored)
+    return RevisionView(
+        number, 1000.0 + number, f"PUT {number}", True, mode, HttpWish(**http), stored, RevisionOutcome.RAN
+    )
 
 
 @dataclass
@@ -167,6 +176,10 @@ class FakePlane:
             if revision.revision == number:
                 return revision
         raise UnknownNameError(f"there is no revision {number}")
+
+    def last_that_ran(self) -> int | None:
+        ran = [revision.revision for revision in self.history if revision.outcome is RevisionOutcome.RAN]
+        return max((number for number in ran if number < self.instance.revision), default=None)
 
     async def rollback(self, number: int, *, if_match: str | None = None, origin: str = "") -> int:
         self.revision(number)

@@ -19,7 +19,7 @@ import yaml
 from servd.commands.console import without_colours
 from servd.commands.service_unit import quoted
 from servd.documents.control_plane import ApplicationChange, ChangePlan
-from servd.ground.states import ApplicationStatus, DeployMode
+from servd.ground.states import ApplicationStatus, DeployMode, RevisionOutcome
 from servd.rest.access import AccessRules
 from tests.wire.fake_plane import FakePlane, Server, a_revision, an_application, an_instance
 from tests.wire.test_commands import Command
@@ -40,7 +40,9 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
     instance = an_instance(running=True, revision=2, mode=DeployMode.MULTI_APP, applications=(an_application("a"),))
-    plane = FakePlane(instance, history=(a_revision(1, "a"), a_revision(2, "a", "b")))
+    plane = FakePlane(
+        instance, history=(a_revision(1, "a"), replace(a_revision(2, "a", "b"), outcome=RevisionOutcome.FAILED))
+    )
     with Server(plane, AccessRules("127.0.0.1"), tmp_path).running() as running:
         yield running
 
@@ -62,9 +64,10 @@ def test_history_lists_revisions(servd: Command, server: Server) -> None:
     code, out, err = servd("history", "-a", server.url)
     assert (code, err) == (0, "")
     lines = out.splitlines()
-    assert lines[0].split() == ["revision", "time", "applications", "origin"]
+    assert lines[0].split() == ["revision", "time", "applications", "outcome", "origin"]
     assert lines[1].startswith("2 *")
-    assert "a, b" in lines[1]
+    assert re.search(r" a, b +failed +PUT 2$", lines[1])
+    assert re.search(r" a +ran +PUT 1$", lines[2])
     assert [item["revision"] for item in yaml.safe_load(servd("history", "--format", "yaml", "-a", server.url)[1])] == [
         2,
         1,
@@ -72,15 +75,18 @@ def test_history_lists_revisions(servd: Command, server: Server) -> None:
     assert len(json.loads(servd("history", "--limit", "1", "--format", "json", "-a", server.url)[1])) == 1
 
 
-def test_rollback_goes_to_the_revision_before(servd: Command, server: Server) -> None:
+def test_rollback_goes_to_the_last_revision_that_ran(servd: Command, server: Server) -> None:
+    # somebody else has sent one meanwhile that does not come up either
+    server.plane.history += (replace(a_revision(3, "a"), outcome=RevisionOutcome.UNDECIDED),)
+    server.plane.instance = replace(server.plane.instance, revision=3)
     code, out, err = servd("rollback", "-a", server.url)
     assert (code, err) == (0, "")
-    assert "Rolled back to revision 1; this is revision 3" in out
+    assert "Rolled back to revision 1; this is revision 4" in out
     assert [call[:2] for call in server.plane.calls] == [("rollback", 1)]
     code, _, err = servd("rollback", "7", "-a", server.url)
     assert (code, err.splitlines()) == (1, ["Error: the daemon answered 404: there is no revision 7"])
     server.plane.instance = an_instance()
-    assert "no revision to go back to" in servd("rollback", "-a", server.url)[2]
+    assert "no earlier revision ran" in servd("rollback", "-a", server.url)[2]
     assert servd("rollback", "0", "-a", server.url)[0] == 2
 
 

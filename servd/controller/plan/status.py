@@ -31,6 +31,7 @@ from servd.ground.states import (
     ProxyLocation,
     ProxyStatus,
     ReplicaState,
+    RevisionOutcome,
 )
 
 PROXY_SILENCE_S = 20.0
@@ -92,6 +93,23 @@ def is_serving(view: InstanceView, wanted: Collection[str]) -> bool:
 
 
 _SETTLED = (ApplicationStatus.RUNNING, ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.DELETING)
+
+
+def outcome_of(goal: Goal, observed: Observed) -> RevisionOutcome:
+    """What has become of the goal: failed as soon as an application that it deployed failed, ran once all of them run.
+
+    One that deployed none (it took an application away) is judged by those that stayed.
+    """
+    deployed = [app for app in goal.applications if app.deploy_id == goal.revision] or list(goal.applications)
+    facts = [observed.applications.get(app.name) for app in deployed]
+    states = [
+        application_status(fact) if fact is not None and fact.goal.deploy_id == app.deploy_id else None
+        for fact, app in zip(facts, deployed, strict=True)
+    ]
+    if ApplicationStatus.DEPLOY_FAILED in states:
+        return RevisionOutcome.FAILED
+    is_running = bool(states) and all(state is ApplicationStatus.RUNNING for state in states)
+    return RevisionOutcome.RAN if is_running else RevisionOutcome.UNDECIDED
 
 
 def application_status(app: ApplicationFact) -> ApplicationStatus:
