@@ -97,12 +97,16 @@ class Tail:
         """Lines added since the last call."""
         found = list(self._read())
         try:
-            is_replaced = not os.path.samestat(os.fstat(self._file.fileno()), os.stat(self._path))
+            status, named = os.fstat(self._file.fileno()), os.stat(self._path)
         except OSError:
             return found
-        if is_replaced:
+        if not os.path.samestat(status, named):
             self._file.close()
             self._file = open(self._path, "rb")  # noqa: SIM115
+            found += self._read()
+        elif status.st_size < self._file.tell():
+            # it was begun anew
+            self._file.seek(0)
             found += self._read()
         return found
 

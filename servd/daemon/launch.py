@@ -14,13 +14,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from servd.daemon.printed import LOG_NAME
 from servd.daemon.state_lock import running_pid
 from servd.exceptions import AlreadyRunningError, DeployError, StateError
 from servd.ground.clock import SystemClock, block_for
 from servd.ground.settings import SPEAKER, TIED_OPTION, Settings, admin_socket, make_private_dir, variable
 
 READY_LIMIT_S = 60.0
-LOG_NAME = "daemon.log"
 _POLL_S = 0.02
 
 

@@ -23,6 +23,7 @@ from setproctitle import setproctitle
 
 from servd.daemon.directories import empty_socket_dir, make_directories, say
 from servd.daemon.listeners import Listeners
+from servd.daemon.printed import PrintedLog
 from servd.daemon.service_notice import ServiceNotice
 from servd.daemon.state_lock import lock_state_dir
 from servd.daemon.unix_sockets import UnixSockets
@@ -90,6 +91,7 @@ class Daemon:
         self._stop_by: float | None = None
         self._result: int | None = None
         self._notice = ServiceNotice()
+        self._printed = PrintedLog(settings.log_dir)
         # a terminal that is closed ends what runs in it; without one the signal means: read your files again
         self._hang_up_ends = os.isatty(0)
 
@@ -106,6 +108,7 @@ class Daemon:
             if self._look_at <= now:
                 self._look_at = now + LOOK_S
                 self._tend_sockets()
+                self._printed.tend()
             for fd, _ in self._poll.poll(self._timeout_ms(now)):
                 self._handle(fd)
             if self._stop_by is not None and self._clock.now() >= self._stop_by and self._controller is not None:

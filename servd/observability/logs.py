@@ -168,7 +168,7 @@ def revive() -> None:
 
 
 class LogFile:
-    """A log file that several processes may append to and that rotates by size."""
+    """A log file that several processes may append to and that rotates by size, or by the hand of somebody who renames it."""
 
     def __init__(self, path: Path, max_bytes: int = MAX_FILE_BYTES, backups: int = BACKUP_FILES) -> None:
         self._path = path
@@ -183,8 +183,10 @@ class LogFile:
     def write(self, data: bytes) -> None:
         """Append whole lines; a full or broken disk loses them silently."""
         try:
-            size = os.fstat(self._fd).st_size
-            if size and size + len(data) > self._max_bytes:
+            status = os.fstat(self._fd)
+            if not self._is_in_place(status):
+                self._reopen()
+            elif status.st_size and status.st_size + len(data) > self._max_bytes:
                 self._rotate()
             os.write(self._fd, data)
         except OSError:
@@ -204,12 +206,21 @@ class LogFile:
     def _rotate(self) -> None:
         # whoever comes second finds another file under the name and only opens it
         fcntl.flock(self._fd, fcntl.LOCK_EX)
-        if self._path.exists() and os.path.samestat(os.fstat(self._fd), os.stat(self._path)):
+        if self._is_in_place(os.fstat(self._fd)):
             for number in range(self._backups - 1, 0, -1):
                 backup = Path(f"{self._path}.{number}")
                 if backup.exists():
                     backup.replace(f"{self._path}.{number + 1}")
             self._path.replace(f"{self._path}.1")
+        self._reopen()
+
+    def _is_in_place(self, status: os.stat_result) -> bool:
+        try:
+            return os.path.samestat(status, os.stat(self._path))
+        except FileNotFoundError:
+            return False
+
+    def _reopen(self) -> None:
         successor = self._open()
         # under the same number: others write to it as well
         os.dup2(successor, self._fd, inheritable=False)

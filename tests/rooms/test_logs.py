@@ -142,3 +142,28 @@ def test_of_dead_replicas_the_newest_files_stay(tmp_path: Path) -> None:
     left = sorted(name.rpartition("#")[2] for name in os.listdir(folder))
     assert left == ["0.log", "4.log", "5.log", "controller_1.log"]
     logs.forget_dead(str(tmp_path / "nowhere"), set())
+
+
+def test_a_file_that_was_renamed_or_removed_is_begun_anew(tmp_path: Path) -> None:
+    path = tmp_path / "x.log"
+    first, second = logs.LogFile(path), logs.LogFile(path)
+    number = first.fileno()
+    first.write(b"one\n")
+    path.rename(tmp_path / "x.log-20261128")
+    first.write(b"two\n")
+    second.write(b"three\n")
+    assert path.read_text() == "two\nthree\n"
+    assert (tmp_path / "x.log-20261128").read_text() == "one\n"
+    path.unlink()
+    first.write(b"four\n")
+    # somebody who rotates may also make the new one
+    path.rename(tmp_path / "old")
+    path.touch()
+    second.write(b"five\n")
+    os.write(number, b"six\n")
+    first.write(b"seven\n")
+    assert path.read_text() == "five\nseven\n"
+    assert (tmp_path / "old").read_text() == "four\nsix\n"
+    assert first.fileno() == number
+    first.close()
+    second.close()
