@@ -18,6 +18,7 @@ from servd.ground import descendants, event_loop, process
 from servd.ground.ids import DeploymentID
 from servd.observability import logs
 from servd.observability.journal import AccessLog, place_of
+from servd.observability.tracebacks import user_traceback
 from servd.replica.code.environment import Environment
 from servd.replica.code.importing import load_application
 from servd.replica.life import Replica
@@ -77,12 +78,17 @@ def _run(start: ReplicaStart, load: Callable[[], Deployment], lifetime_fd: int) 
         return await Replica(start, load, lifetime_fd, access).run()
 
     try:
-        code = event_loop.run(live(), closes_loop=False)
+        code = event_loop.run(live(), closes_loop=False, on_exit=_note_exit)
     # the last place that can tell what went wrong
     except BaseException:
         logger.exception("replica_failed")
         code = 1
     leave(code)
+
+
+def _note_exit(error: BaseException) -> None:
+    """User code: one task of one request wanted to end the process, which serves all the others too."""
+    logger.error("exit_refused\n%s", user_traceback(error))
 
 
 def search_less_often() -> None:

@@ -119,6 +119,8 @@ class Any_:
             raise LookupError("nothing here")
         if kind == "exit":
             raise SystemExit(3)
+        if kind == "exit in a task":
+            await asyncio.gather(self.exits_later())
         if kind == "wait":
             return await self.wait(request.query_params["name"])
         if kind == "wait_there":
@@ -157,6 +159,9 @@ class Any_:
 
     def raise_not_mine(self) -> None:
         raise NotMine(7, reason="because")
+
+    async def exits_later(self) -> None:
+        raise SystemExit(3)
 
     def exits(self) -> None:
         raise SystemExit(3)
@@ -217,7 +222,10 @@ def test_what_a_handler_returns(port: int, kind: str) -> None:
     assert (answer.status_code, answer.headers["content-type"], answer.content) == ANSWERS[kind]
 
 
-@pytest.mark.parametrize(("kind", "text"), [("raises", "nothing here"), ("object", ""), ("exit", "SystemExit")])
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [("raises", "nothing here"), ("object", ""), ("exit", "SystemExit"), ("exit in a task", "SystemExit")],
+)
 def test_what_a_handler_must_not_do(port: int, kind: str, text: str) -> None:
     answer = ask(port, kind)
     assert (answer.status_code, answer.headers["content-type"]) == (500, TEXT)
@@ -266,6 +274,12 @@ def test_methods_that_are_none(handle: Any) -> None:
 def test_a_handler_that_exits(handle: Any) -> None:
     with pytest.raises(UserCodeError, match="SystemExit: 3"):
         handle.exits.remote().result(20)
+
+
+def test_a_task_that_exits_leaves_the_replica_alone(port: int, handle: Any) -> None:
+    pid = handle.own_pid.remote().result(20)
+    assert ask(port, "exit in a task").status_code == 500
+    assert handle.own_pid.remote().result(20) == pid
 
 
 def test_batches_that_go_wrong(handle: Any) -> None:
