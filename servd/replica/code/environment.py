@@ -74,7 +74,7 @@ def _apply(order: BuildOrder, load: Callable[[], object], clock: Clock) -> Envir
     archives: list[str] = []
     unknown = runtime_env.unknown_keys(env)
     if unknown:
-        logger.warning("runtime_env_keys_without_effect app=%s keys=%s", order.app, ",".join(unknown))
+        logger.warning("runtime_env of application %r: %s has no effect here", order.app, ", ".join(unknown))
 
     def directory(field: str, uri: str) -> str:
         if not runtime_env.is_remote(uri) and os.path.isdir(runtime_env.local_path(uri)):
@@ -97,7 +97,11 @@ def _apply(order: BuildOrder, load: Callable[[], object], clock: Clock) -> Envir
     installed = virtual_environment(env.get("pip"), order.state_dir, cwd, deadline=deadline, clock=clock)
     packages = installed.activate() if installed is not None else []
     if installed is not None and (shadowed := installed.shadowed()):
-        logger.warning("pip_packages_without_effect app=%s loaded_by_servd_already=%s", order.app, ",".join(shadowed))
+        logger.warning(
+            "runtime_env.pip of application %r has no effect on %s: servd has loaded its own already",
+            order.app,
+            ", ".join(shadowed),
+        )
     daemon_path = _absolute([order.start_dir, *order.python_path.split(os.pathsep)], cwd)
     interpreter = interpreter_path(sys.path, daemon_path)
     sys.path[:] = import_path(packages, interpreter, own)
