@@ -27,9 +27,7 @@ _END = object()
 # looked up first: most handlers return one of these
 _PLAIN = frozenset((bytes, str, dict, list, int, float, bool, type(None)))
 _closed: list[Any] = []
-"""Instances whose `__del__` was called: these references outlive everything, so that it is not called
-again.
-"""
+"""Instances whose `__del__` was called: these references outlive everything, so that it is not called again."""
 
 
 logger = logging.getLogger(__name__)
@@ -141,9 +139,7 @@ class UserCallable:
 
     @property
     def health_check(self) -> Callable[[], Any] | None:
-        """The bound `check_health` of the user, if there is one; a coroutine function belongs on the main
-        loop.
-        """
+        """The bound `check_health` of the user, if there is one; a coroutine function belongs on the main loop."""
         return None if self._deployment.is_function else getattr(self._instance, "check_health", None)
 
     async def close(self) -> None:
@@ -259,11 +255,13 @@ class UserCallable:
         self._running += 1
         began, succeeded = self._now(), False
         try:
-            own = contextvars.copy_context()
-            result = await self._invoke(self._find(method), args, kwargs, own)
+            found = self._find(method)
+            # an async handler runs in this task's context: its generator sees what it has set there
+            own = None if found.kind == "async" else contextvars.copy_context()
+            result = await self._invoke(found, args, kwargs, own)
             if not is_generator(result):
                 raise TypeError(f"{self._deployment.name}.{method} is no generator: call it without `stream=True`")
-            async with aclosing(self._items(result, own)) as items:
+            async with aclosing(self._items(result, own or contextvars.copy_context())) as items:
                 async for item in items:
                     yield item
             succeeded = True

@@ -123,6 +123,10 @@ class Spans:
         WORD.set("outside")
         return (WORD.get() for _ in range(2))
 
+    async def set_by_async(self) -> Iterator[str]:
+        WORD.set("async")
+        return (WORD.get() for _ in range(2))
+
 
 class Many:
     """One method of each kind."""
@@ -254,6 +258,8 @@ async def test_a_sync_generator_lives_in_one_context(threads: int) -> None:
         assert await stream(user, "words") == expected
         assert (await answer(user)).chunks == [word.encode() for word in expected]
         assert await stream(user, "set_outside") == ["outside", "outside"]
+    # in a task of its own, as in a replica
+    assert await asyncio.create_task(stream(user, "set_by_async")) == ["async", "async"]
     assert WORD.get() == "nothing"
 
 
