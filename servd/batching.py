@@ -113,7 +113,7 @@ class _Queues:
 
     def _queue_of(self, args: tuple[Any, ...]) -> BatchQueue:
         if self._is_method is None:
-            self._is_method = bool(args) and _has_method(type(args[0]), self._options)
+            self._is_method = bool(args) and _is_owner(args[0], self._options)
         if not self._is_method:
             if self._own is None:
                 self._own = BatchQueue(self._function, self._options)
@@ -122,13 +122,18 @@ class _Queues:
         return kept_for(owner, self, lambda: BatchQueue(functools.partial(self._function, owner), self._options))
 
 
-def _has_method(kind: type, options: BatchOptions) -> bool:
-    """Whether the decorated function of these options is a method of a class, whatever its first parameter is called."""
+def _is_owner(first: Any, options: BatchOptions) -> bool:
+    """Whether a first argument is what the decorated function of these options was called on: an instance for a method, a
+    class for a class method, whatever the parameter is called."""
+    if any(not isinstance(member, staticmethod | classmethod) for member in _members(type(first), options)):
+        return True
+    return isinstance(first, type) and any(isinstance(member, classmethod) for member in _members(first, options))
+
+
+def _members(kind: type, options: BatchOptions) -> list[Any]:
     members = [member for base in kind.__mro__ for member in vars(base).values()]
-    return any(
-        getattr(member, BATCH_ATTRIBUTE, None) is options and not isinstance(member, staticmethod | classmethod)
-        for member in members
-    )
+    # a class method shows the attributes of its function only there
+    return [m for m in members if getattr(getattr(m, "__func__", m), BATCH_ATTRIBUTE, None) is options]
 
 
 def _counts_to_pass(signature: inspect.Signature) -> range:

@@ -48,7 +48,10 @@ class BatchCall:
 
 
 class BatchQueue:
-    """Items that wait for one function or bound method; batches are formed in order of arrival."""
+    """Items that wait for one function or bound method; batches are formed in order of arrival.
+
+    Items of another event loop (a thread's own, or the next `asyncio.run`) wait apart: a batch belongs to one loop.
+    """
 
     def __init__(self, function: Callable[..., Any], options: BatchOptions) -> None:
         self._function = function
@@ -60,6 +63,8 @@ class BatchQueue:
         self._running: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._is_due = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._elsewhere: dict[asyncio.AbstractEventLoop, BatchQueue] = {}
 
     def __repr__(self) -> str:
         return f"BatchQueue({self._name}, waiting={len(self._waiting)}, running={len(self._running)})"
@@ -67,6 +72,10 @@ class BatchQueue:
     def add(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> BatchCall:
         """Queue one call; its future gets the result."""
         loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            if self._loop is not None:
+                return self._on(loop).add(args, kwargs)
+            self._loop = loop
         measure = self._options.batch_size_fn
         size = 1 if measure is None else _measured(measure, next(iter((*args, *kwargs.values())), None))
         call = BatchCall(args, kwargs, loop.create_future(), size, self._streams)
@@ -74,6 +83,14 @@ class BatchQueue:
         self._arrivals.append(loop.time())
         self._schedule()
         return call
+
+    def _on(self, loop: asyncio.AbstractEventLoop) -> "BatchQueue":
+        found = self._elsewhere.get(loop)
+        if found is None:
+            # nothing runs on a closed loop again
+            self._elsewhere = {other: queue for other, queue in self._elsewhere.items() if not other.is_closed()}
+            found = self._elsewhere[loop] = BatchQueue(self._function, self._options)
+        return found
 
     def _schedule(self) -> None:
         if not self._is_due:
@@ -265,7 +282,9 @@ def _check_length(name: str, results: Any, batch: list[BatchCall]) -> None:
 
 def _fail(call: BatchCall, error: BaseException) -> None:
     if not call.future.done():
-        call.future.set_exception(error)
+        # a future refuses this one, because a coroutine cannot raise it either
+        refused = isinstance(error, StopIteration)
+        call.future.set_exception(RuntimeError("the result is a StopIteration") if refused else error)
         # an item whose caller is gone is no news for the log
         call.future.exception()
     if call.stream is not None:

@@ -1,4 +1,4 @@
-"""What a decorated method keeps for each instance: its queue, its models. Copies and pickles of an instance begin without."""
+"""What a decorated method keeps for each instance or class: its queue, its models. Copies and pickles begin without."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -24,17 +24,26 @@ _slotted: dict[int, _Kept] = {}
 
 def kept_for(owner: Any, key: Any, make: Callable[[], _T]) -> _T:
     """What is kept under `key`, which is compared by identity, for this very instance; made at the first call."""
-    place: dict[Any, Any]
-    name: Any
     try:
-        place, name = owner.__dict__, _ATTRIBUTE
+        kept = owner.__dict__.get(_ATTRIBUTE)
     except AttributeError:
-        place, name = _slotted, id(owner)
-    kept = place.get(name)
+        kept = _slotted.get(id(owner))
     # a copy of an instance has the attribute of the original
     if kept is None or kept.owner is not owner:
-        kept = place[name] = _Kept(owner)
+        kept = _begun(owner)
     found: _T | None = kept.get(key)
     if found is None:
         found = kept[key] = make()
     return found
+
+
+def _begun(owner: Any) -> _Kept:
+    kept = _Kept(owner)
+    if isinstance(owner, type):
+        setattr(owner, _ATTRIBUTE, kept)
+    elif hasattr(owner, "__dict__"):
+        # past a `__setattr__` of the user
+        owner.__dict__[_ATTRIBUTE] = kept
+    else:
+        _slotted[id(owner)] = kept
+    return kept

@@ -1,0 +1,73 @@
+"""Whose a queue is: class methods, event loops one after another and at a time; what one item does to the others."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from servd.batching import batch
+
+
+class Shared:
+    @classmethod
+    @batch(max_batch_size=2)
+    async def name(cls, items: list[int]) -> list[str]:
+        return [f"{cls.__name__} {item}" for item in items]
+
+    @staticmethod
+    @batch(max_batch_size=2)
+    async def same(items: list[int]) -> list[int]:
+        return items
+
+
+class Inherits(Shared):
+    pass
+
+
+async def test_class_methods_have_a_queue_for_each_class() -> None:
+    answers = await asyncio.gather(Shared.name(1), Inherits.name(2), Inherits().name(3))  # type: ignore[call-arg, arg-type]
+    assert answers == ["Shared 1", "Inherits 2", "Inherits 3"]
+    assert await asyncio.gather(Shared.same(1), Inherits().same(2)) == [1, 2]
+
+
+@pytest.mark.parametrize("first", ["answered", "waiting", "running"])
+def test_a_queue_outlives_the_loop_that_it_was_first_used_on(first: str) -> None:
+    @batch(batch_wait_timeout_s=60)
+    async def same(items: list[str]) -> list[str]:
+        if items == ["running"]:
+            await asyncio.Event().wait()
+        return items
+
+    async def ask(item: str, limit_s: float) -> str:
+        async with asyncio.timeout(limit_s):
+            return str(await same(item))
+
+    if first != "waiting":
+        same.set_batch_wait_timeout_s(0)
+    if first == "answered":
+        assert asyncio.run(ask(first, 5)) == first
+    else:
+        with pytest.raises(TimeoutError):
+            asyncio.run(ask(first, 0.01))
+    same.set_batch_wait_timeout_s(0)
+    assert asyncio.run(ask("second", 5)) == "second"
+
+
+async def test_a_queue_may_be_used_on_two_loops_at_a_time() -> None:
+    @batch
+    async def same(items: list[int]) -> list[int]:
+        return items
+
+    here = asyncio.create_task(same(1))
+    assert await asyncio.to_thread(lambda: asyncio.run(same(2))) == 2
+    assert await here == 1
+
+
+async def test_a_stop_iteration_in_the_list_is_one_callers() -> None:
+    @batch(max_batch_size=3, batch_wait_timeout_s=0.01)
+    async def ends(items: list[int]) -> list[Any]:
+        return [StopIteration() if item == 0 else item for item in items]
+
+    bad, *good = await asyncio.gather(ends(0), ends(1), ends(2), return_exceptions=True)
+    assert good == [1, 2]
+    assert isinstance(bad, RuntimeError)
