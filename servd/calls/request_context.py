@@ -6,6 +6,8 @@ from contextvars import ContextVar
 MAX_DEPTH = 64
 """Handle calls nested deeper than this are refused (python-api.md section 8.3)."""
 
+_ENDED: list[Callable[[], None]] = []
+
 
 class RequestContext:
     """The request that the current task serves; travels with every handle call made on its behalf.
@@ -47,8 +49,13 @@ class RequestContext:
         self.cancellations = 0
         self._when_over: list[Callable[[], None]] | None = None
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether it is over; tasks that it left running still have it for their request."""
+        return self._when_over is _ENDED
+
     def when_over(self, told: Callable[[], None]) -> None:
-        """Call `told` when the request has ended."""
+        """Call `told` when the request has ended; to be asked of one that goes on."""
         if self._when_over is None:
             self._when_over = []
         self._when_over.append(told)
@@ -57,8 +64,8 @@ class RequestContext:
         """The request has ended: what it left running holds no slot and has no time limit."""
         self.ancestors = ()
         self.deadline = None
-        if self._when_over is not None:
-            told, self._when_over = self._when_over, None
+        told, self._when_over = self._when_over, _ENDED
+        if told is not None:
             for one in told:
                 one()
 

@@ -12,6 +12,7 @@ from servd.app.deployment import ASGI_ATTRIBUTE, Deployment
 from servd.calls.caller import Caller
 from servd.calls.process import install_process
 from servd.calls.replica_context import ReplicaContext, set_replica_context
+from servd.calls.request_context import RequestContext, current_request
 from servd.exceptions import DeployError, TransportError
 from servd.ground import descendants
 from servd.ground.clock import SystemClock
@@ -114,9 +115,16 @@ class Replica:
             on_end=noter(self._journal),
             clock=self._clock,
         )
-        await user.construct()
-        if self._user_config is not None:
-            await user.reconfigure(self._user_config)
+        # a request that ends: what is held for it is free once the replica runs, though this task goes on
+        starting = RequestContext()
+        outside = current_request.set(starting)
+        try:
+            await user.construct()
+            if self._user_config is not None:
+                await user.reconfigure(self._user_config)
+        finally:
+            current_request.reset(outside)
+            starting.end()
         await self._warden.first_check(user.health_check)
         self._user = user
         target = deployment.func_or_class
@@ -143,7 +151,7 @@ class Replica:
             async with asyncio.timeout(limit_s):
                 await self._server.wait_idle()
                 await user.close()
-                if multiplex := sys.modules.get("servd.multiplex"):
+                if multiplex := sys.modules.get("servd.app.model_pool"):
                     await multiplex.unload_all()
         except TimeoutError:
             logger.warning("drain_cut_off ongoing=%d", self.ongoing)

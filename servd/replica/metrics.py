@@ -24,7 +24,7 @@ def replica_metrics(
         *caller.metrics(),
     ]
     # most replicas load neither of these modules
-    multiplex = sys.modules.get("servd.multiplex")
+    multiplex = sys.modules.get("servd.app.model_pool")
     if multiplex is not None:
         found += multiplex.model_metrics(**tags)
     user = sys.modules.get("servd.metrics")

@@ -275,7 +275,7 @@ class Warden:
         if self._report.ongoing != self._ward.ongoing:
             self._report = dataclasses.replace(self._report, ongoing=self._ward.ongoing)
         # a replica without multiplexed methods never loads that module
-        multiplex = sys.modules.get("servd.multiplex")
+        multiplex = sys.modules.get("servd.app.model_pool")
         if multiplex is not None and self._report.model_ids != (held := multiplex.loaded_model_ids()):
             self._report = dataclasses.replace(self._report, model_ids=held)
         if self._report != self._said and self._link.send(self._report):

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from servd.app.model_pool import loaded_model_ids, unload_all
 from servd.calls.replica_context import ReplicaContext, set_replica_context
 from servd.calls.request_context import RequestContext, current_request
-from servd.multiplex import loaded_model_ids, multiplexed, unload_all
+from servd.multiplex import multiplexed
 
 log: list[str] = []
 
@@ -314,7 +315,7 @@ async def test_a_load_that_nobody_waits_for_takes_no_room() -> None:
 
 
 async def test_the_wait_for_models_in_use_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("servd.multiplex.LONGEST_WAIT_S", 0.02)
+    monkeypatch.setattr("servd.app.model_pool.LONGEST_WAIT_S", 0.02)
     holder = Holder()
     go = asyncio.Event()
 
