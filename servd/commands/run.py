@@ -15,7 +15,7 @@ from servd.commands.verbs import application_order, read_document, wait_until_ru
 from servd.daemon.admin_client import AdminClient, UnreachableError, find_address, named_address
 from servd.daemon.launch import start_detached, start_tied
 from servd.documents.files import load_document, parse_document, resolve_env, resolve_path
-from servd.exceptions import ConfigError, DeployError, ServdError
+from servd.exceptions import ConfigError, ServdError
 from servd.ground.settings import Settings, admin_socket, socket_dir_for, url_of
 
 RELOAD_POLL_S = 0.5
@@ -228,7 +228,8 @@ def _stay(client: AdminClient, options: RunOptions, interrupted: threading.Event
             say("Sources changed, deploying again.")
             try:
                 submit(client, options, Deployed())
-            except (ConfigError, DeployError) as error:
+            except ServdError as error:
+                # also what the daemon refuses: the next edit may mend it
                 warn(str(error))
     except KeyboardInterrupt:
         pass

@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import yaml
 
 from servd.commands.verbs import status_document
 from servd.documents.control_plane import DeadReplicaView
+from servd.exceptions import ConfigError
 from servd.ground.states import ApplicationStatus, DeployMode
 from servd.rest.access import AccessRules
 from tests.wire.fake_plane import FakePlane, Server, an_application, an_instance
@@ -330,6 +332,33 @@ def test_run_of_a_document_fails_as_a_deploy_that_waits(servd: Command, server: 
     assert code == 1
     assert err == "Error: application 'a' failed to deploy: boom\nin m.py\n"
     assert [call[0] for call in server.plane.calls] == (["put"] if existed else ["put", "delete_application"])
+
+
+@pytest.mark.slow
+def test_a_reload_that_is_refused_is_told_and_the_run_goes_on(servd: Command, server: Server) -> None:
+    path = servd.folder / "v2.yaml"
+    path.write_text(V2_DOCUMENT)
+    server.plane.instance = an_instance(running=True, applications=(an_application("a"),))
+    command = [sys.executable, "-m", "servd.cli", "run", "v2.yaml", "--reload", "-a", server.url]
+    environment = {**servd.environment, "PYTHONPATH": str(FRUIT.parents[1])}
+    with subprocess.Popen(
+        command, cwd=servd.folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        # what was seen first has to be there before it changes: an edit shows by its size
+        assert any("Deployed application" in line for line in process.stdout)
+        server.plane.error = ConfigError("the port differs")
+        while not select.select([process.stderr], [], [], 0.1)[0]:
+            with path.open("a") as file:
+                file.write("# edited\n")
+            assert process.poll() is None
+        assert process.stderr.readline() == "Warning: the daemon answered 400: the port differs\n"
+        server.plane.error = None
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert server.plane.calls[-1][:2] == ("delete_application", "a")
 
 
 @pytest.mark.slow
