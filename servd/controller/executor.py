@@ -17,9 +17,10 @@ from servd.controller.plan import actions, events
 from servd.controller.plan.facts import ForkServerFact, ProxyFact, ReplicaFact
 from servd.controller.plan.observed import Observed
 from servd.controller.supervisor import Key, Supervisor
+from servd.controller.working_copies import remove, unused
 from servd.exceptions import InvariantError
 from servd.ground.ids import DeploymentID
-from servd.ground.settings import Settings, variable
+from servd.ground.settings import Settings, variable, work_dir
 from servd.observability import logs
 from servd.wire.began import remove_files
 from servd.wire.messages import FORK_SERVER, PROXY, REPLICA, BuildOrder, LogConfig, ProxyGoal, ProxyStart
@@ -221,6 +222,7 @@ class Executor:
         for proxy in list(self._observed.proxies.values()):
             if not proxy.pid or not self._supervisor.adopt((PROXY, proxy.proxy_id), proxy.pid, proxy.start_ticks):
                 self._emit(events.Exited(PROXY, proxy.proxy_id, None))
+        self._remove_unused_copies()
 
     def _adopt_fork_server(self, fact: ForkServerFact) -> None:
         identifier = fact.fork_server_id
@@ -274,6 +276,19 @@ class Executor:
             if server is not None:
                 _remove(server.order.socket_path)
             self._emit(events.Exited(FORK_SERVER, name, exit_code))
+        if kind != PROXY:
+            self._remove_unused_copies()
+
+    def _remove_unused_copies(self) -> None:
+        # news of a death may be taken in later
+        self._loop.call_soon(self._begin_to_remove_copies)
+
+    def _begin_to_remove_copies(self) -> None:
+        replicas = self._observed.replicas.values()
+        needed = {*self._observed.fork_servers, *(replica.fork_server_id for replica in replicas)}
+        # looked up here: a fork server that is started meanwhile has made its copies when the thread gets to it
+        if directories := unused(work_dir(self._settings.state_dir), needed):
+            self._loop.run_in_executor(None, remove, directories)
 
     def _forget_dead_logs(self) -> None:
         self._deaths += 1

@@ -136,6 +136,11 @@ def make_private_dir(path: str) -> None:
         os.chmod(path, 0o700)
 
 
+def work_dir(state_dir: str) -> str:
+    """Directory of the applications' own copies of their code; one directory in it per fork server, by its id."""
+    return f"{state_dir}/work"
+
+
 def control_socket(socket_dir: str) -> str:
     """Path of the control endpoint, bound by the controller."""
     return f"{socket_dir}/control.sock"

@@ -1,6 +1,7 @@
 """Runtime environments: directories, archives and their cache, import path."""
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import http.server
@@ -18,6 +19,7 @@ import pytest
 from servd.exceptions import DeployError
 from servd.ground.clock import SystemClock, block_for
 from servd.ground.package import PACKAGE_DIR
+from servd.observability import tracebacks
 from servd.replica.code.code_cache import cache_dir, unpacked_archive
 from servd.replica.code.environment import apply_environment, import_path, interpreter_path
 from servd.wire.messages import BuildOrder
@@ -275,3 +277,42 @@ def test_a_server_that_drips_meets_the_deadline(tmp_path: Path, site: str, path:
     with pytest.raises(DeployError, match="longer than setup_timeout_seconds allows"):
         unpacked_archive(f"{site}{path}", str(tmp_path / "state"), deadline=began + 0.15)
     assert clock.now() - began < 5
+
+
+def test_stored_code_is_used_by_way_of_a_copy_that_may_be_written_to(tmp_path: Path) -> None:
+    stored, shared = tmp_path / "state" / "code" / "abc", tmp_path / "state" / "code" / "z-def"
+    for directory, name in ((stored, "written_app"), (shared, "written_module")):
+        (directory / "data").mkdir(parents=True)
+        (directory / f"{name}.py").write_text("VALUE = 1\n")
+        (directory / "data" / "run.sh").write_text("true\n")
+        (directory / "data" / "run.sh").chmod(0o500)
+        (directory / "link").symlink_to("data")
+    env = {"working_dir": str(stored), "py_modules": [str(shared)]}
+    order = an_order(tmp_path, env, origins={str(stored): "/home/me/app"})
+    applied = apply_environment(order)
+    module = importlib.import_module("written_module")
+    Path("out.txt").write_text("out")
+    Path("link/run.sh").write_text("false\n")
+    Path(str(module.__file__)).with_name("cache.json").write_text("{}")
+    assert sorted(os.listdir(stored)) == ["data", "link", "written_app.py"]
+    assert "cache.json" not in os.listdir(shared)
+    assert (stored / "data" / "run.sh").read_text() == "true\n"
+    assert os.access("data/run.sh", os.X_OK)
+    assert tracebacks.users_paths(f"{applied.cwd}/x.py {stored}/y.py") == "/home/me/app/x.py /home/me/app/y.py"
+    # a replica that is spawned sees what others of its build wrote, another build does not
+    assert apply_environment(order) == applied
+    assert Path("out.txt").read_text() == "out"
+    other = apply_environment(dataclasses.replace(order, fork_server_id="f2"))
+    assert other.cwd != applied.cwd
+    assert not os.path.exists("out.txt")
+    del sys.modules["written_module"]
+
+
+def test_a_copy_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "state" / "code" / "abc").mkdir(parents=True)
+    (tmp_path / "state" / "work").write_text("no directory")
+    order = an_order(tmp_path, {"working_dir": str(tmp_path / "state" / "code" / "abc")})
+    with pytest.raises(
+        DeployError, match=r"runtime_env setup failed: cannot copy .*state/code/abc to .*state/work/f1/abc"
+    ):
+        apply_environment(order)

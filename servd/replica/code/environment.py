@@ -21,6 +21,7 @@ from servd.ground.quick_dataclass import dataclass
 from servd.observability import tracebacks
 from servd.replica.code.code_cache import unpacked_archive
 from servd.replica.code.packages import VirtualEnvironment, own_requirements, virtual_environment
+from servd.replica.code.working_copy import working_copy
 from servd.wire.messages import BuildOrder
 
 DEFAULT_SETUP_TIMEOUT_S = 600.0
@@ -45,7 +46,7 @@ def apply_environment(
     order: BuildOrder, load: Callable[[], object] = lambda: None, clock: Clock | None = None
 ) -> Environment:
     """Fetch and unpack what the order's runtime environment names, then change `sys.path` and the current
-    directory.
+    directory. Of stored code (snapshots, archives) a copy is used, which the application may write to.
 
     Args:
         load: imports the rest of servd. Called when the packages of `pip` come first, so libraries find there what they look
@@ -88,13 +89,20 @@ def _apply(order: BuildOrder, load: Callable[[], object], clock: Clock) -> Envir
         return archives[-1]
 
     modules = [directory("py_modules", uri) for uri in env.get("py_modules") or () if uri]
-    working_dir = directory("working_dir", env["working_dir"]) if env.get("working_dir") else ""
+    stored = directory("working_dir", env["working_dir"]) if env.get("working_dir") else ""
+    copies = {path: working_copy(path, order) for path in (*modules, stored) if path}
+    working_dir = copies[stored] if stored else ""
+    shown = {copies[path]: origin for path, origin in order.origins.items() if path in copies}
+    tracebacks.show_as({**order.origins, **shown})
     # an application by value starts where its driver was: that is the first of the driver's directories
     cwd = working_dir or next(iter(order.driver_path), "") or order.start_dir or os.getcwd()
     extra = (env.get("env_vars") or {}).get("PYTHONPATH", "")
-    written = _absolute([*modules, *_home(order, working_dir), *extra.split(os.pathsep)], cwd)
+    written = _absolute(
+        [*(copies[path] for path in modules), *_home(order, working_dir), *extra.split(os.pathsep)], cwd
+    )
     own = [path for path in written if not _is_interpreter_dir(path)]
-    installed = virtual_environment(env.get("pip"), order.state_dir, cwd, deadline=deadline, clock=clock)
+    # a list that names paths means the stored directory, whatever copy of it is used: one environment serves all
+    installed = virtual_environment(env.get("pip"), order.state_dir, stored or cwd, deadline=deadline, clock=clock)
     packages = installed.activate() if installed is not None else []
     if installed is not None and (shadowed := installed.shadowed()):
         logger.warning(
@@ -112,7 +120,7 @@ def _apply(order: BuildOrder, load: Callable[[], object], clock: Clock) -> Envir
     except OSError as error:
         raise DeployError(f"cannot enter directory {cwd}: {error.strerror}") from error
     sys.path[:] = import_path(own, packages, interpreter)
-    return Environment(tuple(own), cwd, tuple(archives))
+    return Environment(tuple(own), cwd, tuple(copies[path] for path in archives))
 
 
 def _load(load: Callable[[], object], installed: VirtualEnvironment | None) -> None:

@@ -23,6 +23,7 @@ from servd.exceptions import DeployError
 from servd.ground.package import PACKAGE_DIR
 from servd.observability.tracebacks import user_traceback, users_paths
 from servd.replica.code.environment import Environment
+from servd.replica.code.working_copy import copies_of
 from servd.wire.messages import BuildOrder
 
 _SITE_PARTS = {"site-packages", "dist-packages"}
@@ -138,8 +139,8 @@ def code_version(order: BuildOrder, environment: Environment) -> str:
 def is_pinned(order: BuildOrder, environment: Environment) -> bool:
     """Whether every imported module of the user's comes from a snapshot or an archive: the same runtime environment then means
     the same code."""
-    snapshots = os.path.realpath(os.path.join(order.state_dir, "code")) + os.sep
-    return all(path.startswith(snapshots) for _, path in user_modules(environment.archives))
+    copies = os.path.realpath(copies_of(order)) + os.sep
+    return all(path.startswith(copies) for _, path in user_modules(environment.archives))
 
 
 def user_modules(archives: Iterable[str] = ()) -> list[tuple[str, str]]:
