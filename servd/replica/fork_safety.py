@@ -51,7 +51,7 @@ def judge(python: Sequence[str], native: Sequence[NativeThread], *, has_cuda: bo
 
 
 def _survives(thread: NativeThread) -> bool:
-    library = thread.library.lower()
+    library = thread.owner.lower()
     return thread.name in SURVIVE_BY_NAME or any(part in library for part in SURVIVE)
 
 

@@ -26,9 +26,9 @@ _Segment = tuple[int, int, str]
 
 @dataclass(frozen=True, slots=True, order=True)
 class NativeThread:
-    """library: name of the file whose code it runs, "" if that cannot be seen. name: as the kernel has it."""
+    """owner: name of the file whose code it runs, "" if that cannot be seen. name: as the kernel has it."""
 
-    library: str
+    owner: str
     name: str
 
 
@@ -43,11 +43,11 @@ def native_threads() -> list[NativeThread]:
     found: dict[str, NativeThread] = {}
     while True:
         tasks = [task for task in os.listdir("/proc/self/task") if task != main]
-        waiting = [task for task in tasks if task not in found or not found[task].library]
+        waiting = [task for task in tasks if task not in found or not found[task].owner]
         if waiting:
             code, stacks = _segments()
             found |= {task: _look_at(task, code, stacks) for task in waiting}
-        if all(found[task].library for task in tasks) or clock.now() > limit:
+        if all(found[task].owner for task in tasks) or clock.now() > limit:
             return sorted(found[task] for task in tasks)
         block_for(_LOOK_AGAIN_S)
 
@@ -116,6 +116,6 @@ def described(threads: Iterable[NativeThread]) -> str:
     """For a sentence: how many of which library."""
     counts: dict[str, int] = {}
     for thread in threads:
-        owner = thread.library or f"unknown, named {thread.name!r}"
+        owner = thread.owner or f"unknown, named {thread.name!r}"
         counts[owner] = counts.get(owner, 0) + 1
     return ", ".join(f"{count} of {owner}" for owner, count in counts.items())

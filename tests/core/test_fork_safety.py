@@ -50,7 +50,7 @@ def test_a_living_thread_is_found() -> None:
     thread = threading.Thread(target=stop.wait, name="background")
     thread.start()
     assert "background" in fork_unsafe_reason()
-    assert any("python" in found.library for found in native_threads())
+    assert any("python" in found.owner for found in native_threads())
     stop.set()
     thread.join()
 
@@ -61,7 +61,7 @@ def test_threads_of_a_library_are_known_as_its_own() -> None:
         "import numpy; numpy.ones((600, 600)) @ numpy.ones((600, 600))\n"
         "from servd.replica.native_threads import native_threads\n"
         "from servd.replica.fork_safety import fork_unsafe_reason\n"
-        "print([thread.library for thread in native_threads()], fork_unsafe_reason())"
+        "print([thread.owner for thread in native_threads()], fork_unsafe_reason())"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "openblas" in found or found.startswith("[]"), found
