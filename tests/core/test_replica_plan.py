@@ -3,7 +3,7 @@
 import pytest
 
 from servd.controller.plan import actions, events
-from servd.controller.plan.restarts import BackOff, failure_threshold, retry_delay_s
+from servd.controller.plan.restarts import EARLY_DEATH_S, BackOff, failure_threshold, retry_delay_s
 from servd.controller.plan.settle import deployment_status
 from servd.ground.states import ApplicationStatus, DeploymentStatus, ReplicaState
 from servd.wire.messages import REPLICA, ProxyReport
@@ -106,7 +106,10 @@ def test_a_bad_config_stops_after_one_step_and_a_good_one_heals() -> None:
 
 def test_where_some_run_failing_starts_are_tried_at_the_first_delay() -> None:
     world = deployed(num_replicas=2)
-    world.turn(events.Exited(REPLICA, world.replicas()[0].replica_id, -9))
+    victim = world.replicas()[0]
+    # ready for longer than what would make its death a failed start
+    world.observed.change(victim, ready_at=world.now - EARLY_DEATH_S)
+    world.turn(events.Exited(REPLICA, victim.replica_id, -9))
     fail_starts(world, 6)
     for _ in range(8):
         assert 1.0 <= world.wake_at - world.now <= 4.0

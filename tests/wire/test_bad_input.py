@@ -36,7 +36,8 @@ def raw(server: Server, *parts: bytes) -> bytes:
             connection.shutdown(socket.SHUT_WR)
             while not is_whole(found) and (chunk := connection.recv(65536)):
                 found += chunk
-        except ConnectionError:
+        # the server may have ended the connection before all was sent
+        except OSError:
             pass
         return found
 

@@ -1,9 +1,11 @@
 """The routing that callers get, computed from facts."""
 
+import math
 from collections.abc import Collection, Iterator
 
 from servd.controller.plan.facts import ApplicationFact, DeploymentFact, ReplicaFact
 from servd.controller.plan.observed import Observed
+from servd.controller.plan.restarts import failure_threshold
 from servd.controller.plan.settle import failing_message, route_prefix, serving_ingress, wanted_count
 from servd.controller.plan.targets import DEFAULTS, DeploymentTarget, likely_prefix
 from servd.ground.ids import DeploymentID
@@ -85,7 +87,10 @@ def _targets_of(key: tuple[str, str], observed: Observed, leaving: Collection[st
 def _may_grow(target: DeploymentTarget, fact: DeploymentFact | None, routed: int) -> bool:
     """Whether a request that waits for a slot will see more replicas than are routed now."""
     if fact is not None and fact.failures:
-        return False
+        # what died soon after its start did start, and so may its successor, until that is tried ever more seldom
+        has_started = fact.died_early_at > -math.inf
+        if not has_started or fact.failures >= failure_threshold(wanted_count(target, fact)):
+            return False
     scaling = target.autoscaling
     if scaling is None or target.pinned is not None:
         return routed < wanted_count(target, fact)
