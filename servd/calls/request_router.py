@@ -153,18 +153,24 @@ class RequestRouter(Generic[WorkT]):
 
     def admit_to_line(self, work: WorkT) -> RequestError | None:
         """Let a request wait at its place in the line; an error = it is refused instead."""
-        refused = self.refusal()
+        refused = self.refusal() or self._overflow()
         if refused is not None:
             return refused
-        limit = self.targets.max_queued_requests
-        if 0 <= limit <= len(self.line):
-            return BackPressureError(self.deployment, len(self.line), limit)
         # rejected requests come back in any order; the line stays sorted by age
         if self.line and work.number < self.line[-1].number:
             insort(self.line, work, key=_number)
         else:
             self.line.append(work)
         return None
+
+    def refused_now(self) -> RequestError | None:
+        """Why a request would be refused that came now; None = it would be sent, or wait."""
+        has_room = any(not candidate.is_full for candidate in self.candidates)
+        return None if has_room else self.refusal() or self._overflow()
+
+    def _overflow(self) -> BackPressureError | None:
+        limit = self.targets.max_queued_requests
+        return BackPressureError(self.deployment, len(self.line), limit) if 0 <= limit <= len(self.line) else None
 
     def limits(self) -> dict[str, int]:
         """Slots of each candidate, by replica id; 0 = not known yet."""

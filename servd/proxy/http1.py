@@ -7,7 +7,7 @@ import httptools
 
 from servd.calls.request_router import IDEMPOTENT_METHODS
 from servd.proxy.body_stream import BodyStream
-from servd.proxy.forwarder import CLIENT_GONE
+from servd.proxy.forwarder import CLIENT_GONE, answer_failure
 from servd.proxy.http1_order import CONTINUE, METHODS, NOTHING, HttpOrder
 from servd.proxy.http1_rules import (
     FRAME_BYTES_PER_BYTE,
@@ -17,6 +17,7 @@ from servd.proxy.http1_rules import (
     is_other_protocol,
     refusal_of_head,
     refusal_of_size,
+    unusual_target,
     without_upgrade,
 )
 from servd.proxy.limits import WHOLE_BODY_BYTES
@@ -277,11 +278,27 @@ class HttpConnection(HttpOrder):
         if self.is_active or self._backlog:
             self._owes_continue = is_expecting
             return
-        if is_expecting:
-            self._transport.write(CONTINUE)
+        if is_expecting and not self._continue():
+            return
         target = self._forwarder.resolve(self._url.partition(b"?")[0])
         if target is not None and (b"content-length" in special or b"transfer-encoding" in special):
             self._limit(target, special)
+
+    def _continue(self) -> bool:
+        """Ask the client for the body that it holds back, unless the request would be refused all the same."""
+        path, _, _ = self._url.partition(b"?")
+        if path[:1] != b"/":
+            path, _ = unusual_target(self._url)
+        target = self._forwarder.resolve(path)
+        if target is None:
+            self._refuse_with(self._forwarder.answer_unrouted(path))
+            return False
+        refused = target.router.refused_now()
+        if refused is not None:
+            self._refuse_with(answer_failure(refused))
+            return False
+        self._transport.write(CONTINUE)
+        return True
 
     def _forget_message(self) -> None:
         self._url = b""

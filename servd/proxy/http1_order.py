@@ -189,7 +189,8 @@ class HttpOrder(HttpAnswering):
         else:
             if self._owes_continue:
                 self._owes_continue = False
-                self._transport.write(CONTINUE)
+                if not self._continue():
+                    return
             if len(self._body) > WHOLE_BODY_BYTES:
                 self._start_stream()
             self._resume_reading()
@@ -198,7 +199,13 @@ class HttpOrder(HttpAnswering):
         if self._is_deaf or self._final is not None:
             return
         block = TEXT + b"retry-after: 1\r\n" if status == 503 else TEXT
-        self._final = (status, block, text.encode())
+        self._refuse_with((status, block, text.encode()))
+
+    def _continue(self) -> bool:
+        raise NotImplementedError
+
+    def _refuse_with(self, answer: Answer) -> None:
+        self._final = answer
         self._is_usual = False
         if self.is_active and self._is_streaming:
             self._forwarder.caller.cancel(self)

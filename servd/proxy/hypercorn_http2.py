@@ -1,5 +1,6 @@
 """Hypercorn's HTTP/2 with cures: windows that open as bodies are taken, writers that wait, streams that are broken off."""
 
+import struct
 from typing import Any
 
 from h2.errors import ErrorCodes
@@ -57,8 +58,15 @@ class LaneHttp2(H2Protocol):
         self._resets = 0
 
     async def initiate(self, headers: Any = None, settings: bytes | None = None) -> None:
-        """Begin, with a window of the connection that holds all streams' windows."""
-        await super().initiate(headers, settings)
+        """Begin, with a window of the connection that holds all streams' windows.
+
+        Settings of an upgrade that are none end the connection: its client has been told nothing yet.
+        """
+        try:
+            await super().initiate(headers, settings)
+        except (ProtocolError, struct.error, ValueError):
+            await self.send(Closed())
+            return
         self.connection.increment_flow_control_window(
             _STREAM_WINDOW_BYTES * (self.config.h2_max_concurrent_streams - 1)
         )

@@ -251,3 +251,41 @@ async def test_connections_are_bounded() -> None:
         status, headers, _ = split(await room.raw(b""))
         assert (status, headers["retry-after"]) == (503, "1")
         first.cancel()
+
+
+@pytest.mark.parametrize(
+    ("why", "status"), [("no route", 404), ("unavailable", 503), ("line full", 503), ("probe", 200), ("", 100)]
+)
+@pytest.mark.parametrize("is_behind_another", [False, True], ids=["first", "behind another"])
+async def test_a_body_that_is_not_wanted_is_not_asked_for(why: str, status: int, is_behind_another: bool) -> None:
+    go = asyncio.Event()
+
+    async def waits(exchange: HttpExchange) -> None:
+        if exchange.scope["path"] == "/hold":
+            await go.wait()
+        exchange.finish(200, (), b"ok")
+
+    async with Room() as room:
+        if why == "unavailable":
+            room.route(unavailable="it failed to start")
+        elif why == "line full":
+            room.route(max_queued_requests=0)
+        else:
+            room.route(room.replica(waits), prefix="/app" if why in ("no route", "probe") else "/")
+        reader, writer = await asyncio.open_connection("127.0.0.1", room.port)
+        path = b"/-/healthz" if why == "probe" else b"/x"
+        if is_behind_another:
+            writer.write(b"GET /-/healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+        writer.write(b"POST %b HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\nexpect: 100-continue\r\n\r\n" % path)
+        if is_behind_another:
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+            await reader.readexactly(len(b"success"))
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+        assert head.startswith(b"HTTP/1.1 %d " % status)
+        if status == 100:
+            writer.write(b"ab")
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+        else:
+            assert b"connection: close\r\n" in head
+            await asyncio.wait_for(reader.read(), 5)
+        writer.close()
