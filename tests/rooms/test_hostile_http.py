@@ -297,7 +297,7 @@ async def test_fuzz(seed: int, caplog: pytest.LogCaptureFixture) -> None:
                 async with asyncio.timeout(10):
                     answer = await reader.read()
                 statuses.update(re.findall(rb"^HTTP/1\.1 (\d+)", answer))
-            except (ConnectionError, RuntimeError):
+            except (OSError, RuntimeError):
                 # closed meanwhile; uvloop says so with a RuntimeError
                 pass
             finally:
