@@ -106,3 +106,17 @@ def test_a_new_replica_that_stays_lets_the_roll_go_on() -> None:
     come_up(world)
     assert world.now == PROBATION_S
     assert {replica.version for replica in world.replicas()} == {new}
+
+
+def test_where_others_have_stayed_the_pauses_do_not_grow() -> None:
+    world = deployed(num_replicas=2)
+    steady = world.replicas()[0]
+    world.now = PROBATION_S
+    for _ in range(2 * failure_threshold(2)):
+        die(world, next(r for r in world.replicas() if r.replica_id != steady.replica_id))
+        if not [r for r in world.replicas() if r.state is ReplicaState.STARTING]:
+            begin, world.now = world.now, world.wake_at
+            world.turn()
+            assert world.now - begin <= 4.0
+        come_up(world)
+    assert world.observed.deployments[("app", "D")].failures == failure_threshold(2)

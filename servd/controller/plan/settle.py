@@ -13,7 +13,7 @@ from servd.controller.plan.facts import ApplicationFact, DeploymentFact, ForkSer
 from servd.controller.plan.goal import ApplicationGoal, Goal
 from servd.controller.plan.observed import Observed
 from servd.controller.plan.outgrown import settle_memory
-from servd.controller.plan.restarts import EARLY_DEATH_S, back_off_text, failure_threshold
+from servd.controller.plan.restarts import EARLY_DEATH_S, PROBATION_S, back_off_text, failure_threshold
 from servd.controller.plan.silence import settle_silence
 from servd.controller.plan.slow_starts import note_slow_starts
 from servd.controller.plan.targets import DeploymentTarget, base_environment, digest, resolve, wanted_prefix
@@ -272,7 +272,9 @@ def _settle_deployment(target: DeploymentTarget, observed: Observed, now: float)
     threshold = failure_threshold(wanted_count(target, fact))
     forgets_at = fact.died_early_at + EARLY_DEATH_S
     dies_early = forgets_at > now
-    if fact.failures > threshold and not dies_early and _has_new_running(target, observed):
+    # while new ones die early, only one that stayed says that the others may come up
+    stayed_since = now - PROBATION_S if dies_early else math.inf
+    if fact.failures > threshold and _has_new_running(target, observed, stayed_since):
         # some came up: the others are tried again and again at the first delay
         fact = replace(fact, failures=threshold)
         observed.put(fact)
@@ -347,9 +349,11 @@ def failing_message(target: DeploymentTarget, fact: DeploymentFact, observed: Ob
     return f"{waits} It may be wrong code or a wrong environment. Last error:\n{fact.last_error}"
 
 
-def _has_new_running(target: DeploymentTarget, observed: Observed) -> bool:
+def _has_new_running(target: DeploymentTarget, observed: Observed, since: float = math.inf) -> bool:
+    """Whether a replica of the version that is wanted serves, and was ready at `since`."""
     replicas = observed.replicas_of(target.id.app, target.id.name)
-    return any(replica.state in ROUTABLE and replica.version == target.version for replica in replicas)
+    new = [replica for replica in replicas if replica.state in ROUTABLE and replica.version == target.version]
+    return any(since == math.inf or replica.ready_at <= since for replica in new)
 
 
 def _settle_application(app: ApplicationFact, observed: Observed) -> None:
