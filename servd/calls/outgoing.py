@@ -161,7 +161,7 @@ class CallTicket(Outgoing):
         self.model_id = model_id
         self.is_idempotent = False
         if deadline is not None:
-            self._timer = loop.call_at(deadline, self._time_out)
+            self._timer = loop.call_at(deadline, self._time_out, context.deadline is not None)
 
     def __repr__(self) -> str:
         return f"CallTicket({self._method}{', done' if self._done.done() else ''})"
@@ -260,7 +260,10 @@ class CallTicket(Outgoing):
             self.peer.grant(self, self._taken)
             self._taken = 0
 
-    def _time_out(self) -> None:
+    def _time_out(self, is_requests: bool) -> None:
+        """The limit has passed. is_requests: it was that of the request, which is lifted when the request is answered in time."""
+        if is_requests and self.context.deadline is None:
+            return
         if not self._done.done():
             where = "waiting for a replica" if self.peer is None else "in the called code"
             self._cancel(self)

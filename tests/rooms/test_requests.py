@@ -346,6 +346,32 @@ async def test_time_limit_is_408_and_names_the_stage() -> None:
         assert (status, b"reading the body" in body) == (408, True)
 
 
+@pytest.mark.parametrize("is_answered", [True, False], ids=["answered in time", "not answered"])
+async def test_a_call_that_outlives_the_answer_outlives_the_time_limit(is_answered: bool) -> None:
+    go = asyncio.Event()
+
+    async def slow() -> str:
+        await go.wait()
+        return "done"
+
+    async with Room() as room:
+        room.route(room.replica(methods={"slow": slow}))
+        loop = asyncio.get_running_loop()
+        request = RequestContext("r1", deadline=loop.time() + 0.05)
+        call = room.caller.submit_call("app_Echo", "slow", arguments(), request, deadline=request.deadline)
+        passed = asyncio.Event()
+        loop.call_at(loop.time() + 0.06, passed.set)
+        if is_answered:
+            request.deadline = None
+        await passed.wait()
+        go.set()
+        if is_answered:
+            assert loads(await asyncio.wait_for(call, 5)) == "done"
+        else:
+            with pytest.raises(TimeoutError, match="time limit of the request passed"):
+                await call
+
+
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("kind", KINDS, ids=name_of)
 async def test_an_odd_error_reaches_its_caller(kind: type[Exception], place: str) -> None:
