@@ -120,10 +120,3 @@ def test_where_others_have_stayed_the_pauses_do_not_grow() -> None:
             assert world.now - begin <= 4.0
         come_up(world)
     assert world.observed.deployments[("app", "D")].failures == failure_threshold(2)
-
-
-def test_a_replica_killed_from_outside_is_replaced_at_once_however_often() -> None:
-    world = deployed(num_replicas=1)
-    for _ in range(2 * failure_threshold(1)):
-        assert "StartReplica" in die(world, world.replicas()[0], -9)
-        come_up(world)

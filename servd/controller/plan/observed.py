@@ -1,7 +1,6 @@
 """The facts of this moment: intents recorded and news applied. No effects, no clock."""
 
 import math
-import signal
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import field, replace
@@ -323,8 +322,7 @@ class Observed:
         elif fact.state is not ReplicaState.STOPPING:
             text = f"replica {replica_id} exited with {_exit_text(exit_code)}"
             served_s = now - fact.ready_at
-            # SIGKILL comes from outside (an operator, the OOM killer): no failed start of the code.
-            if served_s < EARLY_DEATH_S and exit_code != -signal.SIGKILL:
+            if served_s < EARLY_DEATH_S:
                 self._count_failure(fact, f"{text} {served_s:.1f} s after it was ready", now, is_early_death=True)
             self.blame(fact, text)
 
