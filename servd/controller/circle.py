@@ -58,12 +58,13 @@ class Circle:
         return f"{type(self).__name__}(revision {self._goal.revision}, version {self._version})"
 
     def emit(self, event: events.Event) -> None:
-        """Take news; the turn comes soon, together with what else arrives meanwhile."""
+        """Take news; the turn comes soon, together with what else arrives meanwhile, and none before the start."""
         self._events.append(event)
         self._schedule()
 
     def _schedule(self) -> None:
-        if not self._turn_is_due:
+        # before the start there is nobody to act, and a plan that nobody carries out would count as carried out
+        if self._executor is not None and not self._turn_is_due:
             self._turn_is_due = True
             self._loop.call_soon(self._turn)
 
@@ -87,10 +88,10 @@ class Circle:
             self._facts.save(changes)
             self._note_change()
         self._log(plan, now)
-        if self._executor is not None:
-            self._executor.set_logging(self._goal.logging_config)
-            for action in plan.actions:
-                self._executor.execute(action)
+        assert self._executor is not None
+        self._executor.set_logging(self._goal.logging_config)
+        for action in plan.actions:
+            self._executor.execute(action)
         self._wake_at(min(plan.wake_at, next_visible_change(self._observed, now)), now)
 
     def _log(self, plan: actions.Plan, now: float) -> None:

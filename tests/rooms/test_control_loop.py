@@ -1,0 +1,64 @@
+"""The circle at work: what is planned is carried out, also what becomes known before there is somebody to do it."""
+
+import asyncio
+import random
+from pathlib import Path
+from typing import Any, cast
+
+from servd.controller.control_loop import ControlLoop
+from servd.controller.fact_store import FactStore
+from servd.controller.goal_store import GoalStore
+from servd.controller.plan import actions, events
+from servd.controller.plan.observed import Observed
+from servd.ground.clock import SystemClock
+from tests.core.build import IDENTITY, a_goal, an_app, some_settings
+
+
+class RecordingExecutor:
+    """Keeps what it is told to do."""
+
+    def __init__(self) -> None:
+        self.done: list[actions.Action] = []
+        self.was_told = asyncio.Event()
+
+    def adopt(self) -> None:
+        """There is nothing from before."""
+
+    def set_logging(self, config: dict[str, Any]) -> None:
+        """No process, no logs."""
+
+    def execute(self, action: actions.Action) -> None:
+        """Carry out an action."""
+        self.done.append(action)
+        self.was_told.set()
+
+
+def a_control_loop(directory: Path, failures: list[str]) -> ControlLoop:
+    settings = some_settings(state_dir=str(directory), socket_dir=str(directory))
+    return ControlLoop(
+        asyncio.get_running_loop(),
+        settings,
+        SystemClock(),
+        random.Random(1),
+        IDENTITY,
+        a_goal(an_app()),
+        Observed(),
+        GoalStore.open(str(directory)),
+        FactStore(str(directory)),
+        lambda: failures.append("turn failed"),
+    )
+
+
+async def test_news_before_the_start_cost_no_action(tmp_path: Path) -> None:
+    failures: list[str] = []
+    control = a_control_loop(tmp_path, failures)
+    executor = RecordingExecutor()
+    # a process that an earlier controller left greets while this one still opens its listeners
+    control.emit(events.QueueReported("proxy:p", "app_D", 1))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    control.start(cast(Any, executor), cast(Any, None), cast(Any, None))
+    await asyncio.wait_for(executor.was_told.wait(), 10.0)
+    kinds = {type(action) for action in executor.done}
+    assert {actions.Publish, actions.StartForkServer, actions.StartProxy} <= kinds
+    assert failures == []
