@@ -53,14 +53,9 @@ def settle_silence(observed: Observed, now: float) -> float:
 def _judge_birth(child: ReplicaFact, observed: Observed, now: float) -> float:
     if child.reported_at > -math.inf:
         return math.inf
-    silent_at = child.state_since + MUTE_S
-    if silent_at > now:
-        return silent_at
-    if child.suspect_at == math.inf:
-        observed.put(replace(child, suspect_at=now))
-        return now + SURE_S
-    if child.suspect_at + SURE_S > now:
-        return child.suspect_at + SURE_S
+    look_at = _look_again_at(child, child.state_since + MUTE_S, observed, now)
+    if look_at > now:
+        return look_at
     reason = f"said nothing for {now - child.state_since:.0f} s after the fork; its successor is spawned"
     observed.put(replace(child, state=ReplicaState.STOPPING, state_since=now, kill_at=now, stop_reason=reason))
     server = observed.fork_servers.get(child.fork_server_id)
@@ -71,14 +66,9 @@ def _judge_birth(child: ReplicaFact, observed: Observed, now: float) -> float:
 
 
 def _judge(fact: ProxyFact | ReplicaFact, limit_s: float, observed: Observed, now: float) -> float:
-    silent_at = fact.reported_at + limit_s
-    if silent_at > now:
-        return silent_at
-    if fact.suspect_at == math.inf:
-        observed.put(replace(fact, suspect_at=now))
-        return now + SURE_S
-    if fact.suspect_at + SURE_S > now:
-        return fact.suspect_at + SURE_S
+    look_at = _look_again_at(fact, fact.reported_at + limit_s, observed, now)
+    if look_at > now:
+        return look_at
     reason = f"silent for {now - fact.reported_at:.0f} s"
     if isinstance(fact, ProxyFact):
         observed.put(replace(fact, draining=True, kill_at=now))
@@ -86,3 +76,13 @@ def _judge(fact: ProxyFact | ReplicaFact, limit_s: float, observed: Observed, no
         observed.put(replace(fact, state=ReplicaState.STOPPING, state_since=now, kill_at=now, stop_reason=reason))
         observed.blame(fact, f"replica {fact.replica_id} is {reason}")
     return now
+
+
+def _look_again_at(fact: ProxyFact | ReplicaFact, silent_at: float, observed: Observed, now: float) -> float:
+    """When to judge: `now` once the process is surely silent, and was suspected for long enough to have been heard."""
+    if silent_at > now:
+        return silent_at
+    if fact.suspect_at == math.inf:
+        observed.put(replace(fact, suspect_at=now))
+        return now + SURE_S
+    return max(fact.suspect_at + SURE_S, now)
