@@ -133,12 +133,15 @@ class Answer:
         return json.loads(self.text)
 
 
-class _UnixConnection(http.client.HTTPConnection):
+class UnixConnection(http.client.HTTPConnection):
+    """HTTP over a Unix socket. path: of the socket; timeout_s: of each step on it."""
+
     def __init__(self, path: str, timeout_s: float) -> None:
         super().__init__("localhost", timeout=timeout_s)
         self._path = path
 
     def connect(self) -> None:
+        """Open the socket."""
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(self.timeout)
         self.sock.connect(self._path)
@@ -263,7 +266,7 @@ class AdminClient:
 
     def _connection(self, timeout_s: float) -> http.client.HTTPConnection:
         if self.is_unix:
-            return _UnixConnection(self.address.removeprefix("unix://"), timeout_s)
+            return UnixConnection(self.address.removeprefix("unix://"), timeout_s)
         parts = urlsplit(self.address)
         try:
             if parts.scheme == "https":

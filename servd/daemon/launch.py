@@ -5,7 +5,6 @@ import json
 import os
 import select
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from servd.daemon.admin_client import UnixConnection
 from servd.daemon.printed import LOG_NAME
 from servd.daemon.state_lock import running_pid
 from servd.exceptions import AlreadyRunningError, DeployError, StateError
@@ -200,19 +200,8 @@ def _said(path: Path, begin: int) -> str:
     return "\n".join(lines) or text or f"it said nothing, see {path}"
 
 
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str, timeout_s: float) -> None:
-        super().__init__("localhost", timeout=timeout_s)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
-
-
 def _status(socket_dir: str) -> dict[str, Any] | None:
-    connection = _UnixConnection(admin_socket(socket_dir), 5.0)
+    connection = UnixConnection(admin_socket(socket_dir), 5.0)
     try:
         connection.request("GET", "/api/servd/v1/status")
         response = connection.getresponse()

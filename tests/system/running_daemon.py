@@ -4,7 +4,6 @@ import http.client
 import json
 import os
 import signal
-import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from servd.daemon import launch
+from servd.daemon.admin_client import UnixConnection
 from servd.ground.clock import SystemClock, block_for
 from servd.ground.settings import Settings, admin_socket, socket_dir_for
 from tests.ports import free_port
@@ -43,19 +43,6 @@ def eventually(fact: Callable[[], T], limit_s: float = LIMIT_S) -> T:
             return value
         assert clock.now() < deadline, f"never so within {limit_s} s; last value {value!r}"
         block_for(0.02)
-
-
-class UnixConnection(http.client.HTTPConnection):
-    """HTTP over a Unix socket."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=LIMIT_S)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
 
 
 class RunningDaemon:
@@ -93,7 +80,7 @@ class RunningDaemon:
 
     def ask(self, verb: str, path: str, body: Any = None) -> tuple[int, Any]:
         """Status code and body (JSON where it is) of a request to the admin plane."""
-        connection = UnixConnection(admin_socket(self.settings.socket_dir))
+        connection = UnixConnection(admin_socket(self.settings.socket_dir), LIMIT_S)
         try:
             connection.request(verb, path, None if body is None else json.dumps(body))
             response = connection.getresponse()
