@@ -10,7 +10,7 @@ from typing import Any
 from servd.app.batch_options import BatchOptions
 from servd.calls.request_context import RequestContext, current_request
 from servd.exceptions import ServdError
-from servd.observability.described import summary_of
+from servd.observability.described import for_future, summary_of
 
 
 class StreamEnd:
@@ -282,9 +282,7 @@ def _check_length(name: str, results: Any, batch: list[BatchCall]) -> None:
 
 def _fail(call: BatchCall, error: BaseException) -> None:
     if not call.future.done():
-        # a future refuses this one, because a coroutine cannot raise it either
-        refused = isinstance(error, StopIteration)
-        call.future.set_exception(RuntimeError("the result is a StopIteration") if refused else error)
+        call.future.set_exception(for_future(error))
         # an item whose caller is gone is no news for the log
         call.future.exception()
     if call.stream is not None:

@@ -34,6 +34,23 @@ def summary_of(error: BaseException) -> str:
         return f"{name}: {text}" if text else name
 
 
+def for_future(error: BaseException) -> BaseException:
+    """The error, or one that tells of it, for what a future cannot carry to whoever waits.
+
+    It refuses StopIteration. A task that is cancelled in the moment of its result asks the error for its class, and never ends
+    if that raises.
+    """
+    try:
+        # asks an object of another type for its class
+        if not isinstance(error, StopIteration):
+            return error
+    except BaseException:
+        pass
+    told = RuntimeError(f"user code raised {summary_of(error)}")
+    told.__cause__ = error
+    return told
+
+
 def name_of(kind: type) -> str:
     """Qualified name of a class, past any code of its metaclass."""
     return str(vars(type)["__qualname__"].__get__(kind))

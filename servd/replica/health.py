@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from servd.observability.described import summary_of
+from servd.observability.described import for_future, summary_of
 from servd.observability.tracebacks import user_traceback
 
 _JITTER = 0.1
@@ -107,8 +107,8 @@ async def _ended(main_loop: asyncio.AbstractEventLoop, function: Callable[[], An
     async def run() -> None:
         try:
             await function()
-        except Exception:
-            raise
+        except Exception as error:
+            raise for_future(error)
         # user code: `sys.exit()` in a check is a failed check
         except BaseException as error:
             raise RuntimeError(f"the health check raised {summary_of(error)}") from error
@@ -136,9 +136,8 @@ class _CheckThread:
                 value = self._check()
             # user code: `sys.exit()` in a check is a failed check
             except BaseException as raised:
-                # a future refuses StopIteration
-                is_fit = issubclass(type(raised), Exception) and not issubclass(type(raised), StopIteration)
-                error = raised if is_fit else RuntimeError(f"the health check raised {summary_of(raised)}")
+                is_fit = issubclass(type(raised), Exception)
+                error = for_future(raised) if is_fit else RuntimeError(f"the health check raised {summary_of(raised)}")
             try:
                 loop.call_soon_threadsafe(_settle, result, value, error)
             except RuntimeError:

@@ -66,7 +66,7 @@ class SyncThreads:
 
     async def _outcome(self, job: "_Job") -> Any:
         try:
-            return await job.result
+            value, error = await job.result
         except asyncio.CancelledError:
             if job in self._waiting:
                 self._waiting.remove(job)
@@ -74,6 +74,9 @@ class SyncThreads:
                 job.ended = job.loop.create_future()
                 await job.ended
             raise
+        if error is not None:
+            raise error
+        return value
 
     def _start(self, worker: "_Worker", job: "_Job") -> None:
         worker.given += 1
@@ -96,14 +99,8 @@ class SyncThreads:
             job.ended.set_result(None)
         if job.result.done():
             return
-        if error is None:
-            job.result.set_result(value)
-        # of the type alone: `isinstance` asks the object too, which may raise
-        elif issubclass(type(error), StopIteration):
-            # a future refuses it, because a coroutine cannot raise it either
-            job.result.set_exception(RuntimeError("the function raised StopIteration"))
-        else:
-            job.result.set_exception(error)
+        # an error as a value too: a future cannot carry each one
+        job.result.set_result((value, error))
 
 
 class _Job:
@@ -116,7 +113,7 @@ class _Job:
         self.args = args
         self.context = contextvars.copy_context() if context is None else context
         self.loop = asyncio.get_running_loop()
-        self.result: asyncio.Future[Any] = self.loop.create_future()
+        self.result: asyncio.Future[tuple[Any, BaseException | None]] = self.loop.create_future()
         self.ended: asyncio.Future[None] | None = None
         self.is_done = False
 

@@ -1,5 +1,6 @@
 """Nothing that describes, pickles or logs an error raises, whatever the error's class does."""
 
+import asyncio
 import dataclasses
 import logging
 
@@ -7,7 +8,7 @@ import pytest
 
 from servd.calls.pickling import dump_exception, dumps, load_exception, loads
 from servd.exceptions import UserCodeError
-from servd.observability.described import NO_TEXT, name_of, summary_of, text_of
+from servd.observability.described import NO_TEXT, for_future, name_of, summary_of, text_of
 from servd.observability.logs import LineFormatter
 from servd.observability.tracebacks import user_traceback
 from servd.replica.responses import error_response
@@ -84,3 +85,19 @@ def test_a_text_that_fails_says_so() -> None:
 def test_values_that_leave_the_interpreter_are_errors() -> None:
     with pytest.raises(UserCodeError, match="could not be unpickled: SystemExit: 3"):
         loads(dumps(LeavesWhenUnpickled()))
+
+
+@pytest.mark.parametrize("kind", [*KINDS, StopIteration], ids=name_of)
+async def test_who_is_cancelled_in_the_moment_of_an_odd_error_ends(kind: type[Exception]) -> None:
+    result = asyncio.get_running_loop().create_future()
+
+    async def waits() -> None:
+        await result
+
+    task = asyncio.create_task(waits())
+    await asyncio.sleep(0)
+    result.set_exception(for_future(kind("odd")))
+    task.cancel()
+    done, _ = await asyncio.wait([task], timeout=5)
+    assert done
+    assert name_of(kind) in user_traceback(result.exception())
