@@ -235,11 +235,12 @@ async def test_route_changes_lose_no_request(client: Client, room: Room) -> None
 
 async def test_full_lines_are_503(client: Client, room: Room) -> None:
     limit = {"x-request-timeout-seconds": "0.5"}
-    running = [asyncio.create_task(send(client, "/root/app?sleep", headers=limit)) for _ in range(2)]
-    await wait_until(lambda: ongoing(room) == 2)
-    got = await send(client, "/root/app")
-    assert (got.status_code, got.headers["retry-after"]) == (503, "1")
-    assert [(await task).status_code for task in running] == [408, 408]
+    async with asyncio.TaskGroup() as group:
+        running = [group.create_task(send(client, "/root/app?sleep", headers=limit)) for _ in range(2)]
+        await wait_until(lambda: ongoing(room) == 2)
+        got = await send(client, "/root/app")
+        assert (got.status_code, got.headers["retry-after"]) == (503, "1")
+    assert [task.result().status_code for task in running] == [408, 408]
 
 
 @pytest.mark.parametrize("target", ["/app/a%2Fb/../c", "/%61pp/a%2Fb/../c"])
