@@ -107,13 +107,21 @@ async def _ended(main_loop: asyncio.AbstractEventLoop, function: Callable[[], An
     async def run() -> None:
         try:
             await function()
-        except Exception as error:
-            raise for_future(error)
+            return
         # user code: `sys.exit()` in a check is a failed check
-        except BaseException as error:
-            raise RuntimeError(f"the health check raised {summary_of(error)}") from error
+        except BaseException as raised:
+            error = _as_failure(raised)
+        raise error
 
     await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(run(), main_loop))
+
+
+def _as_failure(error: BaseException) -> BaseException:
+    if issubclass(type(error), Exception):
+        return for_future(error)
+    failure = RuntimeError(f"the health check raised {summary_of(error)}")
+    failure.__cause__ = error
+    return failure
 
 
 class _CheckThread:
@@ -136,8 +144,7 @@ class _CheckThread:
                 value = self._check()
             # user code: `sys.exit()` in a check is a failed check
             except BaseException as raised:
-                is_fit = issubclass(type(raised), Exception)
-                error = for_future(raised) if is_fit else RuntimeError(f"the health check raised {summary_of(raised)}")
+                error = _as_failure(raised)
             try:
                 loop.call_soon_threadsafe(_settle, result, value, error)
             except RuntimeError:
