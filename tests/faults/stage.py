@@ -30,9 +30,10 @@ class Work:
 
     async def __call__(self, request):
         mark = request.headers.get("x-mark", "-")
-        body = await request.body()
+        # first of all: a replica that dies while the body is on its way had begun too
         if request.method == "POST":
             os.write(self.journal, f"{mark}\\n".encode())
+        body = await request.body()
         if hold := request.query_params.get("hold"):
             await asyncio.sleep(float(hold))
         return f"{mark} {len(body)} {self.version} {self.colour} {os.getpid()}"
