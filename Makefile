@@ -18,7 +18,7 @@ test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -q -m "not long" -n 2 --dist loadfile
 
 test-all: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 faults: $(VENV)/installed-dev
 	$(BIN)/python -m tests.faults

@@ -21,14 +21,14 @@ apply = Observed.apply
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", range(10))
+@pytest.mark.parametrize("block", range(6))
 def test_histories(block: int) -> None:
     for seed in range(block * 100, block * 100 + 100):
         Simulation(seed).run()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", range(2))
+@pytest.mark.parametrize("block", range(1))
 def test_gentle_histories(block: int) -> None:
     for seed in range(block * 100, block * 100 + 100):
         Simulation(seed, gentle=True).run()
