@@ -3,6 +3,7 @@
 They are worthless after a reboot, so the file lies in the runtime directory; the daemon removes it at each start.
 """
 
+import contextlib
 import logging
 import os
 import sqlite3
@@ -10,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from servd.daemon.unix_sockets import place_of
 from servd.exceptions import ProtocolError
 from servd.wire.codec import decode_message, encode_message
 
@@ -19,64 +21,108 @@ logger = logging.getLogger(__name__)
 
 
 class FactStore:
-    """Facts by (kind, key)."""
+    """Facts by (kind, key).
+
+    Without a file that can be written the control loop goes on, or no dead replica would be replaced any more: all facts are
+    kept here as well, and written as soon as they can be, into a new file if the old one is gone.
+    """
 
     def __init__(self, socket_dir: str) -> None:
         self._path = f"{socket_dir}/{STORE_NAME}"
-        try:
-            self._connection = _open(self._path)
-        except sqlite3.DatabaseError as error:
-            # without facts every living process is a stray, and is replaced
-            logger.error("facts_lost path=%s reason=%s", self._path, error)
-            for path in fact_files(socket_dir):
-                Path(path).unlink(missing_ok=True)
-            self._connection = _open(self._path)
+        self._facts: dict[tuple[str, str], Any] = {}
         self._unsaved: dict[tuple[str, str], Any] = {}
+        self._place: tuple[int, int] | None = None
+        self._trouble = ""
+        self._connection = self._opened()
 
     def __repr__(self) -> str:
         return f"FactStore({self._path}, {len(self._unsaved)} unsaved)"
 
     def load(self) -> list[Any]:
         """All facts, in the order in which they were first saved."""
-        facts = []
-        for kind, key, value in self._connection.execute("SELECT kind, key, value FROM facts ORDER BY rowid"):
+        if self._connection is None:
+            return []
+        rows = self._connection.execute("SELECT kind, key, value FROM facts ORDER BY rowid").fetchall()
+        for kind, key, value in rows:
             try:
-                facts.append(decode_message(value))
+                self._facts[(kind, key)] = decode_message(value)
             except ProtocolError as error:
                 logger.error("fact_unreadable kind=%s key=%s reason=%s", kind, key, error)
-        return facts
+        return list(self._facts.values())
 
     def save(self, changes: Mapping[tuple[str, str], Any]) -> None:
-        """Write changed facts, None = forget.
-
-        A full disk does not stop the control loop, or no dead replica would be replaced any more: what could not be
-        written is tried again with the next change.
-        """
+        """Write changed facts, None = forget; what cannot be written now is tried again at the next call."""
+        for where, fact in changes.items():
+            self._facts[where] = fact
+            if fact is None:
+                del self._facts[where]
         self._unsaved.update(changes)
-        if not self._unsaved:
-            return
+        if self._connection is None or place_of(self._path) != self._place:
+            self.close()
+            self._connection = self._opened()
+            self._unsaved = {**self._unsaved, **self._facts}
+        if self._unsaved and self._connection is not None:
+            self._save(self._connection)
+
+    def _save(self, connection: sqlite3.Connection) -> None:
         try:
-            self._connection.execute("BEGIN")
+            connection.execute("BEGIN")
             for (kind, key), fact in self._unsaved.items():
-                self._write(kind, key, fact)
-            self._connection.execute("COMMIT")
+                self._write(connection, kind, key, fact)
+            connection.execute("COMMIT")
         except sqlite3.Error as error:
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
-            logger.error("facts_not_saved count=%d path=%s reason=%s", len(self._unsaved), self._path, error)
+            with contextlib.suppress(sqlite3.Error):
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+            self._tell(str(error))
             return
         self._unsaved.clear()
+        self._tell("")
 
     def close(self) -> None:
         """Close the file."""
-        self._connection.close()
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
-    def _write(self, kind: str, key: str, fact: Any) -> None:
+    def _opened(self) -> sqlite3.Connection | None:
+        try:
+            connection = _open(self._path)
+        except sqlite3.OperationalError as error:
+            # no room, read-only, no directory: what is there stays
+            self._tell(str(error))
+            return None
+        except sqlite3.DatabaseError as error:
+            logger.error("facts_lost path=%s reason=%s", self._path, error)
+            with contextlib.suppress(OSError):
+                for path in fact_files(os.path.dirname(self._path)):
+                    Path(path).unlink(missing_ok=True)
+                connection = _open(self._path)
+                self._place = place_of(self._path)
+                return connection
+            return None
+        except OSError as error:
+            self._tell(str(error))
+            return None
+        self._place = place_of(self._path)
+        return connection
+
+    def _tell(self, trouble: str) -> None:
+        """Say once what is wrong, and that it is over."""
+        if trouble != self._trouble:
+            if trouble:
+                logger.error("facts_not_saved count=%d path=%s reason=%s", len(self._unsaved), self._path, trouble)
+            else:
+                logger.info("facts_saved_again path=%s", self._path)
+        self._trouble = trouble
+
+    @staticmethod
+    def _write(connection: sqlite3.Connection, kind: str, key: str, fact: Any) -> None:
         if fact is None:
-            self._connection.execute("DELETE FROM facts WHERE kind = ? AND key = ?", (kind, key))
+            connection.execute("DELETE FROM facts WHERE kind = ? AND key = ?", (kind, key))
             return
         # an upsert keeps the row number, so the order of first saving stays
-        self._connection.execute(
+        connection.execute(
             "INSERT INTO facts VALUES (?, ?, ?) ON CONFLICT (kind, key) DO UPDATE SET value = excluded.value",
             (kind, key, encode_message(fact)),
         )

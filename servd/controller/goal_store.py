@@ -63,6 +63,7 @@ class GoalStore:
         self._path = path
         self._last: tuple[int, str, Goal] = (0, "", Goal())
         self._file: tuple[int, int] | None = None
+        self._max_pages: int | None = None
 
     def __repr__(self) -> str:
         return f"GoalStore({self._path}, revision {self._last[0]})"
@@ -122,14 +123,9 @@ class GoalStore:
         self._check_place()
         text = json.dumps(asdict(goal))
         sha256 = _sum(previous, goal.revision, text, at, origin)
-        try:
-            with self._connection:
-                self._connection.execute(
-                    "INSERT INTO revisions VALUES (?, ?, ?, ?, ?, ?)",
-                    (goal.revision, text, at, origin, previous, sha256),
-                )
-        except sqlite3.Error as error:
-            raise self._not_saved(error) from error
+        self._write(
+            "INSERT INTO revisions VALUES (?, ?, ?, ?, ?, ?)", goal.revision, text, at, origin, previous, sha256
+        )
         self._last = (goal.revision, sha256, goal)
         self._checkpoint()
 
@@ -145,12 +141,7 @@ class GoalStore:
         self._check_place()
         text = json.dumps({app.name: app.scale for app in goal.applications})
         row = (revision, text, _sum(sha256, revision, text, 0.0, "scale"))
-        try:
-            with self._connection:
-                self._connection.execute(_PINS_SCHEMA)
-                self._connection.execute("INSERT OR REPLACE INTO pins VALUES (?, ?, ?)", row)
-        except sqlite3.Error as error:
-            raise self._not_saved(error) from error
+        self._write("INSERT OR REPLACE INTO pins VALUES (?, ?, ?)", *row, schema=_PINS_SCHEMA)
         self._last = (revision, sha256, goal)
         self._checkpoint()
 
@@ -170,12 +161,7 @@ class GoalStore:
             GoalNotSavedError: it was not noted.
         """
         self._check_place()
-        try:
-            with self._connection:
-                self._connection.execute(_OUTCOMES_SCHEMA)
-                self._connection.execute("INSERT OR REPLACE INTO outcomes VALUES (?, ?)", (revision, outcome.value))
-        except sqlite3.Error as error:
-            raise self._not_saved(error) from error
+        self._write("INSERT OR REPLACE INTO outcomes VALUES (?, ?)", revision, outcome.value, schema=_OUTCOMES_SCHEMA)
         self._checkpoint()
 
     def _outcomes(self) -> dict[int, RevisionOutcome]:
@@ -196,6 +182,34 @@ class GoalStore:
                 f"the goal was not saved: {self._path} was deleted or replaced while the daemon ran. Put the file back "
                 f"and try again; the accepted goal (revision {self._last[0]}) goes on"
             )
+
+    def _write(self, statement: str, *values: Any, schema: str = "") -> None:
+        for is_last in (False, True):
+            try:
+                with self._connection:
+                    if schema:
+                        self._connection.execute(schema)
+                    self._connection.execute(statement, values)
+                return
+            except sqlite3.Error as error:
+                if is_last or not self._is_connected_anew():
+                    raise self._not_saved(error) from error
+
+    def _is_connected_anew(self) -> bool:
+        """Connect again: a connection made on a read-only disk stays read-only when the disk no longer is."""
+        try:
+            fresh = _connect(self._path)
+            self._set_up(fresh)
+        except sqlite3.Error:
+            return False
+        self._connection.close()
+        self._connection = fresh
+        return True
+
+    def _set_up(self, connection: sqlite3.Connection) -> None:
+        connection.execute("PRAGMA synchronous=FULL")
+        if self._max_pages is not None:
+            connection.execute(f"PRAGMA max_page_count={self._max_pages}")
 
     def _not_saved(self, error: sqlite3.Error) -> GoalNotSavedError:
         return GoalNotSavedError(
@@ -234,11 +248,10 @@ class GoalStore:
             last = sha256
         if count:
             self._last = (count, last, goal_from_json(json.loads(text)))
-        self._connection.execute("PRAGMA synchronous=FULL")
+        self._max_pages = max_pages
         self._apply_pins()
         self._checkpoint()
-        if max_pages is not None:
-            self._connection.execute(f"PRAGMA max_page_count={max_pages}")
+        self._set_up(self._connection)
 
     def _apply_pins(self) -> None:
         revision, sha256, goal = self._last

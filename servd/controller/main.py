@@ -54,6 +54,7 @@ NODE_IP = "127.0.0.1"
 LOCK_NAME = "controller.lock"
 _LOCK_LIMIT_S = 6.0
 _LOOK_S = 5.0
+_TEND_S = 1.0
 
 logger = logging.getLogger(__name__)
 
@@ -169,19 +170,21 @@ class _Controller:
         control.start(executor, supervisor, channel, stacks)
         logger.info("controller_started pid=%d revision=%d", os.getpid(), goal.revision)
         try:
-            await self._serve(control)
+            await self._serve(control, facts)
         finally:
             server.close()
             facts.close()
             store.close()
-            os.close(lock)
+            if lock >= 0:
+                os.close(lock)
 
-    async def _serve(self, control: ControlLoop) -> None:
+    async def _serve(self, control: ControlLoop, facts: FactStore) -> None:
         shutdown = asyncio.Event()
         serving = asyncio.create_task(self._serve_admin(control, shutdown))
         asked = asyncio.create_task(self._stop_asked.wait())
         announcing = asyncio.create_task(self._announce(control))
         measuring = asyncio.create_task(self._serve_metrics())
+        tending = asyncio.create_task(_tend(facts))
         await asyncio.wait([asked, serving], return_when=asyncio.FIRST_COMPLETED)
         if serving.done():
             # it has no reason to end by itself
@@ -189,6 +192,7 @@ class _Controller:
             raise InvariantError("the admin server ended")
         announcing.cancel()
         measuring.cancel()
+        tending.cancel()
         await control.stop(self._stop_timeout_s)
         shutdown.set()
         self._wanted.set()
@@ -285,18 +289,35 @@ class _Controller:
         self._stop_asked.set()
 
 
+async def _tend(facts: FactStore) -> None:
+    """Bring facts that could not be written on disk as soon as they can be, also when nothing else happens."""
+    while True:
+        await asyncio.sleep(_TEND_S)
+        facts.save({})
+
+
 def _fail() -> None:
     logging.shutdown()
     os._exit(1)
 
 
 def _lock(state_dir: str) -> int:
-    """Be the only controller of the state directory; gives the descriptor.
+    """Be the only controller of the state directory; gives the descriptor, -1 where there is nothing to lock.
 
     Raises:
         StateError: another one holds on to it.
     """
-    fd = os.open(f"{state_dir}/{LOCK_NAME}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    path = f"{state_dir}/{LOCK_NAME}"
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError:
+        # no room for it, or read-only: one that is there can be locked all the same
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            # the daemon has the lock of the directory, so what could still run here is a controller that is about to end
+            logger.warning("controller_lock_missing path=%s reason=%s", path, error.strerror)
+            return -1
     clock = SystemClock()
     deadline = clock.now() + _LOCK_LIMIT_S
     while True:

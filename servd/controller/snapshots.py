@@ -13,7 +13,7 @@ from typing import Any
 from servd.controller.file_store import FileStore
 from servd.documents.control_plane import ApplicationDocument
 from servd.documents.runtime_env import is_local_directory, local_path, local_uris
-from servd.exceptions import ConfigError, GoalNotSavedError
+from servd.exceptions import ConfigError, GoalNotSavedError, StateError
 from servd.ground.durable import sync_directory, sync_tree
 from servd.ground.quick_dataclass import dataclass
 from servd.ground.settings import make_private_dir
@@ -39,7 +39,7 @@ def take_snapshots(
 
     Raises:
         ConfigError: a directory is missing, unreadable or too large; names application and directory.
-        GoalNotSavedError: the disk of the state directory is full.
+        GoalNotSavedError: the state directory takes no file.
     """
     found: dict[str, dict[str, str]] = {}
     for document in documents:
@@ -74,8 +74,11 @@ def snapshot(directory: str, excludes: Sequence[str], code_dir: str, where: str,
     """
     if not os.path.isdir(directory):
         raise ConfigError(f"{where}: there is no directory {directory}")
-    make_private_dir(code_dir)
-    draft = tempfile.mkdtemp(dir=code_dir, prefix=".draft-")
+    try:
+        make_private_dir(code_dir)
+        draft = tempfile.mkdtemp(dir=code_dir, prefix=".draft-")
+    except (OSError, StateError) as error:
+        raise GoalNotSavedError(f"{where}: cannot write a snapshot in {code_dir}: {error}") from error
     try:
         digest = _copy(directory, draft, excludes, where, left_out)
         target = os.path.join(code_dir, digest)
@@ -90,6 +93,8 @@ def snapshot(directory: str, excludes: Sequence[str], code_dir: str, where: str,
         shutil.rmtree(draft, ignore_errors=True)
         _files_of(code_dir).drop_unused()
         raise
+    except StateError as error:
+        raise GoalNotSavedError(f"{where}: cannot write a snapshot in {code_dir}: {error}") from error
     except OSError as error:
         if error.filename2 is None and error.filename and str(error.filename).startswith(directory):
             raise ConfigError(f"{where}: cannot read {error.filename}: {error.strerror}") from error

@@ -13,12 +13,15 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from servd.ground.clock import SystemClock
 from servd.ground.quick_dataclass import dataclass
 from servd.ground.settings import is_on, variable
 from servd.observability.described import report_of
 
 MAX_FILE_BYTES = 512 * 1024 * 1024
 BACKUP_FILES = 5
+RETRY_S = 1.0
+"""Between two tries to open a file that is away."""
 DEAD_FILES_KEPT = 100
 """Log files of replicas that are gone, of all deployments together."""
 LAST_LINES = 50
@@ -168,14 +171,19 @@ def revive() -> None:
 
 
 class LogFile:
-    """A log file that several processes may append to and that rotates by size, or by the hand of somebody who renames it."""
+    """A log file that several processes may append to and that rotates by size, or by the hand of somebody who renames it.
+
+    Logs are expendable: where the file cannot be opened, is removed or takes nothing, lines are lost, and it is tried again.
+    """
 
     def __init__(self, path: Path, max_bytes: int = MAX_FILE_BYTES, backups: int = BACKUP_FILES) -> None:
         self._path = path
         self._max_bytes = max_bytes
         self._backups = backups
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._fd = self._open()
+        self._clock = SystemClock()
+        self._is_away = False
+        self._look_at = 0.0
+        self._fd = self._open_or_none()
 
     def __repr__(self) -> str:
         return f"LogFile({self._path})"
@@ -184,8 +192,8 @@ class LogFile:
         """Append whole lines; a full or broken disk loses them silently."""
         try:
             status = os.fstat(self._fd)
-            if not self._is_in_place(status):
-                self._reopen()
+            if self._is_away or not self._is_in_place(status):
+                self._find_again()
             elif status.st_size and status.st_size + len(data) > self._max_bytes:
                 self._rotate()
             os.write(self._fd, data)
@@ -200,6 +208,34 @@ class LogFile:
         """Close the file."""
         os.close(self._fd)
 
+    def _open_or_none(self) -> int:
+        """The file, else what swallows everything."""
+        try:
+            self._make_directories()
+            fd = self._open()
+        except OSError:
+            self._is_away = True
+            return os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        self._is_away = False
+        return fd
+
+    def _make_directories(self) -> None:
+        # no more than the log root and its one directory: a state directory that is gone must be seen to be gone
+        for directory in (self._path.parent.parent, self._path.parent):
+            directory.mkdir(mode=0o700, exist_ok=True)
+
+    def _find_again(self) -> None:
+        now = self._clock.now()
+        if self._is_away and now < self._look_at:
+            return
+        self._look_at = now + RETRY_S
+        self._replace(self._open_or_none())
+
+    def _replace(self, successor: int) -> None:
+        # under the same number: others write to it as well
+        os.dup2(successor, self._fd, inheritable=False)
+        os.close(successor)
+
     def _open(self) -> int:
         return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
@@ -212,19 +248,13 @@ class LogFile:
                 if backup.exists():
                     backup.replace(f"{self._path}.{number + 1}")
             self._path.replace(f"{self._path}.1")
-        self._reopen()
+        self._replace(self._open())
 
     def _is_in_place(self, status: os.stat_result) -> bool:
         try:
             return os.path.samestat(status, os.stat(self._path))
-        except FileNotFoundError:
+        except OSError:
             return False
-
-    def _reopen(self) -> None:
-        successor = self._open()
-        # under the same number: others write to it as well
-        os.dup2(successor, self._fd, inheritable=False)
-        os.close(successor)
 
 
 class _FileHandler(logging.Handler):

@@ -1,5 +1,6 @@
 """servd's own endpoints under `/api/servd/v1/`: one application, scale, stacks, shipped code, metrics, status, start."""
 
+import contextlib
 import hashlib
 import hmac
 import os
@@ -13,7 +14,7 @@ from starlette.responses import PlainTextResponse, Response
 from servd.documents.checked import validated
 from servd.documents.control_plane import ControlPlane
 from servd.documents.orders import ApplicationOrder, ScaleOrder, StartOrder
-from servd.exceptions import ConfigError
+from servd.exceptions import ConfigError, GoalNotSavedError, StateError
 from servd.ground.durable import sync_directory
 from servd.ground.settings import make_private_dir
 from servd.rest.bodies import own_status
@@ -132,9 +133,12 @@ def code_resource(code_dir: str, digest: str) -> Resource:
 
 async def _keep(request: Request, path: Path, digest: str) -> None:
     """Write the body beside `path`, check its sum, then move it there."""
-    make_private_dir(str(path.parent))
     found = hashlib.sha256()
-    descriptor, draft = tempfile.mkstemp(dir=path.parent, prefix=".draft-")
+    try:
+        make_private_dir(str(path.parent))
+        descriptor, draft = tempfile.mkstemp(dir=path.parent, prefix=".draft-")
+    except (OSError, StateError) as error:
+        raise GoalNotSavedError(f"cannot keep the application's code in {path.parent}: {error}") from error
     try:
         with os.fdopen(descriptor, "wb") as file:
             async for part in request.stream():
@@ -146,6 +150,14 @@ async def _keep(request: Request, path: Path, digest: str) -> None:
             raise ConfigError(f"the body has SHA-256 {found.hexdigest()}, the path says {digest}")
         os.replace(draft, path)
         sync_directory(str(path.parent))
+    except OSError as error:
+        _forget(draft)
+        raise GoalNotSavedError(f"cannot keep the application's code in {path.parent}: {error}") from error
     except BaseException:
-        os.unlink(draft)
+        _forget(draft)
         raise
+
+
+def _forget(draft: str) -> None:
+    with contextlib.suppress(OSError):
+        os.unlink(draft)

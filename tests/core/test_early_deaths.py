@@ -1,5 +1,7 @@
 """Replicas that die soon after they were ready: counted as failed starts, and no old one goes for them."""
 
+from dataclasses import replace
+
 from servd.controller.plan import events
 from servd.controller.plan.facts import ReplicaFact
 from servd.controller.plan.restarts import EARLY_DEATH_S, PROBATION_S, failure_threshold
@@ -57,6 +59,16 @@ def test_the_status_tells_of_early_deaths_and_of_the_next_try() -> None:
     message = message_of(world)
     assert "exited with signal 7 2.5 s after it was ready" in message
     assert "3 times in a row, deaths within 60 s of being ready included; the next try is" in message
+
+
+def test_the_status_tells_why_no_start_succeeds_after_a_death() -> None:
+    world = deployed(num_replicas=1)
+    crash_loop(world, failure_threshold(1) - 1)
+    world.now += 2.5
+    die(world, world.replicas()[0])
+    fact = world.observed.deployments[("app", "D")]
+    world.observed.put(replace(fact, failures=fact.failures + 1, last_error="cannot copy: no space left"))
+    assert message_of(world).endswith("after the last one. Last error:\ncannot copy: no space left")
 
 
 def test_a_replica_that_lived_longer_is_replaced_at_once_however_often() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from servd.controller import history
+from servd.controller import goal_store, history
 from servd.controller.fact_store import FactStore
 from servd.controller.goal_store import GoalStore
 from servd.controller.plan import change
@@ -302,3 +302,36 @@ def test_a_revision_whose_code_is_gone_is_not_gone_back_to(tmp_path: Path) -> No
     (tmp_path / "code2").rmdir()
     assert history.last_that_ran(store, str(tmp_path)) == 1
     store.close()
+
+
+def test_facts_outlive_a_file_that_cannot_be_written(tmp_path: Path) -> None:
+    home = tmp_path / "sockets"
+    store = FactStore(str(home))
+    assert store.load() == []
+    store.save({("p", "1"): ProxyGoal("1"), ("p", "2"): ProxyGoal("2")})
+    home.mkdir()
+    store.save({("p", "2"): None})
+    home.rename(tmp_path / "away")
+    home.mkdir()
+    # as the controller does every second
+    store.save({})
+    store.close()
+    again = FactStore(str(home))
+    assert again.load() == [ProxyGoal("1")]
+    again.close()
+
+
+def test_a_disk_that_is_read_only_no_longer_is_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled(tmp_path, 1)
+
+    def read_only(path: Path) -> sqlite3.Connection:
+        return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+
+    with monkeypatch.context() as disk:
+        disk.setattr(goal_store, "_connect", read_only)
+        store = GoalStore.open(str(tmp_path))
+        with pytest.raises(GoalNotSavedError, match="readonly"):
+            store.save(a_goal(2), "PUT", 2.0)
+    store.save(a_goal(2), "PUT", 2.0)
+    store.close()
+    assert GoalStore.open(str(tmp_path)).latest() == a_goal(2)

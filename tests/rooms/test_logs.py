@@ -167,3 +167,37 @@ def test_a_file_that_was_renamed_or_removed_is_begun_anew(tmp_path: Path) -> Non
     assert first.fileno() == number
     first.close()
     second.close()
+
+
+@pytest.mark.parametrize("obstacle", ["a file in the way", "no state directory"])
+def test_without_a_place_for_the_file_lines_are_lost_and_later_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, obstacle: str
+) -> None:
+    monkeypatch.setattr(logs, "RETRY_S", 0.0)
+    state = tmp_path / "state"
+    if obstacle == "a file in the way":
+        state.write_text("")
+    path = state / "logs" / "serve" / "x.log"
+    file = logs.LogFile(path)
+    number = file.fileno()
+    file.write(b"lost\n")
+    assert not (tmp_path / "state" / "logs").exists()
+    if obstacle == "a file in the way":
+        state.unlink()
+    state.mkdir()
+    file.write(b"kept\n")
+    assert (path.read_bytes(), file.fileno()) == (b"kept\n", number)
+    file.close()
+
+
+def test_a_lost_file_is_not_looked_for_at_every_line(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    state.mkdir()
+    path = state / "logs" / "serve" / "x.log"
+    file = logs.LogFile(path)
+    state.rename(tmp_path / "away")
+    file.write(b"lost\n")
+    state.mkdir()
+    file.write(b"lost too, for the moment\n")
+    assert not path.exists()
+    file.close()

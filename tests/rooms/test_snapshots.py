@@ -10,7 +10,7 @@ from servd.controller import snapshots
 from servd.controller.changed_files import changed_files
 from servd.controller.snapshots import prune, snapshot, take_snapshots
 from servd.documents.control_plane import ApplicationDocument
-from servd.exceptions import ConfigError
+from servd.exceptions import ConfigError, GoalNotSavedError
 
 
 def tree(directory: Path) -> dict[str, str]:
@@ -222,3 +222,14 @@ def test_what_nobody_needs_is_pruned_with_the_files_that_only_it_had(code: Path)
     assert tree(second)["package/data.csv"] == "1,2"
     assert prune(str(store), {second.name}, dry_run=False) == ([], 0)
     assert prune(str(code.parent / "none"), set(), dry_run=False) == ([], 0)
+
+
+@pytest.mark.parametrize("name", ["code", "files"])
+def test_a_state_directory_that_takes_no_file_refuses_the_document(code: Path, name: str) -> None:
+    state = code.parent / "state"
+    state.mkdir(mode=0o700)
+    # root may write anywhere, but not below a file
+    (state / name).write_text("")
+    with pytest.raises(GoalNotSavedError, match="cannot write a snapshot") as refused:
+        snapshot(str(code), (), str(state / "code"), "here")
+    assert refused.value.status_code == 507

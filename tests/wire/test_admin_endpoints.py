@@ -255,3 +255,11 @@ def test_shipped_code_is_kept_by_its_hash_over_the_unix_socket_only(server: Serv
     assert server.ask("PUT", path, body, unix=True)[0] == 200
     assert [entry.name for entry in server.code_dir.iterdir()] == [f"{digest}.pkl"]
     assert (server.code_dir / f"{digest}.pkl").read_bytes() == body
+
+
+def test_shipped_code_that_cannot_be_kept_is_507(server: Server) -> None:
+    server.code_dir.write_text("in the way")
+    path = f"/api/servd/v1/code/{hashlib.sha256(b'x').hexdigest()}"
+    status, _, text = server.ask("PUT", path, b"x", unix=True)
+    assert status == 507, text
+    assert str(server.code_dir) in text

@@ -188,7 +188,7 @@ def _message(
         return ""
     if status is DeploymentStatus.UNHEALTHY:
         waits = _waits(target, fact)
-        return fact.trouble if waits in fact.trouble else f"{fact.trouble}\n{waits}"
+        return fact.trouble if waits in fact.trouble else f"{fact.trouble}\n{waits} Last error:\n{fact.last_error}"
     if status is DeploymentStatus.UPDATING:
         slow = [r for r in replicas if r.state is ReplicaState.STARTING and now - r.created_at > SLOW_START_S]
         if slow:

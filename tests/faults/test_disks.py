@@ -1,0 +1,23 @@
+"""Directories of a daemon that are full, read-only or gone cost no request, and no process for long."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.faults import disks
+
+pytestmark = pytest.mark.skipif(bool(disks.why_not()), reason=disks.why_not())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cell", disks.QUICK_CELLS)
+def test_a_trouble(tmp_path: Path, cell: str) -> None:
+    done = disks.run_apart(cell, tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("cell", [cell for cell in disks.CELLS if cell not in disks.QUICK_CELLS])
+def test_every_trouble(tmp_path: Path, cell: str) -> None:
+    done = disks.run_apart(cell, tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
