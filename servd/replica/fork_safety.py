@@ -5,6 +5,7 @@ import threading
 from collections.abc import Sequence
 
 from servd.replica.native_threads import NativeThread, described, native_threads
+from servd.replica.openmp_pools import end_openmp_pools
 
 SURVIVE = {
     "openblas": "OpenBLAS, as numpy 2.4, scipy 1.16 and opencv 5.0 bring it: makes its pool anew in a child",
@@ -14,6 +15,7 @@ SURVIVE = {
     "tokenizers": "tokenizers 0.23: encodes batches in the child",
     "catboost": "catboost 1.2: predicts in the child",
     "cv2": "opencv 5.0: filters in the child",
+    "numexpr/": "numexpr 2.14, which pandas brings along where it is installed: makes its threads anew",
 }
 """Part of a library's file name -> what was tried: work in the parent, `os.fork()`, the same work in the child, no hang."""
 
@@ -23,12 +25,27 @@ SURVIVE_BY_NAME = {
 }
 """Name of a thread, whatever library's it is -> what is known of it."""
 
+REFUSE = {
+    "numba.np.ufunc.omppool": "numba has run a function with `parallel=True` on OpenMP, and ends each forked child that runs "
+    "another; run the first one after the fork, in the constructor, or choose another layer (NUMBA_THREADING_LAYER), to have "
+    "replicas forked",
+}
+"""Module that is loaded once a library will not work in a child, whatever threads are left -> the sentence about it."""
+
 HOW_TO_FORK = "start them after the fork, in the constructor, to have replicas forked"
 
 
 def fork_unsafe_reason() -> str:
-    """Why replicas of this process must be spawned instead of forked; "" if they may be forked."""
+    """Why replicas of this process must be spawned instead of forked; "" if they may be forked.
+
+    Ends OpenMP's idle pools first. To be asked on the thread that has run the code.
+    """
     python = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
+    if not python:
+        for module, reason in REFUSE.items():
+            if module in sys.modules:
+                return reason
+        end_openmp_pools()
     # where Python's own forbid it, whose the others are is of no interest
     return judge(python, [] if python else native_threads(), has_cuda=_has_cuda_context())
 

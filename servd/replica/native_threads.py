@@ -18,6 +18,7 @@ _SETTLE_S = 0.5
 _LOOK_AGAIN_S = 0.01
 # on every stack, whoever's it is
 _COMMON = ("libc.so", "libc-", "ld-", "libpthread", "libstdc++", "libm.so", "libm-", "libgcc_s", "libdl")
+_PYTHON_MODULE = ".cpython-"
 _WORD = struct.Struct("<Q")
 
 _Segment = tuple[int, int, str]
@@ -26,7 +27,9 @@ _Segment = tuple[int, int, str]
 
 @dataclass(frozen=True, slots=True, order=True)
 class NativeThread:
-    """owner: name of the file whose code it runs, "" if that cannot be seen. name: as the kernel has it."""
+    """owner: name of the file whose code it runs, with the package's where it is a Python module, "" if that cannot be seen.
+    name: as the kernel has it.
+    """
 
     owner: str
     name: str
@@ -50,6 +53,12 @@ def native_threads() -> list[NativeThread]:
         if all(found[task].owner for task in tasks) or clock.now() > limit:
             return sorted(found[task] for task in tasks)
         block_for(_LOOK_AGAIN_S)
+
+
+def loaded_libraries() -> list[str]:
+    """Paths of all files whose code is mapped into this process; sorted."""
+    code, _ = _segments()
+    return sorted({path for _, _, path in code})
 
 
 def _look_at(task: str, code: list[_Segment], stacks: list[_Segment]) -> NativeThread:
@@ -83,9 +92,10 @@ def _library_of(stack: bytes, code: list[_Segment]) -> str:
     for (address,) in reversed(list(_WORD.iter_unpack(whole))):
         found = _segment_of(address, code)
         if found is not None:
-            name = os.path.basename(found[2])
+            folder, name = os.path.split(found[2])
             if not name.startswith(_COMMON):
-                return name
+                # a module's name says little without its package's
+                return f"{os.path.basename(folder)}/{name}" if _PYTHON_MODULE in name else name
     return ""
 
 

@@ -1,8 +1,10 @@
 """Which processes may fork: threads are judged one by one, by whose they are."""
 
+import importlib.metadata
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -25,6 +27,11 @@ POLARS = NativeThread("_polars_runtime.abi3.so", "polars-0")
         ([NativeThread("libarrow.so.2600", "python"), NativeThread("libarrow.so.2600", "jemalloc_bg_thd")], ""),
         ([NativeThread("_polars_runtime.abi3.so", "jemalloc_bg_thd")], ""),
         ([NativeThread("_duckdb.cpython-311-x86_64-linux-gnu.so", "python")] * 9, ""),
+        ([NativeThread("numexpr/interpreter.cpython-311-x86_64-linux-gnu.so", "python")], ""),
+        (
+            [NativeThread("other/interpreter.cpython-311-x86_64-linux-gnu.so", "python")],
+            "1 of other/interpreter.cpython",
+        ),
         # harmful ones are not hidden by harmless ones beside them
         ([OPENBLAS, POLARS, POLARS], "2 native thread(s) running, 2 of _polars_runtime.abi3.so;"),
         ([OPENBLAS, GOMP], "1 native thread(s) running, 1 of libgomp-e985bcbb.so.1.0.0;"),
@@ -53,6 +60,45 @@ def test_a_living_thread_is_found() -> None:
     assert any("python" in found.owner for found in native_threads())
     stop.set()
     thread.join()
+
+
+def test_a_library_that_ends_forked_children_forbids_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "numba.np.ufunc.omppool", sys)
+    assert "numba has run" in fork_unsafe_reason()
+
+
+_POOL = """
+import ctypes, sys
+from servd.replica.native_threads import native_threads
+from servd.replica.openmp_pools import end_openmp_pools
+
+openmp = ctypes.CDLL(sys.argv[1])
+nothing = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: None)
+
+def threads():
+    return sum(thread.owner.startswith("libgomp") for thread in native_threads())
+
+def work():
+    openmp.GOMP_parallel(nothing, None, 0, 0)
+
+end_openmp_pools()
+openmp.omp_set_num_threads(3)
+work()
+before = threads()
+end_openmp_pools()
+end_openmp_pools()
+ended = threads()
+work()
+print(before, ended, threads(), openmp.omp_get_max_threads())
+"""
+
+
+@pytest.mark.slow
+def test_openmp_pools_end_and_start_anew_with_the_threads_that_the_code_has_chosen() -> None:
+    packages = Path(importlib.metadata.distribution("scikit-learn").locate_file(""))
+    (library,) = packages.glob("scikit_learn.libs/libgomp*")
+    command = [sys.executable, "-c", _POOL, str(library)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "2 0 2 3\n"
 
 
 @pytest.mark.slow

@@ -1,0 +1,48 @@
+"""Libraries that have been at work at import, in replicas."""
+
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from tests.rooms.library_room import Library, works_in_replicas
+from tests.rooms.replica_room import REPOSITORY, a_room
+
+pytestmark = pytest.mark.slow
+
+IRIS = REPOSITORY / "examples" / "onnx" / "iris.onnx"
+LIBRARIES = (
+    Library(
+        "scikit-learn on OpenMP",
+        "import numpy as np\n"
+        "from sklearn.ensemble import HistGradientBoostingClassifier\n"
+        "X = np.random.default_rng(1).random((2000, 8))\n"
+        "model = HistGradientBoostingClassifier(max_iter=3).fit(X, X[:, 0] > 0.5)\n"
+        "def work():\n    return int(model.predict(X).sum())\n",
+    ),
+    Library(
+        "onnxruntime",
+        "import numpy as np\n"
+        "import onnxruntime\n"
+        f"session = onnxruntime.InferenceSession({str(IRIS)!r}, providers=['CPUExecutionProvider'])\n"
+        "X = np.ones((500, 4), np.float32)\n"
+        "def work():\n    return float(session.run(None, {'flowers': X})[0].sum())\n",
+    ),
+    Library(
+        "polars beside numpy",
+        "import numpy as np\n"
+        "import polars as pl\n"
+        "np.ones((600, 600)) @ np.ones((600, 600))\n"
+        "frame = pl.DataFrame({'a': list(range(1000))})\n"
+        "def work():\n    return frame.lazy().filter(pl.col('a') > 10).select(pl.col('a').sum()).collect().item()\n",
+        spawned="_polars_runtime",
+    ),
+)
+
+
+@pytest.mark.parametrize("library", LIBRARIES, ids=lambda library: library.name)
+async def test_work_at_import_goes_on_in_replicas(library: Library) -> None:
+    # paths of sockets are short, those of pytest's directories are not
+    with tempfile.TemporaryDirectory(prefix="servd-") as home:
+        async with a_room(Path(home)) as room:
+            await works_in_replicas(library, room)
