@@ -144,7 +144,13 @@ def titles(state_dir: str) -> Iterator[tuple[int, str]]:
     for name in os.listdir("/proc"):
         if name.isdigit():
             try:
-                line = Path(f"/proc/{name}/cmdline").read_bytes().rstrip(b"\0").replace(b"\0", b" ").decode(errors="replace")
+                line = (
+                    Path(f"/proc/{name}/cmdline")
+                    .read_bytes()
+                    .rstrip(b"\0")
+                    .replace(b"\0", b" ")
+                    .decode(errors="replace")
+                )
             except OSError:
                 continue
             if line.startswith("servd: ") and line.endswith(state_dir):
