@@ -23,6 +23,7 @@ from servd.config import HTTPOptions, LoggingConfig
 from servd.dag import HandleMaker
 from servd.exceptions import ServdError
 from servd.ground.ids import DeploymentID
+from servd.ground.names import check_name
 from servd.handle import DeploymentHandle, RayServeHandle, RayServeSyncHandle
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ def run(
         RuntimeError: a deployment is UNHEALTHY, with its message; the application stays and goes on trying.
     """
     root = _root_of(target)
+    check_name(name)
     if local or _local_testing_mode:
         return _run_locally(root, name)
     built = build_application(root, name, HandleMaker())
@@ -213,7 +215,7 @@ def build(target: Application, name: str | None = None) -> BuiltApplication:
     """
     if hasattr(sys, "ps1"):
         raise RuntimeError("`build` does not work in an interactive shell: put the application into a file")
-    return build_application(_root_of(target), name or "", HandleMaker())
+    return build_application(_root_of(target), check_name(name or ""), HandleMaker())
 
 
 def status() -> "ServeStatus":
@@ -258,7 +260,7 @@ def get_deployment_handle(deployment_name: str, app_name: str | None = None) -> 
         if replica is None:
             raise ServdError("outside of a replica `get_deployment_handle` needs an app_name")
         app_name = replica.app_name
-    return DeploymentHandle(DeploymentID(app_name, deployment_name))
+    return DeploymentHandle(DeploymentID(check_name(app_name), check_name(deployment_name)))
 
 
 def get_deployment(name: str) -> Deployment:

@@ -28,6 +28,7 @@ from servd.documents.answers import (
 from servd.documents.checked import Document, Fault, Place, validated
 from servd.documents.control_plane import ApplicationDocument, GoalDocument, HttpWish
 from servd.exceptions import ConfigError
+from servd.ground.names import LONGEST_NAME, PATTERN, check_name
 from servd.ground.states import DeployMode
 
 __all__ = [
@@ -69,6 +70,9 @@ def check_import_path(path: str) -> str:
 
 
 ImportPath = Annotated[str, AfterValidator(check_import_path)]
+Name = Annotated[
+    str, AfterValidator(check_name), Field(json_schema_extra={"maxLength": LONGEST_NAME, "pattern": PATTERN})
+]
 Port = Annotated[int, Field(ge=0, le=65535)]
 
 
@@ -98,7 +102,7 @@ class HTTPOptionsSchema(Document):
 class DeploymentSchema(DeploymentOptions):
     """Overrides of one deployment; a key that is missing keeps the value from code."""
 
-    name: str
+    name: Name
     num_replicas: Replicas | None = None
     route_prefix: RoutePrefix | None = None
     user_config: dict[str, Any] | None = None
@@ -129,7 +133,7 @@ class DeploymentSchema(DeploymentOptions):
 class ServeApplicationSchema(Document):
     """One application: the V1 document, and an item of the V2 one."""
 
-    name: str = "default"
+    name: Name = "default"
     route_prefix: RoutePrefix | None = "/"
     import_path: ImportPath
     runtime_env: dict[str, Any] = Field(default_factory=dict)

@@ -16,6 +16,7 @@ from servd.app.deployment import DOCS_PATH_ATTRIBUTE, Application, Deployment, p
 from servd.app.graph_nodes import GraphNode, InputNode, InputPart, MethodNode
 from servd.app.options import checked_for_bind
 from servd.ground.ids import DeploymentID
+from servd.ground.names import check_name
 from servd.ground.quick_dataclass import dataclass
 from servd.wire.messages import BuiltDeployment
 
@@ -199,7 +200,7 @@ class _Walk:
         if name == deployment.func_or_class.__name__:
             count = self._counts.get(name, 0)
             self._counts[name] = count + 1
-            name = f"{name}_{count}" if count else name
+            name = check_name(f"{name}_{count}") if count else name
         if name in self.found:
             raise ValueError(f"two deployments of one application are named {name!r}")
         return name

@@ -17,6 +17,7 @@ from servd.app.options import (
 )
 from servd.app.verbs import verbs
 from servd.config import DeploymentConfig
+from servd.ground.names import check_name
 
 ASGI_ATTRIBUTE = "__servd_asgi__"
 """`async def (self, scope, receive, send)` of instances that answer HTTP as an ASGI application."""
@@ -267,7 +268,7 @@ def make_deployment(target: Any, options: Mapping[str, Any]) -> Deployment:
     own, config = parse_options(options)
     made = Deployment(
         target,
-        own.get("name") or target.__name__,
+        own.get("name") or check_name(target.__name__),
         config,
         version=own.get("version"),
         init_args=tuple(own.get("init_args") or ()),
@@ -290,7 +291,10 @@ def shell_of(full_name: str, config: Mapping[str, Any]) -> Deployment:
     known = {key: value for key, value in config.items() if key in _SHOWN and value is not None}
     if known.get("autoscaling_config") is not None:
         known.pop("num_replicas", None)
-    return make_deployment(_code_elsewhere, {**known, "name": full_name})
+    shell = make_deployment(_code_elsewhere, known)
+    # two names and what joins them, or one from before there was a rule for names
+    shell._name = full_name
+    return shell
 
 
 def _code_elsewhere() -> None:

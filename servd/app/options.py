@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from servd.config import AutoscalingConfig, DeploymentConfig, RayActorOptions, check_route_prefix
 from servd.documents import runtime_env
+from servd.ground.names import check_name
 
 BATCH_ATTRIBUTE = "__servd_batch__"
 """Attribute of functions decorated with `batch`: their `BatchOptions`."""
@@ -100,6 +101,7 @@ def _check_types(options: Mapping[str, Any]) -> None:
             raise TypeError(f"{key} must be a {_kind_name(kind)}, got {type(value).__name__}")
     if options.get("name") == "":
         raise ValueError("name must not be empty: leave it out for the name of the class or function")
+    check_name(options.get("name") or "")
     for key in ("version", "init_args", "init_kwargs"):
         if options.get(key):
             warnings.warn(f"the option {key} is deprecated", DeprecationWarning, stacklevel=5)

@@ -55,7 +55,7 @@ def knot(deployment: str, limits: Mapping[str, int], waiting: Iterable[Waiting])
 
 
 def _refusal(deployment: str, who: str, ancestors: tuple[str, ...]) -> ServdError:
-    way = " -> ".join([*(replica_id.partition("#")[0] for replica_id in ancestors), deployment])
+    way = " -> ".join([*(replica_id.rpartition("#")[0] for replica_id in ancestors), deployment])
     return ServdError(
         f"the call can never run: {who} every slot of {deployment} ({way}). "
         "Break the circle, or raise max_ongoing_requests"

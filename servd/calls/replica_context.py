@@ -24,7 +24,7 @@ class ReplicaContext:
     @property
     def replica_id(self) -> ReplicaID:
         """The tag's parts, as later releases have them: `unique_id`, `deployment_id`."""
-        full_name, _, suffix = self.replica_tag.partition("#")
+        full_name, _, suffix = self.replica_tag.rpartition("#")
         name = full_name.removeprefix(f"{self.app_name}_") if self.app_name else full_name
         return ReplicaID(DeploymentID(self.app_name, name), suffix)
 

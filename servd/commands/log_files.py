@@ -9,6 +9,7 @@ from typing import Any
 
 from servd.exceptions import ConfigError
 from servd.ground.clock import block_for
+from servd.ground.names import in_file_name
 
 POLL_S = 0.2
 _CHUNK_BYTES = 64 * 1024
@@ -30,12 +31,15 @@ def patterns(status: dict[str, Any] | None, target: str | None) -> tuple[str, ..
     for name, app in (status or {"applications": {}})["applications"].items():
         for full_name, deployment in app["deployments"].items():
             if target in (name, f"{name}/{deployment['name']}", full_name):
-                found.append(f"serve/deployment_{glob.escape(full_name)}_{glob.escape(full_name)}#*.log")
+                plain = glob.escape(in_file_name(full_name))
+                found.append(f"serve/deployment_{plain}_{plain}#*.log")
     if found:
         return tuple(found)
-    plain = glob.escape(target.replace("/", "_"))
     # of replicas that are gone: their files are left
-    return (f"serve/deployment_*_{plain}.log", f"serve/deployment_{plain}_{plain}#*.log")
+    plain = glob.escape(in_file_name(target))
+    deployment, _, suffix = target.rpartition("#")
+    replica = f"{glob.escape(in_file_name(deployment))}#{glob.escape(suffix)}"
+    return (f"serve/deployment_*_{replica}.log", f"serve/deployment_{plain}_{plain}#*.log")
 
 
 def show_logs(

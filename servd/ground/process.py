@@ -11,6 +11,8 @@ from typing import Any
 
 import setproctitle
 
+from servd.ground.names import on_one_line
+
 LIFETIME_DRAIN_S = 4.0
 """How long a process may go on after the daemon is gone, seconds."""
 
@@ -32,8 +34,8 @@ def begin(title: str, state_dir: str, *inherited_fds: int) -> None:
 
 
 def show_title(title: str) -> None:
-    """Be called `servd: <title>` in lists of processes."""
-    setproctitle.setproctitle(f"servd: {title}")
+    """Be called `servd: <title>` in lists of processes, on one line."""
+    setproctitle.setproctitle(on_one_line(f"servd: {title}"))
 
 
 def read_nothing() -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from servd.ground.clock import Clock, SystemClock, local_stamp
+from servd.ground.names import on_one_line
 from servd.ground.settings import is_on
 from servd.observability.logs import LogFile, Style
 
@@ -142,7 +143,7 @@ class AccessLog:
             end = 'ms"}\n'
         else:
             self._start = "INFO "
-            self.before_id = f" {self._component} {self._component_id} "
+            self.before_id = on_one_line(f" {self._component} {self._component_id} ")
             end = "ms\n"
         self._end = end
         self.ends = [self.end(tenths) for tenths in range(_TABLE_TENTHS)]
@@ -160,7 +161,7 @@ class AccessLog:
         (route, app, _), method, status = key
         name, line = self._place
         if not self.is_json:
-            known = "".join(f" {part}" for part in (route, app) if part)
+            known = on_one_line("".join(f" {part}" for part in (route, app) if part))
             return f"{known} {name}:{line} - {method} {status} "
         fields: dict[str, str | int] = {"route": route, "application": app, "filename": name, "lineno": line}
         text = "".join(f', "{field}": {_quoted(value)}' for field, value in fields.items() if value != "")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from servd.ground.clock import SystemClock
+from servd.ground.names import in_file_name, on_one_line
 from servd.ground.quick_dataclass import dataclass
 from servd.ground.settings import is_on, variable
 from servd.observability.described import report_of
@@ -68,8 +69,9 @@ def proxy_file(ip: str) -> str:
 
 
 def replica_file(deployment: str, replica_tag: str) -> str:
-    """Name of a replica's log file; `deployment` is the full name."""
-    return f"deployment_{deployment}_{replica_tag}.log".replace("/", "_")
+    """Name of a replica's log file; `deployment` is the full name. It fits into a directory whatever the names are."""
+    full_name, _, suffix = replica_tag.rpartition("#")
+    return f"deployment_{in_file_name(deployment)}_{in_file_name(full_name)}#{suffix}.log"
 
 
 def forget_dead(log_dir: str, living: Collection[str], kept: int = DEAD_FILES_KEPT) -> None:
@@ -309,7 +311,7 @@ class LineFormatter(logging.Formatter):
         place = f"{record.filename}:{record.lineno}"
         if self.is_json:
             return self._json(record, message, request)
-        known = " ".join(filter(None, (self._component, self._component_id, *request)))
+        known = on_one_line(" ".join(filter(None, (self._component, self._component_id, *request))))
         return f"{record.levelname} {self.formatTime(record)} {known} {place} - {message}"
 
     def formatException(self, ei: Any) -> str:

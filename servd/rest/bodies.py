@@ -12,6 +12,7 @@ from servd.documents.control_plane import (
     ReplicaView,
 )
 from servd.ground.states import DeployMode, ProxyLocation, ProxyStatus
+from servd.observability.logs import replica_file
 from servd.rest import shapes
 
 DEFAULT_APP = "default"
@@ -174,7 +175,7 @@ def _deployment(view: InstanceView, deployment: DeploymentView) -> dict[str, Any
 
 def _replica(view: InstanceView, deployment: DeploymentView, replica: ReplicaView) -> shapes.Replica:
     name = f"SERVE_REPLICA::{replica.replica_id}"
-    path = f"/serve/deployment_{deployment.name}_{replica.replica_id}.log"
+    path = f"/serve/{replica_file(deployment.name, replica.replica_id)}"
     return {
         **_identity(view, replica.actor_id, name, replica.worker_id, path),
         "replica_id": replica.replica_id,

@@ -14,6 +14,7 @@ from servd.documents.control_plane import ApplicationDocument, GoalDocument, Htt
 from servd.documents.runtime_env import check_application
 from servd.exceptions import ConfigError
 from servd.ground.ids import DeploymentID
+from servd.ground.names import check_name
 from servd.ground.quick_dataclass import dataclass
 from servd.ground.settings import Settings
 from servd.ground.states import DeployMode, ProxyLocation
@@ -97,6 +98,7 @@ def put_application(
     Raises:
         ConfigError: another wanted application has the same route prefix, or two deployments would get one full name.
     """
+    _check_name(document.name)
     others = goal.applications if document.name else ()
     if document.route_prefix_given and document.route_prefix is not None:
         _check_prefix(document, [other.document for other in others], situation)
@@ -107,6 +109,13 @@ def put_application(
     if wish not in kept:
         kept.append(wish)
     return Goal(goal.revision + 1, True, goal.mode, http, tuple(kept), goal.asked, goal.logging_config)
+
+
+def _check_name(name: str) -> None:
+    try:
+        check_name(name)
+    except ValueError as error:
+        raise ConfigError(f"application: {error}") from None
 
 
 def _check_prefix(document: ApplicationDocument, others: Iterable[ApplicationDocument], situation: Situation) -> None:

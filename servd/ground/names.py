@@ -1,0 +1,48 @@
+"""The one rule for names of applications and deployments, and how any name is shown on a line or in a file name."""
+
+import hashlib
+import re
+
+LONGEST_NAME = 256
+"""Characters of a name. Ray Serve has no bound; people type these."""
+
+_FILE_BYTES = 110
+_DIGEST_DIGITS = 16
+
+PATTERN = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$"
+"""The rule for the characters, as a JSON Schema says it."""
+
+# C0 and C1 controls with DEL, the two separators that end a line, and lone surrogates, which no file or wire holds
+_BREAKS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+def check_name(name: str) -> str:
+    """The name itself. Spaces, slashes, `#`, `%` and every script are fine.
+
+    Raises:
+        ValueError: it is longer than `LONGEST_NAME` characters, or holds a control character or the end of a line.
+    """
+    if len(name) > LONGEST_NAME:
+        raise ValueError(f"a name has at most {LONGEST_NAME} characters, this one has {len(name)}: {name[:20]!r}...")
+    found = _BREAKS.search(name)
+    if found:
+        raise ValueError(f"a name must not hold control characters or ends of lines, this one has {found[0]!r}")
+    return name
+
+
+def on_one_line(text: str) -> str:
+    """`text` with what would end or break a line spelled as in Python; other text as it is.
+
+    Names that were stored before there was a rule, and paths of requests, may hold anything.
+    """
+    return _BREAKS.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def in_file_name(name: str) -> str:
+    """A part of a file name for `name`: itself as far as a file name can hold it; at most 110 bytes, the end a digest then."""
+    plain = on_one_line(name).replace("/", "_")
+    if len(plain.encode()) <= _FILE_BYTES:
+        return plain
+    digest = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:_DIGEST_DIGITS]
+    kept = plain.encode()[: _FILE_BYTES - 1 - len(digest)].decode(errors="ignore")
+    return f"{kept}~{digest}"
