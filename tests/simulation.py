@@ -7,7 +7,7 @@ facts between any two steps, load comes and goes, counts are pinned by hand, and
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from servd.controller.plan import actions, change, events
 from servd.controller.plan.actions import Action
@@ -29,7 +29,7 @@ from servd.wire.messages import (
     ReplicaReport,
 )
 from tests.simulated_process import Process, exit_news
-from tests.simulation_properties import LIVENESS, SAFETY
+from tests.simulation_properties import LIVENESS, SAFETY, every_roll_has_ended
 
 HTTP = HttpGoal("127.0.0.1", 8000)
 NAMES = ("fruit", "math", "text")
@@ -65,6 +65,7 @@ class Simulation:
     code: dict[str, int] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     broken_code: set[tuple[str, int]] = field(default_factory=set)
+    starts_left: dict[tuple[str, int], int] = field(default_factory=dict)
     load: dict[str, int] = field(default_factory=dict)
     wake_at: float = 0.0
     spoke_at: float = 0.0
@@ -80,7 +81,7 @@ class Simulation:
         self.settings = Settings(state_dir="/s", socket_dir="/r", num_cpus=room, proxies=1 + self.seed % 2)
 
     def run(self) -> "Simulation":
-        """Play the history, then let the world calm down and demand that it becomes the goal."""
+        """Play the history, then let the world calm down: what was begun ends, and once all is mended it becomes the goal."""
         for _ in range(self.steps):
             wait = self.wait
             self.rng.choice(
@@ -99,10 +100,14 @@ class Simulation:
             )()
             self.step()
         self.calm = True
-        self.broken_code.clear()
-        for process in self.processes.values():
-            process.broken = False
+        self.end_rolls()
+        self.mend()
         self.settle()
+        if self.seed % 4 == 1 and not self.gentle and self.goal.running:
+            self.put_half_good()
+            self.end_rolls()
+            self.mend()
+            self.settle()
         return self
 
     @property
@@ -124,6 +129,8 @@ class Simulation:
                 self.code[name] = self.code.get(name, 0) + 1
                 if self.rng.random() < 0.3 and not self.gentle:
                     self.broken_code.add((name, self.code[name]))
+                elif self.rng.random() < 0.3 and not self.gentle:
+                    self.starts_left[(name, self.code[name])] = self.rng.choice([1, 2, 4])
             self.counts[name] = self.rng.choice([1, 1, 2, 3, MOST])
         revision = self.goal.revision + 1
         apps = tuple(self.wish(name, revision) for name in names)
@@ -131,6 +138,29 @@ class Simulation:
         if self.rng.random() < 0.1:
             self.goal = Goal(revision)
         self.history.append(f"{self.now:.1f} put {[(n, self.counts[n], self.code.get(n, 0)) for n in names]}")
+
+    def put_half_good(self) -> None:
+        """New code for all, of which only the first replicas come up."""
+        for app in self.goal.applications:
+            self.code[app.name] = self.code.get(app.name, 0) + 1
+            self.starts_left[(app.name, self.code[app.name])] = self.rng.randrange(1, 6)
+        self.put_again()
+
+    def mend(self) -> None:
+        """What was bad is good from now on; an update that has stopped is asked for once more."""
+        self.broken_code.clear()
+        self.starts_left.clear()
+        for process in self.processes.values():
+            process.broken = False
+        if any(fact.is_stalled for fact in self.observed.deployments.values()):
+            self.put_again()
+
+    def put_again(self) -> None:
+        """The same document comes once more."""
+        revision = self.goal.revision + 1
+        apps = tuple(replace(app, deploy_id=revision) for app in self.goal.applications)
+        self.goal = replace(self.goal, revision=revision, applications=apps)
+        self.history.append(f"{self.now:.1f} put again")
 
     def wish(self, name: str, revision: int) -> ApplicationGoal:
         override: dict[str, object] = {"name": "Main", "user_config": {"price": self.rng.randrange(3)}}
@@ -274,9 +304,7 @@ class Simulation:
 
     def settle(self) -> None:
         """Run without disturbance until every liveness property holds and nothing is under way, at most `CALM_STEPS`."""
-        for process in self.processes.values():
-            if process.alive:
-                self.hello(process)
+        self.repeat()
         for _ in range(CALM_STEPS):
             self.step()
             if not self.mail and all(holds(self) for holds in LIVENESS.values()):
@@ -284,6 +312,16 @@ class Simulation:
             self.now = max(self.now, min([self.wake_at, *(at for at, _ in self.mail)]))
         broken = [name for name, holds in LIVENESS.items() if not holds(self)] or ["mail without end"]
         raise Violation(f"seed {self.seed}: not within {CALM_STEPS} steps: {broken}\n{self.story()}")
+
+    def end_rolls(self) -> None:
+        """Run without disturbance, bad code and all, until no application is being deployed, at most `CALM_STEPS`."""
+        self.repeat()
+        for _ in range(CALM_STEPS):
+            self.step()
+            if every_roll_has_ended(self):
+                return
+            self.now = max(self.now, min([self.wake_at, *(at for at, _ in self.mail)]))
+        raise Violation(f"seed {self.seed}: not within {CALM_STEPS} steps: a roll ends\n{self.story()}")
 
     def speak(self) -> None:
         """Who lives gives a sign of life every few seconds."""
@@ -358,7 +396,7 @@ class Simulation:
             return
         app = action.fact.app
         process = self.processes[replica_id] = Process("ReplicaFact", replica_id, goal=action.start.goal)
-        process.broken = (app, self.code.get(app, 0)) in self.broken_code
+        process.broken = not self.comes_up(app, self.code.get(app, 0))
         self.deliver(events.Started(REPLICA, replica_id, 1, 1))
         if process.broken:
             report = ReplicaReport(replica_id, "failed", error="ValueError: broken")
@@ -367,6 +405,13 @@ class Simulation:
         else:
             process.applied, process.ready = action.start.goal.config_version, True
             self.hello(process)
+
+    def comes_up(self, app: str, version: int) -> bool:
+        """Whether a replica of this code that is started now becomes ready."""
+        left = self.starts_left.get((app, version))
+        if left:
+            self.starts_left[(app, version)] = left - 1
+        return (app, version) not in self.broken_code and left != 0
 
     def order(self, goal: ReplicaGoal) -> None:
         process = self.processes.get(goal.replica_id)

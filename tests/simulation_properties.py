@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from servd.controller.plan import actions
 from servd.controller.plan.actions import Action
 from servd.controller.plan.rollout import rolling_step
-from servd.controller.plan.settle import wanted_count
+from servd.controller.plan.targets import wanted_count
 from servd.ground.states import ROUTABLE, ApplicationStatus, ReplicaState
 
 if TYPE_CHECKING:
@@ -62,6 +62,24 @@ def no_deleted_routes(sim: "Simulation", plan: tuple[Action, ...], routed: dict[
     return published is None or all(route.app in wanted for route in published.routes)
 
 
+def stalled_updates_stand_still(sim: "Simulation", plan: tuple[Action, ...], routed: dict[str, int]) -> bool:
+    """Where too many of the new ones failed, no old one goes for a new one, and none is started beyond what is missing."""
+    drained = {a.goal.replica_id for a in plan if isinstance(a, actions.DrainReplica) and a.reason == "replaced"}
+    started = {a.fact.key for a in plan if isinstance(a, actions.StartReplica)}
+    for key, target in sim.observed.targets.items():
+        fact = sim.observed.deployments.get(key)
+        if fact is None or not fact.is_stalled:
+            continue
+        replicas = sim.observed.replicas_of(*key)
+        living = [r for r in replicas if r.state is not ReplicaState.STOPPING]
+        serving = [r for r in replicas if r.version != target.version and r.replica_id in sim.served]
+        if key in started and len(living) > wanted_count(target, fact):
+            return False
+        if len(serving) <= wanted_count(target, fact) and any(r.replica_id in drained for r in serving):
+            return False
+    return True
+
+
 def nobody_is_blamed(sim: "Simulation", plan: tuple[Action, ...], routed: dict[str, int]) -> bool:
     """Where code is good and only controllers die, nothing has failed."""
     deployments, applications = sim.observed.deployments.values(), sim.observed.applications.values()
@@ -74,8 +92,16 @@ SAFETY: dict[str, Callable[["Simulation", tuple[Action, ...], dict[str, int]], b
     "never below the wanted running count by choice": never_below,
     "a drained replica is not routed": routes_before_drains,
     "a deleted application has no route": no_deleted_routes,
+    "an update that has stopped stands still": stalled_updates_stand_still,
     "the death of a controller is nobody's failure": nobody_is_blamed,
 }
+
+
+def every_roll_has_ended(sim: "Simulation") -> bool:
+    """Every wanted application is RUNNING or DEPLOY_FAILED, however bad its code is."""
+    facts = [sim.observed.applications.get(app.name) for app in sim.goal.applications]
+    pairs = zip(facts, sim.goal.applications, strict=True)
+    return all(fact is not None and fact.goal.deploy_id == app.deploy_id and fact.settled for fact, app in pairs)
 
 
 def goal_is_reached(sim: "Simulation") -> bool:

@@ -98,7 +98,8 @@ def test_a_bad_config_stops_after_one_step_and_a_good_one_heals() -> None:
     world.turn(report(updating, "failed", error="KeyError: 'a'"), events.Exited(REPLICA, updating.replica_id, 0))
     fail_starts(world, 8)
     assert [r.start.goal.user_config for r in world.replicas() if r.state is ReplicaState.RUNNING] == ["", ""]
-    assert "9 failed start(s)" in message_of(world)
+    assert "failed to start 9 times in a row" in message_of(world)
+    assert status_of(world) is ApplicationStatus.DEPLOY_FAILED
     redeploy(world, user_config={"a": "good"}).run()
     assert [r.start.goal.user_config for r in world.replicas()] == ['{"a": "good"}'] * 3
     assert status_of(world) is ApplicationStatus.RUNNING
@@ -117,7 +118,8 @@ def test_where_some_run_failing_starts_are_tried_at_the_first_delay() -> None:
         [alive] = [r for r in world.replicas() if r.state is ReplicaState.RUNNING]
         world.turn(report(alive))
         fail_starts(world, 1)
-    assert world.observed.deployments[("app", "D")].failures == 6
+    assert "failed to start 14 times in a row" in message_of(world)
+    assert "1 of 2 run" in message_of(world)
     assert status_of(world) is ApplicationStatus.RUNNING
 
 

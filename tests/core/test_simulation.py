@@ -9,9 +9,12 @@ import pytest
 
 from servd.controller.plan import events
 from servd.controller.plan.autoscaler import Decision
+from servd.controller.plan.facts import DeploymentFact
 from servd.controller.plan.observed import Observed
 from servd.controller.plan.rollout import Step, next_step
 from servd.controller.plan.routing import routing
+from servd.controller.plan.start_verdict import is_settled, judge_starts
+from servd.controller.plan.targets import DeploymentTarget
 from servd.ground.states import ReplicaState
 from servd.wire.messages import REPLICA, Routing
 from tests.simulation import Simulation, Violation
@@ -81,7 +84,23 @@ def never_scaled(config: object, current: int, *args: object, **options: object)
     return Decision(current, 0, 0.0, "", math.inf)
 
 
+def judge_only_if_none_runs(
+    target: DeploymentTarget, fact: DeploymentFact, observed: Observed, *args: Any
+) -> DeploymentFact:
+    replicas = observed.replicas_of(target.id.app, target.id.name)
+    some_run = any(r.version == target.version and r.state is ReplicaState.RUNNING for r in replicas)
+    if some_run and not is_settled(target, fact, observed):
+        return fact
+    return judge_starts(target, fact, observed, *args)
+
+
+def roll_on(*args: Any, **options: Any) -> Step:
+    return next_step(*args, **{**options, "stalled": False})
+
+
 DECISIONS = [
+    ("servd.controller.plan.replica_plan.next_step", roll_on, "stands still"),
+    ("servd.controller.plan.settle.judge_starts", judge_only_if_none_runs, "a roll ends"),
     ("servd.controller.plan.replica_plan.next_step", stop_before_start, "never below"),
     ("servd.controller.plan.replica_plan.next_step", start_too_many, "at most T + S"),
     ("servd.controller.plan.reconciler.routing", route_who_leaves, "a drained replica is not routed"),

@@ -30,7 +30,7 @@ def test_a_config_that_raises_takes_one_replica_and_a_good_one_heals(tmp_path: P
         bad = [{"name": "Work", "num_replicas": 3, "user_config": {"no": "colour"}}]
         put(stage, deployments=bad)
         eventually(lambda: "KeyError: 'colour'" in message(stage))
-        eventually(lambda: "9 failed start(s)" in message(stage) or "10 failed start(s)" in message(stage))
+        eventually(lambda: "failed to start" in message(stage))
         left = {replica["pid"] for replica in stage.running()}
         assert len(left) == 2
         assert left < before

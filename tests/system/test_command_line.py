@@ -161,6 +161,41 @@ def test_a_count_in_the_config_file_beside_the_code_restarts_nothing(shell: Shel
         assert "serve.yaml" not in out.partition("because of")[2]
 
 
+ONCE = """
+import os
+from servd import deployment
+
+@deployment(num_replicas=2)
+class Echo:
+    def __init__(self):
+        os.mkdir({place!r})
+
+    def __call__(self, request):
+        return "new"
+
+app = Echo.bind()
+"""
+
+
+def test_an_update_of_which_only_the_first_replica_starts_ends_and_a_rollback_heals(
+    shell: Shell, tmp_path: Path
+) -> None:
+    code = tmp_path / "code"
+    code.mkdir()
+    config = tmp_path / "serve.yaml"
+    config.write_text("import_path: echo:app\nruntime_env: {working_dir: code}\n")
+    assert shell.start()[0] == 0
+    (code / "echo.py").write_text(ECHO.replace("str(os.getpid())", "'old'").replace("1", "2"))
+    assert shell("deploy", str(config), "--wait")[0] == 0
+    (code / "echo.py").write_text(ONCE.format(place=str(tmp_path / "place")))
+    exit_code, _, err = shell("deploy", str(config), "--wait")
+    assert (exit_code, "FileExistsError" in err) == (1, True)
+    assert "older replicas keep their share until the application is deployed again" in err
+    assert {shell.ask("/", {}) for _ in range(60)} == {(200, "old"), (200, "new")}
+    assert shell("rollback", "--wait")[0] == 0
+    assert {shell.ask("/", {}) for _ in range(30)} == {(200, "old")}
+
+
 def test_rollback_passes_by_what_never_ran(shell: Shell, tmp_path: Path) -> None:
     code = tmp_path / "code"
     code.mkdir()

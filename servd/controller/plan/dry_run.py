@@ -13,12 +13,13 @@ from servd.controller.plan.differences import code_fields, differences
 from servd.controller.plan.facts import ApplicationFact, DeploymentFact
 from servd.controller.plan.goal import ApplicationGoal, Goal, HttpGoal
 from servd.controller.plan.observed import Observed
-from servd.controller.plan.settle import fresh_fact, wanted_count
+from servd.controller.plan.settle import fresh_fact
 from servd.controller.plan.targets import (
     DeploymentTarget,
     digest,
     given_prefixes,
     resolve,
+    wanted_count,
     without_empty_variables,
 )
 from servd.documents.control_plane import ApplicationChange, ChangePlan, DeploymentChange

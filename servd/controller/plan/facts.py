@@ -3,7 +3,8 @@
 A fact says what was ordered and what was heard; statuses are computed from facts and never stored.
 """
 
-from dataclasses import field
+import math
+from dataclasses import field, replace
 from typing import Any
 
 from servd.controller.plan.goal import ApplicationGoal, Goal, HttpGoal
@@ -120,11 +121,13 @@ class DeadReplicaFact:
 class DeploymentFact:
     """What is remembered of one deployment between turns.
 
-    target_key: digest of the target that the counters belong to. failures: consecutive failed starts. trouble: why it is
-    UNHEALTHY, "" if it is not. desired: replica count that the autoscaler decided, None before the first decision.
-    lean / lean_since: direction (-1, 0, 1) in which the autoscaler leans, and since when. outgrown_at: when a replica was last
-    found to use more memory than it may. failures: starts that failed in a row, deaths soon after a start included;
-    died_early_at: the last one of those.
+    target_key: digest of the target that the counters belong to. trouble: why it is UNHEALTHY, "" if it is not. desired:
+    replica count that the autoscaler decided, None before the first decision. lean / lean_since: direction (-1, 0, 1) in which
+    the autoscaler leans, and since when. outgrown_at: when a replica was last found to use more memory than it may.
+    failed_starts: starts that failed since the target came or was reached last, deaths soon after a start included;
+    died_early_at: the last one of those. failures: as many of them as the pause until the next try follows from. is_judged: so
+    many failed that it is UNHEALTHY for them. is_stalled: some of the new replicas had come up then, beside older ones: no
+    further one takes the place of an older one.
     """
 
     app: str
@@ -142,6 +145,32 @@ class DeploymentFact:
     dead: tuple[DeadReplicaFact, ...] = ()
     outgrown_at: float = float("-inf")
     died_early_at: float = float("-inf")
+    failed_starts: int = 0
+    is_judged: bool = False
+    is_stalled: bool = False
+
+    def after_failed_start(self, error: str, now: float) -> "DeploymentFact":
+        """With one failed start more; error: its reason, for people."""
+        return replace(
+            self,
+            failures=self.failures + 1,
+            failed_starts=self.failed_starts + 1,
+            failed_at=now,
+            last_error=error,
+        )
+
+    def without_failures(self) -> "DeploymentFact":
+        """As if no start had failed yet; trouble stays."""
+        return replace(
+            self,
+            failures=0,
+            failed_starts=0,
+            failed_at=-math.inf,
+            last_error="",
+            died_early_at=-math.inf,
+            is_judged=False,
+            is_stalled=False,
+        )
 
 
 @dataclass(frozen=True, slots=True)

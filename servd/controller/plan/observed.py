@@ -332,8 +332,7 @@ class Observed:
         if deployment is None or (target is not None and target.version != fact.version):
             return
         died_early_at = now if is_early_death else deployment.died_early_at
-        failures = deployment.failures + 1
-        self.put(replace(deployment, failures=failures, failed_at=now, last_error=error, died_early_at=died_early_at))
+        self.put(replace(deployment.after_failed_start(error, now), died_early_at=died_early_at))
 
     def blame(self, fact: ReplicaFact, message: str) -> None:
         """Make the deployment UNHEALTHY because of this replica, if it was of the target version."""

@@ -11,8 +11,8 @@ from servd.controller.plan.observed import Observed
 from servd.controller.plan.resources import Held, Pool, place
 from servd.controller.plan.restarts import PROBATION_S, BackOff, failure_threshold, retry_delay_s
 from servd.controller.plan.rollout import next_step
-from servd.controller.plan.settle import is_replaced, wanted_count
-from servd.controller.plan.targets import DeploymentTarget
+from servd.controller.plan.settle import is_replaced
+from servd.controller.plan.targets import DeploymentTarget, wanted_count
 from servd.controller.plan.templates import template_for
 from servd.ground.ids import ReplicaID, random_hex, random_letters
 from servd.ground.settings import Settings, replica_address
@@ -74,6 +74,7 @@ def _to_goal(
         wanted,
         scarce=scarce,
         failing=fact.failures > 0,
+        stalled=fact.is_stalled,
         unproven=[replica_id for replica_id, at in proven_at.items() if at > now],
     )
     yield min((at for at in proven_at.values() if at > now), default=math.inf)

@@ -45,11 +45,14 @@ def retry_delay_s(name: str, failures: int, threshold: int, back_off: BackOff) -
     return delay + random.Random(f"{name}/{failures}").uniform(0.0, JITTER_S)
 
 
-def back_off_text(name: str, failures: int, threshold: int, died_early_at: float) -> str:
-    """How often in a row a deployment failed to start, and when the next try is; for people."""
+def back_off_text(name: str, failed_starts: int, failures: int, threshold: int, died_early_at: float) -> str:
+    """How often in a row a deployment failed to start, and when the next try is; for people.
+
+    failures: as `retry_delay_s` counts them.
+    """
     early = f", deaths within {EARLY_DEATH_S:.0f} s of being ready included" if died_early_at > -math.inf else ""
     delay = retry_delay_s(name, failures, threshold, BackOff())
     return (
-        f"The deployment failed to start {failures} times in a row{early}; the next try is {delay:.1f} s "
+        f"The deployment failed to start {failed_starts} times in a row{early}; the next try is {delay:.1f} s "
         f"after the last one."
     )

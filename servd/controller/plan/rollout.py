@@ -37,6 +37,7 @@ def next_step(
     *,
     scarce: bool = False,
     failing: bool = False,
+    stalled: bool = False,
     unproven: Collection[str] = (),
 ) -> Step:
     """What to do now.
@@ -49,6 +50,8 @@ def next_step(
             replicas there are then, STOPPING ones included: with less room than wanted nothing could move else.
         failing: a start or reconfigure of this target has failed. What is missing then counts as being updated, so that a bad
             config stops after one step.
+        stalled: too many starts have failed beside new ones that came up. Old ones keep their share: new ones only fill what is
+            missing, and no further config is changed.
         unproven: ids of new replicas that run, but not for long enough that an old one may go for them.
 
     Returns:
@@ -58,11 +61,15 @@ def next_step(
     new = [replica for replica in alive if replica.version == version and not replica.outgrown]
     old = [replica for replica in alive if replica.version != version or replica.outgrown]
     step = rolling_step(target)
-    surplus = 0 if scarce and old else step
+    stops_first = scarce and bool(old) and not stalled
+    surplus = 0 if stops_first or stalled else step
     start = max(min(target - len(new), target + surplus - len(alive)), 0) if target else 0
     reachable = min(target, len(replicas)) if scarce else target
-    keep = target if surplus else max(reachable - step, 0)
-    drain = [*_drain_old(old, new, keep, unproven), *_drain_surplus(new, target)]
+    keep = max(reachable - step, 0) if stops_first else target
+    place_for_new = max(target - len(old), 0) if stalled else target
+    surplus_new = _drain_surplus(new, place_for_new)
+    staying = [replica for replica in new if all(replica is not other for other, _ in surplus_new)]
+    drain = [*_drain_old(old, staying, keep, unproven), *surplus_new]
     leaving = {replica.replica_id for replica, _ in drain}
     updating = sum(replica.state is ReplicaState.UPDATING for replica in new)
     if failing:
@@ -74,7 +81,7 @@ def next_step(
         and replica.state is ReplicaState.RUNNING
         and replica.replica_id not in leaving
     ]
-    return Step(start, tuple(drain), tuple(behind[: max(step - updating, 0)]))
+    return Step(start, tuple(drain), tuple(behind[: 0 if stalled else max(step - updating, 0)]))
 
 
 def _drain_old(

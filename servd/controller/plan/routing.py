@@ -6,8 +6,9 @@ from collections.abc import Collection, Iterator
 from servd.controller.plan.facts import ApplicationFact, DeploymentFact, ReplicaFact
 from servd.controller.plan.observed import Observed
 from servd.controller.plan.restarts import failure_threshold
-from servd.controller.plan.settle import failing_message, route_prefix, serving_ingress, wanted_count
-from servd.controller.plan.targets import DEFAULTS, DeploymentTarget, likely_prefix
+from servd.controller.plan.settle import route_prefix, serving_ingress
+from servd.controller.plan.start_verdict import failing_message
+from servd.controller.plan.targets import DEFAULTS, DeploymentTarget, likely_prefix, wanted_count
 from servd.ground.ids import DeploymentID
 from servd.ground.states import ROUTABLE, ReplicaState
 from servd.wire.messages import DeploymentTargets, Endpoint, Route, Routing

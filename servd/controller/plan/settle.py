@@ -13,10 +13,17 @@ from servd.controller.plan.facts import ApplicationFact, DeploymentFact, ForkSer
 from servd.controller.plan.goal import ApplicationGoal, Goal
 from servd.controller.plan.observed import Observed
 from servd.controller.plan.outgrown import settle_memory
-from servd.controller.plan.restarts import EARLY_DEATH_S, PROBATION_S, back_off_text, failure_threshold
+from servd.controller.plan.restarts import EARLY_DEATH_S
 from servd.controller.plan.silence import settle_silence
-from servd.controller.plan.slow_starts import note_slow_starts
-from servd.controller.plan.targets import DeploymentTarget, base_environment, digest, resolve, wanted_prefix
+from servd.controller.plan.start_verdict import is_settled, judge_starts, note_slow_starts
+from servd.controller.plan.targets import (
+    DeploymentTarget,
+    base_environment,
+    digest,
+    resolve,
+    wanted_count,
+    wanted_prefix,
+)
 from servd.exceptions import DeployError
 from servd.ground.states import ROUTABLE, ApplicationStatus, DeploymentStatus, ReplicaState
 from servd.wire.messages import BuildResult
@@ -49,15 +56,6 @@ def settle(goal: Goal, observed: Observed, now: float) -> float:
     return wake_at
 
 
-def wanted_count(target: DeploymentTarget, fact: DeploymentFact | None) -> int:
-    """Replicas that the deployment shall have now."""
-    if target.pinned is not None:
-        return target.pinned
-    if target.autoscaling is None:
-        return target.num_replicas
-    return first_target(target.autoscaling) if fact is None or fact.desired is None else fact.desired
-
-
 def deployment_status(
     target: DeploymentTarget | None, fact: DeploymentFact | None, observed: Observed
 ) -> DeploymentStatus:
@@ -67,18 +65,6 @@ def deployment_status(
     if target is None or fact is None or not is_settled(target, fact, observed):
         return DeploymentStatus.UPDATING
     return DeploymentStatus.HEALTHY
-
-
-def is_settled(target: DeploymentTarget, fact: DeploymentFact, observed: Observed) -> bool:
-    """Whether nothing is under way: RUNNING at the target version = wanted count, and no replica in another state."""
-    replicas = observed.replicas_of(target.id.app, target.id.name)
-    return len(replicas) == wanted_count(target, fact) and all(
-        r.state is ReplicaState.RUNNING
-        and r.version == target.version
-        and r.config_version == target.config_version
-        and not r.outgrown
-        for r in replicas
-    )
 
 
 def _take_wish(wish: ApplicationGoal, observed: Observed) -> None:
@@ -148,6 +134,15 @@ def _settle_build(app: ApplicationFact, observed: Observed) -> None:
         replace(built, active=result, active_goal=app.goal, code_version=code_version, last_ingress=last_ingress)
     )
     observed.targets.update({(target.id.app, target.id.name): target for target in targets})
+    for target in targets:
+        _try_anew(target, observed)
+
+
+def _try_anew(target: DeploymentTarget, observed: Observed) -> None:
+    """A document has come: what failed before may have been mended, also where it asks for the very same."""
+    fact = observed.deployments.get((target.id.app, target.id.name))
+    if fact is not None and (fact.failures or fact.trouble):
+        observed.put(replace(fact.without_failures(), trouble="", trigger="CONFIG_UPDATE_STARTED"))
 
 
 def is_same_code(app: ApplicationFact) -> bool:
@@ -257,7 +252,7 @@ def _settle_templates(observed: Observed, now: float) -> None:
                 fact = observed.deployments.get(key)
                 if fact is not None:
                     error = server.result.error
-                    observed.put(replace(fact, failures=fact.failures + 1, failed_at=now, last_error=error))
+                    observed.put(fact.after_failed_start(error, now))
 
 
 def _settle_deployment(target: DeploymentTarget, observed: Observed, now: float) -> float:
@@ -269,24 +264,12 @@ def _settle_deployment(target: DeploymentTarget, observed: Observed, now: float)
     wake_at = float("inf")
     if target.autoscaling is not None and target.pinned is None:
         fact, wake_at = _autoscale(target, fact, observed, now)
-    threshold = failure_threshold(wanted_count(target, fact))
     forgets_at = fact.died_early_at + EARLY_DEATH_S
     dies_early = forgets_at > now
-    # while new ones die early, only one that stayed says that the others may come up
-    stayed_since = now - PROBATION_S if dies_early else math.inf
-    if fact.failures > threshold and _has_new_running(target, observed, stayed_since):
-        # some came up: the others are tried again and again at the first delay
-        fact = replace(fact, failures=threshold)
-        observed.put(fact)
-    failing = failing_message(target, fact, observed)
-    if failing and failing != fact.trouble:
-        fact = replace(fact, trouble=failing, trigger="REPLICA_STARTUP_FAILED")
-        observed.put(fact)
-    elif fact.trouble and is_settled(target, fact, observed):
-        fact = replace(fact, trouble="", trigger="CONFIG_UPDATE_COMPLETED")
-        observed.put(fact)
-    if fact.failures and not dies_early and is_settled(target, fact, observed):
-        observed.put(replace(fact, failures=0, last_error="", died_early_at=-math.inf))
+    if fact.failures or fact.trouble:
+        judged = judge_starts(target, fact, observed, now, dies_early)
+        if judged != fact:
+            observed.put(judged)
     return min(wake_at, forgets_at) if dies_early else wake_at
 
 
@@ -336,24 +319,6 @@ def _autoscale(
         observed.put(updated)
     # replicas report only changes, so means move between reports: look again while somebody has load
     return updated, min(decision.wake_at, now + 0.25 if any(loads) or decision.lean else float("inf"))
-
-
-def failing_message(target: DeploymentTarget, fact: DeploymentFact, observed: Observed) -> str:
-    """Why the deployment cannot start, "" while it may: too many failed starts in a row and no replica that serves."""
-    threshold = failure_threshold(wanted_count(target, fact))
-    if fact.failures < threshold:
-        return ""
-    if _has_new_running(target, observed):
-        return ""
-    waits = back_off_text(target.id.full_name, fact.failures, threshold, fact.died_early_at)
-    return f"{waits} It may be wrong code or a wrong environment. Last error:\n{fact.last_error}"
-
-
-def _has_new_running(target: DeploymentTarget, observed: Observed, since: float = math.inf) -> bool:
-    """Whether a replica of the version that is wanted serves, and was ready at `since`."""
-    replicas = observed.replicas_of(target.id.app, target.id.name)
-    new = [replica for replica in replicas if replica.state in ROUTABLE and replica.version == target.version]
-    return any(since == math.inf or replica.ready_at <= since for replica in new)
 
 
 def _settle_application(app: ApplicationFact, observed: Observed) -> None:

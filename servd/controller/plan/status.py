@@ -9,9 +9,9 @@ from servd.controller.plan.goal import Goal
 from servd.controller.plan.observed import Observed
 from servd.controller.plan.resources import Pool, place, shortage
 from servd.controller.plan.restarts import back_off_text, failure_threshold
-from servd.controller.plan.settle import deployment_status, route_prefix, wanted_count
-from servd.controller.plan.slow_starts import SLOW_START_S
-from servd.controller.plan.targets import DEFAULTS, DeploymentTarget
+from servd.controller.plan.settle import deployment_status, route_prefix
+from servd.controller.plan.start_verdict import SLOW_START_S
+from servd.controller.plan.targets import DEFAULTS, DeploymentTarget, wanted_count
 from servd.documents.control_plane import (
     ApplicationView,
     DeadReplicaView,
@@ -199,16 +199,20 @@ def _message(
         outgrown = [f"replica {r.replica_id} {r.outgrown} and is replaced" for r in replicas if r.outgrown]
         if outgrown:
             return "\n".join(outgrown)
-        if fact.last_error and fact.failures:
-            return f"{fact.failures} failed start(s); last error:\n{fact.last_error}"
+        if fact.last_error and fact.failed_starts:
+            return f"{fact.failed_starts} failed start(s); last error:\n{fact.last_error}"
     return ""
 
 
 def _waits(target: DeploymentTarget | None, fact: DeploymentFact) -> str:
     """When the next start is tried, "" if at once."""
-    if target is None or fact.failures < (threshold := failure_threshold(wanted_count(target, fact))):
+    if (
+        target is None
+        or fact.is_stalled
+        or fact.failures < (threshold := failure_threshold(wanted_count(target, fact)))
+    ):
         return ""
-    return back_off_text(target.id.full_name, fact.failures, threshold, fact.died_early_at)
+    return back_off_text(target.id.full_name, fact.failed_starts, fact.failures, threshold, fact.died_early_at)
 
 
 def _shortage(target: DeploymentTarget | None, fact: DeploymentFact | None, observed: Observed, pool: Pool) -> str:

@@ -13,6 +13,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from servd.controller.plan.autoscaler import first_target
+from servd.controller.plan.facts import DeploymentFact
 from servd.controller.plan.goal import ApplicationGoal
 from servd.controller.plan.resources import Need
 from servd.documents.control_plane import ApplicationDocument
@@ -123,6 +125,15 @@ class DeploymentTarget:
         """Seconds between two samples of a replica's load: 0.25, or less where the autoscaling config asks for it."""
         asked_s = self.autoscaling["metrics_interval_s"] if self.autoscaling is not None else LONGEST_REPORT_PERIOD_S
         return float(max(min(asked_s, LONGEST_REPORT_PERIOD_S), SHORTEST_REPORT_PERIOD_S))
+
+
+def wanted_count(target: DeploymentTarget, fact: DeploymentFact | None) -> int:
+    """Replicas that the deployment shall have now."""
+    if target.pinned is not None:
+        return target.pinned
+    if target.autoscaling is None:
+        return target.num_replicas
+    return first_target(target.autoscaling) if fact is None or fact.desired is None else fact.desired
 
 
 def thread_variables(num_cpus: float | None) -> dict[str, str]:

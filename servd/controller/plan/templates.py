@@ -9,8 +9,8 @@ from servd.controller.plan import actions
 from servd.controller.plan.facts import ApplicationFact, ForkServerFact
 from servd.controller.plan.observed import Observed
 from servd.controller.plan.restarts import BackOff, failure_threshold, retry_delay_s
-from servd.controller.plan.settle import builder_of, wanted_count
-from servd.controller.plan.targets import DeploymentTarget, base_environment
+from servd.controller.plan.settle import builder_of
+from servd.controller.plan.targets import DeploymentTarget, base_environment, wanted_count
 from servd.documents.runtime_env import local_path
 from servd.ground.ids import random_hex
 from servd.ground.settings import Settings, fork_server_socket

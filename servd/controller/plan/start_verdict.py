@@ -1,0 +1,106 @@
+"""Starts that fail or take long: when failures are too many, what that stops, and what people are told.
+
+How this works: the count belongs to a target, and begins anew once that is reached or a document comes. At the threshold the
+deployment is UNHEALTHY, whether or not some of its replicas run. Where new replicas had come up beside older ones by then, the
+update stops there. Else it is tried on, ever more seldom: what they all need may come back.
+"""
+
+import math
+from dataclasses import replace
+
+from servd.controller.plan.facts import DeploymentFact, ReplicaFact
+from servd.controller.plan.observed import Observed
+from servd.controller.plan.restarts import PROBATION_S, back_off_text, failure_threshold
+from servd.controller.plan.targets import DeploymentTarget, wanted_count
+from servd.ground.settings import variable
+from servd.ground.states import ROUTABLE, ReplicaState
+
+SLOW_START_S = float(variable("SLOW_STARTUP_WARNING_S", "30.0"))
+PERIOD_S = float(variable("SLOW_STARTUP_WARNING_PERIOD_S", "30.0"))
+
+
+def judge_starts(
+    target: DeploymentTarget, fact: DeploymentFact, observed: Observed, now: float, dies_early: bool
+) -> DeploymentFact:
+    """The fact with the verdict on its failed starts, and without trouble once that is over."""
+    if is_settled(target, fact, observed):
+        fact = replace(fact, trouble="", trigger="CONFIG_UPDATE_COMPLETED") if fact.trouble else fact
+        return fact if dies_early else fact.without_failures()
+    threshold = failure_threshold(wanted_count(target, fact))
+    if fact.failures < threshold:
+        return fact
+    # while new ones die early, only one that stayed says that the others may come up
+    some_came_up = bool(_new_running(target, observed, now - PROBATION_S if dies_early else math.inf))
+    if not fact.is_judged:
+        fact = replace(fact, is_judged=True, is_stalled=some_came_up and _has_older(target, observed))
+    if some_came_up:
+        # the others are tried again and again at the first delay
+        fact = replace(fact, failures=threshold)
+    return replace(fact, trouble=failing_message(target, fact, observed), trigger="REPLICA_STARTUP_FAILED")
+
+
+def failing_message(target: DeploymentTarget, fact: DeploymentFact, observed: Observed) -> str:
+    """Why the deployment does not get the replicas that it shall have, "" while it may: too many starts have failed."""
+    wanted = wanted_count(target, fact)
+    threshold = failure_threshold(wanted)
+    if fact.failures < threshold:
+        return ""
+    tail = f"It may be wrong code or a wrong environment. Last error:\n{fact.last_error}"
+    running = len(_new_running(target, observed))
+    if fact.is_stalled:
+        return (
+            f"{fact.failed_starts} replicas of the new version or config failed to start, {running} of {wanted} run. The update "
+            f"has stopped: older replicas keep their share until the application is deployed again. {tail}"
+        )
+    waits = back_off_text(target.id.full_name, fact.failed_starts, fact.failures, threshold, fact.died_early_at)
+    return f"{waits} {running} of {wanted} run. {tail}" if running else f"{waits} {tail}"
+
+
+def note_slow_starts(observed: Observed, now: float) -> float:
+    """Note each replica that has been starting for too long, once a period; gives the moment to look again (monotonic seconds,
+    inf = never).
+    """
+    wake_at = math.inf
+    noted = observed.slow_noted_at
+    starting = [replica for replica in observed.replicas.values() if replica.state is ReplicaState.STARTING]
+    observed.slow_noted_at = {r.replica_id: noted[r.replica_id] for r in starting if r.replica_id in noted}
+    for replica in starting:
+        said_at = noted.get(replica.replica_id)
+        due_at = replica.created_at + SLOW_START_S if said_at is None else said_at + PERIOD_S
+        if due_at <= now:
+            observed.slow_noted_at[replica.replica_id] = now
+            observed.notes.append(
+                f"replica {replica.replica_id} has been starting for {now - replica.created_at:.0f} s"
+            )
+            due_at = now + PERIOD_S
+        wake_at = min(wake_at, due_at)
+    return wake_at
+
+
+def is_settled(target: DeploymentTarget, fact: DeploymentFact, observed: Observed) -> bool:
+    """Whether nothing is under way: RUNNING at the target version = wanted count, and no replica in another state."""
+    replicas = observed.replicas_of(target.id.app, target.id.name)
+    return len(replicas) == wanted_count(target, fact) and all(
+        r.state is ReplicaState.RUNNING
+        and r.version == target.version
+        and r.config_version == target.config_version
+        and not r.outgrown
+        for r in replicas
+    )
+
+
+def _new_running(target: DeploymentTarget, observed: Observed, since: float = math.inf) -> list[ReplicaFact]:
+    """Replicas that run as they are wanted, and were ready at `since` (monotonic seconds, inf = whenever)."""
+    replicas = observed.replicas_of(target.id.app, target.id.name)
+    running = [r for r in replicas if r.state is ReplicaState.RUNNING and _is_new(r, target)]
+    return [replica for replica in running if since == math.inf or replica.ready_at <= since]
+
+
+def _has_older(target: DeploymentTarget, observed: Observed) -> bool:
+    """Whether a replica of another version or config serves."""
+    replicas = observed.replicas_of(target.id.app, target.id.name)
+    return any(replica.state in ROUTABLE and not _is_new(replica, target) for replica in replicas)
+
+
+def _is_new(replica: ReplicaFact, target: DeploymentTarget) -> bool:
+    return replica.version == target.version and replica.config_version == target.config_version
