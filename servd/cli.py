@@ -99,8 +99,8 @@ def start(
 
 
 def _begin(settings: Settings, *, detach: bool) -> None:
-    from servd.commands.console import say
-    from servd.daemon.launch import daemon_command, start_detached
+    from servd.commands.console import say, warn
+    from servd.daemon.launch import daemon_command, log_out_notice, start_detached
     from servd.daemon.tls import check_pair
     from servd.rest.access import rules_for
 
@@ -113,6 +113,8 @@ def _begin(settings: Settings, *, detach: bool) -> None:
         say(f"The daemon runs in the background, pid {daemon.pid}; `servd stop{which}` ends it.", "SUCC")
         for place in daemon.places:
             say(place)
+        if notice := log_out_notice(settings.socket_dir):
+            warn(notice)
         return
     sys.stdout.flush()
     command = daemon_command(settings)

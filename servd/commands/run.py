@@ -13,7 +13,7 @@ from servd.commands.cli_options import state_dir_of
 from servd.commands.console import say, warn
 from servd.commands.verbs import application_order, read_document, wait_until_running
 from servd.daemon.admin_client import AdminClient, UnreachableError, find_address, named_address
-from servd.daemon.launch import start_detached, start_tied
+from servd.daemon.launch import log_out_notice, start_detached, start_tied
 from servd.documents.files import load_document, parse_document, resolve_env, resolve_path
 from servd.exceptions import ConfigError, ServdError
 from servd.ground.settings import Settings, admin_socket, socket_dir_for, url_of
@@ -183,6 +183,8 @@ def daemon_for(
     if not is_blocking:
         daemon = start_detached(settings)
         say(f"No daemon ran: started one in the background, pid {daemon.pid}; its logs are in {settings.log_dir}.")
+        if notice := log_out_notice(settings.socket_dir):
+            warn(notice)
         yield started
         return
     with start_tied(settings):

@@ -135,16 +135,19 @@ class _Controller:
         self._moving: set[asyncio.Task[None]] = set()
         self._to_daemon: DaemonChannel
         self._metrics: MetricsDesk
+        self._facts: FactStore
 
     async def run(self) -> None:
         """Live until the daemon says stop."""
         loop = asyncio.get_running_loop()
         settings = self._settings
         loop.add_reader(self._lifetime.fileno(), self._daemon_gone)
+        # before any that the daemon may bind anew meanwhile: the last one counts
+        self._local_admins.put_nowait(self._local_admin)
         lock = _lock(settings.state_dir)
         max_pages = variable("GOAL_STORE_MAX_PAGES", "")
         store = GoalStore.open(settings.state_dir, int(max_pages) if max_pages else None)
-        facts = FactStore(settings.socket_dir)
+        facts = self._facts = FactStore(settings.socket_dir)
         now = self._clock.now()
         observed = Observed.restore(facts.load(), self._clock.wall_time() - now, now)
         goal = self._goal = boot(store.latest(), observed, settings)
@@ -170,7 +173,7 @@ class _Controller:
         control.start(executor, supervisor, channel, stacks)
         logger.info("controller_started pid=%d revision=%d", os.getpid(), goal.revision)
         try:
-            await self._serve(control, facts)
+            await self._serve(control)
         finally:
             server.close()
             facts.close()
@@ -178,13 +181,13 @@ class _Controller:
             if lock >= 0:
                 os.close(lock)
 
-    async def _serve(self, control: ControlLoop, facts: FactStore) -> None:
+    async def _serve(self, control: ControlLoop) -> None:
         shutdown = asyncio.Event()
         serving = asyncio.create_task(self._serve_admin(control, shutdown))
         asked = asyncio.create_task(self._stop_asked.wait())
         announcing = asyncio.create_task(self._announce(control))
         measuring = asyncio.create_task(self._serve_metrics())
-        tending = asyncio.create_task(_tend(facts))
+        tending = asyncio.create_task(_tend(self._facts))
         await asyncio.wait([asked, serving], return_when=asyncio.FIRST_COMPLETED)
         if serving.done():
             # it has no reason to end by itself
@@ -203,7 +206,6 @@ class _Controller:
         if settings.admin_tls_cert and settings.admin_tls_key:
             self._tls = tls.server_context(settings.admin_tls_cert, settings.admin_tls_key, "--admin-tls")
         self._admin.setblocking(False)
-        self._local_admins.put_nowait(self._local_admin)
         # what answers there is half of this process, in time to load and in memory: not before somebody asks
         await first_connection([self._admin, self._local_admin], self._wanted)
         if shutdown.is_set():
@@ -220,6 +222,8 @@ class _Controller:
         self._moving.add(task)
         task.add_done_callback(self._moving.discard)
         self._local_admins.put_nowait(local_admin)
+        # they lay beside the sockets, and the next controller needs them
+        self._facts.save({})
         self._wanted.set()
 
     def _metrics_desk(self, server: ControlServer, observed: Observed) -> MetricsDesk:

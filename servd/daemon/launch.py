@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import pwd
 import select
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from servd.ground.clock import SystemClock, block_for
 from servd.ground.settings import SPEAKER, TIED_OPTION, Settings, admin_socket, make_private_dir, variable
 
 READY_LIMIT_S = 60.0
+LINGER = "/var/lib/systemd/linger"
 _POLL_S = 0.02
 
 
@@ -33,6 +35,30 @@ def daemon_command(settings: Settings) -> list[str]:
 def is_answering(socket_dir: str) -> bool:
     """Whether an admin server answers on the Unix socket of that directory."""
     return _status(socket_dir) is not None
+
+
+def log_out_notice(socket_dir: str, *, runtime_root: str = "/run/user", linger_dir: str = LINGER) -> str:
+    """What a log-out does to a daemon in the background, and how to avoid it; "" if it does nothing.
+
+    Args:
+        runtime_root: where the system keeps one folder a user, by uid, from the first log-in to the last log-out.
+        linger_dir: has a file by the name of each user whose folder stays.
+    """
+    folder = f"{runtime_root}/{os.getuid()}"
+    if not socket_dir.startswith(f"{folder}/") or os.path.exists(f"{linger_dir}/{_user_name()}"):
+        return ""
+    return (
+        f"the sockets lie in {folder}, which the system removes when you log out: what serves goes on, unless the system ends "
+        "it too, but nothing that dies is replaced and no command finds the daemon until you log in again. To avoid it: "
+        "`loginctl enable-linger`, or run it as a service (`servd systemd-unit`)."
+    )
+
+
+def _user_name() -> str:
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
 
 
 @dataclass(frozen=True, slots=True)

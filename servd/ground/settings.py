@@ -136,6 +136,15 @@ def make_private_dir(path: str) -> None:
         os.chmod(path, 0o700)
 
 
+def is_private_dir(path: str) -> bool:
+    """Whether there is such a directory, this user's and closed to others: where to bind a socket anew."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return False
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o077
+
+
 def work_dir(state_dir: str) -> str:
     """Directory of the applications' own copies of their code; one directory in it per fork server, by its id."""
     return f"{state_dir}/work"

@@ -23,7 +23,7 @@ from servd.exceptions import DeployError, ProtocolError
 from servd.ground import descendants, entry, process
 from servd.ground.pidfd import start_ticks
 from servd.ground.quick_dataclass import dataclass
-from servd.ground.settings import fork_server_socket
+from servd.ground.settings import fork_server_socket, is_private_dir
 from servd.observability import logs
 from servd.replica.code.environment import apply_environment
 from servd.wire.allocator import keep_freed_memory
@@ -47,6 +47,7 @@ _CODE = "servd.replica.builder"
 _BACKLOG = 8
 _SEND_TIMEOUT_S = 5.0
 _READ_BYTES = 256 * 1024
+_LOOK_MS = 1000
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ def serve(order: BuildOrder, lifetime: Connection) -> None:
     process.begin(title, order.state_dir, lifetime.fileno())
     descendants.lead(title, order.state_dir, order.socket_dir)
     logs.setup("fork_server", order.fork_server_id, order.log_dir, "fork_server.log")
-    path = order.socket_path or fork_server_socket(order.socket_dir, order.fork_server_id)
+    path = _path_of(order)
     process.allow_tracker()
     keep_freed_memory()
     code = 1
@@ -81,6 +82,10 @@ def serve(order: BuildOrder, lifetime: Connection) -> None:
     sys.stderr.flush()
     # the ordinary way out would wait for the children; exit handlers of user code belong to the replicas
     descendants.leave(code, with_children=False)
+
+
+def _path_of(order: BuildOrder) -> str:
+    return order.socket_path or fork_server_socket(order.socket_dir, order.fork_server_id)
 
 
 def build(order: BuildOrder) -> tuple[BuildResult, "BuiltApplication | None"]:
@@ -155,8 +160,25 @@ class ForkServer:
         self._poller.register(self._lifetime_fd, select.POLLIN)
         self._poller.register(self._listener, select.POLLIN)
         while not self._is_stopping:
-            for fd, _ in self._poller.poll():
+            for fd, _ in self._poller.poll(_LOOK_MS):
                 self._handle(fd)
+            self._look_at_path()
+
+    def _look_at_path(self) -> None:
+        """Listen anew where somebody removed the socket: the next controller could not connect."""
+        path = _path_of(self._order)
+        if self._is_stopping or os.path.lexists(path) or not is_private_dir(os.path.dirname(path)):
+            return
+        try:
+            fresh = _listen(path)
+        except OSError:
+            # no room in it: looked at again
+            return
+        logger.warning("socket_bound_again path=%s", path)
+        self._poller.unregister(self._listener)
+        self._listener.close()
+        self._listener = fresh
+        self._poller.register(fresh, select.POLLIN)
 
     def _handle(self, fd: int) -> None:
         if fd == self._lifetime_fd:

@@ -203,6 +203,17 @@ class Replica:
         """Take over the controller's routing."""
         self._caller.apply_routing(routing)
 
+    def address_is_gone(self) -> None:
+        """Somebody removed the socket: new callers could not connect."""
+        if self._server is None or self._drain_limit_s.done():
+            return
+        try:
+            self._server.bind_again()
+        except TransportError as error:
+            logger.warning("address_not_bound_again reason=%s", error)
+        else:
+            logger.warning("address_bound_again address=%s", self._start.address)
+
     def lifetime_ended(self) -> None:
         """The daemon is gone: finish what runs, at once."""
         if self._server is None:

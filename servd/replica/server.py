@@ -118,6 +118,15 @@ class ReplicaServer:
             lambda link, identity: CallerPeer(link, identity, self.admission),
         )
 
+    def bind_again(self) -> None:
+        """Make the address anew that somebody removed.
+
+        Raises:
+            TransportError: it cannot be bound.
+        """
+        if self._link is not None:
+            self._link.bind(self._address)
+
     def set_limits(self, limit: int, cancel_on_disconnect: bool) -> None:
         """Take over new values; what runs goes on."""
         self._limit = limit

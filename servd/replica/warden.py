@@ -41,6 +41,9 @@ SIGN_OF_LIFE_S = 5.0
 STUCK_AFTER_S = 5.0
 """A main loop that did not turn for so long is diagnosed."""
 
+ADDRESS_PERIOD_S = 1.0
+"""How often to look whether the replica's socket is still there."""
+
 MEMORY_STEP_BYTES = 1024 * 1024
 """A change of the memory in use is worth a report from here on."""
 
@@ -84,6 +87,10 @@ class Ward(Protocol):
         """Whether requests can get nowhere here now: they had better go elsewhere."""
         ...
 
+    def address_is_gone(self) -> None:
+        """The replica's socket was removed, and its directory can take another."""
+        ...
+
     def lifetime_ended(self) -> None:
         """The daemon is gone: drain now."""
         ...
@@ -119,6 +126,7 @@ class Warden:
         self._health: HealthChecks | None = None
         self._own_process: Any = None
         self._are_threads_stuck = False
+        self._address_at = 0.0
         self.report_period_s = start.goal.report_period_s
         self._watch = LoopWatch(self._in_main, threading.get_ident(), stuck_after_s=STUCK_AFTER_S, lag=lag)
         self._link = ControlLink(
@@ -217,6 +225,7 @@ class Warden:
             if loop.time() - self._said_at > SIGN_OF_LIFE_S:
                 self._said = None
             self._look_at_main_loop(loop.time())
+            self._look_at_address(loop.time())
             self._look_at_memory()
             self._send()
         line.result()
@@ -311,6 +320,14 @@ class Warden:
         said = self._report.memory_bytes
         if abs(size - said) >= MEMORY_STEP_BYTES or (size > limit) != (said > limit):
             self._report = dataclasses.replace(self._report, memory_bytes=size)
+
+    def _look_at_address(self, now: float) -> None:
+        if now < self._address_at or self._report.phase not in (ReplicaPhase.RUNNING, ReplicaPhase.UPDATING):
+            return
+        self._address_at = now + ADDRESS_PERIOD_S
+        path = self._start.address.removeprefix("ipc://")
+        if path != self._start.address and not os.path.lexists(path) and settings.is_private_dir(os.path.dirname(path)):
+            self._in_main(self._ward.address_is_gone)
 
     def _look_at_main_loop(self, now: float) -> None:
         # a constructor may take as long as it wants

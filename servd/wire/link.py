@@ -239,15 +239,19 @@ class ReplicaLink:
         self._socket = _open_socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._monitor = self._socket.get_monitor_socket(zmq.Event.DISCONNECTED)
-        try:
-            self._socket.bind(address)
-        except zmq.ZMQError as error:
-            raise TransportError(f"cannot bind {address}: {error}") from error
+        self.bind(address)
         loop.add_reader(_fd(self._monitor), self._watch)
         loop.add_reader(_fd(self._socket), self.drain)
         # both tell of something new only to who has looked before and found nothing
         self._watch()
         self.drain()
+
+    def bind(self, address: str) -> None:
+        """Listen there, also anew where somebody removed it; peers stay. TransportError: it cannot be bound."""
+        try:
+            self._socket.bind(address)
+        except zmq.ZMQError as error:
+            raise TransportError(f"cannot bind {address}: {error}") from error
 
     def schedule(self, peer: "Peer") -> None:
         """Send what is in the peer's outbox at the end of this turn."""

@@ -1,10 +1,13 @@
 """Private directories: made, checked, never taken from somebody."""
 
+import os
+import pwd
 import stat
 from pathlib import Path
 
 import pytest
 
+from servd.daemon.launch import log_out_notice
 from servd.exceptions import StateError
 from servd.ground.settings import make_private_dir
 
@@ -41,3 +44,17 @@ def test_links_and_files_are_no_directories(tmp_path: Path) -> None:
     for name in ("file", "link"):
         with pytest.raises(StateError):
             make_private_dir(str(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("place", "lingers", "is_told"), [("runtime", False, True), ("runtime", True, False), ("tmp", False, False)]
+)
+def test_what_a_log_out_does_is_told_where_it_does_something(
+    tmp_path: Path, place: str, lingers: bool, is_told: bool
+) -> None:
+    if lingers:
+        (tmp_path / pwd.getpwuid(os.getuid()).pw_name).touch()
+    socket_dir = f"{tmp_path}/{place}/{os.getuid()}/servd-0"
+    notice = log_out_notice(socket_dir, runtime_root=f"{tmp_path}/runtime", linger_dir=str(tmp_path))
+    assert ("enable-linger" in notice) == is_told
+    assert (f"{tmp_path}/runtime/{os.getuid()}" in notice) == is_told

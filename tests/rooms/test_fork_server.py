@@ -1,6 +1,7 @@
 """A fork server and its replicas, as real processes."""
 
 import asyncio
+import dataclasses
 import os
 import re
 import signal
@@ -10,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from servd.calls.caller import Caller
 from servd.exceptions import ServdError
 from servd.ground.pidfd import start_ticks
-from servd.wire.messages import ForkOrder, ForkServerStop
+from servd.wire.messages import BuildOrder, ForkOrder, ForkServerHello, ForkServerStop
 from tests import odd_errors
+from tests.fakes import wait_until
 from tests.rooms.replica_room import LIMIT_S, Room, a_room
 
 pytestmark = pytest.mark.slow
@@ -331,3 +334,43 @@ async def test_an_odd_error_of_a_reconfigure_is_told(room: Room) -> None:
     room.set_goal(start, config_version="odd", user_config='{"odd": true}')
     report = await room.report(start.replica_id, lambda r: r.phase == "failed")
     assert "LeavesWhenShown" in report.error
+
+
+async def connected_again(room: Room, order: BuildOrder) -> ForkServerHello:
+    """What the next controller hears."""
+    assert room.fork_server is not None
+    room.fork_server.close()
+    await room.fork_server.writer.wait_closed()
+    return await room.connect(order)
+
+
+async def test_sockets_that_somebody_removed_are_made_anew(room: Room) -> None:
+    order = room.order("shop:app")
+    await room.open_fork_server(order)
+    start = room.start_of("Model")
+    forked = await room.running(start)
+    # while it serves, as a log-out removes the runtime folder
+    room.socket_dir.rename(room.home / "away")
+    room.socket_dir.mkdir(mode=0o700)
+    await wait_until((room.socket_dir / "r-Model-a").exists)
+    hello = await connected_again(room, order)
+    assert forked in hello.children
+    assert await room.call("Model", "__call__") == "called"
+    room.caller.close()
+    room.caller = Caller(asyncio.get_running_loop(), "another", lambda _: None)
+    room.route(start)
+    assert await room.call("Model", "__call__") == "called", "who comes later finds it too"
+
+
+async def test_no_socket_is_bound_in_a_directory_that_others_may_enter(room: Room) -> None:
+    order = room.order("shop:app")
+    await room.open_fork_server(order)
+    room.socket_dir.rename(room.home / "away")
+    room.socket_dir.mkdir(mode=0o700)
+    room.socket_dir.chmod(0o755)
+    # it looks before it takes up the next thing
+    await connected_again(room, dataclasses.replace(order, socket_path=str(room.home / "away" / "f")))
+    await connected_again(room, dataclasses.replace(order, socket_path=str(room.home / "away" / "f")))
+    assert list(room.socket_dir.iterdir()) == []
+    room.socket_dir.chmod(0o700)
+    await connected_again(room, order)

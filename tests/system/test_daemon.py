@@ -1,6 +1,7 @@
 """The daemon as a whole: start, refusals, stop, and what survives whose death."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -263,3 +264,20 @@ def test_multiprocessing_is_the_applications_to_use(tmp_path: Path) -> None:
             str(pid) for pid in daemon.pids("controller")
         ], "nothing beside the controller"
         assert daemon.get() == (200, "0")
+
+
+def test_a_socket_directory_that_goes_with_the_controller_is_made_anew(tmp_path: Path, echo: Path) -> None:
+    with a_daemon(settings_in(tmp_path, open_http=False)) as daemon:
+        (controller,) = daemon.pids("controller")
+        shutil.rmtree(daemon.settings.socket_dir)
+        os.kill(controller, signal.SIGKILL)
+        eventually(lambda: _answers(daemon))
+        daemon.deploy(echo)
+        assert daemon.get()[0] == 200
+
+
+def _answers(daemon: RunningDaemon) -> bool:
+    try:
+        return bool(daemon.status())
+    except OSError:
+        return False
