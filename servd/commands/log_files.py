@@ -38,8 +38,9 @@ def patterns(status: dict[str, Any] | None, target: str | None) -> tuple[str, ..
     # of replicas that are gone: their files are left
     plain = glob.escape(in_file_name(target))
     deployment, _, suffix = target.rpartition("#")
-    replica = f"{glob.escape(in_file_name(deployment))}#{glob.escape(suffix)}"
-    return (f"serve/deployment_*_{replica}.log", f"serve/deployment_{plain}_{plain}#*.log")
+    # a name may hold a # too
+    replica = (f"serve/deployment_*_{glob.escape(in_file_name(deployment))}#{glob.escape(suffix)}.log",)
+    return (*(replica if deployment else ()), f"serve/deployment_{plain}_{plain}#*.log")
 
 
 def show_logs(

@@ -115,6 +115,17 @@ def test_logs_are_found_by_names_of_any_length() -> None:
     assert file.removeprefix(f"serve/deployment_{in_file_name(full_name)}") in patterns(None, f"{full_name}#abcdef")[0]
 
 
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ("app_D", ("serve/deployment_app_D_app_D#*.log",)),
+        ("app_D#abcdef", ("serve/deployment_*_app_D#abcdef.log", "serve/deployment_app_D#abcdef_app_D#abcdef#*.log")),
+    ],
+)
+def test_logs_of_those_that_are_gone_are_found_by_name_or_replica(target: str, expected: tuple[str, ...]) -> None:
+    assert patterns(None, target) == expected
+
+
 def test_no_name_ends_a_line() -> None:
     assert on_one_line("a\nb\0\x1b\u2028 c/é") == "a\\nb\\x00\\x1b\\u2028 c/é"
     line = LineFormatter("replica", "a\nERROR faked#x", lambda: ("id", "/r\n", "a\n"))
