@@ -24,6 +24,8 @@ from servd.proxy.limits import WHOLE_BODY_BYTES
 from servd.proxy.listener import Listener
 from servd.wire.records import STREAMED_BODY
 
+_READ_BYTES = 64 * 1024
+"""So much is parsed at a time, unless it is body alone."""
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _SPECIAL = frozenset(
     (
@@ -49,11 +51,14 @@ class HttpConnection(HttpOrder):
         "_head_limit",
         "_headers",
         "_is_large_read",
+        "_is_parsing",
         "_is_upgrade",
         "_parser",
         "_rest",
         "_special",
+        "_unparsed",
         "_url",
+        "_usual_bytes",
         "_whole_bytes",
     )
 
@@ -67,10 +72,11 @@ class HttpConnection(HttpOrder):
     def __init__(self, listener: Listener) -> None:
         super().__init__(listener)
         self._parser: Any = httptools.HttpRequestParser(self)
-        self._rest = b""
+        self._rest = self._unparsed = b""
         self._whole_bytes = min(self._forwarder.limits.body_bytes or WHOLE_BODY_BYTES, WHOLE_BODY_BYTES)
         self._head_limit = self._forwarder.limits.head_bytes
-        self._is_large_read = False
+        self._usual_bytes = min(self._head_limit, _READ_BYTES)
+        self._is_large_read = self._is_parsing = False
         self._forget_message()
 
     def __repr__(self) -> str:
@@ -98,9 +104,13 @@ class HttpConnection(HttpOrder):
             data = self._look_at_start(data)
             if not data:
                 return
-        if len(data) > self._head_limit:
+        if len(data) > self._usual_bytes:
+            if len(data) > _READ_BYTES and not self._is_body(len(data)):
+                self._unparsed = data
+                self._parse_on()
+                return
             self._is_usual = False
-            self._is_large_read = True
+            self._is_large_read = len(data) > self._head_limit
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -226,7 +236,7 @@ class HttpConnection(HttpOrder):
         self._is_in_body = False
         self._is_usual = True
         self._head_bytes = self._head_tick = 0
-        if self.is_active or self._backlog:
+        if self._must_wait:
             self._backlog.append((method, url, headers, body, special, keep_alive, is_http10))
             self._has_next = True
             self._pause_reading()
@@ -236,7 +246,7 @@ class HttpConnection(HttpOrder):
     def _on_large_body(self) -> None:
         if self._is_over_limit(len(self._body)) or len(self._body) <= WHOLE_BODY_BYTES:
             return
-        if self.is_active or self._backlog:
+        if self._must_wait:
             self._has_next = True
             self._pause_reading()
         else:
@@ -275,7 +285,7 @@ class HttpConnection(HttpOrder):
         # before its body: the parser takes everything behind this head for another protocol
         self._is_upgrade = bool(self._parser.should_upgrade()) and self._parser.get_method() != b"CONNECT"
         is_expecting = not is_http10 and special.get(b"expect", b"").lower() == b"100-continue"
-        if self.is_active or self._backlog:
+        if self._must_wait:
             self._owes_continue = is_expecting
             return
         if is_expecting and not self._continue():
@@ -324,8 +334,31 @@ class HttpConnection(HttpOrder):
             if self._frame_room < 0:
                 self._refuse(431, "the chunks and trailers of the request's body are too large")
 
+    def _is_body(self, size: int) -> bool:
+        """So much of what comes next is certainly a part of the body that streams."""
+        if not self._is_streaming or self._stream is None:
+            return False
+        return int(self._special.get(b"content-length", b"0")) - self._stream.received >= size
+
+    def _parse_on(self) -> None:
+        """Parse what was read but not looked at, until the client should not be read from: small requests cost much more
+        memory than their bytes.
+        """
+        if self._is_parsing:
+            return
+        self._is_parsing = True
+        while self._unparsed and not self._is_read_paused and not self._is_deaf:
+            data, self._unparsed = self._unparsed[:_READ_BYTES], self._unparsed[_READ_BYTES:]
+            self._is_unready = False
+            self.data_received(data)
+        self._is_parsing = False
+        self._is_unready = self._is_unready or bool(self._unparsed)
+
     def _look_at_start(self, data: bytes) -> bytes:
         if self._is_deaf:
+            return b""
+        if self._unparsed:
+            self._unparsed += data
             return b""
         data = self._rest + data
         self._rest = b""
@@ -344,6 +377,7 @@ class HttpConnection(HttpOrder):
     def _on_upgrade(self, rest: bytes) -> None:
         if self._is_deaf or self._final is not None:
             return
+        rest, self._unparsed = rest + self._unparsed, b""
         parser, headers = self._parser, self._headers
         is_other = is_other_protocol(parser.get_method(), self._special) and self._listener.hand_over is not None
         if not is_other:
@@ -353,10 +387,11 @@ class HttpConnection(HttpOrder):
         if not is_other:
             # the wish is ignored. The parser took the head for all there is, and its body for something else: once more
             self._parser = httptools.HttpRequestParser(self)
-            self.data_received(data)
+            self._unparsed = data
+            self._parse_on()
             return
         self._upgrade = data
-        if self.is_active or self._backlog:
+        if self._must_wait:
             self._has_next = True
             self._pause_reading()
         else:

@@ -194,11 +194,14 @@ class HttpAnswering(asyncio.Protocol, Outgoing):
         self.on_response(*answer)
 
     def pause_writing(self) -> None:
-        self._is_write_paused = True
+        # what comes next waits until the client has taken what it has
+        self._is_write_paused = self._has_next = True
 
     def resume_writing(self) -> None:
         self._is_write_paused = False
         self._grant()
+        if not self.is_active:
+            self._loop.call_soon(self._go_on)
 
     def start_timer(self, limit_s: float) -> None:
         """Answer 408 when the request is not answered in so many seconds from now."""

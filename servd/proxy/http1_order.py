@@ -120,6 +120,11 @@ class HttpOrder(HttpAnswering):
         self._tail = (name, path, query, headers, body, request_id.decode(), target.prefix, source, extra)
         forwarder.caller.submit(self, target.router)
 
+    @property
+    def _must_wait(self) -> bool:
+        """What the client asks now comes behind something else, or behind answers that it has not taken."""
+        return self.is_active or bool(self._backlog) or self._is_write_paused
+
     def _limit(self, target: Target, special: dict[bytes, bytes]) -> None:
         limit_s = self._forwarder.time_limit(target, special.get(b"x-request-timeout-seconds"))
         if limit_s is not None:
@@ -173,7 +178,7 @@ class HttpOrder(HttpAnswering):
             self._transport.abort()
 
     def _go_on(self) -> None:
-        if self._is_deaf or self.is_active:
+        if self._is_deaf or self.is_active or self._is_write_paused:
             return
         if self._backlog:
             self._start(*self._backlog.popleft())
@@ -210,7 +215,7 @@ class HttpOrder(HttpAnswering):
         if self.is_active and self._is_streaming:
             self._forwarder.caller.cancel(self)
             self._end_request()
-        if self.is_active or self._backlog:
+        if self._must_wait:
             self._has_next = True
             self._pause_reading()
         else:
@@ -239,7 +244,12 @@ class HttpOrder(HttpAnswering):
     def _resume_reading(self) -> None:
         if self._is_read_paused and not self._transport.is_closing():
             self._is_read_paused = False
-            self._transport.resume_reading()
+            self._parse_on()
+            if not self._is_read_paused and not self._transport.is_closing():
+                self._transport.resume_reading()
+
+    def _parse_on(self) -> None:
+        raise NotImplementedError
 
     def _hand_over(self, data: bytes) -> None:
         self._is_deaf = self._is_unready = True
