@@ -209,6 +209,13 @@ class LaneConnection(TCPServer):
         """A handler does not take what the client sent, so the client is not read from."""
         return not all(queue.has_room for queue in self.queues)
 
+    @property
+    def _is_refused(self) -> bool:
+        """The WebSocket's handshake was refused before anybody was asked."""
+        stream = getattr(self.protocol.protocol, "stream", None)
+        is_http1 = isinstance(getattr(self.protocol.protocol, "connection", None), H11WSConnection)
+        return is_http1 and isinstance(stream, WSStream) and stream.closed
+
     async def serve(self) -> None:
         """Run to the end of the connection."""
         try:
@@ -279,8 +286,8 @@ class LaneConnection(TCPServer):
         if data.startswith(_PREFACE):
             head, end, rest = data, b"", b""
         await self.protocol.handle(RawData(head + end))
-        if not await self._is_handshake_over():
-            # gone before it was answered
+        if not await self._is_handshake_over() or self._is_refused:
+            # gone before it was answered, or answered with a refusal, after which the base class would go on listening
             await self.protocol.handle(Closed())
         else:
             if rest:

@@ -16,6 +16,8 @@ GOODBYE_S = 5.0
 """What a handler may still do after its client has gone."""
 
 _GOING_WRONG = 1011
+_CLOSE = (b"connection", b"close")
+"""After a refused handshake the connection is no good for anything else."""
 _EVENT_COST_BYTES = 64
 
 
@@ -50,7 +52,7 @@ class WebSocketForm(AsgiForm):
         """Refuse the handshake."""
         status, block, body = answer
         how = framing("GET", status, "1.1", block, len(body))
-        headers = [*response_headers(how.block, send.request_id), (b"connection", b"close")]
+        headers = [*response_headers(how.block, send.request_id), _CLOSE]
         await send({"type": "websocket.http.response.start", "status": status, "headers": headers})
         await send(
             {"type": "websocket.http.response.body", "body": body if how.content_bytes else b"", "more_body": False}
@@ -97,7 +99,7 @@ class WebSocketForm(AsgiForm):
                 await send(_for_client(message, send.request_id))
                 if call.peer is not None:
                     call.peer.grant(call, cost)
-                if message["type"] == "websocket.close":
+                if message["type"] == "websocket.close" or _is_end_of_refusal(message):
                     return
             elif kind == "close":
                 if call.peer is not None:
@@ -164,9 +166,14 @@ def _for_client(message: dict[str, Any], request_id: bytes) -> dict[str, Any]:
     if message["type"] == "websocket.accept":
         headers = [tuple(pair) for pair in message.get("headers", ())]
         return {**message, "headers": [*headers, (b"x-request-id", request_id)]}
-    if "headers" in message:
-        return {**message, "headers": [tuple(pair) for pair in message["headers"]]}
+    if message["type"] == "websocket.http.response.start":
+        headers = [tuple(pair) for pair in message.get("headers", ())]
+        return {**message, "headers": [*headers, (b"x-request-id", request_id), _CLOSE]}
     return message
+
+
+def _is_end_of_refusal(message: dict[str, Any]) -> bool:
+    return message["type"] == "websocket.http.response.body" and not message.get("more_body", False)
 
 
 def _answer_of(news: tuple[Any, ...]) -> Answer:
