@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -24,11 +24,17 @@ from tests.system.running_daemon import RunningDaemon, settings_in, titles
 
 FAULTS = ("full", "no_inodes", "read_only", "remade", "removed")
 PLACES = ("state", "logs", "sockets", "tmp")
-CELLS = [f"{fault}:{place}" for place in PLACES for fault in FAULTS]
+CELLS = [
+    f"{fault}:{place}"
+    for place in PLACES
+    for fault in FAULTS
+    # a controller that restarts without the state directory begins with an empty goal
+    if place != "state" or fault not in ("remade", "removed")
+]
 QUICK_CELLS = ["read_only:logs", "removed:sockets"]
 
 REPLACED_WITHIN_S = 12.0
-NORMAL_WITHIN_S = 5.0
+NORMAL_WITHIN_S = 10.0
 """From the end of the fault until every process is there again."""
 _FILE_SYSTEM = "size=24m,nr_inodes=2000,mode=0700"
 VICTIMS = ("controller", "proxy", "fork server", "replica")
@@ -287,18 +293,24 @@ def main(arguments: list[str]) -> int:
     """Exit code 1 if anything failed that must not."""
     if arguments[:1] == ["--here"]:
         return play(arguments[2], Path(arguments[1]))
+    failed = play_all(arguments or CELLS)
+    print(f"not as it must be: {', '.join(failed)}" if failed else "all as it must be")
+    return 1 if failed else 0
+
+
+def play_all(cells: Sequence[str]) -> list[str]:
+    """Play them one after the other and print what came of each; gives those that were not as they must be."""
     if reason := why_not():
-        print(f"disks: not tried, {reason}")
-        return 0
+        print(f"directories in trouble: not tried, {reason}")
+        return []
     failed = []
-    for cell in arguments or CELLS:
+    for cell in cells:
         with tempfile.TemporaryDirectory(prefix="servd-disks-") as directory:
             done = run_apart(cell, Path(directory))
         print((done.stdout + done.stderr).rstrip(), flush=True)
         if done.returncode:
             failed.append(cell)
-    print(f"not as it must be: {', '.join(failed)}" if failed else "all as it must be")
-    return 1 if failed else 0
+    return failed
 
 
 if __name__ == "__main__":
