@@ -3,22 +3,26 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+VENV_MODELS := .venv-models
 HTTP_PORT ?= 8000
 ADMIN_PORT ?= 52365
 STATE_DIR ?= .cache/state
 SOAK_MINUTES ?= 10
 BENCH ?=
 
-.PHONY: run test test-all faults soak lint types bench clean
+.PHONY: run test test-all test-models faults soak lint types bench clean
 
 run: $(VENV)/installed
 	@$(BIN)/python tools/quickstart.py --http-port $(HTTP_PORT) --admin-port $(ADMIN_PORT) --state-dir $(STATE_DIR)
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -q -m "not long" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -m "not long and not models" -n 2 --dist loadfile
+
+test-models: $(VENV_MODELS)/installed
+	$(VENV_MODELS)/bin/python -m pytest -q -m models
 
 test-all: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -m "not models" -n 2 --dist loadfile
 
 faults: $(VENV)/installed-dev
 	$(BIN)/python -m tests.faults
@@ -37,12 +41,12 @@ bench: $(VENV)/installed-bench
 	$(BIN)/python -m benchmarks.compare --json .cache/bench.json --picture .cache/bench.png $(BENCH)
 
 clean:
-	rm -rf $(VENV) .cache build *.egg-info
+	rm -rf $(VENV) $(VENV_MODELS) .cache build *.egg-info
 
-$(VENV)/bin/python:
+$(VENV)/bin/python $(VENV_MODELS)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "servd needs Python 3.11 or newer; choose one with PYTHON=..." >&2; exit 1; }
 	@# half an environment, as without ensurepip, would pass for a whole one next time
-	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+	$(PYTHON) -m venv $(@:/bin/python=) || { rm -rf $(@:/bin/python=); exit 1; }
 
 $(VENV)/installed: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
@@ -55,3 +59,7 @@ $(VENV)/installed-dev: pyproject.toml | $(VENV)/bin/python
 $(VENV)/installed-bench: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
 	@touch $@ $(VENV)/installed
+
+$(VENV_MODELS)/installed: pyproject.toml | $(VENV_MODELS)/bin/python
+	$(VENV_MODELS)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev,models]'
+	@touch $@

@@ -1,0 +1,1 @@
+"""Heavy libraries in real replicas: `make test-models`, in a virtual environment of its own."""

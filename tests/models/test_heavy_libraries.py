@@ -1,0 +1,87 @@
+"""Heavy libraries that have been at work at import, in replicas."""
+
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from tests.rooms.library_room import Library, works_in_replicas
+from tests.rooms.replica_room import a_room
+
+pytestmark = pytest.mark.models
+
+_DATA = "import numpy as np\nX = np.random.default_rng(1).random((3000, 16), np.float32)\ny = X[:, 0] > 0.5\n"
+_TORCH = """
+import torch
+torch.manual_seed(1)
+M = torch.randn(400, 400)
+def work():
+    return [torch.get_num_threads(), round(float(torch.relu(M @ M).mean()), 3)]
+"""
+LIBRARIES = (
+    Library("torch", _TORCH),
+    Library(
+        "torch with one thread", _TORCH.replace("torch.manual_seed", "torch.set_num_threads(1)\ntorch.manual_seed")
+    ),
+    # that starts a pool of PyTorch's own
+    Library(
+        "torch with three threads",
+        _TORCH.replace("torch.manual_seed", "torch.set_num_threads(3)\ntorch.manual_seed"),
+        spawned="libtorch_cpu",
+    ),
+    Library(
+        "xgboost",
+        f"{_DATA}import xgboost\n"
+        "model = xgboost.XGBClassifier(n_estimators=5).fit(X, y)\n"
+        "def work():\n    return int(model.predict(X).sum())\n",
+    ),
+    Library(
+        "lightgbm with threads in the code",
+        f"{_DATA}import lightgbm\n"
+        "model = lightgbm.LGBMClassifier(n_estimators=5, n_jobs=2, verbose=-1).fit(X, y)\n"
+        "def work():\n    return int(model.predict_proba(X)[:, 0].sum())\n",
+    ),
+    Library(
+        "faiss",
+        f"{_DATA}import faiss\n"
+        "index = faiss.IndexFlatL2(16)\n"
+        "index.add(X)\n"
+        "def work():\n    return int(index.search(X[:200], 3)[1].sum())\n",
+    ),
+    Library(
+        "tokenizers",
+        "from tokenizers import Tokenizer, models, pre_tokenizers, trainers\n"
+        "tokenizer = Tokenizer(models.BPE())\n"
+        "tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()\n"
+        "tokenizer.train_from_iterator(['one fish two fish'] * 50, trainers.BpeTrainer(show_progress=False))\n"
+        "def work():\n    return sum(len(e.ids) for e in tokenizer.encode_batch(['two fish'] * 200))\n",
+    ),
+    Library(
+        "numba on OpenMP",
+        "import numpy as np\n"
+        "import numba\n"
+        "numba.config.THREADING_LAYER = 'omp'\n"
+        "@numba.njit(parallel=True)\n"
+        "def total(a):\n    s = 0.0\n    for i in numba.prange(len(a)):\n        s += a[i]\n    return s\n"
+        "A = np.ones(100000)\n"
+        "def work():\n    return total(A)\n",
+        spawned="numba has run a function with `parallel=True`",
+    ),
+    Library(
+        "jax beside numpy",
+        "import numpy as np\n"
+        "np.ones((600, 600)) @ np.ones((600, 600))\n"
+        "import jax.numpy as jnp\n"
+        "A = jnp.ones((100, 100))\n"
+        "def work():\n    return float((A @ A).sum())\n",
+        spawned="jax",
+    ),
+)
+
+
+@pytest.mark.parametrize("library", LIBRARIES, ids=lambda library: library.name)
+async def test_work_at_import_goes_on_in_replicas(library: Library) -> None:
+    # paths of sockets are short, those of pytest's directories are not
+    with tempfile.TemporaryDirectory(prefix="servd-") as home:
+        async with a_room(Path(home)) as room:
+            await works_in_replicas(library, room)
