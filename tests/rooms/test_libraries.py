@@ -10,7 +10,7 @@ from tests.rooms.replica_room import REPOSITORY, a_room
 
 pytestmark = pytest.mark.slow
 
-IRIS = REPOSITORY / "examples" / "onnx" / "iris.onnx"
+IRIS = REPOSITORY / "examples" / "onnxruntime" / "iris.onnx"
 LIBRARIES = (
     Library(
         "scikit-learn on OpenMP",
