@@ -191,6 +191,7 @@ class DeploymentOptions(Document):
     max_sync_threads: Annotated[int, Field(gt=0, le=MAX_THREADS)] = 1
     memory_limit_bytes: Count | None = None
     start_method: Literal["fork", "spawn"] = "fork"
+    preload: bool = False
     logging_config: LoggingConfig | None = None
 
     later_names: ClassVar[Mapping[str, str]] = {"max_ongoing_requests": "max_concurrent_queries"}

@@ -115,6 +115,11 @@ class Simulation:
         """Whether documents tell all that the code depends on, so that one without a change needs no build."""
         return self.seed % 4 == 0
 
+    @property
+    def preloads(self) -> bool:
+        """Whether `Main` constructs its instance in a template."""
+        return self.seed % 2 == 1
+
     def story(self) -> str:
         """The last moments and the facts, for people."""
         facts = [f"{r.replica_id} {r.state} {r.version[:4]}" for r in self.observed.replicas.values()]
@@ -173,6 +178,8 @@ class Simulation:
             }
         else:
             override["num_replicas"] = self.counts[name]
+        if self.preloads:
+            override["preload"] = True
         document = ApplicationDocument(
             name,
             "m:a",
@@ -378,8 +385,16 @@ class Simulation:
         version = self.code.get(order.app, 0)
         broken = (order.app, version) in self.broken_code
         error = "ImportError: broken" if broken and self.rng.random() < 0.5 else ""
+        if order.preload and broken:
+            error = "ValueError: broken"
         deployments = (BuiltDeployment("Helper", {}), BuiltDeployment("Main", {}))
         process.result = BuildResult("b", error, f"{order.app}{version}", deployments, "Main", is_pinned=self.is_pinned)
+        if order.preload and self.seed % 5 == 1:
+            process.result = replace(process.result, fork_unsafe="the constructor left 1 thread(s) running")
+        if order.preload and not self.calm and not self.gentle and self.rng.random() < 0.1:
+            self.deliver(events.Started(FORK_SERVER, process.id, 1, 1))
+            self.end(process, 3)  # its constructor ended the process
+            return
         self.deliver(events.Started(FORK_SERVER, process.id, 1, 1))
         self.hello(process)
 

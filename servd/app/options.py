@@ -56,6 +56,7 @@ class DeploymentArguments(TypedDict, total=False):
     max_sync_threads: int
     memory_limit_bytes: int | None
     start_method: str
+    preload: bool
     logging_config: Any
 
 

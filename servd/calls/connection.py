@@ -6,6 +6,7 @@ from typing import Any
 
 from servd.calls.driver_line import DriverLine
 from servd.calls.process import Process, installed_process
+from servd.calls.replica_context import refuse_in_template
 from servd.daemon.admin_client import ADDRESS_VARIABLES, AdminClient, UnreachableError, find_address
 from servd.daemon.launch import TiedDaemon
 from servd.exceptions import ServdError
@@ -103,8 +104,9 @@ def connect() -> Connection:
     """This process's connection, ready for handles.
 
     Raises:
-        ServdError: Serve is not running.
+        ServdError: Serve is not running, or this process makes the instance of a deployment that preloads.
     """
+    refuse_in_template("calling a handle or using the client")
     connection = find()
     if connection is None or not connection.status()["running"]:
         raise ServdError(NOT_RUNNING)

@@ -30,6 +30,7 @@ class ReplicaContext:
 
 
 _replica: ReplicaContext | None = None
+_template_of = ""
 local_replica: ContextVar[ReplicaContext | None] = ContextVar("servd_local_replica", default=None)
 """The replica of the current task, where one process plays several (local mode)."""
 
@@ -38,6 +39,21 @@ def set_replica_context(context: ReplicaContext | None) -> None:
     """Make this process a replica (once, at its start); None takes it back (tests, local mode)."""
     global _replica
     _replica = context
+
+
+def set_template_of(deployment: str) -> None:
+    """Say that this process constructs the instance from which all replicas of a deployment are forked."""
+    global _template_of
+    _template_of = deployment
+
+
+def refuse_in_template(what: str) -> None:
+    """Raise a ServdError if the running constructor is that of a preloaded deployment. what: was tried in it."""
+    if _template_of and _replica is None:
+        raise ServdError(
+            f"{what} does not work in the constructor of {_template_of}, which has `preload`: it runs once, before there is any "
+            "replica; do that in `on_replica_start(self)`, which runs in each"
+        )
 
 
 def replica_context() -> ReplicaContext | None:
@@ -49,9 +65,10 @@ def get_replica_context() -> ReplicaContext:
     """The replica this code runs in.
 
     Raises:
-        ServdError: not inside a replica.
+        ServdError: not inside a replica, also in a constructor that is preloaded.
     """
     found = replica_context()
     if found is None:
+        refuse_in_template("`get_replica_context()`")
         raise ServdError("`get_replica_context()` works only inside a replica: call it in the code of a deployment")
     return found

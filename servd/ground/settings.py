@@ -78,6 +78,11 @@ def variable(name: str, default: str) -> str:
     return default
 
 
+FORK_SERVER_FILE = "fork_server.log"
+SLOW_START_S = float(variable("SLOW_STARTUP_WARNING_S", "30.0"))
+"""A replica, or a template that constructs an instance, that takes longer to start is told of."""
+
+
 def is_on(name: str, default: str = "0") -> bool:
     """Whether a variable of servd switches something on."""
     return variable(name, default).lower() in ("1", "true", "yes")
@@ -158,6 +163,11 @@ def control_socket(socket_dir: str) -> str:
 def admin_socket(socket_dir: str) -> str:
     """Path of the admin API's Unix socket."""
     return f"{socket_dir}/admin.sock"
+
+
+def fork_server_log(log_dir: str) -> str:
+    """Path of the log file that all fork servers share."""
+    return f"{log_dir}/serve/{FORK_SERVER_FILE}"
 
 
 def fork_server_socket(socket_dir: str, fork_server_id: str) -> str:

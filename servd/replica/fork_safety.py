@@ -27,44 +27,55 @@ SURVIVE_BY_NAME = {
 
 REFUSE = {
     "numba.np.ufunc.omppool": "numba has run a function with `parallel=True` on OpenMP, and ends each forked child that runs "
-    "another; run the first one after the fork, in the constructor, or choose another layer (NUMBA_THREADING_LAYER), to have "
+    "another; run the first one after the fork, in {hook}, or choose another layer (NUMBA_THREADING_LAYER), to have "
     "replicas forked",
 }
 """Module that is loaded once a library will not work in a child, whatever threads are left -> the sentence about it."""
 
-HOW_TO_FORK = "start them after the fork, in the constructor, to have replicas forked"
 
-
-def fork_unsafe_reason() -> str:
+def fork_unsafe_reason(*, left_by: str = "import", hook: str = "the constructor") -> str:
     """Why replicas of this process must be spawned instead of forked; "" if they may be forked.
 
     Ends OpenMP's idle pools first. To be asked on the thread that has run the code.
+
+    Args:
+        left_by: what has just run, for the sentence.
+        hook: what runs after the fork, for the sentence.
     """
     python = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
     if not python:
         for module, reason in REFUSE.items():
             if module in sys.modules:
-                return reason
+                return reason.format(hook=hook)
         end_openmp_pools()
     # where Python's own forbid it, whose the others are is of no interest
-    return judge(python, [] if python else native_threads(), has_cuda=_has_cuda_context())
+    native = [] if python else native_threads()
+    return judge(python, native, has_cuda=_has_cuda_context(), left_by=left_by, hook=hook)
 
 
-def judge(python: Sequence[str], native: Sequence[NativeThread], *, has_cuda: bool = False) -> str:
+def judge(
+    python: Sequence[str],
+    native: Sequence[NativeThread],
+    *,
+    has_cuda: bool = False,
+    left_by: str = "import",
+    hook: str = "the constructor",
+) -> str:
     """As `fork_unsafe_reason`, of these threads.
 
     Args:
         python: names of Python threads beside the main one.
         native: all other threads.
     """
+    how_to_fork = f"start them after the fork, in {hook}, to have replicas forked"
     if python:
-        return f"the import left {len(python)} thread(s) running: {', '.join(sorted(python))}; {HOW_TO_FORK}"
+        return f"the {left_by} left {len(python)} thread(s) running: {', '.join(sorted(python))}; {how_to_fork}"
     if has_cuda:
-        return "the import initialised CUDA; move models to the device in the constructor to have replicas forked"
+        return f"the {left_by} initialised CUDA; move models to the device in {hook} to have replicas forked"
     harmful = [thread for thread in native if not _survives(thread)]
     if not harmful:
         return ""
-    return f"the import left {len(harmful)} native thread(s) running, {described(harmful)}; {HOW_TO_FORK}"
+    return f"the {left_by} left {len(harmful)} native thread(s) running, {described(harmful)}; {how_to_fork}"
 
 
 def _survives(thread: NativeThread) -> bool:

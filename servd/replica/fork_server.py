@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 from servd.exceptions import DeployError, ProtocolError
 from servd.ground import descendants, entry, process
+from servd.ground.ids import DeploymentID
 from servd.ground.pidfd import start_ticks
 from servd.ground.quick_dataclass import dataclass
-from servd.ground.settings import fork_server_socket, is_private_dir
+from servd.ground.settings import FORK_SERVER_FILE, fork_server_socket, is_private_dir
 from servd.observability import logs
 from servd.replica.code.environment import apply_environment
 from servd.wire.allocator import keep_freed_memory
@@ -61,18 +62,19 @@ def serve(order: BuildOrder, lifetime: Connection) -> None:
     Args:
         lifetime: read end of the lifetime pipe.
     """
-    title = f"fork server {order.app or order.fork_server_id}"
+    full_name = DeploymentID(order.app, order.preload).full_name
+    title = f"template {full_name}" if order.preload else f"fork server {order.app or order.fork_server_id}"
     process.begin(title, order.state_dir, lifetime.fileno())
     descendants.lead(title, order.state_dir, order.socket_dir)
-    logs.setup("fork_server", order.fork_server_id, order.log_dir, "fork_server.log")
+    logs.setup("fork_server", order.fork_server_id, order.log_dir, FORK_SERVER_FILE)
     path = _path_of(order)
     process.allow_tracker()
     keep_freed_memory()
     code = 1
     try:
         listener = _listen(path)
-        result, built = build(order)
-        ForkServer(order, listener, lifetime.fileno(), result, built).run()
+        result, built, preloaded = build(order)
+        ForkServer(order, listener, lifetime.fileno(), result, built, preloaded).run()
         code = 0
     # the last place that can tell what went wrong
     except BaseException:
@@ -88,15 +90,15 @@ def _path_of(order: BuildOrder) -> str:
     return order.socket_path or fork_server_socket(order.socket_dir, order.fork_server_id)
 
 
-def build(order: BuildOrder) -> tuple[BuildResult, "BuiltApplication | None"]:
-    """Environment, import and flattening; a failure is a result too."""
+def build(order: BuildOrder) -> tuple[BuildResult, "BuiltApplication | None", Any]:
+    """Environment, import, flattening, and the preloaded instance (None without); a failure is a result too."""
     try:
         # its code finds the application's packages then, and Starlette, say, looks for others only once
         environment = apply_environment(order, lambda: entry.load(_CODE))
         return entry.load(_CODE).built_from(order, environment)  # type: ignore[no-any-return]
     except DeployError as error:
         logger.info("build_failed build=%s\n%s", order.build_id, error)
-        return BuildResult(order.build_id, error=str(error)), None
+        return BuildResult(order.build_id, error=str(error)), None, None
 
 
 @dataclass(slots=True)
@@ -122,6 +124,7 @@ class ForkServer:
         listener: bound and listening; closed in children.
         result: told to every controller that connects.
         built: None after a failed build: orders are refused then.
+        preloaded: the instance of the deployment that the order preloads.
     """
 
     def __init__(
@@ -131,12 +134,14 @@ class ForkServer:
         lifetime_fd: int,
         result: BuildResult,
         built: "BuiltApplication | None",
+        preloaded: Any = None,
     ) -> None:
         self._order = order
         self._listener = listener
         self._lifetime_fd = lifetime_fd
         self._result = result
         self._built = built
+        self._preloaded = preloaded
         self._context = multiprocessing.get_context("fork")
         self._poller = select.poll()
         self._lines: dict[int, Line] = {}
@@ -294,11 +299,18 @@ class ForkServer:
         # a loop made during the import shares its descriptors with the parent: it must never run here
         asyncio.set_event_loop(None)
         gc.enable()
-        if numpy := sys.modules.get("numpy"):
-            # its global state would be the same in every child; the interpreter's own is reseeded by itself
-            numpy.random.seed()
+        _reseed()
         assert self._built is not None
-        importlib.import_module(_CODE).run_forked(start, self._built, self._lifetime_fd)
+        importlib.import_module(_CODE).run_forked(start, self._built, self._lifetime_fd, self._preloaded)
+
+
+def _reseed() -> None:
+    """Global random state would be the same in every child; the interpreter's own is reseeded by itself."""
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed()
+    # another module may bear that name
+    if callable(seed := getattr(sys.modules.get("torch"), "seed", None)):
+        seed()
 
 
 def _listen(path: str) -> socket.socket:

@@ -48,13 +48,20 @@ class Replica:
         load: gives the deployment; raises what the application's status shall tell. May take long.
         lifetime_fd: read end of the lifetime pipe.
         access: where a line per request goes.
+        preloaded: the instance, where the template has made it.
     """
 
     def __init__(
-        self, start: ReplicaStart, load: Callable[[], Deployment], lifetime_fd: int, access: AccessLog
+        self,
+        start: ReplicaStart,
+        load: Callable[[], Deployment],
+        lifetime_fd: int,
+        access: AccessLog,
+        preloaded: Any = None,
     ) -> None:
         self._start = start
         self._load = load
+        self._preloaded = preloaded
         self._loop = asyncio.get_running_loop()
         self._goal = start.goal
         self._applied = start.goal.config_version
@@ -119,7 +126,7 @@ class Replica:
         starting = RequestContext()
         outside = current_request.set(starting)
         try:
-            await user.construct()
+            await user.construct(self._preloaded)
             if self._user_config is not None:
                 await user.reconfigure(self._user_config)
         finally:

@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from servd.app.built import BuiltApplication
 from servd.app.deployment import Deployment
@@ -36,11 +36,11 @@ together consist of, so it would look again and again without finding any.
 logger = logging.getLogger(__name__)
 
 
-def run_forked(start: ReplicaStart, built: BuiltApplication, lifetime_fd: int) -> NoReturn:
+def run_forked(start: ReplicaStart, built: BuiltApplication, lifetime_fd: int, preloaded: Any = None) -> NoReturn:
     """Be the replica, in a process just forked; its first lines (signals, descriptors, gc) are done
-    already.
+    already. preloaded: the instance, where the template has made it.
     """
-    _run(start, lambda: built.deployments[start.deployment], lifetime_fd)
+    _run(start, lambda: built.deployments[start.deployment], lifetime_fd, preloaded)
 
 
 def run_spawned(
@@ -56,7 +56,7 @@ def run_spawned(
     _run(start, load, lifetime_fd)
 
 
-def _run(start: ReplicaStart, load: Callable[[], Deployment], lifetime_fd: int) -> NoReturn:
+def _run(start: ReplicaStart, load: Callable[[], Deployment], lifetime_fd: int, preloaded: Any = None) -> NoReturn:
     title = f"replica {start.replica_id}"
     process.begin(title, start.state_dir, lifetime_fd)
     descendants.lead(title, start.state_dir, start.socket_dir)
@@ -75,7 +75,7 @@ def _run(start: ReplicaStart, load: Callable[[], Deployment], lifetime_fd: int) 
     search_less_often()
 
     async def live() -> int:
-        return await Replica(start, load, lifetime_fd, access).run()
+        return await Replica(start, load, lifetime_fd, access, preloaded).run()
 
     try:
         code = event_loop.run(live(), closes_loop=False, on_exit=_note_exit)

@@ -6,7 +6,8 @@ from typing import Any
 
 from servd.ground.quick_dataclass import dataclass
 
-HOOKS = frozenset({"reconfigure", "check_health"})
+ON_REPLICA_START = "on_replica_start"
+HOOKS = frozenset({"reconfigure", "check_health", ON_REPLICA_START})
 """Public methods that are no handlers."""
 
 

@@ -19,7 +19,8 @@ from servd.ground.clock import Clock, SystemClock
 from servd.observability.described import summary_of
 from servd.replica.asgi import call_with_request
 from servd.replica.exchange import WHOLE_BYTES, HttpExchange
-from servd.replica.methods import Method, are_handlers_sync, is_generator, method_of, public_methods
+from servd.replica.instances import has_hooks_on_thread, new_instance
+from servd.replica.methods import ON_REPLICA_START, Method, is_generator, method_of, public_methods
 from servd.replica.responses import UTF8_TEXT, chunk_body, value_response
 from servd.replica.sync_threads import SyncThreads
 
@@ -63,9 +64,7 @@ class UserCallable:
         self.threads = SyncThreads(max_sync_threads)
         self._owns_process = owns_process
         self._methods: dict[str, Method] = {}
-        self._hooks_on_thread = (
-            not deployment.is_function and not hasattr(self._target, ASGI_ATTRIBUTE) and are_handlers_sync(self._target)
-        )
+        self._hooks_on_thread = has_hooks_on_thread(deployment)
         self._instance: Any = None
         self._entry: Method | None = None
         self._asgi: Callable[..., Awaitable[None]] | None = None
@@ -85,24 +84,25 @@ class UserCallable:
         """Requests in user code now."""
         return self._running
 
-    async def construct(self) -> None:
-        """Make the instance and start its ASGI application. Raises whatever the constructor raises."""
+    async def construct(self, preloaded: Any = None) -> None:
+        """Make the instance, let it start and start its ASGI application. Raises whatever the user's code raises.
+
+        Args:
+            preloaded: the instance, where the template has made it.
+        """
         if self._deployment.is_function:
             self._instance = self._target
             self._entry = method_of("__call__", self._target)
         else:
-            await self._construct_instance()
+            on_thread = self.threads.run_first if self._hooks_on_thread else None
+            instance = await new_instance(self._deployment, on_thread) if preloaded is None else preloaded
+            await self._start_instance(instance)
         self._context.servable_object = self._instance
 
-    async def _construct_instance(self) -> None:
-        target, args, kwargs = self._target, self._deployment.init_args, self._deployment.init_kwargs
-        if inspect.iscoroutinefunction(target.__init__):
-            self._instance = target.__new__(target, *args, **kwargs)
-            await self._instance.__init__(*args, **kwargs)
-        elif self._hooks_on_thread:
-            self._instance = await self.threads.run_first(lambda: target(*args, **kwargs))
-        else:
-            self._instance = target(*args, **kwargs)
+    async def _start_instance(self, instance: Any) -> None:
+        self._instance = instance
+        if (hook := getattr(instance, ON_REPLICA_START, None)) is not None:
+            await self._run_hook(hook)
         if callable(entry := getattr(self._instance, "__call__", None)):  # noqa: B004 - the method itself is wanted
             self._entry = method_of("__call__", entry)
         self._asgi = getattr(self._instance, ASGI_ATTRIBUTE, None)

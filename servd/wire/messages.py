@@ -238,7 +238,8 @@ class BuildOrder:
     of this fork server, local directories already replaced by their snapshots (plain paths). start_dir and python_path: of
     the daemon (runtime.md section 12, "no working_dir"). driver_path: sys.path of the shipping driver, by-value only.
     default_variables: set before the interpreter starts where neither the environment nor runtime_env has them (thread
-    counts). origins: directory of a snapshot -> the user's directory that it shows; for texts only.
+    counts). origins: directory of a snapshot -> the user's directory that it shows; for texts only. preload: bare name of the
+    deployment whose instance is constructed before replicas are forked, "" for none.
     """
 
     fork_server_id: str
@@ -258,6 +259,7 @@ class BuildOrder:
     log_dir: str = ""
     default_variables: dict[str, str] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
+    preload: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,7 +284,8 @@ class BuildResult:
     error: "" or the text for the application's message (shortened traceback). code_version: hex digest over the import path,
     args, application runtime_env and the content of the modules imported from outside site-packages. deployments:
     dependencies first, ingress last. route_prefix: of the ingress, from code; None = not exposed. fork_unsafe: "" or why
-    replicas must be spawned. is_pinned: none of the modules can change under the same snapshots and archives.
+    replicas must be spawned (of a `preload`: must construct their own instance). is_pinned: none of the modules can change under
+    the same snapshots and archives.
     """
 
     build_id: str

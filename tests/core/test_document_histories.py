@@ -48,8 +48,11 @@ options = {
     "request_timeout_s": st.none() | positive,
     "cancel_on_disconnect": st.booleans(),
     "start_method": st.sampled_from(["fork", "spawn"]),
+    "preload": st.booleans(),
 }
-overrides = st.fixed_dictionaries({"name": st.sampled_from(["A", "B"])}, optional=options)
+overrides = st.fixed_dictionaries({"name": st.sampled_from(["A", "B"])}, optional=options).filter(
+    lambda override: not (override.get("preload") and override.get("start_method") == "spawn")
+)
 applications = st.fixed_dictionaries(
     {"import_path": st.just("m:app")},
     optional={

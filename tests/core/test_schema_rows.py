@@ -26,6 +26,7 @@ DEPLOYMENT_OPTIONS: dict[str, tuple[list[Any], list[Any]]] = {
     "max_sync_threads": ([1], [0, None]),
     "memory_limit_bytes": ([1, None], [0]),
     "start_method": (["fork", "spawn"], ["x", None]),
+    "preload": ([True, False], ["x", None, 2]),
 }
 AUTOSCALING_OPTIONS: dict[str, tuple[list[Any], list[Any]]] = {
     "min_replicas": ([0, 1], [-1, None]),

@@ -67,6 +67,8 @@ def test_env_vars_merge_key_by_key_and_the_deployment_wins() -> None:
         ({"max_sync_threads": 2}, ["version"]),
         ({"memory_limit_bytes": 1}, ["version"]),
         ({"start_method": "spawn"}, ["version"]),
+        ({"preload": True}, ["version"]),
+        ({"preload": False}, []),
         ({"request_timeout_s": 1}, []),
     ],
 )

@@ -42,6 +42,7 @@ def reasons(world: World) -> list[str]:
         ({"max_sync_threads": 2}, RESTARTED),
         ({"memory_limit_bytes": 2**40}, RESTARTED),
         ({"start_method": "spawn"}, RESTARTED),
+        ({"preload": True}, RESTARTED),
     ],
 )
 def test_of_an_option(options: dict[str, Any], effect: list[str]) -> None:

@@ -66,3 +66,10 @@ class QueueReported:
 
 
 Event = Started | StartFailed | StartLost | Exited | BuildFinished | ReplicaReport | ProxyReport | QueueReported
+
+
+def exit_text(exit_code: int | None) -> str:
+    """How a process ended, in words, after "exited with"."""
+    if exit_code is None:
+        return "an unknown status"
+    return f"signal {-exit_code}" if exit_code < 0 else f"code {exit_code}"

@@ -22,7 +22,8 @@ class ForkServerFact:
     """A fork server. is_builder: it was started to build `deploy_id`; else it is a further template with its own environment.
 
     template_version: code version whose replicas it forks, "" while unknown. env_key: digest of its runtime environment.
-    mute_children: a child of it said nothing after the fork, so its replicas are spawned from now on.
+    mute_children: a child of it said nothing after the fork, so its replicas are spawned from now on. preload_key: which
+    deployment's instance it constructs, see `DeploymentTarget.preload_key`.
     """
 
     fork_server_id: str
@@ -38,6 +39,7 @@ class ForkServerFact:
     result: BuildResult | None = None
     stopping: bool = False
     mute_children: bool = False
+    preload_key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +129,8 @@ class DeploymentFact:
     failed_starts: starts that failed since the target came or was reached last, deaths soon after a start included;
     died_early_at: the last one of those. failures: as many of them as the pause until the next try follows from. is_judged: so
     many failed that it is UNHEALTHY for them. is_stalled: some of the new replicas had come up then, beside older ones: no
-    further one takes the place of an older one.
+    further one takes the place of an older one. unfit_version / unfit_reason: version whose preloaded instance cannot be
+    forked, and why.
     """
 
     app: str
@@ -148,6 +151,8 @@ class DeploymentFact:
     failed_starts: int = 0
     is_judged: bool = False
     is_stalled: bool = False
+    unfit_version: str = ""
+    unfit_reason: str = ""
 
     def after_failed_start(self, error: str, now: float) -> "DeploymentFact":
         """With one failed start more; error: its reason, for people."""

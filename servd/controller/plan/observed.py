@@ -123,6 +123,23 @@ class Observed:
         """Replicas of one deployment, any state, oldest first."""
         return [r for r in self.replicas.values() if r.app == app and r.deployment == deployment]
 
+    def preload_key(self, target: DeploymentTarget) -> str:
+        """What the instance of its template is, "" if that constructs none."""
+        fact = self.deployments.get((target.id.app, target.id.name))
+        return target.preload_key("" if fact is None else fact.unfit_version)
+
+    def served_by(self, server: ForkServerFact) -> list[DeploymentTarget]:
+        """Known deployments whose replicas a template forks."""
+        key = (server.app, server.env_key, server.preload_key)
+        found = (t for place, t in self.targets.items() if place in self.deployments)
+        return [t for t in found if (t.id.app, t.env_key, self.preload_key(t)) == key]
+
+    def count_failed_template(self, served: Iterable[DeploymentTarget], error: str, now: float) -> None:
+        """A template did not come up: a failed start of each deployment that waits for it."""
+        for target in served:
+            fact = self.deployments[(target.id.app, target.id.name)]
+            self.put(fact.after_failed_start(error, now))
+
     def waiting(self, deployment: str) -> int:
         """Most requests that wait at any one caller for a deployment (full name)."""
         return max((line for (_, name), line in self.queued.items() if name == deployment), default=0)
@@ -146,7 +163,7 @@ class Observed:
             case events.StartLost():
                 self._forget_start(event.kind, event.id)
             case events.Exited():
-                self._gone(event, f"exited with {_exit_text(event.exit_code)}", now)
+                self._gone(event, f"exited with {events.exit_text(event.exit_code)}", now)
             case events.BuildFinished():
                 fact = self.fork_servers.get(event.fork_server_id)
                 if fact is not None and fact.result is None:
@@ -179,20 +196,24 @@ class Observed:
         if event.kind == PROXY:
             self._proxy_gone(event.id, error, now)
         elif event.kind == FORK_SERVER:
-            self._fork_server_gone(event.id, error)
+            self._fork_server_gone(event.id, error, now)
         elif isinstance(event, events.Exited):
             self._replica_gone(event.id, event.exit_code, "", now, event.log_lines)
         else:
             self._replica_gone(event.id, None, error, now)
 
-    def _fork_server_gone(self, fork_server_id: str, error: str) -> None:
+    def _fork_server_gone(self, fork_server_id: str, error: str, now: float) -> None:
         fact = self.fork_servers.get(fork_server_id)
         if fact is None:
             return
         self.forget(fact)
         app = self.applications.get(fact.app)
-        if fact.is_builder and fact.result is None and not fact.stopping and app is not None:
+        if fact.result is not None or fact.stopping or app is None:
+            return
+        if fact.is_builder:
             self._build_died(app, fact, error)
+        else:
+            self.count_failed_template(self.served_by(fact), f"the template process {error} before it was ready", now)
 
     def _build_died(self, app: ApplicationFact, fact: ForkServerFact, error: str) -> None:
         if app.deleting or fact.deploy_id != app.goal.deploy_id or app.built_deploy_id >= fact.deploy_id:
@@ -310,17 +331,18 @@ class Observed:
         if fact is None:
             return
         self.forget(fact)
-        reason = fact.stop_reason or error or fact.error or f"exited with {_exit_text(exit_code)}"
+        ended = events.exit_text(exit_code)
+        reason = fact.stop_reason or error or fact.error or f"exited with {ended}"
         age_s = now - fact.created_at
         dead = DeadReplicaFact(replica_id, fact.pid, exit_code, age_s, reason, fact.ongoing, log_lines, fact.stack)
         deployment = self.deployments.get(fact.key)
         if deployment is not None:
             self.put(replace(deployment, dead=(*deployment.dead, dead)[-DEAD_KEPT:]))
         if fact.state is ReplicaState.STARTING:
-            text = fact.error or error or f"the replica process exited with {_exit_text(exit_code)} before it was ready"
+            text = fact.error or error or f"the replica process exited with {ended} before it was ready"
             self._count_failure(fact, text, now)
         elif fact.state is not ReplicaState.STOPPING:
-            text = f"replica {replica_id} exited with {_exit_text(exit_code)}"
+            text = f"replica {replica_id} exited with {ended}"
             served_s = now - fact.ready_at
             if served_s < EARLY_DEATH_S:
                 self._count_failure(fact, f"{text} {served_s:.1f} s after it was ready", now, is_early_death=True)
@@ -373,9 +395,3 @@ class Observed:
 
 def _without_counts(fact: ReplicaFact) -> ReplicaFact:
     return replace(fact, ongoing=0, memory_bytes=0, reported_at=0.0)
-
-
-def _exit_text(exit_code: int | None) -> str:
-    if exit_code is None:
-        return "an unknown status"
-    return f"signal {-exit_code}" if exit_code < 0 else f"code {exit_code}"

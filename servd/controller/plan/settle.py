@@ -15,7 +15,7 @@ from servd.controller.plan.observed import Observed
 from servd.controller.plan.outgrown import settle_memory
 from servd.controller.plan.restarts import EARLY_DEATH_S
 from servd.controller.plan.silence import settle_silence
-from servd.controller.plan.start_verdict import is_settled, judge_starts, note_slow_starts
+from servd.controller.plan.start_verdict import is_settled, judge_starts, note_slow_starts, settle_templates
 from servd.controller.plan.targets import (
     DeploymentTarget,
     base_environment,
@@ -44,7 +44,7 @@ def settle(goal: Goal, observed: Observed, now: float) -> float:
         else:
             _settle_build(app, observed)
     observed.targets = _targets(observed)
-    _settle_templates(observed, now)
+    settle_templates(observed, now)
     wake_at = float("inf")
     for target in observed.targets.values():
         wake_at = min(wake_at, _settle_deployment(target, observed, now), settle_memory(target, observed, now))
@@ -241,20 +241,6 @@ def _targets(observed: Observed) -> dict[tuple[str, str], DeploymentTarget]:
     return found
 
 
-def _settle_templates(observed: Observed, now: float) -> None:
-    """A further template whose environment or import failed counts as a failed start of its deployments."""
-    for server in list(observed.fork_servers.values()):
-        if server.is_builder or not server.template_version or server.result is None or not server.result.error:
-            continue
-        observed.put(replace(server, template_version=""))  # so nobody needs it and it is stopped
-        for key, target in observed.targets.items():
-            if key[0] == server.app and target.env_key == server.env_key:
-                fact = observed.deployments.get(key)
-                if fact is not None:
-                    error = server.result.error
-                    observed.put(fact.after_failed_start(error, now))
-
-
 def _settle_deployment(target: DeploymentTarget, observed: Observed, now: float) -> float:
     key = (target.id.app, target.id.name)
     fact = observed.deployments.get(key)
@@ -284,7 +270,9 @@ def fresh_fact(target: DeploymentTarget, old: DeploymentFact | None) -> Deployme
         if target.pinned is not None:
             desired = target.pinned  # where the autoscaler goes on from, once the pin is gone
     dead = old.dead if old is not None else ()
-    return DeploymentFact(target.id.app, target.id.name, target.key, desired=desired, dead=dead)
+    fresh = DeploymentFact(target.id.app, target.id.name, target.key, desired=desired, dead=dead)
+    # a verdict on a version holds for it whatever its counts and options
+    return fresh if old is None else replace(fresh, unfit_version=old.unfit_version, unfit_reason=old.unfit_reason)
 
 
 def _autoscale(

@@ -8,15 +8,15 @@ update stops there. Else it is tried on, ever more seldom: what they all need ma
 import math
 from dataclasses import replace
 
-from servd.controller.plan.facts import DeploymentFact, ReplicaFact
+from servd.controller.plan.facts import DeploymentFact, ForkServerFact, ReplicaFact
 from servd.controller.plan.observed import Observed
 from servd.controller.plan.restarts import PROBATION_S, back_off_text, failure_threshold
 from servd.controller.plan.targets import DeploymentTarget, wanted_count
-from servd.ground.settings import variable
+from servd.ground.settings import SLOW_START_S, variable
 from servd.ground.states import ROUTABLE, ReplicaState
 
-SLOW_START_S = float(variable("SLOW_STARTUP_WARNING_S", "30.0"))
 PERIOD_S = float(variable("SLOW_STARTUP_WARNING_PERIOD_S", "30.0"))
+MUTE = "a replica that was forked with the constructed instance said nothing; nothing is known of why"
 
 
 def judge_starts(
@@ -57,24 +57,63 @@ def failing_message(target: DeploymentTarget, fact: DeploymentFact, observed: Ob
 
 
 def note_slow_starts(observed: Observed, now: float) -> float:
-    """Note each replica that has been starting for too long, once a period; gives the moment to look again (monotonic seconds,
+    """Note each that has been starting for too long, once a period; gives the moment to look again (monotonic seconds,
     inf = never).
     """
     wake_at = math.inf
     noted = observed.slow_noted_at
-    starting = [replica for replica in observed.replicas.values() if replica.state is ReplicaState.STARTING]
-    observed.slow_noted_at = {r.replica_id: noted[r.replica_id] for r in starting if r.replica_id in noted}
-    for replica in starting:
-        said_at = noted.get(replica.replica_id)
-        due_at = replica.created_at + SLOW_START_S if said_at is None else said_at + PERIOD_S
+    starting = {r.replica_id: r.created_at for r in observed.replicas.values() if r.state is ReplicaState.STARTING}
+    templates = {server.fork_server_id: server.created_at for server in starting_templates(observed)}
+    observed.slow_noted_at = {name: noted[name] for name in (*starting, *templates) if name in noted}
+    for name, began_at in (starting | templates).items():
+        said_at = noted.get(name)
+        due_at = began_at + SLOW_START_S if said_at is None else said_at + PERIOD_S
         if due_at <= now:
-            observed.slow_noted_at[replica.replica_id] = now
-            observed.notes.append(
-                f"replica {replica.replica_id} has been starting for {now - replica.created_at:.0f} s"
-            )
+            observed.slow_noted_at[name] = now
+            kind = "template" if name in templates else "replica"
+            observed.notes.append(f"{kind} {name} has been starting for {now - began_at:.0f} s")
             due_at = now + PERIOD_S
         wake_at = min(wake_at, due_at)
     return wake_at
+
+
+def starting_templates(observed: Observed) -> list[ForkServerFact]:
+    """Templates that are about to construct an instance."""
+    return [s for s in observed.fork_servers.values() if s.preload_key and s.result is None and not s.stopping]
+
+
+def slow_templates(observed: Observed, now: float) -> list[ForkServerFact]:
+    """Those of them that have been at it for too long."""
+    return [server for server in starting_templates(observed) if now - server.created_at > SLOW_START_S]
+
+
+def settle_templates(observed: Observed, now: float) -> None:
+    """Judge the templates that have ended their build.
+
+    One whose environment, import or constructor failed counts as a failed start of its deployments. One whose constructed
+    instance cannot be forked is given up: replicas of that version construct their own.
+    """
+    for server in list(observed.fork_servers.values()):
+        if server.is_builder or not server.template_version or server.result is None:
+            continue
+        reason = unfit_reason(server)
+        if not server.result.error and not reason:
+            continue
+        served = observed.served_by(server)
+        observed.put(replace(server, template_version=""))  # so nobody needs it and it is stopped
+        if server.result.error:
+            observed.count_failed_template(served, server.result.error, now)
+            continue
+        for target in served:
+            fact = observed.deployments[(target.id.app, target.id.name)]
+            observed.put(replace(fact, unfit_version=target.version, unfit_reason=reason))
+
+
+def unfit_reason(server: ForkServerFact) -> str:
+    """Why a template that has constructed an instance cannot fork replicas with it, "" if it can or constructs none."""
+    if not server.preload_key or server.result is None:
+        return ""
+    return server.result.fork_unsafe or (MUTE if server.mute_children else "")
 
 
 def is_settled(target: DeploymentTarget, fact: DeploymentFact, observed: Observed) -> bool:

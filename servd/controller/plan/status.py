@@ -10,7 +10,7 @@ from servd.controller.plan.observed import Observed
 from servd.controller.plan.resources import Pool, place, shortage
 from servd.controller.plan.restarts import back_off_text, failure_threshold
 from servd.controller.plan.settle import deployment_status, route_prefix
-from servd.controller.plan.start_verdict import SLOW_START_S
+from servd.controller.plan.start_verdict import slow_templates, starting_templates
 from servd.controller.plan.targets import DEFAULTS, DeploymentTarget, wanted_count
 from servd.documents.control_plane import (
     ApplicationView,
@@ -23,7 +23,7 @@ from servd.documents.control_plane import (
 )
 from servd.ground.ids import DeploymentID
 from servd.ground.quick_dataclass import dataclass
-from servd.ground.settings import Settings
+from servd.ground.settings import SLOW_START_S, Settings, fork_server_log
 from servd.ground.states import (
     ApplicationStatus,
     DeploymentStatus,
@@ -152,7 +152,9 @@ def _deployment(app: ApplicationFact, name: str, observed: Observed, pool: Pool,
         status=status,
         status_trigger=fact.trigger if fact else "DELETING",
         message=_message(status, target, fact, replicas, now)
-        or _shortage(observed.targets.get(key), fact, observed, pool),
+        or _slow_template(status, observed.targets.get(key), observed, now)
+        or _shortage(observed.targets.get(key), fact, observed, pool)
+        or _without_preload(target, fact),
         config=dict(target.shown) if target else _plain_config(key),
         target_num_replicas=wanted_count(target, fact) if target and not app.deleting else 0,
         replicas=tuple(_replica(replica, observed) for replica in replicas),
@@ -202,6 +204,25 @@ def _message(
         if fact.last_error and fact.failed_starts:
             return f"{fact.failed_starts} failed start(s); last error:\n{fact.last_error}"
     return ""
+
+
+def _slow_template(status: DeploymentStatus, target: DeploymentTarget | None, observed: Observed, now: float) -> str:
+    """What the template is at, "" if it has not been constructing for long."""
+    if target is None or status is not DeploymentStatus.UPDATING:
+        return ""
+    slow = [s for s in slow_templates(observed, now) if target in observed.served_by(s)]
+    return "\n".join(
+        f"the template {s.fork_server_id} has been starting for more than {SLOW_START_S:.0f} s: the import or the constructor is "
+        f"slow; its stack is in {fork_server_log(s.order.log_dir)}"
+        for s in slow
+    )
+
+
+def _without_preload(target: DeploymentTarget | None, fact: DeploymentFact | None) -> str:
+    """Why each replica constructs its own instance though it should not, "" where all is as wished."""
+    if target is None or fact is None or not fact.unfit_version or fact.unfit_version != target.version:
+        return ""
+    return f"preload has no effect, each replica constructs its own instance: {fact.unfit_reason}"
 
 
 def _waits(target: DeploymentTarget | None, fact: DeploymentFact) -> str:
@@ -262,4 +283,5 @@ def _proxy(fact: ProxyFact, now: float) -> ProxyView:
 def next_visible_change(observed: Observed, now: float) -> float:
     """When a message or status changes by time alone (monotonic seconds, inf = never)."""
     moments = [r.created_at + SLOW_START_S for r in observed.replicas.values() if r.state is ReplicaState.STARTING]
+    moments += [server.created_at + SLOW_START_S for server in starting_templates(observed)]
     return min((m for m in moments if m > now), default=math.inf)

@@ -40,6 +40,7 @@ DEFAULTS: dict[str, Any] = {
     "max_sync_threads": 1,
     "memory_limit_bytes": None,
     "start_method": "fork",
+    "preload": False,
 }
 OWN_OPTIONS = (
     "max_queued_requests",
@@ -48,6 +49,7 @@ OWN_OPTIONS = (
     "max_sync_threads",
     "memory_limit_bytes",
     "start_method",
+    "preload",
     "logging_config",
 )
 LONGEST_REPORT_PERIOD_S, SHORTEST_REPORT_PERIOD_S = 0.25, 0.02
@@ -95,6 +97,15 @@ class DeploymentTarget:
         """What one replica needs of the host's pool."""
         options = self.options["ray_actor_options"] or {}
         return Need(float(options.get("num_cpus", 1.0) or 0.0), float(options.get("num_gpus") or 0.0))
+
+    def preload_key(self, unfit_version: str) -> str:
+        """What its template's instance is, "" if it needs a template that constructs none.
+
+        Args:
+            unfit_version: the version whose replicas turned out not to be forkable after the constructor, "" for none.
+        """
+        preloads = self.options["preload"] and unfit_version != self.version
+        return f"{self.id.name} {self.version}" if preloads else ""
 
     @property
     def thread_variables(self) -> dict[str, str]:
@@ -246,6 +257,7 @@ def _target(
         without_empty_variables(resolved),
         [options[name] for name in ("max_sync_threads", "memory_limit_bytes", "start_method")],
         options.get("version"),
+        *(["preload"] if options["preload"] else []),
     )
     config_version = digest(options["user_config"], float(options["graceful_shutdown_wait_loop_s"]))
     pinned = app.scale.get(built.name)
@@ -277,9 +289,25 @@ def _effective_options(app: ApplicationGoal, built: BuiltDeployment, override: M
     options = {**DEFAULTS, **code, **sent}
     options["is_driver_deployment"] = built.is_driver_deployment or options["is_driver_deployment"]
     options["ray_actor_options"] = options["ray_actor_options"] or {}
+    _check_preload(built, options)
     # the innermost one wins, as a whole
     options["logging_config"] = options.get("logging_config") or app.document.logging_config or {}
     return options
+
+
+def _check_preload(built: BuiltDeployment, options: Mapping[str, Any]) -> None:
+    if not options["preload"]:
+        return
+    if built.is_function:
+        raise DeployError(
+            f"deployment {built.name} is a function and constructs nothing: `preload` is for classes; what a function needs is "
+            "loaded once where its module loads it"
+        )
+    if options["start_method"] == "spawn":
+        raise DeployError(
+            f"deployment {built.name} has `preload` and `start_method: spawn`: replicas of an instance that is constructed once "
+            "are forked; leave one of the two out"
+        )
 
 
 def _shown(

@@ -1,4 +1,5 @@
-"""Which fork servers are needed: one builder per accepted document, one template per runtime environment in use."""
+"""Which fork servers are needed: one builder per accepted document, one template per runtime environment in use, and one per
+version of each deployment that preloads."""
 
 import math
 import random
@@ -19,12 +20,14 @@ from servd.wire.messages import BuildOrder
 
 def template_for(target: DeploymentTarget, app: ApplicationFact, observed: Observed) -> ForkServerFact | None:
     """A living fork server whose children are replicas of this target, built or still building."""
+    preload_key = observed.preload_key(target)
     fitting = [
         f
         for f in observed.fork_servers.values()
         if f.app == app.name
         and f.template_version == app.code_version
         and f.env_key == target.env_key
+        and f.preload_key == preload_key
         and not f.stopping
     ]
     return min(fitting, key=lambda f: f.created_at, default=None)
@@ -61,7 +64,7 @@ def template_actions(
 def _templates(
     app: ApplicationFact, observed: Observed, settings: Settings, now: float, rng: random.Random
 ) -> Iterator[actions.Action | float | str]:
-    started: set[str] = set()
+    started: set[tuple[str, str]] = set()
     for key, target in observed.targets.items():
         if key[0] != app.name:
             continue
@@ -69,14 +72,17 @@ def _templates(
         server = template_for(target, app, observed)
         if server is not None:
             yield server.fork_server_id
-        elif target.env_key not in started and fact is not None:
+        elif (target.env_key, observed.preload_key(target)) not in started and fact is not None:
             threshold = failure_threshold(wanted_count(target, fact))
             retry_at = fact.failed_at + retry_delay_s(target.id.full_name, fact.failures, threshold, BackOff())
             if retry_at > now:
                 yield retry_at if retry_at < math.inf else math.inf
             else:
-                started.add(target.env_key)
-                yield actions.StartForkServer(_template(app, target, settings, now, rng), "environment in use")
+                preload_key = observed.preload_key(target)
+                started.add((target.env_key, preload_key))
+                server = _template(app, target, preload_key, settings, now, rng)
+                reason = f"preload {target.id.full_name}" if preload_key else "environment in use"
+                yield actions.StartForkServer(server, reason)
 
 
 def _builder(app: ApplicationFact, settings: Settings, now: float, rng: random.Random) -> ForkServerFact:
@@ -85,11 +91,18 @@ def _builder(app: ApplicationFact, settings: Settings, now: float, rng: random.R
 
 
 def _template(
-    app: ApplicationFact, target: DeploymentTarget, settings: Settings, now: float, rng: random.Random
+    app: ApplicationFact,
+    target: DeploymentTarget,
+    preload_key: str,
+    settings: Settings,
+    now: float,
+    rng: random.Random,
 ) -> ForkServerFact:
     fact = replace(app, goal=app.active_goal or app.goal)
     server = _fork_server(fact, target.env_key, target.runtime_env, app.code_version, settings, now, rng)
-    return replace(server, order=replace(server.order, default_variables=target.thread_variables))
+    preload = target.id.name if preload_key else ""
+    order = replace(server.order, default_variables=target.thread_variables, preload=preload)
+    return replace(server, order=order, preload_key=preload_key)
 
 
 def _fork_server(

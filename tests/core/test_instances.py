@@ -1,0 +1,99 @@
+"""Instances that are made before there is a replica: what forbids to fork with them, and what fails in their constructor."""
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from servd.app.deployment import Deployment, make_deployment
+from servd.calls import replica_context
+from servd.calls.replica_context import get_replica_context, set_template_of
+from servd.exceptions import ServdError
+from servd.ground.ids import DeploymentID
+from servd.handle import DeploymentHandle
+from servd.replica.instances import new_preloaded
+
+
+@pytest.fixture(autouse=True)
+def _template() -> Iterator[None]:
+    assert replica_context.replica_context() is None
+    set_template_of("Model")
+    yield
+    set_template_of("")
+
+
+def a_deployment(construct: Any, *, is_async: bool = False) -> Deployment:
+    """Of a class whose constructor does this; with an async handler or without any."""
+
+    async def on_loop(self: Any) -> None:
+        self.made = construct()
+
+    def plainly(self: Any) -> None:
+        self.made = construct()
+
+    body = {"__init__": on_loop if is_async else plainly}
+    deployment: Deployment = make_deployment(type("Model", (), body), {})
+    return deployment
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_what_a_constructor_makes_is_there(is_async: bool) -> None:
+    made = new_preloaded(a_deployment(lambda: [1], is_async=is_async))
+    assert (made.value.made, made.unfit_reason) == ([1], "")
+
+
+def test_a_constructor_sees_a_loop_where_it_would_in_a_replica() -> None:
+    with pytest.raises(RuntimeError, match="no running event loop"):
+        new_preloaded(a_deployment(asyncio.get_running_loop))
+    assert new_preloaded(a_deployment(asyncio.Queue, is_async=True)).unfit_reason == ""
+    assert new_preloaded(a_deployment(lambda: asyncio.run(asyncio.sleep(0)))).unfit_reason == ""
+
+
+def test_tasks_that_are_left() -> None:
+    made = new_preloaded(a_deployment(lambda: asyncio.ensure_future(asyncio.sleep(60)), is_async=True))
+    assert made.unfit_reason == "the constructor left 1 task(s) running; start them in `on_replica_start(self)`"
+    loop = made.value.made.get_loop()
+    made.value.made.cancel()
+    loop.run_until_complete(asyncio.wait([made.value.made]))
+    loop.close()
+
+
+def test_a_loop_that_is_open() -> None:
+    made = new_preloaded(a_deployment(asyncio.new_event_loop))
+    assert made.unfit_reason == "the constructor left an event loop open; open it in `on_replica_start(self)`"
+    made.value.made.close()
+
+
+def test_a_loop_of_somebody_else_is_no_obstacle() -> None:
+    loop = asyncio.new_event_loop()
+    assert new_preloaded(a_deployment(list)).unfit_reason == ""
+    loop.close()
+
+
+def test_a_loop_that_is_kept() -> None:
+    made = new_preloaded(a_deployment(asyncio.get_running_loop, is_async=True))
+    expected = "the constructor's event loop is kept by what it made; make that in `on_replica_start(self)`"
+    assert made.unfit_reason == expected
+
+
+@pytest.mark.parametrize("error", [ValueError("no weights"), SystemExit("enough")])
+@pytest.mark.parametrize("is_async", [False, True])
+def test_what_a_constructor_raises(error: BaseException, is_async: bool) -> None:
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(type(error), match=str(error)):
+        new_preloaded(a_deployment(fail, is_async=is_async))
+
+
+@pytest.mark.parametrize(
+    ("construct", "what"),
+    [
+        (get_replica_context, r"`get_replica_context\(\)`"),
+        (lambda: DeploymentHandle(DeploymentID("app", "D")).remote(), "calling a handle or using the client"),
+    ],
+)
+def test_what_belongs_to_a_replica_is_refused(construct: Any, what: str) -> None:
+    with pytest.raises(ServdError, match=f"{what} does not work in the constructor of Model, which has `preload`"):
+        new_preloaded(a_deployment(construct))

@@ -1,0 +1,131 @@
+"""Replicas that are forked from a constructed instance, as real processes."""
+
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from servd.wire.messages import ForkServerHello
+from tests.rooms.replica_room import Room, a_room
+
+pytestmark = pytest.mark.slow
+
+APP = """
+import asyncio, os, random, sys, threading
+import numpy
+from servd import deployment, get_replica_context
+
+class Base:
+    def __init__(self, other=None):
+        self.other, self.made_by, self.config = other, os.getpid(), None
+    def on_replica_start(self):
+        self.tag = get_replica_context().replica_tag
+    def reconfigure(self, config):
+        self.config = (config, self.tag)
+    def about(self):
+        return {"pid": os.getpid(), "made_by": self.made_by, "tag": self.tag, "config": self.config}
+    def draw(self):
+        return [random.random(), float(numpy.random.rand())]
+
+@deployment
+class Other:
+    def __call__(self):
+        return "from the other"
+
+@deployment
+class Sync(Base):
+    pass
+
+@deployment
+class Async(Base):
+    async def __init__(self, other=None):
+        super().__init__(other)
+        await asyncio.sleep(0)
+        self.waiting = asyncio.Queue()
+    async def on_replica_start(self):
+        await asyncio.sleep(0)
+        super().on_replica_start()
+
+@deployment
+class Thread(Base):
+    def __init__(self, other=None):
+        super().__init__()
+        threading.Thread(target=threading.Event().wait, name="poller", daemon=True).start()
+
+@deployment
+class Context(Base):
+    def __init__(self, other=None):
+        get_replica_context()
+
+other = Other.bind()
+"""
+NAMES = ("Sync", "Async", "Thread", "Context")
+
+
+@pytest.fixture
+async def room() -> AsyncIterator[Room]:
+    # paths of sockets are short, those of pytest's directories are not
+    with tempfile.TemporaryDirectory(prefix="servd-") as home:
+        async with a_room(Path(home)) as made:
+            apps = "\n".join(f"{name.lower()}_app = {name}.bind(other)" for name in NAMES)
+            made.write(shop=f"{APP}\n{apps}\n")
+            yield made
+
+
+async def template_of(room: Room, name: str) -> ForkServerHello:
+    return await room.open_fork_server(room.order(f"shop:{name.lower()}_app", preload=name))
+
+
+@pytest.mark.parametrize("name", ["Sync", "Async"])
+async def test_replicas_share_the_instance_and_start_on_their_own(room: Room, name: str) -> None:
+    hello = await template_of(room, name)
+    assert hello.result is not None
+    assert (hello.result.error, hello.result.fork_unsafe) == ("", "")
+    draws = []
+    for suffix in "ab":
+        start = room.start_of(name, suffix, user_config='{"a": 1}')
+        forked = await room.running(start)
+        room.route(start)
+        about = await room.call(name, "about")
+        assert about == {
+            "pid": forked.pid,
+            "made_by": hello.pid,
+            "tag": start.replica_id,
+            "config": ({"a": 1}, start.replica_id),
+        }
+        draws.append(await room.call(name, "draw"))
+    assert not set(draws[0]) & set(draws[1]), "random generators differ"
+
+
+async def test_what_cannot_be_forked_is_refused_with_what_to_do(room: Room) -> None:
+    hello = await template_of(room, "Thread")
+    assert hello.result is not None
+    assert hello.result.error == ""
+    assert hello.result.fork_unsafe == (
+        "the constructor left 1 thread(s) running: poller; "
+        "start them after the fork, in `on_replica_start(self)`, to have replicas forked"
+    )
+
+
+async def test_a_failing_constructor_is_the_templates_result(room: Room) -> None:
+    hello = await template_of(room, "Context")
+    assert hello.result is not None
+    assert (
+        "`get_replica_context()` does not work in the constructor of Context, which has `preload`" in hello.result.error
+    )
+    assert "in __init__" in hello.result.error
+    assert "instances.py" not in hello.result.error
+
+
+async def test_without_preload_replicas_start_alike(room: Room) -> None:
+    await room.open_fork_server(room.order("shop:sync_app"))
+    start = room.start_of("Sync", user_config="{}")
+    forked = await room.running(start)
+    about = await room.call("Sync", "about")
+    assert about == {
+        "pid": forked.pid,
+        "made_by": forked.pid,
+        "tag": start.replica_id,
+        "config": ({}, start.replica_id),
+    }
