@@ -197,13 +197,14 @@ class GoalStore:
 
     def _is_connected_anew(self) -> bool:
         """Connect again: a connection made on a read-only disk stays read-only when the disk no longer is."""
-        try:
-            fresh = _connect(self._path)
-            self._set_up(fresh)
-        except sqlite3.Error:
-            return False
+        # first of all the old one ends: connections of one process share how they opened the file's index
         self._connection.close()
-        self._connection = fresh
+        try:
+            self._connection = _connect(self._path)
+            self._set_up(self._connection)
+        except sqlite3.Error as error:
+            logger.warning("goal_store_not_opened path=%s reason=%s", self._path, error)
+            return False
         return True
 
     def _set_up(self, connection: sqlite3.Connection) -> None:
