@@ -40,9 +40,7 @@ class FactStore:
 
     def load(self) -> list[Any]:
         """All facts, in the order in which they were first saved."""
-        if self._connection is None:
-            return []
-        rows = self._connection.execute("SELECT kind, key, value FROM facts ORDER BY rowid").fetchall()
+        rows = _rows(self._connection) if self._connection is not None else _rows_read_only(self._path)
         for kind, key, value in rows:
             try:
                 self._facts[(kind, key)] = decode_message(value)
@@ -126,6 +124,20 @@ class FactStore:
             "INSERT INTO facts VALUES (?, ?, ?) ON CONFLICT (kind, key) DO UPDATE SET value = excluded.value",
             (kind, key, encode_message(fact)),
         )
+
+
+def _rows(connection: sqlite3.Connection) -> list[tuple[str, str, bytes]]:
+    return connection.execute("SELECT kind, key, value FROM facts ORDER BY rowid").fetchall()
+
+
+def _rows_read_only(path: str) -> list[tuple[str, str, bytes]]:
+    # where nothing can be written, what an earlier controller wrote still tells whom to adopt
+    try:
+        with contextlib.closing(sqlite3.connect(f"{Path(path).absolute().as_uri()}?mode=ro", uri=True)) as connection:
+            return _rows(connection)
+    except sqlite3.Error as error:
+        logger.error("facts_not_read path=%s reason=%s", path, error)
+        return []
 
 
 def fact_files(socket_dir: str) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from servd.controller import goal_store, history
+from servd.controller import fact_store, goal_store, history
 from servd.controller.fact_store import FactStore
 from servd.controller.goal_store import GoalStore
 from servd.controller.plan import change
@@ -335,3 +335,17 @@ def test_a_disk_that_is_read_only_no_longer_is_written_again(tmp_path: Path, mon
     store.save(a_goal(2), "PUT", 2.0)
     store.close()
     assert GoalStore.open(str(tmp_path)).latest() == a_goal(2)
+
+
+def test_facts_are_read_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = FactStore(str(tmp_path))
+    store.save({("p", "1"): ProxyGoal("1")})
+
+    def refused(path: str) -> sqlite3.Connection:
+        raise OSError(30, "Read-only file system", path)
+
+    monkeypatch.setattr(fact_store, "_open", refused)
+    again = FactStore(str(tmp_path))
+    assert again.load() == [ProxyGoal("1")]
+    again.close()
+    store.close()
