@@ -49,6 +49,7 @@ class Circle:
         self._executor: Executor | None = None
         self._events: list[events.Event] = []
         self._turn_is_due = False
+        self._must_plan = False
         self._wake: asyncio.TimerHandle | None = None
         # larger than any that an earlier controller has given out
         self._version = int(clock.wall_time() * 1000)
@@ -60,9 +61,14 @@ class Circle:
     def emit(self, event: events.Event) -> None:
         """Take news; the turn comes soon, together with what else arrives meanwhile, and none before the start."""
         self._events.append(event)
-        self._schedule()
+        self._take_news_soon()
 
     def _schedule(self) -> None:
+        """Plan soon, whatever the news are."""
+        self._must_plan = True
+        self._take_news_soon()
+
+    def _take_news_soon(self) -> None:
         # before the start there is nobody to act, and a plan that nobody carries out would count as carried out
         if self._executor is not None and not self._turn_is_due:
             self._turn_is_due = True
@@ -80,8 +86,11 @@ class Circle:
         self._turn_is_due = False
         news, self._events = self._events, []
         now = self._clock.now()
-        for event in news:
-            self._observed.apply(event, now)
+        is_moved = [self._observed.apply(event, now) for event in news]
+        if not self._must_plan and not any(is_moved):
+            # signs of life: the moment to look again stands, and with many processes this is nearly all that is ever heard
+            return
+        self._must_plan = False
         plan = turn(self._goal, self._observed, self._settings, now, self._rng)
         changes = self._observed.take_changes()
         if changes:

@@ -5,12 +5,16 @@ import random
 from pathlib import Path
 from typing import Any, cast
 
+import pytest
+
+from servd.controller import circle
 from servd.controller.control_loop import ControlLoop
 from servd.controller.fact_store import FactStore
 from servd.controller.goal_store import GoalStore
 from servd.controller.plan import actions, events
 from servd.controller.plan.observed import Observed
 from servd.ground.clock import SystemClock
+from servd.wire.messages import ProxyReport
 from tests.core.build import IDENTITY, a_goal, an_app, some_settings
 
 
@@ -61,4 +65,31 @@ async def test_news_before_the_start_cost_no_action(tmp_path: Path) -> None:
     await asyncio.wait_for(executor.was_told.wait(), 10.0)
     kinds = {type(action) for action in executor.done}
     assert {actions.Publish, actions.StartForkServer, actions.StartProxy} <= kinds
+    assert failures == []
+
+
+async def test_signs_of_life_plan_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failures: list[str] = []
+    turns: list[actions.Plan] = []
+
+    def counted(*args: Any) -> actions.Plan:
+        turns.append(turn(*args))
+        return turns[-1]
+
+    turn = circle.turn
+    monkeypatch.setattr(circle, "turn", counted)
+    control = a_control_loop(tmp_path, failures)
+    executor = RecordingExecutor()
+    control.start(cast(Any, executor), cast(Any, None), cast(Any, None))
+    await asyncio.wait_for(executor.was_told.wait(), 10.0)
+    proxy = next(action.fact.proxy_id for action in executor.done if isinstance(action, actions.StartProxy))
+
+    async def hear(connections: int) -> int:
+        before = len(turns)
+        control.emit(ProxyReport(proxy, listening=True, connections=connections))
+        for _ in range(3):
+            await asyncio.sleep(0)
+        return len(turns) - before
+
+    assert [await hear(count) for count in (0, 0, 0, 1, 1)] == [1, 0, 0, 1, 0]
     assert failures == []

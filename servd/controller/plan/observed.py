@@ -149,13 +149,16 @@ class Observed:
         if fact is not None:
             self.put(replace(fact, **fields))
 
-    def apply(self, event: events.Event, now: float) -> None:
-        """Turn one piece of news into facts. News of something unknown, repeated or late, changes nothing."""
+    def apply(self, event: events.Event, now: float) -> bool:
+        """Turn one piece of news into facts. News of something unknown, repeated or late, changes nothing.
+
+        Gives whether there may be something to plan: a mere sign of life only puts off when its sender counts as silent.
+        """
         match event:
             case ReplicaReport():
-                self._replica_reported(event, now)
+                return self._replica_reported(event, now)
             case ProxyReport():
-                self._proxy_reported(event, now)
+                return self._proxy_reported(event, now)
             case events.Started():
                 self._started(event, now)
             case events.StartFailed():
@@ -176,6 +179,7 @@ class Observed:
                 self._sample(
                     [r for r in self.replicas.values() if r.state in ROUTABLE and r.full_name == full_name], now
                 )
+        return True
 
     def _started(self, event: events.Started, now: float) -> None:
         about: dict[str, Any] = {"pid": event.pid, "start_ticks": event.start_ticks}
@@ -223,20 +227,13 @@ class Observed:
             self.put(replace(app, build_attempts=attempts))
             return
         message = f"Deploying application {app.name} failed: its build process {error}, {attempts} times in a row"
-        self.put(
-            replace(
-                app,
-                build_attempts=attempts,
-                built_deploy_id=fact.deploy_id,
-                settled="DEPLOY_FAILED",
-                message=message,
-            )
-        )
+        failed = replace(app, build_attempts=attempts, built_deploy_id=fact.deploy_id, settled="DEPLOY_FAILED")
+        self.put(replace(failed, message=message))
 
-    def _replica_reported(self, report: ReplicaReport, now: float) -> None:
+    def _replica_reported(self, report: ReplicaReport, now: float) -> bool:
         fact = self.replicas.get(report.replica_id)
         if fact is None:
-            return
+            return False
         state = self._state_after(fact, report)
         if state is not fact.state:
             fact = replace(fact, state=state, state_since=now)
@@ -264,9 +261,10 @@ class Observed:
         if updated.state in ROUTABLE:
             # one more shares what waits
             is_new = before.state not in ROUTABLE
-            others = [r for r in self.replicas_of(fact.app, fact.deployment) if r.state in ROUTABLE]
-            self._sample(others if is_new else [updated], now)
+            all_of_it = self.replicas_of(fact.app, fact.deployment) if is_new else [updated]
+            self._sample([replica for replica in all_of_it if replica.state in ROUTABLE], now)
         self._judge(before, updated, report, now)
+        return replace(self.replicas[report.replica_id], reported_at=before.reported_at) != before
 
     def _sample(self, replicas: list[ReplicaFact], now: float) -> None:
         """Note the load of some replicas of one deployment."""
@@ -365,10 +363,10 @@ class Observed:
         text = f"{message}. It stays UNHEALTHY until the replica is replaced or the deployment is deployed again."
         self.put(replace(deployment, trouble=text, trigger="REPLICA_FAILED"))
 
-    def _proxy_reported(self, report: ProxyReport, now: float) -> None:
-        fact = self.proxies.get(report.proxy_id)
+    def _proxy_reported(self, report: ProxyReport, now: float) -> bool:
+        before = fact = self.proxies.get(report.proxy_id)
         if fact is None:
-            return
+            return False
         if fact.listening and not report.listening and not fact.draining:
             # not by our order: somebody sent it SIGTERM
             fact = replace(fact, draining=True, kill_at=now + PROXY_DRAIN_S + 1.0)
@@ -381,6 +379,7 @@ class Observed:
             self.put(replace(self.data_plane, proxy_failures=0, proxy_error=""))
         else:
             self.proxies[fact.proxy_id] = updated  # a sign of life is not worth a write
+        return replace(updated, reported_at=fact.reported_at) != before
 
     def _proxy_gone(self, proxy_id: str, error: str, now: float) -> None:
         fact = self.proxies.get(proxy_id)
