@@ -123,6 +123,22 @@ def test_a_template_that_is_killed_is_started_again_and_its_replicas_stay() -> N
     assert not world.observed.deployments[("app", "D")].failures
 
 
+def test_a_template_that_does_not_come_up_again_is_tried_ever_more_seldom_though_all_replicas_run() -> None:
+    world = deployed(preload=True, num_replicas=2)
+    world.observed.apply(events.Exited(FORK_SERVER, template(world).fork_server_id, -9), world.now)
+    run_with(world, error="ValueError: broken")
+    assert world.observed.deployments[("app", "D")].failures == 6
+    assert status_of(world) is ApplicationStatus.RUNNING
+    for failures in (7, 8):
+        world.now += 60.0
+        run_with(world, error="ValueError: broken")
+        assert world.observed.deployments[("app", "D")].failures == failures
+    world.now += 60.0
+    world.run()
+    assert not world.observed.deployments[("app", "D")].failures
+    assert len(world.replicas()) == 2
+
+
 def test_an_instance_that_cannot_be_forked_is_made_by_each_replica() -> None:
     world = World(a_goal(an_app()))
     world.builds["app"] = a_build("D", D={"preload": True, "num_replicas": 2})

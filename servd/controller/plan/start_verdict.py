@@ -25,7 +25,8 @@ def judge_starts(
     """The fact with the verdict on its failed starts, and without trouble once that is over."""
     if is_settled(target, fact, observed):
         fact = replace(fact, trouble="", trigger="CONFIG_UPDATE_COMPLETED") if fact.trouble else fact
-        return fact if dies_early else fact.without_failures()
+        # one whose template does not come up has all that it wants for now, and is not to try without end
+        return fact if dies_early or not _has_template(target, observed) else fact.without_failures()
     threshold = failure_threshold(wanted_count(target, fact))
     if fact.failures < threshold:
         return fact
@@ -126,6 +127,15 @@ def is_settled(target: DeploymentTarget, fact: DeploymentFact, observed: Observe
         and not r.outgrown
         for r in replicas
     )
+
+
+def _has_template(target: DeploymentTarget, observed: Observed) -> bool:
+    """Whether a fork server stands ready for further replicas."""
+    app = observed.applications.get(target.id.app)
+    ready = [
+        s for s in observed.fork_servers.values() if s.result is not None and not s.result.error and not s.stopping
+    ]
+    return any(app and s.template_version == app.code_version and target in observed.served_by(s) for s in ready)
 
 
 def _new_running(target: DeploymentTarget, observed: Observed, since: float = math.inf) -> list[ReplicaFact]:
