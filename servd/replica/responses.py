@@ -48,6 +48,10 @@ def chunk_body(item: Any) -> bytes:
     return value_response(item)[2]
 
 
+TIME_OUT: Answer = (408, UTF8_TEXT, b"The time limit of the request passed while its handler ran.")
+"""Response to a request whose handler failed when its time was up, whatever it raised."""
+
+
 def error_response(error: BaseException) -> Answer:
     """Response for an exception out of user code: 500, or 503 when a deployment it called is too busy or
     away.

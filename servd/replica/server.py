@@ -16,7 +16,7 @@ from servd.replica.admission import Admission
 from servd.replica.caller_peer import CallerPeer, Work
 from servd.replica.exchange import ClientGoneError, HttpExchange, UserCallable
 from servd.replica.handle_call import HandleCall
-from servd.replica.responses import error_response
+from servd.replica.responses import TIME_OUT, error_response
 from servd.wire.began import BeganLog
 from servd.wire.link import Peer, ReplicaLink
 from servd.wire.records import (
@@ -324,7 +324,9 @@ class ReplicaServer:
             logger.error("response_broken_off", exc_info=error)
             exchange.abort(text_of(error) or name_of(type(error)))
             return
-        status, headers, body = error_response(error)
+        is_late = self._loop.time() >= (exchange.context.deadline or float("inf"))
+        # a call that failed at its request's time limit may tell so before the proxy's own clock does
+        status, headers, body = TIME_OUT if is_late else error_response(error)
         exchange.finish(status, headers, body)
 
     async def _answer(self, peer: CallerPeer, call_id: int, call: HandleCall) -> None:
