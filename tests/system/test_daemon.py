@@ -47,7 +47,8 @@ def test_both_planes_answer_and_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
     with a_daemon(settings_in(tmp_path, proxies=2)) as daemon:
         assert daemon.get()[0] == 404
         assert daemon.ask("GET", "/api/ray/version")[0] == 200
-        assert len(daemon.pids("proxy")) == 2
+        # it is ready with the first one
+        eventually(lambda: len(daemon.pids("proxy")) == 2)
         assert daemon.stop() == 0
     assert "Traceback" not in daemon.errors
 
