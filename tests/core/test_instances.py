@@ -51,7 +51,7 @@ def test_a_constructor_sees_a_loop_where_it_would_in_a_replica() -> None:
 
 
 def test_tasks_that_are_left() -> None:
-    made = new_preloaded(a_deployment(lambda: asyncio.ensure_future(asyncio.sleep(60)), is_async=True))
+    made = new_preloaded(a_deployment(lambda: asyncio.ensure_future(asyncio.Event().wait()), is_async=True))
     assert made.unfit_reason == "the constructor left 1 task(s) running; start them in `on_replica_start(self)`"
     loop = made.value.made.get_loop()
     made.value.made.cancel()

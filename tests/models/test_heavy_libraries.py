@@ -1,12 +1,8 @@
 """Heavy libraries that have been at work at import, in replicas."""
 
-import tempfile
-from pathlib import Path
-
 import pytest
 
 from tests.rooms.library_room import Library, works_in_replicas
-from tests.rooms.replica_room import a_room
 
 pytestmark = pytest.mark.models
 
@@ -81,7 +77,4 @@ LIBRARIES = (
 
 @pytest.mark.parametrize("library", LIBRARIES, ids=lambda library: library.name)
 async def test_work_at_import_goes_on_in_replicas(library: Library) -> None:
-    # paths of sockets are short, those of pytest's directories are not
-    with tempfile.TemporaryDirectory(prefix="servd-") as home:
-        async with a_room(Path(home)) as room:
-            await works_in_replicas(library, room)
+    await works_in_replicas(library)

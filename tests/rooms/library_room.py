@@ -1,9 +1,11 @@
 """Tells whether a library's work at import goes on in replicas, forked or spawned as expected."""
 
 import asyncio
+import tempfile
+from pathlib import Path
 from typing import NamedTuple
 
-from tests.rooms.replica_room import Room
+from tests.rooms.replica_room import Room, a_room
 
 REQUESTS = 20
 _APP = """
@@ -39,8 +41,15 @@ class Library(NamedTuple):
     spawned: str = ""
 
 
-async def works_in_replicas(library: Library, room: Room) -> None:
+async def works_in_replicas(library: Library) -> None:
     """Work at import, then in replicas, 20 requests at once in each kind of handler: the same results, no hang."""
+    # paths of sockets are short, those of pytest's directories are not
+    with tempfile.TemporaryDirectory(prefix="servd-") as home:
+        async with a_room(Path(home)) as room:
+            await _works_in(room, library)
+
+
+async def _works_in(room: Room, library: Library) -> None:
     room.write(libraryapp=_APP.format(code=library.code))
     order = room.order("libraryapp:app")
     hello = await room.open_fork_server(order)
