@@ -333,8 +333,7 @@ class ControlLoop(Circle):
             self._goal = Goal(self._goal.revision)
             self._schedule()
             supervisor = self._supervisor
-            await self._until(lambda: not supervisor.living(), deadline)
-            if supervisor.living():
+            if not await supervisor.wait_until_none_lives(deadline - self._clock.now()):
                 logger.warning("stop_kills processes=%s", supervisor.living())
                 supervisor.kill_all()
-                await self._until(lambda: not supervisor.living(), self._clock.now() + STOP_KILL_S)
+                await supervisor.wait_until_none_lives(STOP_KILL_S)

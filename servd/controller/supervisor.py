@@ -48,6 +48,8 @@ class Supervisor:
         self._by_pid: dict[int, _Watched] = {}
         self._left_behind: set[tuple[int, int]] = set()
         self._ending: asyncio.Task[None] | None = None
+        self._none_left = asyncio.Event()
+        self._none_left.set()
 
     def __repr__(self) -> str:
         return f"Supervisor({ {f'{kind} {name}': w.pid for (kind, name), w in self._watched.items()} })"
@@ -105,6 +107,15 @@ class Supervisor:
         """Every process that is known."""
         return list(self._watched)
 
+    async def wait_until_none_lives(self, limit_s: float) -> bool:
+        """Wait until every process is gone, and what they had started; False when some are left after `limit_s`.
+
+        It asks nobody who could have forgotten one of them, as facts may have.
+        """
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._none_left.wait(), max(limit_s, 0.0))
+        return self._none_left.is_set()
+
     def note_status(self, pid: int, exit_code: int) -> None:
         """Take the exit code of somebody else's child from the process that reaped it."""
         watched = self._by_pid.get(pid)
@@ -112,6 +123,7 @@ class Supervisor:
             self._gone(watched, exit_code)
 
     def _watch(self, watched: "_Watched") -> None:
+        self._none_left.clear()
         self._watched[watched.key] = watched
         self._by_pid[watched.pid] = watched
         self._loop.add_reader(watched.fd, self._exited, watched)
@@ -142,6 +154,7 @@ class Supervisor:
     def _end_family(self, pid: int, ticks: int) -> None:
         """End what user code had started in a process that is gone; many deaths at a time cost one look at all processes."""
         self._left_behind.add((pid, ticks))
+        self._none_left.clear()
         if self._ending is None:
             self._ending = self._loop.create_task(self._end_families())
 
@@ -150,6 +163,8 @@ class Supervisor:
             leaders, self._left_behind = self._left_behind, set()
             await asyncio.to_thread(end_families, leaders)
         self._ending = None
+        if not self._watched:
+            self._none_left.set()
 
 
 @dataclass(slots=True, eq=False)

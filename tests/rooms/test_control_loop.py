@@ -1,6 +1,7 @@
 """The circle at work: what is planned is carried out, also what becomes known before there is somebody to do it."""
 
 import asyncio
+import multiprocessing
 import random
 from pathlib import Path
 from typing import Any, cast
@@ -12,10 +13,14 @@ from servd.controller.control_loop import ControlLoop
 from servd.controller.fact_store import FactStore
 from servd.controller.goal_store import GoalStore
 from servd.controller.plan import actions, events
+from servd.controller.plan.goal import Goal
 from servd.controller.plan.observed import Observed
+from servd.controller.supervisor import Key, Supervisor
 from servd.ground.clock import SystemClock
+from servd.ground.pidfd import start_ticks
 from servd.wire.messages import ProxyReport
 from tests.core.build import IDENTITY, a_goal, an_app, some_settings
+from tests.rooms.test_supervisor import a_stranger
 
 
 class RecordingExecutor:
@@ -37,7 +42,7 @@ class RecordingExecutor:
         self.was_told.set()
 
 
-def a_control_loop(directory: Path, failures: list[str]) -> ControlLoop:
+def a_control_loop(directory: Path, failures: list[str], goal: Goal | None = None) -> ControlLoop:
     settings = some_settings(state_dir=str(directory), socket_dir=str(directory))
     return ControlLoop(
         asyncio.get_running_loop(),
@@ -45,7 +50,7 @@ def a_control_loop(directory: Path, failures: list[str]) -> ControlLoop:
         SystemClock(),
         random.Random(1),
         IDENTITY,
-        a_goal(an_app()),
+        goal or a_goal(an_app()),
         Observed(),
         GoalStore.open(str(directory)),
         FactStore(str(directory)),
@@ -93,3 +98,31 @@ async def test_signs_of_life_plan_nothing(tmp_path: Path, monkeypatch: pytest.Mo
 
     assert [await hear(count) for count in (0, 0, 0, 1, 1)] == [1, 0, 0, 1, 0]
     assert failures == []
+
+
+@pytest.mark.parametrize("is_in_facts", [False, True])
+async def test_a_stop_ends_with_the_last_process_though_no_fact_speaks_of_it(tmp_path: Path, is_in_facts: bool) -> None:
+    """An order that was taken back while it was carried out leaves a process that the facts have forgotten."""
+    failures: list[str] = []
+    control = a_control_loop(tmp_path, failures, Goal())
+    reader, writer = multiprocessing.Pipe(duplex=False)
+
+    def gone(key: Key, _pid: int, exit_code: int | None) -> None:
+        if is_in_facts:
+            control.emit(events.Exited(*key, exit_code))
+
+    supervisor = Supervisor(asyncio.get_running_loop(), reader, gone)
+    control.start(cast(Any, RecordingExecutor()), supervisor, cast(Any, None))
+    process = a_stranger("sleep", "60")
+    supervisor.adopt(("replica", "r"), process.pid, start_ticks(process.pid))
+    stopping = asyncio.create_task(control.stop(60.0))
+    for _ in range(5):
+        # it has planned, and waits
+        await asyncio.sleep(0)
+    process.kill()
+    supervisor.note_status(process.pid, process.wait())
+    await asyncio.wait_for(stopping, 10.0)
+    assert supervisor.living() == []
+    assert failures == []
+    writer.close()
+    reader.close()

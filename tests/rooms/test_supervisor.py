@@ -115,6 +115,23 @@ async def test_another_process_with_an_old_number_is_not_adopted(room: Room) -> 
     assert room.supervisor.living() == []
 
 
+async def test_a_wait_for_all_ends_with_the_last_one_and_its_limit_with_some_left(room: Room) -> None:
+    supervisor = room.supervisor
+    assert await supervisor.wait_until_none_lives(0.0)
+    processes = [a_stranger("sleep", "60") for _ in range(2)]
+    for number, process in enumerate(processes):
+        supervisor.adopt(("replica", str(number)), process.pid, start_ticks(process.pid))
+    processes[0].kill()
+    await room.exit()
+    assert not await supervisor.wait_until_none_lives(0.05)
+    waiting = asyncio.create_task(supervisor.wait_until_none_lives(LIMIT_S))
+    processes[1].kill()
+    assert await waiting
+    assert supervisor.living() == []
+    for process in processes:
+        process.wait()
+
+
 @pytest.mark.parametrize(
     ("name", "value", "old", "expected"),
     [
