@@ -16,6 +16,7 @@ from servd.daemon.admin_client import UnixConnection
 from servd.ground.clock import SystemClock, block_for
 from servd.ground.settings import Settings, admin_socket, socket_dir_for
 from tests.ports import free_port
+from tests.processes import command_line, pids
 
 LIMIT_S = 30.0
 ECHO = """
@@ -141,20 +142,10 @@ class RunningDaemon:
 
 def titles(state_dir: str) -> Iterator[tuple[int, str]]:
     """Pid and title of every process whose title ends with this state directory."""
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            try:
-                line = (
-                    Path(f"/proc/{name}/cmdline")
-                    .read_bytes()
-                    .rstrip(b"\0")
-                    .replace(b"\0", b" ")
-                    .decode(errors="replace")
-                )
-            except OSError:
-                continue
-            if line.startswith("servd: ") and line.endswith(state_dir):
-                yield int(name), line
+    for pid in pids():
+        line = command_line(pid).rstrip(b"\0").replace(b"\0", b" ").decode(errors="replace")
+        if line.startswith("servd: ") and line.endswith(state_dir):
+            yield pid, line
 
 
 def settings_in(directory: Path, **options: Any) -> Settings:

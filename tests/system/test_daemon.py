@@ -15,6 +15,7 @@ from servd.daemon.state_lock import running_pid
 from servd.exceptions import DeployError
 from servd.ground.settings import Settings
 from tests.ports import free_port
+from tests.processes import parents
 from tests.system.running_daemon import (
     ECHO,
     RunningDaemon,
@@ -259,11 +260,8 @@ def test_multiprocessing_is_the_applications_to_use(tmp_path: Path) -> None:
     (code_dir / "sharing.py").write_text(SHARING)
     with a_daemon(settings_in(tmp_path)) as daemon:
         daemon.deploy(code_dir, "sharing:app")
-        processes = {path.name: path / "cmdline" for path in Path("/proc").iterdir() if path.name.isdigit()}
-        parents = {pid: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1] for pid in processes}
-        assert [pid for pid, parent in parents.items() if parent == str(daemon.process.pid)] == [
-            str(pid) for pid in daemon.pids("controller")
-        ], "nothing beside the controller"
+        children = [pid for pid, parent in parents().items() if parent == daemon.process.pid]
+        assert children == daemon.pids("controller"), "nothing beside the controller"
         assert daemon.get() == (200, "0")
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from servd.ground.clock import SystemClock
+from tests.processes import Process, alive, command_line, offspring, pids, process
 from tests.system.running_daemon import RunningDaemon, a_daemon, eventually, settings_in
 
 pytestmark = pytest.mark.slow
@@ -55,45 +56,10 @@ app = Parent.bind()
 """
 
 
-def offspring(pid: int) -> set[tuple[int, str]]:
-    """Living descendants of a process; with their start times, for a number may be given again."""
-    parents: dict[int, tuple[int, str]] = {}
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            fields = Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if fields[0] != "Z":
-            parents[int(name)] = int(fields[1]), fields[19]
-    found = {pid}
-    while more := {child for child, (parent, _) in parents.items() if parent in found} - found:
-        found |= more
-    return {(child, parents[child][1]) for child in found - {pid}}
-
-
-def marked() -> set[tuple[int, str]]:
+def marked() -> set[Process]:
     """Programs that wait for ten minutes, as those of this test do, wherever they hang."""
-    found = set()
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            if Path(f"/proc/{name}/cmdline").read_bytes() == b"\0".join((b"sleep", b"600", b"")):
-                found.add((int(name), Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()[19]))
-        except OSError:
-            continue
-    return found
-
-
-def alive(processes: set[tuple[int, str]]) -> set[tuple[int, str]]:
-    """Those of them that have not ended."""
-    left = set()
-    for pid, began in processes:
-        try:
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if fields[19] == began and fields[0] != "Z":
-            left.add((pid, began))
-    return left
+    waiting = b"\0".join((b"sleep", b"600", b""))
+    return {found for pid in pids() if command_line(pid) == waiting and (found := process(pid)) is not None}
 
 
 @pytest.fixture
@@ -112,7 +78,7 @@ def replica_of(daemon: RunningDaemon) -> int:
     return int(eventually(only))
 
 
-def deploy(daemon: RunningDaemon, code: Path, body: str) -> set[tuple[int, str]]:
+def deploy(daemon: RunningDaemon, code: Path, body: str) -> set[Process]:
     """Serve it; gives all that its replica and its import started."""
     code.mkdir()
     (code / "parent.py").write_text(APP.replace("BODY", body))
@@ -131,9 +97,7 @@ def test_a_killed_replica_leaves_nothing_of_any_kind(daemon: RunningDaemon, tmp_
     assert len(alive(started)) >= len(KINDS)
     os.kill(pid, signal.SIGKILL)
     eventually(lambda: not alive(started), 6.0)
-    assert alive({process for process in imports if process[0] != pid}), (
-        "what the import started belongs to all replicas"
-    )
+    assert alive({each for each in imports if each[0] != pid}), "what the import started belongs to all replicas"
 
 
 def test_a_stop_a_drain_and_the_death_of_the_daemon_leave_nothing(tmp_path: Path) -> None:
@@ -148,7 +112,7 @@ def test_a_stop_a_drain_and_the_death_of_the_daemon_leave_nothing(tmp_path: Path
         eventually(lambda: not alive(started), 5.0)
     killed = RunningDaemon(settings_in(tmp_path)).ready()
     killed.wait_until_running()
-    started = {process for pid in killed.pids("fork server") for process in offspring(pid)} | (marked() - before)
+    started = {child for pid in killed.pids("fork server") for child in offspring(pid)} | (marked() - before)
     killed.process.kill()
     killed.process.wait()
     eventually(lambda: not alive(started), 15.0)
