@@ -19,6 +19,7 @@ from servd.daemon.state_lock import running_pid
 from servd.exceptions import ServdError
 from servd.ground.settings import Settings, socket_dir_for
 from tests.ports import free_port
+from tests.warm_command import servd_command
 
 ROOT = Path(__file__).parents[2]
 FRUIT = ROOT / "examples" / "fruit"
@@ -43,9 +44,7 @@ class Shell:
         )
 
     def __call__(self, *arguments: str) -> tuple[int, str, str]:
-        with self.popen(*arguments) as process:
-            out, err = process.communicate(timeout=60)
-        return process.returncode, out, err
+        return servd_command(arguments, ROOT, self.environment)
 
     def start(self) -> tuple[int, str, str]:
         ports = ("--http-port", str(self.http_port), "--admin-port", str(self.admin_port))

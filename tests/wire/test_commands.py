@@ -18,6 +18,7 @@ from servd.documents.control_plane import DeadReplicaView
 from servd.exceptions import ConfigError
 from servd.ground.states import ApplicationStatus, DeployMode
 from servd.rest.access import AccessRules
+from tests.warm_command import servd_command
 from tests.wire.fake_plane import FakePlane, Server, an_application, an_instance
 
 FRUIT = Path(__file__).parents[2] / "configs" / "fruit.yaml"
@@ -45,16 +46,8 @@ class Command:
         self.environment["SERVD_STATE_DIR"] = str(folder / "state")
 
     def __call__(self, *arguments: str, text: str = "", **environment: str) -> tuple[int, str, str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "servd.cli", *arguments],
-            input=text,
-            capture_output=True,
-            text=True,
-            timeout=30,
-            cwd=self.folder,
-            env={**self.environment, "PYTHONPATH": str(FRUIT.parents[1]), **environment},
-        )
-        return done.returncode, done.stdout, done.stderr
+        variables = {**self.environment, "PYTHONPATH": str(FRUIT.parents[1]), **environment}
+        return servd_command(arguments, self.folder, variables, text)
 
 
 @pytest.fixture
