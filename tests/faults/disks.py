@@ -31,7 +31,7 @@ CELLS = [
     # a controller that restarts without the state directory begins with an empty goal
     if place != "state" or fault not in ("remade", "removed")
 ]
-QUICK_CELLS = ["read_only:logs", "removed:sockets"]
+QUICK_CELLS = ["removed:sockets"]
 
 REPLACED_WITHIN_S = 12.0
 NORMAL_WITHIN_S = 10.0
