@@ -159,13 +159,16 @@ def controller_kills_in_updates(directory: Path, times: int) -> Outcome:
 
 
 def fork_server_kills(directory: Path, times: int) -> Outcome:
-    """`kill -9` of the fork server; its replicas go on."""
+    """`kill -9` of a fork server that serves; its replicas go on, and its successor makes more of them."""
     with a_stage(directory, replicas=2) as stage:
         before = sorted(stage.daemon.pids("replica"))
 
         def kill(_: int) -> None:
             (pid,) = stage.daemon.pids("fork server")
             stage.kill_and_replace("fork server", pid)
+            # one that is killed again and again before it is ready is a start that fails, and tried ever more seldom
+            stage.deploy(replicas=3)
+            stage.deploy(replicas=2)
 
         outcome = _under_load("kill -9 fork server", stage, times, kill)
         if sorted(stage.daemon.pids("replica")) != before:
