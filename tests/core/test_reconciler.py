@@ -1,6 +1,7 @@
 """The circle goal -> plan -> facts, in a world that does at once what it is told."""
 
 from servd.controller.plan import events
+from servd.controller.plan.actions import StopForkServer
 from servd.controller.plan.goal import Goal
 from servd.controller.plan.status import instance_view
 from servd.ground.states import ApplicationStatus, ReplicaState
@@ -204,6 +205,26 @@ def test_a_dead_fork_server_is_replaced_and_its_replicas_stay() -> None:
     world.run()
     assert world.replicas() == before
     assert len(world.observed.fork_servers) == 1
+
+
+def test_a_build_of_the_same_code_leaves_no_second_fork_server_beside_one_that_came_up_meanwhile() -> None:
+    world = deployed()
+    [old] = world.observed.fork_servers
+    result, world.builds = world.builds["app"], {}
+    world.goal = a_goal(an_app(deploy_id=2), revision=2)
+    plan = world.turn(events.Exited(FORK_SERVER, old, -9))
+    builder, template = sorted(world.observed.fork_servers.values(), key=lambda server: not server.is_builder)
+    assert verbs(plan) == ["StartForkServer"] * 2
+    [replica, *_] = world.replicas()
+    # the template is ready first and makes a successor
+    world.turn(events.BuildFinished(template.fork_server_id, result), events.Exited(REPLICA, replica.replica_id, -9))
+    world.run()
+    plan = world.turn(events.BuildFinished(builder.fork_server_id, result))
+    assert [a.fork_server_id for a in plan.actions if isinstance(a, StopForkServer)] == [builder.fork_server_id]
+    world.turn(events.Exited(FORK_SERVER, builder.fork_server_id, 0))
+    world.run()
+    assert list(world.observed.fork_servers) == [template.fork_server_id]
+    assert status_of(world) is ApplicationStatus.RUNNING
 
 
 def test_a_prefix_in_use_fails_the_later_build() -> None:

@@ -126,7 +126,7 @@ def _settle_build(app: ApplicationFact, observed: Observed) -> None:
         message = f"Deploying application {app.name} failed: {error}"
         observed.put(replace(built, settled=DEPLOY_FAILED, message=message))
         return
-    if builder is not None:
+    if builder is not None and not _has_twin(builder, code_version, observed):
         observed.put(replace(builder, template_version=code_version))
     before = serving_ingress(app, observed) if app.active is not None else ""
     last_ingress = before if before != result.ingress else ""
@@ -170,6 +170,20 @@ def _ended_build(app: ApplicationFact, observed: Observed) -> ForkServerFact | N
             if f.is_builder and f.app == app.name and f.deploy_id == app.goal.deploy_id and f.result is not None
         ),
         None,
+    )
+
+
+def _has_twin(builder: ForkServerFact, code_version: str, observed: Observed) -> bool:
+    """Whether a fork server of the same code in the same environment stands ready: one is enough, and that one has children."""
+    return any(
+        f.app == builder.app
+        and f.template_version == code_version
+        and f.env_key == builder.env_key
+        and not f.preload_key
+        and not f.stopping
+        and f.result is not None
+        and not f.result.error
+        for f in observed.fork_servers.values()
     )
 
 
