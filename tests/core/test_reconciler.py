@@ -217,8 +217,11 @@ def test_a_build_of_the_same_code_leaves_no_second_fork_server_beside_one_that_c
     assert verbs(plan) == ["StartForkServer"] * 2
     [replica, *_] = world.replicas()
     # the template is ready first and makes a successor
-    world.turn(events.BuildFinished(template.fork_server_id, result), events.Exited(REPLICA, replica.replica_id, -9))
-    world.run()
+    plan = world.turn(
+        events.BuildFinished(template.fork_server_id, result), events.Exited(REPLICA, replica.replica_id, -9)
+    )
+    assert verbs(plan) == ["StartReplica"]
+    world.turn(*(event for action in plan.actions for event in world.effects(action)))
     plan = world.turn(events.BuildFinished(builder.fork_server_id, result))
     assert [a.fork_server_id for a in plan.actions if isinstance(a, StopForkServer)] == [builder.fork_server_id]
     world.turn(events.Exited(FORK_SERVER, builder.fork_server_id, 0))
