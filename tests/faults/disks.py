@@ -18,7 +18,7 @@ import psutil
 
 from servd.ground.clock import SystemClock, block_for
 from tests.faults.load import Counts, Load
-from tests.faults.scenarios import Outcome
+from tests.faults.scenarios import Outcome, beside_begun_posts
 from tests.faults.stage import Stage
 from tests.system.running_daemon import RunningDaemon, settings_in, titles
 
@@ -241,13 +241,8 @@ class _Cell:
 
     def _judge(self, load: Load) -> None:
         counts = self.outcome.counts = load.stop()
-        begun = set(self._stage.begun())
-        self.outcome.unexpected = [
-            failure
-            for failure in counts.failures
-            if failure.port not in self._own_ports
-            and (failure.method == "GET" or not failure.reason.startswith("502 ") or failure.mark not in begun)
-        ]
+        failures = [failure for failure in counts.failures if failure.port not in self._own_ports]
+        self.outcome.unexpected = beside_begun_posts(failures, set(self._stage.begun()), 1)
 
 
 def _is_well(status: dict[str, object], replicas: int) -> bool:

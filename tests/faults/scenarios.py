@@ -3,7 +3,7 @@
 import os
 import random
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -223,20 +223,24 @@ def busy_replica_kills(directory: Path, times: int) -> Outcome:
         return _without_begun_posts(outcome, stage)
 
 
+def beside_begun_posts(failures: list[Failure], begun: Set[str], at_the_border: int) -> list[Failure]:
+    """Those that are no POST whose handler had begun when its replica was killed.
+
+    Args:
+        begun: marks that handlers noted.
+        at_the_border: so many POSTs may lack a mark: between the replica's note and the handler's first line lies a moment in
+            which a kill can fall too.
+    """
+    posts = [f for f in failures if f.method == "POST" and f.reason.startswith("502 ")]
+    unmarked = [post for post in posts if post.mark not in begun]
+    others = [failure for failure in failures if failure not in posts]
+    return others if len(unmarked) <= at_the_border else others + unmarked
+
+
 def _without_begun_posts(outcome: Outcome, stage: Stage) -> Outcome:
     marks = stage.begun()
     begun = set(marks)
-    outcome.unexpected = [
-        failure
-        for failure in outcome.counts.failures
-        if failure.method == "GET" or not failure.reason.startswith("502 ") or failure.mark not in begun
-    ]
-    # between the replica's note and the handler's first line lies a moment in which a kill can fall too
-    unmarked = [
-        failure for failure in outcome.unexpected if failure.method == "POST" and failure.reason.startswith("502 ")
-    ]
-    if len(unmarked) <= max(1, outcome.times // 10):
-        outcome.unexpected = [failure for failure in outcome.unexpected if failure not in unmarked]
+    outcome.unexpected = beside_begun_posts(outcome.counts.failures, begun, max(1, outcome.times // 10))
     if len(begun) < len(marks):
         outcome.notes.append(f"{len(marks) - len(begun)} POSTs ran twice")
     return outcome
