@@ -315,13 +315,13 @@ def daemon_kills(directory: Path, times: int) -> Outcome:
 
 
 SCENARIOS: dict[str, tuple[Callable[[Path, int], Outcome], int, int]] = {
-    "rolling_updates": (rolling_updates, 1, 50),
+    "rolling_updates": (rolling_updates, 0, 50),
     "updates_of_one_replica": (updates_of_one_replica, 0, 20),
     "updates_while_busy": (updates_while_busy, 0, 20),
     "updates_of_a_graph": (updates_of_a_graph, 1, 20),
     "reconfigures": (reconfigures, 3, 50),
     "scale_changes": (scale_changes, 1, 20),
-    "controller_kills": (controller_kills, 1, 20),
+    "controller_kills": (controller_kills, 0, 20),
     "controller_kills_in_updates": (controller_kills_in_updates, 1, 20),
     "fork_server_kills": (fork_server_kills, 1, 20),
     "fork_server_kills_in_updates": (fork_server_kills_in_updates, 0, 20),
