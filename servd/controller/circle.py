@@ -51,8 +51,8 @@ class Circle:
         self._turn_is_due = False
         self._must_plan = False
         self._wake: asyncio.TimerHandle | None = None
-        # larger than any that an earlier controller has given out
-        self._version = int(clock.wall_time() * 1000)
+        # larger than any that an earlier controller has given out, also when somebody has set the wall clock back
+        self._version = int(clock.now() * 1000)
         self._changed = asyncio.Event()
 
     def __repr__(self) -> str:

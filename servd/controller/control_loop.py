@@ -20,7 +20,7 @@ from servd.controller.plan.dry_run import compare, replaced_snapshots
 from servd.controller.plan.facts import DataPlaneFact
 from servd.controller.plan.goal import Goal, HttpGoal
 from servd.controller.plan.observed import Observed
-from servd.controller.plan.status import Identity, instance_view, outcome_of
+from servd.controller.plan.status import Identity, epoch_of, instance_view, outcome_of
 from servd.controller.snapshots import prune, take_snapshots
 from servd.controller.stack_requests import StackRequests
 from servd.controller.supervisor import Supervisor
@@ -108,6 +108,8 @@ class ControlLoop(Circle):
 
     def view(self) -> InstanceView:
         """The instance as it is now."""
+        observed = self._observed
+        observed.epoch = epoch_of(observed.epoch, self._clock.wall_time(), self._clock.now())
         return instance_view(
             self._goal,
             self._observed,

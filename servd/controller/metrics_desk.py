@@ -41,7 +41,7 @@ class ProcessMetrics:
 
 @dataclass(frozen=True, slots=True)
 class DeadMetrics:
-    """Series of a process that is gone. at: wall time at which that was noticed."""
+    """Series of a process that is gone. at: monotonic seconds at which that was noticed."""
 
     at: float
     families: tuple[MetricFamily, ...]
@@ -151,7 +151,7 @@ class MetricsDesk:
         return sums.text()
 
     def _bury(self) -> None:
-        now = self._clock.wall_time()
+        now = self._clock.now()
         for who, process in list(self._known.items()):
             if start_ticks(process.pid) == process.start_ticks:
                 continue
@@ -160,7 +160,8 @@ class MetricsDesk:
             self._dead_sum.add(shared)
             if own:
                 self._dead.append(DeadMetrics(now, own))
-        self._dead = [gone for gone in self._dead if now - gone.at < KEEP_S][-MAX_DEAD:]
+        # what was noticed in the future was noticed before the machine began anew
+        self._dead = [gone for gone in self._dead if 0 <= now - gone.at < KEEP_S][-MAX_DEAD:]
 
     def _state(self) -> MetricsState:
         return MetricsState(tuple(self._known.values()), tuple(self._dead), self._dead_sum.families())

@@ -36,7 +36,7 @@ FAILED_EXIT_S = 10.0
 class Observed:
     """All facts, by id. `changed` collects the keys of facts that the fact store has not seen yet.
 
-    epoch: wall time minus monotonic time, seconds, fixed at the start of this controller.
+    epoch: wall time minus monotonic time, seconds, as `status.epoch_of` gives it.
     targets: derived once per turn from the active builds, (app, bare name) -> target; not stored.
     """
 

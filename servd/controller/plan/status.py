@@ -35,6 +35,7 @@ from servd.ground.states import (
 )
 
 PROXY_SILENCE_S = 20.0
+CLOCK_STEP_S = 1.0
 STATE_ORDER = list(ReplicaState)
 
 
@@ -47,6 +48,15 @@ class Identity:
     worker_id: str
     node_id: str
     node_ip: str
+
+
+def epoch_of(told: float, wall_time: float, now: float) -> float:
+    """Wall time minus monotonic time, seconds: as `told` before, unless somebody has set the clock since.
+
+    So ages stay true, and small corrections move no stamp that was told.
+    """
+    epoch = wall_time - now
+    return epoch if abs(epoch - told) > CLOCK_STEP_S else told
 
 
 def instance_view(
