@@ -3,46 +3,17 @@
 import os
 import random
 import signal
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from servd.ground.clock import SystemClock, block_for
-from tests.faults.load import Counts, Failure
+from tests.faults.outcome import Outcome
 from tests.faults.stage import Stage
 from tests.system.running_daemon import RunningDaemon, a_daemon, eventually, settings_in, titles
 
 HOLD_S = 0.02
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What a scenario saw. unexpected: failures that it must not have; notes: further things that went wrong."""
-
-    name: str
-    times: int
-    counts: Counts
-    seconds: float = 0.0
-    unexpected: list[Failure] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def is_good(self) -> bool:
-        """Whether everything was as it must be."""
-        return not self.unexpected and not self.notes
-
-    def __str__(self) -> str:
-        lines = [
-            f"{self.name:28} x{self.times:<3} {self.counts.total:7} requests, {len(self.counts.failures)} failed, "
-            f"{len(self.unexpected)} unexpected, slowest {self.counts.slowest_s:.2f} s, {self.seconds:.1f} s"
-        ]
-        lines += [f"    {count} x {reason}" for reason, count in sorted(self.counts.reasons().items())]
-        lines += [f"    unexpected: {failure}" for failure in self.unexpected[:5]]
-        return "\n".join([*lines, *(f"    {note}" for note in self.notes)])
 
 
 @contextmanager
@@ -54,9 +25,8 @@ def a_stage(directory: Path, *, replicas: int, proxies: int = 1, is_graph: bool 
         yield stage
 
 
-def _under_load(
-    name: str, stage: Stage, times: int, once: Callable[[int], object], path: str = "/", **options: Any
-) -> Outcome:
+def under_load(stage: Stage, times: int, once: Callable[[int], object], path: str = "/", **options: Any) -> Outcome:
+    """Do `once` so many times, with its number, under load; no request may fail. options: of the load."""
     clock = SystemClock()
     began = clock.now()
     load = stage.load(path, **options)
@@ -67,33 +37,39 @@ def _under_load(
         load.kill()
         raise
     counts = load.stop()
-    return Outcome(name, times, counts, clock.now() - began, unexpected=counts.failures)
+    return Outcome(
+        times,
+        counts,
+        clock.now() - began,
+        unexpected=counts.failures,
+        normal_after_s=stage.slowest_recovery_s,
+        errors=stage.daemon.errors,
+    )
 
 
 def rolling_updates(directory: Path, times: int) -> Outcome:
     """A new code version, again and again."""
     with a_stage(directory, replicas=3) as stage:
-        return _under_load("rolling updates", stage, times, lambda number: stage.deploy(version=number))
+        return under_load(stage, times, lambda number: stage.deploy(version=number))
 
 
 def updates_of_one_replica(directory: Path, times: int) -> Outcome:
     """A new code version of a deployment of one replica."""
     with a_stage(directory, replicas=1) as stage:
-        return _under_load("updates of one replica", stage, times, lambda number: stage.deploy(version=number))
+        return under_load(stage, times, lambda number: stage.deploy(version=number))
 
 
 def updates_while_busy(directory: Path, times: int) -> Outcome:
     """A new code version while handlers take their time: drains have something to wait for."""
     with a_stage(directory, replicas=3) as stage:
         path = f"/?hold={HOLD_S}"
-        return _under_load("updates while busy", stage, times, lambda number: stage.deploy(version=number), path)
+        return under_load(stage, times, lambda number: stage.deploy(version=number), path)
 
 
 def updates_of_a_graph(directory: Path, times: int) -> Outcome:
     """A new code version of two deployments, one of which calls the other by its handle, and another count."""
     with a_stage(directory, replicas=2, is_graph=True) as stage:
-        return _under_load(
-            "updates of a graph",
+        return under_load(
             stage,
             times,
             lambda number: stage.deploy(version=number, replicas=2 + number % 3),
@@ -104,7 +80,7 @@ def reconfigures(directory: Path, times: int) -> Outcome:
     """A new `user_config` in place; every process stays."""
     with a_stage(directory, replicas=3) as stage:
         before = sorted(stage.daemon.pids("replica"))
-        outcome = _under_load("reconfigures", stage, times, lambda number: stage.deploy(colour=number))
+        outcome = under_load(stage, times, lambda number: stage.deploy(colour=number))
         if sorted(stage.daemon.pids("replica")) != before:
             outcome.notes.append("a replica was replaced")
         if outcome.is_good and stage.daemon.get()[1].split()[3] != str(times):
@@ -120,14 +96,14 @@ def scale_changes(directory: Path, times: int) -> Outcome:
             stage.deploy(replicas=4)
             stage.deploy(replicas=1)
 
-        return _under_load("scale changes", stage, times, up_and_down)
+        return under_load(stage, times, up_and_down)
 
 
 def controller_kills(directory: Path, times: int) -> Outcome:
     """`kill -9` of the controller; every other process stays."""
     with a_stage(directory, replicas=2, proxies=2) as stage:
         before = _data_plane(stage)
-        outcome = _under_load("kill -9 controller", stage, times, lambda _: stage.kill_controller())
+        outcome = under_load(stage, times, lambda _: stage.kill_controller())
         if _data_plane(stage) != before:
             outcome.notes.append(f"processes were {before}, are {_data_plane(stage)}")
         return outcome
@@ -151,7 +127,7 @@ def controller_kills_in_updates(directory: Path, times: int) -> Outcome:
             eventually(lambda: stage.says(lambda status: status["controller_info"]["pid"] != old))
             stage.wait()
 
-        outcome = _under_load("kill -9 controller in update", stage, times, update_and_kill)
+        outcome = under_load(stage, times, update_and_kill)
         left = len(stage.daemon.pids("replica")), len(stage.daemon.pids("fork server"))
         if left != (stage.replicas, 1):
             outcome.notes.append(f"strays: {left} replicas and fork servers, wanted {(stage.replicas, 1)}")
@@ -170,7 +146,7 @@ def fork_server_kills(directory: Path, times: int) -> Outcome:
             stage.deploy(replicas=3)
             stage.deploy(replicas=2)
 
-        outcome = _under_load("kill -9 fork server", stage, times, kill)
+        outcome = under_load(stage, times, kill)
         if sorted(stage.daemon.pids("replica")) != before:
             outcome.notes.append("a replica was replaced")
         return outcome
@@ -188,7 +164,7 @@ def fork_server_kills_in_updates(directory: Path, times: int) -> Outcome:
             stage.kill(rng.choice(eventually(lambda: stage.daemon.pids("fork server"))))
             stage.wait()
 
-        outcome = _under_load("kill -9 fork server in update", stage, times, update_and_kill)
+        outcome = under_load(stage, times, update_and_kill)
         eventually(lambda: len(stage.daemon.pids("fork server")) == 1)
         return outcome
 
@@ -199,8 +175,7 @@ def idle_replica_kills(directory: Path, times: int) -> Outcome:
     POSTs are few, because a report is a moment old: one that the victim has begun just now must fail, since it may not run twice.
     """
     with a_stage(directory, replicas=6) as stage:
-        outcome = _under_load(
-            "kill -9 idle replica",
+        outcome = under_load(
             stage,
             times,
             lambda _: stage.kill_and_replace("replica", stage.idle()),
@@ -212,8 +187,7 @@ def idle_replica_kills(directory: Path, times: int) -> Outcome:
 def busy_replica_kills(directory: Path, times: int) -> Outcome:
     """`kill -9` of busy replicas: no GET fails; a POST fails with 502 only, and only after a handler had begun it."""
     with a_stage(directory, replicas=3) as stage:
-        outcome = _under_load(
-            "kill -9 busy replica",
+        outcome = under_load(
             stage,
             times,
             lambda _: stage.kill_and_replace("replica", stage.busy()),
@@ -223,24 +197,10 @@ def busy_replica_kills(directory: Path, times: int) -> Outcome:
         return _without_begun_posts(outcome, stage)
 
 
-def beside_begun_posts(failures: list[Failure], begun: Set[str], at_the_border: int) -> list[Failure]:
-    """Those that are no POST whose handler had begun when its replica was killed.
-
-    Args:
-        begun: marks that handlers noted.
-        at_the_border: so many POSTs may lack a mark: between the replica's note and the handler's first line lies a moment in
-            which a kill can fall too.
-    """
-    posts = [f for f in failures if f.method == "POST" and f.reason.startswith("502 ")]
-    unmarked = [post for post in posts if post.mark not in begun]
-    others = [failure for failure in failures if failure not in posts]
-    return others if len(unmarked) <= at_the_border else others + unmarked
-
-
 def _without_begun_posts(outcome: Outcome, stage: Stage) -> Outcome:
     marks = stage.begun()
     begun = set(marks)
-    outcome.unexpected = beside_begun_posts(outcome.counts.failures, begun, max(1, outcome.times // 10))
+    outcome.judge(begun, at_the_border=max(1, outcome.times // 10))
     if len(begun) < len(marks):
         outcome.notes.append(f"{len(marks) - len(begun)} POSTs ran twice")
     return outcome
@@ -254,13 +214,11 @@ def proxy_kills(directory: Path, times: int) -> Outcome:
         def kill(number: int) -> None:
             proxies = sorted(stage.daemon.pids("proxy"))
             victim = proxies[number % len(proxies)]
-            # so that it accepts nothing between the look and its end
-            os.kill(victim, signal.SIGSTOP)
-            own.update(c.raddr.port for c in psutil.Process(victim).net_connections("tcp") if c.raddr)
+            own.update(stage.ports_of(victim))
             stage.kill_and_replace("proxy", victim)
             eventually(lambda: [p["status"] for p in stage.daemon.status()["proxies"]] == ["HEALTHY"] * 2)
 
-        outcome = _under_load("kill -9 proxy", stage, times, kill, keep=8)
+        outcome = under_load(stage, times, kill, keep=8)
         outcome.unexpected = [failure for failure in outcome.counts.failures if failure.port not in own]
         return outcome
 
@@ -275,7 +233,7 @@ def proxies_told_to_go(directory: Path, times: int) -> Outcome:
             eventually(lambda: proxies[number % 2] not in stage.daemon.pids("proxy"))
             eventually(lambda: [p["status"] for p in stage.daemon.status()["proxies"]] == ["HEALTHY"] * 2)
 
-        return _under_load("SIGTERM proxy", stage, times, end, keep=8)
+        return under_load(stage, times, end, keep=8)
 
 
 def daemon_kills(directory: Path, times: int) -> Outcome:
@@ -284,7 +242,7 @@ def daemon_kills(directory: Path, times: int) -> Outcome:
     # whose shared memory it is cannot be told; others' comes now and then, ours would come each time
     shared, leaks = set(os.listdir("/dev/shm")), 0
     clock = SystemClock()
-    outcome = Outcome("kill -9 daemon", times, Counts())
+    outcome = Outcome(times)
     began, stage = clock.now(), None
     for number in range(times):
         daemon = RunningDaemon(settings).ready()
@@ -314,7 +272,7 @@ def daemon_kills(directory: Path, times: int) -> Outcome:
     return outcome
 
 
-SCENARIOS: dict[str, tuple[Callable[[Path, int], Outcome], int, int]] = {
+UNDER_LOAD: dict[str, tuple[Callable[[Path, int], Outcome], int, int]] = {
     "rolling_updates": (rolling_updates, 0, 50),
     "updates_of_one_replica": (updates_of_one_replica, 0, 20),
     "updates_while_busy": (updates_while_busy, 0, 20),

@@ -2,10 +2,14 @@
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from servd.ground.clock import SystemClock
 from tests.faults.load import Load
 from tests.system.running_daemon import RunningDaemon, eventually
 
@@ -76,6 +80,7 @@ class Stage:
         self.version = 0
         self.colour = 0
         self.replicas = 0
+        self.slowest_recovery_s: float | None = None
 
     def begun(self) -> list[str]:
         """Marks of the POSTs that a handler began, as often as it did."""
@@ -162,16 +167,31 @@ class Stage:
     def kill_and_replace(self, title: str, pid: int) -> None:
         """SIGKILL a process, wait for its successor (by the title) and until all is well again."""
         others = set(self.daemon.pids(title)) - {pid}
-        self.kill(pid)
-        eventually(lambda: set(self.daemon.pids(title)) - others - {pid})
-        self.wait()
+        with self.recovery():
+            self.kill(pid)
+            eventually(lambda: set(self.daemon.pids(title)) - others - {pid})
+            self.wait()
 
     def kill_controller(self) -> None:
         """SIGKILL the controller; returns when its successor has all in its hands."""
-        old = self.controller()
-        self.kill(old)
-        eventually(lambda: self.says(lambda status: status["controller_info"]["pid"] != old))
-        self.wait()
+        with self.recovery():
+            old = self.controller()
+            self.kill(old)
+            eventually(lambda: self.says(lambda status: status["controller_info"]["pid"] != old))
+            self.wait()
+
+    @contextmanager
+    def recovery(self) -> Iterator[None]:
+        """Measures the way back to normal, which begins at its start."""
+        clock = SystemClock()
+        began = clock.now()
+        yield
+        self.slowest_recovery_s = max(self.slowest_recovery_s or 0.0, clock.now() - began)
+
+    def ports_of(self, proxy: int) -> set[int]:
+        """Clients' ports of its connections; it is stopped first, so that it accepts nothing between the look and its end."""
+        os.kill(proxy, signal.SIGSTOP)
+        return {c.raddr.port for c in psutil.Process(proxy).net_connections("tcp") if c.raddr}
 
     def says(self, fact: Callable[[dict[str, Any]], bool]) -> bool:
         """Whether the status says so; False while nobody answers."""

@@ -34,8 +34,8 @@ app = Echo.bind()
 T = TypeVar("T")
 
 
-def eventually(fact: Callable[[], T], limit_s: float = LIMIT_S) -> T:
-    """The first true value of `fact()`; AssertionError when there is none in time."""
+def eventually(fact: Callable[[], T], limit_s: float = LIMIT_S, *, every_s: float = 0.02) -> T:
+    """The first true value of `fact()`; AssertionError when there is none in time. every_s: between two looks."""
     clock = SystemClock()
     deadline = clock.now() + limit_s
     while True:
@@ -43,18 +43,20 @@ def eventually(fact: Callable[[], T], limit_s: float = LIMIT_S) -> T:
         if value:
             return value
         assert clock.now() < deadline, f"never so within {limit_s} s; last value {value!r}"
-        block_for(0.02)
+        block_for(every_s)
 
 
 class RunningDaemon:
-    """A daemon in the foreground of the test."""
+    """A daemon in the foreground of the test. variables: added to the environment; command: another one that starts it."""
 
-    def __init__(self, settings: Settings, variables: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, settings: Settings, variables: dict[str, str] | None = None, *, command: list[str] | None = None
+    ) -> None:
         self.settings = settings
         self.errors_path = Path(f"{settings.state_dir}.stderr")
         with open(self.errors_path, "wb") as errors:
             self.process = subprocess.Popen(
-                launch.daemon_command(settings),
+                command or launch.daemon_command(settings),
                 stdin=subprocess.DEVNULL,
                 stderr=errors,
                 env={**os.environ, **(variables or {})},
@@ -120,10 +122,14 @@ class RunningDaemon:
         eventually(runs)
 
     def get(self, path: str = "/") -> tuple[int, str]:
+        """Status code and text of a GET to the data plane."""
+        return self.request("GET", path)
+
+    def request(self, method: str, path: str = "/") -> tuple[int, str]:
         """Status code and text of a request to the data plane."""
         connection = http.client.HTTPConnection("127.0.0.1", self.settings.http_port, timeout=LIMIT_S)
         try:
-            connection.request("GET", path)
+            connection.request(method, path)
             response = connection.getresponse()
             return response.status, response.read().decode()
         finally:
@@ -137,7 +143,13 @@ class RunningDaemon:
         """Stop it as Ctrl-C does; gives the exit code."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
-        return self.process.wait(LIMIT_S)
+        try:
+            return self.process.wait(LIMIT_S)
+        except subprocess.TimeoutExpired:
+            # all others end with it
+            self.process.kill()
+            self.process.wait()
+            raise
 
 
 def titles(state_dir: str) -> Iterator[tuple[int, str]]:

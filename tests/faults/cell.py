@@ -1,0 +1,189 @@
+"""A trouble at work: it begins under load, each kind of process is killed in it, it ends, and all is normal again."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from servd.ground.clock import SystemClock, block_for
+from tests.faults.load import Load
+from tests.faults.outcome import NORMAL_WITHIN_S, Outcome
+from tests.faults.stage import Stage
+from tests.system.running_daemon import RunningDaemon
+
+VICTIMS = ("controller", "proxy", "fork server", "replica")
+REPLACED_WITHIN_S = 12.0
+PUT = "/api/serve/applications/"
+
+
+class Trouble(Protocol):
+    """Something that a daemon suffers from."""
+
+    def begin(self, daemon: RunningDaemon) -> None:
+        """From now on it has it."""
+        ...
+
+    def end(self) -> None:
+        """All is as it was."""
+        ...
+
+    def forget(self) -> None:
+        """Leave nothing of it behind; the daemon is gone."""
+        ...
+
+
+class Cell:
+    """One trouble on one stage, played once.
+
+    Args:
+        victims: titles of the processes that are killed in turn.
+        replaced_within_s: each of them; later the daemon must have said why not.
+        lasts_s: how long the trouble lasts after the last kill.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        trouble: Trouble,
+        *,
+        victims: Sequence[str] = VICTIMS,
+        replaced_within_s: float = REPLACED_WITHIN_S,
+        lasts_s: float = 0.0,
+    ) -> None:
+        self.outcome = Outcome()
+        self._stage = stage
+        self._trouble = trouble
+        self._victims = victims
+        self._replaced_within_s = replaced_within_s
+        self._lasts_s = lasts_s
+        self._clock = SystemClock()
+        self._own_ports: set[int] = set()
+        self._is_accepted = False
+
+    def play(self) -> Outcome:
+        """What came of it."""
+        try:
+            self._play()
+        except (AssertionError, OSError) as error:
+            self.outcome.notes.append(f"ended early: {error!r}")
+        self.outcome.errors = self._stage.daemon.errors
+        return self.outcome
+
+    def _play(self) -> None:
+        stage, began = self._stage, self._clock.now()
+        stage.deploy(replicas=2)
+        before = self._counts()
+        load = stage.load("/", post_pause_s=0.1)
+        try:
+            self._trouble.begin(stage.daemon)
+            if self._victims:
+                self._is_so("the daemon answers", self._replaced_within_s, lambda: stage.says(bool))
+            for title in self._victims:
+                self._kill(title, before[title])
+            block_for(self._lasts_s)
+            self._put()
+            ended = self._clock.now()
+            self._trouble.end()
+            # longer than it may: the table tells how long it was
+            self._is_so("all is normal again", 4 * NORMAL_WITHIN_S, self._is_normal)
+            self.outcome.normal_after_s = self._clock.now() - ended
+            self._is_so("the numbers of processes are as before", NORMAL_WITHIN_S, lambda: self._counts() == before)
+        except BaseException:
+            load.kill()
+            raise
+        self._judge(load)
+        self.outcome.seconds = self._clock.now() - began
+
+    def _counts(self) -> dict[str, int]:
+        return {title: len(self._stage.daemon.pids(title)) for title in VICTIMS}
+
+    def _kill(self, title: str, count: int) -> None:
+        daemon = self._stage.daemon
+        living = sorted(daemon.pids(title))
+        if not living:
+            self.outcome.notes.append(f"there is no {title} left")
+            return
+        is_told = title == "replica" and self._stage.says(bool)
+        victim = self._stage.idle() if is_told else living[0]
+        others = set(daemon.pids(title)) - {victim}
+        if title == "proxy":
+            self._own_ports |= self._stage.ports_of(victim)
+        self._stage.kill(victim)
+        if not within(self._replaced_within_s, lambda: self._is_replaced(title, victim, others, count)):
+            said = self._explanation()
+            if said:
+                self.outcome.explained.append(f"{title}: {said}")
+            else:
+                self.outcome.notes.append(f"{title} killed, neither replaced nor explained: {self._counts()}")
+
+    def _is_replaced(self, title: str, victim: int, others: set[int], count: int) -> bool:
+        pids = set(self._stage.daemon.pids(title)) - {victim}
+        if len(pids) < count or not pids - others:
+            return False
+        return self._stage.says(lambda status: is_well(status, self._stage.replicas))
+
+    def _explanation(self) -> str:
+        try:
+            status = self._stage.daemon.status()
+        except OSError:
+            # nobody can ask: the daemon itself says it
+            said = [line for line in self._stage.daemon.errors.splitlines() if line.startswith("servd: ")]
+            return next((line for line in reversed(said) if "cannot" in line), "")
+        app = status["applications"].get("work", {})
+        found = [app.get("message", ""), *(d["message"] for d in app.get("deployments", {}).values())]
+        return "; ".join(filter(None, found))
+
+    def _put(self) -> None:
+        stage = self._stage
+        body = {"applications": [stage.document(version=stage.version + 1)]}
+        try:
+            code, text = stage.daemon.ask("PUT", PUT, body)
+        except OSError as error:
+            code, text = 0, error
+            if said := self._explanation():
+                self.outcome.explained.append(f"PUT: {error}; {said}")
+                return
+        if code == 200:
+            stage.version += 1
+        elif code == 507:
+            self.outcome.explained.append(f"PUT: {str(text)[:100]}")
+        else:
+            self.outcome.notes.append(f"PUT answers {code}: {str(text)[:200]}")
+
+    def _is_normal(self) -> bool:
+        stage = self._stage
+        if not self._is_accepted:
+            body = {"applications": [stage.document(version=stage.version)]}
+            try:
+                self._is_accepted = stage.daemon.ask("PUT", PUT, body)[0] == 200
+            except OSError:
+                return False
+        return self._is_accepted and stage.says(lambda status: is_well(status, stage.replicas))
+
+    def _is_so(self, what: str, limit_s: float, fact: Callable[[], bool]) -> None:
+        if not within(limit_s, fact):
+            self.outcome.notes.append(f"not so within {limit_s} s: {what}; {self._counts()}, {self._explanation()}")
+
+    def _judge(self, load: Load) -> None:
+        self.outcome.counts = load.stop()
+        self.outcome.judge(set(self._stage.begun()), self._own_ports)
+
+
+def is_well(status: dict[str, Any], replicas: int) -> bool:
+    """Whether the application runs, whole, behind proxies that are well."""
+    app = status["applications"].get("work")
+    if app is None or app["status"] != "RUNNING":
+        return False
+    work = app["deployments"]["work_Work"]
+    return [r["state"] for r in work["replicas"]] == ["RUNNING"] * replicas and all(
+        proxy["status"] == "HEALTHY" for proxy in status["proxies"]
+    )
+
+
+def within(limit_s: float, fact: Callable[[], bool]) -> bool:
+    """Whether it became true in time."""
+    clock = SystemClock()
+    deadline = clock.now() + limit_s
+    while not fact():
+        if clock.now() > deadline:
+            return False
+        block_for(0.05)
+    return True
