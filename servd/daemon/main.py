@@ -25,10 +25,10 @@ from servd.daemon.directories import empty_socket_dir, make_directories, say
 from servd.daemon.listeners import Listeners
 from servd.daemon.printed import PrintedLog
 from servd.daemon.service_notice import ServiceNotice
+from servd.daemon.spawned_controller import spawned_controller
 from servd.daemon.state_lock import lock_state_dir
 from servd.daemon.unix_sockets import UnixSockets
 from servd.exceptions import ListenError, ServdError
-from servd.ground import entry
 from servd.ground.clock import SystemClock
 from servd.ground.pidfd import exit_code_of
 from servd.ground.settings import (
@@ -53,6 +53,8 @@ STOP_TIMEOUT_S = 60.0
 LEFTOVER_DRAIN_S = 4.5
 CRASH_PATIENCE_S = 5.0
 SETTLED_AFTER_S = 10.0
+START_AGAIN_S = 1.0
+"""After a controller could not even be started."""
 LOOK_S = 1.0
 """How often to look whether the Unix sockets are still there."""
 
@@ -88,6 +90,7 @@ class Daemon:
         self._quick_deaths = 0
         self._started_at = 0.0
         self._start_at: float | None = 0.0
+        self._start_trouble = ""
         self._stop_by: float | None = None
         self._result: int | None = None
         self._notice = ServiceNotice()
@@ -158,17 +161,20 @@ class Daemon:
             self._receive(self._channel)
 
     def _start_controller(self) -> None:
-        ours, theirs = socket.socketpair()
-        arguments = (self._settings, self._lifetime_reader, theirs, *self._unix.sockets, *self._ports)
-        context = multiprocessing.get_context("spawn")
-        process = context.Process(target=entry.call, args=("servd.controller.main:run", *arguments), name="controller")
-        # an ignored signal stays ignored in the child: Ctrl-C must not end it before its first line
-        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        process.start()
-        signal.signal(signal.SIGINT, handler)
-        theirs.close()
-        ours.settimeout(5.0)
-        self._controller, self._channel = process, ours
+        sockets = (*self._unix.sockets, *self._ports)
+        try:
+            self._controller, ours = spawned_controller(self._settings, self._lifetime_reader, *sockets)
+        except OSError as error:
+            if self._starts == 0:
+                raise
+            # who serves goes on, and there may be a process and a descriptor in a moment
+            self._start_at = self._clock.now() + START_AGAIN_S
+            if str(error) != self._start_trouble:
+                self._start_trouble = str(error)
+                say(f"the controller cannot be started: {error}; it is tried again every second")
+            return
+        self._start_trouble = ""
+        self._channel = ours
         self._records = RecordReader()
         self._poll.register(ours, select.POLLIN)
         self._starts += 1

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from tests.faults.limits import Descriptors
 from tests.faults.scenarios import a_stage
 from tests.faults.stage import Stage
-from tests.system.running_daemon import RunningDaemon, a_daemon, eventually, settings_in, titles
+from tests.system.running_daemon import ECHO, RunningDaemon, a_daemon, eventually, settings_in, titles
 
 pytestmark = pytest.mark.slow
 
@@ -237,6 +238,21 @@ def test_a_killed_replica_is_replaced_in_a_blink(tmp_path: Path) -> None:
         code, text = stage.daemon.get()
         assert code == 200
         assert int(text.split()[-1]) != victim["pid"]
+
+
+def test_a_daemon_that_cannot_start_a_controller_goes_on_and_starts_it_as_soon_as_it_can(tmp_path: Path) -> None:
+    (tmp_path / "echo.py").write_text(ECHO)
+    with a_daemon(settings_in(tmp_path)) as daemon:
+        daemon.deploy(tmp_path)
+        (controller,) = daemon.pids("controller")
+        none_left = Descriptors("daemon")
+        none_left.begin(daemon)
+        os.kill(controller, signal.SIGKILL)
+        eventually(lambda: "the controller cannot be started: " in daemon.errors)
+        assert daemon.get()[0] == 200
+        none_left.end()
+        eventually(daemon.is_ready)
+        daemon.wait_until_running()
 
 
 def test_clients_of_the_admin_plane_that_are_gone_hold_no_descriptor(tmp_path: Path) -> None:

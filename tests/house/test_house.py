@@ -31,8 +31,8 @@ HOMES = {
     "msgpack": {"wire.codec", "wire.records"},
     "pickle": {"calls.pickling"},
     "cloudpickle": {"calls.pickling"},
-    "multiprocessing": {"daemon.main", "controller.supervisor", "replica.fork_server", "replica.spawned",
-                        "controller.main", "proxy.main", "ground.process"},
+    "multiprocessing": {"daemon.main", "daemon.spawned_controller", "controller.supervisor", "replica.fork_server",
+                        "replica.spawned", "controller.main", "proxy.main", "ground.process"},
     "httptools": {"proxy.http1"},
     "hypercorn": {
         "proxy.hypercorn_http2",

@@ -1,0 +1,37 @@
+"""Start a controller."""
+
+import multiprocessing
+import signal
+import socket
+from typing import Any
+
+from servd.ground import entry
+from servd.ground.settings import Settings
+
+
+def spawned_controller(settings: Settings, lifetime: Any, *sockets: Any) -> tuple[Any, socket.socket]:
+    """The process of a controller, and the daemon's end of the line to it.
+
+    Args:
+        lifetime: the pipe that ends with the daemon.
+        sockets: those of the socket directory, then those of the admin and the metrics port.
+
+    Raises:
+        OSError: no process or no descriptor is left. Nothing was begun then.
+    """
+    ours, theirs = socket.socketpair()
+    with theirs:
+        context = multiprocessing.get_context("spawn")
+        arguments = ("servd.controller.main:run", settings, lifetime, theirs, *sockets)
+        process = context.Process(target=entry.call, args=arguments, name="controller")
+        # an ignored signal stays ignored in the child: Ctrl-C must not end it before its first line
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            process.start()
+        except OSError:
+            ours.close()
+            raise
+        finally:
+            signal.signal(signal.SIGINT, handler)
+    ours.settimeout(5.0)
+    return process, ours
