@@ -5,11 +5,12 @@ from typing import Any
 
 from servd.calls.request_router import IDEMPOTENT_METHODS
 from servd.observability.journal import NOWHERE
+from servd.proxy.client_host import Silence, is_left, is_reset
 from servd.proxy.forwarder import Target
 from servd.proxy.http1_answer import HttpAnswering
 from servd.proxy.http1_rules import unusual_target
 from servd.proxy.limits import WHOLE_BODY_BYTES
-from servd.proxy.listener import Listener, is_left, is_reset
+from servd.proxy.listener import Listener
 from servd.proxy.probes import TEXT, Answer
 from servd.wire.records import FRAME_BYTES, HTTP, Outbox, origin
 
@@ -41,6 +42,7 @@ class HttpOrder(HttpAnswering):
         "_is_usual",
         "_origin",
         "_owes_continue",
+        "_silence",
         "_tail",
         "_upgrade",
     )
@@ -59,6 +61,7 @@ class HttpOrder(HttpAnswering):
         self._is_streaming = False
         self._owes_continue = False
         self._is_half_closed = False
+        self._silence = Silence(listener.forwarder.limits)
         self._tail: tuple[Any, ...] = ()
         self._flags = 0
         self._origin = b""
@@ -139,6 +142,11 @@ class HttpOrder(HttpAnswering):
         if self._is_half_closed or self._is_read_paused:
             # nobody reads, so nobody is told of a reset
             self._look_for_client()
+        # where nothing is on its way the kernel looks
+        is_busy = self.is_active or self._is_write_paused or self._is_deaf
+        if is_busy and self._silence.look(self._transport.get_extra_info("socket")):
+            self._transport.abort()
+            return
         if self._is_deaf or self._is_read_paused:
             return
         if self._head_tick and not self._is_in_body:

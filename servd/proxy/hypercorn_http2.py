@@ -83,6 +83,11 @@ class LaneHttp2(H2Protocol):
         queue = self._queues[stream_id] = AppQueue(is_patient=False, on_taken=acknowledge)
         return queue
 
+    def unsent_bytes(self, stream_id: int) -> int:
+        """Bytes that wait for the stream's window."""
+        buffer = self.stream_buffers.get(stream_id)
+        return 0 if buffer is None else len(buffer.buffer)
+
     async def break_off(self, stream_id: int, code: int) -> None:
         """Reset a stream, if it is still there."""
         try:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import sys
+from collections.abc import Callable, Coroutine
 from typing import Any, cast
 
 from h2.errors import ErrorCodes
@@ -19,12 +20,13 @@ from hypercorn.protocol.ws_stream import ASGIWebsocketState, WSStream
 from hypercorn.typing import ConnectionState
 
 from servd.proxy.app_queue import AppQueue
+from servd.proxy.client_host import Silence, is_reset
 from servd.proxy.forwarded_call import Send
 from servd.proxy.forwarder import Forwarder
+from servd.proxy.heartbeat import Heartbeat
 from servd.proxy.http_form import HttpForm
 from servd.proxy.hypercorn_http2 import LaneHttp2
-from servd.proxy.hypercorn_websocket import MessageBuffer
-from servd.proxy.listener import is_reset
+from servd.proxy.hypercorn_websocket import LaneWebSocket
 from servd.proxy.websocket_form import WebSocketForm
 
 _PREFACE = b"PRI * HTTP/2.0\r\n"
@@ -42,6 +44,7 @@ class HypercornLane:
         self._websocket = WebSocketForm(forwarder)
         self.connections: set[LaneConnection] = set()
         self.is_draining = False
+        self.limits = forwarder.limits
         config = Config()
         config.keep_alive_timeout = forwarder.limits.idle_s
         # its own bound would break off connections that are in use
@@ -86,8 +89,7 @@ class HypercornLane:
     def turn(self) -> None:
         """Once a second: look for clients that are gone and could not say so."""
         for connection in list(self.connections):
-            if connection.is_held_up and is_reset(connection.writer.get_extra_info("socket")):
-                connection.writer.transport.abort()
+            connection.turn()
 
     async def serve(self, scope: Any, queue: AppQueue, send: Send) -> None:
         """Forward what one scope stands for.
@@ -128,14 +130,30 @@ class _LaneTasks(TaskGroup):
     async def spawn_app(self, app: Any, config: Any, scope: Any, send: Any) -> Any:  # noqa: ARG002 - Hypercorn's signature
         stream: HTTPStream | WSStream = send.__self__
         protocol = self._connection.protocol.protocol
-        if isinstance(stream, WSStream):
-            stream.buffer = MessageBuffer(
-                config.websocket_max_message_size, lambda: self.spawn(self._end_late, stream.stream_id)
-            )
         queue = protocol.open_queue(stream.stream_id) if isinstance(protocol, LaneHttp2) else AppQueue()
         self._connection.queues.add(queue)
+        if isinstance(stream, WSStream):
+            self._connection.websockets[queue] = self._take_over(stream, queue)
         self.spawn(self._serve, stream, scope, queue)
         return queue.put
+
+    def spawn(self, func: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
+        work = func(*args)
+        try:
+            self._task_group.create_task(work)
+        except RuntimeError:
+            # all of the connection's tasks are being ended
+            work.close()
+
+    def _take_over(self, stream: WSStream, queue: AppQueue) -> LaneWebSocket:
+        limits = self._connection.lane.limits
+        return LaneWebSocket.take_over(
+            stream,
+            queue,
+            Heartbeat(limits.ws_ping_interval_s, limits.ws_ping_timeout_s),
+            unsent_bytes=lambda: self._connection.unsent_bytes(stream.stream_id),
+            end_soon=lambda: self.spawn(self._end_late, stream.stream_id),
+        )
 
     async def _serve(self, stream: HTTPStream | WSStream, scope: Any, queue: AppQueue) -> None:
         try:
@@ -150,6 +168,7 @@ class _LaneTasks(TaskGroup):
             self._connection.queues.discard(queue)
             queue.give_up()
             await stream.app_send(None)
+            self._connection.websockets.pop(queue, None)
 
     async def _end_late(self, stream_id: int) -> None:
         # it was told why; what it answers is nobody's business
@@ -196,6 +215,8 @@ class LaneConnection(TCPServer):
         super().__init__(lane.app, loop, lane.config, lane.context, {}, reader, writer)
         self.lane = lane
         self.queues: set[AppQueue] = set()
+        self.websockets: dict[AppQueue, LaneWebSocket] = {}
+        self._silence = Silence(lane.limits)
         self._data = data
         self.protocol: _LaneWrapper
         self._is_idle = False
@@ -215,6 +236,21 @@ class LaneConnection(TCPServer):
         stream = getattr(self.protocol.protocol, "stream", None)
         is_http1 = isinstance(getattr(self.protocol.protocol, "connection", None), H11WSConnection)
         return is_http1 and isinstance(stream, WSStream) and stream.closed
+
+    def unsent_bytes(self, stream_id: int) -> int:
+        """What waits for the client to take it, of this stream where it has several."""
+        protocol = self.protocol.protocol
+        if isinstance(protocol, LaneHttp2):
+            return protocol.unsent_bytes(stream_id)
+        return self.writer.transport.get_write_buffer_size()
+
+    def turn(self) -> None:
+        """Once a second: end the connection of a client that is gone, ping those of WebSockets."""
+        sock = self.writer.get_extra_info("socket")
+        if (self.is_held_up and is_reset(sock)) or self._silence.look(sock):
+            self.writer.transport.abort()
+        for websocket in list(self.websockets.values()):
+            websocket.turn()
 
     async def serve(self) -> None:
         """Run to the end of the connection."""

@@ -1,7 +1,6 @@
 """What the connections of one proxy share: the forwarder, their number, the clock tick, the drain."""
 
 import asyncio
-import socket
 from collections.abc import Callable
 from typing import Protocol
 
@@ -12,28 +11,6 @@ IDLE_GRACE_TICKS = 2
 requests that are on their way."""
 
 HandOver = Callable[[asyncio.Transport, bytes], None]
-_TCP_CLOSE = 7
-_TCP_CLOSE_WAIT = 8
-"""States of a connection (linux/tcp_states.h), the first byte of `TCP_INFO`: after a reset, after the other side's end."""
-
-
-def is_reset(sock: socket.socket | None) -> bool:
-    """Whether the other side has reset this connection; False where nobody can tell."""
-    return _state(sock) == _TCP_CLOSE
-
-
-def is_left(sock: socket.socket | None) -> bool:
-    """Whether the other side has reset this connection, or will send nothing more; what it sent may still be unread."""
-    return _state(sock) in (_TCP_CLOSE, _TCP_CLOSE_WAIT)
-
-
-def _state(sock: socket.socket | None) -> int:
-    if sock is None or not hasattr(socket, "TCP_INFO") or sock.family == socket.AF_UNIX:
-        return 0
-    try:
-        return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
-    except OSError:
-        return _TCP_CLOSE
 
 
 class Connection(Protocol):

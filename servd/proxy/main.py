@@ -17,6 +17,7 @@ from servd.ground.settings import control_socket
 from servd.observability import logs
 from servd.observability.journal import AccessLog, Journal, place_of
 from servd.observability.measures import LoopLag, family, http_families
+from servd.proxy.client_host import send_probes
 from servd.proxy.forwarder import Forwarder
 from servd.proxy.http1 import HttpConnection
 from servd.proxy.late_lane import LateLane
@@ -184,6 +185,7 @@ class Proxy:
 
     async def _open(self) -> None:
         # only now: before the first routing everything would be 404
+        send_probes(self._sock, self._forwarder.limits)
         self._server = await self._loop.create_server(
             lambda: HttpConnection(self._listener),
             sock=self._sock,

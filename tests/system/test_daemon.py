@@ -44,12 +44,25 @@ def refusal(settings: Settings) -> str:
     return daemon.errors
 
 
+def timer_of(local_port: int | None, remote_port: int) -> str:
+    """What the kernel waits for on a connection (`/proc/net/tcp`)."""
+    for row in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        _, local, remote, _, _, timer, *_ = row.split()
+        if [int(end.rpartition(":")[2], 16) for end in (local, remote)] == [local_port, remote_port]:
+            return "keep-alive" if timer.startswith("02") else timer
+    return "no such connection"
+
+
 def test_both_planes_answer_and_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
     with a_daemon(settings_in(tmp_path, proxies=2)) as daemon:
         assert daemon.get()[0] == 404
         assert daemon.ask("GET", "/api/ray/version")[0] == 200
         # it is ready with the first one
         eventually(lambda: len(daemon.pids("proxy")) == 2)
+        port = daemon.settings.http_port
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            # the kernel will ask whether the client is there
+            eventually(lambda: timer_of(port, client.getsockname()[1]) == "keep-alive")
         assert daemon.stop() == 0
     assert "Traceback" not in daemon.errors
 

@@ -1,0 +1,86 @@
+"""What the kernel knows of a client: it has reset, it has left, its host has vanished."""
+
+import socket
+import struct
+
+from servd.proxy.limits import Limits
+
+_TCP_CLOSE = 7
+_TCP_CLOSE_WAIT = 8
+"""States of a connection (linux/tcp_states.h), the first byte of `TCP_INFO`: after a reset, after the other side's end."""
+
+_INFO_BYTES = 60
+_RETRANSMITS_AT = 2
+_PROBES_AT = 3
+_LAST_ACK_AT = 56
+"""Where `struct tcp_info` (linux/tcp.h) has what was sent again and asked without an answer, and milliseconds since one."""
+
+
+def is_reset(sock: socket.socket | None) -> bool:
+    """Whether the other side has reset this connection; False where nobody can tell."""
+    return _state(sock) == _TCP_CLOSE
+
+
+def is_left(sock: socket.socket | None) -> bool:
+    """Whether the other side has reset this connection, or will send nothing more; what it sent may still be unread."""
+    return _state(sock) in (_TCP_CLOSE, _TCP_CLOSE_WAIT)
+
+
+def send_probes(sock: socket.socket, limits: Limits) -> None:
+    """Let the kernel ask silent clients whether they are there. What a listening socket is told, those that it accepts know."""
+    if limits.probe_after_s:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, limits.probe_after_s)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, limits.probe_every_s)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, limits.probes)
+
+
+class Silence:
+    """How long a client's host leaves everything without an answer.
+
+    While something is on its way the kernel sends no keep-alive probes, and gives up after a quarter of an hour only. A host
+    that is there answers what is sent again and what is asked, also when its client does not read.
+    """
+
+    __slots__ = ("_limits", "_looks")
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._looks = 0
+
+    def look(self, sock: socket.socket | None) -> bool:
+        """Whether the host is gone. To be called once a second."""
+        limits = self._limits
+        if not limits.probe_after_s:
+            return False
+        last_probe_s = limits.probe_after_s + limits.probe_every_s * (limits.probes - 1)
+        self._looks = self._looks + 1 if is_silent(_info(sock, _INFO_BYTES), last_probe_s) else 0
+        # what is without an answer may have been asked just now: it has as long as the kernel gives the last probe
+        return self._looks > limits.probe_every_s
+
+
+def is_silent(info: bytes, silence_s: float) -> bool:
+    """Whether something waits for an answer, and none of any kind has come for so long.
+
+    Args:
+        info: the first 60 bytes of `TCP_INFO`; less = nobody knows.
+    """
+    if len(info) < _INFO_BYTES or not (info[_RETRANSMITS_AT] or info[_PROBES_AT]):
+        return False
+    (last_ack_ms,) = struct.unpack_from("=I", info, _LAST_ACK_AT)
+    return bool(last_ack_ms >= 1000 * silence_s)
+
+
+def _state(sock: socket.socket | None) -> int:
+    if sock is None or sock.family == socket.AF_UNIX:
+        return 0
+    info = _info(sock, 1)
+    return info[0] if info else _TCP_CLOSE
+
+
+def _info(sock: socket.socket | None, size: int) -> bytes:
+    try:
+        return b"" if sock is None else sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, size)
+    except (OSError, ValueError):
+        # closed (uvloop's socket has descriptor -1 then), or no TCP
+        return b""
