@@ -1,6 +1,7 @@
 """Clients whose hosts vanish without a word are noticed, whatever was under way."""
 
 import asyncio
+import contextlib
 import ctypes
 import os
 import shutil
@@ -203,13 +204,15 @@ def test_slots_of_clients_that_vanish_are_free_soon(tls: tuple[ssl.SSLContext, s
 
     async def work() -> None:
         room, secure = Room(hand_over=True, limits=SOON), Room(hand_over=True, limits=SOON, tls=tls[0])
-        async with room, secure:
+        async with room, secure, contextlib.AsyncExitStack() as clients:
             for each in (room, secure):
                 send_probes(each._server.sockets[0], SOON)
                 each.route(each.replica(handler), each.replica(handler))
-            writers = [await ask(room, data) for data in WAYS.values()]
-            writers += [await ask(secure, data, tls[1]) for data in SECURE_WAYS.values()]
-            reader = await ask(room, http1("/floods"), host=STAYS)
+            for data in WAYS.values():
+                clients.callback(abort, await ask(room, data))
+            for data in SECURE_WAYS.values():
+                clients.callback(abort, await ask(secure, data, tls[1]))
+            clients.callback(abort, await ask(room, http1("/floods"), host=STAYS))
             ways = Counter([*WAYS, *SECURE_WAYS])
             # the other lane is loaded first
             await wait_until(lambda: handler.begun == ways + Counter(["/floods"]), 20)
@@ -226,10 +229,13 @@ def test_slots_of_clients_that_vanish_are_free_soon(tls: tuple[ssl.SSLContext, s
             assert handler.ended == ways, (handler.begun, room.listener, room.lane, secure.listener, secure.lane)
             assert handler.begun == ways + Counter(["/floods"]), "nobody is asked to do it again"
             assert (connections(room), connections(secure)) == (1, 0), "a client that is there and does not read stays"
-            for writer in [*writers, reader]:
-                writer.transport.abort()
 
     in_a_network_of_its_own(work)
+
+
+def abort(writer: asyncio.StreamWriter) -> None:
+    """Without this a loop that ends would wait for clients."""
+    writer.transport.abort()
 
 
 def connections(room: Room) -> int:

@@ -143,7 +143,9 @@ async def test_a_client_whose_messages_are_not_taken_stays() -> None:
         async with websockets.connect(f"ws://127.0.0.1:{room.port}/", ping_interval=None) as socket:
             sending = asyncio.create_task(_send_all(socket, 100))
             await wait_until(lambda: connection_of(room).is_held_up)
+            (websocket,) = connection_of(room).websockets.values()
             turn(room, 50)
+            assert not websocket._heartbeat._is_over
             go_on.set()
             await sending
             await wait_until(lambda: len(heard) == 100)
