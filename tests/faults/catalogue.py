@@ -62,7 +62,6 @@ SCENARIOS: dict[str, Scenario] = {
     "documents_at_once": Scenario(sizes.documents_at_once, 0, 5),
     "deploys_in_a_row": Scenario(sizes.deploys_in_a_row, 0, 1),
     "many_applications": Scenario(sizes.many_applications, 0, 1),
-    "many_replicas": Scenario(sizes.many_replicas, 0, 1),
     "first_release": Scenario(older.first_release, 0, 1),
     "sixty_commits_ago": Scenario(older.commits_ago, 0, 1, why_not=older.why_not),
     **{

@@ -1,4 +1,4 @@
-"""Much of everything at once: connections, documents, applications, replicas."""
+"""Much of everything at once: connections, documents, applications."""
 
 import resource
 import socket
@@ -6,7 +6,6 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from servd.ground.clock import SystemClock
 from tests.faults.cell import PUT
 from tests.faults.outcome import Outcome
 from tests.faults.scenarios import a_stage, under_load
@@ -17,11 +16,7 @@ CONNECTIONS = 2000
 DOCUMENTS = 20
 DEPLOYS = 200
 APPLICATIONS = 50
-REPLICAS = 500
-KILLED = 20
 UP_WITHIN_S = 300.0
-_LOOK_S = 0.5
-"""The status of 500 replicas is long."""
 _FREE_DESCRIPTORS = 200
 
 
@@ -156,32 +151,3 @@ def _accept(stage: Stage, applications: list[dict[str, Any]]) -> None:
 
 def _states(stage: Stage) -> dict[str, str]:
     return {name: app["status"] for name, app in stage.daemon.status()["applications"].items()}
-
-
-def many_replicas(directory: Path, times: int) -> Outcome:
-    """500 replicas of a light application: they come, some are killed in one moment, they go."""
-    with a_stage(directory, replicas=2, proxies=2) as stage:
-        clock = SystemClock()
-        took: list[str] = []
-
-        def once(_: int) -> None:
-            began = clock.now()
-            stage.put(replicas=REPLICAS)
-            eventually(stage.is_settled, UP_WITHIN_S, every_s=_LOOK_S)
-            took.append(f"{REPLICAS} replicas after {clock.now() - began:.1f} s")
-            stage.kill_controller()
-            victims = [replica["pid"] for replica in stage.running() if not replica["ongoing"]][:KILLED]
-            with stage.recovery():
-                for victim in victims:
-                    stage.kill(victim)
-                eventually(
-                    lambda: not set(victims) & set(stage.daemon.pids("replica")) and stage.is_settled(), UP_WITHIN_S
-                )
-            stage.put(replicas=2)
-            eventually(stage.is_settled, UP_WITHIN_S, every_s=_LOOK_S)
-            eventually(lambda: len(stage.daemon.pids("replica")) == 2, UP_WITHIN_S, every_s=_LOOK_S)
-
-        outcome = under_load(stage, times, once, keep=2, new=2, post_pause_s=0.1)
-        outcome.judge(set(stage.begun()))
-        outcome.explained += took
-        return outcome
