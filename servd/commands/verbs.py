@@ -7,7 +7,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from servd.commands.console import STATUS_HEAD, progress_on, progress_rows, say, status_rows, table, without_colours
+from servd.commands.console import (
+    STATUS_HEAD,
+    progress_on,
+    progress_rows,
+    say,
+    status_rows,
+    table,
+    warn,
+    without_colours,
+)
 from servd.daemon.admin_client import AdminClient
 from servd.documents.files import DocumentFile, dump_yaml, load_document, resolve_paths
 from servd.exceptions import ConfigError, DeployError, ServdError
@@ -166,6 +175,9 @@ def show_status(client: AdminClient, name: str | None, form: str = "yaml") -> No
     client.probe()
     details = client.details()
     apps = details["applications"]
+    status = _own_status(client)
+    if status["notice"]:
+        warn(status["notice"])
     if name is not None and name not in apps:
         raise ConfigError(f"there is no application {name!r}")
     if not apps and form != "json":
@@ -173,12 +185,11 @@ def show_status(client: AdminClient, name: str | None, form: str = "yaml") -> No
         return
     names = [name] if name is not None else list(apps)
     if form == "table":
-        status = client.status()
         there = [app for app in names if app in status["applications"]]
         table(STATUS_HEAD, status_rows(status, there, SystemClock().wall_time()))
         return
     bare = details["deploy_mode"] == "SINGLE_APP"
-    crashes = _crashes(client)
+    crashes = _crashes(status)
     documents = [status_document(apps[app], crashes, bare_names=bare) for app in names]
     if form == "json":
         print(json.dumps(documents[0] if name is not None else documents, indent=2))
@@ -186,13 +197,16 @@ def show_status(client: AdminClient, name: str | None, form: str = "yaml") -> No
         print(SEPARATOR.join(dump_yaml(document) for document in documents))
 
 
-def _crashes(client: AdminClient) -> dict[str, list[dict[str, Any]]]:
-    """Recently dead replicas that did not leave on their own, by full name of their deployment."""
+def _own_status(client: AdminClient) -> dict[str, Any]:
     try:
-        status = client.status()
+        return {"notice": "", **client.status()}
     except ServdError:
-        # another server that speaks this API: it keeps no such list
-        return {}
+        # another server that speaks this API: it has no such thing
+        return {"notice": "", "applications": {}}
+
+
+def _crashes(status: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Recently dead replicas that did not leave on their own, by full name of their deployment."""
     return {
         name: [dead for dead in deployment["recent_dead_replicas"] if dead["exit_code"] != 0]
         for app in status["applications"].values()

@@ -75,6 +75,7 @@ class ControlLoop(Circle):
         self._stacks: StackRequests | None = None
         self._changing = asyncio.Lock()
         self._is_stopping = False
+        self._outcome_trouble = ""
         decided = [row.revision for row in store.revisions() if row.outcome is not RevisionOutcome.UNDECIDED]
         self._judged = max(decided, default=0)
 
@@ -102,7 +103,9 @@ class ControlLoop(Circle):
             self._store.save_outcome(revision, outcome)
         except GoalNotSavedError as error:
             # the next turn tries again; nothing that serves depends on it
-            logger.warning("outcome_not_saved revision=%d outcome=%s reason=%s", revision, outcome, error)
+            if str(error) != self._outcome_trouble:
+                logger.warning("outcome_not_saved revision=%d outcome=%s reason=%s", revision, outcome, error)
+            self._outcome_trouble = str(error)
             return
         self._judged = revision
 
@@ -117,7 +120,15 @@ class ControlLoop(Circle):
             self._identity,
             version=self._version,
             now=self._clock.now(),
+            notice=self._store.trouble(),
         )
+
+    def tend(self) -> None:
+        """To be called every second: look after what changes without news."""
+        self._store.look_again()
+        self._store.trouble()
+        if self._executor is not None and not self._is_stopping:
+            self._executor.end_unknown_fork_servers()
 
     async def put(self, document: GoalDocument, *, if_match: str | None = None, origin: str = "") -> int:
         """Replace the goal's applications; gives the new revision."""
@@ -130,6 +141,7 @@ class ControlLoop(Circle):
             return await self._compared(await self._after_put(document, if_match))
 
     async def _after_put(self, document: GoalDocument, if_match: str | None) -> Goal:
+        self._store.check_place()
         check_match(if_match, self._goal.revision)
         change.check_put(self._goal, document, self._situation())
         snapshots = await self._snapshots(*document.applications, config_file=document.config_file)
@@ -157,6 +169,7 @@ class ControlLoop(Circle):
     ) -> int:
         """Add or replace one application, others stay; gives the new revision."""
         async with self._changing:
+            self._store.check_place()
             check_match(if_match, self._goal.revision)
             wish = http or HttpWish()
             change.merged_options(wish, self._situation())
@@ -222,6 +235,8 @@ class ControlLoop(Circle):
     async def prune(self, keep: int, *, dry_run: bool = False) -> Pruned:
         """Remove code that neither the goal, the latest `keep` revisions, the last that ran, nor anything that lives needs."""
         async with self._changing:
+            # without the store nobody knows what its revisions need
+            self._store.check_place()
             servers = self._observed.fork_servers
             orphaned = {r.app for r in self._observed.replicas.values() if r.fork_server_id not in servers}
             goals = [self._goal, *history.goals_within(self._store, keep, orphaned)]
@@ -295,6 +310,7 @@ class ControlLoop(Circle):
         """The goal is on disk: from now on it is the one in force. Leaves the audit line."""
         logger.info("audit revision=%d previous=%d origin=%s", goal.revision, self._goal.revision, origin or "-")
         self._goal = goal
+        self._facts.save_goal(self._store.latest())
         self._note_change()
         self._schedule()
 

@@ -20,9 +20,11 @@ from servd.controller.supervisor import Key, Supervisor
 from servd.controller.working_copies import remove, unused
 from servd.exceptions import InvariantError
 from servd.ground.ids import DeploymentID
-from servd.ground.settings import Settings, variable, work_dir
+from servd.ground.pidfd import is_called
+from servd.ground.settings import Settings, fork_server_sockets, variable, work_dir
 from servd.observability import logs
 from servd.wire.began import remove_files
+from servd.wire.credentials import listener_of
 from servd.wire.messages import FORK_SERVER, PROXY, REPLICA, BuildOrder, LogConfig, ProxyGoal, ProxyStart
 
 FORK_SERVER_TARGET = "servd.replica.fork_server:serve"
@@ -30,7 +32,6 @@ REPLICA_TARGET = "servd.replica.spawned:run_spawned"
 PROXY_TARGET = "servd.proxy.main:run"
 STOP_GRACE_S = 2.0
 _ACKNOWLEDGE_S = 2.0
-_STRAY_S = 5.0
 _DEATHS_A_CLEANING = 20
 
 logger = logging.getLogger(__name__)
@@ -227,10 +228,8 @@ class Executor:
     def _adopt_fork_server(self, fact: ForkServerFact) -> None:
         identifier = fact.fork_server_id
         if not fact.pid:
-            # the controller died while it was started: if it lives all the same, its greeting ends it
+            # the controller died while it was started: if it lives all the same, `end_unknown_fork_servers` ends it
             self._emit(events.StartLost(FORK_SERVER, identifier))
-            self._lines.connect(identifier, fact.order.socket_path)
-            self._loop.call_later(_STRAY_S, self._lines.close, identifier)
         elif self._supervisor.adopt((FORK_SERVER, identifier), fact.pid, fact.start_ticks):
             self._lines.connect(identifier, fact.order.socket_path)
         else:
@@ -244,6 +243,18 @@ class Executor:
             self._known.add(fact.replica_id)
         else:
             self._emit(events.Exited(REPLICA, fact.replica_id, None))
+
+    def end_unknown_fork_servers(self) -> None:
+        """End each that listens and that no fact speaks of; replicas of theirs that live are known, or end when they greet."""
+        known = {fact.order.socket_path for fact in self._observed.fork_servers.values()}
+        for path in fork_server_sockets(self._settings.socket_dir):
+            if path in known:
+                continue
+            pid = listener_of(path)
+            if pid is None:
+                _remove(path)
+            elif is_called(pid, ("fork server", "template")):
+                self.end_stray(pid, f"fork server at {path}")
 
     def end_stray(self, pid: int, what: str) -> None:
         """SIGKILL a process of servd that no fact speaks of."""

@@ -1,6 +1,8 @@
-"""Intents and process records on disk, for the next controller of the same daemon.
+"""Intents and process records, and the goal in force, for the next controller of the same daemon.
 
-They are worthless after a reboot, so the file lies in the runtime directory; the daemon removes it at each start.
+They are kept in memory that the daemon holds, which nobody can remove or damage. Records lie in a file as well, for a
+controller whose daemon is of a version that holds none; they are worthless after a reboot, so the file lies in the runtime
+directory, and the daemon removes it at each start.
 """
 
 import contextlib
@@ -11,11 +13,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from servd.controller.goal_json import goal_from_json, goal_to_json
+from servd.controller.plan.goal import Goal
+from servd.daemon.keepsake import Keepsake
 from servd.daemon.unix_sockets import place_of
 from servd.exceptions import ProtocolError
 from servd.wire.codec import decode_message, encode_message
 
 STORE_NAME = "facts.db"
+_Where = tuple[str, str]
+_GOAL = ("goal", "")
 
 logger = logging.getLogger(__name__)
 
@@ -25,12 +32,18 @@ class FactStore:
 
     Without a file that can be written the control loop goes on, or no dead replica would be replaced any more: all facts are
     kept here as well, and written as soon as they can be, into a new file if the old one is gone.
+
+    Args:
+        keepsake: the daemon's memory; None where it has none.
     """
 
-    def __init__(self, socket_dir: str) -> None:
+    def __init__(self, socket_dir: str, keepsake: Keepsake | None = None) -> None:
         self._path = f"{socket_dir}/{STORE_NAME}"
-        self._facts: dict[tuple[str, str], Any] = {}
-        self._unsaved: dict[tuple[str, str], Any] = {}
+        self._keepsake = keepsake
+        self._kept: dict[_Where, bytes] = keepsake.load() if keepsake is not None else {}
+        self._facts: dict[_Where, bytes] = {}
+        self._unsaved: dict[_Where, bytes | None] = {}
+        self._is_file_old = bool(self._kept)
         self._place: tuple[int, int] | None = None
         self._trouble = ""
         self._connection = self._opened()
@@ -38,35 +51,74 @@ class FactStore:
     def __repr__(self) -> str:
         return f"FactStore({self._path}, {len(self._unsaved)} unsaved)"
 
+    def goal(self) -> Goal | None:
+        """The goal in force when the controller before ended, None if that is unknown."""
+        text = self._kept.get(_GOAL)
+        if text is None:
+            return None
+        try:
+            return goal_from_json(text)
+        except (ValueError, KeyError, TypeError) as error:
+            logger.error("goal_unreadable reason=%r", error)
+            return None
+
     def load(self) -> list[Any]:
         """All facts, in the order in which they were first saved."""
-        rows = _rows(self._connection) if self._connection is not None else _rows_read_only(self._path)
-        for kind, key, value in rows:
+        rows = self._kept.items() if self._kept else self._in_file()
+        found = []
+        for where, value in rows:
+            if where == _GOAL:
+                continue
             try:
-                self._facts[(kind, key)] = decode_message(value)
+                found.append(decode_message(value))
+                self._facts[where] = value
             except ProtocolError as error:
-                logger.error("fact_unreadable kind=%s key=%s reason=%s", kind, key, error)
-        return list(self._facts.values())
+                logger.error("fact_unreadable kind=%s key=%s reason=%s", *where, error)
+        if not self._kept:
+            self._keep(self._facts)
+        return found
 
-    def save(self, changes: Mapping[tuple[str, str], Any]) -> None:
+    def save_goal(self, goal: Goal) -> None:
+        """Remember the goal in force, in case its store is lost."""
+        self._keep({_GOAL: goal_to_json(goal).encode()})
+
+    def save(self, changes: Mapping[_Where, Any]) -> None:
         """Write changed facts, None = forget; what cannot be written now is tried again at the next call."""
-        for where, fact in changes.items():
-            self._facts[where] = fact
-            if fact is None:
+        found = {where: None if fact is None else encode_message(fact) for where, fact in changes.items()}
+        for where, value in found.items():
+            self._facts[where] = value or b""
+            if value is None:
                 del self._facts[where]
-        self._unsaved.update(changes)
+        if found:
+            self._keep(found)
+        self._unsaved.update(found)
         if self._connection is None or place_of(self._path) != self._place:
             self.close()
             self._connection = self._opened()
             self._unsaved = {**self._unsaved, **self._facts}
-        if self._unsaved and self._connection is not None:
+        if (self._unsaved or self._is_file_old) and self._connection is not None:
             self._save(self._connection)
+
+    def _keep(self, changes: Mapping[_Where, bytes | None]) -> None:
+        if self._keepsake is None:
+            return
+        try:
+            self._keepsake.save(changes)
+        except OSError as error:
+            # the file has them too
+            logger.error("facts_not_kept count=%d reason=%s", len(changes), error)
+
+    def _in_file(self) -> list[tuple[_Where, bytes]]:
+        rows = _rows(self._connection) if self._connection is not None else _rows_read_only(self._path)
+        return [((kind, key), value) for kind, key, value in rows]
 
     def _save(self, connection: sqlite3.Connection) -> None:
         try:
             connection.execute("BEGIN")
-            for (kind, key), fact in self._unsaved.items():
-                self._write(connection, kind, key, fact)
+            if self._is_file_old:
+                connection.execute("DELETE FROM facts")
+            for (kind, key), value in (self._facts if self._is_file_old else self._unsaved).items():
+                self._write(connection, kind, key, value)
             connection.execute("COMMIT")
         except sqlite3.Error as error:
             with contextlib.suppress(sqlite3.Error):
@@ -75,6 +127,7 @@ class FactStore:
             self._tell(str(error))
             return
         self._unsaved.clear()
+        self._is_file_old = False
         self._tell("")
 
     def close(self) -> None:
@@ -115,14 +168,14 @@ class FactStore:
         self._trouble = trouble
 
     @staticmethod
-    def _write(connection: sqlite3.Connection, kind: str, key: str, fact: Any) -> None:
-        if fact is None:
+    def _write(connection: sqlite3.Connection, kind: str, key: str, value: bytes | None) -> None:
+        if value is None:
             connection.execute("DELETE FROM facts WHERE kind = ? AND key = ?", (kind, key))
             return
         # an upsert keeps the row number, so the order of first saving stays
         connection.execute(
             "INSERT INTO facts VALUES (?, ?, ?) ON CONFLICT (kind, key) DO UPDATE SET value = excluded.value",
-            (kind, key, encode_message(fact)),
+            (kind, key, value),
         )
 
 

@@ -20,7 +20,7 @@ class FileStore:
 
     def __init__(self, home: str) -> None:
         self._home = home
-        make_private_dir(home)
+        make_private_dir(home, with_parents=False)
 
     def link(self, source: str, target: str, is_executable: bool, limit: int) -> tuple[bytes, int]:
         """Make `target` a file with the content of `source`.

@@ -3,35 +3,37 @@
 One SQLite file in the state directory, WAL, synchronous FULL, checkpointed after each revision. Each row carries a SHA-256
 over itself and the sum of the row before: SQLite's own check does not see a changed or lost row. Replica counts set by
 `scale` are no revision: they stand beside the latest one until the next. What became of each revision stands beside them too.
+
+A daemon that runs goes on without its store: a controller that starts and finds none that holds what was in force serves what it
+was told instead, accepts nothing, and looks for the store again.
 """
 
-import contextlib
 import hashlib
 import json
 import logging
-import os
 import sqlite3
-from collections.abc import Iterator
-from dataclasses import asdict, fields, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from servd.controller.plan.goal import ApplicationGoal, Goal, HttpGoal
-from servd.documents.control_plane import ApplicationDocument, HttpWish
+from servd.controller import goal_file
+from servd.controller.goal_file import (
+    APPLICATION_ID,
+    MARKER_NAME,
+    SCHEMA,
+    SCHEMA_VERSION,
+    STORE_NAME,
+    Refusal,
+    create,
+    file_id,
+    write_marker,
+)
+from servd.controller.goal_json import goal_from_json, goal_to_json
+from servd.controller.plan.goal import Goal
 from servd.exceptions import GoalNotSavedError, InvariantError, StateError
 from servd.ground.quick_dataclass import dataclass
-from servd.ground.states import DeployMode, RevisionOutcome
+from servd.ground.states import RevisionOutcome
 
-STORE_NAME = "goal.db"
-MARKER_NAME = "goal.created"
-APPLICATION_ID = 0x53525644
-SCHEMA_VERSION = 1
-_SCHEMA = """
-CREATE TABLE revisions (
-    revision INTEGER PRIMARY KEY, goal TEXT NOT NULL, at REAL NOT NULL, origin TEXT NOT NULL,
-    previous TEXT NOT NULL, sha256 TEXT NOT NULL
-) STRICT
-"""
 _PINS_SCHEMA = """
 CREATE TABLE IF NOT EXISTS pins (revision INTEGER PRIMARY KEY, scale TEXT NOT NULL, sha256 TEXT NOT NULL) STRICT
 """
@@ -40,8 +42,6 @@ CREATE TABLE IF NOT EXISTS outcomes (revision INTEGER PRIMARY KEY, outcome TEXT 
 """
 
 logger = logging.getLogger(__name__)
-
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,43 +64,121 @@ class GoalStore:
         self._last: tuple[int, str, Goal] = (0, "", Goal())
         self._file: tuple[int, int] | None = None
         self._max_pages: int | None = None
+        self._lost = ""
+        self._looked_at: tuple[int, int] | None = None
+        self._told = ""
 
     def __repr__(self) -> str:
         return f"GoalStore({self._path}, revision {self._last[0]})"
 
     @classmethod
-    def open(cls, state_dir: str, max_pages: int | None = None) -> "GoalStore":
+    def open(cls, state_dir: str, max_pages: int | None = None, known: Goal | None = None) -> "GoalStore":
         """Open the store of a state directory, or create it if this is its first start.
 
         Args:
             max_pages: bound on the size of the store, pages of 4 KiB; None = the disk's.
+            known: the goal that this daemon accepted last, as the controller before left it: if the store is lost, or holds
+                an older one, this stands in for it; None = no controller was before.
 
         Raises:
-            StateError: the store cannot be opened, is damaged, emptied, gone though there was one, or of a newer servd.
-                It says what to do.
+            StateError: nothing is known, and the store cannot be opened, is damaged, emptied, gone though there was one, or of a
+                newer servd. It says what to do.
         """
         path = Path(state_dir) / STORE_NAME
-        marker = Path(state_dir) / MARKER_NAME
-        if not path.exists():
-            if marker.exists():
-                raise _refusal(path, "it is gone, though this directory was in use")
-            _create(path)
+        if known is None:
+            return cls._opened(path, max_pages, may_create=True)
         try:
-            store = cls(_connect(path), path)
+            store = cls._opened(path, max_pages, may_create=not known.revision)
+        except StateError as error:
+            return cls._standing_in(path, max_pages, known, _reason_of(error))
+        if store._last[0] < known.revision:
+            reason = f"it holds an older goal (revision {store._last[0]})"
+            store.close()
+            return cls._standing_in(path, max_pages, known, reason)
+        return store
+
+    @classmethod
+    def _opened(cls, path: Path, max_pages: int | None, *, may_create: bool) -> "GoalStore":
+        marker = path.with_name(MARKER_NAME)
+        if not path.exists():
+            if marker.exists() or not may_create:
+                raise Refusal(path, "it is gone, though this directory was in use")
+            create(path)
+        try:
+            store = cls(goal_file.connect(path), path)
         except sqlite3.Error as error:
-            raise _refusal(path, str(error)) from error
+            raise Refusal(path, str(error)) from error
         try:
             store._check(max_pages)
         except (sqlite3.Error, ValueError, KeyError, TypeError) as error:
             store.close()
-            raise _refusal(path, str(error)) from error
+            raise Refusal(path, str(error)) from error
         except StateError:
             store.close()
             raise
         if not marker.exists():
-            _write_marker(marker)
-        store._file = _file_id(path)
+            write_marker(marker)
+        store._file = file_id(path)
         return store
+
+    @classmethod
+    def _standing_in(cls, path: Path, max_pages: int | None, known: Goal, reason: str) -> "GoalStore":
+        connection = sqlite3.connect(":memory:")
+        connection.execute(SCHEMA)
+        if known.revision:
+            at = max((app.deployed_at for app in known.applications), default=0.0)
+            row = (known.revision, goal_to_json(known), at, "what the daemon remembers", "", "")
+            connection.execute("INSERT INTO revisions VALUES (?, ?, ?, ?, ?, ?)", row)
+        store = cls(connection, path)
+        store._last = (known.revision, "", known)
+        store._max_pages = max_pages
+        store._lost = reason
+        store._looked_at = file_id(path)
+        return store
+
+    @property
+    def is_stand_in(self) -> bool:
+        """Whether the store is lost, and only the goal in force is known."""
+        return bool(self._lost)
+
+    def trouble(self) -> str:
+        """What is wrong with the store while the daemon runs, and what to do, for people; "" if nothing is. Logged once."""
+        reason = self._lost
+        if not reason and file_id(self._path) != self._file:
+            reason = "it was deleted or replaced while the daemon ran"
+        text = ""
+        if reason:
+            text = (
+                f"the goal store {self._path} cannot be used: {reason}. The accepted goal (revision {self._last[0]}) goes on, "
+                "and no other is taken. Put the file back as it was; or keep what `servd config` prints, stop the daemon, "
+                "start it and deploy that"
+            )
+        if text != self._told:
+            (logger.error if text else logger.warning)("goal_store %s", text or f"is back: {self._path}")
+            self._told = text
+        return text
+
+    def look_again(self) -> None:
+        """Where a goal stands in for the store: take the store if it lies there again as it was."""
+        if not self._lost:
+            return
+        found = file_id(self._path)
+        is_first = not self._last[0]
+        if found == self._looked_at and not (is_first and found is None and self._path.parent.is_dir()):
+            return
+        self._looked_at = found
+        try:
+            store = GoalStore._opened(self._path, self._max_pages, may_create=is_first)
+        except StateError as error:
+            self._lost = _reason_of(error)
+            return
+        if store.latest() != self._last[2]:
+            self._lost = f"it holds another goal (revision {store._last[0]})"
+            store.close()
+            return
+        self._connection.close()
+        self._connection, self._last, self._file = store._connection, store._last, store._file
+        self._lost = ""
 
     def latest(self) -> Goal:
         """The goal in force; the empty goal before the first revision."""
@@ -117,11 +195,12 @@ class GoalStore:
         Raises:
             GoalNotSavedError: nothing was saved, the goal before is still the latest one.
         """
+        self.look_again()
         revision, previous, _ = self._last
         if goal.revision != revision + 1:
             raise InvariantError(f"revision {goal.revision} cannot follow {revision}")
-        self._check_place()
-        text = json.dumps(asdict(goal))
+        self.check_place()
+        text = goal_to_json(goal)
         sha256 = _sum(previous, goal.revision, text, at, origin)
         self._write(
             "INSERT INTO revisions VALUES (?, ?, ?, ?, ?, ?)", goal.revision, text, at, origin, previous, sha256
@@ -135,10 +214,11 @@ class GoalStore:
         Raises:
             GoalNotSavedError: nothing was saved.
         """
+        self.look_again()
         revision, sha256, _ = self._last
         if goal.revision != revision:
             raise InvariantError(f"counts of revision {goal.revision} cannot stand beside {revision}")
-        self._check_place()
+        self.check_place()
         text = json.dumps({app.name: app.scale for app in goal.applications})
         row = (revision, text, _sum(sha256, revision, text, 0.0, "scale"))
         self._write("INSERT OR REPLACE INTO pins VALUES (?, ?, ?)", *row, schema=_PINS_SCHEMA)
@@ -160,7 +240,7 @@ class GoalStore:
         Raises:
             GoalNotSavedError: it was not noted.
         """
-        self._check_place()
+        self.check_place()
         self._write("INSERT OR REPLACE INTO outcomes VALUES (?, ?)", revision, outcome.value, schema=_OUTCOMES_SCHEMA)
         self._checkpoint()
 
@@ -173,15 +253,16 @@ class GoalStore:
     def goal_of(self, revision: int) -> Goal | None:
         """The goal of a revision as it was accepted; None if there is no such revision."""
         row = self._connection.execute("SELECT goal FROM revisions WHERE revision = ?", (revision,)).fetchone()
-        return None if row is None else goal_from_json(json.loads(row[0]))
+        return None if row is None else goal_from_json(row[0])
 
-    def _check_place(self) -> None:
-        # SQLite would go on writing to a file that no later start can find
-        if _file_id(self._path) != self._file:
-            raise GoalNotSavedError(
-                f"the goal was not saved: {self._path} was deleted or replaced while the daemon ran. Put the file back "
-                f"and try again; the accepted goal (revision {self._last[0]}) goes on"
-            )
+    def check_place(self) -> None:
+        """Check that the store is where the next start finds it.
+
+        Raises:
+            GoalNotSavedError: it is not; SQLite would go on writing to a file that nobody finds any more.
+        """
+        if text := self.trouble():
+            raise GoalNotSavedError(f"the goal was not saved: {text}")
 
     def _write(self, statement: str, *values: Any, schema: str = "") -> None:
         for is_last in (False, True):
@@ -200,7 +281,7 @@ class GoalStore:
         # first of all the old one ends: connections of one process share how they opened the file's index
         self._connection.close()
         try:
-            self._connection = _connect(self._path)
+            self._connection = goal_file.connect(self._path)
             self._set_up(self._connection)
         except sqlite3.Error as error:
             logger.warning("goal_store_not_opened path=%s reason=%s", self._path, error)
@@ -232,12 +313,12 @@ class GoalStore:
     def _check(self, max_pages: int | None) -> None:
         identity = self._pragma("application_id"), self._pragma("user_version")
         if identity[0] != APPLICATION_ID:
-            raise _refusal(self._path, "it was emptied, or is no goal store of servd")
+            raise Refusal(self._path, "it was emptied, or is no goal store of servd")
         if identity[1] != SCHEMA_VERSION:
-            raise _refusal(self._path, f"its version is {identity[1]}, this servd knows {SCHEMA_VERSION}")
+            raise Refusal(self._path, f"its version is {identity[1]}, this servd knows {SCHEMA_VERSION}")
         verdict = self._pragma("integrity_check")
         if verdict != "ok":
-            raise _refusal(self._path, str(verdict).splitlines()[0])
+            raise Refusal(self._path, str(verdict).splitlines()[0])
         rows = self._connection.execute(
             "SELECT revision, goal, at, origin, previous, sha256 FROM revisions ORDER BY revision"
         )
@@ -245,10 +326,10 @@ class GoalStore:
         for revision, text, at, origin, previous, sha256 in rows:
             count += 1
             if revision != count or previous != last or sha256 != _sum(previous, revision, text, at, origin):
-                raise _refusal(self._path, f"revision {count} was changed or is missing")
+                raise Refusal(self._path, f"revision {count} was changed or is missing")
             last = sha256
         if count:
-            self._last = (count, last, goal_from_json(json.loads(text)))
+            self._last = (count, last, goal_from_json(text))
         self._max_pages = max_pages
         self._apply_pins()
         self._checkpoint()
@@ -262,7 +343,7 @@ class GoalStore:
         if row is None:
             return
         if row[1] != _sum(sha256, revision, row[0], 0.0, "scale"):
-            raise _refusal(self._path, f"the replica counts beside revision {revision} were changed")
+            raise Refusal(self._path, f"the replica counts beside revision {revision} were changed")
         counts = json.loads(row[0])
         apps = tuple(replace(app, scale=counts.get(app.name, app.scale)) for app in goal.applications)
         self._last = (revision, sha256, replace(goal, applications=apps))
@@ -271,100 +352,9 @@ class GoalStore:
         return self._connection.execute(f"PRAGMA {name}").fetchone()[0]
 
 
-def goal_from_json(value: dict[str, Any]) -> Goal:
-    """The goal behind its JSON form; keys that this version does not know are left out.
-
-    Raises:
-        KeyError, TypeError, ValueError: it is no goal.
-    """
-    applications = tuple(
-        _build(ApplicationGoal, {**app, "document": _document(app["document"])}) for app in value["applications"]
-    )
-    http = _build(HttpGoal, value["http"]) if value.get("http") else None
-    asked = _build(HttpWish, value.get("asked") or {})
-    mode = DeployMode(value["mode"])
-    return _build(Goal, {**value, "mode": mode, "http": http, "applications": applications, "asked": asked})
-
-
-def _document(value: dict[str, Any]) -> ApplicationDocument:
-    return _build(
-        ApplicationDocument,
-        {
-            **value,
-            "deployments": tuple(value.get("deployments", ())),
-            "driver_path": tuple(value.get("driver_path", ())),
-        },
-    )
-
-
-def _build(kind: type[_T], value: dict[str, Any]) -> _T:
-    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
-    return kind(**{key: item for key, item in value.items() if key in known})
-
-
 def _sum(previous: str, revision: int, text: str, at: float, origin: str) -> str:
     return hashlib.sha256(json.dumps([previous, revision, text, at, origin]).encode()).hexdigest()
 
 
-def _refusal(path: Path, reason: str) -> StateError:
-    return StateError(
-        f"the goal store {path} cannot be used: {reason}. Put a good copy back, or move "
-        f"{path.parent}/goal.* away to start with an empty goal"
-    )
-
-
-def _file_id(path: Path) -> tuple[int, int] | None:
-    """Device and inode of the file; None if there is none."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    # mode=rw: never create by opening. Only one thread uses it, the loop's.
-    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=1.0)
-
-
-def _create(path: Path) -> None:
-    """Make an empty store under another name first: a half-made one must never stand under the real name."""
-    draft = path.with_name(f"{path.name}.new")
-    for leftover in _files(draft):
-        leftover.unlink(missing_ok=True)
-    # of a store that is gone: SQLite would take them for the new one's
-    for leftover in list(_files(path))[1:]:
-        leftover.unlink(missing_ok=True)
-    try:
-        with contextlib.closing(sqlite3.connect(draft)) as connection:
-            connection.execute("PRAGMA journal_mode=WAL").fetchall()
-            connection.execute("PRAGMA synchronous=FULL")
-            connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
-            connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
-            connection.execute(_SCHEMA)
-            connection.commit()
-        os.chmod(draft, 0o600)
-        draft.rename(path)
-    except (OSError, sqlite3.Error) as error:
-        raise StateError(f"cannot create the goal store {path}: {error}") from error
-
-
-def _files(path: Path) -> Iterator[Path]:
-    for suffix in ("", "-wal", "-shm"):
-        yield Path(f"{path}{suffix}")
-
-
-def _write_marker(marker: Path) -> None:
-    try:
-        fd = os.open(marker, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with open(fd, "w", encoding="ascii") as file:
-            file.write("the goal store next to this file was created; if it is gone, it was lost\n")
-            file.flush()
-            os.fsync(file.fileno())
-        directory = os.open(marker.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-    except OSError as error:
-        raise StateError(f"cannot write {marker}: {error.strerror}") from error
+def _reason_of(error: StateError) -> str:
+    return error.reason if isinstance(error, Refusal) else str(error)

@@ -37,6 +37,8 @@ def goal_of(store: GoalStore, number: int) -> Goal:
     if goal is None:
         last = store.latest().revision
         there = f"there are 1 to {last}" if last else "there is none yet"
+        if store.is_stand_in:
+            there = f"only {last} is known, since {store.trouble()}"
         raise UnknownNameError(f"there is no revision {number}: {there}")
     return goal
 

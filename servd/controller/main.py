@@ -35,6 +35,7 @@ from servd.controller.process_news import ProcessNews
 from servd.controller.stack_requests import StackRequests
 from servd.controller.supervisor import Supervisor
 from servd.daemon import tls
+from servd.daemon.keepsake import Keepsake
 from servd.exceptions import InvariantError, ServdError, StateError
 from servd.ground import event_loop, process
 from servd.ground.clock import SystemClock, block_for
@@ -67,6 +68,7 @@ def run(
     local_admin: socket.socket,
     admin: socket.socket,
     metrics: socket.socket | None = None,
+    keepsake: Keepsake | None = None,
 ) -> None:
     """Be the controller; never returns.
 
@@ -77,6 +79,7 @@ def run(
         local_admin: the one of the admin API in the socket directory.
         admin: listening socket of the admin port.
         metrics: the one of the metrics port, if there is one.
+        keepsake: what the controller before has left, if the daemon is of a version that keeps it.
     """
     inherited = [lifetime.fileno(), *(one.fileno() for one in (channel, control, local_admin, admin))]
     process.begin("controller", settings.state_dir, *inherited)
@@ -85,7 +88,7 @@ def run(
     logs.setup("controller", str(os.getpid()), settings.log_dir, logs.controller_file(os.getpid()))
     process.raise_file_limit()
     try:
-        event_loop.run(_Controller(settings, lifetime, channel, control, local_admin, admin, metrics).run())
+        event_loop.run(_Controller(settings, lifetime, channel, control, local_admin, admin, metrics, keepsake).run())
         code = 0
     except ServdError as error:
         print(f"Error: {error}", file=sys.stderr)
@@ -110,6 +113,7 @@ class _Controller:
         local_admin: socket.socket,
         admin: socket.socket,
         metrics: socket.socket | None,
+        keepsake: Keepsake | None,
     ) -> None:
         self._devices = device_names()
         if settings.num_gpus is None:
@@ -121,6 +125,7 @@ class _Controller:
         self._local_admin = local_admin
         self._admin = admin
         self._metrics_listener = metrics
+        self._keepsake = keepsake
         self._clock = SystemClock()
         self._rng = random.Random()
         self._stop_asked = asyncio.Event()
@@ -146,8 +151,9 @@ class _Controller:
         self._local_admins.put_nowait(self._local_admin)
         lock = _lock(settings.state_dir)
         max_pages = variable("GOAL_STORE_MAX_PAGES", "")
-        store = GoalStore.open(settings.state_dir, int(max_pages) if max_pages else None)
-        facts = self._facts = FactStore(settings.socket_dir)
+        facts = self._facts = FactStore(settings.socket_dir, self._keepsake)
+        store = GoalStore.open(settings.state_dir, int(max_pages) if max_pages else None, facts.goal())
+        facts.save_goal(store.latest())
         now = self._clock.now()
         observed = Observed.restore(facts.load(), self._clock.wall_time() - now, now)
         goal = self._goal = boot(store.latest(), observed, settings)
@@ -187,7 +193,7 @@ class _Controller:
         asked = asyncio.create_task(self._stop_asked.wait())
         announcing = asyncio.create_task(self._announce(control))
         measuring = asyncio.create_task(self._serve_metrics())
-        tending = asyncio.create_task(_tend(self._facts))
+        tending = asyncio.create_task(_tend(self._facts, control))
         await asyncio.wait([asked, serving], return_when=asyncio.FIRST_COMPLETED)
         if serving.done():
             # it has no reason to end by itself
@@ -293,11 +299,12 @@ class _Controller:
         self._stop_asked.set()
 
 
-async def _tend(facts: FactStore) -> None:
-    """Bring facts that could not be written on disk as soon as they can be, also when nothing else happens."""
+async def _tend(facts: FactStore, control: ControlLoop) -> None:
+    """Every second, also when nothing happens: bring facts on disk that could not be written, and look after the rest."""
     while True:
         await asyncio.sleep(_TEND_S)
         facts.save({})
+        control.tend()
 
 
 def _fail() -> None:

@@ -75,7 +75,7 @@ def snapshot(directory: str, excludes: Sequence[str], code_dir: str, where: str,
     if not os.path.isdir(directory):
         raise ConfigError(f"{where}: there is no directory {directory}")
     try:
-        make_private_dir(code_dir)
+        make_private_dir(code_dir, with_parents=False)
         draft = tempfile.mkdtemp(dir=code_dir, prefix=".draft-")
     except (OSError, StateError) as error:
         raise GoalNotSavedError(f"{where}: cannot write a snapshot in {code_dir}: {error}") from error

@@ -22,13 +22,14 @@ from typing import Any
 from setproctitle import setproctitle
 
 from servd.daemon.directories import empty_socket_dir, make_directories, say
+from servd.daemon.keepsake import Keepsake
 from servd.daemon.listeners import Listeners
 from servd.daemon.printed import PrintedLog
 from servd.daemon.service_notice import ServiceNotice
 from servd.daemon.spawned_controller import spawned_controller
-from servd.daemon.state_lock import lock_state_dir
+from servd.daemon.state_lock import listening_daemon, lock_state_dir
 from servd.daemon.unix_sockets import UnixSockets
-from servd.exceptions import ListenError, ServdError
+from servd.exceptions import AlreadyRunningError, ListenError, ServdError
 from servd.ground.clock import SystemClock
 from servd.ground.pidfd import exit_code_of
 from servd.ground.settings import (
@@ -95,6 +96,7 @@ class Daemon:
         self._result: int | None = None
         self._notice = ServiceNotice()
         self._printed = PrintedLog(settings.log_dir)
+        self._keepsake = Keepsake()
         # a terminal that is closed ends what runs in it; without one the signal means: read your files again
         self._hang_up_ends = os.isatty(0)
 
@@ -161,9 +163,9 @@ class Daemon:
             self._receive(self._channel)
 
     def _start_controller(self) -> None:
-        sockets = (*self._unix.sockets, *self._ports)
+        kept = (*self._unix.sockets, *self._ports, self._keepsake)
         try:
-            self._controller, ours = spawned_controller(self._settings, self._lifetime_reader, *sockets)
+            self._controller, ours = spawned_controller(self._settings, self._lifetime_reader, *kept)
         except OSError as error:
             if self._starts == 0:
                 raise
@@ -357,6 +359,9 @@ def serve(settings: Settings, tied_to: int | None) -> int:
     """
     make_directories(settings)
     lock, was_unclean = lock_state_dir(settings.state_dir)
+    if (pid := listening_daemon(settings.socket_dir)) is not None:
+        # its state directory was deleted, or its lock would be taken; its sockets are not ours to remove
+        raise AlreadyRunningError(settings.state_dir, pid)
     empty_socket_dir(settings.socket_dir)
     unix = UnixSockets(settings.socket_dir)
     listeners = Listeners(CRASH_PATIENCE_S if was_unclean else 0.0)

@@ -9,12 +9,12 @@ from servd.ground import entry
 from servd.ground.settings import Settings
 
 
-def spawned_controller(settings: Settings, lifetime: Any, *sockets: Any) -> tuple[Any, socket.socket]:
+def spawned_controller(settings: Settings, lifetime: Any, *kept: Any) -> tuple[Any, socket.socket]:
     """The process of a controller, and the daemon's end of the line to it.
 
     Args:
         lifetime: the pipe that ends with the daemon.
-        sockets: those of the socket directory, then those of the admin and the metrics port.
+        kept: sockets of the socket directory, those of the admin and the metrics port, what the controller before has left.
 
     Raises:
         OSError: no process or no descriptor is left. Nothing was begun then.
@@ -22,7 +22,7 @@ def spawned_controller(settings: Settings, lifetime: Any, *sockets: Any) -> tupl
     ours, theirs = socket.socketpair()
     with theirs:
         context = multiprocessing.get_context("spawn")
-        arguments = ("servd.controller.main:run", settings, lifetime, theirs, *sockets)
+        arguments = ("servd.controller.main:run", settings, lifetime, theirs, *kept)
         process = context.Process(target=entry.call, args=arguments, name="controller")
         # an ignored signal stays ignored in the child: Ctrl-C must not end it before its first line
         handler = signal.signal(signal.SIGINT, signal.SIG_IGN)

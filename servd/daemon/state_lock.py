@@ -6,6 +6,9 @@ import os
 
 from servd.exceptions import AlreadyRunningError, StateError
 from servd.ground.clock import block_for
+from servd.ground.pidfd import is_called, parent_of
+from servd.ground.settings import admin_socket, socket_dir_for
+from servd.wire.credentials import listener_of
 
 LOCK_NAME = "daemon.lock"
 
@@ -48,11 +51,11 @@ def _holder_of(fd: int) -> bytes:
 
 
 def running_pid(state_dir: str) -> int | None:
-    """Pid of the daemon that runs on a state directory; None when none does."""
+    """Pid of the daemon that runs on a state directory, also if that was deleted since; None when none does."""
     try:
         fd = os.open(f"{state_dir}/{LOCK_NAME}", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
-        return None
+        return listening_daemon(socket_dir_for(state_dir))
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -60,4 +63,11 @@ def running_pid(state_dir: str) -> int | None:
             return int(os.read(fd, 32))
     finally:
         os.close(fd)
-    return None
+    return listening_daemon(socket_dir_for(state_dir))
+
+
+def listening_daemon(socket_dir: str) -> int | None:
+    """Pid of the daemon whose sockets lie there, None without one."""
+    # a controller that takes the socket over listens in its turn
+    pid = listener_of(admin_socket(socket_dir)) or 0
+    return next((found for found in (pid, parent_of(pid)) if is_called(found, ("daemon",))), None)

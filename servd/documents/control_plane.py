@@ -153,7 +153,8 @@ class HttpView:
 class InstanceView:
     """Everything that statuses show, computed from the goal and the facts of one moment.
 
-    version grows with every visible change; see `ControlPlane.changed`.
+    version grows with every visible change; see `ControlPlane.changed`. notice: what people should know of the daemon itself,
+    "" for nothing.
     """
 
     revision: int
@@ -169,6 +170,7 @@ class InstanceView:
     node_id: str
     node_ip: str
     log_dir: str = ""
+    notice: str = ""
 
     def application(self, name: str) -> ApplicationView | None:
         """The application of that name, if there is one."""

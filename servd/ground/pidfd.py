@@ -4,14 +4,21 @@ import os
 
 
 def start_ticks(pid: int) -> int:
-    """Start time of a process, in clock ticks since boot; 0 when there is no such process.
+    """Start time of a process, in clock ticks since boot; 0 when there is no such process."""
+    return _field(pid, 22)
 
-    Source: field 22 of `/proc/<pid>/stat`.
-    """
+
+def parent_of(pid: int) -> int:
+    """Pid of the parent of a process; 0 when there is no such process."""
+    return _field(pid, 4)
+
+
+def _field(pid: int, number: int) -> int:
+    """A number in `/proc/<pid>/stat`, fields counted from 1 as its manual does."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             # the second field is the name in brackets and may hold anything, brackets included
-            return int(file.read().rpartition(b")")[2].split()[19])
+            return int(file.read().rpartition(b")")[2].split()[number - 3])
     except (OSError, IndexError, ValueError):
         return 0
 
@@ -27,6 +34,16 @@ def open_process(pid: int, expected_ticks: int) -> int | None:
         os.close(fd)
         return None
     return fd
+
+
+def is_called(pid: int, titles: tuple[str, ...]) -> bool:
+    """Whether that process is one of servd's whose title begins like one of these."""
+    try:
+        with open(f"/proc/{pid}/cmdline", encoding="utf-8", errors="replace") as file:
+            shown = file.read(200)
+    except OSError:
+        return False
+    return shown.startswith(tuple(f"servd: {title} " for title in titles))
 
 
 def exit_code_of(status: "os.waitid_result") -> int:

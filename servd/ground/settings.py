@@ -1,5 +1,6 @@
 """What `servd start` decided, and where a daemon keeps its files and sockets. Standard library only: every process loads this."""
 
+import contextlib
 import os
 import stat
 from pathlib import Path
@@ -115,15 +116,22 @@ def socket_dir_for(state_dir: str) -> str:
     return str(Path(tempfile.gettempdir()) / f"servd-{os.getuid()}-{digest}")
 
 
-def make_private_dir(path: str) -> None:
+def make_private_dir(path: str, *, with_parents: bool = True) -> None:
     """Create `path` with mode 0700, or check that it is such a directory of this user.
+
+    Args:
+        with_parents: create those as well; not for what lies in a state directory, which must be seen to be gone if it is.
 
     Raises:
         StateError: it is a link or no directory, belongs to somebody else, cannot be created, or others may enter it and it
             holds files that are not a daemon's: closing somebody's folder is not ours to do.
     """
     try:
-        os.makedirs(path, mode=0o700, exist_ok=True)
+        if with_parents:
+            os.makedirs(path, mode=0o700, exist_ok=True)
+        elif not os.path.isdir(path):
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(path, mode=0o700)
         status = os.lstat(path)
     except OSError as error:
         raise StateError(f"cannot use directory {path}: {error.strerror}") from error
@@ -173,6 +181,14 @@ def fork_server_log(log_dir: str) -> str:
 def fork_server_socket(socket_dir: str, fork_server_id: str) -> str:
     """Path of a fork server's endpoint."""
     return f"{socket_dir}/f-{fork_server_id}.sock"
+
+
+def fork_server_sockets(socket_dir: str) -> list[str]:
+    """Paths of all fork servers' endpoints that lie there."""
+    try:
+        return [f"{socket_dir}/{name}" for name in os.listdir(socket_dir) if name.startswith("f-")]
+    except OSError:
+        return []
 
 
 def replica_address(socket_dir: str, name: str) -> str:

@@ -76,6 +76,7 @@ def own_status(view: InstanceView) -> shapes.Status:
         "revision": view.revision,
         "version": view.version,
         "running": view.running,
+        "notice": view.notice,
         "log_dir": view.log_dir,
         "deploy_mode": view.mode,
         "controller_info": controller_info(view),

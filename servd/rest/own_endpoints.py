@@ -135,7 +135,7 @@ async def _keep(request: Request, path: Path, digest: str) -> None:
     """Write the body beside `path`, check its sum, then move it there."""
     found = hashlib.sha256()
     try:
-        make_private_dir(str(path.parent))
+        make_private_dir(str(path.parent), with_parents=False)
         descriptor, draft = tempfile.mkstemp(dir=path.parent, prefix=".draft-")
     except (OSError, StateError) as error:
         raise GoalNotSavedError(f"cannot keep the application's code in {path.parent}: {error}") from error

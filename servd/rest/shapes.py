@@ -132,6 +132,7 @@ class Status(TypedDict):
     revision: Count
     version: Count
     running: bool
+    notice: str
     log_dir: str
     deploy_mode: DeployMode
     controller_info: Controller

@@ -31,8 +31,8 @@ HOMES = {
     "msgpack": {"wire.codec", "wire.records"},
     "pickle": {"calls.pickling"},
     "cloudpickle": {"calls.pickling"},
-    "multiprocessing": {"daemon.main", "daemon.spawned_controller", "controller.supervisor", "replica.fork_server",
-                        "replica.spawned", "controller.main", "proxy.main", "ground.process"},
+    "multiprocessing": {"daemon.main", "daemon.keepsake", "daemon.spawned_controller", "controller.supervisor",
+                        "replica.fork_server", "replica.spawned", "controller.main", "proxy.main", "ground.process"},
     "httptools": {"proxy.http1"},
     "hypercorn": {
         "proxy.hypercorn_http2",
@@ -48,7 +48,7 @@ HOMES = {
     "psutil": {"replica.warden", "controller.supervisor"},
     "uvloop": {"ground.event_loop"},
     "setproctitle": {"ground.process", "daemon.main"},
-    "sqlite3": {"controller.goal_store", "controller.fact_store"},
+    "sqlite3": {"controller.goal_store", "controller.goal_file", "controller.fact_store"},
     "prometheus_client": {"metrics"},
 }  # fmt: skip
 DRAWERS = {"utils", "util", "common", "helpers", "base", "misc", "manager", "info"}

@@ -5,17 +5,24 @@ import dataclasses
 import os
 import re
 import signal
+import socket
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from servd.calls.caller import Caller
+from servd.controller.executor import Executor
+from servd.controller.plan.facts import ForkServerFact
+from servd.controller.plan.observed import Observed
 from servd.exceptions import ServdError
 from servd.ground.pidfd import start_ticks
+from servd.ground.settings import fork_server_sockets
 from servd.wire.messages import BuildOrder, ForkOrder, ForkServerHello, ForkServerStop
 from tests import odd_errors
+from tests.core.build import some_settings
 from tests.fakes import wait_until
 from tests.rooms.replica_room import LIMIT_S, Room, a_room
 
@@ -374,3 +381,28 @@ async def test_no_socket_is_bound_in_a_directory_that_others_may_enter(room: Roo
     assert list(room.socket_dir.iterdir()) == []
     room.socket_dir.chmod(0o700)
     await connected_again(room, order)
+
+
+async def test_a_fork_server_that_no_fact_speaks_of_is_ended(room: Room) -> None:
+    """A controller died before it could note that it had started it."""
+    order = dataclasses.replace(room.order("shop:app"), socket_path=f"{room.socket_dir}/f-f1.sock")
+    hello = await room.open_fork_server(order)
+    stale = room.socket_dir / "f-f0.sock"
+    with socket.socket(socket.AF_UNIX) as gone:
+        gone.bind(str(stale))
+    observed = Observed()
+    fact = ForkServerFact("f1", "shop", 1, is_builder=True, env_key="", order=order, created_at=0.0)
+    observed.put(fact)
+    nobody: Any = None
+    settings = some_settings(socket_dir=str(room.socket_dir))
+    loop = asyncio.get_running_loop()
+    executor = Executor(loop, settings, observed, nobody, nobody, nobody, nobody, nobody)
+    executor.end_unknown_fork_servers()
+    assert fork_server_sockets(str(room.socket_dir)) == [order.socket_path]
+    assert start_ticks(hello.pid)
+    observed.forget(fact)
+    executor.end_unknown_fork_servers()
+    (process,) = room.processes
+    assert await asyncio.to_thread(process.wait, LIMIT_S) == -signal.SIGKILL
+    executor.end_unknown_fork_servers()
+    assert fork_server_sockets(str(room.socket_dir)) == []

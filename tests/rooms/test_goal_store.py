@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from servd.controller import fact_store, goal_store, history
+from servd.controller import fact_store, goal_file, history
 from servd.controller.fact_store import FactStore
 from servd.controller.goal_store import GoalStore
 from servd.controller.plan import change
 from servd.controller.plan.goal import ApplicationGoal, Goal, HttpGoal
 from servd.documents.control_plane import ApplicationDocument, HttpWish
-from servd.exceptions import GoalNotSavedError, InvariantError, StateError
+from servd.exceptions import GoalNotSavedError, InvariantError, StateError, UnknownNameError
 from servd.ground.states import DeployMode, RevisionOutcome
 from servd.wire.messages import ProxyGoal
 
@@ -328,7 +328,7 @@ def test_a_disk_that_is_read_only_no_longer_is_written_again(tmp_path: Path, mon
         return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
 
     with monkeypatch.context() as disk:
-        disk.setattr(goal_store, "_connect", read_only)
+        disk.setattr(goal_file, "connect", read_only)
         store = GoalStore.open(str(tmp_path))
         with pytest.raises(GoalNotSavedError, match="readonly"):
             store.save(a_goal(2), "PUT", 2.0)
@@ -349,3 +349,91 @@ def test_facts_are_read_where_nothing_can_be_written(tmp_path: Path, monkeypatch
     assert again.load() == [ProxyGoal("1")]
     again.close()
     store.close()
+
+
+def lose_all(path: Path) -> None:
+    for file in path.parent.iterdir():
+        file.unlink()
+
+
+def an_older_one(path: Path) -> None:
+    lose_all(path)
+    filled(path.parent, 2)
+
+
+LOSSES = [lose_all, Path.unlink, lambda path: path.write_bytes(b""), lambda path: path.write_text("none"), an_older_one]
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_controller_that_finds_no_store_goes_on_with_the_goal_that_its_daemon_knows(
+    tmp_path: Path, loss: Callable[[Path], None]
+) -> None:
+    home, away = tmp_path / "state", tmp_path / "away"
+    home.mkdir()
+    path = filled(home, 3)
+    known = a_goal(3, "y" * 500)
+    shutil.copytree(home, away)
+    loss(path)
+    store = GoalStore.open(str(home), known=known)
+    assert store.latest() == known
+    assert [row.revision for row in store.revisions()] == [3]
+    assert history.goal_of(store, 3) == known
+    with pytest.raises(UnknownNameError, match="only 3 is known"):
+        history.goal_of(store, 1)
+    for save in (lambda: store.save(a_goal(4), "PUT", 4.0), lambda: store.save_outcome(3, RAN)):
+        with pytest.raises(GoalNotSavedError, match=r"goal\.db cannot be used: .*\(revision 3\) goes on.*servd config"):
+            save()
+    store.look_again()
+    assert store.trouble()
+    # somebody puts it back
+    shutil.rmtree(home)
+    away.rename(home)
+    store.look_again()
+    assert store.trouble() == ""
+    store.save(a_goal(4), "PUT", 4.0)
+    assert [row.revision for row in store.revisions()] == [1, 2, 3, 4]
+    store.close()
+    assert GoalStore.open(str(home)).latest() == a_goal(4)
+
+
+def test_another_goal_in_its_place_is_not_obeyed(tmp_path: Path) -> None:
+    path = filled(tmp_path, 3)
+    lose_all(path)
+    store = GoalStore.open(str(tmp_path), known=a_goal(3))
+    stranger = GoalStore.open(str(tmp_path))
+    for revision in range(1, 6):
+        stranger.save(a_goal(revision, "of somebody else"), "", 0.0)
+    stranger.close()
+    with pytest.raises(GoalNotSavedError, match=r"it holds another goal \(revision 5\)"):
+        store.save(a_goal(4), "PUT", 4.0)
+    assert store.latest() == a_goal(3)
+    store.close()
+
+
+@pytest.mark.parametrize("known", [None, Goal(), a_goal(2), a_goal(3, "z")])
+def test_what_is_on_disk_wins_over_what_is_not_newer(tmp_path: Path, known: Goal | None) -> None:
+    """A controller may have been killed between the two: on disk first, then in the daemon's memory."""
+    filled(tmp_path, 3)
+    store = GoalStore.open(str(tmp_path), known=known)
+    assert store.latest() == a_goal(3, "y" * 500)
+    assert store.trouble() == ""
+    store.close()
+
+
+def test_a_daemon_without_a_goal_may_make_a_store(tmp_path: Path) -> None:
+    store = GoalStore.open(str(tmp_path), known=Goal())
+    assert store.latest() == Goal()
+    store.save(a_goal(1), "PUT", 1.0)
+    store.close()
+
+
+def test_a_daemon_without_a_goal_makes_a_store_as_soon_as_it_can(tmp_path: Path) -> None:
+    home = tmp_path / "state"
+    store = GoalStore.open(str(home), known=Goal())
+    assert (store.latest(), store.revisions()) == (Goal(), [])
+    with pytest.raises(GoalNotSavedError, match="cannot create the goal store"):
+        store.save(a_goal(1), "PUT", 1.0)
+    home.mkdir()
+    store.save(a_goal(1), "PUT", 1.0)
+    store.close()
+    assert GoalStore.open(str(home)).latest() == a_goal(1)

@@ -143,6 +143,7 @@ def test_every_local_directory_of_a_document_is_taken_as_it_is_written(code: Pat
 
 def test_a_state_directory_inside_is_left_out(code: Path) -> None:
     store = code / "state" / "code"
+    store.parent.mkdir()
     first = snapshot(str(code), (), str(store), "here")
     (code / "state" / "goals.sqlite3").write_text("changes all the time")
     assert snapshot(str(code), (), str(store), "here") == first

@@ -60,9 +60,16 @@ def epoch_of(told: float, wall_time: float, now: float) -> float:
 
 
 def instance_view(
-    goal: Goal, observed: Observed, settings: Settings, identity: Identity, *, version: int, now: float
+    goal: Goal,
+    observed: Observed,
+    settings: Settings,
+    identity: Identity,
+    *,
+    version: int,
+    now: float,
+    notice: str = "",
 ) -> InstanceView:
-    """The whole instance at `now` (monotonic seconds)."""
+    """The whole instance at `now` (monotonic seconds). notice: what is wrong with the daemon itself, for people."""
     http = observed.data_plane.http
     shown = http or goal.http or flag_options(settings)
     proxies = tuple(_proxy(fact, now) for fact in sorted(observed.proxies.values(), key=lambda p: p.slot))
@@ -88,6 +95,7 @@ def instance_view(
         node_id=identity.node_id,
         node_ip=identity.node_ip,
         log_dir=settings.log_dir,
+        notice=notice,
     )
 
 
