@@ -19,6 +19,8 @@ class Process:
     broken: bool = False
     failed: bool = False
     draining: bool = False
+    was_forked: bool = False
+    lost_wait: str = ""
     result: BuildResult | None = None
 
 

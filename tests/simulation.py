@@ -96,6 +96,7 @@ class Simulation:
                     self.scale,
                     self.surge,
                     self.terminate,
+                    self.lose,
                 ]
             )()
             self.step()
@@ -209,6 +210,15 @@ class Simulation:
             victim = self.rng.choice(serving)
             self.history.append(f"{self.now:.1f} terminate {victim.id}")
             victim.draining = True
+            self.hello(victim)
+
+    def lose(self) -> None:
+        """A thread of a forked replica waits for one that the fork has left behind."""
+        forked = [p for p in self.processes.values() if p.alive and p.was_forked]
+        if forked and not self.gentle:
+            victim = self.rng.choice(forked)
+            self.history.append(f"{self.now:.1f} lose {victim.id}")
+            victim.lost_wait = "waits in libfoo.so"
             self.hello(victim)
 
     def scale(self) -> None:
@@ -426,6 +436,7 @@ class Simulation:
         app = action.fact.app
         process = self.processes[replica_id] = Process("ReplicaFact", replica_id, goal=action.start.goal)
         process.broken = not self.comes_up(app, self.code.get(app, 0))
+        process.was_forked = not action.spawn
         self.deliver(events.Started(REPLICA, replica_id, 1, 1))
         if process.broken:
             report = ReplicaReport(replica_id, "failed", error="ValueError: broken")
@@ -463,7 +474,7 @@ class Simulation:
             case "ReplicaFact":
                 phase = "draining" if process.draining else "failed" if process.failed else "running"
                 said = ReplicaReport(process.id, phase, applied=process.applied, ongoing=self.ongoing(process))
-                self.deliver(said)
+                self.deliver(replace(said, lost_wait=process.lost_wait))
             case "ForkServerFact":
                 assert process.result is not None
                 self.deliver(

@@ -80,6 +80,15 @@ def stalled_updates_stand_still(sim: "Simulation", plan: tuple[Action, ...], rou
     return True
 
 
+def spawned_from_then_on(sim: "Simulation", plan: tuple[Action, ...], routed: dict[str, int]) -> bool:
+    """What a forked replica has lost a wait in is not forked again."""
+    for start in (action for action in plan if isinstance(action, actions.StartReplica)):
+        fact = sim.observed.deployments[start.fact.key]
+        if fact.spawned_version == start.fact.version and not start.spawn:
+            return False
+    return True
+
+
 def nobody_is_blamed(sim: "Simulation", plan: tuple[Action, ...], routed: dict[str, int]) -> bool:
     """Where code is good and only controllers die, nothing has failed."""
     deployments, applications = sim.observed.deployments.values(), sim.observed.applications.values()
@@ -94,6 +103,7 @@ SAFETY: dict[str, Callable[["Simulation", tuple[Action, ...], dict[str, int]], b
     "a deleted application has no route": no_deleted_routes,
     "an update that has stopped stands still": stalled_updates_stand_still,
     "the death of a controller is nobody's failure": nobody_is_blamed,
+    "who has lost a wait is spawned": spawned_from_then_on,
 }
 
 
@@ -105,7 +115,7 @@ def every_roll_has_ended(sim: "Simulation") -> bool:
 
 
 def goal_is_reached(sim: "Simulation") -> bool:
-    """Every wanted application settled, every deployment at its count, one version, one config."""
+    """Every wanted application settled, every deployment at its count, one version, one config, no wait lost."""
     for wish in sim.goal.applications:
         fact = sim.observed.applications.get(wish.name)
         if fact is None or fact.built_deploy_id != wish.deploy_id or not fact.settled:
@@ -117,6 +127,8 @@ def goal_is_reached(sim: "Simulation") -> bool:
                 replicas = sim.observed.replicas_of(*key)
                 fits = [r for r in replicas if r.version == target.version and r.state is ReplicaState.RUNNING]
                 configs = {r.config_version for r in replicas}
+                if any(r.lost_wait for r in replicas):
+                    return False
                 if len(fits) != len(replicas) or len(replicas) != wanted_count(
                     target, sim.observed.deployments.get(key)
                 ):

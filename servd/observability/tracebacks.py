@@ -90,8 +90,16 @@ def _shortened(frames: list[traceback.FrameSummary]) -> list[traceback.FrameSumm
 
 def is_users(filename: str) -> bool:
     """Whether this is a file of the user's: neither servd's, nor the interpreter's, nor of an installed package."""
-    is_installed = any(os.sep + site in filename for site in _SITE)
-    return not (is_installed or filename.startswith((_OWN, _STDLIB, "<frozen")))
+    return not (_is_installed(filename) or is_runtime(filename))
+
+
+def is_runtime(filename: str) -> bool:
+    """Whether this is a file of servd's or of the interpreter's."""
+    return filename.startswith((_OWN, _STDLIB, "<frozen")) and not _is_installed(filename.removeprefix(_OWN))
+
+
+def _is_installed(filename: str) -> bool:
+    return any(os.sep + site in filename for site in _SITE)
 
 
 def _is_machinery(filename: str) -> bool:

@@ -18,6 +18,7 @@ from servd.replica.code.environment import Environment
 from servd.replica.code.importing import code_version, is_pinned, load_application
 from servd.replica.fork_safety import fork_unsafe_reason
 from servd.replica.instances import HOOK, new_preloaded
+from servd.replica.lost_waits import note_threads
 from servd.replica.main import run_forked
 from servd.wire.messages import BuildOrder, BuildResult
 
@@ -42,6 +43,8 @@ def built_from(order: BuildOrder, environment: Environment) -> tuple[BuildResult
         instance, unsafe = _preload(order, built)
     if unsafe:
         logger.warning("replicas_are_spawned app=%s reason=%s", order.app, unsafe)
+    else:
+        note_threads()
     result = BuildResult(
         order.build_id,
         code_version=version,

@@ -6,7 +6,9 @@ Stacks are read through `/proc/self/mem`, so that nothing can be touched that is
 """
 
 import os
+import re
 import struct
+import threading
 from bisect import bisect_right
 from collections.abc import Iterable
 
@@ -14,11 +16,14 @@ from servd.ground.clock import SystemClock, block_for
 from servd.ground.quick_dataclass import dataclass
 
 _MOST_STACK_BYTES = 256 * 1024
+_NEAR_BYTES = 256
+"""A thread that waits for a lock of Python's has Python's code nearer than this: the C library's is all that lies between."""
 _SETTLE_S = 0.5
 _LOOK_AGAIN_S = 0.01
 # on every stack, whoever's it is
 _COMMON = ("libc.so", "libc-", "ld-", "libpthread", "libstdc++", "libm.so", "libm-", "libgcc_s", "libdl")
 _PYTHON_MODULE = ".cpython-"
+_INTERPRETER = re.compile(r"libpython\d[^/]*\.so|python[\d.]*[td]*$|lib-dynload/")
 _WORD = struct.Struct("<Q")
 
 _Segment = tuple[int, int, str]
@@ -33,6 +38,37 @@ class NativeThread:
 
     owner: str
     name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """What the kernel says of a thread.
+
+    syscall: number of the system call that it is in, None while it runs. arguments: the call's. wakes: how often it has gone to
+    sleep so far. stack_at: where its stack ends now.
+    """
+
+    native_id: int
+    name: str = ""
+    syscall: int | None = None
+    arguments: tuple[int, ...] = ()
+    wakes: int = 0
+    stack_at: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadNow:
+    """What a thread is at.
+
+    owner: as of a `NativeThread`. waits_in: file of the innermost code that is not the C library's, "" if none can be seen.
+    libraries: files with code on its stack that is neither the C library's nor the interpreter's; also what an earlier call has
+    left there.
+    """
+
+    wait: Wait
+    owner: str
+    waits_in: str = ""
+    libraries: frozenset[str] = frozenset()
 
 
 def native_threads() -> list[NativeThread]:
@@ -53,6 +89,78 @@ def native_threads() -> list[NativeThread]:
         if all(found[task].owner for task in tasks) or clock.now() > limit:
             return sorted(found[task] for task in tasks)
         block_for(_LOOK_AGAIN_S)
+
+
+def waits_now() -> list[Wait]:
+    """All threads of this process but the calling one, as the kernel sees them. Cheap: no stack is read."""
+    own = str(threading.get_native_id())
+    found = (_wait_now(task) for task in os.listdir("/proc/self/task") if task != own)
+    return [wait for wait in found if wait is not None]
+
+
+def threads_now(waits: Iterable[Wait]) -> list[ThreadNow]:
+    """These threads with what their stacks say."""
+    code, stacks = _segments()
+    return [_thread_now(wait, code, stacks) for wait in waits]
+
+
+def is_interpreter(library: str) -> bool:
+    """Whether this is the file of Python itself, or of a module that comes with it."""
+    return _INTERPRETER.match(library) is not None
+
+
+def _wait_now(task: str) -> Wait | None:
+    try:
+        with open(f"/proc/self/task/{task}/status", encoding="utf-8", errors="replace") as file:
+            about = dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
+        with open(f"/proc/self/task/{task}/syscall", encoding="ascii") as file:
+            words = file.read().split()
+    except OSError:
+        # it has ended
+        return None
+    name, wakes = about["Name"], int(about["voluntary_ctxt_switches"])
+    # "running" has nothing else to show
+    if len(words) <= 2:
+        return Wait(int(task), name, wakes=wakes)
+    arguments = tuple(int(word, 16) for word in words[1:-2])
+    return Wait(int(task), name, int(words[0]), arguments, wakes, int(words[-2], 16))
+
+
+def _thread_now(wait: Wait, code: list[_Segment], stacks: list[_Segment]) -> ThreadNow:
+    if wait.syscall is None:
+        return ThreadNow(wait, "")
+    files = _files_on(_stack_from(wait.stack_at, stacks), code)
+    own = next((file for place, file in files if place < _NEAR_BYTES and is_interpreter(file)), "")
+    return ThreadNow(
+        wait,
+        _library_of(_outer_stack(wait.stack_at, stacks), code),
+        # what lies further in than Python itself, and so near, is left from an earlier call
+        waits_in=own or (files[0][1] if files else ""),
+        libraries=frozenset(file for _, file in files if not is_interpreter(file)),
+    )
+
+
+def _stack_from(pointer: int, stacks: list[_Segment]) -> bytes:
+    found = _segment_of(pointer, stacks)
+    if found is None:
+        return b""
+    with open("/proc/self/mem", "rb", buffering=0) as memory:
+        memory.seek(pointer)
+        return memory.read(found[1] - pointer)
+
+
+def _files_on(stack: bytes, code: list[_Segment]) -> list[tuple[int, str]]:
+    """Distance from the inner end, bytes, and file of each word that points into code; the C library's left out."""
+    if not code:
+        return []
+    low, high = code[0][0], code[-1][1]
+    whole = stack[: len(stack) // _WORD.size * _WORD.size]
+    found = []
+    for number, (address,) in enumerate(_WORD.iter_unpack(whole)):
+        # most words point nowhere
+        if low <= address < high and (file := _file_at(address, code)):
+            found.append((number * _WORD.size, file))
+    return found
 
 
 def loaded_libraries() -> list[str]:
@@ -90,13 +198,21 @@ def _outer_stack(pointer: int, stacks: list[_Segment]) -> bytes:
 def _library_of(stack: bytes, code: list[_Segment]) -> str:
     whole = stack[len(stack) % _WORD.size :]
     for (address,) in reversed(list(_WORD.iter_unpack(whole))):
-        found = _segment_of(address, code)
-        if found is not None:
-            folder, name = os.path.split(found[2])
-            if not name.startswith(_COMMON):
-                # a module's name says little without its package's
-                return f"{os.path.basename(folder)}/{name}" if _PYTHON_MODULE in name else name
+        if file := _file_at(address, code):
+            return file
     return ""
+
+
+def _file_at(address: int, code: list[_Segment]) -> str:
+    """Name of the file whose code is there, "" for none, and for those that are on every stack."""
+    found = _segment_of(address, code)
+    if found is None:
+        return ""
+    folder, name = os.path.split(found[2])
+    if name.startswith(_COMMON):
+        return ""
+    # a module's name says little without its package's
+    return f"{os.path.basename(folder)}/{name}" if _PYTHON_MODULE in name else name
 
 
 def _segments() -> tuple[list[_Segment], list[_Segment]]:

@@ -20,6 +20,7 @@ from servd.ground.states import ReplicaPhase
 from servd.observability.loop_watch import LoopWatch, blocked, stacks
 from servd.observability.measures import LoopLag
 from servd.replica.health import HealthChecks
+from servd.replica.lost_waits import LostWaits
 from servd.wire.began import remove_files
 from servd.wire.control_link import ControlLink
 from servd.wire.messages import (
@@ -129,6 +130,7 @@ class Warden:
         self._address_at = 0.0
         self.report_period_s = start.goal.report_period_s
         self._watch = LoopWatch(self._in_main, threading.get_ident(), stuck_after_s=STUCK_AFTER_S, lag=lag)
+        self._lost_waits = LostWaits(self._in_main)
         self._link = ControlLink(
             settings.control_socket(start.socket_dir), self._hello, self._on_message, self._on_connect
         )
@@ -224,7 +226,9 @@ class Warden:
             await asyncio.sleep(self.report_period_s)
             if loop.time() - self._said_at > SIGN_OF_LIFE_S:
                 self._said = None
-            self._look_at_main_loop(loop.time())
+            if not self._report.lost_wait:
+                self._look_at_main_loop(loop.time())
+                self._look_at_lost_waits(loop.time())
             self._look_at_address(loop.time())
             self._look_at_memory()
             self._send()
@@ -339,6 +343,13 @@ class Warden:
             stack = self._look_at_threads()
         if stack != self._report.stack:
             self._report = dataclasses.replace(self._report, stack=stack)
+
+    def _look_at_lost_waits(self, now: float) -> None:
+        is_at_work = self._ward.ongoing > 0 or self._report.phase != ReplicaPhase.RUNNING
+        lost = self._lost_waits.look(now, is_at_work=is_at_work)
+        if lost is not None:
+            logger.error("wait_lost_in_fork %s\n%s", lost.verdict, lost.stack)
+            self._report = dataclasses.replace(self._report, lost_wait=lost.verdict, stack=lost.stack)
 
     def _look_at_threads(self) -> str:
         """ "" while sync handlers come and go, else how long none has, and where the oldest is."""

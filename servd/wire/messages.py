@@ -57,7 +57,7 @@ class ReplicaReport:
 
     phase: a `states.ReplicaPhase`. applied: config_version in effect ("" before the first). error: shortened traceback when
     the start or the last reconfigure failed. health_failures: consecutive failed checks, 0 = well. memory_bytes: resident, 0
-    = not measured.
+    = not measured. lost_wait: why a thread of this forked process can never go on, "" if all may.
     """
 
     replica_id: str
@@ -70,6 +70,7 @@ class ReplicaReport:
     model_ids: tuple[str, ...] = ()
     stack: str = ""
     memory_bytes: int = 0
+    lost_wait: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,7 @@ def test_a_sign_of_life_is_noted_and_plans_nothing() -> None:
         {"model_ids": ("m",)},
         {"stack": "blocked"},
         {"memory_bytes": 1},
+        {"lost_wait": "waits"},
     ],
     ids=str,
 )

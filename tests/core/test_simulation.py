@@ -105,7 +105,7 @@ DECISIONS = [
     ("servd.controller.plan.replica_plan.next_step", start_too_many, "at most T + S"),
     ("servd.controller.plan.reconciler.routing", route_who_leaves, "a drained replica is not routed"),
     ("servd.controller.plan.observed.Observed.apply", blame_for_lost_starts, "nobody's failure"),
-    ("servd.controller.plan.replica_plan._tell", never_told, "the goal is reached"),
+    ("servd.controller.plan.replica_plan._tell", never_told, "a roll ends"),
     ("servd.controller.plan.settle.decide", never_scaled, "counts fit the load"),
 ]
 """(where, a wrong decision, the property that must notice)."""

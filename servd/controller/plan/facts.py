@@ -48,7 +48,7 @@ class ReplicaFact:
 
     start.goal is the goal last sent. kill_at: when a draining one is killed (inf = not draining). outgrown: why it shall be
     replaced though its version is right, "" if it shall not. was_forked: not spawned. ready_at: when it was RUNNING for the
-    first time (inf = not yet). Times are monotonic seconds.
+    first time (inf = not yet). lost_wait: why a thread of it can never go on, "" if all may. Times are monotonic seconds.
     """
 
     replica_id: str
@@ -82,6 +82,7 @@ class ReplicaFact:
     memory_bytes: int = 0
     outgrown: str = ""
     was_forked: bool = False
+    lost_wait: str = ""
     ready_at: float = float("inf")
 
     @property
@@ -130,7 +131,8 @@ class DeploymentFact:
     died_early_at: the last one of those. failures: as many of them as the pause until the next try follows from. is_judged: so
     many failed that it is UNHEALTHY for them. is_stalled: some of the new replicas had come up then, beside older ones: no
     further one takes the place of an older one. unfit_version / unfit_reason: version whose preloaded instance cannot be
-    forked, and why.
+    forked, and why. spawned_version / spawned_reason: version whose replicas are spawned because a forked one waited for a
+    thread that the fork had left behind, and which that was.
     """
 
     app: str
@@ -153,6 +155,8 @@ class DeploymentFact:
     is_stalled: bool = False
     unfit_version: str = ""
     unfit_reason: str = ""
+    spawned_version: str = ""
+    spawned_reason: str = ""
 
     def after_failed_start(self, error: str, now: float) -> "DeploymentFact":
         """With one failed start more; error: its reason, for people."""

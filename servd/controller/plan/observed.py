@@ -249,6 +249,7 @@ class Observed:
             health_message=report.health_message,
             model_ids=report.model_ids,
             stack=report.stack,
+            lost_wait=report.lost_wait,
             memory_bytes=report.memory_bytes,
             reported_at=now,
             suspect_at=math.inf,

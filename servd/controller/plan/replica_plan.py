@@ -12,6 +12,7 @@ from servd.controller.plan.resources import Held, Pool, place
 from servd.controller.plan.restarts import PROBATION_S, BackOff, failure_threshold, retry_delay_s
 from servd.controller.plan.rollout import next_step
 from servd.controller.plan.settle import is_replaced
+from servd.controller.plan.silence import is_spawned
 from servd.controller.plan.targets import DeploymentTarget, wanted_count
 from servd.controller.plan.templates import template_for
 from servd.ground.ids import ReplicaID, random_hex, random_letters
@@ -125,7 +126,7 @@ def _start(
         return  # the template's news bring us back
     if fact.failures >= threshold:
         count = 1  # probe with one: a broken version must not burn a whole round of processes at each try
-    spawn = bool(server.result.fork_unsafe) or server.mute_children or target.options["start_method"] == "spawn"
+    spawn = is_spawned(target, fact, server)
     held = [*_held(observed), *promised]
     for _ in range(count):
         placed = place(target.need, held, Pool.of(settings))

@@ -14,7 +14,7 @@ from servd.controller.plan.goal import ApplicationGoal, Goal
 from servd.controller.plan.observed import Observed
 from servd.controller.plan.outgrown import settle_memory
 from servd.controller.plan.restarts import EARLY_DEATH_S
-from servd.controller.plan.silence import settle_silence
+from servd.controller.plan.silence import settle_lost_waits, settle_silence
 from servd.controller.plan.start_verdict import is_settled, judge_starts, note_slow_starts, settle_templates
 from servd.controller.plan.targets import (
     DeploymentTarget,
@@ -45,6 +45,7 @@ def settle(goal: Goal, observed: Observed, now: float) -> float:
             _settle_build(app, observed)
     observed.targets = _targets(observed)
     settle_templates(observed, now)
+    settle_lost_waits(observed, now)
     wake_at = float("inf")
     for target in observed.targets.values():
         wake_at = min(wake_at, _settle_deployment(target, observed, now), settle_memory(target, observed, now))
@@ -286,7 +287,15 @@ def fresh_fact(target: DeploymentTarget, old: DeploymentFact | None) -> Deployme
     dead = old.dead if old is not None else ()
     fresh = DeploymentFact(target.id.app, target.id.name, target.key, desired=desired, dead=dead)
     # a verdict on a version holds for it whatever its counts and options
-    return fresh if old is None else replace(fresh, unfit_version=old.unfit_version, unfit_reason=old.unfit_reason)
+    if old is None:
+        return fresh
+    return replace(
+        fresh,
+        unfit_version=old.unfit_version,
+        unfit_reason=old.unfit_reason,
+        spawned_version=old.spawned_version,
+        spawned_reason=old.spawned_reason,
+    )
 
 
 def _autoscale(

@@ -2,6 +2,10 @@
 
 A forked child that never greets hangs in something that it inherited, a lock for one: its successors are spawned.
 
+A forked replica that speaks, but in which a thread waits for one that the fork left behind, is of no use either. It has proof
+that the wait can never end, however slow its code is (`servd/replica/lost_waits.py`): it is killed at once, its successor is
+spawned, and so are all further replicas of that version of the deployment. Those that have met no such wait go on.
+
 A proxy that speaks but does not listen in time is of no use either.
 
 How this works: every proxy and replica reports at least every few seconds. One that is silent for too long becomes a suspect,
@@ -11,8 +15,9 @@ and is ended if it still is one a moment later: after a pause of the controller 
 import math
 from dataclasses import replace
 
-from servd.controller.plan.facts import ProxyFact, ReplicaFact
+from servd.controller.plan.facts import DeploymentFact, ForkServerFact, ProxyFact, ReplicaFact
 from servd.controller.plan.observed import Observed
+from servd.controller.plan.targets import DeploymentTarget
 from servd.ground.states import ROUTABLE, ReplicaState
 
 SILENT_S = 30.0
@@ -48,6 +53,32 @@ def settle_silence(observed: Observed, now: float) -> float:
         elif replica.state is ReplicaState.STARTING and replica.was_forked and replica.pid:
             wake_at = min(wake_at, _judge_birth(replica, observed, now))
     return wake_at
+
+
+def settle_lost_waits(observed: Observed, now: float) -> None:
+    """Judge the waits of all replicas. They are nobody's fault: no failed start, no reason to be UNHEALTHY."""
+    for replica in list(observed.replicas.values()):
+        if not replica.lost_wait or replica.state is ReplicaState.STOPPING:
+            continue
+        reason = replica.lost_wait
+        observed.put(replace(replica, state=ReplicaState.STOPPING, state_since=now, kill_at=now, stop_reason=reason))
+        about = f"replica {replica.replica_id} {reason}"
+        observed.notes.append(about)
+        target, fact = observed.targets.get(replica.key), observed.deployments.get(replica.key)
+        is_new = target is not None and target.version == replica.version
+        if target is not None and fact is not None and is_new and fact.spawned_version != target.version:
+            fact = replace(fact, spawned_version=target.version, spawned_reason=about)
+            if target.options["preload"]:
+                # a spawned one has no use for the constructed instance
+                fact = replace(fact, unfit_version=target.version, unfit_reason=about)
+            observed.put(fact)
+
+
+def is_spawned(target: DeploymentTarget, fact: DeploymentFact, server: ForkServerFact) -> bool:
+    """Whether further replicas of the deployment are spawned, be it by wish or because they cannot be forked from there."""
+    assert server.result is not None
+    is_wish = target.options["start_method"] == "spawn"
+    return is_wish or bool(server.result.fork_unsafe) or server.mute_children or fact.spawned_version == target.version
 
 
 def _judge_birth(child: ReplicaFact, observed: Observed, now: float) -> float:

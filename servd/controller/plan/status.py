@@ -172,7 +172,7 @@ def _deployment(app: ApplicationFact, name: str, observed: Observed, pool: Pool,
         message=_message(status, target, fact, replicas, now)
         or _slow_template(status, observed.targets.get(key), observed, now)
         or _shortage(observed.targets.get(key), fact, observed, pool)
-        or _without_preload(target, fact),
+        or _without_fork(target, fact),
         config=dict(target.shown) if target else _plain_config(key),
         target_num_replicas=wanted_count(target, fact) if target and not app.deleting else 0,
         replicas=tuple(_replica(replica, observed) for replica in replicas),
@@ -236,9 +236,14 @@ def _slow_template(status: DeploymentStatus, target: DeploymentTarget | None, ob
     )
 
 
-def _without_preload(target: DeploymentTarget | None, fact: DeploymentFact | None) -> str:
-    """Why each replica constructs its own instance though it should not, "" where all is as wished."""
-    if target is None or fact is None or not fact.unfit_version or fact.unfit_version != target.version:
+def _without_fork(target: DeploymentTarget | None, fact: DeploymentFact | None) -> str:
+    """Why replicas are spawned, or construct their own instances though they should not, "" where all is as wished."""
+    if target is None or fact is None:
+        return ""
+    if fact.spawned_version == target.version:
+        own = " and construct their own instances" if target.options["preload"] else ""
+        return f"replicas are spawned{own} until the next version: {fact.spawned_reason}"
+    if fact.unfit_version != target.version:
         return ""
     return f"preload has no effect, each replica constructs its own instance: {fact.unfit_reason}"
 
