@@ -10,18 +10,22 @@ STATE_DIR ?= .cache/state
 SOAK_MINUTES ?= 10
 BENCH ?=
 
-.PHONY: run test test-all test-models faults soak lint types bench clean
+.PHONY: run test compiled test-all test-models faults soak lint types bench clean
 
 run: $(VENV)/installed
 	@$(BIN)/python tools/quickstart.py --http-port $(HTTP_PORT) --admin-port $(ADMIN_PORT) --state-dir $(STATE_DIR)
 
-test: $(VENV)/installed-dev
+test: $(VENV)/installed-dev compiled
 	$(BIN)/python -m pytest -q -m "not long and not models" -n 2 --dist loadfile
+
+# processes under test start from compiled code, as those of an installed package do, whatever the environment says of writing it
+compiled: $(VENV)/installed-dev
+	@$(BIN)/python -m compileall -q servd tests
 
 test-models: $(VENV_MODELS)/installed
 	$(VENV_MODELS)/bin/python -m pytest -q -m models
 
-test-all: $(VENV)/installed-dev
+test-all: $(VENV)/installed-dev compiled
 	$(BIN)/python -m pytest -q -m "not models" -n 2 --dist loadfile
 
 faults: $(VENV)/installed-dev
