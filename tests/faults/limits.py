@@ -166,7 +166,7 @@ def _a_memory_group() -> Iterator[Group]:
 
 
 def memory(directory: Path, times: int) -> Outcome:
-    """The memory of the whole daemon ends because of one replica that eats it: the system ends that one, requests to others go on.
+    """The memory of the whole daemon ends because of one replica that eats it: the system ends it, requests to others go on.
 
     While the memory of one victim is being given back, the system may take a second one: that costs no request either.
     """
