@@ -16,7 +16,7 @@ run: $(VENV)/installed
 	@$(BIN)/python tools/quickstart.py --http-port $(HTTP_PORT) --admin-port $(ADMIN_PORT) --state-dir $(STATE_DIR)
 
 test: $(VENV)/installed-dev compiled
-	$(BIN)/python -m pytest -q -m "not long and not models" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -m "not long and not models" -n 2 --dist loadfile --no-loadscope-reorder
 
 # processes under test start from compiled code, as those of an installed package do, whatever the environment says of writing it
 compiled: $(VENV)/installed-dev
@@ -26,7 +26,7 @@ test-models: $(VENV_MODELS)/installed
 	$(VENV_MODELS)/bin/python -m pytest -q -m models
 
 test-all: $(VENV)/installed-dev compiled
-	$(BIN)/python -m pytest -q -m "not models" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -m "not models" -n 2 --dist loadfile --no-loadscope-reorder
 
 faults: $(VENV)/installed-dev
 	$(BIN)/python -m tests.faults
