@@ -98,7 +98,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import polars as pl
 from servd.replica.lost_waits import LOOK_S, SURE_S, LostWaits, note_threads
-from servd.replica.native_threads import is_interpreter
+from servd.ground.clock import block_for
+from servd.replica.native_threads import is_interpreter, waits_now
 
 table = pl.DataFrame({"a": [1, 2, 3]})
 executor = ThreadPoolExecutor(1)
@@ -130,12 +131,26 @@ class AnyLibrary(frozenset):
     def __bool__(self): return True
     def __contains__(self, name): return not is_interpreter(name)
 
+def begin(does_compute):
+    # each is where it waits once it has not woken for ten looks; what computes was seen at work
+    seen, times, deadline = None, 0, time.monotonic() + 20
+    while times < 10:
+        assert time.monotonic() < deadline, seen
+        before, seen = seen, {wait.native_id: wait for wait in waits_now()}
+        is_still = seen == before and all(wait.syscall is not None for wait in seen.values())
+        is_busy = any(wait.syscall is None for wait in seen.values())
+        if does_compute:
+            times += is_busy
+        else:
+            times = times + 1 if is_still else 0
+        block_for(0.02)
+
 def found(targets, left_behind):
     for target in targets:
         threading.Thread(target=target, daemon=True).start()
     watch = LostWaits(lambda callback: callback(), left_behind)
     verdict, now = None, 0.0
-    time.sleep(0.3)
+    begin(compute in targets)
     while verdict is None and now < 3 * SURE_S:
         verdict, now = watch.look(now, is_at_work=True), now + LOOK_S
     return verdict
