@@ -5,7 +5,7 @@ import asyncio
 from servd.calls.outgoing import Outgoing
 from servd.observability.journal import NOWHERE
 from servd.proxy.body_stream import BodyStream
-from servd.proxy.forwarder import answer_failure, answer_timeout, status_line
+from servd.proxy.forwarder import CLIENT_GONE, answer_failure, answer_timeout, status_line
 from servd.proxy.listener import Listener
 from servd.proxy.probes import Answer
 from servd.wire.http_answers import WITHOUT_CONTENT, framing, has_content
@@ -190,8 +190,12 @@ class HttpAnswering(asyncio.Protocol, Outgoing):
             self.answer(answer_failure(error))
 
     def answer(self, answer: Answer) -> None:
-        """Answer the request that is under way."""
-        self.on_response(*answer)
+        """Answer the request that is under way. Where the client has gone, it ends: no replica may know of it."""
+        if self._transport.is_closing():
+            self._note(CLIENT_GONE)
+            self._end_request()
+        else:
+            self.on_response(*answer)
 
     def pause_writing(self) -> None:
         # what comes next waits until the client has taken what it has

@@ -17,7 +17,8 @@ from typing import Any
 
 REQUEST_LIMIT_S = 30.0
 _BODY = b"x" * 300
-_REPLICA = re.compile(r"#\w+")
+REPLICA = re.compile(r"#\w+")
+"""A replica, as reasons name it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ class Counts:
 
     def reasons(self) -> dict[str, int]:
         """How often each kind of failure was seen."""
-        return dict(Counter(f"{f.method} {f.kind}: {_REPLICA.sub('#...', f.reason)[:90]}" for f in self.failures))
+        return dict(Counter(f"{f.method} {f.kind}: {REPLICA.sub('#...', f.reason)[:90]}" for f in self.failures))
 
     def plus(self, other: "Counts") -> "Counts":
         """Both together."""

@@ -4,7 +4,7 @@ import json
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 
-from tests.faults.load import Counts, Failure
+from tests.faults.load import REPLICA, Counts, Failure
 
 NORMAL_WITHIN_S = 5.0
 """From the end of a fault until all is as it was."""
@@ -54,14 +54,15 @@ class Outcome:
         Args:
             begun: marks of the POSTs that a handler began; one that dies with its replica is answered 502, never sent again.
             own_ports: clients' ports of the connections of a proxy that was killed.
-            at_the_border: so many POSTs may lack a mark: between the replica's note and the handler's first line lies a moment
-                in which a kill can fall too.
+            at_the_border: in so many deaths POSTs may lack a mark: between the replica's note of all that one envelope brought
+                and the first lines of their handlers lies a moment in which a kill can fall too.
         """
         failures = [failure for failure in self.counts.failures if failure.port not in own_ports]
         posts = [f for f in failures if f.method == "POST" and f.reason.startswith("502 ")]
         unmarked = [post for post in posts if post.mark not in begun]
         others = [failure for failure in failures if failure not in posts]
-        self.unexpected = others if len(unmarked) <= at_the_border else others + unmarked
+        deaths = {died for post in unmarked for died in REPLICA.findall(post.reason)}
+        self.unexpected = others if len(deaths) <= at_the_border else others + unmarked
 
     def row(self) -> str:
         """The line of the table."""

@@ -156,6 +156,13 @@ def test_pieces_make_no_difference_for_long(lane: Lane, data: bytes, places: lis
     check(lane, data, places)
 
 
+def test_a_bad_request_behind_the_last_answer_of_a_connection(lane: Lane) -> None:
+    unwanted = b"POST /first HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\n\r\n"
+    broken = b"POST /first HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nzz\r\nabc\r\n0\r\n\r\n"
+    answers, is_over = lane.hear([unwanted + broken])
+    assert ([status for status, _ in answers], is_over) == ([b"404"], True)
+
+
 @given(st.binary(max_size=300), places)
 @FIXED
 def test_noise_is_refused(lane: Lane, data: bytes, places: list[int]) -> None:
