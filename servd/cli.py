@@ -12,6 +12,7 @@ from servd.commands.cli_options import (
     AppDir,
     AppName,
     Arguments,
+    Form,
     Format,
     Name,
     PlanOnly,
@@ -231,12 +232,21 @@ def config(address: Address = None, state_dir: StateDir = None, name: Name = Non
 
 
 @app.command(help="Print the status of the applications.")
-def status(address: Address = None, state_dir: StateDir = None, name: Name = None, form: Format = None) -> None:
+def status(
+    address: Address = None,
+    state_dir: StateDir = None,
+    name: Name = None,
+    form: Format = None,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="A table, also with how replicas were started: fork or spawn.")
+    ] = False,
+) -> None:
     """A table on a terminal; YAML on stdout otherwise."""
     from servd.commands.verbs import show_status
     from servd.daemon.admin_client import AdminClient, find_address
 
-    show_status(AdminClient(find_address(address, state_dir)), name, form_of(form))
+    form = form or (Form.TABLE if verbose else None)
+    show_status(AdminClient(find_address(address, state_dir)), name, form_of(form), is_verbose=verbose)
 
 
 @app.command(help="Remove all applications; the daemon keeps running.")

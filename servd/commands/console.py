@@ -94,15 +94,19 @@ def progress_rows(status: dict[str, Any], apps: Iterable[str]) -> list[ProgressR
 
 
 STATUS_HEAD = ("application", "deployment", "route", "status", "age", "replicas", "reason")
+VERBOSE_HEAD = (*STATUS_HEAD[:-1], "start", STATUS_HEAD[-1])
 
 
-def status_rows(status: dict[str, Any], apps: Iterable[str], now: float) -> list[tuple[str, ...]]:
-    """Rows under `STATUS_HEAD` from servd's own status; now: wall time, seconds."""
+def status_rows(
+    status: dict[str, Any], apps: Iterable[str], now: float, *, is_verbose: bool = False
+) -> list[tuple[str, ...]]:
+    """Rows under `STATUS_HEAD`, or `VERBOSE_HEAD`, from servd's own status; now: wall time, seconds."""
     rows: list[tuple[str, ...]] = []
     for name in apps:
         app = status["applications"][name]
         age = _age(now - app["last_deployed_time_s"])
-        rows.append((name, "", app["route_prefix"] or "none", app["status"], age, "", _gist(app["message"])))
+        started = [""] if is_verbose else []
+        rows.append((name, "", app["route_prefix"] or "none", app["status"], age, "", *started, _gist(app["message"])))
         for deployment in app["deployments"].values():
             replicas = deployment["replicas"]
             running = [replica for replica in replicas if replica["state"] == "RUNNING"]
@@ -111,8 +115,16 @@ def status_rows(status: dict[str, Any], apps: Iterable[str], now: float) -> list
             states = [f"{others.count(state)} {state}" for state in dict.fromkeys(others)]
             age = _age(now - min(replica["start_time_s"] for replica in replicas)) if replicas else ""
             shown = " ".join([count, *states])
-            rows.append(("", deployment["name"], "", deployment["status"], age, shown, _reason(deployment)))
+            started = [_start_methods(replicas)] if is_verbose else []
+            rows.append(("", deployment["name"], "", deployment["status"], age, shown, *started, _reason(deployment)))
     return rows
+
+
+def _start_methods(replicas: Iterable[dict[str, Any]]) -> str:
+    """How they were started: "fork", "spawn", or how many each way."""
+    methods = [replica["start_method"] for replica in replicas]
+    kinds = sorted(set(methods))
+    return ", ".join(kinds if len(kinds) < 2 else (f"{methods.count(kind)} {kind}" for kind in kinds))
 
 
 def _reason(deployment: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from servd.commands.console import (
     STATUS_HEAD,
+    VERBOSE_HEAD,
     progress_on,
     progress_rows,
     say,
@@ -166,8 +167,11 @@ def _config_of(apps: dict[str, Any], name: str) -> dict[str, Any]:
     return EMPTY_CONFIG if config is None else config
 
 
-def show_status(client: AdminClient, name: str | None, form: str = "yaml") -> None:
+def show_status(client: AdminClient, name: str | None, form: str = "yaml", *, is_verbose: bool = False) -> None:
     """Print the applications' status: form "yaml" or "json" as the contract has it, or "table" for people.
+
+    Args:
+        is_verbose: the table also says whether replicas were forked or spawned.
 
     Raises:
         ConfigError: there is no application of that name.
@@ -186,7 +190,8 @@ def show_status(client: AdminClient, name: str | None, form: str = "yaml") -> No
     names = [name] if name is not None else list(apps)
     if form == "table":
         there = [app for app in names if app in status["applications"]]
-        table(STATUS_HEAD, status_rows(status, there, SystemClock().wall_time()))
+        head = VERBOSE_HEAD if is_verbose else STATUS_HEAD
+        table(head, status_rows(status, there, SystemClock().wall_time(), is_verbose=is_verbose))
         return
     bare = details["deploy_mode"] == "SINGLE_APP"
     crashes = _crashes(status)

@@ -1,7 +1,7 @@
 """What the admin server, the CLI and `servd.run` ask of the control plane, and the values that travel between them."""
 
 from dataclasses import field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from servd.exceptions import RevisionConflictError
 from servd.ground.quick_dataclass import dataclass
@@ -65,7 +65,7 @@ class GoalDocument:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaView:
-    """One replica as it is now. pid None until the process exists; start_time_s wall time."""
+    """One replica as it is now. pid None until the process exists; start_time_s wall time; start_method: "fork" or "spawn"."""
 
     replica_id: str
     state: ReplicaState
@@ -75,6 +75,7 @@ class ReplicaView:
     worker_id: str
     ongoing: int = 0
     message: str = ""
+    start_method: Literal["fork", "spawn"] = "fork"
 
 
 @dataclass(frozen=True, slots=True)

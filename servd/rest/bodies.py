@@ -213,7 +213,12 @@ def _own_deployment(view: InstanceView, deployment: DeploymentView) -> shapes.De
         "deployment_config": deployment.config,
         "target_num_replicas": deployment.target_num_replicas,
         "replicas": [
-            {**_replica(view, deployment, replica), "ongoing": replica.ongoing, "message": replica.message}
+            {
+                **_replica(view, deployment, replica),
+                "ongoing": replica.ongoing,
+                "message": replica.message,
+                "start_method": replica.start_method,
+            }
             for replica in deployment.replicas
         ],
         "recent_dead_replicas": [_dead(dead) for dead in deployment.recent_dead],

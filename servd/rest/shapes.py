@@ -55,6 +55,7 @@ class OwnReplica(Replica):
 
     ongoing: Count
     message: str
+    start_method: Literal["fork", "spawn"]
 
 
 class DeadReplica(TypedDict):

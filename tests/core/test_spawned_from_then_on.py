@@ -1,6 +1,9 @@
 """A forked replica whose thread waits for one that the fork left behind: what the core makes of it."""
 
+from dataclasses import replace
 from typing import Any
+
+import pytest
 
 from servd.controller.plan import actions, events
 from servd.controller.plan.facts import ReplicaFact
@@ -11,6 +14,9 @@ from servd.wire.messages import ReplicaReport
 from tests.core.build import (
     IDENTITY,
     World,
+    a_build,
+    a_goal,
+    an_app,
     deployed,
     message_of,
     redeploy,
@@ -131,3 +137,29 @@ def test_a_replica_of_an_older_version_says_nothing_of_the_new_one() -> None:
     after(redeployed(world, "c2"), said_by(old))
     assert fact(world).spawned_version == ""
     assert forked(world) == [True]
+
+
+JAX = "the import left 3 native thread(s) running, 3 of libjax_common.so; start them after the fork, in the constructor"
+
+
+@pytest.mark.parametrize(
+    ("options", "fork_unsafe", "message", "methods"),
+    [
+        ({}, "", "", {"fork"}),
+        ({}, JAX, f"replicas are spawned: {JAX}", {"spawn"}),
+        # that is what was asked for
+        ({"start_method": "spawn"}, JAX, "", {"spawn"}),
+        ({"preload": True}, JAX, f"preload has no effect, each replica constructs its own instance: {JAX}", {"spawn"}),
+    ],
+    ids=["forked", "threads", "by wish", "preload"],
+)
+def test_the_status_says_how_replicas_start_and_why_not_by_fork(
+    options: dict[str, Any], fork_unsafe: str, message: str, methods: set[str]
+) -> None:
+    world = World(a_goal(an_app()))
+    world.builds["app"] = replace(a_build("D", D={"num_replicas": 2, **options}), fork_unsafe=fork_unsafe)
+    world.run()
+    deployment = view_of(world)
+    assert deployment.status is DeploymentStatus.HEALTHY
+    assert deployment.message == message
+    assert {replica.start_method for replica in deployment.replicas} == methods

@@ -220,6 +220,9 @@ def test_status_prints_yaml_documents(servd: Command, server: Server) -> None:
     server.plane.instance = replace(server.plane.instance, mode=DeployMode.SINGLE_APP, applications=(an_application(),))
     out = servd("status", "-a", server.url)[1]
     assert yaml.safe_load(out)["deployment_statuses"][0]["name"] == "D"
+    head, _, deployment = servd("status", "-v", "-a", server.url)[1].splitlines()
+    assert head.split()[-2:] == ["start", "reason"]
+    assert deployment.split()[-2:] == ["1/1", "fork"]
 
 
 @pytest.mark.slow

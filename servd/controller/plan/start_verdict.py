@@ -16,7 +16,7 @@ from servd.ground.settings import SLOW_START_S, variable
 from servd.ground.states import ROUTABLE, ReplicaState
 
 PERIOD_S = float(variable("SLOW_STARTUP_WARNING_PERIOD_S", "30.0"))
-MUTE = "a replica that was forked with the constructed instance said nothing; nothing is known of why"
+MUTE = "a forked replica said nothing; nothing is known of why"
 
 
 def judge_starts(

@@ -10,8 +10,9 @@ from servd.controller.plan.observed import Observed
 from servd.controller.plan.resources import Pool, place, shortage
 from servd.controller.plan.restarts import back_off_text, failure_threshold
 from servd.controller.plan.settle import deployment_status, route_prefix
-from servd.controller.plan.start_verdict import slow_templates, starting_templates
+from servd.controller.plan.start_verdict import MUTE, slow_templates, starting_templates
 from servd.controller.plan.targets import DEFAULTS, DeploymentTarget, wanted_count
+from servd.controller.plan.templates import template_for
 from servd.documents.control_plane import (
     ApplicationView,
     DeadReplicaView,
@@ -172,7 +173,7 @@ def _deployment(app: ApplicationFact, name: str, observed: Observed, pool: Pool,
         message=_message(status, target, fact, replicas, now)
         or _slow_template(status, observed.targets.get(key), observed, now)
         or _shortage(observed.targets.get(key), fact, observed, pool)
-        or _without_fork(target, fact),
+        or _without_fork(target, fact, app, observed),
         config=dict(target.shown) if target else _plain_config(key),
         target_num_replicas=wanted_count(target, fact) if target and not app.deleting else 0,
         replicas=tuple(_replica(replica, observed) for replica in replicas),
@@ -236,16 +237,22 @@ def _slow_template(status: DeploymentStatus, target: DeploymentTarget | None, ob
     )
 
 
-def _without_fork(target: DeploymentTarget | None, fact: DeploymentFact | None) -> str:
+def _without_fork(
+    target: DeploymentTarget | None, fact: DeploymentFact | None, app: ApplicationFact, observed: Observed
+) -> str:
     """Why replicas are spawned, or construct their own instances though they should not, "" where all is as wished."""
     if target is None or fact is None:
         return ""
     if fact.spawned_version == target.version:
         own = " and construct their own instances" if target.options["preload"] else ""
         return f"replicas are spawned{own} until the next version: {fact.spawned_reason}"
-    if fact.unfit_version != target.version:
+    if fact.unfit_version == target.version:
+        return f"preload has no effect, each replica constructs its own instance: {fact.unfit_reason}"
+    server = template_for(target, app, observed)
+    if server is None or server.result is None or target.options["start_method"] == "spawn":
         return ""
-    return f"preload has no effect, each replica constructs its own instance: {fact.unfit_reason}"
+    reason = server.result.fork_unsafe or (server.mute_children and MUTE)
+    return f"replicas are spawned: {reason}" if reason else ""
 
 
 def _waits(target: DeploymentTarget | None, fact: DeploymentFact) -> str:
@@ -282,6 +289,7 @@ def _replica(fact: ReplicaFact, observed: Observed) -> ReplicaView:
         worker_id=fact.worker_id,
         ongoing=fact.ongoing,
         message=fact.stop_reason or fact.outgrown or fact.health_message or fact.stack,
+        start_method="fork" if fact.was_forked else "spawn",
     )
 
 
