@@ -26,7 +26,11 @@ CONFIG = {
         ([1, 1, 1], 1.0, 1, 2),
         ([100], 1.0, 1, 10),
         ([4, 4], 0.5, 0, 3),
-        ([0], 0.5, 0, 1),
+        ([0], 0.5, 0, 0),
+        ([0, 0], 0.1, 2, 2),
+        ([0] * 4, 0.2, 1, 3),
+        ([1] * 4, 0.1, 1, 3),
+        ([1, 2], 0.1, 1, 2),
         ([0], 1.0, 0, 0),
     ],
 )
@@ -37,6 +41,19 @@ def test_desired_replicas(ongoing: list[float], smoothing: float, low: int, expe
 @pytest.mark.parametrize(("ongoing", "expected"), [([0.0, 0.0], 1), ([1.0, 2.0], 10), ([1.0], 10)])
 def test_desired_replicas_stays_within_bounds_where_the_error_is_infinite(ongoing: list[float], expected: int) -> None:
     assert desired_replicas(ongoing, 5e-324, low=1, high=10, smoothing=1e308) == expected
+
+
+@pytest.mark.parametrize("smoothing", [0.01, 0.2, 0.5, 0.9, 1.0, 3.0])
+@pytest.mark.parametrize("low", [0, 1, 4])
+def test_every_smoothing_reaches_the_bounds(smoothing: float, low: int) -> None:
+    count = 9
+    for _ in range(9):
+        count = desired_replicas([0.0] * count, 2.0, low=low, high=9, smoothing=smoothing) if count else 0
+    assert count == low
+    count = max(low, 1)
+    for _ in range(9):
+        count = desired_replicas([2.5] * count, 2.0, low=low, high=9, smoothing=smoothing)
+    assert count == 9
 
 
 @pytest.mark.parametrize(("ongoing", "target"), [([], 1.0), ([1.0], 0.0)])

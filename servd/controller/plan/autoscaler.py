@@ -38,19 +38,22 @@ def desired_replicas(ongoing: Sequence[float], target: float, *, low: int, high:
         smoothing: share of the error to correct at once, no unit, > 0.
 
     Returns:
-        Replicas, in [low, high].
+        Replicas, in [low, high]. Smoothing makes steps smaller, of one replica at least: the count without it is reached
 
     Raises:
         ValueError: `ongoing` is empty or `target` is not positive.
 
-    Source: Ray Serve 2.5, autoscaling policy.
+    Source: Ray Serve 2.5, autoscaling policy; the least step is that of later releases.
     """
     if not ongoing or target <= 0:
         raise ValueError(f"need samples and a positive target, got {len(ongoing)} and {target}")
-    error = sum(ongoing) / len(ongoing) / target
-    wanted = len(ongoing) * (1 + (error - 1) * smoothing)
+    count = len(ongoing)
+    error = sum(ongoing) / count / target
     # bounded before it is rounded: the smallest targets make it infinite
-    return math.ceil(max(low, min(high, wanted)))
+    wanted = math.ceil(max(low, min(high, count * (1 + (error - 1) * smoothing))))
+    unsmoothed = math.ceil(max(low, min(high, count * error)))
+    # a step that rounds to nothing would be the last one, however idle the replicas are
+    return count - 1 if unsmoothed < count == wanted else wanted
 
 
 def decide(
