@@ -207,6 +207,8 @@ class Caller:
         """A replica holds a slot for the oldest waiting request."""
         router = peer.router
         call = router.take_waiting()
+        while call is not None and call.is_abandoned():
+            call = router.take_waiting()
         if call is None:
             peer.candidate.is_full = False
             peer.link.send((DECLINE,))

@@ -79,6 +79,11 @@ class Outgoing:
         """The request as a record; asked again each time it is sent."""
         raise NotImplementedError
 
+    def is_abandoned(self) -> bool:
+        """Whether nobody waits for the answer any more, so that it shall not begin; asked when a slot is there after a wait. It
+        is told nothing then."""
+        return False
+
     def on_response(self, status: int, block: bytes, body: bytes) -> None:
         """A whole HTTP response: status (negative: the connection shall end after it), header lines, body."""
 

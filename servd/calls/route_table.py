@@ -40,9 +40,10 @@ class RouteTable:
         self._remembered = {}
         self.generation = generation
 
-    def as_document(self) -> dict[str, str]:
-        """prefix -> full deployment name, as `/-/routes` shows it."""
-        return {prefix: route.deployment for prefix, route in self._routes.items() if not route.is_starting}
+    def as_document(self, *, by_application: bool = False) -> dict[str, str]:
+        """prefix -> full deployment name, or application name: as `/-/routes` shows it."""
+        shown = {prefix: route for prefix, route in self._routes.items() if not route.is_starting}
+        return {prefix: route.app if by_application else route.deployment for prefix, route in shown.items()}
 
     def match(self, raw_path: bytes) -> Route | None:
         """The route of a request path.

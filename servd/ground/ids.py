@@ -55,6 +55,12 @@ def random_letters(count: int, rng: random.Random | None = None) -> str:
     return "".join((rng or random).choices(_LETTERS, k=count))
 
 
+def random_uuid() -> str:
+    """A random UUID, version 4."""
+    digits = random_hex(30)
+    return f"{digits[:8]}-{digits[8:12]}-4{digits[12:15]}-8{digits[15:18]}-{digits[18:]}"
+
+
 def random_hex(digits: int, rng: random.Random | None = None) -> str:
     """`digits` random lower-case hexadecimal digits."""
     return f"{(rng or random).getrandbits(digits * 4):0{digits}x}"

@@ -32,7 +32,7 @@ class AsgiForm:
         if target is None:
             noted = self.noted(forwarder, method, forwarder.labels_of_unrouted(path), request_id, send)
             with noted:
-                await self.answer(noted, forwarder.answer_unrouted(path))
+                await self.answer(noted, forwarder.answer_unrouted(path, scope["query_string"]))
             return
         call = ForwardedCall(self._loop, forwarder.journal.now, scope, target)
         call.model_id = headers.get(b"serve_multiplexed_model_id", b"").decode("latin-1")

@@ -9,6 +9,7 @@ from servd.calls.outgoing import Outgoing
 from servd.observability.journal import Labels
 from servd.proxy.body_stream import BodyStream
 from servd.proxy.forwarder import CLIENT_GONE, Forwarder, Target
+from servd.proxy.http1_rules import outlives_client
 from servd.wire.records import FRAME_BYTES, HTTP, Outbox
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
@@ -23,6 +24,7 @@ class ForwardedCall(Outgoing):
 
     __slots__ = (
         "_flags",
+        "_is_unheard",
         "_loop",
         "_news",
         "_now",
@@ -49,6 +51,7 @@ class ForwardedCall(Outgoing):
         self._waiter: asyncio.Future[None] | None = None
         self._tail: tuple[Any, ...] = ()
         self._flags = 0
+        self._is_unheard = False
         self.peer = None
         self.model_id = ""
         self.is_idempotent = False
@@ -70,6 +73,19 @@ class ForwardedCall(Outgoing):
         left = None if self.deadline is None else max(0.0, self.deadline - self._loop.time())
         return (HTTP, call_id, flags | self._flags, *tail, (left, self.model_id, self.subprotocols))
 
+    @property
+    def outlives_client(self) -> bool:
+        """Whether it shall be served to its end though its client is gone."""
+        is_whole = self.stream is None or self.stream.is_complete
+        return is_whole and bool(self._tail) and outlives_client(self._tail[3])
+
+    def is_abandoned(self) -> bool:
+        return ("disconnect",) in self._news and not self.outlives_client
+
+    def let_go(self) -> None:
+        """Nobody reads its news any more, and it goes on."""
+        self._is_unheard = True
+
     async def next_news(self) -> tuple[Any, ...]:
         """What happened next.
 
@@ -84,6 +100,8 @@ class ForwardedCall(Outgoing):
 
     def tell(self, *news: Any) -> None:
         """Add news."""
+        if self._is_unheard:
+            return
         self._news.append(news)
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
@@ -95,6 +113,8 @@ class ForwardedCall(Outgoing):
         self.tell("head", abs(status), block)
 
     def on_piece(self, data: bytes) -> None:
+        if self._is_unheard and self.peer is not None:
+            self.peer.grant(self, len(data))
         self.tell("body", data)
 
     def on_end(self, error: str | None) -> None:

@@ -4,7 +4,6 @@ import asyncio
 import math
 import os
 import re
-import string
 from email.utils import formatdate
 from http import HTTPStatus
 
@@ -24,9 +23,7 @@ CLIENT_GONE = 499
 """What a request counts as whose client went before the whole answer was written; nobody is sent this."""
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
-_LETTERS = string.ascii_letters.encode()
-_TO_LETTERS = bytes(_LETTERS[index % len(_LETTERS)] for index in range(256))
-_ID_LETTERS = 10
+_ID_DIGITS = 32
 _IDS_AT_ONCE = 512
 _MAX_REMEMBERED = 2048
 _MAX_REMEMBERED_PATH_BYTES = 256
@@ -140,9 +137,9 @@ class Forwarder:
             usual.path, usual.query, usual.labels = path, query, target.labels
             self.usual_targets[url] = usual
 
-    def answer_unrouted(self, raw_path: bytes) -> Answer:
+    def answer_unrouted(self, raw_path: bytes, query: bytes) -> Answer:
         """The proxy's own answer to a path without a target."""
-        return answer_unrouted(self.table, raw_path, raw_path)
+        return answer_unrouted(self.table, raw_path, query)
 
     def labels_of_unrouted(self, raw_path: bytes) -> Labels:
         """Labels of a request without a target: all unknown paths count together."""
@@ -176,17 +173,18 @@ class Forwarder:
         )
 
     def request_id(self, given: bytes | None) -> bytes:
-        """The id of a request: what the client gave if it is a decent one, else 10 random letters."""
+        """The id of a request: what the client gave if it is a decent one, else a random UUID."""
         if given is not None and _REQUEST_ID.fullmatch(given):
             return given
         start = self._next_id
-        found = self._ids[start : start + _ID_LETTERS]
-        if not found:
-            self._ids = os.urandom(_ID_LETTERS * _IDS_AT_ONCE).translate(_TO_LETTERS)
-            found = self._ids[:_ID_LETTERS]
+        digits = self._ids[start : start + _ID_DIGITS]
+        if not digits:
+            self._ids = os.urandom(_ID_DIGITS // 2 * _IDS_AT_ONCE).hex().encode()
+            digits = self._ids[:_ID_DIGITS]
             start = 0
-        self._next_id = start + _ID_LETTERS
-        return found
+        self._next_id = start + _ID_DIGITS
+        # version 4, variant 8
+        return b"%b-%b-4%b-8%b-%b" % (digits[:8], digits[8:12], digits[13:16], digits[17:20], digits[20:])
 
     def time_limit(self, target: Target, header: bytes | None) -> float | None:
         """Seconds that a request may take in all, None = no limit: the least of deployment, header and environment."""

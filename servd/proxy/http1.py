@@ -95,8 +95,10 @@ class HttpConnection(HttpOrder):
         self._is_deaf = self._is_unready = True
         self._backlog.clear()
         if self.is_active:
-            self._forwarder.caller.cancel(self)
             self._note(CLIENT_GONE)
+            if self._wants_to_end():
+                return
+            self._forwarder.caller.cancel(self)
         self._end_request()
 
     def data_received(self, data: bytes) -> None:
@@ -301,7 +303,7 @@ class HttpConnection(HttpOrder):
             path, _ = unusual_target(self._url)
         target = self._forwarder.resolve(path)
         if target is None:
-            self._refuse_with(self._forwarder.answer_unrouted(path))
+            self._refuse_with(self._forwarder.answer_unrouted(path, b""))
             return False
         refused = target.router.refused_now()
         if refused is not None:

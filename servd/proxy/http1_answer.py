@@ -144,6 +144,9 @@ class HttpAnswering(asyncio.Protocol, Outgoing):
     def on_piece(self, data: bytes) -> None:
         transport = self._transport
         if transport.is_closing():
+            if self.peer is not None:
+                # of a request that goes on without its client: nobody shall wait for a reader
+                self.peer.grant(self, len(data))
             return
         size = len(data)
         if self._is_chunked:
@@ -308,6 +311,8 @@ class HttpAnswering(asyncio.Protocol, Outgoing):
             else:
                 stage = "waiting for a replica" if self.peer is None else "in the handler"
             self._forwarder.caller.cancel(self)
+            if self._transport.is_closing():
+                return
             if self.has_begun:
                 self._note(self._status)
                 self._end_request()

@@ -8,7 +8,7 @@ from servd.observability.journal import NOWHERE
 from servd.proxy.client_host import Silence, is_left, is_reset
 from servd.proxy.forwarder import Target
 from servd.proxy.http1_answer import HttpAnswering
-from servd.proxy.http1_rules import unusual_target
+from servd.proxy.http1_rules import outlives_client, unusual_target
 from servd.proxy.limits import WHOLE_BODY_BYTES
 from servd.proxy.listener import Listener
 from servd.proxy.probes import TEXT, Answer
@@ -77,6 +77,17 @@ class HttpOrder(HttpAnswering):
             self._sent_at = self._now()
         return (HTTP, call_id, flags | self._flags, *tail)
 
+    def is_abandoned(self) -> bool:
+        if self._is_half_closed:
+            # between two looks
+            self._look_for_client()
+        return self._transport.is_closing() and not self._wants_to_end()
+
+    def _wants_to_end(self) -> bool:
+        """Whether the request that is under way shall be served to its end though its client is gone."""
+        is_whole = self._stream is None or self._stream.is_complete
+        return self.is_active and is_whole and bool(self._tail) and outlives_client(self._tail[3])
+
     def _start(
         self,
         method: bytes,
@@ -111,8 +122,9 @@ class HttpOrder(HttpAnswering):
             if self.model_id:
                 extra = (None, self.model_id, ())
         if target is None:
+            self._tail = ()
             self._labels = forwarder.labels_of_unrouted(path)
-            self.answer(forwarder.answer_unrouted(path))
+            self.answer(forwarder.answer_unrouted(path, query))
             return
         self._labels = target.labels
         if target.limit_s is not None or special is not NOTHING:

@@ -52,6 +52,11 @@ def is_other_protocol(method: bytes, special: Mapping[bytes, bytes]) -> bool:
     return not has_body and wish in _KNOWN_UPGRADES and (wish != b"websocket" or method == b"GET")
 
 
+def outlives_client(headers: Headers) -> bool:
+    """Whether a request asks to be served to its end also when its client goes before. Names are in lower case."""
+    return (b"x-request-disconnect-disabled", b"?1") in headers
+
+
 def head_bytes(method: bytes, url: bytes, version: str, headers: Headers) -> bytes:
     """A head built anew from its parts."""
     lines = b"".join(b"%b: %b\r\n" % pair for pair in headers)

@@ -55,11 +55,15 @@ class HttpForm(AsgiForm):
         self._forwarder.caller.submit(call, call.target.router)
         queue.when_over(lambda: call.tell("disconnect"))
         reader = self._loop.create_task(self._read_on(queue, call, room))
+        is_left = False
         try:
-            await self._respond(send, call)
+            is_left = await self._respond(send, call)
         finally:
             reader.cancel()
-            self._forwarder.caller.cancel(call)
+            if is_left and call.outlives_client:
+                call.let_go()
+            else:
+                self._forwarder.caller.cancel(call)
 
     async def _read_body(self, queue: AppQueue, call: ForwardedCall) -> tuple[bytearray | None, bool]:
         body = bytearray()
@@ -99,7 +103,8 @@ class HttpForm(AsgiForm):
             if not message.get("more_body", False):
                 stream.close()
 
-    async def _respond(self, send: NotedSend, call: ForwardedCall) -> None:
+    async def _respond(self, send: NotedSend, call: ForwardedCall) -> bool:
+        """Send the answer as it comes; whether the client was gone before its end."""
         has_begun = is_mute = False
         while True:
             try:
@@ -108,7 +113,7 @@ class HttpForm(AsgiForm):
                 if not has_begun:
                     stage = "waiting for a replica" if call.peer is None else "in the handler"
                     await self.answer(send, answer_timeout(call.limit_s, stage))
-                    return
+                    return False
                 raise ConnectionAbortedError("the time limit passed") from None
             kind = news[0]
             if kind == "answer" and not has_begun:
@@ -133,4 +138,4 @@ class HttpForm(AsgiForm):
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
             elif kind != "disconnect":
                 raise ConnectionAbortedError("the response was broken off")
-            return
+            return bool(kind == "disconnect")

@@ -10,7 +10,7 @@ from servd.calls.pickling import dump_exception, dumps, loads
 from servd.calls.request_context import RequestContext, current_request
 from servd.calls.route_table import decoded_path
 from servd.exceptions import ProtocolError
-from servd.ground.ids import random_hex
+from servd.ground.ids import random_uuid
 from servd.observability.described import name_of, text_of
 from servd.replica.admission import Admission
 from servd.replica.caller_peer import CallerPeer, Work
@@ -267,7 +267,7 @@ class ReplicaServer:
         request_id, route, app, model_id, left, depth, ancestors = about
         if not request_id:
             # a driver's call is no request yet; what it calls in turn belongs to it
-            request_id = random_hex(16)
+            request_id = random_uuid()
         deadline = None if left is None else self._loop.time() + left
         context = RequestContext(request_id, route, app, model_id, deadline, depth + 1, (*ancestors, self._replica_id))
         call = HandleCall(peer, call_id, method, bodies_of(parts, frames), bool(flags & STREAM), context)

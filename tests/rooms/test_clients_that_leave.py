@@ -10,6 +10,7 @@ import websockets
 from starlette.responses import StreamingResponse
 
 from servd.calls.pickling import dumps, loads
+from servd.proxy.client_host import is_reset
 from servd.replica.exchange import HttpExchange
 from tests.fakes import Room, wait_until
 from tests.rooms.http2_client import Http2Client
@@ -176,3 +177,88 @@ async def test_a_handle_stream_behind_an_answer_ends_with_it() -> None:
         async with asyncio.timeout(AT_ONCE_S):
             await ended.wait()
         await wait_until(lambda: ongoing(room) == 0, AT_ONCE_S)
+
+
+GONE_ON = ["HTTP/1.1", "HTTP/2"]
+
+
+async def leave(room: Room, lane: str, **headers: str) -> None:
+    """Ask for `/late`, and leave while the request waits for a slot."""
+    if lane == "HTTP/2":
+        async with Http2Client(room.port) as client:
+            client.ask("/late", **headers)
+            await wait_until(lambda: room.caller.queued() == {"app_Echo": 1})
+        await wait_until(lambda: not room.lane.connections)
+        return
+    own = [f"{name.replace('_', '-')}: {value}".encode() for name, value in headers.items()]
+    lines = [b"GET /late HTTP/1.1", b"host: x", *own]
+    _, writer = await asyncio.open_connection("127.0.0.1", room.port)
+    writer.write(b"\r\n".join(lines) + b"\r\n\r\n")
+    await wait_until(lambda: room.caller.queued() == {"app_Echo": 1})
+    writer.close()
+    # what the proxy writes to find out whether anybody reads is answered with a reset
+    (half_closed,) = [one for one in room.listener.connections if "late" in str(one._tail)]
+    await wait_until(lambda: half_closed._is_half_closed and is_reset(half_closed._transport.get_extra_info("socket")))
+
+
+@pytest.mark.parametrize("lane", GONE_ON)
+async def test_a_request_whose_client_has_gone_does_not_begin(lane: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("servd.proxy.http1_order._LOOK_S", 60)
+    begun, go_on = list[str](), asyncio.Event()
+
+    async def serve(exchange: HttpExchange) -> None:
+        begun.append(exchange.scope["path"])
+        await go_on.wait()
+        exchange.finish(200, [], b"")
+
+    async with Room(hand_over=True) as room:
+        room.route(room.replica(serve, limit=1))
+        first = asyncio.create_task(room.get("/first"))
+        await wait_until(lambda: begun == ["/first"])
+        await leave(room, lane)
+        go_on.set()
+        await first
+        await room.get("/next")
+        assert begun == ["/first", "/next"]
+        assert not room.caller.queued()
+
+
+@pytest.mark.parametrize("is_waiting", [True, False], ids=["in line", "in the handler"])
+@pytest.mark.parametrize("lane", GONE_ON)
+async def test_a_request_that_asks_for_it_is_served_to_its_end(lane: str, is_waiting: bool) -> None:
+    served, go_on = list[str](), asyncio.Event()
+
+    async def serve(exchange: HttpExchange) -> None:
+        await go_on.wait()
+        await exchange.send({"type": "http.response.start", "status": 200, "headers": []})
+        for _ in range(40):
+            # more than a reader that never reads has credit for
+            await exchange.send({"type": "http.response.body", "body": b"x" * 65536, "more_body": True})
+        await exchange.send({"type": "http.response.body", "body": b""})
+        served.append(exchange.scope["path"])
+
+    async with Room(hand_over=True) as room:
+        address = room.replica(serve, limit=1)
+        room.route(address)
+        if is_waiting:
+            first = asyncio.create_task(room.get("/first"))
+            await wait_until(lambda: ongoing(room) == 1)
+            await leave(room, lane, x_request_disconnect_disabled="?1")
+            await wait_until(lambda: not any("late" in str(one._tail) for one in room.listener.connections))
+            assert room.caller.queued() == {"app_Echo": 1}
+            go_on.set()
+            await first
+        elif lane == "HTTP/2":
+            async with Http2Client(room.port) as client:
+                client.ask("/late", x_request_disconnect_disabled="?1")
+                await wait_until(lambda: ongoing(room) == 1)
+            await wait_until(lambda: not room.lane.connections)
+        else:
+            _, writer = await asyncio.open_connection("127.0.0.1", room.port)
+            writer.write(b"GET /late HTTP/1.1\r\nhost: x\r\nX-Request-Disconnect-Disabled: ?1\r\n\r\n")
+            await wait_until(lambda: ongoing(room) == 1)
+            writer.transport.abort()
+            await wait_until(lambda: not room.listener.connections)
+        go_on.set()
+        await wait_until(lambda: served[-1:] == ["/late"])
+        await wait_until(lambda: ongoing(room) == 0)
