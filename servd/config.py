@@ -335,6 +335,7 @@ class HTTPOptions(Document):
     num_cpus: int = 0
     root_url: str = ""
     root_path: str = ""
+    request_timeout_s: Positive | None = None
     fixed_number_replicas: int | None = None
     fixed_number_selection_seed: int = 0
 

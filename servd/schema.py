@@ -86,9 +86,9 @@ class HTTPOptionsSchema(Document):
     host: str = "127.0.0.1"
     port: Port = 8000
     root_path: str = ""
+    request_timeout_s: Positive | None = None
 
     hints: ClassVar[Mapping[str, str]] = {
-        "request_timeout_s": "set request_timeout_s of the ingress deployment",
         "keep_alive_timeout_s": "",
         "ssl_keyfile": "use `servd start --http-tls-cert FILE --http-tls-key FILE`",
         "ssl_certfile": "use `servd start --http-tls-cert FILE --http-tls-key FILE`",
@@ -97,6 +97,17 @@ class HTTPOptionsSchema(Document):
         "middlewares": "wrap the application's own ASGI app in the middleware",
         "location": "set proxy_location at the top level",
     }
+
+    def http_wish(self, location: str | None) -> HttpWish:
+        """Those of them that were sent."""
+        sent = self.model_fields_set
+        return HttpWish(
+            host=self.host if "host" in sent else None,
+            port=self.port if "port" in sent else None,
+            root_path=self.root_path if "root_path" in sent else None,
+            location=location,
+            request_timeout_s=(self.request_timeout_s or 0.0) if "request_timeout_s" in sent else None,
+        )
 
 
 class DeploymentSchema(DeploymentOptions):
@@ -264,13 +275,8 @@ class ServeDeploySchema(Document):
 
     def to_goal(self) -> GoalDocument:
         """The goal behind a V2 document."""
-        options, sent = self.http_options, self.http_options.model_fields_set
-        http = HttpWish(
-            host=options.host if "host" in sent else None,
-            port=options.port if "port" in sent else None,
-            root_path=options.root_path if "root_path" in sent else None,
-            location=str(self.proxy_location) if "proxy_location" in self.model_fields_set else None,
-        )
+        location = str(self.proxy_location) if "proxy_location" in self.model_fields_set else None
+        http = self.http_options.http_wish(location)
         apps = tuple(app.to_application(self.logging_config) for app in self.applications)
         log = self.logging_config.model_dump(mode="json", exclude_unset=True) if self.logging_config else {}
         return GoalDocument(DeployMode.MULTI_APP, http, apps, self.stored(), log)

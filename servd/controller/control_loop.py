@@ -43,6 +43,8 @@ from servd.ground.states import RevisionOutcome
 DELETE_LIMIT_S = 60.0
 STOP_KILL_S = 1.0
 
+UNDECIDED = RevisionOutcome.UNDECIDED
+
 logger = logging.getLogger(__name__)
 
 
@@ -76,8 +78,8 @@ class ControlLoop(Circle):
         self._changing = asyncio.Lock()
         self._is_stopping = False
         self._outcome_trouble = ""
-        decided = [row.revision for row in store.revisions() if row.outcome is not RevisionOutcome.UNDECIDED]
-        self._judged = max(decided, default=0)
+        decided = [(row.revision, row.outcome) for row in store.revisions() if row.outcome is not UNDECIDED]
+        self._judged = max(decided, default=(0, UNDECIDED))
 
     def start(
         self,
@@ -94,10 +96,11 @@ class ControlLoop(Circle):
     def _turn_once(self) -> None:
         super()._turn_once()
         revision = self._goal.revision
-        if revision == self._judged or self._is_stopping:
+        if self._judged == (revision, RevisionOutcome.RAN) or self._is_stopping:
             return
         outcome = outcome_of(self._goal, self._observed)
-        if outcome is RevisionOutcome.UNDECIDED:
+        # one that failed may run yet, once its build is tried again
+        if outcome is UNDECIDED or self._judged == (revision, outcome):
             return
         try:
             self._store.save_outcome(revision, outcome)
@@ -107,7 +110,7 @@ class ControlLoop(Circle):
                 logger.warning("outcome_not_saved revision=%d outcome=%s reason=%s", revision, outcome, error)
             self._outcome_trouble = str(error)
             return
-        self._judged = revision
+        self._judged = (revision, outcome)
 
     def view(self) -> InstanceView:
         """The instance as it is now."""

@@ -17,12 +17,13 @@ from servd.ground.states import (
 
 @dataclass(frozen=True, slots=True)
 class HttpWish:
-    """HTTP options that a document sent; None = not sent, so it never conflicts."""
+    """HTTP options that a document sent; None = not sent, so it never conflicts. request_timeout_s: 0 = no limit."""
 
     host: str | None = None
     port: int | None = None
     root_path: str | None = None
     location: str | None = None
+    request_timeout_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +141,8 @@ class ProxyView:
 
 @dataclass(frozen=True, slots=True)
 class HttpView:
-    """Options of the data plane in force; listening: at least one proxy accepts; is_tls: it speaks https."""
+    """Options of the data plane in force; listening: at least one proxy accepts; is_tls: it speaks https; request_timeout_s: 0 =
+    no limit."""
 
     host: str
     port: int
@@ -148,6 +150,7 @@ class HttpView:
     location: str
     listening: bool
     is_tls: bool = False
+    request_timeout_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

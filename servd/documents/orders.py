@@ -83,12 +83,6 @@ class StartOrder(HTTPOptionsSchema):
 
     proxy_location: DeploymentMode | None = None
 
-    def http_wish(self) -> HttpWish:
+    def wish(self) -> HttpWish:
         """Options of the data plane that were given."""
-        sent = self.model_fields_set
-        return HttpWish(
-            host=self.host if "host" in sent else None,
-            port=self.port if "port" in sent else None,
-            root_path=self.root_path if "root_path" in sent else None,
-            location=str(self.proxy_location) if self.proxy_location else None,
-        )
+        return self.http_wish(str(self.proxy_location) if self.proxy_location else None)

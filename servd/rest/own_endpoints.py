@@ -59,7 +59,7 @@ def start_resource(plane: ControlPlane) -> Resource:
     async def post(request: Request) -> Response:
         body = await read_body(request)
         order = validated(StartOrder, parse_json(body) if body.strip() else {})
-        revision = await plane.start_instance(order.http_wish(), origin=origin(request))
+        revision = await plane.start_instance(order.wish(), origin=origin(request))
         await until_listening(plane)
         return json_answer({"revision": revision})
 

@@ -113,6 +113,7 @@ class Http(TypedDict):
     location: ProxyLocation
     listening: bool
     tls: bool
+    request_timeout_s: float | None
 
 
 class Proxy(Identity):

@@ -57,7 +57,8 @@ class ReplicaReport:
 
     phase: a `states.ReplicaPhase`. applied: config_version in effect ("" before the first). error: shortened traceback when
     the start or the last reconfigure failed. health_failures: consecutive failed checks, 0 = well. memory_bytes: resident, 0
-    = not measured. lost_wait: why a thread of this forked process can never go on, "" if all may.
+    = not measured. lost_wait: why a thread of this forked process can never go on, "" if all may. docs_path: of the application
+    that the instance made for itself, "" if it has none.
     """
 
     replica_id: str
@@ -71,6 +72,7 @@ class ReplicaReport:
     stack: str = ""
     memory_bytes: int = 0
     lost_wait: str = ""
+    docs_path: str = ""
 
 
 @dataclass(frozen=True, slots=True)

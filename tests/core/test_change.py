@@ -1,5 +1,7 @@
 """Documents against the goal: what is taken over, what is refused and why."""
 
+from dataclasses import replace
+
 import pytest
 
 from servd.controller.plan.change import (
@@ -55,6 +57,12 @@ def test_a_different_option_is_refused_while_applications_are_present(
     with pytest.raises(ConfigError) as caught:
         check_put(a_goal(), document("a", **{option: value}), situation(present={"a"}))
     assert all(fragment in str(caught.value) for fragment in [*fragments, "Shut down Serve"])
+
+
+@pytest.mark.parametrize(("sent", "limit_s"), [(None, 4.0), (7.0, 7.0), (0.0, 0.0)])
+def test_the_time_limit_of_all_requests_changes_at_any_time(sent: float | None, limit_s: float) -> None:
+    here = situation(http=replace(HTTP, request_timeout_s=4.0), present={"a"})
+    assert check_put(a_goal(), document("a", request_timeout_s=sent), here).request_timeout_s == limit_s
 
 
 def test_without_applications_the_listener_moves() -> None:

@@ -1,12 +1,13 @@
 """What becomes of a revision of the goal."""
 
+import math
 from dataclasses import replace
 
 from servd.controller.plan import events
 from servd.controller.plan.status import outcome_of
-from servd.ground.states import RevisionOutcome
+from servd.ground.states import ApplicationStatus, RevisionOutcome
 from servd.wire.messages import BuildResult
-from tests.core.build import World, a_build, a_goal, an_app, deployed, fail_starts, redeploy, starting_world
+from tests.core.build import World, a_build, a_goal, an_app, deployed, fail_starts, redeploy, starting_world, status_of
 
 RAN, FAILED, UNDECIDED = RevisionOutcome.RAN, RevisionOutcome.FAILED, RevisionOutcome.UNDECIDED
 
@@ -70,3 +71,48 @@ def test_a_death_after_it_ran_is_no_failure_of_the_revision() -> None:
     world = deployed()
     world.turn(events.Exited("replica", world.replicas()[0].replica_id, 1))
     assert outcome(world) is RAN
+
+
+def test_a_failed_build_is_tried_again_ever_later_and_may_run_yet() -> None:
+    world = World(a_goal(an_app()), open_http=False)
+    world.builds["app"] = BuildResult("b", error="flaky")
+    tried_at, message = [], "Deploying application app failed: flaky"
+    for _ in range(5):
+        tried_at.append(world.now)
+        world.run()
+        app = world.observed.applications["app"]
+        assert (status_of(world), app.message, outcome(world)) == (ApplicationStatus.DEPLOY_FAILED, message, FAILED)
+        assert not world.observed.fork_servers, "what has failed does not stay"
+        assert world.wake_at <= app.build_retry_at
+        world.now = app.build_retry_at
+    assert tried_at == [0.0, 1.0, 3.0, 7.0, 15.0]
+    assert world.now == math.inf
+    world.now = 100.0
+    world.builds["app"] = a_build("D")
+    redeploy(world)
+    world.builds["app"] = BuildResult("b", error="flaky")
+    world.run()
+    assert world.wake_at == 101.0
+    world.now = 101.0
+    world.builds["app"] = a_build("D")
+    world.run()
+    app = world.observed.applications["app"]
+    assert (status_of(world), app.message, outcome(world)) == (ApplicationStatus.RUNNING, "", RAN)
+
+
+def test_what_is_deleted_is_not_built_again() -> None:
+    world = World(a_goal(an_app()), open_http=False)
+    world.builds["app"] = BuildResult("b", error="flaky")
+    world.run()
+    world.goal = a_goal()
+    world.now = 1.0
+    world.run()
+    assert world.observed.applications == {}
+
+
+def test_what_the_daemon_refuses_is_refused_once() -> None:
+    world = World(a_goal(an_app(deployments=({"name": "Other"},))), open_http=False)
+    world.builds["app"] = a_build("D")
+    world.run()
+    assert status_of(world) is ApplicationStatus.DEPLOY_FAILED
+    assert world.observed.applications["app"].build_retry_at == math.inf

@@ -13,6 +13,7 @@ from tests.core.build import (
     a_goal,
     an_app,
     deployed,
+    report,
     status_of,
     verbs,
 )
@@ -51,6 +52,13 @@ def test_building_shows_no_deployments_and_no_route() -> None:
     app = view.application("app")
     assert app is not None
     assert (app.status, app.route_prefix, app.deployments) == (ApplicationStatus.DEPLOYING, None, ())
+
+
+def test_documentation_that_only_a_replica_knows_is_shown() -> None:
+    world = deployed()
+    world.turn(report(world.replicas()[0], docs_path="/custom"))
+    view = instance_view(world.goal, world.observed, world.settings, IDENTITY, version=1, now=0.0)
+    assert [app.docs_path for app in view.applications] == ["/custom"]
 
 
 def test_routes_are_registered_before_replicas_run() -> None:

@@ -1,5 +1,6 @@
 """The routing that callers get: what they are told beyond addresses."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -47,6 +48,17 @@ def told(world: World) -> DeploymentTargets:
 )
 def test_more_replicas_may_come(options: dict[str, Any], may_grow: bool) -> None:
     assert told(a_world(**options).run()).may_grow is may_grow
+
+
+@pytest.mark.parametrize(
+    ("own_s", "all_s", "told_s"),
+    [(None, 0.0, None), (None, 9.0, 9.0), (5.0, 9.0, 5.0), (9.0, 5.0, 5.0), (5.0, 0.0, 5.0)],
+)
+def test_the_least_time_limit_counts(own_s: float | None, all_s: float, told_s: float | None) -> None:
+    world = a_world(request_timeout_s=own_s)
+    assert world.goal.http is not None
+    world.goal = replace(world.goal, http=replace(world.goal.http, request_timeout_s=all_s))
+    assert told(world.run()).request_timeout_s == told_s
 
 
 def test_a_replica_that_is_on_its_way_counts() -> None:

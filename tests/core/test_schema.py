@@ -79,8 +79,8 @@ def test_v1_refusals_name_place_and_reason(document: dict[str, Any], fragments: 
         ({"applications": [], "http_options": {"host": None}}, ["http_options.host"]),
         ({"applications": [], "http_options": {"port": -1}}, ["http_options.port"]),
         (
-            {"applications": [], "http_options": {"request_timeout_s": 1}},
-            ["http_options.request_timeout_s", "servd has no", "ingress"],
+            {"applications": [], "http_options": {"ssl_keyfile": "x"}},
+            ["http_options.ssl_keyfile", "servd has no", "--http-tls-key"],
         ),
         ({"applications": [], "target_capacity": 50}, ["servd has no target_capacity"]),
         ({"applications": [], "grpc_options": {"grpc_servicer_functions": ["f"]}}, ["servd has no grpc_options"]),

@@ -71,8 +71,15 @@ APPLICATION_OPTIONS: dict[str, tuple[list[Any], list[Any]]] = {
 V2_OPTIONS: dict[str, tuple[list[Any], list[Any]]] = {
     "proxy_location": (["NoServer", "HeadOnly", "EveryNode", "Disabled"], ["FixedNumber", None, "Moon"]),
     "http_options": (
-        [{}, {"port": "8000"}, {"port": 65535}, {"root_path": "/r"}],
-        [None, {"host": None}, {"port": -1}, {"port": 65536}, {"port": 1.5}, {"x": 1}],
+        [
+            {},
+            {"port": "8000"},
+            {"port": 65535},
+            {"root_path": "/r"},
+            {"request_timeout_s": 0.5},
+            {"request_timeout_s": None},
+        ],
+        [None, {"host": None}, {"port": -1}, {"port": 65536}, {"port": 1.5}, {"x": 1}, {"request_timeout_s": 0}],
     ),
     "logging_config": (
         [{"encoding": "JSON", "log_level": "DEBUG", "enable_access_log": False}, {"logs_dir": None}],

@@ -218,6 +218,8 @@ def merged_options(wish: HttpWish, situation: Situation, *, compare_all: bool = 
         port=current.port if wish.port is None else wish.port,
         root_path=current.root_path if wish.root_path is None else wish.root_path,
         location=current.location if wish.location is None else wish.location,
+        # no address: it may change at any time
+        request_timeout_s=current.request_timeout_s if wish.request_timeout_s is None else wish.request_timeout_s,
     )
 
 

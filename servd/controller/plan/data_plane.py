@@ -26,6 +26,7 @@ def flag_options(settings: Settings, stored: HttpGoal | None = None) -> HttpGoal
         port=base.port if settings.http_port is None else settings.http_port,
         root_path=base.root_path,
         location=base.location if settings.http_location is None else settings.http_location,
+        request_timeout_s=base.request_timeout_s,
     )
 
 

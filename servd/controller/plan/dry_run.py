@@ -75,7 +75,7 @@ def _http_changes(old: HttpGoal | None, new: HttpGoal | None) -> dict[str, tuple
     after = asdict(new) if new is not None else {}
     return {
         name: (before.get(name), after.get(name))
-        for name in ("host", "port", "root_path", "location")
+        for name in ("host", "port", "root_path", "location", "request_timeout_s")
         if before.get(name) != after.get(name)
     }
 

@@ -48,7 +48,8 @@ class ReplicaFact:
 
     start.goal is the goal last sent. kill_at: when a draining one is killed (inf = not draining). outgrown: why it shall be
     replaced though its version is right, "" if it shall not. was_forked: not spawned. ready_at: when it was RUNNING for the
-    first time (inf = not yet). lost_wait: why a thread of it can never go on, "" if all may. Times are monotonic seconds.
+    first time (inf = not yet). lost_wait: why a thread of it can never go on, "" if all may. docs_path: of the documentation that
+    its instance serves, "" while it has named none. Times are monotonic seconds.
     """
 
     replica_id: str
@@ -84,6 +85,7 @@ class ReplicaFact:
     was_forked: bool = False
     lost_wait: str = ""
     ready_at: float = float("inf")
+    docs_path: str = ""
 
     @property
     def held(self) -> Held:
@@ -188,7 +190,8 @@ class ApplicationFact:
 
     goal: the latest wish. built_deploy_id: last deploy whose build ended. active: build that serves, with the wish it was
     built for. last_ingress: ingress of the build before, "" if there was none or it is the same. settled: "" while DEPLOYING,
-    else RUNNING or DEPLOY_FAILED (sticky), with its message.
+    else RUNNING or DEPLOY_FAILED (sticky), with its message. build_retries: how often its build was begun again after it failed;
+    build_retry_at: when that happens next, monotonic seconds (inf = never).
     """
 
     name: str
@@ -203,6 +206,8 @@ class ApplicationFact:
     settled: str = ""
     message: str = ""
     deleting: bool = False
+    build_retries: int = 0
+    build_retry_at: float = float("inf")
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,12 +10,13 @@ from servd.ground.states import DeployMode
 
 @dataclass(frozen=True, slots=True)
 class HttpGoal:
-    """Stored HTTP options of the data plane."""
+    """Stored HTTP options of the data plane. request_timeout_s: of every request, 0 = no limit."""
 
     host: str
     port: int
     root_path: str = ""
     location: str = "EveryNode"
+    request_timeout_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -250,6 +250,7 @@ class Observed:
             model_ids=report.model_ids,
             stack=report.stack,
             lost_wait=report.lost_wait,
+            docs_path=report.docs_path,
             memory_bytes=report.memory_bytes,
             reported_at=now,
             suspect_at=math.inf,

@@ -79,10 +79,17 @@ def _targets_of(key: tuple[str, str], observed: Observed, leaving: Collection[st
         app=key[0],
         endpoints=tuple(Endpoint(r.replica_id, r.start.address, r.model_ids) for r in replicas),
         max_queued_requests=options["max_queued_requests"],
-        request_timeout_s=options["request_timeout_s"],
+        request_timeout_s=_time_limit(options["request_timeout_s"], observed),
         unavailable=unavailable,
         may_grow=target is not None and _may_grow(target, fact, len(replicas)),
     )
+
+
+def _time_limit(own_s: float | None, observed: Observed) -> float | None:
+    """Of a request to a deployment: the less of its own and that of all; None = none."""
+    http = observed.data_plane.http
+    limits = [limit for limit in (own_s, http.request_timeout_s if http is not None else None) if limit]
+    return min(limits) if limits else None
 
 
 def _may_grow(target: DeploymentTarget, fact: DeploymentFact | None, routed: int) -> bool:

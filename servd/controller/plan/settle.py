@@ -28,6 +28,8 @@ from servd.exceptions import DeployError
 from servd.ground.states import ROUTABLE, ApplicationStatus, DeploymentStatus, ReplicaState
 from servd.wire.messages import BuildResult
 
+BUILD_RETRIES = 4
+"""How often a build that failed is tried again, 1, 2, 4 and 8 s later."""
 WARM_UP_S = 2.0
 """A replica that has just begun to report has done nothing yet: for so long its samples shrink nothing."""
 RUNNING = ApplicationStatus.RUNNING.value
@@ -42,11 +44,11 @@ def settle(goal: Goal, observed: Observed, now: float) -> float:
         if goal.application(app.name) is None:
             _settle_deletion(app, observed, now)
         else:
-            _settle_build(app, observed)
+            _settle_build(_to_build_again(app, observed, now), observed, now)
     observed.targets = _targets(observed)
     settle_templates(observed, now)
     settle_lost_waits(observed, now)
-    wake_at = float("inf")
+    wake_at = min((app.build_retry_at for app in observed.applications.values()), default=math.inf)
     for target in observed.targets.values():
         wake_at = min(wake_at, _settle_deployment(target, observed, now), settle_memory(target, observed, now))
     wake_at = min(wake_at, settle_silence(observed, now), note_slow_starts(observed, now))
@@ -79,6 +81,8 @@ def _take_wish(wish: ApplicationGoal, observed: Observed) -> None:
                 fact,
                 goal=wish,
                 build_attempts=0,
+                build_retries=0,
+                build_retry_at=math.inf,
                 settled="",
                 message="",
                 deleting=False,
@@ -93,7 +97,7 @@ def _take_wish(wish: ApplicationGoal, observed: Observed) -> None:
 
 def _settle_deletion(app: ApplicationFact, observed: Observed, now: float) -> None:
     if not app.deleting:
-        observed.put(replace(app, deleting=True, message=""))
+        observed.put(replace(app, deleting=True, message="", build_retry_at=math.inf))
     for replica in list(observed.replicas.values()):
         if replica.app == app.name and replica.state is not ReplicaState.STOPPING:
             observed.put(
@@ -101,7 +105,17 @@ def _settle_deletion(app: ApplicationFact, observed: Observed, now: float) -> No
             )
 
 
-def _settle_build(app: ApplicationFact, observed: Observed) -> None:
+def _to_build_again(app: ApplicationFact, observed: Observed, now: float) -> ApplicationFact:
+    """The application, with its failed build forgotten if the time has come to try once more."""
+    if now < app.build_retry_at:
+        return app
+    again = replace(app, built_deploy_id=0, build_retries=app.build_retries + 1, build_retry_at=math.inf)
+    observed.notes.append(f"application {app.name} is built again, try {again.build_retries} of {BUILD_RETRIES}")
+    observed.put(again)
+    return again
+
+
+def _settle_build(app: ApplicationFact, observed: Observed, now: float) -> None:
     if app.built_deploy_id >= app.goal.deploy_id:
         return
     if is_same_code(app):
@@ -125,8 +139,13 @@ def _settle_build(app: ApplicationFact, observed: Observed) -> None:
             error = str(problem)
     if error:
         message = f"Deploying application {app.name} failed: {error}"
-        observed.put(replace(built, settled=DEPLOY_FAILED, message=message))
+        # what the build itself needs may come back; the daemon's own objections stay
+        may_pass = bool(result.error) and app.build_retries < BUILD_RETRIES
+        retry_at = now + 2.0**app.build_retries if may_pass else math.inf
+        observed.put(replace(built, settled=DEPLOY_FAILED, message=message, build_retry_at=retry_at))
         return
+    if built.build_retries:
+        built = replace(built, settled="", message="")
     if builder is not None and not _has_twin(builder, code_version, observed):
         observed.put(replace(builder, template_version=code_version))
     before = serving_ingress(app, observed) if app.active is not None else ""
@@ -168,7 +187,11 @@ def _ended_build(app: ApplicationFact, observed: Observed) -> ForkServerFact | N
         (
             f
             for f in observed.fork_servers.values()
-            if f.is_builder and f.app == app.name and f.deploy_id == app.goal.deploy_id and f.result is not None
+            if f.is_builder
+            and f.app == app.name
+            and f.deploy_id == app.goal.deploy_id
+            and f.result is not None
+            and not f.stopping
         ),
         None,
     )

@@ -87,6 +87,7 @@ def instance_view(
             location=shown.location,
             listening=is_served(http) and any(p.listening and not p.draining for p in observed.proxies.values()),
             is_tls=settings.http_tls_cert is not None,
+            request_timeout_s=shown.request_timeout_s,
         ),
         proxies=proxies,
         applications=tuple(_application(fact, observed, Pool.of(settings), now) for fact in applications),
@@ -143,12 +144,13 @@ def _application(app: ApplicationFact, observed: Observed, pool: Pool, now: floa
     known = {key[1] for key in observed.deployments if key[0] == app.name}
     known |= {replica.deployment for replica in observed.replicas.values() if replica.app == app.name}
     names = [name for name in order if name in known] + sorted(known - set(order))
-    ingress = next((d for d in app.active.deployments if d.name == app.active.ingress), None) if app.active else None
     docs = [d.docs_path for d in app.active.deployments if d.docs_path] if app.active else []
+    # what a replica makes for itself only it knows
+    docs += [r.docs_path for r in observed.replicas.values() if r.app == app.name and r.docs_path]
     return ApplicationView(
         name=app.name,
         route_prefix=route_prefix(app),
-        docs_path=docs[0] if docs else (ingress.docs_path if ingress else None),
+        docs_path=docs[0] if docs else None,
         status=application_status(app),
         message=app.message,
         last_deployed_time_s=app.goal.deployed_at,
@@ -293,17 +295,18 @@ def _replica(fact: ReplicaFact, observed: Observed) -> ReplicaView:
     )
 
 
-def _proxy(fact: ProxyFact, now: float) -> ProxyView:
+def proxy_status(fact: ProxyFact, now: float) -> ProxyStatus:
+    """Status of one proxy at `now` (monotonic seconds)."""
     if not fact.listening:
-        status = ProxyStatus.STARTING
-    elif now - fact.reported_at > PROXY_SILENCE_S:
-        status = ProxyStatus.UNHEALTHY
-    else:
-        status = ProxyStatus.HEALTHY
+        return ProxyStatus.STARTING
+    return ProxyStatus.UNHEALTHY if now - fact.reported_at > PROXY_SILENCE_S else ProxyStatus.HEALTHY
+
+
+def _proxy(fact: ProxyFact, now: float) -> ProxyView:
     return ProxyView(
         proxy_id=fact.proxy_id,
         slot=fact.slot,
-        status=status,
+        status=proxy_status(fact, now),
         pid=fact.pid or None,
         actor_id=fact.actor_id,
         worker_id=fact.worker_id,
