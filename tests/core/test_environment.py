@@ -308,6 +308,31 @@ def test_stored_code_is_used_by_way_of_a_copy_that_may_be_written_to(tmp_path: P
     del sys.modules["written_module"]
 
 
+@pytest.mark.parametrize("is_stored", [True, False])
+def test_a_package_among_the_py_modules_is_imported_under_its_name(tmp_path: Path, is_stored: bool) -> None:
+    package, modules = tmp_path / "own_package", tmp_path / "own_modules"
+    origins = {}
+    if is_stored:
+        package, modules = (tmp_path / "state" / "code" / name for name in ("abc", "def"))
+        origins = {str(package): "/home/me/own_package", str(modules): "/home/me/own_modules"}
+    for directory in (package, modules):
+        directory.mkdir(parents=True)
+        (directory / "inner.py").write_text("VALUE = 1\n")
+    (package / "__init__.py").write_text("")
+    env = {"py_modules": [str(package), str(modules)], "working_dir": str(package)}
+    applied = apply_environment(an_order(tmp_path, env, origins=origins))
+    try:
+        inside = importlib.import_module("own_package.inner")
+        assert importlib.import_module("inner").__file__ == f"{applied.search_path[1]}/inner.py"
+        if is_stored:
+            assert tracebacks.users_paths(str(inside.__file__)) == "/home/me/own_package/inner.py"
+            assert os.listdir(applied.search_path[0]) == ["own_package"]
+            assert applied.cwd.endswith("/abc")
+    finally:
+        for name in ("own_package", "own_package.inner", "inner"):
+            sys.modules.pop(name, None)
+
+
 def test_a_copy_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "state" / "code" / "abc").mkdir(parents=True)
     (tmp_path / "state" / "work").write_text("no directory")

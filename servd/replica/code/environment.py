@@ -53,7 +53,8 @@ def apply_environment(
             for when they are imported; the user's own directories still come last, so that a file of a library's name does not
             take its place.
 
-    Import path: `py_modules`, then `working_dir`; without one the shipping driver's path, or the daemon's
+    Import path: `py_modules` (of a directory that is a package itself the one above it, where it is alone), then `working_dir`;
+    without one the shipping driver's path, or the daemon's
     start directory and its PYTHONPATH; then the PYTHONPATH in `env_vars`, the `pip` packages' virtual
     environment, the interpreter's own directories.
 
@@ -90,15 +91,22 @@ def _apply(order: BuildOrder, load: Callable[[], object], clock: Clock) -> Envir
 
     modules = [directory("py_modules", uri) for uri in env.get("py_modules") or () if uri]
     stored = directory("working_dir", env["working_dir"]) if env.get("working_dir") else ""
-    copies = {path: working_copy(path, order) for path in (*modules, stored) if path}
-    working_dir = copies[stored] if stored else ""
-    shown = {copies[path]: origin for path, origin in order.origins.items() if path in copies}
+    packages_of = {path: _package_name(path, order) for path in modules if path not in archives}
+    copies = {path: working_copy(path, order, packages_of.get(path, "")) for path in modules}
+    working_dir = working_copy(stored, order) if stored else ""
+    places = [*copies.items(), *([(stored, working_dir)] if stored else [])]
+    shown = {copy: order.origins[path] for path, copy in places if path in order.origins}
     tracebacks.show_as({**order.origins, **shown})
     # an application by value starts where its driver was: that is the first of the driver's directories
     cwd = working_dir or next(iter(order.driver_path), "") or order.start_dir or os.getcwd()
     extra = (env.get("env_vars") or {}).get("PYTHONPATH", "")
     written = _absolute(
-        [*(copies[path] for path in modules), *_home(order, working_dir), *extra.split(os.pathsep)], cwd
+        [
+            *(os.path.dirname(copies[path]) if packages_of.get(path) else copies[path] for path in modules),
+            *_home(order, working_dir),
+            *extra.split(os.pathsep),
+        ],
+        cwd,
     )
     own = [path for path in written if not _is_interpreter_dir(path)]
     # a list that names paths means the stored directory, whatever copy of it is used: one environment serves all
@@ -120,7 +128,14 @@ def _apply(order: BuildOrder, load: Callable[[], object], clock: Clock) -> Envir
     except OSError as error:
         raise DeployError(f"cannot enter directory {cwd}: {error.strerror}") from error
     sys.path[:] = import_path(own, packages, interpreter)
-    return Environment(tuple(own), cwd, tuple(copies[path] for path in archives))
+    copied = dict(places)
+    return Environment(tuple(own), cwd, tuple(copied[path] for path in archives))
+
+
+def _package_name(directory: str, order: BuildOrder) -> str:
+    """Name of the package that a directory of `py_modules` is; "" for one that holds modules."""
+    name = os.path.basename(order.origins.get(directory, directory).rstrip("/"))
+    return name if name.isidentifier() and os.path.isfile(os.path.join(directory, "__init__.py")) else ""
 
 
 def _load(load: Callable[[], object], installed: VirtualEnvironment | None) -> None:

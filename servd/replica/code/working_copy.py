@@ -13,10 +13,11 @@ from servd.wire.messages import BuildOrder
 _FICLONE = 0x40049409
 
 
-def working_copy(directory: str, order: BuildOrder) -> str:
+def working_copy(directory: str, order: BuildOrder, name: str = "") -> str:
     """A copy of `directory` for all processes of this order, if that is stored code; else `directory` itself.
 
-    It is made once and ends with those processes (the controller removes it).
+    With a `name` the copy has it, and a directory of its own around it. It is made once and ends with those processes (the
+    controller removes it).
 
     Raises:
         DeployError: it cannot be written.
@@ -24,8 +25,10 @@ def working_copy(directory: str, order: BuildOrder) -> str:
     stored = os.path.realpath(cache_dir(order.state_dir)) + os.sep
     if not order.state_dir or not os.path.realpath(directory).startswith(stored):
         return directory
-    home = copies_of(order)
-    target = os.path.join(home, os.path.basename(directory))
+    home, stored_name = copies_of(order), os.path.basename(directory)
+    if name:
+        home = os.path.join(home, f"{stored_name}.package")
+    target = os.path.join(home, name or stored_name)
     if os.path.isdir(target):
         return target
     try:
