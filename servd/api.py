@@ -3,9 +3,7 @@
 import asyncio
 import atexit
 import logging
-import signal
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Mapping
 from types import ModuleType
@@ -17,9 +15,11 @@ from servd.app.deployment import Application, Deployment, make_deployment, shell
 from servd.app.options import UNSET, DeploymentArguments, Unset
 from servd.calls.connection import NOT_RUNNING
 from servd.calls.process import installed_process
+from servd.calls.program_environment import program_environment
 from servd.calls.replica_context import replica_context
 from servd.compat.companions import offer_companions
 from servd.config import HTTPOptions, LoggingConfig
+from servd.daemon.presence import stay
 from servd.dag import HandleMaker
 from servd.exceptions import ServdError
 from servd.ground.ids import DeploymentID
@@ -39,18 +39,22 @@ logger = logging.getLogger(__name__)
 def deployment(_func_or_class: Callable[..., Any]) -> Deployment: ...
 @overload
 def deployment(
-    _func_or_class: None = None, **options: Unpack[DeploymentArguments]
+    _func_or_class: str | None = None, **options: Unpack[DeploymentArguments]
 ) -> Callable[[Callable[..., Any]], Deployment]: ...
 def deployment(
-    _func_or_class: Callable[..., Any] | None = None, **options: Unpack[DeploymentArguments]
+    _func_or_class: Callable[..., Any] | str | None = None, **options: Unpack[DeploymentArguments]
 ) -> Deployment | Callable[[Callable[..., Any]], Deployment]:
-    """Make a class or a function a deployment; bare or with options.
+    """Make a class or a function a deployment; bare, with options, or with its name first.
 
     Raises:
         TypeError: no class or function, an unknown option, an option of a wrong type.
         ValueError: an option out of its bounds.
     """
-    if _func_or_class is not None:
+    if isinstance(_func_or_class, str):
+        if "name" in options:
+            raise TypeError(f"the deployment's name is given twice: {_func_or_class!r} and {options['name']!r}")
+        options["name"] = _func_or_class
+    elif _func_or_class is not None:
         return make_deployment(_func_or_class, options)
 
     def decorate(target: Callable[..., Any]) -> Deployment:
@@ -109,13 +113,15 @@ def run(
     logging_config = client.logging_config if logging_config is None else logging_config
     if logging_config is not None:
         order["logging_config"] = _plain_logging(logging_config)
+    if environment := program_environment():
+        order["runtime_env"] = environment
     client.check_names(name, built.deployments)
     client.deploy(root, name, order)
     client.open_line()
     if _blocking:
         client.wait_until_healthy(name)
     if blocking:
-        stay()
+        stay(client.admin)
     return RayServeSyncHandle(DeploymentID(name, built.ingress_name))
 
 
@@ -163,7 +169,7 @@ def start(
         return client  # type: ignore[no-any-return]
     if given.get("port") == 0:
         given["port"] = _client_module().concrete_port(given.get("host"), 0)
-    wish = {key: given[key] for key in ("host", "port", "root_path") if given.get(key) is not None}
+    wish = {key: given[key] for key in ("host", "port", "root_path", "request_timeout_s") if given.get(key) is not None}
     if options.location is not None and {"location", "host"} & given.keys():
         wish["proxy_location"] = str(options.location)
     client.start_instance(wish)
@@ -384,14 +390,3 @@ def _shut_down_quietly(client: Any) -> None:
             client.shutdown()
         except (ServdError, TimeoutError) as error:
             logger.warning("Serve could not be shut down: %s", error)
-
-
-def stay() -> None:
-    """Block until Ctrl-C."""
-    if threading.current_thread() is threading.main_thread():
-        try:
-            while True:
-                signal.pause()
-        except KeyboardInterrupt:
-            return
-    threading.Event().wait()

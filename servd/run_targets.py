@@ -7,6 +7,7 @@ from typing import Any
 from servd import api
 from servd.app.options import UNSET, Unset
 from servd.context import get_global_client
+from servd.daemon.presence import stay
 from servd.handle import RayServeSyncHandle
 
 
@@ -53,10 +54,10 @@ def run_many(
         )
         for one in targets
     ]
-    if wait_for_applications_running and not _local_testing_mode:
-        client = get_global_client()
+    client = None if _local_testing_mode else get_global_client()
+    if wait_for_applications_running and client is not None:
         for name in names:
             client.wait_until_healthy(name)
     if blocking:
-        api.stay()
+        stay(None if client is None else client.admin)
     return handles

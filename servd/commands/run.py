@@ -14,6 +14,7 @@ from servd.commands.console import say, warn
 from servd.commands.verbs import application_order, read_document, wait_until_running
 from servd.daemon.admin_client import AdminClient, UnreachableError, find_address, named_address
 from servd.daemon.launch import log_out_notice, start_detached, start_tied
+from servd.daemon.presence import LOOK_EVERY_S, Presence
 from servd.documents.files import load_document, parse_document, resolve_env, resolve_path
 from servd.exceptions import ConfigError, ServdError
 from servd.ground.settings import Settings, admin_socket, socket_dir_for, url_of
@@ -196,7 +197,7 @@ def run(client: AdminClient, options: RunOptions, *, is_blocking: bool) -> None:
     """The whole command against a daemon that answers.
 
     Raises:
-        ServdError: it was not deployed; what this run had added is taken back.
+        ServdError: it was not deployed, and what this run had added is taken back; or the daemon has stopped.
     """
     client.probe()
     deployed = Deployed()
@@ -216,13 +217,17 @@ def run(client: AdminClient, options: RunOptions, *, is_blocking: bool) -> None:
 
 
 def _stay(client: AdminClient, options: RunOptions, interrupted: threading.Event) -> None:
+    """Return when somebody interrupts this. Raises StoppedError: the daemon has ended before."""
     try:
+        presence = Presence(client)
         if not options.reload:
-            interrupted.wait()
+            while not interrupted.wait(LOOK_EVERY_S):
+                presence.look()
             return
         folder = os.path.abspath(os.path.dirname(options.target) if options.is_document else options.app_dir)
         seen = sources(folder)
         while not interrupted.wait(RELOAD_POLL_S):
+            presence.look()
             now = sources(folder)
             if now == seen:
                 continue

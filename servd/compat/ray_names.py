@@ -153,11 +153,15 @@ def _fill_ray(module: ModuleType) -> None:
     # only applications that import ray pay for it
     response = importlib.import_module("servd.calls.response")
 
-    def init(*_args: Any, **_kwargs: Any) -> None:
-        """Nothing: servd has no cluster to connect to."""
+    environment = importlib.import_module("servd.calls.program_environment")
+
+    def init(*_args: Any, runtime_env: Any = None, **_kwargs: Any) -> None:
+        """Keep the runtime environment for what this program runs; for the rest, servd has no cluster to connect to."""
+        environment.set_program_environment(runtime_env)
 
     def shutdown(*_args: Any, **_kwargs: Any) -> None:
-        """Nothing: `servd.shutdown()` ends Serve."""
+        """Forget the runtime environment; `servd.shutdown()` ends Serve."""
+        environment.set_program_environment(None)
 
     def is_initialized() -> bool:
         """Always True."""
@@ -194,6 +198,10 @@ def _fill_exceptions(module: ModuleType) -> None:
     )
 
 
+def _fill_runtime_env(module: ModuleType) -> None:
+    module.__dict__.update(RuntimeEnv=dict)
+
+
 def _fill_dag(module: ModuleType) -> None:
     module.__dict__.update(InputNode=importlib.import_module("servd.dag").InputNode)
 
@@ -211,6 +219,7 @@ _MAKERS: dict[str, Callable[[ModuleType], None]] = {
     "ray": _fill_ray,
     "ray.dag": _fill_dag,
     "ray.exceptions": _fill_exceptions,
+    "ray.runtime_env": _fill_runtime_env,
     "ray.util": _fill_nothing,
     "ray.serve._private": _fill_nothing,
     "ray.serve._private.constants": _fill_constants,

@@ -51,6 +51,41 @@ assert ray.get([serve.run(A.bind(), local=True).remote()]) == [5]
     assert done.returncode == 0, done.stderr
 
 
+def test_a_runtime_env_holds_for_what_follows(tmp_path: Path) -> None:
+    code = """
+import json, os, ray, servd.client
+from ray import serve
+from ray.runtime_env import RuntimeEnv
+os.chdir(sys_argv)
+class Sent(Exception): pass
+class Admin:
+    address = "unix:///x"
+    def ship(self, digest, data): pass
+    def put_application(self, name, order): raise Sent(order)
+class Client(servd.client.Client):
+    def status(self, *_): return {"running": False, "applications": {}}
+servd.client.find_or_start = lambda **_: Client(type("C", (), {"admin": Admin(), "is_closed": False})())
+@serve.deployment
+class A: pass
+def sent():
+    try: serve.run(A.bind())
+    except Sent as order: return order.args[0].get("runtime_env")
+assert sent() is None
+ray.init(runtime_env=RuntimeEnv(working_dir=".", py_modules=["pkg", json, "https://h/a.zip"], env_vars={"A": "b"}))
+assert sent() == {
+    "working_dir": os.getcwd(), "env_vars": {"A": "b"},
+    "py_modules": [os.getcwd() + "/pkg", os.path.dirname(json.__file__), "https://h/a.zip"],
+}, sent()
+try: ray.init(runtime_env={"env_vars": {"A": 1}})
+except ValueError as error: assert "env_vars.A: must be a string" in str(error), error
+else: raise AssertionError
+ray.shutdown()
+assert sent() is None
+"""
+    done = python(code.replace("sys_argv", repr(str(tmp_path))))
+    assert done.returncode == 0, done.stderr
+
+
 NAMED = (
     "starlette.requests.Request",
     "starlette.responses.StreamingResponse",

@@ -14,6 +14,8 @@ import pytest
 import yaml
 
 from servd.commands.verbs import status_document
+from servd.daemon.admin_client import AdminClient
+from servd.daemon.presence import LOOKS, Presence, StoppedError
 from servd.documents.control_plane import DeadReplicaView
 from servd.exceptions import ConfigError
 from servd.ground.states import ApplicationStatus, DeployMode
@@ -401,3 +403,32 @@ def test_run_of_a_failing_application_takes_it_back(servd: Command, server: Serv
     assert [call[0] for call in server.plane.calls] == ["put_application", "delete_application"]
     both = ["--runtime-env-json", "{}", "--runtime-env", "x.yaml"]
     assert servd("run", "m:a", *both, "-a", server.url)[0] == 1
+
+
+def test_who_stays_hears_that_the_daemon_has_stopped(tmp_path: Path) -> None:
+    with Server(FakePlane(), AccessRules("127.0.0.1"), tmp_path).running() as server:
+        presence = Presence(AdminClient(server.url))
+        presence.look()
+    for _ in range(LOOKS - 1):
+        presence.look()
+    with pytest.raises(StoppedError, match=r"the daemon at http://127.0.0.1:\d+ has stopped \(.*refused"):
+        presence.look()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("options", [[], ["--reload"]])
+def test_run_ends_with_its_daemon(servd: Command, tmp_path: Path, options: list[str]) -> None:
+    (servd.folder / "v2.yaml").write_text(V2_DOCUMENT)
+    command = [sys.executable, "-m", "servd.cli", "run", "v2.yaml", *options]
+    environment = {**servd.environment, "PYTHONPATH": str(FRUIT.parents[1])}
+    with Server(FakePlane(), AccessRules("127.0.0.1"), tmp_path).running() as server:
+        server.plane.instance = an_instance(running=True, applications=(an_application("a"),))
+        command += ["-a", server.url]
+        process = subprocess.Popen(
+            command, cwd=servd.folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        assert process.stdout is not None
+        assert any("Deployed application" in line for line in process.stdout)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert err.startswith(f"Error: the daemon at {server.url} has stopped (")
