@@ -41,6 +41,8 @@ class GraphDriver:
         ValueError: the adapter is no function, or one of its parameters has no annotation.
     """
 
+    __servd_driver__ = True
+
     def __init__(
         self,
         dags: "DeploymentHandle | RayServeDAGHandle | dict[str, DeploymentHandle | RayServeDAGHandle]",

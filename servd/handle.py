@@ -79,8 +79,8 @@ class _Handle:
         )
 
     def __getattr__(self: Self, name: str) -> Self:
-        # copy, pickle and inspect look for special names on everything
-        if name.startswith("_"):
+        # copy, pickle, inspect and notebooks look for special names on everything
+        if name.startswith("__") or (name.startswith("_") and name.endswith("_")):
             raise AttributeError(name)
         return self.options(method_name=name)
 

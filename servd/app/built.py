@@ -12,14 +12,16 @@ from dataclasses import field
 from types import MappingProxyType
 from typing import Any, Protocol
 
-from servd.app.deployment import DOCS_PATH_ATTRIBUTE, Application, Deployment, parts_of
+from servd.app.deployment import DOCS_PATH_ATTRIBUTE, DRIVER_ATTRIBUTE, Application, Deployment, own_member, parts_of
 from servd.app.graph_nodes import GraphNode, InputNode, InputPart, MethodNode
 from servd.app.options import checked_for_bind
+from servd.calls.pickling import with_replaced
 from servd.ground.ids import DeploymentID
 from servd.ground.names import check_name
 from servd.ground.quick_dataclass import dataclass
 from servd.wire.messages import BuiltDeployment
 
+_LEAVES = frozenset((str, bytes, int, float, bool, type(None)))
 LEGACY_HANDLES = ("RayServeHandle", "RayServeSyncHandle", "RayServeDeploymentHandle")
 
 
@@ -185,8 +187,9 @@ class _Walk:
             new_args, new_kwargs = (), {}
         else:
             styles = _Styles(deployment.func_or_class, args)
-            new_args = tuple(self._value(item, styles.of(index)) for index, item in enumerate(args))
-            new_kwargs = {key: self._value(item, styles.of(key)) for key, item in kwargs.items()}
+            value = self._driven if hasattr(deployment.func_or_class, DRIVER_ATTRIBUTE) else self._value
+            new_args = tuple(value(item, styles.of(index)) for index, item in enumerate(args))
+            new_kwargs = {key: value(item, styles.of(key)) for key, item in kwargs.items()}
         name = self._name(deployment)
         flat = deployment.options()
         flat._name, flat._init_args, flat._init_kwargs = name, new_args, new_kwargs
@@ -213,12 +216,35 @@ class _Walk:
         if isinstance(value, Application) and not _is_call(value):
             return self._handle(value, style)
         if isinstance(value, MethodNode | Application):
-            graph = _Graph()
-            self._compile(value, graph)
-            return self._maker.graph(tuple(graph.steps))
+            return self._graph(value)
         if isinstance(value, GraphNode):
             raise ValueError("an InputNode has a value only while a request runs: it cannot be bound to a constructor")
-        return map_containers(value, lambda item: self._value(item, style))
+        if type(value) in _LEAVES or inspect.isroutine(value) or inspect.isclass(value) or inspect.ismodule(value):
+            return value
+        changed = map_containers(value, lambda item: self._value(item, style))
+        return self._with_handles(value, style) if changed is value else changed
+
+    def _graph(self, root: MethodNode | Application) -> Any:
+        graph = _Graph()
+        self._compile(root, graph)
+        return self._maker.graph(tuple(graph.steps))
+
+    def _driven(self, value: Any, style: str) -> Any:
+        """As `_value`, for an ingress that calls what it holds with each request's input."""
+        if isinstance(value, Application) and not _is_call(value) and _takes_nothing(parts_of(value)[0]):
+            # a graph of one call without arguments: the input is for others
+            return self._graph(value)
+        changed = map_containers(value, lambda item: self._driven(item, style))
+        return self._value(value, style) if changed is value else changed
+
+    def _with_handles(self, value: Any, style: str) -> Any:
+        """A copy of an object that holds bound deployments in its attributes, with handles in their place."""
+        try:
+            return with_replaced(value, GraphNode, lambda node: self._value(node, style))
+        except TypeError as error:
+            raise ValueError(
+                f"an argument of a constructor holds a bound deployment, and handles can take its place only in a copy: {error}"
+            ) from error
 
     def _compile(self, node: MethodNode | Application, graph: _Graph) -> StepResult:
         if id(node) in graph.index:
@@ -249,6 +275,15 @@ class _Walk:
         if isinstance(value, Application):
             return self._handle(value, "")
         return map_containers(value, lambda item: self._argument(item, graph))
+
+
+def _takes_nothing(deployment: Deployment) -> bool:
+    """Whether its handler has no parameter, so that a request is served without its input."""
+    target: Any = deployment.func_or_class
+    handler = target if deployment.is_function else own_member(target, "__call__")
+    if not inspect.isfunction(handler):
+        return False
+    return len(inspect.signature(handler).parameters) == (0 if deployment.is_function else 1)
 
 
 def _is_call(bound: Application) -> bool:

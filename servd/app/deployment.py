@@ -30,8 +30,12 @@ SHUTDOWN_ATTRIBUTE = "__servd_shutdown__"
 """`async def (self)`, awaited before `__del__`: the ASGI application's lifespan end."""
 
 DOCS_PATH_ATTRIBUTE = "__servd_docs_path__"
-"""Class attribute: path of the interactive documentation below the route prefix, or None."""
+"""Class attribute: path of the interactive documentation below the route prefix, or None. Instances have their own once their
+application is made."""
 
+
+DRIVER_ATTRIBUTE = "__servd_driver__"
+"""Class attribute of ingresses that call the deployments they are bound to with what a request holds."""
 
 _SHOWN = (
     "num_replicas",
@@ -150,7 +154,7 @@ class Deployment:
         """This deployment with constructor arguments; bound deployments among them arrive as handles.
 
         Raises:
-            ValueError: `ray_actor_options` or `user_config` are wrong; all faults are listed.
+            ValueError: `ray_actor_options` are wrong; all faults are listed.
         """
         checked_for_bind(self._config)
         if not args and not kwargs:
@@ -241,15 +245,20 @@ class Application(GraphNode):
 
     def __getattr__(self, name: str) -> UnboundMethod:
         # copy, pickle and inspect look for special names on everything
-        if name.startswith("__") or name in ("bind", "_deployment"):
+        if (name.startswith("__") and name != "__call__") or name in ("bind", "_deployment"):
             raise AttributeError(f"an Application has no {name!r}: it is bound already")
-        target = self._deployment.func_or_class
-        if self._deployment.is_function or not callable(getattr(target, name, None)):
+        if self._deployment.is_function or not callable(own_member(self._deployment.func_or_class, name)):
             raise AttributeError(f"{self._deployment.name} has no method {name!r}")
         return UnboundMethod(self, name)
 
     def __repr__(self) -> str:
         return f"Application({self._deployment.name})"
+
+
+def own_member(target: Any, name: str) -> Any:
+    """What a class, or one that it inherits from, defines under a name; None if none does: every class can be called, by its
+    metaclass."""
+    return getattr(target, name) if any(name in vars(kind) for kind in inspect.getmro(target)) else None
 
 
 def parts_of(application: Application) -> tuple[Deployment, tuple[Any, ...], dict[str, Any]]:

@@ -32,7 +32,8 @@ def ingress(app: Any) -> Callable[..., type[Any]]:
 
     Args:
         app: a FastAPI application, an APIRouter, any ASGI callable; or a function without parameters that makes one, which
-            is called in each replica. The decorator called without a class makes one that has nothing but `app`.
+            is called in each replica. The decorator called without a class makes one that has nothing but `app`, and that can be
+            bound to anything.
 
     Raises:
         ValueError: the target is no class, or defines `__call__`.
@@ -41,7 +42,7 @@ def ingress(app: Any) -> Callable[..., type[Any]]:
 
     def decorate(target: type[Any] | None = None) -> type[Any]:
         if target is None:
-            target = type("ASGIIngressDeployment", (), {"__module__": __name__})
+            target = type("ASGIIngressDeployment", (_Arguments,), {"__module__": __name__})
         if not inspect.isclass(target):
             raise ValueError(f"`ingress` decorates a class, got {target!r}")
         if "__call__" in vars(target):
@@ -59,6 +60,13 @@ def ingress(app: Any) -> Callable[..., type[Any]]:
         return type(target.__name__, (target,), attributes)
 
     return decorate
+
+
+class _Arguments:
+    """What an ingress without a class of its own is bound to: the deployments among it become a part of the application."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.args, self.kwargs = args, kwargs
 
 
 async def _answer(self: Any, scope: Any, receive: Any, send: Any) -> None:
@@ -152,7 +160,11 @@ def _checked(app: Any, target: type[Any]) -> str | None:
     if _is_factory(app):
         return None
     routes = _class_routes(app)
-    path = getattr(app, "docs_url", None) if routes is None else routes.check_routes(app, target)
+    return _docs_path(app) if routes is None else routes.check_routes(app, target)
+
+
+def _docs_path(app: Any) -> str | None:
+    path = getattr(app, "docs_url", None)
     return path if isinstance(path, str) else None
 
 
@@ -167,6 +179,7 @@ def _own_app(instance: Any, *, alone: bool) -> Any:
         app = routes.own_app(app, type(instance), alone=alone or made_here)
         importlib.import_module("servd.app.encoders").teach_fastapi()
     instance.__dict__[_OWN_APP] = app
+    instance.__dict__[DOCS_PATH_ATTRIBUTE] = _docs_path(app)
     return app
 
 

@@ -159,10 +159,8 @@ def checked_for_bind(config: DeploymentConfig) -> DeploymentConfig:
     """The config with `ray_actor_options` in the form in which documents are stored: the decorator leaves them as written.
 
     Raises:
-        ValueError: `ray_actor_options` or `user_config` are wrong; all faults are listed.
+        ValueError: `ray_actor_options` are wrong; all faults are listed.
     """
-    if config.user_config is not None and not isinstance(config.user_config, dict):
-        raise ValueError(f"user_config must be a dict, got {type(config.user_config).__name__}")
     options = config.ray_actor_options
     if options is None:
         return config

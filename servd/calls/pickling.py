@@ -204,6 +204,68 @@ def _pickle(value: Any, keep: Callable[[pickle.PickleBuffer], bool] | None, kept
     return shipped
 
 
+class _Nowhere:
+    """A file that keeps nothing."""
+
+    def write(self, data: Any) -> int:
+        return len(data)
+
+
+def with_replaced(value: Any, kind: type[Any], replace: Callable[[Any], Any]) -> Any:
+    """A copy of `value` with `replace(item)` for each `kind` that is anywhere inside it; `value` itself where none is.
+
+    The way through objects is pickle's. What holds nothing but data, as arrays do, is not looked into.
+
+    Raises:
+        TypeError: there are such items, but `value` cannot be pickled, so no copy can be made.
+    """
+    scout = _scout_of(kind)
+    try:
+        # the buffers of what holds some stay where they are
+        scout(_Nowhere(), _PROTOCOL, buffer_callback=lambda _: None).dump(value)
+    except KeyboardInterrupt:
+        raise
+    # code of the user's, which may end the interpreter too
+    except BaseException as error:
+        if scout.found:
+            raise TypeError(f"cannot copy {name_of(type(value))}: {text_of(error)}") from error
+    if not scout.found:
+        return value
+    found: list[Any] = []
+
+    class _Writer(cloudpickle.Pickler):  # type: ignore[misc]
+        def persistent_id(self, item: Any) -> int | None:
+            if not issubclass(type(item), kind):
+                return None
+            found.append(replace(item))
+            return len(found) - 1
+
+    class _Reader(pickle.Unpickler):
+        def persistent_load(self, index: Any) -> Any:
+            return found[index]
+
+    data = io.BytesIO()
+    _Writer(data, _PROTOCOL).dump(value)
+    data.seek(0)
+    return _Reader(data).load()
+
+
+def _scout_of(kind: type[Any]) -> Any:
+    """A pickler class that notes in `found` whether it met one of `kind`."""
+
+    class _Scout(cloudpickle.Pickler):  # type: ignore[misc]
+        found = False
+
+        def persistent_id(self, item: Any) -> int | None:
+            if issubclass(type(item), kind):
+                _Scout.found = True
+                return 0
+            # gigabytes of weights, say: to write them anywhere takes its time
+            return 0 if hasattr(type(item), "__array__") else None
+
+    return _Scout
+
+
 def _exception_bytes(error: BaseException) -> bytes | None:
     """Bytes of which `_rebuild` makes an equal exception, None when nothing can."""
     # a future refuses StopIteration, and exits belong to the process that wanted them

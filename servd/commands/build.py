@@ -107,6 +107,9 @@ def _entry(deployment: Deployment, *, with_prefix: bool) -> dict[str, Any]:
         del given["num_replicas"]
     if with_prefix and not deployment.has_default_route_prefix:
         given["route_prefix"] = deployment.route_prefix
+    if not isinstance(given.get("user_config"), dict):
+        # documents take objects only; without the key the code's value holds
+        given.pop("user_config", None)
     entry = {"name": deployment.name}
     order = [*DeploymentSchema.key_order, *given]
     return {**entry, **{key: given[key] for key in dict.fromkeys(order) if key in given}}

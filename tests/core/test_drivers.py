@@ -105,6 +105,24 @@ def test_the_prefix_itself_is_answered() -> None:
     assert ask(app, "POST", "/fruit", root_path="/fruit", json={"x": 1}).json() == 1
 
 
+@servd.deployment
+def hello() -> str:
+    return "hello"
+
+
+@servd.deployment
+class Hello:
+    def __call__(self) -> str:
+        return "hello"
+
+
+@pytest.mark.usefixtures("local")
+@pytest.mark.parametrize("bound", [hello, Hello])
+def test_a_handler_without_parameter_is_called_without_the_input(bound: Any) -> None:
+    assert ask(DAGDriver.bind(bound.bind(), http_adapter=json_request), "POST", "/", json=1).json() == "hello"
+    assert ask(DAGDriver.bind({"/a": bound.bind()}), "GET", "/a").json() == "hello"
+
+
 @pytest.mark.usefixtures("local")
 def test_other_verbs() -> None:
     app = DAGDriver.bind(of("plain"), http_adapter=json_request)

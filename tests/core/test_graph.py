@@ -1,6 +1,10 @@
 """From bound deployments to built applications: names, order, handles, graphs; and graphs at work."""
 
 import asyncio
+import collections
+import dataclasses
+import functools
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -232,6 +236,71 @@ def test_parts_of_the_input(part: Any, args: Any, kwargs: Any, expected: int) ->
 @pytest.mark.usefixtures("local")
 def test_functions_without_arguments_are_handles_that_forward() -> None:
     assert servd.run(Graph.bind(double.bind()), local=True).remote(4).result(5) == 8
+
+
+@pytest.mark.usefixtures("local")
+def test_the_handler_of_a_bound_class_is_a_node_like_its_other_methods() -> None:
+    with InputNode() as inp:
+        app = Graph.bind(Leaf.bind(1).__call__.bind(inp))
+    assert servd.run(app, local=True).remote(4).result(5) == 40
+    for bound in (double.bind(), servd.deployment(type("Mute", (), {})).bind()):
+        with pytest.raises(AttributeError, match="no method '__call__'"):
+            bound.__call__  # noqa: B018 - asking for it is the matter
+
+
+@dataclasses.dataclass
+class Config:
+    model: Any
+    others: Any = None
+
+
+class Slotted:
+    __slots__ = ("model",)
+
+
+@pytest.mark.usefixtures("local")
+def test_bound_deployments_in_attributes_of_objects_become_handles() -> None:
+    leaf = Leaf.bind(1)
+    slotted = Slotted()
+    slotted.model = leaf
+    deep = Config(Config([leaf, {"a": functools.partial(print, leaf)}]), Config(collections.OrderedDict(x={1: leaf})))
+    found = built(Pair.bind(Config(leaf), slotted, more=deep))
+    assert list(found.deployments) == ["Leaf", "Pair"]
+    pair = found.deployments["Pair"]
+    first, second = pair.init_args
+    handles = [first.model, second.model, deep_of(pair.init_kwargs["more"])]
+    assert [handle.deployment_name for handle in handles] == ["app_Leaf"] * 3
+    assert isinstance(second.model, RayServeDeploymentHandle)
+    # what was bound stays as it is
+    assert deep_of(deep) is leaf
+    assert servd.run(Holder.bind(Config(leaf)), local=True).remote(4).result(5) == 5
+
+
+def deep_of(config: Any) -> Any:
+    inner = config.model.model
+    assert inner[1]["a"].args[0] == inner[0]
+    return config.others.model["x"][1]
+
+
+@servd.deployment
+class Holder:
+    def __init__(self, config: Config) -> None:
+        self.model = config.model
+
+    async def __call__(self, x: int) -> int:
+        return await self.model.add.remote(x)
+
+
+def test_objects_without_bound_deployments_are_bound_as_they_are() -> None:
+    class Odd:
+        def __reduce__(self) -> Any:
+            raise SystemExit("not to be pickled")
+
+    plain = [Config(1), Odd(), threading.Lock(), type, print, Config]
+    found = built(Pair.bind(plain, 2)).deployments["Pair"].init_args[0]
+    assert all(one is other for one, other in zip(found, plain, strict=True))
+    with pytest.raises(ValueError, match=r"only in a copy: cannot copy Config: .*lock"):
+        built(Pair.bind(Config(Leaf.bind(), threading.Lock()), 2))
 
 
 @servd.deployment

@@ -442,12 +442,15 @@ async def test_a_factory_makes_the_application_in_the_replica() -> None:
     kind = ingress(factory)()
     deployment = servd.deployment(kind)
     assert deployment.name == "ASGIIngressDeployment"
+    built = servd.build(deployment.bind(servd.deployment(Other).bind(), more=1))
+    assert list(built.deployments) == ["Other", "ASGIIngressDeployment"]
     assert made_apps == []
-    made = kind()
+    made = kind(1, more=2)
     await made.__servd_startup__()
     async with client_of(made) as client:
         assert (await client.get("/")).json() == {"x": [0, 1]}
     assert len(made_apps) == 1
+    assert (kind.__servd_docs_path__, made.__servd_docs_path__) == (None, "/docs")
     await made.__servd_shutdown__()
 
 
