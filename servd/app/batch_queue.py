@@ -7,10 +7,15 @@ from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
+from servd.app.batch_measures import measures_of
 from servd.app.batch_options import BatchOptions
 from servd.calls.request_context import RequestContext, current_request
 from servd.exceptions import ServdError
+from servd.ground.clock import SystemClock
 from servd.observability.described import for_future, summary_of
+
+# a loop's own clock stands still within a turn
+_now = SystemClock().now
 
 
 class StreamEnd:
@@ -65,6 +70,11 @@ class BatchQueue:
         self._is_due = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._elsewhere: dict[asyncio.AbstractEventLoop, BatchQueue] = {}
+        self._measures = measures_of(self._name)
+        self._measures.queues.add(self)
+
+    def __len__(self) -> int:
+        return len(self._waiting)
 
     def __repr__(self) -> str:
         return f"BatchQueue({self._name}, waiting={len(self._waiting)}, running={len(self._running)})"
@@ -111,6 +121,8 @@ class BatchQueue:
                 self._timer = loop.call_at(due, self._schedule)
                 return
             batch = [self._waiting[index] for index in chosen]
+            self._measures.sizes.add(len(batch))
+            self._measures.waits_ms.add(1000 * max(loop.time() - self._arrivals[chosen[0]], 0.0))
             if chosen[-1] < len(chosen):
                 del self._waiting[: len(chosen)], self._arrivals[: len(chosen)]
             else:
@@ -167,6 +179,7 @@ class BatchQueue:
     async def _run(self, batch: list[BatchCall]) -> None:
         request = _request_of(batch)
         current_request.set(request)
+        began = _now()
         # code that catches everything must not end the queue, so neither may its cancellation
         try:
             if self._streams:
@@ -180,6 +193,7 @@ class BatchQueue:
             for call in batch:
                 _fail(call, failure)
         finally:
+            self._measures.runs_ms.add(1000 * (_now() - began))
             request.end()
 
     async def _run_once(self, batch: list[BatchCall]) -> None:

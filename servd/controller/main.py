@@ -23,7 +23,6 @@ from servd.controller.executor import Executor
 from servd.controller.fact_store import FactStore, fact_files
 from servd.controller.fork_server_lines import ForkServerLines
 from servd.controller.goal_store import GoalStore
-from servd.controller.metric_sums import replica_health
 from servd.controller.metrics_desk import FILE_NAME as METRICS_FILE
 from servd.controller.metrics_desk import MetricsDesk
 from servd.controller.metrics_port import MetricsPort
@@ -33,6 +32,7 @@ from servd.controller.plan.observed import Observed
 from servd.controller.plan.status import Identity, is_serving
 from servd.controller.process_news import ProcessNews
 from servd.controller.stack_requests import StackRequests
+from servd.controller.status_metrics import status_metrics
 from servd.controller.supervisor import Supervisor
 from servd.daemon import tls
 from servd.daemon.keepsake import Keepsake
@@ -234,7 +234,13 @@ class _Controller:
 
     def _metrics_desk(self, server: ControlServer, observed: Observed) -> MetricsDesk:
         path = os.path.join(self._settings.socket_dir, METRICS_FILE)
-        return MetricsDesk(path, self._clock, server.hellos, server.send, lambda: replica_health(observed))
+        return MetricsDesk(
+            path,
+            self._clock,
+            server.hellos,
+            server.send,
+            lambda: status_metrics(observed, self._clock.now()),
+        )
 
     async def _serve_metrics(self) -> None:
         if self._metrics_listener is not None:

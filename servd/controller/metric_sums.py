@@ -9,11 +9,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from servd.controller.plan.observed import Observed
-from servd.ground.ids import DeploymentID
-from servd.ground.states import ROUTABLE
-from servd.observability import measures
-from servd.observability.measures import CONTRACT, GAUGE, HISTOGRAM, MAXIMA, Pairs, labelled
+from servd.observability.measures import CONTRACT, GAUGE, HISTOGRAM, MAXIMA, Pairs
 from servd.wire.messages import MetricFamily
 
 KEEP_S = 3600.0
@@ -70,23 +66,6 @@ def _added(family: MetricFamily, known: Any, value: Any) -> Any:
     if family.kind == HISTOGRAM:
         return known[0] + value[0], tuple(a + b for a, b in zip(known[1], value[1], strict=True))
     return max(known, value) if family.name in MAXIMA else known + value
-
-
-def replica_health(observed: Observed) -> list[MetricFamily]:
-    """Which replicas are well: one sample per living replica that has started."""
-    samples = [
-        (
-            labelled(
-                deployment=DeploymentID(replica.app, replica.deployment).full_name,
-                replica=replica.replica_id,
-                application=replica.app,
-            ),
-            int(replica.health_failures == 0),
-        )
-        for replica in observed.replicas.values()
-        if replica.state in ROUTABLE
-    ]
-    return [measures.family("serve_deployment_replica_healthy", samples)]
 
 
 def remains(families: Iterable[MetricFamily]) -> tuple[tuple[MetricFamily, ...], tuple[MetricFamily, ...]]:

@@ -33,11 +33,38 @@ CONTRACT: dict[str, tuple[str, str]] = {
     "serve_num_multiplexed_models": (GAUGE, "Models that the replica holds."),
     "serve_multiplexed_models_load_counter": (COUNTER, "Loads of models."),
     "serve_multiplexed_models_unload_counter": (COUNTER, "Unloads of models."),
+    "serve_application_status": (
+        GAUGE,
+        "Status of the application: 1 DEPLOY_FAILED, 3 NOT_STARTED, 4 DELETING, 5 DEPLOYING, 6 RUNNING.",
+    ),
+    "serve_deployment_status": (
+        GAUGE,
+        "Status of the deployment: 2 UNHEALTHY, 3 UPDATING, 4 more replicas are on their way, 5 fewer, 6 HEALTHY.",
+    ),
+    "serve_proxy_status": (GAUGE, "Status of the proxy: 1 STARTING, 2 HEALTHY, 3 UNHEALTHY, 4 DRAINING."),
+    "serve_replica_utilization_percent": (GAUGE, "Requests that run in the replica, in hundredths of what it may run."),
+    "serve_replica_startup_latency_ms": (GAUGE, "Time from the order to start the replica until it was ready."),
+    "serve_health_check_latency_ms": (GAUGE, "How long the replica's last health check took."),
+    "serve_health_check_failures": (COUNTER, "Health checks of the replica that failed."),
+    "serve_autoscaling_target_replicas": (GAUGE, "Replicas that the autoscaled deployment shall have now."),
+    "serve_autoscaling_desired_replicas": (
+        GAUGE,
+        "Replicas that the load of the deployment asks for, before bounds and delays.",
+    ),
+    "serve_autoscaling_total_requests": (
+        GAUGE,
+        "Requests of the deployment, running and waiting, as the autoscaler counts.",
+    ),
+    "serve_batches_processed": (COUNTER, "Batches that were run."),
+    "serve_actual_batch_size": (HISTOGRAM, "Items of the batches that were run."),
+    "serve_batch_wait_time_ms": (HISTOGRAM, "How long the oldest item of a batch waited until it was run."),
+    "serve_batch_execution_time_ms": (HISTOGRAM, "How long batches took to run."),
+    "serve_batch_queue_length": (GAUGE, "Items that wait for a batch."),
     "serve_deployment_queue_age_s": (GAUGE, "How long the oldest of the waiting requests has waited."),
     "serve_event_loop_lag_ms": (GAUGE, "Longest delay of a process's event loop within the last 10 to 20 s."),
     "serve_proxy_connections": (GAUGE, "Client connections that are open."),
 }
-"""Name -> kind and help. The last three are servd's own."""
+"""Name -> kind and help. Those from `serve_application_status` on are of later releases, the last three servd's own."""
 
 MAXIMA = frozenset(("serve_deployment_queue_age_s", "serve_event_loop_lag_ms"))
 """Gauges of which the greatest counts where several processes give one; others are added."""

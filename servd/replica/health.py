@@ -8,10 +8,13 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from servd.ground.clock import SystemClock
 from servd.observability.described import for_future, summary_of
 from servd.observability.tracebacks import user_traceback
 
 _JITTER = 0.1
+# a loop's own clock stands still within a turn
+_now = SystemClock().now
 
 
 class HealthChecks:
@@ -24,6 +27,9 @@ class HealthChecks:
         main_loop: of the user's code.
         on_verdict: called after each check with the consecutive failures (0 = well) and the last one's text.
         further: what else speaks against it, "" for nothing; it gets the time-out, seconds.
+
+    Attributes:
+        failed: checks that failed. last_s: how long the last one took, None before the first; any thread may ask for both.
     """
 
     def __init__(
@@ -40,16 +46,19 @@ class HealthChecks:
         self._main_loop = main_loop
         self._check = check
         self._on_verdict = on_verdict
-        self.period_s = period_s
-        self.timeout_s = timeout_s
+        self._period_s = period_s
+        self._timeout_s = timeout_s
+        self._change: asyncio.Future[None] | None = None
         self._rng = rng or random.Random()
         self._further = further
         self._failures = 0
+        self.failed = 0
+        self.last_s: float | None = None
         self._thread: _CheckThread | None = None
         self._pending: asyncio.Future[Any] | None = None
 
     def __repr__(self) -> str:
-        return f"HealthChecks(failures={self._failures}, every={self.period_s}s, limit={self.timeout_s}s)"
+        return f"HealthChecks(failures={self._failures}, every={self._period_s}s, limit={self._timeout_s}s)"
 
     async def first(self) -> None:
         """The check that ends the start-up; raises what it raises."""
@@ -61,25 +70,41 @@ class HealthChecks:
         loop = asyncio.get_running_loop()
         try:
             while True:
-                began = loop.time()
-                message = await self._verdict() or self._further(self.timeout_s)
+                began, begun_at = loop.time(), _now()
+                message = await self._verdict(began) or self._further(self._timeout_s)
+                self.last_s = _now() - begun_at
                 self._failures = self._failures + 1 if message else 0
+                self.failed += bool(message)
                 self._on_verdict(self._failures, message)
-                pause = self.period_s * self._rng.uniform(1 - _JITTER, 1 + _JITTER)
-                await asyncio.sleep(max(0.0, began + pause - loop.time()))
+                jitter = self._rng.uniform(1 - _JITTER, 1 + _JITTER)
+                while (pause := began + self._period_s * jitter - loop.time()) > 0:
+                    await self._wait((), pause)
         finally:
             if self._pending is not None:
                 self._pending.cancel()
 
-    async def _verdict(self) -> str:
+    def set_times(self, period_s: float, timeout_s: float) -> None:
+        """Use these from now on, also for the pause and the check that are under way."""
+        self._period_s, self._timeout_s = period_s, timeout_s
+        if self._change is not None and not self._change.done():
+            self._change.set_result(None)
+
+    async def _wait(self, futures: tuple[asyncio.Future[Any], ...], limit_s: float) -> None:
+        """Return when one of these is done, after `limit_s`, or when there are new times."""
+        self._change = asyncio.get_running_loop().create_future()
+        await asyncio.wait((*futures, self._change), timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+
+    async def _verdict(self, began: float) -> str:
         """Text of the failure, "" when well."""
         if self._pending is None:
             self._pending = asyncio.ensure_future(self._begin())
-        done, _ = await asyncio.wait({self._pending}, timeout=self.timeout_s)
-        if not done:
+        loop = asyncio.get_running_loop()
+        while not self._pending.done() and (left := began + self._timeout_s - loop.time()) > 0:
+            await self._wait((self._pending,), left)
+        if not self._pending.done():
             # it stays pending: there is no second check beside one that hangs, but each period counts
             what = "the health check" if self._check is not None else "the replica's event loop"
-            return f"{what} gave no answer within {self.timeout_s:g} s"
+            return f"{what} gave no answer within {self._timeout_s:g} s"
         ended, self._pending = self._pending, None
         if ended.cancelled():
             return "the health check was cancelled"

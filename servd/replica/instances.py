@@ -21,12 +21,15 @@ def has_hooks_on_thread(deployment: Deployment) -> bool:
 
 
 async def new_instance(
-    deployment: Deployment, on_thread: Callable[[Callable[[], Any]], Awaitable[Any]] | None = None
+    deployment: Deployment,
+    on_thread: Callable[[Callable[[], Any]], Awaitable[Any]] | None = None,
+    on_made: Callable[[Any], None] = lambda _: None,
 ) -> Any:
     """A fresh instance of a deployment's class.
 
     Args:
         on_thread: runs a sync constructor elsewhere; None: here, on the loop's thread.
+        on_made: told an instance whose async constructor is about to run.
 
     Raises:
         BaseException: whatever the constructor raises.
@@ -35,6 +38,7 @@ async def new_instance(
     args, kwargs = deployment.init_args, deployment.init_kwargs
     if inspect.iscoroutinefunction(target.__init__):
         instance = target.__new__(target, *args, **kwargs)
+        on_made(instance)
         await instance.__init__(*args, **kwargs)
         return instance
     if on_thread is not None:

@@ -86,10 +86,14 @@ class Replica:
         """Start, serve until told to drain, drain; the process's exit code."""
         self._warden.start()
         install_process(self._caller, self._loop, socket_dir=self._start.socket_dir)
-        try:
-            user = await self._start_up()
-        # whatever the start raises, `sys.exit()` in a constructor included, is told and ends the process
-        except BaseException as error:
+        starting = self._loop.create_task(self._started())
+        await asyncio.wait((starting, self._drain_limit_s), return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            await self._end_early(starting)
+            return 0
+        user = starting.result()
+        if not isinstance(user, UserCallable):
+            error = user
             text = str(error) if issubclass(type(error), DeployError | TransportError) else user_traceback(error)
             logger.error("start_failed\n%s", text)
             self._warden.report(phase=ReplicaPhase.FAILED, error=text)
@@ -97,7 +101,7 @@ class Replica:
             self._warden.flush(_LAST_WORDS_S)
             return 1
         self._loop.add_signal_handler(signal.SIGTERM, self._begin_drain, self._goal.graceful_shutdown_timeout_s)
-        self._warden.report(phase=ReplicaPhase.RUNNING, applied=self._applied)
+        self._warden.report(phase=ReplicaPhase.RUNNING, applied=self._applied, docs_path=user.docs_path)
         self._warden.watch_health()
         logger.info("replica_running")
         # what came while it was starting
@@ -105,6 +109,28 @@ class Replica:
         limit_s = await self._drain_limit_s
         await self._drain(user, limit_s)
         return 0
+
+    async def _started(self) -> UserCallable | BaseException:
+        try:
+            return await self._start_up()
+        # whatever the start raises, `sys.exit()` in a constructor included, is told and ends the process
+        except BaseException as error:
+            return error
+
+    async def _end_early(self, starting: asyncio.Task[Any]) -> None:
+        """Told to end while a hook waits: it is cancelled, and the instance's `__del__` called."""
+        logger.info("stopped_while_starting")
+        self._warden.report(phase=ReplicaPhase.DRAINING)
+        starting.cancel()
+        assert self._user is not None
+        try:
+            async with asyncio.timeout(self._drain_limit_s.result()):
+                await asyncio.wait([starting])
+                await self._user.close()
+        except TimeoutError:
+            logger.warning("start_not_ended")
+        self._caller.close()
+        self._warden.flush()
 
     async def _start_up(self) -> UserCallable:
         start = self._start
@@ -122,6 +148,7 @@ class Replica:
             on_end=noter(self._journal),
             clock=self._clock,
         )
+        self._user = user
         # a request that ends: what is held for it is free once the replica runs, though this task goes on
         starting = RequestContext()
         outside = current_request.set(starting)
@@ -133,7 +160,6 @@ class Replica:
             current_request.reset(outside)
             starting.end()
         await self._warden.first_check(user.health_check)
-        self._user = user
         target = deployment.func_or_class
         self._needs_threads = not hasattr(target, ASGI_ATTRIBUTE) and needs_thread(target)
         self._server = ReplicaServer(
@@ -197,6 +223,11 @@ class Replica:
             return False
         return bool(self._user.threads.waiting or self._server.admission.tickets)
 
+    @property
+    def can_end_early(self) -> bool:
+        """Whether an instance waits in one of its hooks for something that may never come."""
+        return self._user is not None and self._user.can_close
+
     def hold(self, is_held: bool) -> None:
         """Send new requests elsewhere while all threads are occupied for long, if each of them needs one."""
         if self._server is not None and self._needs_threads:
@@ -204,7 +235,7 @@ class Replica:
 
     def metrics(self) -> list[MetricFamily]:
         """What this process has counted."""
-        return replica_metrics(self._start, self._journal, self.ongoing, self._caller, self._lag)
+        return replica_metrics(self._start, self._journal, self.ongoing, self._caller, self._lag, self._warden.health)
 
     def apply_routing(self, routing: Routing) -> None:
         """Take over the controller's routing."""
@@ -233,6 +264,8 @@ class Replica:
             self._journal.configure(logs.configure(goal.logging_config))
         self._goal = goal
         if self._server is None:
+            if goal.drain and self.can_end_early:
+                self._begin_drain(goal.graceful_shutdown_timeout_s)
             return
         if goal.drain:
             self._begin_drain(goal.graceful_shutdown_timeout_s)

@@ -6,11 +6,12 @@ from servd.calls.caller import Caller
 from servd.ground.ids import DeploymentID
 from servd.observability.journal import Journal
 from servd.observability.measures import LoopLag, family, labelled, replica_families
+from servd.replica.health import HealthChecks
 from servd.wire.messages import MetricFamily, ReplicaStart
 
 
 def replica_metrics(
-    start: ReplicaStart, journal: Journal, ongoing: int, caller: Caller, lag: LoopLag
+    start: ReplicaStart, journal: Journal, ongoing: int, caller: Caller, lag: LoopLag, health: HealthChecks | None
 ) -> list[MetricFamily]:
     """The metrics of a replica, its user's included; any thread may ask."""
     full_name = DeploymentID(start.app, start.deployment).full_name
@@ -23,7 +24,13 @@ def replica_metrics(
         *replica_families(journal.series(), **tags),
         *caller.metrics(),
     ]
-    # most replicas load neither of these modules
+    if health is not None and health.last_s is not None:
+        found.append(family("serve_health_check_latency_ms", [(pairs, 1000 * health.last_s)]))
+        found.append(family("serve_health_check_failures", [(pairs, health.failed)] if health.failed else []))
+    # most replicas load none of these modules
+    batches = sys.modules.get("servd.app.batch_measures")
+    if batches is not None:
+        found += batches.batch_metrics(**tags)
     multiplex = sys.modules.get("servd.app.model_pool")
     if multiplex is not None:
         found += multiplex.model_metrics(**tags)

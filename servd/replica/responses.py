@@ -4,8 +4,8 @@ from enum import Enum
 from typing import Any
 
 from servd.app.json_text import json_text
-from servd.exceptions import BackPressureError, DeploymentUnavailableError
-from servd.observability.described import text_of
+from servd.exceptions import BackPressureError, DeploymentUnavailableError, UserCodeError
+from servd.observability.described import summary_of, text_of
 from servd.observability.tracebacks import user_traceback
 
 Headers = tuple[tuple[bytes, bytes], ...]
@@ -62,3 +62,13 @@ def error_response(error: BaseException) -> Answer:
         return kind.status_code, _RETRY_LATER, text_of(error).encode(errors="replace")
     text = f"Unexpected error, traceback: {user_traceback(error)}"
     return 500, UTF8_TEXT, text.encode(errors="replace")
+
+
+def body_message(item: Any) -> dict[str, Any]:
+    """The ASGI message that streams one item of a generator."""
+    return {"type": "http.response.body", "body": chunk_body(item), "more_body": True}
+
+
+def exit_error(error: BaseException) -> UserCodeError:
+    """User code: `sys.exit()`, or an error of its own that is no `Exception`, fails one request, not its replica."""
+    return UserCodeError(f"the handler raised {summary_of(error)}")

@@ -30,6 +30,11 @@ class SyncThreads:
         """Jobs that wait for a thread; any thread may ask."""
         return len(self._waiting)
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a job runs; any thread may ask."""
+        return bool(self._begun)
+
     def occupied(self) -> tuple[float, int] | None:
         """Since when every thread is at one job, and the thread that is longest at its; None while one is free.
 

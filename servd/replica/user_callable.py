@@ -6,22 +6,22 @@ import inspect
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from servd.app.deployment import ASGI_ATTRIBUTE, SHUTDOWN_ATTRIBUTE, STARTUP_ATTRIBUTE, Deployment
+from servd.app.deployment import ASGI_ATTRIBUTE, DOCS_PATH_ATTRIBUTE, SHUTDOWN_ATTRIBUTE, STARTUP_ATTRIBUTE, Deployment
 from servd.calls.replica_context import ReplicaContext
 from servd.calls.request_context import RequestContext
-from servd.exceptions import RayServeException, UserCodeError
+from servd.exceptions import RayServeException
 from servd.ground.clock import Clock, SystemClock
-from servd.observability.described import summary_of
 from servd.replica.asgi import call_with_request
 from servd.replica.exchange import WHOLE_BYTES, HttpExchange
 from servd.replica.instances import has_hooks_on_thread, new_instance
 from servd.replica.methods import ON_REPLICA_START, Method, is_generator, method_of, public_methods
-from servd.replica.responses import UTF8_TEXT, chunk_body, value_response
+from servd.replica.responses import UTF8_TEXT, body_message, exit_error, value_response
 from servd.replica.sync_threads import SyncThreads
 
 _END = object()
@@ -46,6 +46,9 @@ class UserCallable:
 
     Args:
         owns_process: there is no other instance in this process, as in a replica.
+
+    Attributes:
+        docs_path: of the documentation that the instance serves, "" without one.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class UserCallable:
         self._methods: dict[str, Method] = {}
         self._hooks_on_thread = has_hooks_on_thread(deployment)
         self._instance: Any = None
+        self.docs_path = ""
         self._entry: Method | None = None
         self._asgi: Callable[..., Awaitable[None]] | None = None
         self._on_end = on_end
@@ -95,8 +99,9 @@ class UserCallable:
             self._entry = method_of("__call__", self._target)
         else:
             on_thread = self.threads.run_first if self._hooks_on_thread else None
-            instance = await new_instance(self._deployment, on_thread) if preloaded is None else preloaded
-            await self._start_instance(instance)
+            if preloaded is None:
+                preloaded = await new_instance(self._deployment, on_thread, partial(setattr, self, "_instance"))
+            await self._start_instance(preloaded)
         self._context.servable_object = self._instance
 
     async def _start_instance(self, instance: Any) -> None:
@@ -108,6 +113,7 @@ class UserCallable:
         self._asgi = getattr(self._instance, ASGI_ATTRIBUTE, None)
         if startup := getattr(self._instance, STARTUP_ATTRIBUTE, None):
             await startup(alone=self._owns_process)
+        self.docs_path = getattr(instance, DOCS_PATH_ATTRIBUTE, None) or ""
 
     async def reconfigure(self, user_config: Any) -> None:
         """Give the instance its `user_config`: waits for running requests, holds new ones meanwhile.
@@ -141,6 +147,11 @@ class UserCallable:
     def health_check(self) -> Callable[[], Any] | None:
         """The bound `check_health` of the user, if there is one; a coroutine function belongs on the main loop."""
         return None if self._deployment.is_function else getattr(self._instance, "check_health", None)
+
+    @property
+    def can_close(self) -> bool:
+        """Whether there is an instance, if only half made, and none of its hooks occupies a thread; any thread may ask."""
+        return self._instance is not None and not self.threads.is_busy
 
     async def close(self) -> None:
         """End the ASGI application, then call the user's `__del__`; what they raise is logged. Once."""
@@ -191,7 +202,7 @@ class UserCallable:
         except (Exception, asyncio.CancelledError):
             raise
         except BaseException as error:
-            raise _exit_error(error) from error
+            raise exit_error(error) from error
         finally:
             self._running -= 1
             if not self._running and self._idle is not None:
@@ -232,7 +243,7 @@ class UserCallable:
         except (Exception, asyncio.CancelledError):
             raise
         except BaseException as error:
-            raise _exit_error(error) from error
+            raise exit_error(error) from error
         finally:
             self._leave(method, succeeded, began)
 
@@ -268,7 +279,7 @@ class UserCallable:
         except (Exception, asyncio.CancelledError, GeneratorExit):
             raise
         except BaseException as error:
-            raise _exit_error(error) from error
+            raise exit_error(error) from error
         finally:
             self._leave(method, succeeded, began)
 
@@ -302,9 +313,9 @@ class UserCallable:
             first = await anext(items, _END)
             await exchange.send({"type": "http.response.start", "status": 200, "headers": UTF8_TEXT})
             if first is not _END:
-                await exchange.send(_body(first))
+                await exchange.send(body_message(first))
                 async for item in items:
-                    await exchange.send(_body(item))
+                    await exchange.send(body_message(item))
             await exchange.send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _items(self, generator: Any, own: contextvars.Context) -> AsyncGenerator[Any, None]:
@@ -349,8 +360,8 @@ class UserCallable:
             return Method(name, serve, "async", True)
         if name == "__call__" and self._entry is not None:
             return self._entry
-        is_public = not name.startswith("_") and not self._deployment.is_function
-        function = getattr(self._instance, name, None) if is_public else None
+        is_own = not name.startswith("__") and not self._deployment.is_function
+        function = getattr(self._instance, name, None) if is_own else None
         if not callable(function):
             raise RayServeException(
                 f"{self._deployment.name} has no method {name!r}; its public methods are: "
@@ -387,12 +398,3 @@ class UserCallable:
                 self._released = asyncio.get_running_loop().create_future()
             # one waiter that is cancelled must not cancel the others
             await asyncio.shield(self._released)
-
-
-def _body(item: Any) -> dict[str, Any]:
-    return {"type": "http.response.body", "body": chunk_body(item), "more_body": True}
-
-
-def _exit_error(error: BaseException) -> UserCodeError:
-    """User code: `sys.exit()`, or an error of its own that is no `Exception`, fails one request, not its replica."""
-    return UserCodeError(f"the handler raised {summary_of(error)}")

@@ -45,6 +45,9 @@ STUCK_AFTER_S = 5.0
 ADDRESS_PERIOD_S = 1.0
 """How often to look whether the replica's socket is still there."""
 
+EARLY_END_S = 1.0
+"""How long the main thread may take to notice that its start is to end."""
+
 MEMORY_STEP_BYTES = 1024 * 1024
 """A change of the memory in use is worth a report from here on."""
 
@@ -88,6 +91,11 @@ class Ward(Protocol):
         """Whether requests can get nowhere here now: they had better go elsewhere."""
         ...
 
+    @property
+    def can_end_early(self) -> bool:
+        """Whether its start could be broken off so that the instance is told; read from the warden's thread."""
+        ...
+
     def address_is_gone(self) -> None:
         """The replica's socket was removed, and its directory can take another."""
         ...
@@ -124,7 +132,7 @@ class Warden:
         self._subscribed = Subscribe(())
         self._caller_report: CallerReport | None = None
         self._caller_said: CallerReport | None = None
-        self._health: HealthChecks | None = None
+        self.health: HealthChecks | None = None
         self._own_process: Any = None
         self._are_threads_stuck = False
         self._address_at = 0.0
@@ -164,7 +172,7 @@ class Warden:
         """Run the check that ends the start-up; raises what it raises. To be awaited on the main loop."""
         assert self._loop is not None
         goal = self._start.goal
-        self._health = HealthChecks(
+        self.health = HealthChecks(
             self._main_loop,
             check,
             self._on_verdict,
@@ -173,18 +181,18 @@ class Warden:
             further=self._threads_verdict,
         )
         if check is not None:
-            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._health.first(), self._loop))
+            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self.health.first(), self._loop))
 
     def watch_health(self) -> None:
         """Check periodically from now on; `first_check` comes before."""
-        assert self._health is not None
+        assert self.health is not None
         assert self._loop is not None
-        asyncio.run_coroutine_threadsafe(self._health.run(), self._loop)
+        asyncio.run_coroutine_threadsafe(self.health.run(), self._loop)
 
     def set_health_times(self, period_s: float, timeout_s: float) -> None:
-        """Use these from the next check on."""
-        if self._health is not None:
-            self._health.period_s, self._health.timeout_s = period_s, timeout_s
+        """Use these from now on."""
+        if self.health is not None:
+            self._in_loop(self.health.set_times, period_s, timeout_s)
 
     def send_metrics(self) -> None:
         """Send what was counted, before the process ends."""
@@ -252,8 +260,9 @@ class Warden:
         if isinstance(message, ReplicaGoal):
             if message.drain and self._report.phase == ReplicaPhase.STARTING:
                 # nobody waits for it, and the constructor may take minutes
-                logger.info("stopped_while_starting")
-                descendants.leave(0)
+                if not self._ward.can_end_early:
+                    self._leave_start()
+                asyncio.get_running_loop().call_later(EARLY_END_S, self._leave_start)
             self._in_main(self._ward.set_goal, message)
         elif isinstance(message, Routing):
             self._in_main(self._ward.apply_routing, message)
@@ -261,6 +270,12 @@ class Warden:
             self._send_metrics(message.request_id)
         elif isinstance(message, StackWish):
             self._link.send(StackReport(message.request_id, stacks(self._main_loop)))
+
+    def _leave_start(self) -> None:
+        """End the process, unless the main thread has ended the start itself."""
+        if self._report.phase == ReplicaPhase.STARTING:
+            logger.info("stopped_while_starting")
+            descendants.leave(0)
 
     def _send_metrics(self, request_id: int) -> None:
         self._link.send(MetricsReport(request_id, tuple(self._ward.metrics())))

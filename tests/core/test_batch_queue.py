@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from servd.app.batch_measures import batch_metrics
 from servd.batching import batch
 
 
@@ -71,3 +72,32 @@ async def test_a_stop_iteration_in_the_list_is_one_callers() -> None:
     bad, *good = await asyncio.gather(ends(0), ends(1), ends(2), return_exceptions=True)
     assert good == [1, 2]
     assert isinstance(bad, RuntimeError)
+
+
+async def test_batches_are_measured() -> None:
+    gate = asyncio.Event()
+
+    @batch(max_batch_size=2)
+    async def measured(items: list[int]) -> list[int]:
+        await gate.wait()
+        return items
+
+    calls = asyncio.gather(*(measured(item) for item in range(3)))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+
+    def told() -> dict[str, Any]:
+        name = "test_batches_are_measured.<locals>.measured"
+        return {
+            family.name.removeprefix("serve_"): dict(family.samples)[("replica", "r"), ("function_name", name)]
+            for family in batch_metrics(replica="r")
+        }
+
+    assert (told()["batch_queue_length"], told()["batches_processed"]) == (1, 0)
+    gate.set()
+    assert await calls == [0, 1, 2]
+    found = told()
+    assert (found["batch_queue_length"], found["batches_processed"]) == (0, 2)
+    total, buckets = found["actual_batch_size"]
+    assert (total, buckets[:3]) == (3, (1, 1, 0))
+    assert all(sum(found[name][1]) == 2 for name in ("batch_wait_time_ms", "batch_execution_time_ms"))

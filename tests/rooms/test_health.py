@@ -11,6 +11,8 @@ from servd.observability.described import name_of
 from servd.replica.health import HealthChecks
 from tests.odd_errors import KINDS
 
+checks_made: list[HealthChecks] = []
+
 
 async def verdicts_of(check: Any, count: int, timeout_s: float = 5.0) -> list[tuple[int, str]]:
     found: list[tuple[int, str]] = []
@@ -23,6 +25,7 @@ async def verdicts_of(check: Any, count: int, timeout_s: float = 5.0) -> list[tu
 
     loop = asyncio.get_running_loop()
     checks = HealthChecks(loop, check, note, period_s=0.001, timeout_s=timeout_s)
+    checks_made.append(checks)
     task = asyncio.create_task(checks.run())
     await asyncio.wait_for(enough.wait(), 5)
     task.cancel()
@@ -43,6 +46,7 @@ async def test_health_failures_add_up_and_a_success_resets() -> None:
     log: list[str] = []
     found = await verdicts_of(failing([True, True, False, True, *[False] * 999], log), 4)
     assert [failures for failures, _ in found] == [1, 2, 0, 1]
+    assert (checks_made[-1].failed, checks_made[-1].last_s is not None) == (3, True)
     assert "ValueError: ill" in found[0][1]
     assert set(log) == {"health-check"}
 
@@ -85,6 +89,29 @@ async def test_a_check_that_hangs_counts_and_is_not_doubled() -> None:
     assert [failures for failures, _ in found] == [1, 2, 3]
     assert "no answer within 0.01 s" in found[0][1]
     assert begun == [1]
+
+
+@pytest.mark.parametrize("hangs", [False, True], ids=["pause", "check"])
+async def test_shorter_times_hold_for_the_pause_and_the_check_that_are_under_way(hangs: bool) -> None:
+    said = asyncio.Event()
+
+    async def check() -> None:
+        if hangs:
+            await asyncio.Event().wait()
+
+    def note(_failures: int, _message: str) -> None:
+        said.set()
+
+    checks = HealthChecks(asyncio.get_running_loop(), check, note, period_s=600.0, timeout_s=600.0)
+    task = asyncio.create_task(checks.run())
+    if not hangs:
+        await asyncio.wait_for(said.wait(), 5)
+        said.clear()
+    await asyncio.sleep(0)
+    checks.set_times(0.01, 0.01)
+    await asyncio.wait_for(said.wait(), 5)
+    task.cancel()
+    await asyncio.wait([task])
 
 
 async def test_without_a_check_a_turning_loop_is_well() -> None:

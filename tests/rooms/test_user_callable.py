@@ -162,7 +162,8 @@ class Many:
     def stops(self) -> None:
         raise StopIteration
 
-    def _private(self) -> None: ...
+    def _private(self) -> str:
+        return "mine"
 
 
 async def test_http_and_handle_calls() -> None:
@@ -170,6 +171,7 @@ async def test_http_and_handle_calls() -> None:
     assert (await answer(user)).body == b"1 the body"
     assert await call(user, "plain", 3) == 3
     assert await call(user, "sync", 3) == "3 sync-handler-0"
+    assert await call(user, "_private") == "mine"
     assert await stream(user, "items", 3) == [0, 1, 2]
     assert await stream(user, "async_items", 3) == [0, 1, 2]
     assert user.running == 0
@@ -186,7 +188,7 @@ async def test_generators_and_streams_must_fit() -> None:
 
 async def test_an_unknown_method_is_answered_with_the_known_ones() -> None:
     user = await constructed(Many)
-    for name in ("nothing", "_private", "__init__", "__class__"):
+    for name in ("nothing", "_nothing", "__init__", "__class__"):
         with pytest.raises(RayServeException, match="public methods are: __call__, async_items, exits") as caught:
             await call(user, name)
         assert "_private" not in str(caught.value).partition("public methods")[2]

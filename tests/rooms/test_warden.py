@@ -17,6 +17,7 @@ from servd.wire.messages import (
     Routing,
     Subscribe,
 )
+from tests.fakes import wait_until
 from tests.rooms.replica_room import LIMIT_S, Room, a_room
 
 pytestmark = pytest.mark.slow
@@ -51,6 +52,20 @@ class Slow:
         import threading
         threading.Event().wait()
 
+class Hung:
+    async def __init__(self):
+        open("waits", "w").close()
+        await asyncio.Event().wait()
+    async def __del__(self):
+        open("told", "w").close()
+
+class HungLater:
+    async def reconfigure(self, config):
+        open("waits", "w").close()
+        await asyncio.Event().wait()
+    def __del__(self):
+        open("told", "w").close()
+
 class Sync:
     def wait(self, seconds):
         import time
@@ -59,6 +74,8 @@ class Sync:
 sync = make_deployment(Sync, {}).bind()
 app = make_deployment(Outer, {}).bind(make_deployment(Inner, {}).bind())
 slow = make_deployment(Slow, {}).bind()
+hung = make_deployment(Hung, {}).bind()
+hung_later = make_deployment(HungLater, {}).bind()
 """
 
 
@@ -154,6 +171,18 @@ async def test_a_replica_that_is_drained_while_it_starts_leaves_at_once(room: Ro
     await room.report(start.replica_id, lambda r: r.phase == "starting")
     room.set_goal(start, drain=True)
     assert await room.exited(start.replica_id) == 0
+
+
+@pytest.mark.parametrize("name", ["Hung", "HungLater"])
+async def test_an_instance_that_waits_in_its_start_is_told_of_its_end(room: Room, name: str) -> None:
+    await room.open_fork_server(room.order(f"shop:{'hung' if name == 'Hung' else 'hung_later'}"))
+    start = room.start_of(name, user_config="{}")
+    await room.fork(start)
+    await room.report(start.replica_id, lambda r: r.phase == "starting")
+    await wait_until((room.app_dir / "waits").exists, LIMIT_S)
+    room.set_goal(start, drain=True)
+    assert await room.exited(start.replica_id) == 0
+    assert (room.app_dir / "told").exists()
 
 
 def test_a_stuck_loop_is_diagnosed() -> None:
