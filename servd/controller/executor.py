@@ -33,6 +33,8 @@ PROXY_TARGET = "servd.proxy.main:run"
 STOP_GRACE_S = 2.0
 _ACKNOWLEDGE_S = 2.0
 _DEATHS_A_CLEANING = 20
+_FORKABLE = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+"""Without it `torch.cuda.is_available()` makes CUDA unusable in forked children. Source: PyTorch's page of that function."""
 
 logger = logging.getLogger(__name__)
 
@@ -312,7 +314,7 @@ class Executor:
 
 def _variables(order: BuildOrder) -> dict[str, str]:
     """What must hold before the interpreter starts: the user's variables, over the defaults that nobody has set."""
-    defaults = {name: value for name, value in order.default_variables.items() if name not in os.environ}
+    defaults = {name: value for name, value in (_FORKABLE | order.default_variables).items() if name not in os.environ}
     return {**defaults, **(order.runtime_env.get("env_vars") or {})}
 
 

@@ -1,5 +1,6 @@
 """May this process fork? Threads and devices that do not survive it, judged one by one."""
 
+import os
 import sys
 import threading
 from collections.abc import Sequence
@@ -25,12 +26,25 @@ SURVIVE_BY_NAME = {
 }
 """Name of a thread, whatever library's it is -> what is known of it."""
 
+_OTEL = "opentelemetry-sdk 1.45: starts anew in a child, which exports what it has recorded itself, once"
+START_ANEW = {
+    "OtelBatchSpanRecordProcessor": _OTEL,
+    "OtelBatchLogRecordProcessor": _OTEL,
+    "OtelPeriodicExportingMetricReader": _OTEL,
+    "sentry-sdk.BackgroundWorker": "sentry-sdk 2.50: starts anew with the first event of a child",
+}
+"""Name of a Python thread that its library starts anew in a child -> what was tried."""
+
 REFUSE = {
     "numba.np.ufunc.omppool": "numba has run a function with `parallel=True` on OpenMP, and ends each forked child that runs "
     "another; run the first one after the fork, in {hook}, or choose another layer (NUMBA_THREADING_LAYER), to have "
     "replicas forked",
 }
 """Module that is loaded once a library will not work in a child, whatever threads are left -> the sentence about it."""
+
+
+_DEVICES = ("/dev/nvidia-uvm", "/dev/kfd")
+"""Open once the driver of a GPU has been initialised, by whichever library; asking how many GPUs there are does not need them."""
 
 
 def fork_unsafe_reason(*, left_by: str = "import", hook: str = "the constructor") -> str:
@@ -42,14 +56,15 @@ def fork_unsafe_reason(*, left_by: str = "import", hook: str = "the constructor"
         left_by: what has just run, for the sentence.
         hook: what runs after the fork, for the sentence.
     """
-    python = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
+    others = [thread for thread in threading.enumerate() if thread is not threading.main_thread()]
+    python = [thread.name for thread in others if thread.name not in START_ANEW]
     if not python:
         for module, reason in REFUSE.items():
             if module in sys.modules:
                 return reason.format(hook=hook)
         end_openmp_pools()
     # where Python's own forbid it, whose the others are is of no interest
-    native = [] if python else native_threads()
+    native = [] if python else native_threads(besides={thread.native_id for thread in others})
     return judge(python, native, has_cuda=_has_cuda_context(), left_by=left_by, hook=hook)
 
 
@@ -64,7 +79,7 @@ def judge(
     """As `fork_unsafe_reason`, of these threads.
 
     Args:
-        python: names of Python threads beside the main one.
+        python: names of Python threads beside the main one and those that start anew.
         native: all other threads.
     """
     how_to_fork = f"start them after the fork, in {hook}, to have replicas forked"
@@ -86,7 +101,19 @@ def _survives(thread: NativeThread) -> bool:
 def _has_cuda_context() -> bool:
     torch = sys.modules.get("torch")
     try:
-        return bool(torch is not None and torch.cuda.is_initialized())
+        return bool(torch is not None and torch.cuda.is_initialized()) or uses_device()
     except AttributeError:
         # some other module of that name, or still without its parts
-        return False
+        return uses_device()
+
+
+def uses_device(folder: str = "/proc/self/fd") -> bool:
+    """Whether the driver of a GPU is at work in this process. folder: of links to the open files."""
+    for name in os.listdir(folder):
+        try:
+            if os.readlink(f"{folder}/{name}") in _DEVICES:
+                return True
+        except OSError:
+            # the descriptor of the list itself
+            continue
+    return False

@@ -40,7 +40,8 @@ _left_behind: frozenset[str] = frozenset()
 def note_threads() -> None:
     """To be called in a process that replicas are forked from, before the first: whose threads will be missing in them."""
     global _left_behind
-    _left_behind = frozenset(thread.owner for thread in native_threads() if thread.owner)
+    # Python's own, where there are any, start anew in a child
+    _left_behind = frozenset(t.owner for t in native_threads() if t.owner and not is_interpreter(t.owner))
 
 
 @dataclass(frozen=True, slots=True)

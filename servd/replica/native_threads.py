@@ -10,7 +10,7 @@ import re
 import struct
 import threading
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from servd.ground.clock import SystemClock, block_for
 from servd.ground.quick_dataclass import dataclass
@@ -19,6 +19,7 @@ _MOST_STACK_BYTES = 256 * 1024
 _NEAR_BYTES = 256
 """A thread that waits for a lock of Python's has Python's code nearer than this: the C library's is all that lies between."""
 _SETTLE_S = 0.5
+_MOST_SETTLE_S = 10.0
 _LOOK_AGAIN_S = 0.01
 # on every stack, whoever's it is
 _COMMON = ("libc.so", "libc-", "ld-", "libpthread", "libstdc++", "libm.so", "libm-", "libgcc_s", "libdl")
@@ -71,24 +72,53 @@ class ThreadNow:
     libraries: frozenset[str] = frozenset()
 
 
-def native_threads() -> list[NativeThread]:
+def native_threads(besides: Collection[int | None] = ()) -> list[NativeThread]:
     """All threads of this process but the main one, Python's included; sorted.
 
-    One that is at work is looked at again for half a second: pools go on for a moment after their last task.
+    Args:
+        besides: native identities of threads to leave out.
+
+    One that is at work is looked at again until it has run for half a second, which takes longer on a busy host: pools go on for
+    a moment after their last task.
     """
     clock = SystemClock()
-    limit = clock.now() + _SETTLE_S
-    main = str(os.getpid())
+    began = clock.now()
+    ran_s: dict[str, float] = {}
+    left_out = {str(os.getpid()), *map(str, besides)}
     found: dict[str, NativeThread] = {}
     while True:
-        tasks = [task for task in os.listdir("/proc/self/task") if task != main]
-        waiting = [task for task in tasks if task not in found or not found[task].owner]
-        if waiting:
+        tasks = [task for task in os.listdir("/proc/self/task") if task not in left_out]
+        unknown = [task for task in tasks if task not in found or not found[task].owner]
+        if unknown:
             code, stacks = _segments()
-            found |= {task: _look_at(task, code, stacks) for task in waiting}
-        if all(found[task].owner for task in tasks) or clock.now() > limit:
+            found |= {task: _look_at(task, code, stacks) for task in unknown}
+        waited_s = clock.now() - began
+        unknown = [task for task in unknown if not found[task].owner and waited_s < _MOST_SETTLE_S]
+        if waited_s > _SETTLE_S:
+            unknown = [task for task in unknown if _has_to_run(task, ran_s)]
+        if not unknown:
             return sorted(found[task] for task in tasks)
+        for task in unknown:
+            ran_s.setdefault(task, run_s(task) or 0.0)
         block_for(_LOOK_AGAIN_S)
+
+
+def _has_to_run(task: str, ran_s: dict[str, float]) -> bool:
+    """Whether a thread is at work, and has had less time than it may need to come to an end. ran_s: what it had at first."""
+    now_s = run_s(task)
+    return now_s is not None and now_s - ran_s.get(task, 0.0) < _SETTLE_S
+
+
+def run_s(task: str) -> float | None:
+    """Seconds for which a thread has had a CPU so far; None where it wants none now, or has ended."""
+    try:
+        with open(f"/proc/self/task/{task}/stat", encoding="utf-8", errors="replace") as file:
+            state = file.read().rpartition(")")[2].split()[0]
+        with open(f"/proc/self/task/{task}/schedstat", encoding="ascii") as file:
+            return int(file.read().split()[0]) / 1e9 if state == "R" else None
+    except (OSError, IndexError):
+        # without scheduler statistics, or without the thread
+        return None
 
 
 def waits_now() -> list[Wait]:

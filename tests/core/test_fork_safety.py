@@ -4,11 +4,12 @@ import importlib.metadata
 import subprocess
 import sys
 import threading
+import zlib
 from pathlib import Path
 
 import pytest
 
-from servd.replica.fork_safety import fork_unsafe_reason, judge
+from servd.replica.fork_safety import fork_unsafe_reason, judge, uses_device
 from servd.replica.native_threads import NativeThread, native_threads
 
 OPENBLAS = NativeThread("libscipy_openblas64_-32a4b2a6.so", "python")
@@ -52,6 +53,16 @@ def test_python_threads_and_devices_forbid_it() -> None:
     assert "initialised CUDA" in judge([], [OPENBLAS], has_cuda=True)
 
 
+def test_the_driver_of_a_gpu_is_seen_by_its_open_device(tmp_path: Path) -> None:
+    # NVML has these open too, which only counts devices
+    for number, target in enumerate(("/dev/null", "/dev/nvidiactl", "/dev/nvidia0", "/gone")):
+        (tmp_path / str(number)).symlink_to(target)
+    assert not uses_device(str(tmp_path))
+    (tmp_path / "9").symlink_to("/dev/nvidia-uvm")
+    assert uses_device(str(tmp_path))
+    assert not uses_device()
+
+
 def test_a_living_thread_is_found() -> None:
     stop = threading.Event()
     thread = threading.Thread(target=stop.wait, name="background")
@@ -60,6 +71,40 @@ def test_a_living_thread_is_found() -> None:
     assert any("python" in found.owner for found in native_threads())
     stop.set()
     thread.join()
+
+
+@pytest.mark.slow
+def test_threads_that_start_anew_in_a_child_do_not_forbid_it() -> None:
+    code = (
+        "import threading\n"
+        "from servd.replica.fork_safety import fork_unsafe_reason\n"
+        "for name in ('OtelBatchSpanRecordProcessor', 'sentry-sdk.BackgroundWorker', 'poller'):\n"
+        "    threading.Thread(target=threading.Event().wait, name=name, daemon=True).start()\n"
+        "    print(fork_unsafe_reason())"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert found.startswith("\n\nthe import left 1 thread(s) running: poller;")
+
+
+@pytest.mark.slow
+def test_a_thread_that_gets_no_cpu_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    stop = threading.Event()
+    data = bytes(40_000_000)
+
+    def work_and_wait() -> None:
+        zlib.compress(data)
+        stop.wait()
+
+    monkeypatch.setattr("servd.replica.native_threads._SETTLE_S", 0.02)
+    # as on a busy host: it wants to run, and does not
+    monkeypatch.setattr("servd.replica.native_threads.run_s", lambda _: 1.0)
+    thread = threading.Thread(target=work_and_wait)
+    thread.start()
+    try:
+        assert all(found.owner for found in native_threads())
+    finally:
+        stop.set()
+        thread.join()
 
 
 def test_a_library_that_ends_forked_children_forbids_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,39 @@ M = torch.randn(400, 400)
 def work():
     return [torch.get_num_threads(), round(float(torch.relu(M @ M).mean()), 3)]
 """
+_OTEL = """
+import threading, uuid
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+exporter = InMemorySpanExporter()
+provider = TracerProvider()
+provider.add_span_processor(BatchSpanProcessor(exporter))
+def work():
+    name = str(uuid.uuid4())
+    with provider.get_tracer("test").start_as_current_span(name):
+        pass
+    provider.force_flush()
+    sent = [span.name for span in exporter.get_finished_spans()].count(name)
+    return [sent, "OtelBatchSpanRecordProcessor" in [thread.name for thread in threading.enumerate()]]
+"""
+_SENTRY = """
+import threading
+import sentry_sdk
+from sentry_sdk.transport import HttpTransport
+sent = []
+class Kept(HttpTransport):
+    def _send_envelope(self, envelope):
+        sent.append(envelope.headers["event_id"])
+sentry_sdk.init(dsn="http://key@127.0.0.1:9/1", transport=Kept, default_integrations=False)
+def work():
+    identifier = sentry_sdk.capture_message("something")
+    sentry_sdk.flush(10)
+    return [sent.count(identifier), "sentry-sdk.BackgroundWorker" in [thread.name for thread in threading.enumerate()]]
+"""
 LIBRARIES = (
+    Library("opentelemetry", _OTEL),
+    Library("sentry", _SENTRY),
     Library("torch", _TORCH),
     Library(
         "torch with one thread", _TORCH.replace("torch.manual_seed", "torch.set_num_threads(1)\ntorch.manual_seed")
@@ -78,3 +110,8 @@ LIBRARIES = (
 @pytest.mark.parametrize("library", LIBRARIES, ids=lambda library: library.name)
 async def test_work_at_import_goes_on_in_replicas(library: Library) -> None:
     await works_in_replicas(library)
+
+
+@pytest.mark.parametrize("library", LIBRARIES, ids=lambda library: library.name)
+async def test_work_at_import_and_in_the_constructor_goes_on_in_preloaded_replicas(library: Library) -> None:
+    await works_in_replicas(library, is_preloaded=True)

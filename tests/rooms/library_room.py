@@ -2,9 +2,11 @@
 
 import asyncio
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from servd.wire.messages import BuildOrder
 from tests.rooms.replica_room import Room, a_room
 
 REQUESTS = 20
@@ -15,8 +17,7 @@ from servd import deployment
 
 AT_IMPORT = work()
 
-@deployment
-class Model:
+class Base:
     def sync(self):
         return work()
 
@@ -29,7 +30,17 @@ class Model:
     async def at_import(self):
         return AT_IMPORT
 
+@deployment
+class Model(Base):
+    pass
+
+@deployment
+class Warm(Base):
+    def __init__(self):
+        assert work() == AT_IMPORT
+
 app = Model.bind()
+warm_app = Warm.bind()
 """
 
 
@@ -41,32 +52,38 @@ class Library(NamedTuple):
     spawned: str = ""
 
 
-async def works_in_replicas(library: Library) -> None:
-    """Work at import, then in replicas, 20 requests at once in each kind of handler: the same results, no hang."""
+async def works_in_replicas(library: Library, *, is_preloaded: bool = False) -> None:
+    """Work at import, then in replicas, 20 requests at once in each kind of handler: the same results, no hang.
+
+    Args:
+        is_preloaded: there is work in the constructor too, which a template has run before replicas are forked.
+    """
     # paths of sockets are short, those of pytest's directories are not
     with tempfile.TemporaryDirectory(prefix="servd-") as home:
         async with a_room(Path(home)) as room:
-            await _works_in(room, library)
+            room.write(libraryapp=_APP.format(code=library.code))
+            if is_preloaded:
+                await _works_in(room, library, "Warm", room.order("libraryapp:warm_app", preload="Warm"))
+            else:
+                await _works_in(room, library, "Model", room.order("libraryapp:app"))
 
 
-async def _works_in(room: Room, library: Library) -> None:
-    room.write(libraryapp=_APP.format(code=library.code))
-    order = room.order("libraryapp:app")
+async def _works_in(room: Room, library: Library, name: str, order: BuildOrder) -> None:
     hello = await room.open_fork_server(order)
     assert hello.result is not None
     assert hello.result.error == ""
     reason = hello.result.fork_unsafe
     assert library.spawned in reason
     assert bool(library.spawned) == bool(reason), reason
-    start = room.start_of("Model")
+    start = room.start_of(name)
     if reason:
-        room.spawn(start, order)
+        room.spawn(start, replace(order, preload=""))
     else:
         assert (await room.fork(start)).error == ""
     report = await room.report(start.replica_id, lambda r: r.phase in ("running", "failed"))
     assert report.error == ""
     room.route(start)
-    expected = await room.call("Model", "at_import")
+    expected = await room.call(name, "at_import")
     for method in ("sync", "on_the_loop", "on_a_thread"):
-        found = await asyncio.gather(*(room.call("Model", method) for _ in range(REQUESTS)))
+        found = await asyncio.gather(*(room.call(name, method) for _ in range(REQUESTS)))
         assert found == [expected] * REQUESTS

@@ -40,3 +40,9 @@ LIBRARIES = (
 @pytest.mark.parametrize("library", LIBRARIES, ids=lambda library: library.name)
 async def test_work_at_import_goes_on_in_replicas(library: Library) -> None:
     await works_in_replicas(library)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("library", LIBRARIES, ids=lambda library: library.name)
+async def test_work_at_import_and_in_the_constructor_goes_on_in_preloaded_replicas(library: Library) -> None:
+    await works_in_replicas(library, is_preloaded=True)
