@@ -399,7 +399,8 @@ class Simulation:
                 self.deliver(events.Started(PROXY, process.id, 1, 1))
                 self.hello(process)
             case actions.SetProxyGoal():
-                self.end(self.processes.get(action.goal.proxy_id), 0)
+                if action.goal.drain:
+                    self.end(self.processes.get(action.goal.proxy_id), 0)
             case actions.KillProxy():
                 self.end(self.processes.get(action.proxy_id), -9)
 

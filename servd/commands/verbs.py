@@ -180,8 +180,8 @@ def show_status(client: AdminClient, name: str | None, form: str = "yaml", *, is
     details = client.details()
     apps = details["applications"]
     status = _own_status(client)
-    if status["notice"]:
-        warn(status["notice"])
+    for line in status["notice"].splitlines():
+        warn(line)
     if name is not None and name not in apps:
         raise ConfigError(f"there is no application {name!r}")
     if not apps and form != "json":

@@ -20,6 +20,7 @@ from servd.controller.plan.dry_run import compare, replaced_snapshots
 from servd.controller.plan.facts import DataPlaneFact
 from servd.controller.plan.goal import Goal, HttpGoal
 from servd.controller.plan.observed import Observed
+from servd.controller.plan.start_verdict import try_at_once
 from servd.controller.plan.status import Identity, epoch_of, instance_view, outcome_of
 from servd.controller.snapshots import prune, take_snapshots
 from servd.controller.stack_requests import StackRequests
@@ -37,6 +38,7 @@ from servd.documents.control_plane import (
 from servd.exceptions import DeployError, GoalNotSavedError, ListenError, ServdError, UnknownNameError
 from servd.ground.clock import Clock
 from servd.ground.ids import DeploymentID
+from servd.ground.places import trouble_of
 from servd.ground.settings import Settings
 from servd.ground.states import RevisionOutcome
 
@@ -78,6 +80,7 @@ class ControlLoop(Circle):
         self._changing = asyncio.Lock()
         self._is_stopping = False
         self._outcome_trouble = ""
+        self._places: list[str] = []
         decided = [(row.revision, row.outcome) for row in store.revisions() if row.outcome is not UNDECIDED]
         self._judged = max(decided, default=(0, UNDECIDED))
 
@@ -123,15 +126,34 @@ class ControlLoop(Circle):
             self._identity,
             version=self._version,
             now=self._clock.now(),
-            notice=self._store.trouble(),
+            notice="\n".join(filter(None, (self._store.trouble(), *self._places))),
         )
 
     def tend(self) -> None:
         """To be called every second: look after what changes without news."""
         self._store.look_again()
         self._store.trouble()
+        self._look_at_places()
         if self._executor is not None and not self._is_stopping:
             self._executor.end_unknown_fork_servers()
+            self._executor.remove_leftovers()
+
+    def _look_at_places(self) -> None:
+        """Tell of directories that take nothing. What failed meanwhile is tried as soon as one takes something again."""
+        settings = self._settings
+        asked = (("state", settings.state_dir), ("log", settings.log_dir), ("socket", settings.socket_dir))
+        found = [text for name, path in asked if (text := trouble_of(f"{name} directory", path))]
+        before, self._places = self._places, found
+        if found == before:
+            return
+        for text in found:
+            if text not in before:
+                logger.error("place_in_trouble %s", text)
+        self._note_change()
+        if any(text not in found for text in before):
+            logger.warning("place_takes_files_again")
+            try_at_once(self._observed)
+            self._schedule()
 
     async def put(self, document: GoalDocument, *, if_match: str | None = None, origin: str = "") -> int:
         """Replace the goal's applications; gives the new revision."""

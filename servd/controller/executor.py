@@ -21,8 +21,10 @@ from servd.controller.working_copies import remove, unused
 from servd.exceptions import InvariantError
 from servd.ground.ids import DeploymentID
 from servd.ground.pidfd import is_called
-from servd.ground.settings import Settings, fork_server_sockets, variable, work_dir
+from servd.ground.places import trouble_of
+from servd.ground.settings import Settings, fork_server_sockets, replica_files, variable, work_dir
 from servd.observability import logs
+from servd.wire.began import SUFFIX as BEGAN
 from servd.wire.began import remove_files
 from servd.wire.credentials import listener_of
 from servd.wire.messages import FORK_SERVER, PROXY, REPLICA, BuildOrder, LogConfig, ProxyGoal, ProxyStart
@@ -189,7 +191,7 @@ class Executor:
         )
         try:
             sockets = await self._channel.open_listeners(fact.host, fact.port, settings.proxies)
-            pid, ticks = self._supervisor.start((PROXY, fact.proxy_id), PROXY_TARGET, (start, sockets[fact.slot]), {})
+            pid, ticks = self._supervisor.start((PROXY, fact.proxy_id), PROXY_TARGET, (start, sockets), {})
         except Exception as error:
             logger.exception("action_failed action=StartProxy")
             self._emit(events.StartFailed(PROXY, fact.proxy_id, str(error)))
@@ -258,6 +260,13 @@ class Executor:
             elif is_called(pid, ("fork server", "template")):
                 self.end_stray(pid, f"fork server at {path}")
 
+    def remove_leftovers(self) -> None:
+        """Remove what dead replicas have left in the socket directory: it could not be removed then, or nobody was there to do it."""
+        known = {fact.start.address.removeprefix("ipc://") for fact in self._observed.replicas.values()}
+        for path in replica_files(self._settings.socket_dir):
+            if path.removesuffix(BEGAN) not in known:
+                _remove(path)
+
     def end_stray(self, pid: int, what: str) -> None:
         """SIGKILL a process of servd that no fact speaks of."""
         logger.warning("stray_killed what=%s pid=%d", what, pid)
@@ -288,7 +297,12 @@ class Executor:
             server = self._observed.fork_servers.get(name)
             if server is not None:
                 _remove(server.order.socket_path)
-            self._emit(events.Exited(FORK_SERVER, name, exit_code))
+            trouble = trouble_of("socket directory", self._settings.socket_dir) if exit_code else ""
+            if trouble:
+                # it had nowhere to listen, so it could not say so itself
+                self._emit(events.StartFailed(FORK_SERVER, name, f"exited with {events.exit_text(exit_code)}: {trouble}"))
+            else:
+                self._emit(events.Exited(FORK_SERVER, name, exit_code))
         if kind != PROXY:
             self._remove_unused_copies()
 
@@ -301,7 +315,9 @@ class Executor:
         needed = {*self._observed.fork_servers, *(replica.fork_server_id for replica in replicas)}
         # looked up here: a fork server that is started meanwhile has made its copies when the thread gets to it
         if directories := unused(work_dir(self._settings.state_dir), needed):
-            self._loop.run_in_executor(None, remove, directories)
+            # no thread may be left: the next death brings us back
+            with contextlib.suppress(RuntimeError):
+                self._loop.run_in_executor(None, remove, directories)
 
     def _forget_dead_logs(self) -> None:
         self._deaths += 1

@@ -92,7 +92,7 @@ class ProcessNews:
             return False
         if self._supervisor.adopt((PROXY, hello.id), pid, hello.start_ticks) and not fact.pid:
             self._emit(events.Started(PROXY, hello.id, pid, hello.start_ticks))
-        goal = ProxyGoal(hello.id, drain=fact.draining)
+        goal = ProxyGoal(hello.id, drain=fact.draining, slots=tuple(fact.slots))
         self._loop.call_soon(self._executor.greet_proxy, actions.SetProxyGoal(goal, "hello"))
         return True
 

@@ -185,8 +185,17 @@ def fork_server_socket(socket_dir: str, fork_server_id: str) -> str:
 
 def fork_server_sockets(socket_dir: str) -> list[str]:
     """Paths of all fork servers' endpoints that lie there."""
+    return _lying_in(socket_dir, "f-")
+
+
+def replica_files(socket_dir: str) -> list[str]:
+    """Paths of all that replicas have made there: each begins with the path of its address."""
+    return _lying_in(socket_dir, "r-")
+
+
+def _lying_in(directory: str, begin: str) -> list[str]:
     try:
-        return [f"{socket_dir}/{name}" for name in os.listdir(socket_dir) if name.startswith("f-")]
+        return [f"{directory}/{name}" for name in os.listdir(directory) if name.startswith(begin)]
     except OSError:
         return []
 

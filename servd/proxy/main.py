@@ -46,23 +46,23 @@ _GC_THRESHOLD = 20_000
 logger = logging.getLogger(__name__)
 
 
-def run(start: ProxyStart, sock: socket.socket, lifetime: Connection) -> None:
+def run(start: ProxyStart, socks: list[socket.socket], lifetime: Connection) -> None:
     """Be a proxy until the controller or the daemon ends it.
 
     Args:
-        sock: the slot's listening socket; the daemon keeps its own copy.
+        socks: the listening sockets of all slots, in their order; the daemon keeps its own copies.
         lifetime: read end of the lifetime pipe.
     """
-    process.begin(f"proxy {start.slot}", start.state_dir, lifetime.fileno(), sock.fileno())
+    process.begin(f"proxy {start.slot}", start.state_dir, lifetime.fileno(), *(sock.fileno() for sock in socks))
     file = logs.setup("http_proxy", start.host, start.log_dir, logs.proxy_file(start.host))
     access = AccessLog(file, "http_proxy", start.host, place_of(HttpConnection.on_response))
     process.raise_file_limit()
     keep_freed_memory()
-    event_loop.run(_live(start, sock, lifetime, access))
+    event_loop.run(_live(start, socks, lifetime, access))
 
 
-async def _live(start: ProxyStart, sock: socket.socket, lifetime: Connection, access: AccessLog) -> None:
-    proxy = Proxy(start, sock, access)
+async def _live(start: ProxyStart, socks: list[socket.socket], lifetime: Connection, access: AccessLog) -> None:
+    proxy = Proxy(start, socks, access)
     loop = asyncio.get_running_loop()
     process.watch_lifetime(loop, lifetime.fileno(), lambda: proxy.drain(process.LIFETIME_DRAIN_S))
     loop.add_signal_handler(signal.SIGTERM, proxy.drain, process.LIFETIME_DRAIN_S)
@@ -72,9 +72,9 @@ async def _live(start: ProxyStart, sock: socket.socket, lifetime: Connection, ac
 class Proxy:
     """One proxy: accepts once it has routes, drains when told to. access: where a line per request goes."""
 
-    def __init__(self, start: ProxyStart, sock: socket.socket, access: AccessLog) -> None:
+    def __init__(self, start: ProxyStart, socks: list[socket.socket], access: AccessLog) -> None:
         self._start = start
-        self._sock = sock
+        self._socks = socks
         self._loop = asyncio.get_running_loop()
         self._caller = Caller(self._loop, start.proxy_id, _nothing, self._on_applied, on_waiting=self._report_queues)
         self._journal = Journal(self._loop, access)
@@ -84,12 +84,14 @@ class Proxy:
         self._lane = LateLane(self._forwarder)
         self._listener = Listener(self._forwarder, self._lane.hand_over, lambda: self._lane.connections)
         self._certificate = Certificate(start.tls_cert, start.tls_key, "--http-tls") if start.tls_cert else None
-        self._server: asyncio.Server | None = None
+        self._servers: dict[int, asyncio.Server] = {}
+        self._others: tuple[int, ...] = ()
         self._generation = -1
         self._queued: dict[str, int] = {}
         self._drain_s: float | None = None
         self._is_told_to_drain = asyncio.Event()
         self._opening: asyncio.Task[None] | None = None
+        self._has_routes = False
         self._link = ControlLink(control_socket(start.socket_dir), self._hello, self._on_message, self._on_connect)
 
     def __repr__(self) -> str:
@@ -120,9 +122,10 @@ class Proxy:
         logger.info("proxy_draining connections=%d limit_s=%.1f", self._connections, self._drain_s)
         if self._opening is not None:
             await self._opening
-        if self._server is not None:
-            self._server.close()
-        self._sock.close()
+        for server in self._servers.values():
+            server.close()
+        for sock in self._socks:
+            sock.close()
         self._listener.drain()
         self._lane.drain()
         self._report()
@@ -149,11 +152,14 @@ class Proxy:
     def _on_message(self, message: Any) -> None:
         if isinstance(message, Routing):
             self._forwarder.apply_routing(message)
-            if self._opening is None and self._drain_s is None:
-                self._opening = self._loop.create_task(self._open())
+            self._has_routes = True
+            self._open_soon()
         elif isinstance(message, ProxyGoal):
             if message.drain:
                 self.drain(message.drain_timeout_s)
+            else:
+                self._others = message.slots
+                self._open_soon()
         elif isinstance(message, LogConfig):
             self._journal.configure(logs.configure(message.config))
         elif isinstance(message, MetricsWish):
@@ -179,28 +185,54 @@ class Proxy:
         self._link.send(CallerReport(self._generation, self._queued))
 
     def _report(self) -> None:
-        is_listening = self._server is not None and self._drain_s is None
+        is_listening = self._start.slot in self._servers and self._drain_s is None
         ongoing = self._listener.ongoing
         self._link.send(ProxyReport(self._start.proxy_id, is_listening, self._connections, ongoing))
 
+    @property
+    def _slots(self) -> set[int]:
+        """On which it is to accept: the own one and those that it stands in for."""
+        return {self._start.slot, *self._others}
+
+    def _open_soon(self) -> None:
+        # before the first routing everything would be 404
+        is_open = self._has_routes and self._drain_s is None
+        if is_open and self._slots != self._servers.keys() and (self._opening is None or self._opening.done()):
+            self._opening = self._loop.create_task(self._open())
+
     async def _open(self) -> None:
-        # only now: before the first routing everything would be 404
-        send_probes(self._sock, self._forwarder.limits)
-        self._server = await self._loop.create_server(
+        while (missing := self._slots - self._servers.keys()) and self._drain_s is None:
+            slot = min(missing)
+            try:
+                self._servers[slot] = await self._accept_on(self._socks[slot])
+            except OSError as error:
+                # no descriptor, say: it is tried again every second
+                logger.error("proxy_not_listening slot=%d reason=%s", slot, error)
+                break
+            logger.info("proxy_listening host=%s port=%d slot=%d", self._start.host, self._start.port, slot)
+        for slot in self._servers.keys() - self._slots:
+            # the daemon and the next proxy of that slot have its socket as well: nobody who waits there is lost
+            self._servers.pop(slot).close()
+            logger.info("proxy_stands_in_no_more slot=%d", slot)
+        self._report()
+
+    async def _accept_on(self, sock: socket.socket) -> asyncio.Server:
+        send_probes(sock, self._forwarder.limits)
+        return await self._loop.create_server(
             lambda: HttpConnection(self._listener),
-            sock=self._sock,
+            # the server closes its own, and this slot may have to be opened again
+            sock=sock.dup(),
             backlog=_BACKLOG,
             ssl=self._certificate.context if self._certificate is not None else None,
             ssl_handshake_timeout=(self._forwarder.limits.head_s or None) if self._certificate is not None else None,
         )
-        logger.info("proxy_listening host=%s port=%d", self._start.host, self._start.port)
-        self._report()
 
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(_TURN_S)
             self._listener.turn()
             self._lane.turn()
+            self._open_soon()
             if self._certificate is not None:
                 self._certificate.refresh()
             self._report()

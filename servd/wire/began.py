@@ -15,11 +15,13 @@ from servd.exceptions import TransportError
 _SLOTS = 2048
 _SLOT = struct.Struct("<QQ")
 _PREFIX = "ipc://"
+SUFFIX = ".began"
+"""Ends the name of the file, which begins as the socket's."""
 
 
 def path_of(address: str) -> str | None:
     """The file that belongs to a replica's address; None when the address is no path."""
-    return f"{address[len(_PREFIX) :]}.began" if address.startswith(_PREFIX) else None
+    return f"{address[len(_PREFIX) :]}{SUFFIX}" if address.startswith(_PREFIX) else None
 
 
 def remove_files(address: str) -> None:

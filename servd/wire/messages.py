@@ -215,11 +215,14 @@ class ProxyStart:
 
 @dataclass(frozen=True, slots=True)
 class ProxyGoal:
-    """Controller -> proxy. drain: stop accepting, finish, exit within drain_timeout_s."""
+    """Controller -> proxy. drain: stop accepting, finish, exit within drain_timeout_s. slots: further ones whose connections it
+    accepts, since nobody else does.
+    """
 
     proxy_id: str
     drain: bool = False
     drain_timeout_s: float = 20.0
+    slots: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

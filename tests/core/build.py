@@ -116,7 +116,7 @@ class World:
                 report = ProxyReport(action.fact.proxy_id, listening=True)
                 return [events.Started(PROXY, action.fact.proxy_id, self.pid, 1), report]
             case actions.SetProxyGoal():
-                return [events.Exited(PROXY, action.goal.proxy_id, 0)]
+                return [events.Exited(PROXY, action.goal.proxy_id, 0)] if action.goal.drain else []
             case actions.KillProxy():
                 return [events.Exited(PROXY, action.proxy_id, -9)]
         return []

@@ -3,15 +3,17 @@
 from dataclasses import replace
 
 from servd.calls.route_table import RouteTable
-from servd.controller.plan import events
+from servd.controller.plan import actions, events
 from servd.controller.plan.data_plane import boot
 from servd.controller.plan.goal import Goal
 from servd.controller.plan.observed import Observed
 from servd.controller.plan.routing import routing
+from servd.controller.plan.status import instance_view
 from servd.ground.states import DeployMode
 from servd.wire.messages import PROXY, BuildResult, ProxyReport
 from tests.core.build import (
     HTTP,
+    IDENTITY,
     World,
     a_build,
     a_goal,
@@ -20,6 +22,15 @@ from tests.core.build import (
     some_settings,
     verbs,
 )
+
+
+def notice_of(world: World) -> str:
+    return instance_view(world.goal, world.observed, world.settings, IDENTITY, version=1, now=world.now).notice
+
+
+def orders(plan: actions.Plan) -> dict[str, tuple[int, ...]]:
+    """Which slots who is to stand in for."""
+    return {a.goal.proxy_id: a.goal.slots for a in plan.actions if isinstance(a, actions.SetProxyGoal)}
 
 
 def test_an_idle_daemon_opens_the_data_plane_once_booted() -> None:
@@ -74,6 +85,55 @@ def test_a_proxy_that_cannot_listen_is_tried_again_later() -> None:
     plan = world.turn(events.StartFailed(PROXY, proxy, "port taken"))
     assert verbs(plan) == []
     assert 0.0 < plan.wake_at < 20.0
+
+
+def test_however_often_a_proxy_failed_to_start_the_next_try_comes_within_seconds_and_the_status_tells() -> None:
+    world = World(a_goal())
+    world.turn()
+    for _ in range(20):
+        [proxy] = world.observed.proxies
+        plan = world.turn(events.StartFailed(PROXY, proxy, "no process is left"))
+        assert 0.0 < plan.wake_at - world.now <= 3.0
+        assert "1 of 1 proxies cannot be started: no process is left." in notice_of(world)
+        world.now = plan.wake_at
+        assert verbs(world.turn()) == ["StartProxy"]
+    [proxy] = world.observed.proxies
+    world.turn(ProxyReport(proxy, listening=True))
+    assert notice_of(world) == ""
+
+
+def test_a_proxy_that_died_while_no_controller_lived_is_replaced_at_once() -> None:
+    world = World(a_goal())
+    world.run()
+    [proxy] = restart_controller(world).observed.proxies
+    assert verbs(world.turn(events.Exited(PROXY, proxy, -9))) == ["StartProxy"]
+
+
+def test_a_neighbour_stands_in_for_a_proxy_that_cannot_be_started_and_only_as_long() -> None:
+    world = World(a_goal(), proxies=3)
+    world.run()
+    dead, neighbour, other = world.observed.proxies
+    plan = world.turn(events.Exited(PROXY, dead, -9))
+    assert verbs(plan) == ["StartProxy"], "its successor takes what waits"
+    [successor] = world.observed.proxies.keys() - {neighbour, other}
+    plan = world.turn(events.StartFailed(PROXY, successor, "no process is left"))
+    assert orders(plan) == {neighbour: (0,)}
+    assert orders(world.turn()) == {}
+    world.now = plan.wake_at
+    [action] = [action for action in world.turn().actions if isinstance(action, actions.StartProxy)]
+    plan = world.turn(ProxyReport(action.fact.proxy_id, listening=True))
+    assert orders(plan) == {neighbour: ()}
+    assert world.observed.proxies[other].slots == ()
+
+
+def test_who_stands_in_and_dies_is_followed_by_the_next() -> None:
+    world = World(a_goal(), proxies=3)
+    world.run()
+    first, second, third = world.observed.proxies
+    world.turn(events.Exited(PROXY, first, -9))
+    [successor] = world.observed.proxies.keys() - {second, third}
+    world.turn(events.StartFailed(PROXY, successor, "no process is left"))
+    assert orders(world.turn(events.Exited(PROXY, second, -9))) == {third: (0, 1)}
 
 
 def test_a_silent_proxy_is_replaced() -> None:

@@ -6,9 +6,20 @@ from servd.controller.plan import events
 from servd.controller.plan.facts import ReplicaFact
 from servd.controller.plan.restarts import failure_threshold
 from servd.controller.plan.settle import deployment_status
+from servd.controller.plan.start_verdict import try_at_once
 from servd.ground.states import ApplicationStatus, DeploymentStatus, ReplicaState
-from servd.wire.messages import REPLICA, ReplicaReport
-from tests.core.build import World, deployed, message_of, redeploy, redeployed, report, restart_controller, status_of
+from servd.wire.messages import FORK_SERVER, REPLICA, ReplicaReport
+from tests.core.build import (
+    World,
+    deployed,
+    message_of,
+    redeploy,
+    redeployed,
+    report,
+    restart_controller,
+    status_of,
+    verbs,
+)
 
 MANY = 400
 """Turns within which every update must have ended, back-off included."""
@@ -188,3 +199,27 @@ def test_deployment_status_is_unhealthy_at_the_verdict() -> None:
     play(world, 1)
     fact, target = world.observed.deployments[("app", "D")], world.observed.targets[("app", "D")]
     assert deployment_status(target, fact, world.observed) is DeploymentStatus.UNHEALTHY
+
+
+def test_a_fork_server_that_does_not_come_up_again_is_told_though_all_replicas_run() -> None:
+    world = deployed(num_replicas=2)
+    [server] = world.observed.fork_servers
+    world.turn(events.Exited(FORK_SERVER, server, -9))
+    assert message_of(world) == "", "its successor is on its way"
+    [successor] = world.observed.fork_servers
+    plan = world.turn(events.StartFailed(FORK_SERVER, successor, "exited with code 1: the socket directory /r is full"))
+    told = message_of(world)
+    assert "no other one can be started" in told
+    assert "the socket directory /r is full" in told
+    world.turn(*(event for action in plan.actions for event in world.effects(action)))
+    assert message_of(world) == ""
+
+
+def test_once_a_place_takes_files_again_nothing_waits_for_its_next_try() -> None:
+    world = deployed(num_replicas=2)
+    while world.observed.fork_servers:
+        [server] = world.observed.fork_servers
+        world.turn(events.StartFailed(FORK_SERVER, server, "no room"))
+    assert verbs(world.turn()) == []
+    try_at_once(world.observed)
+    assert verbs(world.turn()) == ["StartForkServer"]

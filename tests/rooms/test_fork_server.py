@@ -22,7 +22,7 @@ from servd.ground.pidfd import start_ticks
 from servd.ground.settings import fork_server_sockets
 from servd.wire.messages import BuildOrder, ForkOrder, ForkServerHello, ForkServerStop
 from tests import odd_errors
-from tests.core.build import some_settings
+from tests.core.build import a_replica, some_settings
 from tests.fakes import wait_until
 from tests.rooms.replica_room import LIMIT_S, Room, a_room
 
@@ -406,3 +406,17 @@ async def test_a_fork_server_that_no_fact_speaks_of_is_ended(room: Room) -> None
     assert await asyncio.to_thread(process.wait, LIMIT_S) == -signal.SIGKILL
     executor.end_unknown_fork_servers()
     assert fork_server_sockets(str(room.socket_dir)) == []
+
+
+def test_what_dead_replicas_left_goes_and_nothing_else(tmp_path: Path) -> None:
+    """The directory was read-only when they died, say."""
+    settings = some_settings(socket_dir=str(tmp_path))
+    observed = Observed()
+    living = a_replica("app_D#a")
+    observed.put(dataclasses.replace(living, start=dataclasses.replace(living.start, address=f"ipc://{tmp_path}/r-a")))
+    kept = ["control.sock", "f-f1.sock", "facts.db", "r-a", "r-a.began"]
+    for name in (*kept, "r-b", "r-b.began", "r-c.began"):
+        (tmp_path / name).touch()
+    nobody: Any = None
+    Executor(nobody, settings, observed, nobody, nobody, nobody, nobody, nobody).remove_leftovers()
+    assert sorted(path.name for path in tmp_path.iterdir()) == kept

@@ -9,13 +9,15 @@ from servd.controller.plan import actions
 from servd.controller.plan.facts import DataPlaneFact, ProxyFact
 from servd.controller.plan.goal import Goal, HttpGoal
 from servd.controller.plan.observed import PROXY_DRAIN_S, Observed
-from servd.controller.plan.restarts import BackOff, retry_delay_s
 from servd.ground.ids import random_hex
 from servd.ground.settings import DEFAULT_HTTP_HOST, DEFAULT_HTTP_PORT, Settings
 from servd.ground.states import ProxyLocation
 from servd.wire.messages import ProxyGoal
 
 KILL_AGAIN_S = 5.0
+RETRY_S = 3.0
+"""Longest pause between two tries to start a proxy. No code of the user's runs there: what hinders it is the host, and once that
+has ended all shall be well within seconds."""
 
 
 def flag_options(settings: Settings, stored: HttpGoal | None = None) -> HttpGoal:
@@ -75,6 +77,7 @@ def proxy_actions(
     fitting = [p for p in current if wanted is not None and _fits(p, wanted)]
     if wanted is not None:
         yield from _start_missing(observed, settings, wanted, fitting, now, rng)
+        yield from _stand_in(observed.data_plane, settings, fitting)
     ready = wanted is None or (all(p.listening for p in fitting) and len(fitting) >= settings.proxies)
     for proxy in current:
         outdated = proxy not in fitting or proxy.slot >= settings.proxies
@@ -93,6 +96,18 @@ def _fits(proxy: ProxyFact, http: HttpGoal) -> bool:
     return (proxy.host, proxy.port, proxy.root_path) == (http.host, http.port, http.root_path)
 
 
+def _stand_in(fact: DataPlaneFact, settings: Settings, fitting: list[ProxyFact]) -> Iterator[actions.Action]:
+    """While a proxy cannot be started another one accepts the connections of its slot: they would wait for as long."""
+    able = [proxy for proxy in fitting if proxy.listening]
+    taken = {proxy.slot for proxy in able}
+    missing = tuple(slot for slot in range(settings.proxies) if fact.proxy_failures and slot not in taken)
+    for number, proxy in enumerate(able):
+        slots = () if number else missing
+        if tuple(proxy.slots) != slots:
+            reason = f"stands in for slots {', '.join(map(str, slots))}" if slots else "stands in for nobody"
+            yield actions.SetProxyGoal(ProxyGoal(proxy.proxy_id, slots=slots), reason)
+
+
 def _start_missing(
     observed: Observed,
     settings: Settings,
@@ -102,9 +117,9 @@ def _start_missing(
     rng: random.Random,
 ) -> Iterator[actions.Action | float]:
     fact = observed.data_plane
-    delay = retry_delay_s("proxy", fact.proxy_failures, 1, BackOff(limit_s=16.0)) if fact.proxy_failures else 0.0
-    if fact.proxy_failed_at + delay > now:
-        yield fact.proxy_failed_at + delay
+    retry_at = fact.proxy_failed_at + min(fact.proxy_failures, RETRY_S)
+    if retry_at > now:
+        yield retry_at
         return
     taken = {p.slot for p in fitting}
     for slot in range(settings.proxies):

@@ -134,7 +134,8 @@ class DeploymentFact:
     many failed that it is UNHEALTHY for them. is_stalled: some of the new replicas had come up then, beside older ones: no
     further one takes the place of an older one. unfit_version / unfit_reason: version whose preloaded instance cannot be
     forked, and why. spawned_version / spawned_reason: version whose replicas are spawned because a forked one waited for a
-    thread that the fork had left behind, and which that was.
+    thread that the fork had left behind, and which that was. template_error: why the last fork server or template of its did
+    not come up, "" once one stands ready.
     """
 
     app: str
@@ -159,6 +160,7 @@ class DeploymentFact:
     unfit_reason: str = ""
     spawned_version: str = ""
     spawned_reason: str = ""
+    template_error: str = ""
 
     def after_failed_start(self, error: str, now: float) -> "DeploymentFact":
         """With one failed start more; error: its reason, for people."""
@@ -181,6 +183,7 @@ class DeploymentFact:
             died_early_at=-math.inf,
             is_judged=False,
             is_stalled=False,
+            template_error="",
         )
 
 
@@ -212,7 +215,9 @@ class ApplicationFact:
 
 @dataclass(frozen=True, slots=True)
 class ProxyFact:
-    """A proxy process."""
+    """A proxy process. has_served: it has listened, perhaps under an earlier controller; `listening` is what this one heard.
+    slots: those of others whose connections it was told to accept.
+    """
 
     proxy_id: str
     slot: int
@@ -232,6 +237,8 @@ class ProxyFact:
     draining: bool = False
     kill_at: float = float("inf")
     killed_at: float = float("-inf")
+    has_served: bool = False
+    slots: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,12 +32,10 @@ def record(observed: Observed, action: actions.Action, now: float) -> None:
             observed.put(action.fact)
             observed.listeners.add((action.fact.host, action.fact.port))
         case actions.SetProxyGoal():
+            proxy = observed.proxies.get(action.goal.proxy_id)
+            observed.change(proxy, slots=action.goal.slots)
             if action.goal.drain:
-                observed.change(
-                    observed.proxies.get(action.goal.proxy_id),
-                    draining=True,
-                    kill_at=now + action.goal.drain_timeout_s + 1.0,
-                )
+                observed.change(proxy, slots=(), draining=True, kill_at=now + action.goal.drain_timeout_s + 1.0)
         case actions.KillProxy():
             observed.change(observed.proxies.get(action.proxy_id), draining=True, killed_at=now)
         case actions.Publish():

@@ -138,7 +138,7 @@ class Observed:
         """A template did not come up: a failed start of each deployment that waits for it."""
         for target in served:
             fact = self.deployments[(target.id.app, target.id.name)]
-            self.put(fact.after_failed_start(error, now))
+            self.put(replace(fact.after_failed_start(error, now), template_error=error))
 
     def waiting(self, deployment: str) -> int:
         """Most requests that wait at any one caller for a deployment (full name)."""
@@ -377,6 +377,7 @@ class Observed:
             fact, listening=report.listening, connections=report.connections, reported_at=now, suspect_at=math.inf
         )
         if report.listening and not fact.listening:
+            updated = replace(updated, has_served=True)
             self.put(updated)
             self.put(replace(self.data_plane, proxy_failures=0, proxy_error=""))
         else:
@@ -388,9 +389,9 @@ class Observed:
         if fact is None:
             return
         self.forget(fact)
-        if not fact.draining:
-            # a proxy that served is replaced at once; one that never listened makes the next one wait
-            failures = 0 if fact.listening else self.data_plane.proxy_failures + 1
+        if not fact.draining and not fact.has_served:
+            # one that served is replaced at once; one that never listened makes the next one wait
+            failures = self.data_plane.proxy_failures + 1
             self.put(replace(self.data_plane, proxy_failures=failures, proxy_failed_at=now, proxy_error=error))
 
 

@@ -23,6 +23,8 @@ def judge_starts(
     target: DeploymentTarget, fact: DeploymentFact, observed: Observed, now: float, dies_early: bool
 ) -> DeploymentFact:
     """The fact with the verdict on its failed starts, and without trouble once that is over."""
+    if fact.template_error and _has_template(target, observed):
+        fact = replace(fact, template_error="")
     if is_settled(target, fact, observed):
         fact = replace(fact, trouble="", trigger="CONFIG_UPDATE_COMPLETED") if fact.trouble else fact
         # one whose template does not come up has all that it wants for now, and is not to try without end
@@ -55,6 +57,15 @@ def failing_message(target: DeploymentTarget, fact: DeploymentFact, observed: Ob
         )
     waits = back_off_text(target.id.full_name, fact.failed_starts, fact.failures, threshold, fact.died_early_at)
     return f"{waits} {running} of {wanted} run. {tail}" if running else f"{waits} {tail}"
+
+
+def try_at_once(observed: Observed) -> None:
+    """What the starts of this host lacked is there again: the next ones wait no longer. What has been counted stays."""
+    for fact in list(observed.deployments.values()):
+        if fact.failures:
+            observed.put(replace(fact, failed_at=-math.inf))
+    if observed.data_plane.proxy_failures:
+        observed.put(replace(observed.data_plane, proxy_failed_at=-math.inf))
 
 
 def note_slow_starts(observed: Observed, now: float) -> float:

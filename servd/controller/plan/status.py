@@ -3,7 +3,7 @@
 import math
 from collections.abc import Collection
 
-from servd.controller.plan.data_plane import flag_options, is_served
+from servd.controller.plan.data_plane import RETRY_S, flag_options, is_served
 from servd.controller.plan.facts import ApplicationFact, DeploymentFact, ProxyFact, ReplicaFact
 from servd.controller.plan.goal import Goal
 from servd.controller.plan.observed import Observed
@@ -97,7 +97,19 @@ def instance_view(
         node_id=identity.node_id,
         node_ip=identity.node_ip,
         log_dir=settings.log_dir,
-        notice=notice,
+        notice="\n".join(filter(None, (notice, _missing_proxies(observed, settings)))),
+    )
+
+
+def _missing_proxies(observed: Observed, settings: Settings) -> str:
+    """Why a proxy is missing, "" if none is, or one is being started for the first time."""
+    fact = observed.data_plane
+    missing = settings.proxies - sum(p.listening and not p.draining for p in observed.proxies.values())
+    if not fact.proxy_failures or missing <= 0 or not is_served(fact.http):
+        return ""
+    return (
+        f"{missing} of {settings.proxies} proxies cannot be started: {fact.proxy_error}. It is tried again every "
+        f"{RETRY_S:.0f} s; nothing else is touched"
     )
 
 
@@ -175,6 +187,7 @@ def _deployment(app: ApplicationFact, name: str, observed: Observed, pool: Pool,
         message=_message(status, target, fact, replicas, now)
         or _slow_template(status, observed.targets.get(key), observed, now)
         or _shortage(observed.targets.get(key), fact, observed, pool)
+        or _without_template(status, fact)
         or _without_fork(target, fact, app, observed),
         config=dict(target.shown) if target else _plain_config(key),
         target_num_replicas=wanted_count(target, fact) if target and not app.deleting else 0,
@@ -237,6 +250,13 @@ def _slow_template(status: DeploymentStatus, target: DeploymentTarget | None, ob
         f"slow; its stack is in {fork_server_log(s.order.log_dir)}"
         for s in slow
     )
+
+
+def _without_template(status: DeploymentStatus, fact: DeploymentFact | None) -> str:
+    """Why a replica that dies now could not be replaced, "" if it could."""
+    if fact is None or status is not DeploymentStatus.HEALTHY or not fact.template_error:
+        return ""
+    return f"all replicas run, but no other one can be started; it is tried again. Last error:\n{fact.template_error}"
 
 
 def _without_fork(

@@ -1,0 +1,112 @@
+"""A proxy stands in for another one: it accepts on that one's slot while it is told to, and nobody who waits there is lost."""
+
+import asyncio
+import contextlib
+import gc
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from servd.controller.control_server import ControlServer
+from servd.daemon.listeners import Listeners
+from servd.daemon.unix_sockets import bind_unix
+from servd.ground.settings import control_socket
+from servd.observability.journal import AccessLog
+from servd.observability.logs import LogFile
+from servd.proxy.main import Proxy
+from servd.wire.messages import PROXY, Hello, ProxyGoal, ProxyReport, ProxyStart, Routing
+
+LIMIT_S = 10.0
+REQUEST = b"GET /nowhere HTTP/1.1\r\nHost: t\r\nConnection: close\r\n\r\n"
+
+
+class Heard:
+    """What the controller hears."""
+
+    def __init__(self) -> None:
+        self.reports: asyncio.Queue[ProxyReport] = asyncio.Queue()
+
+    def greeted(self, hello: Hello, pid: int) -> bool:
+        """Everybody is welcome."""
+        return True
+
+    def received(self, role: str, peer_id: str, message: Any) -> None:
+        """A report."""
+        if isinstance(message, ProxyReport):
+            self.reports.put_nowait(message)
+
+    def queued(self, caller: str, deployment: str, waiting: int) -> None:
+        """Nobody waits."""
+
+    async def until_listening(self) -> None:
+        """The proxy has said that it accepts."""
+        while not (await asyncio.wait_for(self.reports.get(), LIMIT_S)).listening:
+            pass
+
+
+@contextlib.asynccontextmanager
+async def a_proxy(directory: Path, socks: list[socket.socket]) -> AsyncIterator[tuple[ControlServer, Heard]]:
+    """The proxy of slot 0 among these, which listens."""
+    heard = Heard()
+    server = ControlServer(heard, 1)
+    await server.open(bind_unix(control_socket(str(directory))))
+    server.publish(Routing(0))
+    start = ProxyStart("p", 0, "token", "127.0.0.1", 0, "", str(directory), str(directory), str(directory))
+    access = AccessLog(LogFile(directory / "log"), "http_proxy", "127.0.0.1", ("http1.py", 7))
+    proxy = Proxy(start, socks, access)
+    thresholds = gc.get_threshold()
+    running = asyncio.create_task(proxy.run())
+    try:
+        await heard.until_listening()
+        yield server, heard
+    finally:
+        proxy.drain(1.0)
+        await asyncio.wait_for(running, LIMIT_S)
+        server.close()
+        gc.set_threshold(*thresholds)
+
+
+async def answered(client: tuple[asyncio.StreamReader, asyncio.StreamWriter]) -> bytes:
+    reader, writer = client
+    answer = await asyncio.wait_for(reader.read(), LIMIT_S)
+    writer.close()
+    return answer.partition(b"\r\n")[0]
+
+
+async def asked(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(REQUEST)
+    return reader, writer
+
+
+async def test_who_waits_at_a_slot_without_a_proxy_is_served_by_the_one_that_stands_in(tmp_path: Path) -> None:
+    # each slot on a port of its own, so that a client can choose
+    listeners = Listeners()
+    socks = [listeners.bind_admin("127.0.0.1", 0) for _ in range(2)]
+    own, other = (sock.getsockname()[1] for sock in socks)
+    async with a_proxy(tmp_path, [sock.dup() for sock in socks]) as (server, heard):
+        assert await answered(await asked(own)) == b"HTTP/1.1 404 Not Found"
+        waiting = await asked(other)
+        server.send(PROXY, "p", ProxyGoal("p", slots=(1,)))
+        assert await answered(waiting) == b"HTTP/1.1 404 Not Found"
+        assert await answered(await asked(other)) == b"HTTP/1.1 404 Not Found"
+        server.send(PROXY, "p", ProxyGoal("p"))
+        while not heard.reports.empty():
+            heard.reports.get_nowait()
+        # it reports once it has closed what it opened
+        await heard.until_listening()
+        late = await asked(other)
+        async with a_proxy_of(tmp_path / "next", socks[1]):
+            assert await answered(late) == b"HTTP/1.1 404 Not Found"
+        assert await answered(await asked(own)) == b"HTTP/1.1 404 Not Found"
+    for sock in socks:
+        sock.close()
+
+
+@contextlib.asynccontextmanager
+async def a_proxy_of(directory: Path, sock: socket.socket) -> AsyncIterator[None]:
+    """The slot's own next proxy."""
+    directory.mkdir()
+    async with a_proxy(directory, [sock.dup()]):
+        yield
