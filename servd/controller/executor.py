@@ -261,7 +261,7 @@ class Executor:
                 self.end_stray(pid, f"fork server at {path}")
 
     def remove_leftovers(self) -> None:
-        """Remove what dead replicas have left in the socket directory: it could not be removed then, or nobody was there to do it."""
+        """Remove what dead replicas left in the socket directory: it took no changes then, or nobody was there to do it."""
         known = {fact.start.address.removeprefix("ipc://") for fact in self._observed.replicas.values()}
         for path in replica_files(self._settings.socket_dir):
             if path.removesuffix(BEGAN) not in known:
@@ -300,7 +300,9 @@ class Executor:
             trouble = trouble_of("socket directory", self._settings.socket_dir) if exit_code else ""
             if trouble:
                 # it had nowhere to listen, so it could not say so itself
-                self._emit(events.StartFailed(FORK_SERVER, name, f"exited with {events.exit_text(exit_code)}: {trouble}"))
+                self._emit(
+                    events.StartFailed(FORK_SERVER, name, f"exited with {events.exit_text(exit_code)}: {trouble}")
+                )
             else:
                 self._emit(events.Exited(FORK_SERVER, name, exit_code))
         if kind != PROXY:

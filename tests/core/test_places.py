@@ -43,4 +43,6 @@ def test_what_is_wrong_with_a_directory(
 def test_a_directory_that_is_gone(tmp_path: Path) -> None:
     assert trouble_of("state directory", str(tmp_path)) == ""
     gone = str(tmp_path / "gone")
-    assert trouble_of("state directory", gone) == f"the state directory {gone} cannot be used: No such file or directory"
+    assert (
+        trouble_of("state directory", gone) == f"the state directory {gone} cannot be used: No such file or directory"
+    )

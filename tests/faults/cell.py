@@ -1,17 +1,20 @@
 """A trouble at work: it begins under load, each kind of process is killed in it, it ends, and all is normal again."""
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from servd.ground.clock import SystemClock, block_for
+from servd.ground.settings import work_dir
 from tests.faults.load import Load
 from tests.faults.outcome import NORMAL_WITHIN_S, Outcome
-from tests.faults.stage import Stage
+from tests.faults.stage import Stage, proxies_are_well
 from tests.system.running_daemon import RunningDaemon
 
 VICTIMS = ("controller", "proxy", "fork server", "replica")
 REPLACED_WITHIN_S = 12.0
 PUT = "/api/serve/applications/"
+_STEADY_S = 1.0
 
 
 class Trouble(Protocol):
@@ -56,7 +59,6 @@ class Cell:
         self._lasts_s = lasts_s
         self._clock = SystemClock()
         self._own_ports: set[int] = set()
-        self._is_accepted = False
 
     def play(self) -> Outcome:
         """What came of it."""
@@ -70,7 +72,8 @@ class Cell:
     def _play(self) -> None:
         stage, began = self._stage, self._clock.now()
         stage.deploy(replicas=2)
-        before = self._counts()
+        self._is_so("all is normal before", self._replaced_within_s, self._is_well)
+        before, files = self._counts(), self._files()
         load = stage.load("/", post_pause_s=0.1)
         try:
             self._trouble.begin(stage.daemon)
@@ -83,14 +86,30 @@ class Cell:
             ended = self._clock.now()
             self._trouble.end()
             # longer than it may: the table tells how long it was
-            self._is_so("all is normal again", 4 * NORMAL_WITHIN_S, self._is_normal)
+            is_normal = self._is_normal
+            self._is_so("all is normal again", 4 * NORMAL_WITHIN_S, lambda: self._counts() == before and is_normal())
             self.outcome.normal_after_s = self._clock.now() - ended
+            stage.deploy(version=stage.version + 1)
             self._is_so("the numbers of processes are as before", NORMAL_WITHIN_S, lambda: self._counts() == before)
+            self._is_so("nothing is left over", NORMAL_WITHIN_S, lambda: not self._left_over(files))
+            self.outcome.notes += self._left_over(files)
         except BaseException:
             load.kill()
             raise
         self._judge(load)
         self.outcome.seconds = self._clock.now() - began
+
+    def _files(self) -> dict[str, int]:
+        """How many names lie where they come and go with processes."""
+        settings = self._stage.daemon.settings
+        return {path: _count(path) for path in (settings.socket_dir, work_dir(settings.state_dir))}
+
+    def _left_over(self, before: dict[str, int]) -> list[str]:
+        return [
+            f"{path} holds {count} names, it held {before[path]}: {sorted(os.listdir(path))}"
+            for path, count in self._files().items()
+            if count > before[path]
+        ]
 
     def _counts(self) -> dict[str, int]:
         return {title: len(self._stage.daemon.pids(title)) for title in VICTIMS}
@@ -116,9 +135,15 @@ class Cell:
 
     def _is_replaced(self, title: str, victim: int, others: set[int], count: int) -> bool:
         pids = set(self._stage.daemon.pids(title)) - {victim}
-        if len(pids) < count or not pids - others:
+        fresh = pids - others
+        if len(pids) < count or not fresh or not self._is_well():
             return False
-        return self._stage.says(lambda status: is_well(status, self._stage.replicas))
+        if title != "fork server":
+            return True
+        # it is of use once it has built the application, and who cannot do that is there for a moment only
+        block_for(_STEADY_S)
+        stays = fresh <= set(self._stage.daemon.pids(title)) and self._is_well()
+        return stays and self._stage.says(lambda status: not any(_messages(status)))
 
     def _explanation(self) -> str:
         try:
@@ -127,9 +152,7 @@ class Cell:
             # nobody can ask: the daemon itself says it
             said = [line for line in self._stage.daemon.errors.splitlines() if line.startswith("servd: ")]
             return next((line for line in reversed(said) if "cannot" in line), "")
-        app = status["applications"].get("work", {})
-        found = [app.get("message", ""), *(d["message"] for d in app.get("deployments", {}).values())]
-        return "; ".join(filter(None, found))
+        return "; ".join(filter(None, (status["notice"], *_messages(status))))
 
     def _put(self) -> None:
         stage = self._stage
@@ -148,15 +171,20 @@ class Cell:
         else:
             self.outcome.notes.append(f"PUT answers {code}: {str(text)[:200]}")
 
+    def _is_well(self) -> bool:
+        return self._stage.says(lambda status: _is_well(status, self._stage))
+
     def _is_normal(self) -> bool:
+        """All runs again by itself, and a document is accepted. One that had failed in the trouble asks for another."""
         stage = self._stage
-        if not self._is_accepted:
-            body = {"applications": [stage.document(version=stage.version)]}
-            try:
-                self._is_accepted = stage.daemon.ask("PUT", PUT, body)[0] == 200
-            except OSError:
-                return False
-        return self._is_accepted and stage.says(lambda status: is_well(status, stage.replicas))
+        is_failed = stage.says(lambda status: status["applications"].get("work", {}).get("status") == "DEPLOY_FAILED")
+        if not is_failed and (not self._is_well() or self._explanation()):
+            return False
+        body = {"applications": [stage.document(version=stage.version)]}
+        try:
+            return stage.daemon.ask("PUT", PUT, body)[0] == 200 and not is_failed
+        except OSError:
+            return False
 
     def _is_so(self, what: str, limit_s: float, fact: Callable[[], bool]) -> None:
         if not within(limit_s, fact):
@@ -167,15 +195,27 @@ class Cell:
         self.outcome.judge(set(self._stage.begun()), self._own_ports)
 
 
-def is_well(status: dict[str, Any], replicas: int) -> bool:
+def _count(path: str) -> int:
+    try:
+        return len(os.listdir(path))
+    except FileNotFoundError:
+        return 0
+
+
+def _messages(status: dict[str, Any]) -> list[str]:
+    app = status["applications"].get("work")
+    if app is None:
+        return ["the application is gone"]
+    return [app["message"], *(deployment["message"] for deployment in app["deployments"].values())]
+
+
+def _is_well(status: dict[str, Any], stage: Stage) -> bool:
     """Whether the application runs, whole, behind proxies that are well."""
     app = status["applications"].get("work")
-    if app is None or app["status"] != "RUNNING":
+    if app is None or app["status"] != "RUNNING" or not proxies_are_well(status, stage):
         return False
     work = app["deployments"]["work_Work"]
-    return [r["state"] for r in work["replicas"]] == ["RUNNING"] * replicas and all(
-        proxy["status"] == "HEALTHY" for proxy in status["proxies"]
-    )
+    return [r["state"] for r in work["replicas"]] == ["RUNNING"] * stage.replicas
 
 
 def within(limit_s: float, fact: Callable[[], bool]) -> bool:

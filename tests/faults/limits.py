@@ -147,11 +147,11 @@ class Processes:
 
 
 def processes(directory: Path) -> Outcome:
-    """The daemon may not start another process. Proxies live: connections to a dead one wait for its successor."""
+    """The daemon may not start another process: the other proxy takes the connections of a dead one."""
     trouble = Processes()
     try:
         with a_stage(directory, replicas=2, proxies=2) as stage:
-            return Cell(stage, trouble, victims=("replica", "fork server", "controller")).play()
+            return Cell(stage, trouble, victims=("proxy", "replica", "fork server", "controller")).play()
     finally:
         trouble.forget()
 

@@ -142,7 +142,7 @@ class Stage:
         if app["status"] != "RUNNING" or work is None or work["status"] != "HEALTHY":
             return False
         states = [replica["state"] for replica in work["replicas"]]
-        return states == ["RUNNING"] * self.replicas and status["http"]["listening"]
+        return states == ["RUNNING"] * self.replicas and proxies_are_well(status, self)
 
     def work(self) -> dict[str, Any]:
         """Status of the deployment."""
@@ -207,3 +207,8 @@ class Stage:
             return fact(self.daemon.status())
         except OSError:
             return False
+
+
+def proxies_are_well(status: dict[str, Any], stage: Stage) -> bool:
+    """Whether as many proxies as there shall be listen, and no other one is there."""
+    return [proxy["status"] for proxy in status["proxies"]] == ["HEALTHY"] * stage.daemon.settings.proxies
