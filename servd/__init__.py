@@ -3,6 +3,8 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from servd.ground.package import VERSION
+
 if TYPE_CHECKING:
     from servd.api import (
         build,
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from servd.multiplex import multiplexed
     from servd.run_targets import RunTarget, run_many
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 __all__ = [
     "Application",

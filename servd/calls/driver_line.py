@@ -10,11 +10,22 @@ from servd.calls.caller import Caller
 from servd.calls.outgoing import CallTicket
 from servd.calls.process import Process, install_process, remove_process
 from servd.calls.request_context import RequestContext
+from servd.ground.edition import own_edition
 from servd.ground.ids import random_hex
 from servd.ground.pidfd import start_ticks
 from servd.ground.settings import control_socket
 from servd.wire.control_link import ControlLink
-from servd.wire.messages import CallerReport, Hello, MetricFamily, MetricsReport, MetricsWish, Routing, Subscribe
+from servd.wire.messages import (
+    CallerReport,
+    DeploymentTargets,
+    Hello,
+    MetricFamily,
+    MetricsReport,
+    MetricsWish,
+    Refused,
+    Routing,
+    Subscribe,
+)
 
 _REPORT_S = 0.25
 _CLOSE_LIMIT_S = 5.0
@@ -28,6 +39,7 @@ class DriverLine:
         self._id = f"driver-{os.getpid()}-{random_hex(8)}"
         self._generation = 0
         self._said: CallerReport | None = None
+        self._refusal = ""
         self._loop = asyncio.new_event_loop()
         self._stopped: asyncio.Event | None = None
         started: threading.Event = threading.Event()
@@ -96,7 +108,7 @@ class DriverLine:
         await asyncio.gather(line, return_exceptions=True)
 
     def _hello(self) -> Hello:
-        return Hello("caller", self._id, os.getpid(), start_ticks(os.getpid()))
+        return Hello("caller", self._id, os.getpid(), start_ticks(os.getpid()), "", own_edition().text)
 
     def _connected(self) -> None:
         self._said = None
@@ -104,9 +116,18 @@ class DriverLine:
 
     def _received(self, message: Any) -> None:
         if isinstance(message, Routing):
+            self._refusal = ""
             self._caller.apply_routing(message)
         elif isinstance(message, MetricsWish):
             self._link.send(MetricsReport(message.request_id, tuple(self._metrics())))
+        elif isinstance(message, Refused):
+            self._refusal = message.reason
+            self._refuse(self._caller.subscriptions())
+
+    def _refuse(self, deployments: tuple[str, ...]) -> None:
+        """Let every call fail with the reason: nobody will ever say where the replicas are."""
+        targets = (DeploymentTargets(name, unavailable=self._refusal) for name in deployments)
+        self._caller.apply_routing(Routing(self._generation, targets=tuple(targets)))
 
     def _metrics(self) -> list[MetricFamily]:
         # few drivers measure anything
@@ -115,6 +136,8 @@ class DriverLine:
 
     def _subscribe(self, deployments: tuple[str, ...]) -> None:
         self._link.send(Subscribe(deployments))
+        if self._refusal:
+            self._loop.call_soon(self._refuse, deployments)
 
     def _applied(self, generation: int) -> None:
         self._generation = generation

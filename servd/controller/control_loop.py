@@ -25,6 +25,7 @@ from servd.controller.plan.status import Identity, epoch_of, instance_view, outc
 from servd.controller.snapshots import prune, take_snapshots
 from servd.controller.stack_requests import StackRequests
 from servd.controller.supervisor import Supervisor
+from servd.daemon.edition_watch import EditionWatch
 from servd.documents.control_plane import (
     ApplicationDocument,
     ChangePlan,
@@ -81,6 +82,7 @@ class ControlLoop(Circle):
         self._is_stopping = False
         self._outcome_trouble = ""
         self._places: list[str] = []
+        self._editions: EditionWatch | None = None
         decided = [(row.revision, row.outcome) for row in store.revisions() if row.outcome is not UNDECIDED]
         self._judged = max(decided, default=(0, UNDECIDED))
 
@@ -90,9 +92,11 @@ class ControlLoop(Circle):
         supervisor: Supervisor,
         channel: DaemonChannel,
         stacks: StackRequests | None = None,
+        editions: EditionWatch | None = None,
     ) -> None:
         """Begin: adopt what an earlier controller left, then the first turn."""
         self._executor, self._supervisor, self._channel, self._stacks = executor, supervisor, channel, stacks
+        self._editions = editions
         executor.adopt()
         self._schedule()
 
@@ -126,8 +130,12 @@ class ControlLoop(Circle):
             self._identity,
             version=self._version,
             now=self._clock.now(),
-            notice="\n".join(filter(None, (self._store.trouble(), *self._places))),
+            notice=self._notice(),
         )
+
+    def _notice(self) -> str:
+        editions = self._editions.notice() if self._editions is not None else ""
+        return "\n".join(filter(None, (self._store.trouble(), *self._places, editions)))
 
     def tend(self) -> None:
         """To be called every second: look after what changes without news."""

@@ -8,9 +8,20 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from servd.exceptions import ProtocolError
+from servd.ground.edition import difference, edition_of
 from servd.wire.codec import RecordReader, record
 from servd.wire.credentials import peer_credentials
-from servd.wire.messages import CALLER, PROXY, REPLICA, CallerReport, DeploymentTargets, Hello, Routing, Subscribe
+from servd.wire.messages import (
+    CALLER,
+    PROXY,
+    REPLICA,
+    CallerReport,
+    DeploymentTargets,
+    Hello,
+    Refused,
+    Routing,
+    Subscribe,
+)
 
 _NO_ROUTING = Routing(0)
 _LAST_WORDS_S = 1.0
@@ -166,6 +177,10 @@ class ControlServer:
     def _greet(self, peer: "_Peer", hello: Hello) -> None:
         if hello.role not in (PROXY, REPLICA, CALLER):
             raise ProtocolError(f"unknown role {hello.role!r}")
+        if reason := difference(edition_of(hello.edition)):
+            peer.send(Refused(reason))
+            peer.drop(at_once=False)
+            raise ProtocolError(reason)
         key = (hello.role, hello.id)
         old = self._peers.get(key)
         peer.hello = hello
@@ -288,7 +303,8 @@ class _Peer(asyncio.Protocol):
                 self._server._received(self, message)
         except ProtocolError as error:
             logger.warning("control_line_dropped peer=%s reason=%s", self.name, error)
-            self.drop()
+            if not self.is_gone:
+                self.drop()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         self.is_gone = True
@@ -299,11 +315,14 @@ class _Peer(asyncio.Protocol):
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(record(message))
 
-    def drop(self) -> None:
-        """Close the line at once."""
+    def drop(self, *, at_once: bool = True) -> None:
+        """Close the line; not at once: when what was sent has left."""
         self.is_gone = True
         if self._transport is not None:
-            self._transport.abort()
+            if at_once:
+                self._transport.abort()
+            else:
+                self._transport.close()
 
 
 def _part(routing: Routing, peer: _Peer) -> Routing:

@@ -3,6 +3,8 @@
 They are kept in memory that the daemon holds, which nobody can remove or damage. Records lie in a file as well, for a
 controller whose daemon is of a version that holds none; they are worthless after a reboot, so the file lies in the runtime
 directory, and the daemon removes it at each start.
+
+The next controller may be of another version all the same, so both say in which form the records are.
 """
 
 import contextlib
@@ -18,13 +20,32 @@ from servd.controller.plan.goal import Goal
 from servd.daemon.keepsake import Keepsake
 from servd.daemon.unix_sockets import place_of
 from servd.exceptions import ProtocolError
-from servd.wire.codec import decode_message, encode_message
+from servd.ground.package import PROTOCOL
+from servd.wire.codec import Renew, decode_message, encode_message
 
 STORE_NAME = "facts.db"
 _Where = tuple[str, str]
 _GOAL = ("goal", "")
+_MARK = ("form", "")
 
 logger = logging.getLogger(__name__)
+
+
+MIGRATIONS: dict[int, Renew] = {}
+"""Protocol -> what makes the values of a message of it those of the next protocol. Each one before today's has its own."""
+
+
+def renewal(form: int) -> Renew | None:
+    """What makes a message of protocol `form` one of today's; None if it is one, or is of a later one."""
+    if form >= PROTOCOL:
+        return None
+
+    def renew(name: str, values: list[Any]) -> list[Any]:
+        for step in range(form, PROTOCOL):
+            values = MIGRATIONS[step](name, values)
+        return values
+
+    return renew
 
 
 class FactStore:
@@ -41,8 +62,8 @@ class FactStore:
         self._path = f"{socket_dir}/{STORE_NAME}"
         self._keepsake = keepsake
         self._kept: dict[_Where, bytes] = keepsake.load() if keepsake is not None else {}
-        self._facts: dict[_Where, bytes] = {}
-        self._unsaved: dict[_Where, bytes | None] = {}
+        self._facts: dict[_Where, bytes] = {_MARK: f"protocol {PROTOCOL}".encode()}
+        self._unsaved: dict[_Where, bytes | None] = {**self._facts}
         self._is_file_old = bool(self._kept)
         self._place: tuple[int, int] | None = None
         self._trouble = ""
@@ -64,17 +85,21 @@ class FactStore:
 
     def load(self) -> list[Any]:
         """All facts, in the order in which they were first saved."""
-        rows = self._kept.items() if self._kept else self._in_file()
+        rows: dict[_Where, bytes] = dict(self._kept or self._in_file())
+        rows.pop(_GOAL, None)
+        mark = rows.pop(_MARK, b"")
+        form = _form_of(mark)
         found = []
-        for where, value in rows:
-            if where == _GOAL:
-                continue
+        for where, value in rows.items():
             try:
-                found.append(decode_message(value))
-                self._facts[where] = value
+                fact = decode_message(value, renewal(form))
             except ProtocolError as error:
-                logger.error("fact_unreadable kind=%s key=%s reason=%s", *where, error)
-        if not self._kept:
+                logger.error("fact_unreadable kind=%s key=%s protocol=%d reason=%s", *where, form, error)
+                continue
+            found.append(fact)
+            self._facts[where] = value if form == PROTOCOL else encode_message(fact)
+        self._is_file_old |= form != PROTOCOL
+        if not self._kept or mark != self._facts[_MARK]:
             self._keep(self._facts)
         return found
 
@@ -177,6 +202,11 @@ class FactStore:
             "INSERT INTO facts VALUES (?, ?, ?) ON CONFLICT (kind, key) DO UPDATE SET value = excluded.value",
             (kind, key, value),
         )
+
+
+def _form_of(mark: bytes) -> int:
+    """The protocol whose form a store has; one without a mark is of before there were any."""
+    return int(mark.removeprefix(b"protocol ") or b"1")
 
 
 def _rows(connection: sqlite3.Connection) -> list[tuple[str, str, bytes]]:

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from servd.exceptions import ProtocolError
+from servd.ground.edition import difference, edition_of
 from servd.wire.codec import RecordReader, record
 from servd.wire.messages import (
     BuildResult,
@@ -28,6 +29,10 @@ class Listener(Protocol):
 
     def fork_server_greeted(self, fork_server_id: str, pid: int) -> None:
         """It listens."""
+        ...
+
+    def fork_server_misunderstood(self, fork_server_id: str, reason: str) -> None:
+        """It speaks another language, and will never be of use."""
         ...
 
     def built(self, fork_server_id: str, result: BuildResult) -> None:
@@ -146,6 +151,7 @@ class _Line(asyncio.Protocol):
             logger.error("fork_server_line_dropped fork_server=%s reason=%s", self._id, error)
             if self._transport is not None:
                 self._transport.abort()
+            self._listener.fork_server_misunderstood(self._id, str(error))
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         self._transport = None
@@ -166,6 +172,8 @@ class _Line(asyncio.Protocol):
                 self._listener.child_exited(message)
 
     def _greeted(self, hello: ForkServerHello) -> None:
+        if reason := difference(edition_of(hello.edition)):
+            raise ProtocolError(reason)
         self._is_greeted = True
         self._listener.fork_server_greeted(self._id, hello.pid)
         for child in hello.children:

@@ -35,9 +35,10 @@ from servd.controller.stack_requests import StackRequests
 from servd.controller.status_metrics import status_metrics
 from servd.controller.supervisor import Supervisor
 from servd.daemon import tls
+from servd.daemon.edition_watch import EditionWatch
 from servd.daemon.keepsake import Keepsake
 from servd.exceptions import InvariantError, ServdError, StateError
-from servd.ground import event_loop, process
+from servd.ground import edition, event_loop, process
 from servd.ground.clock import SystemClock, block_for
 from servd.ground.ids import random_hex
 from servd.ground.settings import Settings, admin_socket, control_socket, variable
@@ -116,6 +117,7 @@ class _Controller:
         keepsake: Keepsake | None,
     ) -> None:
         self._devices = device_names()
+        self._is_told = edition.is_told()
         if settings.num_gpus is None:
             settings = replace(settings, num_gpus=float(len(self._devices)))
         self._settings = settings
@@ -176,7 +178,8 @@ class _Controller:
         http = observed.data_plane.http or (goal.http if goal.running else None)
         if http is not None and is_served(http):
             await channel.open_listeners(http.host, http.port, settings.proxies)
-        control.start(executor, supervisor, channel, stacks)
+        editions = EditionWatch(edition.stamp(), self._is_told, self._clock, server.hellos)
+        control.start(executor, supervisor, channel, stacks, editions)
         logger.info("controller_started pid=%d revision=%d", os.getpid(), goal.revision)
         try:
             await self._serve(control)
@@ -288,6 +291,7 @@ class _Controller:
             worker_id=random_hex(56, self._rng),
             node_id=random_hex(56, node),
             node_ip=NODE_IP,
+            edition=str(edition.own_edition()),
         )
 
     def _daemon_gone(self) -> None:

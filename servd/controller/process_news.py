@@ -14,6 +14,7 @@ from servd.controller.stack_requests import StackRequests
 from servd.controller.supervisor import Key, Supervisor
 from servd.wire.daemon_messages import OrphanExited
 from servd.wire.messages import (
+    FORK_SERVER,
     PROXY,
     REPLICA,
     BuildResult,
@@ -116,6 +117,14 @@ class ProcessNews:
         """A fork server listens."""
         if fork_server_id not in self._observed.fork_servers:
             self._executor.end_stray(pid, f"fork server {fork_server_id}")
+
+    def fork_server_misunderstood(self, fork_server_id: str, reason: str) -> None:
+        """A fork server speaks another language: its build has failed for that, or another one takes its place."""
+        fact = self._observed.fork_servers.get(fork_server_id)
+        if fact is not None:
+            error = f"the controller does not understand the build process: {reason}"
+            self._emit(events.BuildFinished(fork_server_id, BuildResult(fact.order.build_id, error=error)))
+        self._supervisor.kill((FORK_SERVER, fork_server_id))
 
     def built(self, fork_server_id: str, result: BuildResult) -> None:
         """A build has ended."""

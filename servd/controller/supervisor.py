@@ -13,6 +13,7 @@ from typing import Any
 
 from servd.ground import entry
 from servd.ground.descendants import end_families
+from servd.ground.edition import stamp
 from servd.ground.pidfd import open_process, start_ticks
 from servd.ground.quick_dataclass import dataclass
 
@@ -64,7 +65,7 @@ class Supervisor:
             OSError: no process could be made.
         """
         process = self._context.Process(
-            target=entry.call, args=(target, *arguments, self._lifetime), name=f"{key[0]} {key[1]}"
+            target=entry.call, args=(stamp(), target, *arguments, self._lifetime), name=f"{key[0]} {key[1]}"
         )
         with _environment(variables):
             process.start()

@@ -32,10 +32,7 @@ from servd.daemon.unix_sockets import UnixSockets
 from servd.exceptions import AlreadyRunningError, ListenError, ServdError
 from servd.ground.clock import SystemClock
 from servd.ground.pidfd import exit_code_of
-from servd.ground.settings import (
-    TIED_OPTION,
-    Settings,
-)
+from servd.ground.settings import TIED_OPTION, Settings
 from servd.wire.codec import RecordReader, record
 from servd.wire.daemon_messages import (
     EXIT_REFUSED,
@@ -372,6 +369,10 @@ def serve(settings: Settings, tied_to: int | None) -> int:
         setproctitle(f"servd: daemon {settings.state_dir}")
         _become_subreaper()
         _forgo_tracker()
+        # loaded here only: every spawned process imports this module
+        from servd.daemon.program import settle
+
+        settle(settings.state_dir)
         return Daemon(settings, listeners, unix, (admin, metrics), tied_to).run()
     finally:
         empty_socket_dir(settings.socket_dir)

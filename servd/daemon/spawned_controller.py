@@ -6,6 +6,7 @@ import socket
 from typing import Any
 
 from servd.ground import entry
+from servd.ground.edition import stamp
 from servd.ground.settings import Settings
 
 
@@ -22,7 +23,7 @@ def spawned_controller(settings: Settings, lifetime: Any, *kept: Any) -> tuple[A
     ours, theirs = socket.socketpair()
     with theirs:
         context = multiprocessing.get_context("spawn")
-        arguments = ("servd.controller.main:run", settings, lifetime, theirs, *kept)
+        arguments = (stamp(), "servd.controller.main:run", settings, lifetime, theirs, *kept)
         process = context.Process(target=entry.call, args=arguments, name="controller")
         # an ignored signal stays ignored in the child: Ctrl-C must not end it before its first line
         handler = signal.signal(signal.SIGINT, signal.SIG_IGN)

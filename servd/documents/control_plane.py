@@ -158,7 +158,7 @@ class InstanceView:
     """Everything that statuses show, computed from the goal and the facts of one moment.
 
     version grows with every visible change; see `ControlPlane.changed`. notice: what people should know of the daemon itself,
-    "" for nothing.
+    "" for nothing. edition: which servd the controller is.
     """
 
     revision: int
@@ -175,6 +175,7 @@ class InstanceView:
     node_ip: str
     log_dir: str = ""
     notice: str = ""
+    edition: str = ""
 
     def application(self, name: str) -> ApplicationView | None:
         """The application of that name, if there is one."""

@@ -5,11 +5,18 @@ import importlib
 from types import ModuleType
 from typing import Any
 
+from servd.ground.edition import Stamp
 
-def call(target: str, *args: Any) -> None:
-    """Call `module:function` with `args`; the target of every process that servd spawns."""
+
+def call(first: Stamp | str, *args: Any) -> None:
+    """Call `module:function` with what follows; the target of every process that servd spawns.
+
+    Args:
+        first: who starts it; a servd of before stamps gives none, and the name of the function at once.
+    """
+    target, *rest = args if isinstance(first, Stamp) else (first, *args)
     module, _, function = target.partition(":")
-    getattr(load(module), function)(*args)
+    getattr(load(module), function)(*rest)
 
 
 def load(module: str) -> ModuleType:

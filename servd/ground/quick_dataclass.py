@@ -134,8 +134,20 @@ def _get_state(self: Any) -> list[Any]:
 
 
 def _set_state(self: Any, state: list[Any]) -> None:
-    for field, value in zip(dataclasses.fields(self), state, strict=True):
+    """What another edition pickled may lack the last fields, or have more."""
+    fields = dataclasses.fields(self)
+    for field, value in zip(fields, state, strict=False):
         object.__setattr__(self, field.name, value)
+    for field in fields[len(state) :]:
+        object.__setattr__(self, field.name, _default_of(field))
+
+
+def _default_of(field: "dataclasses.Field[Any]") -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    if field.default is dataclasses.MISSING:
+        raise TypeError(f"the pickled state lacks {field.name!r}")
+    return field.default
 
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from typing import Any
 from servd.calls.caller import Caller
 from servd.daemon.tls import Certificate
 from servd.ground import event_loop, process
+from servd.ground.edition import own_edition
 from servd.ground.pidfd import start_ticks
 from servd.ground.settings import control_socket
 from servd.observability import logs
@@ -142,7 +143,7 @@ class Proxy:
 
     def _hello(self) -> Hello:
         pid = os.getpid()
-        return Hello("proxy", self._start.proxy_id, pid, start_ticks(pid), self._start.token)
+        return Hello("proxy", self._start.proxy_id, pid, start_ticks(pid), self._start.token, own_edition().text)
 
     def _on_connect(self) -> None:
         self._report()

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from servd.exceptions import DeployError, ProtocolError
 from servd.ground import descendants, entry, process
+from servd.ground.edition import own_edition
 from servd.ground.ids import DeploymentID
 from servd.ground.pidfd import start_ticks
 from servd.ground.quick_dataclass import dataclass
@@ -209,7 +210,8 @@ class ForkServer:
         self._lines[fd] = Line(connection, RecordReader())
         self._poller.register(fd, select.POLLIN)
         children = tuple(child.forked for child in self._children.values())
-        self._send(fd, ForkServerHello(self._order.fork_server_id, os.getpid(), self._result, children))
+        identity = (self._order.fork_server_id, os.getpid())
+        self._send(fd, ForkServerHello(*identity, self._result, children, own_edition().text))
         untold, self._untold = self._untold, []
         for exited in untold:
             self._send(fd, exited)

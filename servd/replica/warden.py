@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from servd.ground import descendants, settings
 from servd.ground.clock import SystemClock
+from servd.ground.edition import own_edition
 from servd.ground.event_loop import run
 from servd.ground.pidfd import start_ticks
 from servd.ground.process import watch_lifetime
@@ -248,7 +249,7 @@ class Warden:
 
     def _hello(self) -> Hello:
         pid = os.getpid()
-        return Hello("replica", self._start.replica_id, pid, start_ticks(pid), self._start.token)
+        return Hello("replica", self._start.replica_id, pid, start_ticks(pid), self._start.token, own_edition().text)
 
     def _on_connect(self) -> None:
         self._said = self._caller_said = None

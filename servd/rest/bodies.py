@@ -78,6 +78,7 @@ def own_status(view: InstanceView) -> shapes.Status:
         "running": view.running,
         "notice": view.notice,
         "log_dir": view.log_dir,
+        "edition": view.edition,
         "deploy_mode": view.mode,
         "controller_info": controller_info(view),
         "http": {

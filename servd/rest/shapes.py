@@ -136,6 +136,7 @@ class Status(TypedDict):
     running: bool
     notice: str
     log_dir: str
+    edition: str
     deploy_mode: DeployMode
     controller_info: Controller
     http: Http

@@ -8,10 +8,11 @@ from typing import Any
 
 from servd.exceptions import ProtocolError
 from servd.wire.codec import RecordReader, record
-from servd.wire.messages import Hello
+from servd.wire.messages import Hello, Refused
 
 _FIRST_RETRY_S = 0.010
 _LAST_RETRY_S = 0.100
+_REFUSED_RETRY_S = 2.0
 _MAX_UNSENT_BYTES = 4 * 1024 * 1024
 
 logger = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ class ControlLink:
         self._on_message = on_message
         self._on_connect = on_connect
         self._transport: asyncio.Transport | None = None
+        self._refusal = ""
 
     def __repr__(self) -> str:
         return f"ControlLink({self._socket_path}, {'connected' if self.is_connected else 'away'})"
@@ -88,8 +90,8 @@ class ControlLink:
             finally:
                 self._close()
             retry_s = _FIRST_RETRY_S
-            # a controller that accepts and closes at once must not be hammered
-            await asyncio.sleep(retry_s)
+            # a controller that accepts and closes at once must not be hammered; after one that refused, another may come
+            await asyncio.sleep(_REFUSED_RETRY_S if self._refusal else retry_s)
 
     def _close(self) -> None:
         if self._transport is not None:
@@ -102,6 +104,10 @@ class ControlLink:
         self._on_connect()
 
     def _received(self, message: Any) -> None:
+        refusal = message.reason if isinstance(message, Refused) else ""
+        if refusal and refusal != self._refusal:
+            logger.error("control_line_refused reason=%s", refusal)
+        self._refusal = refusal
         try:
             self._on_message(message)
         except Exception:

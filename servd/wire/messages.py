@@ -17,7 +17,8 @@ FORK_SERVER, REPLICA, PROXY, CALLER = "fork_server", "replica", "proxy", "caller
 class Hello:
     """Who speaks. role: REPLICA, PROXY or CALLER.
 
-    token is the one from the intent (empty for a caller); start_ticks is field 22 of /proc/<pid>/stat.
+    token is the one from the intent (empty for a caller); start_ticks is field 22 of /proc/<pid>/stat. edition: which servd
+    it is, as `ground.edition` writes it. This message never changes its form, or nobody could be told what differs.
     """
 
     role: str
@@ -25,6 +26,14 @@ class Hello:
     pid: int
     start_ticks: int
     token: str = ""
+    edition: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Controller -> any process: the answer to a `Hello` of another protocol, and the last word. Its form never changes."""
+
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,6 +364,7 @@ class ForkServerHello:
     pid: int
     result: BuildResult | None = None
     children: tuple[Forked, ...] = ()
+    edition: str = ""
 
 
 @dataclass(frozen=True, slots=True)

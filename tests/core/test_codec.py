@@ -3,13 +3,14 @@
 import itertools
 from typing import Any
 
+import msgpack
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from servd.exceptions import ProtocolError
 from servd.wire.codec import MAX_MESSAGE_BYTES, RecordReader, decode_message, encode_message, record
-from servd.wire.messages import BuildOrder
+from servd.wire.messages import BuildOrder, ProxyReport
 
 FIXED = settings(max_examples=100, deadline=None, derandomize=True)
 LONG = settings(FIXED, max_examples=50_000, derandomize=False)
@@ -76,3 +77,29 @@ def test_fields_that_do_not_fit_are_a_protocol_error() -> None:
     data = encode_message(AN_ORDER).replace(b"BuildOrder", b"LogConfigs")
     with pytest.raises(ProtocolError):
         decode_message(data)
+
+
+def test_what_another_edition_added_at_the_end_is_left_out_and_what_it_lacks_has_its_default() -> None:
+    def as_written(*values: Any) -> bytes:
+        return msgpack.packb(msgpack.ExtType(1, msgpack.packb(values)))
+
+    assert decode_message(as_written("ProxyReport", "p", True, 1, 2, "of tomorrow")) == ProxyReport("p", True, 1, 2)
+    assert decode_message(as_written("ProxyReport", "p", True)) == ProxyReport("p", True)
+    with pytest.raises(ProtocolError):
+        decode_message(as_written("ProxyReport", "p"))
+
+
+def test_messages_that_another_edition_knows_are_skipped_on_a_line() -> None:
+    unknown = msgpack.packb(msgpack.ExtType(1, msgpack.packb(("Tomorrow", 1))))
+    framed = len(unknown).to_bytes(4, "big") + unknown
+    line = record(ProxyReport("a", True)) + framed + record(ProxyReport("b", True))
+    assert RecordReader().feed(line) == [ProxyReport("a", True), ProxyReport("b", True)]
+
+
+def test_a_message_of_an_older_protocol_is_renewed_however_deep_it_lies() -> None:
+    order = BuildOrder("f", "b", "app", "m:a", {"x": ProxyReport("p", True)}, {})
+
+    def renew(name: str, values: list[Any]) -> list[Any]:
+        return [f"new {values[0]}", *values[1:]] if name == "ProxyReport" else values
+
+    assert decode_message(encode_message(order), renew).args == {"x": ProxyReport("new p", True)}

@@ -102,3 +102,14 @@ def test_order_identity_and_patterns() -> None:
     match Quick("a", 5):
         case Quick(name, count):
             assert (name, count) == ("a", 5)
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"), [(["a"], Quick("a")), (["a", 2, {}, "s", "of tomorrow"], Quick("a", 2, {}, "s"))]
+)
+def test_what_another_edition_pickled_has_its_defaults_and_nothing_unknown(state: list[Any], expected: Quick) -> None:
+    found = Quick.__new__(Quick)
+    found.__setstate__(state)  # type: ignore[attr-defined]
+    assert found == expected
+    with pytest.raises(TypeError, match="lacks 'name'"):
+        Quick.__new__(Quick).__setstate__([])  # type: ignore[attr-defined]

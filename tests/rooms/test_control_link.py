@@ -4,9 +4,12 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from servd.wire import control_link
 from servd.wire.codec import RecordReader, record
 from servd.wire.control_link import ControlLink
-from servd.wire.messages import Hello, ProxyGoal, ProxyReport
+from servd.wire.messages import Hello, ProxyGoal, ProxyReport, Refused
 
 
 class Endpoint:
@@ -97,3 +100,28 @@ async def test_a_failing_callback_does_not_stop_the_line(tmp_path: Path) -> None
         assert await asyncio.wait_for(heard.get(), 5) == ProxyGoal("2")
         running.cancel()
         await asyncio.wait([running])
+
+
+async def test_who_is_refused_hears_why_and_looks_for_another_controller_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(control_link, "_REFUSED_RETRY_S", 0.05)
+    loop = asyncio.get_running_loop()
+    endpoint = Endpoint(str(tmp_path / "c"))
+    heard: asyncio.Queue[Any] = asyncio.Queue()
+    link = ControlLink(endpoint.path, a_hello, heard.put_nowait)
+    running = asyncio.create_task(link.run())
+    async with await endpoint.open():
+        for number in range(2):
+            await endpoint.next()
+            endpoint.writers[number].write(record(Refused("another protocol")))
+            endpoint.writers[number].close()
+            refused_at = loop.time()
+            assert await asyncio.wait_for(heard.get(), 5) == Refused("another protocol")
+        await endpoint.next()
+        assert loop.time() - refused_at >= 0.05
+        endpoint.writers[2].write(record(ProxyGoal("p0")))
+        assert await asyncio.wait_for(heard.get(), 5) == ProxyGoal("p0")
+        running.cancel()
+        await asyncio.wait([running])
+    assert caplog.text.count("control_line_refused") == 1

@@ -22,6 +22,7 @@ from servd.wire.messages import (
     Endpoint,
     Hello,
     ProxyReport,
+    Refused,
     ReplicaReport,
     Route,
     Routing,
@@ -298,3 +299,14 @@ async def test_without_its_path_a_death_is_told_after_a_while(tmp_path: Path) ->
     server.after_heard_out("replica", "r", lambda: news.heard.put_nowait("exited"))
     assert await news.next() == "exited"
     server.close()
+
+
+async def test_another_protocol_is_refused_with_the_reason(room: Room) -> None:
+    caller = await room.line()
+    caller.say(Hello("caller", "c", 1, 1, "", "99 9.9 abc"), Subscribe(("app_I",)))
+    refused = await caller.hear()
+    assert isinstance(refused, Refused)
+    assert "9.9+abc (protocol 99)" in refused.reason
+    assert "servd stop && servd start" in refused.reason
+    assert await caller.hear() is None
+    await room.join("caller", "c")

@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,13 @@ from tests.system.running_daemon import a_daemon, eventually, settings_in
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("archive", ARCHIVES, ids=lambda path: path.name.removesuffix(".tar.gz"))
+def archive_of(path: Path) -> Any:
+    """A case; what a single commit wrote is one for the long run."""
+    name = path.name.removesuffix(".tar.gz")
+    return pytest.param(path, id=name, marks=[pytest.mark.long] if "-" in name else [])
+
+
+@pytest.mark.parametrize("archive", [archive_of(path) for path in ARCHIVES])
 def test_what_an_earlier_version_left_is_served(archive: Path) -> None:
     with unpacked(archive) as home, a_daemon(settings_in(home)) as daemon:
         # an application by value is read by the minor version of Python that wrote it

@@ -4,6 +4,7 @@ Reports of processes are news as they are: `messages.ReplicaReport` and `message
 told alike for all of them; kind is `messages.FORK_SERVER`, `REPLICA` or `PROXY`.
 """
 
+from servd.ground.edition import EXIT_OTHER_PROTOCOL, WAY_OUT
 from servd.ground.quick_dataclass import dataclass
 from servd.wire.messages import BuildResult, ProxyReport, ReplicaReport
 
@@ -72,4 +73,6 @@ def exit_text(exit_code: int | None) -> str:
     """How a process ended, in words, after "exited with"."""
     if exit_code is None:
         return "an unknown status"
+    if exit_code == EXIT_OTHER_PROTOCOL:
+        return f"code {exit_code} (so ends what does not understand its daemon: were servd's files replaced? {WAY_OUT})"
     return f"signal {-exit_code}" if exit_code < 0 else f"code {exit_code}"

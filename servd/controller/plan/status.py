@@ -49,6 +49,7 @@ class Identity:
     worker_id: str
     node_id: str
     node_ip: str
+    edition: str = ""
 
 
 def epoch_of(told: float, wall_time: float, now: float) -> float:
@@ -98,6 +99,7 @@ def instance_view(
         node_ip=identity.node_ip,
         log_dir=settings.log_dir,
         notice="\n".join(filter(None, (notice, _missing_proxies(observed, settings)))),
+        edition=identity.edition,
     )
 
 

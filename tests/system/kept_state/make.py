@@ -1,8 +1,9 @@
 """Make `VERSION.tar.gz`: what a daemon of the installed servd leaves behind when it is killed while it serves.
 
 `PYTHONPATH=CHECKOUT_OF_THAT_VERSION python tests/system/kept_state/make.py VERSION`, with Python 3.11: applications that were
-shipped by value are read by the minor version that wrote them. The archive holds the state directory (goal, code by value,
-snapshots) and the facts of the socket directory. Stores name absolute paths, so the state lies where `HOME` says.
+shipped by value are read by the minor version that wrote them. VERSION may name a commit as well: `0.1.0-a3dc8d8`. The archive
+holds the state directory (goal, code by value, snapshots) and the facts of the socket directory. Stores name absolute paths,
+so the state lies where `HOME` says.
 """
 
 import os
@@ -89,7 +90,8 @@ servd.run(graph, name="graph", route_prefix="/graph")
 def keep(archive: tarfile.TarFile, state: Path, sockets: Path) -> None:
     """The files of a living daemon, as a power cut would leave them."""
     for path in sorted(state.rglob("*")):
-        if path.is_file() and path.suffix not in (".log", ".lock", ".pyc"):
+        is_kept = path.suffix not in (".log", ".lock", ".pyc") and "program" not in path.parts
+        if path.is_file() and is_kept:
             archive.add(path, str(Path("state", path.relative_to(state))))
     for path in sorted(sockets.glob("facts.db*")):
         archive.add(path, f"sockets/{path.name}")
