@@ -31,7 +31,8 @@ from servd.wire.messages import (
     Routing,
 )
 
-LIMIT_S = 20.0
+LIMIT_S = 60.0
+"""For a fact to come true. Imports of large libraries take half a minute from a cold disk."""
 REPOSITORY = Path(__file__).parents[2]
 _SERVE = (
     "import sys; from multiprocessing.connection import Connection; from servd.wire.codec import decode_message; "
