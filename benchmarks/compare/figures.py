@@ -66,13 +66,13 @@ def grouped(samples: Iterable[Sample]) -> dict[tuple[str, int, str], list[Sample
     return found
 
 
-def rows(samples: Sequence[Sample]) -> list[Row]:
-    """A row for every system in every case."""
+def rows(samples: Sequence[Sample], base_name: str = BASE) -> list[Row]:
+    """A row for every system in every case. base_name: whose figures the ratios are of."""
     groups = grouped(samples)
     result = []
     for (case, connections, system), group in groups.items():
         values = [sample.value for sample in group if sample.value is not None]
-        base = groups.get((case, connections, BASE), [])
+        base = groups.get((case, connections, base_name), [])
         result.append(
             Row(
                 case,

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 PEERS_DIR = Path(__file__).parents[2] / ".cache" / "peers"
@@ -12,28 +13,35 @@ REQUIREMENTS = {
     "mosec": ("mosec",),
     "litserve": ("litserve", "uvloop"),
     "ray": ("ray[serve]", "uvloop"),
+    "gunicorn": ("gunicorn", "uvicorn-worker", "uvicorn[standard]", "starlette"),
 }
+_PACKAGES = "import sysconfig; print(sysconfig.get_path('platlib'))"
 
 
 class NotInstallableError(Exception):
     """The peer cannot be had here."""
 
 
-def python_of(peer: str) -> str:
+def python_of(peer: str, home: Path = PEERS_DIR, requirements: Sequence[str] | None = None) -> str:
     """Interpreter of the peer's environment, which is made when it is missing.
+
+    Args:
+        home: folder of the environments.
+        requirements: what pip installs, instead of what the peer is known to need.
 
     Raises:
         NotInstallableError: pip could not.
     """
-    directory = PEERS_DIR / peer
+    directory = home / peer
     python = directory / "bin" / "python"
     mark = directory / "installed"
-    wanted = " ".join(REQUIREMENTS[peer])
+    needed = REQUIREMENTS[peer] if requirements is None else requirements
+    wanted = " ".join(needed)
     if mark.is_file() and mark.read_text() == wanted:
         return str(python)
     print(f"{peer}: installing {wanted} into {directory}", file=sys.stderr, flush=True)
     pip = [str(python), "-m", "pip", "install", "--quiet", "--upgrade", "--disable-pip-version-check"]
-    for command in ([sys.executable, "-m", "venv", str(directory)], [*pip, *REQUIREMENTS[peer]]):
+    for command in ([sys.executable, "-m", "venv", str(directory)], [*pip, *needed]):
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_LIMIT_S)
         except subprocess.TimeoutExpired:
@@ -45,7 +53,16 @@ def python_of(peer: str) -> str:
     return str(python)
 
 
-def version_of(peer: str) -> str:
-    """The version installed."""
-    code = f"import importlib.metadata as m; print(m.version({peer!r}))"
-    return subprocess.run([python_of(peer), "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+def sees_packages_of(python: str, other: str) -> None:
+    """Let an interpreter's environment see what another's holds, behind its own packages."""
+    own, others = (Path(_printed(interpreter, _PACKAGES)) for interpreter in (python, other))
+    (own / "others.pth").write_text(f"{others}\n")
+
+
+def version_of(package: str, python: str | None = None) -> str:
+    """The version installed, by default in the environment of the peer of that name."""
+    return _printed(python or python_of(package), f"import importlib.metadata as m; print(m.version({package!r}))")
+
+
+def _printed(python: str, code: str) -> str:
+    return subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()

@@ -81,47 +81,62 @@ def running(system: System, python: str, cases: set[str]) -> Iterator[RunningSys
     directory = Path(tempfile.mkdtemp(prefix="bench-"))
     log = directory / "log"
     setup = system.start(python, directory, cases)
-    process = None
     try:
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                [sys.executable, LAUNCHER, json.dumps(setup.commands)],
-                cwd=directory,
-                env=environment_of(setup),
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
-        try:
-            _finish_start(setup, process)
-        except SystemFailedError as error:
-            raise SystemFailedError(f"{system.name}: {error}\n{log.read_text(errors='replace')[-LOG_BYTES:]}") from None
-        yield RunningSystem(system, process.pid, setup.endpoints, log)
+        with launched(setup, directory, log) as process:
+            try:
+                _finish_start(setup, process)
+            except SystemFailedError as error:
+                words = log.read_text(errors="replace")[-LOG_BYTES:]
+                raise SystemFailedError(f"{system.name}: {error}\n{words}") from None
+            yield RunningSystem(system, process.pid, setup.endpoints, log)
     finally:
-        if process is not None:
-            _end(process)
         shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextmanager
+def launched(setup: Setup, directory: Path, log: Path) -> "Iterator[subprocess.Popen[bytes]]":
+    """The launcher above the system's processes, for as long as the block runs; what they print goes to `log`."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, LAUNCHER, json.dumps(setup.commands)],
+            cwd=directory,
+            env=environment_of(setup),
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        _end(process)
 
 
 def _finish_start(setup: Setup, process: "subprocess.Popen[bytes]") -> None:
     deadline = time.monotonic() + START_LIMIT_S
-    if setup.then is not None:
-        while not _listens(setup.opens):
-            _go_on_waiting(process, deadline, f"nobody listens on port {setup.opens}")
-        done = subprocess.run(setup.then, env=environment_of(setup), capture_output=True, text=True)
-        if done.returncode:
-            raise SystemFailedError(f"{setup.then}:\n{done.stdout}{done.stderr}")
+    run_then(setup, process, deadline)
     for name, endpoint in setup.endpoints.items():
         case = BY_NAME[name]
         if case.way not in ("calls", "websocket"):
             while fault := ask(case, endpoint):
                 if fault.startswith("status 500"):
                     raise SystemFailedError(f"{endpoint.url}: {fault}")
-                _go_on_waiting(process, deadline, f"{endpoint.url}: {fault}")
+                go_on_waiting(process, deadline, f"{endpoint.url}: {fault}")
 
 
-def _go_on_waiting(process: "subprocess.Popen[bytes]", deadline: float, fault: str) -> None:
+def run_then(setup: Setup, process: "subprocess.Popen[bytes]", deadline: float) -> None:
+    """Wait for the port, then run the command that is to run then, if there is one. deadline: as `time.monotonic` has it."""
+    if setup.then is None:
+        return
+    while not _listens(setup.opens):
+        go_on_waiting(process, deadline, f"nobody listens on port {setup.opens}")
+    done = subprocess.run(setup.then, env=environment_of(setup), capture_output=True, text=True)
+    if done.returncode:
+        raise SystemFailedError(f"{setup.then}:\n{done.stdout}{done.stderr}")
+
+
+def go_on_waiting(process: "subprocess.Popen[bytes]", deadline: float, fault: str) -> None:
+    """A short pause, unless the system has ended or the time is over, for which `fault` is the reason then."""
     if process.poll() is not None:
         raise SystemFailedError("it ended")
     if time.monotonic() > deadline:

@@ -7,11 +7,15 @@ import pytest
 
 from benchmarks.compare.cases import AIMS, BY_NAME, json_text
 from benchmarks.compare.figures import Sample, aims, ratio_by_round, reached, rows
+from benchmarks.compare.peers import REQUIREMENTS
 from benchmarks.compare.processes import cpu_ticks
 from benchmarks.compare.results import Results, machine, read, together, write
 from benchmarks.compare.systems import SYSTEMS, Endpoint
 from benchmarks.compare.table import number, report, table
 from benchmarks.compare.wrk import LoadError, parsed, script
+from benchmarks.models.cases import CASES, verdicts
+from benchmarks.models.systems import SYSTEMS as MODEL_SYSTEMS
+from benchmarks.models.table import report as models_report
 
 PRINTED = """Running 1s test @ http://127.0.0.1:8000/
   1 threads and 32 connections
@@ -135,3 +139,45 @@ def test_cpu_time_counts_ended_children() -> None:
 
 def test_an_endpoint_is_on_this_machine() -> None:
     assert Endpoint(8000, "/x").url == "http://127.0.0.1:8000/x"
+
+
+def of_models(case: str, **values: float | None) -> list[Sample]:
+    return [Sample(case, 0, name.replace("_", "-"), 0, value) for name, value in values.items()]
+
+
+MODELS = [
+    *of_models("torch-memory1", servd_preload=500, ray=900),
+    *of_models("torch-memory8", servd_preload=600, ray=5000),
+    *of_models("torch-grow", servd_preload=0.5, servd_spawn=15, ray=8),
+    *of_models("torch-rate", servd_preload=96, servd_spawn=90, ray=50, mosec=100, litserve=None),
+    *of_models("torch-imports", servd=1),
+]
+
+
+def test_verdicts_on_models() -> None:
+    found = {(verdict.text, round(verdict.value, 2), verdict.is_reached) for verdict in verdicts(MODELS)}
+    rate = "(2 replicas x 1 thread, requests/s)"
+    assert found == {
+        ("PyTorch, 434 MB: memory of 8 by that of one, at most 1.3", 1.2, True),
+        ("PyTorch, 434 MB: seconds from 1 to 8, at most 1", 0.5, True),
+        ("PyTorch, 434 MB: servd-spawn's seconds from 1 to 8 by servd's, at least 20", 30, True),
+        ("PyTorch, 434 MB: ray's seconds from 1 to 8 by servd's, at least 20", 16, False),
+        (f"PyTorch, 434 MB: requests/s by the best peer's {rate}, at least 0.95", 0.96, True),
+        (f"PyTorch, 434 MB: requests/s by those of spawned replicas {rate}, at least 0.95", 1.07, True),
+        ("PyTorch, 434 MB: imports of the library, nothing preloaded, at most 1", 1, True),
+    }
+
+
+def test_report_on_models() -> None:
+    failed = Sample("sklearn-burst", 0, "ray", 0, None, error="nothing answers\nsee the log")
+    text = models_report(Results({"rounds": 1}, {}, {"mosec": "no wheel"}, [*MODELS, failed]))
+    assert "mosec          SKIPPED: no wheel" in text
+    assert "(1 of 1 rounds failed: nothing answers)" in text
+    assert "MISSED      16.0  PyTorch, 434 MB: ray's seconds" in text
+    assert [line.split("  ")[0] for line in text.splitlines() if line.startswith("PyTorch")] == [
+        CASES[f"torch-{kind}"] for kind in ("memory1", "memory8", "grow", "imports", "rate")
+    ]
+
+
+def test_every_system_of_models_has_an_environment() -> None:
+    assert {system.peer for system in MODEL_SYSTEMS} <= {*REQUIREMENTS, "servd"}
