@@ -191,6 +191,19 @@ def test_a_constructor_that_ends_its_process_is_a_failed_start(code: int, text: 
     assert world.replicas()
 
 
+def test_a_template_that_ended_while_no_controller_lived_costs_one_try_and_no_wait() -> None:
+    world = constructing()
+    lost = template(world).fork_server_id
+    restart_controller(world)
+    world.turn(events.Exited(FORK_SERVER, lost, None))
+    assert template(world).fork_server_id != lost, "the next one starts at once"
+    plan = world.turn(built(world))
+    world.turn(*(event for action in plan.actions for event in world.effects(action)))
+    assert status_of(world) is ApplicationStatus.RUNNING
+    assert message_of(world) == ""
+    assert not world.observed.deployments[("app", "D")].failures
+
+
 def test_a_constructor_that_hangs_is_told() -> None:
     world = constructing()
     world.now = SLOW_START_S + 1
