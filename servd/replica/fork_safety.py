@@ -10,6 +10,7 @@ from servd.replica.openmp_pools import end_openmp_pools
 
 SURVIVE = {
     "openblas": "OpenBLAS, as numpy 2.4, scipy 1.16 and opencv 5.0 bring it: makes its pool anew in a child",
+    "libiomp5": "Intel's OpenMP 2026: makes its pool anew, as large as the environment says",
     "onnxruntime": "onnxruntime 1.32: a session of the parent runs in the child on the caller's thread",
     "arrow": "pyarrow 26: its pools are made anew",
     "duckdb": "duckdb 2.0: the same connection answers in the child, and so does a new one",

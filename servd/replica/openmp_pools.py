@@ -5,7 +5,8 @@ give its resources back (`omp_pause_resource_all` of OpenMP 5.0): the threads en
 Nothing else changes: not the environment, not the thread counts that the user's code or the library has chosen, neither here
 nor in threads that a child starts. Holding the pools at one thread during the import would change all of these.
 
-LLVM's and Intel's OpenMP make their pools anew in a child by themselves; this library's call is known to crash there.
+LLVM's and Intel's OpenMP make their pools anew in a child by themselves; this library's call is known to crash there. (Tried
+with Intel's; LLVM's, where its threads are seen, means spawn.)
 """
 
 import ctypes

@@ -28,6 +28,8 @@ POLARS = NativeThread("_polars_runtime.abi3.so", "polars-0")
         ([NativeThread("libarrow.so.2600", "python"), NativeThread("libarrow.so.2600", "jemalloc_bg_thd")], ""),
         ([NativeThread("_polars_runtime.abi3.so", "jemalloc_bg_thd")], ""),
         ([NativeThread("_duckdb.cpython-311-x86_64-linux-gnu.so", "python")] * 9, ""),
+        ([NativeThread("libiomp5.so", "python")], ""),
+        ([NativeThread("libomp.so.5", "python")], "1 of libomp.so.5"),
         ([NativeThread("numexpr/interpreter.cpython-311-x86_64-linux-gnu.so", "python")], ""),
         (
             [NativeThread("other/interpreter.cpython-311-x86_64-linux-gnu.so", "python")],
