@@ -103,7 +103,7 @@ async def test_http2_by_prior_knowledge() -> None:
             large = await client.post(f"{url}/x", content=b"y" * 3_000_000)
             assert len(large.content) == 3_000_000
             assert (await client.get(f"{url}/-/healthz")).text == "success"
-            assert len(answers[0].headers["x-request-id"]) == 10
+            assert len(answers[0].headers["x-request-id"]) == 36
         await wait_until(lambda: not room.lane.connections)
 
 
