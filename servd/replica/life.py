@@ -91,9 +91,9 @@ class Replica:
         if not starting.done():
             await self._end_early(starting)
             return 0
-        user = starting.result()
-        if not isinstance(user, UserCallable):
-            error = user
+        user, error = starting.result()
+        if user is None:
+            assert error is not None
             text = str(error) if issubclass(type(error), DeployError | TransportError) else user_traceback(error)
             logger.error("start_failed\n%s", text)
             self._warden.report(phase=ReplicaPhase.FAILED, error=text)
@@ -110,12 +110,12 @@ class Replica:
         await self._drain(user, limit_s)
         return 0
 
-    async def _started(self) -> UserCallable | BaseException:
+    async def _started(self) -> tuple[UserCallable | None, BaseException | None]:
         try:
-            return await self._start_up()
+            return await self._start_up(), None
         # whatever the start raises, `sys.exit()` in a constructor included, is told and ends the process
         except BaseException as error:
-            return error
+            return None, error
 
     async def _end_early(self, starting: asyncio.Task[Any]) -> None:
         """Told to end while a hook waits: it is cancelled, and the instance's `__del__` called."""
