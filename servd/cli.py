@@ -28,6 +28,7 @@ from servd.commands.cli_options import (
     state_dir_of,
 )
 from servd.exceptions import ServdError
+from servd.ground.host_limits import told
 from servd.ground.settings import DEFAULT_ADMIN_HOST, DEFAULT_ADMIN_PORT, Settings, default_state_dir, socket_dir_for
 from servd.ground.states import ProxyLocation
 
@@ -316,8 +317,8 @@ def main() -> None:
     except Exception as error:
         if _wants_tracebacks():
             raise
-        kind = "" if isinstance(error, ServdError) else f"{type(error).__name__}: "
-        print(f"Error: {kind}{error}", file=sys.stderr)
+        text = str(error) if isinstance(error, ServdError) else f"{type(error).__name__}: {told(error, at_fork=True)}"
+        print(f"Error: {text}", file=sys.stderr)
         sys.exit(1)
 
 

@@ -64,6 +64,13 @@ class GoalNotSavedError(ServdError):
     status_code = 507
 
 
+class HostLimitError(ServdError):
+    """The host gives no more descriptors, processes or memory; the text says which limit it is, and what to do."""
+
+    status_code = 507
+    retryable = True
+
+
 class StateError(ServdError):
     """The state directory or a store in it cannot be used: damaged, emptied, owned by somebody else."""
 

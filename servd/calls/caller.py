@@ -11,7 +11,7 @@ from servd.calls.outgoing import CallTicket, Outgoing
 from servd.calls.replica_peer import ReplicaPeer, Router
 from servd.calls.request_context import RequestContext
 from servd.calls.request_router import AfterLoss, Candidate, RequestRouter, RetryBudget, after_loss
-from servd.exceptions import ReplicaDiedError, ServdError
+from servd.exceptions import ReplicaDiedError, ServdError, TransportError
 from servd.ground.clock import SystemClock
 from servd.ground.settings import variable
 from servd.observability.measures import handle_families, queue_families
@@ -52,12 +52,12 @@ class Caller:
         self._routers: dict[str, Router] = {}
         self._subscribed: set[str] = set()
         self._doubted: set[str] = set()
-        self._sent = 0
-        self._last_id = 0
+        self._sent = self._last_id = 0
         self._budget = RetryBudget()
         self._now = SystemClock().now
         # replicas that are routed no more, with requests that they still answer
         self._leaving: list[ReplicaPeer] = []
+        self._is_short = False
         self._calls: dict[tuple[str, str], int] = {}
         self._apps: dict[str, str] = {}
         self.max_retries = max_retries_setting()
@@ -337,7 +337,16 @@ class Caller:
         self._refuse_line(router)
 
     def _connect(self, router: Router, candidate: Candidate) -> None:
-        peer = candidate.peer = ReplicaPeer(self, router, candidate)
+        try:
+            peer = candidate.peer = ReplicaPeer(self, router, candidate)
+        except TransportError as error:
+            # `_turn` tries again; requests go to the others meanwhile, or wait
+            router.drop(candidate)
+            if not self._is_short:
+                self._is_short = True
+                logger.warning("replica_not_connected replica=%s reason=%s", candidate.replica_id, error)
+            return
+        self._is_short = False
         if router.line:
             # a ticket rather than the whole line: it offers what is free
             candidate.is_full = True

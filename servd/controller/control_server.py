@@ -137,20 +137,20 @@ class ControlServer:
 
         A line of its own comes last in the queue of those that wait to be accepted, and is read last.
         """
-        marker = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        name = None
         try:
-            marker.setblocking(False)
-            # a name of its own, by which it is known at the other end
-            marker.bind("")
-            marker.connect(self._path)
-            self._markers[marker.getsockname()] = callback
-            marker.send(b"!")
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as marker:
+                marker.setblocking(False)
+                # a name of its own, by which it is known at the other end
+                marker.bind("")
+                name = marker.getsockname()
+                marker.connect(self._path)
+                self._markers[name] = callback
+                marker.send(b"!")
         except OSError:
-            # its path is gone, or too many knock: time has to do
-            self._markers.pop(marker.getsockname(), None)
+            # its path is gone, too many knock, or there is no descriptor for it: time has to do
+            self._markers.pop(name, None)
             asyncio.get_running_loop().call_later(_LAST_WORDS_S, callback)
-        finally:
-            marker.close()
 
     def _marker_read(self, name: Any) -> None:
         callback = self._markers.pop(name)

@@ -6,7 +6,8 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from servd.exceptions import ListenError, ServdError
+from servd.exceptions import HostLimitError, ListenError, ServdError
+from servd.ground.host_limits import no_descriptor
 from servd.wire.codec import RecordReader, record
 from servd.wire.daemon_messages import (
     CloseListeners,
@@ -69,6 +70,7 @@ class DaemonChannel:
 
         Raises:
             ListenError: why the address cannot be used.
+            HostLimitError: there is no descriptor for them.
         """
         known = self._open.get((host, port), [])
         if len(known) >= slots:
@@ -81,7 +83,11 @@ class DaemonChannel:
         answer = await future
         if answer.error:
             raise ListenError(host, port, answer.error, "--http-port")
-        return self._open[(host, port)][:slots]
+        found = self._open[(host, port)][:slots]
+        if len(found) < slots:
+            # the kernel drops what there is no descriptor for
+            raise HostLimitError(f"a listening socket did not arrive: {no_descriptor()}")
+        return found
 
     def close_listeners(self, host: str, port: int) -> None:
         """Give an address up: here and in the daemon."""

@@ -18,11 +18,13 @@ from servd.controller.plan.facts import ForkServerFact, ProxyFact, ReplicaFact
 from servd.controller.plan.observed import Observed
 from servd.controller.supervisor import Key, Supervisor
 from servd.controller.working_copies import remove, unused
-from servd.exceptions import InvariantError
+from servd.exceptions import HostLimitError, InvariantError
+from servd.ground.host_limits import no_process, processes_left
 from servd.ground.ids import DeploymentID
 from servd.ground.pidfd import is_called
 from servd.ground.places import trouble_of
 from servd.ground.settings import Settings, fork_server_sockets, replica_files, variable, work_dir
+from servd.ground.states import ReplicaState
 from servd.observability import logs
 from servd.wire.began import SUFFIX as BEGAN
 from servd.wire.began import remove_files
@@ -33,6 +35,8 @@ FORK_SERVER_TARGET = "servd.replica.fork_server:serve"
 REPLICA_TARGET = "servd.replica.spawned:run_spawned"
 PROXY_TARGET = "servd.proxy.main:run"
 STOP_GRACE_S = 2.0
+REPLICA_THREADS = 4
+"""What a replica starts before it is ready, at least: its own two and ZeroMQ's two."""
 _ACKNOWLEDGE_S = 2.0
 _DEATHS_A_CLEANING = 20
 _FORKABLE = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
@@ -83,11 +87,17 @@ class Executor:
             self._execute(action)
         except InvariantError:
             raise
+        except HostLimitError as error:
+            logger.warning("action_failed action=%s reason=%s", type(action).__name__, error)
+            self._failed(action, f"could not be started: {error}", is_host_limit=True)
         except Exception as error:
             logger.exception("action_failed action=%s", type(action).__name__)
-            failure = _failure(action, f"{type(error).__name__}: {error}")
-            if failure is not None:
-                self._emit(failure)
+            self._failed(action, f"{type(error).__name__}: {error}")
+
+    def _failed(self, action: actions.Action, error: str, *, is_host_limit: bool = False) -> None:
+        failure = _failure(action, error, is_host_limit)
+        if failure is not None:
+            self._emit(failure)
 
     def _execute(self, action: actions.Action) -> None:
         match action:
@@ -148,8 +158,10 @@ class Executor:
                 _variables(server.order),
             )
             self._emit(events.Started(REPLICA, fact.replica_id, pid, ticks))
-        elif not self._lines.order(fact.fork_server_id, start):
-            self._emit(events.StartLost(REPLICA, fact.replica_id))
+        else:
+            self._supervisor.check_room()
+            if not self._lines.order(fact.fork_server_id, start):
+                self._emit(events.StartLost(REPLICA, fact.replica_id))
 
     def _drain_replica(self, action: actions.DrainReplica) -> None:
         replica_id = action.goal.replica_id
@@ -192,6 +204,9 @@ class Executor:
         try:
             sockets = await self._channel.open_listeners(fact.host, fact.port, settings.proxies)
             pid, ticks = self._supervisor.start((PROXY, fact.proxy_id), PROXY_TARGET, (start, sockets), {})
+        except HostLimitError as error:
+            logger.warning("action_failed action=StartProxy reason=%s", error)
+            self._emit(events.StartFailed(PROXY, fact.proxy_id, str(error), is_host_limit=True))
         except Exception as error:
             logger.exception("action_failed action=StartProxy")
             self._emit(events.StartFailed(PROXY, fact.proxy_id, str(error)))
@@ -286,7 +301,8 @@ class Executor:
                 remove_files(fact.start.address)
                 file_name = logs.replica_file(DeploymentID(fact.app, fact.deployment).full_name, name)
                 log_lines = logs.last_lines(fact.start.log_dir, file_name)
-            self._emit(events.Exited(REPLICA, name, exit_code, log_lines))
+            limit = _limit_at_start() if fact is not None and fact.state is ReplicaState.STARTING else ""
+            self._emit(events.Exited(REPLICA, name, exit_code, log_lines, limit))
             self._forget_dead_logs()
         else:
             for replica_id, had_order in self._lines.close(name).items():
@@ -336,16 +352,22 @@ def _variables(order: BuildOrder) -> dict[str, str]:
     return {**defaults, **(order.runtime_env.get("env_vars") or {})}
 
 
+def _limit_at_start() -> str:
+    """Which limit of the host a replica may have died of that could not start its threads, "" if none is reached."""
+    left = processes_left()
+    return no_process() if left is not None and left < REPLICA_THREADS else ""
+
+
 def _remove(path: str) -> None:
     with contextlib.suppress(OSError):
         os.unlink(path)
 
 
-def _failure(action: actions.Action, error: str) -> events.Event | None:
+def _failure(action: actions.Action, error: str, is_host_limit: bool) -> events.Event | None:
     match action:
         case actions.StartForkServer():
-            return events.StartFailed(FORK_SERVER, action.fact.fork_server_id, error)
+            return events.StartFailed(FORK_SERVER, action.fact.fork_server_id, error, is_host_limit)
         case actions.StartReplica():
-            return events.StartFailed(REPLICA, action.fact.replica_id, error)
+            return events.StartFailed(REPLICA, action.fact.replica_id, error, is_host_limit)
         case _:
             return None

@@ -31,6 +31,7 @@ from servd.controller.goal_file import (
 from servd.controller.goal_json import goal_from_json, goal_to_json
 from servd.controller.plan.goal import Goal
 from servd.exceptions import GoalNotSavedError, InvariantError, StateError
+from servd.ground.host_limits import descriptors_left, no_descriptor
 from servd.ground.quick_dataclass import dataclass
 from servd.ground.states import RevisionOutcome
 
@@ -294,8 +295,10 @@ class GoalStore:
             connection.execute(f"PRAGMA max_page_count={self._max_pages}")
 
     def _not_saved(self, error: sqlite3.Error) -> GoalNotSavedError:
+        # SQLite only says that it cannot open a file
+        limit = "" if descriptors_left() else f", {no_descriptor()}"
         return GoalNotSavedError(
-            f"the goal was not saved in {self._path}: {error}. Make room there and try again; "
+            f"the goal was not saved in {self._path}: {error}{limit or '. Make room there and try again'}; "
             f"the accepted goal (revision {self._last[0]}) goes on"
         )
 

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import fcntl
-import importlib
 import logging
 import os
 import random
@@ -219,7 +218,7 @@ class _Controller:
         await first_connection([self._admin, self._local_admin], self._wanted)
         if shutdown.is_set():
             return
-        app = await asyncio.to_thread(importlib.import_module, "servd.rest.app")
+        app = await event_loop.load("servd.rest.app")
         code_dir = os.path.join(settings.state_dir, "code")
         self._plane = app.create_app(control, self._rules, code_dir, self._metrics.text)
         await app.serve(self._plane, [self._admin], shutdown, self._tls, self._local_admins)

@@ -10,6 +10,7 @@ from typing import Any
 from servd.controller.metric_sums import KEEP_S, MAX_DEAD, MetricSums, remains
 from servd.exceptions import ProtocolError
 from servd.ground.clock import Clock
+from servd.ground.host_limits import told
 from servd.ground.pidfd import start_ticks
 from servd.ground.quick_dataclass import dataclass
 from servd.observability.measures import LoopLag
@@ -147,13 +148,17 @@ class MetricsDesk:
         for gone in self._dead:
             sums.add(gone.families)
         sums.add(self._dead_sum.families())
-        await asyncio.to_thread(_write, self._path, self._state())
+        try:
+            await asyncio.to_thread(_write, self._path, self._state())
+        except RuntimeError as error:
+            # no thread is left: only the next controller would need it
+            logger.warning("metrics_not_kept reason=%s", told(error))
         return sums.text()
 
     def _bury(self) -> None:
         now = self._clock.now()
         for who, process in list(self._known.items()):
-            if start_ticks(process.pid) == process.start_ticks:
+            if _lives(process):
                 continue
             del self._known[who]
             shared, own = remains(process.families)
@@ -165,6 +170,14 @@ class MetricsDesk:
 
     def _state(self) -> MetricsState:
         return MetricsState(tuple(self._known.values()), tuple(self._dead), self._dead_sum.families())
+
+
+def _lives(process: ProcessMetrics) -> bool:
+    try:
+        return start_ticks(process.pid) == process.start_ticks
+    except OSError:
+        # no descriptor is left to look with: what a living one counted must not count twice
+        return True
 
 
 def _read(path: str) -> MetricsState:

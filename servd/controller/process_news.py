@@ -133,7 +133,7 @@ class ProcessNews:
     def forked(self, child: Forked) -> None:
         """A replica was forked, or not; comes again for every living child after each reconnect."""
         if child.error:
-            self._emit(events.StartFailed(REPLICA, child.replica_id, child.error))
+            self._emit(events.StartFailed(REPLICA, child.replica_id, child.error, child.is_host_limit))
         elif child.replica_id not in self._observed.replicas:
             self._executor.end_stray(child.pid, f"replica {child.replica_id}")
         else:

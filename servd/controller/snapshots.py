@@ -13,8 +13,9 @@ from typing import Any
 from servd.controller.file_store import FileStore
 from servd.documents.control_plane import ApplicationDocument
 from servd.documents.runtime_env import is_local_directory, local_path, local_uris
-from servd.exceptions import ConfigError, GoalNotSavedError, StateError
+from servd.exceptions import ConfigError, GoalNotSavedError, HostLimitError, StateError
 from servd.ground.durable import sync_directory, sync_tree
+from servd.ground.host_limits import host_limit_in, told
 from servd.ground.quick_dataclass import dataclass
 from servd.ground.settings import make_private_dir
 
@@ -40,6 +41,7 @@ def take_snapshots(
     Raises:
         ConfigError: a directory is missing, unreadable or too large; names application and directory.
         GoalNotSavedError: the state directory takes no file.
+        HostLimitError: no descriptor is left for it.
     """
     found: dict[str, dict[str, str]] = {}
     for document in documents:
@@ -71,6 +73,7 @@ def snapshot(directory: str, excludes: Sequence[str], code_dir: str, where: str,
     Raises:
         ConfigError: it is missing, unreadable, or larger than 512 MiB after `excludes`.
         GoalNotSavedError: the copy cannot be written.
+        HostLimitError: no descriptor is left for it.
     """
     if not os.path.isdir(directory):
         raise ConfigError(f"{where}: there is no directory {directory}")
@@ -78,7 +81,7 @@ def snapshot(directory: str, excludes: Sequence[str], code_dir: str, where: str,
         make_private_dir(code_dir, with_parents=False)
         draft = tempfile.mkdtemp(dir=code_dir, prefix=".draft-")
     except (OSError, StateError) as error:
-        raise GoalNotSavedError(f"{where}: cannot write a snapshot in {code_dir}: {error}") from error
+        raise GoalNotSavedError(f"{where}: cannot write a snapshot in {code_dir}: {told(error)}") from error
     try:
         digest = _copy(directory, draft, excludes, where, left_out)
         target = os.path.join(code_dir, digest)
@@ -94,8 +97,10 @@ def snapshot(directory: str, excludes: Sequence[str], code_dir: str, where: str,
         _files_of(code_dir).drop_unused()
         raise
     except StateError as error:
-        raise GoalNotSavedError(f"{where}: cannot write a snapshot in {code_dir}: {error}") from error
+        raise GoalNotSavedError(f"{where}: cannot write a snapshot in {code_dir}: {told(error)}") from error
     except OSError as error:
+        if limit := host_limit_in(error):
+            raise HostLimitError(f"{where}: cannot take a snapshot of {directory}: {limit}") from error
         if error.filename2 is None and error.filename and str(error.filename).startswith(directory):
             raise ConfigError(f"{where}: cannot read {error.filename}: {error.strerror}") from error
         raise GoalNotSavedError(f"{where}: cannot write a snapshot in {code_dir}: {error.strerror}") from error

@@ -11,12 +11,19 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from servd.exceptions import HostLimitError
 from servd.ground import entry
 from servd.ground.descendants import end_families
 from servd.ground.edition import stamp
+from servd.ground.host_limits import descriptors_left, host_limit_in, no_descriptor, told
 from servd.ground.pidfd import open_process, start_ticks
 from servd.ground.quick_dataclass import dataclass
 
+SPARE_DESCRIPTORS = 16
+"""So many a process is not started for: its line, admin requests and files need some, and those that live must be tended."""
+LOOK_S = 0.5
+"""How often to look for a process of which there is no handle."""
+NO_HANDLE = -1
 _STATUS_WAIT_S = 0.25
 _EXPANDED = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LD_PRELOAD")
 
@@ -62,24 +69,49 @@ class Supervisor:
             variables: environment variables that shall hold before its interpreter starts, over those of this process.
 
         Raises:
-            OSError: no process could be made.
+            HostLimitError: no process or no descriptor is left for it. Nothing was begun then.
         """
+        self.check_room()
         process = self._context.Process(
             target=entry.call, args=(stamp(), target, *arguments, self._lifetime), name=f"{key[0]} {key[1]}"
         )
-        with _environment(variables):
-            process.start()
+        try:
+            with _environment(variables):
+                process.start()
+        except OSError as error:
+            if host_limit_in(error, at_fork=True):
+                raise HostLimitError(told(error, at_fork=True)) from error
+            raise
         pid = process.pid or 0
-        ticks = start_ticks(pid)
-        # nobody else reaps a child, so the number is still its own
-        self._watch(_Watched(key, pid, ticks, os.pidfd_open(pid), process))
+        try:
+            # nobody else reaps a child, so the number is still its own
+            ticks, fd = start_ticks(pid), os.pidfd_open(pid)
+        except OSError as error:
+            process.kill()
+            process.join()
+            raise HostLimitError(told(error)) from error
+        self._watch(_Watched(key, pid, ticks, fd, process))
         return pid, ticks
+
+    def check_room(self) -> None:
+        """Check that another process can be watched and heard.
+
+        Raises:
+            HostLimitError: this one has too few descriptors left.
+        """
+        if descriptors_left(self._lifetime.fileno()) < SPARE_DESCRIPTORS:
+            raise HostLimitError(f"the controller cannot tend another one: {no_descriptor()}")
 
     def adopt(self, key: Key, pid: int, ticks: int) -> bool:
         """Watch a process that somebody else started; False when it is gone already, and what it had started is ended."""
         if key in self._watched:
             return True
-        fd = open_process(pid, ticks)
+        try:
+            fd = open_process(pid, ticks)
+        except OSError as error:
+            # one that lives must not be taken for dead: another would be started in its place, again and again
+            logger.warning("watched_without_handle kind=%s id=%s pid=%d reason=%s", *key, pid, told(error))
+            fd = NO_HANDLE
         if fd is None:
             self._end_family(pid, ticks)
             return False
@@ -95,6 +127,10 @@ class Supervisor:
         watched = self._watched.get(key)
         if watched is None:
             return False
+        if watched.fd == NO_HANDLE:
+            watched.is_to_be_killed = True
+            self._look(watched)
+            return True
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(watched.fd, signal.SIGKILL)
         return True
@@ -127,10 +163,32 @@ class Supervisor:
         self._none_left.clear()
         self._watched[watched.key] = watched
         self._by_pid[watched.pid] = watched
-        self._loop.add_reader(watched.fd, self._exited, watched)
+        if watched.fd == NO_HANDLE:
+            watched.timer = self._loop.call_later(LOOK_S, self._look, watched)
+        else:
+            self._loop.add_reader(watched.fd, self._exited, watched)
+
+    def _look(self, watched: "_Watched") -> None:
+        """Get a handle of a process for which there was no descriptor, or see that it is gone."""
+        if watched.timer is not None:
+            watched.timer.cancel()
+        try:
+            fd = open_process(watched.pid, watched.ticks)
+        except OSError:
+            watched.timer = self._loop.call_later(LOOK_S, self._look, watched)
+            return
+        watched.timer = None
+        if fd is None:
+            self._exited(watched)
+            return
+        watched.fd = fd
+        self._loop.add_reader(fd, self._exited, watched)
+        if watched.is_to_be_killed:
+            self.kill(watched.key)
 
     def _exited(self, watched: "_Watched") -> None:
-        self._loop.remove_reader(watched.fd)
+        if watched.fd != NO_HANDLE:
+            self._loop.remove_reader(watched.fd)
         if watched.process is not None:
             exit_code = watched.process.exitcode
             if exit_code is not None:
@@ -147,8 +205,9 @@ class Supervisor:
         self._by_pid.pop(watched.pid, None)
         if watched.timer is not None:
             watched.timer.cancel()
-        self._loop.remove_reader(watched.fd)
-        os.close(watched.fd)
+        if watched.fd != NO_HANDLE:
+            self._loop.remove_reader(watched.fd)
+            os.close(watched.fd)
         self._end_family(watched.pid, watched.ticks)
         self._on_exit(watched.key, watched.pid, exit_code)
 
@@ -162,7 +221,14 @@ class Supervisor:
     async def _end_families(self) -> None:
         while self._left_behind:
             leaders, self._left_behind = self._left_behind, set()
-            await asyncio.to_thread(end_families, leaders)
+            try:
+                await asyncio.to_thread(end_families, leaders)
+            except (OSError, RuntimeError) as error:
+                if not host_limit_in(error):
+                    raise
+                # no thread, or no descriptor to look around with: again in a moment
+                self._left_behind |= leaders
+                await asyncio.sleep(LOOK_S)
         self._ending = None
         if not self._watched:
             self._none_left.set()
@@ -176,6 +242,7 @@ class _Watched:
     fd: int
     process: BaseProcess | None
     timer: asyncio.TimerHandle | None = None
+    is_to_be_killed: bool = False
 
 
 @contextlib.contextmanager

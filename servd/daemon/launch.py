@@ -22,6 +22,8 @@ from servd.ground.clock import SystemClock, block_for
 from servd.ground.settings import SPEAKER, TIED_OPTION, Settings, admin_socket, make_private_dir, variable
 
 READY_LIMIT_S = 60.0
+TROUBLE_LIMIT_S = 4.0
+"""A daemon that does not serve, and has said why for so long, is given up."""
 LINGER = "/var/lib/systemd/linger"
 _POLL_S = 0.02
 
@@ -189,16 +191,21 @@ def stop(state_dir: str) -> bool:
 def _await_ready(settings: Settings, process: subprocess.Popen[bytes], limit_s: float, said: Callable[[], str]) -> None:
     clock = SystemClock()
     deadline = clock.now() + limit_s
+    well_at = clock.now()
     while True:
         if process.poll() is not None:
             raise DeployError(f"the daemon did not start (exit {process.returncode}): {said()}")
         status = _status(settings.socket_dir) if running_pid(settings.state_dir) == process.pid else None
         if status is not None and _is_ready(status, settings):
             return
-        if clock.now() > deadline:
+        trouble = "" if status is None else status["notice"]
+        well_at = well_at if trouble else clock.now()
+        is_hopeless = clock.now() - well_at > TROUBLE_LIMIT_S
+        if is_hopeless or clock.now() > deadline:
             process.terminate()
             process.wait()
-            raise DeployError(f"the daemon did not answer within {limit_s:.0f} s: {said()}")
+            why = "cannot serve" if is_hopeless else f"did not answer within {limit_s:.0f} s"
+            raise DeployError(f"the daemon {why}: {trouble or said()}")
         block_for(_POLL_S)
 
 

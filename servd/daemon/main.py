@@ -27,9 +27,10 @@ from servd.daemon.listeners import Listeners
 from servd.daemon.printed import PrintedLog
 from servd.daemon.service_notice import ServiceNotice
 from servd.daemon.spawned_controller import spawned_controller
+from servd.daemon.start_check import check_host
 from servd.daemon.state_lock import listening_daemon, lock_state_dir
 from servd.daemon.unix_sockets import UnixSockets
-from servd.exceptions import AlreadyRunningError, ListenError, ServdError
+from servd.exceptions import AlreadyRunningError, HostLimitError, ListenError, ServdError
 from servd.ground.clock import SystemClock
 from servd.ground.pidfd import exit_code_of
 from servd.ground.settings import TIED_OPTION, Settings
@@ -163,14 +164,14 @@ class Daemon:
         kept = (*self._unix.sockets, *self._ports, self._keepsake)
         try:
             self._controller, ours = spawned_controller(self._settings, self._lifetime_reader, *kept)
-        except OSError as error:
+        except HostLimitError as error:
             if self._starts == 0:
                 raise
             # who serves goes on, and there may be a process and a descriptor in a moment
             self._start_at = self._clock.now() + START_AGAIN_S
             if str(error) != self._start_trouble:
                 self._start_trouble = str(error)
-                say(f"the controller cannot be started: {error}; it is tried again every second")
+                say(f"{error}; it is tried again every second")
             return
         self._start_trouble = ""
         self._channel = ours
@@ -354,6 +355,7 @@ def serve(settings: Settings, tied_to: int | None) -> int:
     Raises:
         ServdError: it cannot start, and why.
     """
+    check_host(settings.proxies)
     make_directories(settings)
     lock, was_unclean = lock_state_dir(settings.state_dir)
     if (pid := listening_daemon(settings.socket_dir)) is not None:
@@ -385,9 +387,7 @@ def serve(settings: Settings, tied_to: int | None) -> int:
 
 def main(arguments: list[str]) -> int:
     """`python -m servd.daemon.main SETTINGS_JSON [--tied-to=FD]`."""
-    tied_to = None
-    for argument in arguments[1:]:
-        tied_to = int(argument.removeprefix(TIED_OPTION))
+    tied_to = next((int(argument.removeprefix(TIED_OPTION)) for argument in arguments[1:]), None)
     try:
         return serve(parse_settings(arguments[0]), tied_to)
     except ServdError as error:

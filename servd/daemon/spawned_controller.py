@@ -5,8 +5,10 @@ import signal
 import socket
 from typing import Any
 
+from servd.exceptions import HostLimitError
 from servd.ground import entry
 from servd.ground.edition import stamp
+from servd.ground.host_limits import told
 from servd.ground.settings import Settings
 
 
@@ -18,8 +20,15 @@ def spawned_controller(settings: Settings, lifetime: Any, *kept: Any) -> tuple[A
         kept: sockets of the socket directory, those of the admin and the metrics port, what the controller before has left.
 
     Raises:
-        OSError: no process or no descriptor is left. Nothing was begun then.
+        HostLimitError: no process or no descriptor is left. Nothing was begun then.
     """
+    try:
+        return _spawned(settings, lifetime, kept)
+    except OSError as error:
+        raise HostLimitError(f"the controller cannot be started: {told(error, at_fork=True)}") from error
+
+
+def _spawned(settings: Settings, lifetime: Any, kept: tuple[Any, ...]) -> tuple[Any, socket.socket]:
     ours, theirs = socket.socketpair()
     with theirs:
         context = multiprocessing.get_context("spawn")

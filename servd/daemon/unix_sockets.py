@@ -10,6 +10,7 @@ import socket
 import stat
 
 from servd.exceptions import StateError
+from servd.ground.host_limits import told
 from servd.ground.settings import admin_socket, control_socket, make_private_dir
 
 _BACKLOG = 1024
@@ -21,7 +22,10 @@ def bind_unix(path: str) -> socket.socket:
     Raises:
         StateError: something else lies there, the path is too long, or the directory takes no file.
     """
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    except OSError as error:
+        raise StateError(f"cannot listen on {path}: {told(error)}") from error
     try:
         with contextlib.suppress(FileNotFoundError):
             if not stat.S_ISSOCK(os.lstat(path).st_mode):

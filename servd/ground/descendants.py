@@ -13,10 +13,11 @@ import stat
 import sys
 import threading
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 from servd.ground.clock import SystemClock, block_for
+from servd.ground.host_limits import host_limit_in
 from servd.ground.pidfd import start_ticks
 from servd.ground.process import show_title
 from servd.ground.quick_dataclass import dataclass
@@ -106,7 +107,13 @@ def leave(code: int, *, with_children: bool = True) -> NoReturn:
         with_children: children count too that are neither in the session nor marked; a fork server's are replicas.
     """
     if _leader is not None:
-        _kill_own(_leader, with_children)
+        try:
+            _kill_own(_leader, with_children)
+        except OSError:
+            # no descriptor is left to look around with: that of the standard input is one
+            with suppress(OSError):
+                os.close(0)
+                _kill_own(_leader, with_children)
     os._exit(code)
 
 
@@ -115,6 +122,9 @@ def end_families(leaders: Collection[tuple[int, int]]) -> None:
 
     Args:
         leaders: pid and start time in ticks of processes that are gone.
+
+    Raises:
+        OSError: no descriptor is left to look for them with; some may live.
     """
     marks = {mark_of(pid, ticks).encode() for pid, ticks in leaders}
     # a number that somebody else has got by now names no session of ours
@@ -179,7 +189,9 @@ def _processes() -> Iterator[_Process]:
             if os.stat(f"/proc/{name}").st_uid != uid:
                 continue
             state, parent, _, session = _read(name, "stat").rpartition(b")")[2].split()[:4]
-        except (OSError, ValueError):
+        except (OSError, ValueError) as error:
+            if host_limit_in(error):
+                raise
             continue
         if state not in (b"Z", b"X"):
             yield _Process(int(name), int(parent), int(session))
@@ -189,7 +201,9 @@ def _is_marked(pid: int, marks: Collection[bytes]) -> bool:
     """Whether its environment has such a mark (it was started as a program) or its title (it was forked)."""
     try:
         environment, title = _read(pid, "environ"), _read(pid, "cmdline")
-    except OSError:
+    except OSError as error:
+        if host_limit_in(error):
+            raise
         return False
     begin = MARK.encode() + b"="
     if any(item.startswith(begin) and item[len(begin) :] in marks for item in environment.split(b"\0")):

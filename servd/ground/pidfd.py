@@ -2,14 +2,20 @@
 
 import os
 
+from servd.ground.host_limits import host_limit_in
+
 
 def start_ticks(pid: int) -> int:
-    """Start time of a process, in clock ticks since boot; 0 when there is no such process."""
+    """Start time of a process, in clock ticks since boot; 0 when there is no such process.
+
+    Raises:
+        OSError: nobody can tell, since no descriptor is left.
+    """
     return _field(pid, 22)
 
 
 def parent_of(pid: int) -> int:
-    """Pid of the parent of a process; 0 when there is no such process."""
+    """Pid of the parent of a process; 0 when there is no such process, OSError as `start_ticks`."""
     return _field(pid, 4)
 
 
@@ -19,21 +25,34 @@ def _field(pid: int, number: int) -> int:
         with open(f"/proc/{pid}/stat", "rb") as file:
             # the second field is the name in brackets and may hold anything, brackets included
             return int(file.read().rpartition(b")")[2].split()[number - 3])
-    except (OSError, IndexError, ValueError):
+    except (OSError, IndexError, ValueError) as error:
+        if host_limit_in(error):
+            raise
         return 0
 
 
 def open_process(pid: int, expected_ticks: int) -> int | None:
-    """A pidfd of that very process, or None when it is gone or the number belongs to another one now."""
+    """A pidfd of that very process, or None when it is gone or the number belongs to another one now.
+
+    Raises:
+        OSError: there is a process of that number, and no descriptor is left to hold or to look at it.
+    """
     try:
         fd = os.pidfd_open(pid)
-    except OSError:
+    except OSError as error:
+        if host_limit_in(error):
+            raise
         return None
     # a handle first, then the question: the number cannot change its owner in between unnoticed
-    if start_ticks(pid) != expected_ticks:
+    try:
+        is_it = start_ticks(pid) == expected_ticks
+    except OSError:
         os.close(fd)
-        return None
-    return fd
+        raise
+    if is_it:
+        return fd
+    os.close(fd)
+    return None
 
 
 def is_called(pid: int, titles: tuple[str, ...]) -> bool:

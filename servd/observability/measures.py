@@ -63,8 +63,9 @@ CONTRACT: dict[str, tuple[str, str]] = {
     "serve_deployment_queue_age_s": (GAUGE, "How long the oldest of the waiting requests has waited."),
     "serve_event_loop_lag_ms": (GAUGE, "Longest delay of a process's event loop within the last 10 to 20 s."),
     "serve_proxy_connections": (GAUGE, "Client connections that are open."),
+    "serve_proxy_accept_pauses": (COUNTER, "Times that a proxy let new clients wait, for want of descriptors."),
 }
-"""Name -> kind and help. Those from `serve_application_status` on are of later releases, the last three servd's own."""
+"""Name -> kind and help. Those from `serve_application_status` on are of later releases, the last four servd's own."""
 
 MAXIMA = frozenset(("serve_deployment_queue_age_s", "serve_event_loop_lag_ms"))
 """Gauges of which the greatest counts where several processes give one; others are added."""

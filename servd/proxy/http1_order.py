@@ -167,7 +167,7 @@ class HttpOrder(HttpAnswering):
         elif self._is_in_body:
             if tick - self._tick > limits.idle_s:
                 self._refuse(408, "the request's body took too long")
-        elif not self.is_active and (is_over or tick - self._tick > limits.idle_s):
+        elif not self.is_active and (is_over or tick - self._tick > self._listener.idle_s):
             self._is_deaf = self._is_unready = True
             self._transport.close()
 

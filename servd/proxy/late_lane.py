@@ -1,9 +1,9 @@
 """The Hypercorn lane, loaded when the first connection needs it: it weighs 4 MB and 0.1 s of CPU in every proxy."""
 
 import asyncio
-import importlib
 from typing import Any
 
+from servd.ground.event_loop import load
 from servd.proxy.forwarder import Forwarder
 
 _LANE = "servd.proxy.hypercorn_lane"
@@ -59,8 +59,7 @@ class LateLane:
             self._lane.close()
 
     async def _load(self) -> None:
-        # in a thread: requests on other connections go on
-        module = await asyncio.to_thread(importlib.import_module, _LANE)
+        module = await load(_LANE)
         self._lane = module.HypercornLane(self._forwarder)
         waiting, self._waiting = self._waiting, set()
         for connection in waiting:

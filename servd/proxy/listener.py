@@ -10,6 +10,9 @@ IDLE_GRACE_TICKS = 2
 """Ticks before a draining proxy closes idle connections: at least one whole second. Closing at once loses
 requests that are on their way."""
 
+SHORT_IDLE_S = 5.0
+"""Without a request for so long, a connection ends while other clients wait for a descriptor."""
+
 HandOver = Callable[[asyncio.Transport, bytes], None]
 
 
@@ -36,6 +39,7 @@ class Listener:
     Attributes:
         tick: whole seconds since the start, for limits of idle and slow connections.
         is_draining: every answer closes its connection.
+        is_short: clients wait for a descriptor.
     """
 
     def __init__(
@@ -47,6 +51,7 @@ class Listener:
         self.connections: set[Connection] = set()
         self.tick = 0
         self.is_draining = False
+        self.is_short = False
         self._drain_tick = 0
 
     def __repr__(self) -> str:
@@ -56,6 +61,12 @@ class Listener:
     def is_overcrowded(self) -> bool:
         """More connections are open than allowed."""
         return len(self.connections) + self.handed_over() > self.forwarder.limits.connections
+
+    @property
+    def idle_s(self) -> float:
+        """How long a connection may be without a request."""
+        idle_s = self.forwarder.limits.idle_s
+        return min(idle_s, SHORT_IDLE_S) if self.is_short else idle_s
 
     @property
     def ongoing(self) -> int:

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import socket
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -19,6 +20,7 @@ from servd.observability import logs
 from servd.observability.journal import AccessLog, Journal, place_of
 from servd.observability.measures import LoopLag, family, http_families
 from servd.proxy.client_host import send_probes
+from servd.proxy.door import Door
 from servd.proxy.forwarder import Forwarder
 from servd.proxy.http1 import HttpConnection
 from servd.proxy.late_lane import LateLane
@@ -77,6 +79,8 @@ class Proxy:
         self._start = start
         self._socks = socks
         self._loop = asyncio.get_running_loop()
+        # now, and not at each greeting: there may be no descriptor to look it up with then
+        self._ticks = start_ticks(os.getpid())
         self._caller = Caller(self._loop, start.proxy_id, _nothing, self._on_applied, on_waiting=self._report_queues)
         self._journal = Journal(self._loop, access)
         self._journal.configure(logs.configure({}))
@@ -85,7 +89,8 @@ class Proxy:
         self._lane = LateLane(self._forwarder)
         self._listener = Listener(self._forwarder, self._lane.hand_over, lambda: self._lane.connections)
         self._certificate = Certificate(start.tls_cert, start.tls_key, "--http-tls") if start.tls_cert else None
-        self._servers: dict[int, asyncio.Server] = {}
+        self._doors: dict[int, Door] = {}
+        self._pauses = 0
         self._others: tuple[int, ...] = ()
         self._generation = -1
         self._queued: dict[str, int] = {}
@@ -123,8 +128,8 @@ class Proxy:
         logger.info("proxy_draining connections=%d limit_s=%.1f", self._connections, self._drain_s)
         if self._opening is not None:
             await self._opening
-        for server in self._servers.values():
-            server.close()
+        for door in self._doors.values():
+            await door.close()
         for sock in self._socks:
             sock.close()
         self._listener.drain()
@@ -142,8 +147,7 @@ class Proxy:
         return len(self._listener.connections) + self._lane.connections
 
     def _hello(self) -> Hello:
-        pid = os.getpid()
-        return Hello("proxy", self._start.proxy_id, pid, start_ticks(pid), self._start.token, own_edition().text)
+        return Hello("proxy", self._start.proxy_id, os.getpid(), self._ticks, self._start.token, own_edition().text)
 
     def _on_connect(self) -> None:
         self._report()
@@ -173,6 +177,7 @@ class Proxy:
             *http_families(self._journal.series()),
             *self._caller.metrics(),
             family("serve_proxy_connections", [((), self._connections)]),
+            family("serve_proxy_accept_pauses", [((), self._accept_pauses)]),
             self._lag.family(component="http_proxy", proxy=str(self._start.slot)),
         ]
         self._link.send(MetricsReport(request_id, tuple(found)))
@@ -186,9 +191,19 @@ class Proxy:
         self._link.send(CallerReport(self._generation, self._queued))
 
     def _report(self) -> None:
-        is_listening = self._start.slot in self._servers and self._drain_s is None
+        own = self._doors.get(self._start.slot)
+        is_listening = own is not None and own.has_opened and self._drain_s is None
         ongoing = self._listener.ongoing
-        self._link.send(ProxyReport(self._start.proxy_id, is_listening, self._connections, ongoing))
+        self._link.send(ProxyReport(self._start.proxy_id, is_listening, self._connections, ongoing, self._trouble))
+
+    @property
+    def _trouble(self) -> str:
+        """Why new clients wait, "" while they do not."""
+        return next((door.trouble for door in self._doors.values() if door.trouble), "")
+
+    @property
+    def _accept_pauses(self) -> int:
+        return self._pauses + sum(door.pauses for door in self._doors.values())
 
     @property
     def _slots(self) -> set[int]:
@@ -198,31 +213,29 @@ class Proxy:
     def _open_soon(self) -> None:
         # before the first routing everything would be 404
         is_open = self._has_routes and self._drain_s is None
-        if is_open and self._slots != self._servers.keys() and (self._opening is None or self._opening.done()):
+        if is_open and self._slots != self._doors.keys() and (self._opening is None or self._opening.done()):
             self._opening = self._loop.create_task(self._open())
 
     async def _open(self) -> None:
-        while (missing := self._slots - self._servers.keys()) and self._drain_s is None:
-            slot = min(missing)
-            try:
-                self._servers[slot] = await self._accept_on(self._socks[slot])
-            except OSError as error:
-                # no descriptor, say: it is tried again every second
-                logger.error("proxy_not_listening slot=%d reason=%s", slot, error)
-                break
-            logger.info("proxy_listening host=%s port=%d slot=%d", self._start.host, self._start.port, slot)
-        for slot in self._servers.keys() - self._slots:
+        while (missing := self._slots - self._doors.keys()) and self._drain_s is None:
+            slot, sock = min(missing), self._socks[min(missing)]
+            send_probes(sock, self._forwarder.limits)
+            door = self._doors[slot] = Door(self._loop, sock, self._serve, lambda: HttpConnection(self._listener))
+            await door.open()
+            if door.has_opened:
+                logger.info("proxy_listening host=%s port=%d slot=%d", self._start.host, self._start.port, slot)
+        for slot in self._doors.keys() - self._slots:
             # the daemon and the next proxy of that slot have its socket as well: nobody who waits there is lost
-            self._servers.pop(slot).close()
+            door = self._doors.pop(slot)
+            await door.close()
+            self._pauses += door.pauses
             logger.info("proxy_stands_in_no_more slot=%d", slot)
         self._report()
 
-    async def _accept_on(self, sock: socket.socket) -> asyncio.Server:
-        send_probes(sock, self._forwarder.limits)
+    async def _serve(self, sock: socket.socket, make_protocol: Callable[[], asyncio.Protocol]) -> asyncio.Server:
         return await self._loop.create_server(
-            lambda: HttpConnection(self._listener),
-            # the server closes its own, and this slot may have to be opened again
-            sock=sock.dup(),
+            make_protocol,
+            sock=sock,
             backlog=_BACKLOG,
             ssl=self._certificate.context if self._certificate is not None else None,
             ssl_handshake_timeout=(self._forwarder.limits.head_s or None) if self._certificate is not None else None,
@@ -230,7 +243,9 @@ class Proxy:
 
     async def _tick(self) -> None:
         while True:
+            pauses = self._accept_pauses
             await asyncio.sleep(_TURN_S)
+            self._listener.is_short = self._accept_pauses > pauses or self._trouble != ""
             self._listener.turn()
             self._lane.turn()
             self._open_soon()
@@ -243,6 +258,8 @@ class Proxy:
             due = self._lag.now() + _QUEUE_REPORT_S
             await asyncio.sleep(_QUEUE_REPORT_S)
             self._lag.note(max(self._lag.now() - due, 0.0))
+            for door in self._doors.values():
+                door.turn()
             if self._caller.queued() != self._queued:
                 self._report_queues()
 

@@ -21,7 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 from servd.exceptions import DeployError, ProtocolError
 from servd.ground import descendants, entry, process
+from servd.ground.clock import SystemClock
 from servd.ground.edition import own_edition
+from servd.ground.host_limits import descriptor_limit, host_limit_in, no_descriptor, told
 from servd.ground.ids import DeploymentID
 from servd.ground.pidfd import start_ticks
 from servd.ground.quick_dataclass import dataclass
@@ -50,6 +52,10 @@ _BACKLOG = 8
 _SEND_TIMEOUT_S = 5.0
 _READ_BYTES = 256 * 1024
 _LOOK_MS = 1000
+_CHILD_FDS = 8
+"""Descriptors that a fork takes at most, and one for whoever connects."""
+
+_now = SystemClock().now
 
 logger = logging.getLogger(__name__)
 
@@ -149,6 +155,7 @@ class ForkServer:
         self._children: dict[int, Child] = {}
         self._untold: list[ChildExited] = []
         self._is_stopping = False
+        self._deaf_until: float | None = None
         self._kept_fds: set[int] = set()
 
     def __repr__(self) -> str:
@@ -169,6 +176,9 @@ class ForkServer:
             for fd, _ in self._poller.poll(_LOOK_MS):
                 self._handle(fd)
             self._look_at_path()
+            if self._deaf_until is not None and _now() >= self._deaf_until:
+                self._deaf_until = None
+                self._poller.register(self._listener, select.POLLIN)
 
     def _look_at_path(self) -> None:
         """Listen anew where somebody removed the socket: the next controller could not connect."""
@@ -181,7 +191,9 @@ class ForkServer:
             # no room in it: looked at again
             return
         logger.warning("socket_bound_again path=%s", path)
-        self._poller.unregister(self._listener)
+        if self._deaf_until is None:
+            self._poller.unregister(self._listener)
+        self._deaf_until = None
         self._listener.close()
         self._listener = fresh
         self._poller.register(fresh, select.POLLIN)
@@ -199,8 +211,12 @@ class ForkServer:
     def _accept(self) -> None:
         try:
             connection, _ = self._listener.accept()
-        except OSError:
-            # the one who knocked has left
+        except OSError as error:
+            # the one who knocked has left; or waits, since there is no descriptor for it
+            if host_limit_in(error):
+                logger.warning("line_not_accepted reason=%s", told(error))
+                self._poller.unregister(self._listener)
+                self._deaf_until = _now() + _LOOK_MS / 1000
             return
         connection.settimeout(_SEND_TIMEOUT_S)
         if peer_credentials(connection)[1] not in (os.getuid(), 0):
@@ -242,12 +258,21 @@ class ForkServer:
         sys.stdout.flush()
         sys.stderr.flush()
         try:
+            before = _open_fds()
+        except OSError as error:
+            return _not_forked(start, told(error))
+        if descriptor_limit() - len(before) < _CHILD_FDS:
+            return _not_forked(start, no_descriptor())
+        try:
             with warnings.catch_warnings(), descendants.own_fork():
                 # the kernel's thread count is not what matters: fork_safety has judged it
                 warnings.simplefilter("ignore", DeprecationWarning)
                 child.start()
         except OSError as error:
-            return Forked(start.replica_id, 0, 0, f"cannot fork: {error}")
+            # multiprocessing forgets the pipes of a child that it could not make
+            for fd in _open_fds() - before:
+                _close(fd)
+            return _not_forked(start, told(error, at_fork=True))
         pid = child.pid or 0
         forked = Forked(start.replica_id, pid, start_ticks(pid))
         fd = os.pidfd_open(pid)
@@ -306,6 +331,10 @@ class ForkServer:
         importlib.import_module(_CODE).run_forked(start, self._built, self._lifetime_fd, self._preloaded)
 
 
+def _not_forked(start: ReplicaStart, reason: str) -> Forked:
+    return Forked(start.replica_id, 0, 0, f"cannot fork: {reason}", is_host_limit=True)
+
+
 def _reseed() -> None:
     """Global random state would be the same in every child; the interpreter's own is reseeded by itself."""
     if numpy := sys.modules.get("numpy"):
@@ -316,22 +345,31 @@ def _reseed() -> None:
 
 
 def _listen(path: str) -> socket.socket:
-    _unlink(path)
+    # first of all: where there is no descriptor for a new one, the old one stays
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.bind(path)
-    listener.listen(_BACKLOG)
+    try:
+        _unlink(path)
+        listener.bind(path)
+        listener.listen(_BACKLOG)
+    except OSError:
+        listener.close()
+        raise
     return listener
 
 
 def _open_fds() -> set[int]:
-    return {int(name) for name in os.listdir("/proc/self/fd")}
+    found = {int(name) for name in os.listdir("/proc/self/fd")}
+    # that with which the list was read was the lowest free one, and is so again
+    lowest = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    os.close(lowest)
+    return found - {lowest}
 
 
 def _close(fd: int) -> None:
     try:
         os.close(fd)
     except OSError:
-        # the descriptor with which the list was read is closed already
+        # somebody else's code has closed it
         pass
 
 

@@ -13,7 +13,7 @@ from servd.calls.caller import Caller
 from servd.calls.process import install_process
 from servd.calls.replica_context import ReplicaContext, set_replica_context
 from servd.calls.request_context import RequestContext, current_request
-from servd.exceptions import DeployError, TransportError
+from servd.exceptions import DeployError, HostLimitError, TransportError
 from servd.ground import descendants
 from servd.ground.clock import SystemClock
 from servd.ground.ids import DeploymentID
@@ -94,7 +94,8 @@ class Replica:
         user, error = starting.result()
         if user is None:
             assert error is not None
-            text = str(error) if issubclass(type(error), DeployError | TransportError) else user_traceback(error)
+            is_ours = issubclass(type(error), DeployError | TransportError | HostLimitError)
+            text = str(error) if is_ours else user_traceback(error)
             logger.error("start_failed\n%s", text)
             self._warden.report(phase=ReplicaPhase.FAILED, error=text)
             # it has nothing else to do, and the controller may be busy

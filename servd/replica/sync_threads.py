@@ -8,7 +8,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from servd.exceptions import HostLimitError
 from servd.ground.clock import SystemClock
+from servd.ground.host_limits import told
 
 _now = SystemClock().now
 
@@ -84,12 +86,21 @@ class SyncThreads:
         return value
 
     def _start(self, worker: "_Worker", job: "_Job") -> None:
+        if worker.thread is None:
+            thread = threading.Thread(target=worker.serve, name=worker.name, daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:
+                # no further thread can be had: the job waits for one that there is
+                self._idle.insert(0, worker)
+                if not self._begun:
+                    raise HostLimitError(told(error)) from error
+                self._waiting.append(job)
+                return
+            worker.thread = thread
         worker.given += 1
         self._begun[worker] = _now()
         worker.jobs.put((job, self._finish))
-        if worker.thread is None:
-            worker.thread = threading.Thread(target=worker.serve, name=worker.name, daemon=True)
-            worker.thread.start()
 
     def _finish(self, worker: "_Worker", job: "_Job", value: Any, error: BaseException | None) -> None:
         job.is_done = True

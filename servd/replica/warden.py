@@ -24,6 +24,7 @@ from servd.replica.health import HealthChecks
 from servd.replica.lost_waits import LostWaits
 from servd.wire.began import remove_files
 from servd.wire.control_link import ControlLink
+from servd.wire.doorstep import Doorstep
 from servd.wire.messages import (
     CallerReport,
     Hello,
@@ -44,7 +45,7 @@ STUCK_AFTER_S = 5.0
 """A main loop that did not turn for so long is diagnosed."""
 
 ADDRESS_PERIOD_S = 1.0
-"""How often to look whether the replica's socket is still there."""
+"""How often to look whether the replica's socket is still there, and descriptors for those who connect."""
 
 EARLY_END_S = 1.0
 """How long the main thread may take to notice that its start is to end."""
@@ -121,6 +122,8 @@ class Warden:
         lag: LoopLag | None = None,
     ) -> None:
         self._start = start
+        # now, and not at each greeting: there may be no descriptor to look it up with then
+        self._ticks = start_ticks(os.getpid())
         self._main_loop = main_loop
         self._ward = ward
         self._lifetime_fd = lifetime_fd
@@ -137,6 +140,7 @@ class Warden:
         self._own_process: Any = None
         self._are_threads_stuck = False
         self._address_at = 0.0
+        self._doorstep = Doorstep(start.address)
         self.report_period_s = start.goal.report_period_s
         self._watch = LoopWatch(self._in_main, threading.get_ident(), stuck_after_s=STUCK_AFTER_S, lag=lag)
         self._lost_waits = LostWaits(self._in_main)
@@ -238,7 +242,10 @@ class Warden:
             if not self._report.lost_wait:
                 self._look_at_main_loop(loop.time())
                 self._look_at_lost_waits(loop.time())
-            self._look_at_address(loop.time())
+            if loop.time() >= self._address_at:
+                self._address_at = loop.time() + ADDRESS_PERIOD_S
+                self._doorstep.look()
+                self._look_at_address()
             self._look_at_memory()
             self._send()
         line.result()
@@ -248,8 +255,8 @@ class Warden:
         descendants.leave(1)
 
     def _hello(self) -> Hello:
-        pid = os.getpid()
-        return Hello("replica", self._start.replica_id, pid, start_ticks(pid), self._start.token, own_edition().text)
+        token, edition = self._start.token, own_edition().text
+        return Hello("replica", self._start.replica_id, os.getpid(), self._ticks, token, edition)
 
     def _on_connect(self) -> None:
         self._said = self._caller_said = None
@@ -341,10 +348,10 @@ class Warden:
         if abs(size - said) >= MEMORY_STEP_BYTES or (size > limit) != (said > limit):
             self._report = dataclasses.replace(self._report, memory_bytes=size)
 
-    def _look_at_address(self, now: float) -> None:
-        if now < self._address_at or self._report.phase not in (ReplicaPhase.RUNNING, ReplicaPhase.UPDATING):
+    def _look_at_address(self) -> None:
+        is_up = self._report.phase in (ReplicaPhase.RUNNING, ReplicaPhase.UPDATING)
+        if not is_up or self._doorstep.is_closed:
             return
-        self._address_at = now + ADDRESS_PERIOD_S
         path = self._start.address.removeprefix("ipc://")
         if path != self._start.address and not os.path.lexists(path) and settings.is_private_dir(os.path.dirname(path)):
             self._in_main(self._ward.address_is_gone)

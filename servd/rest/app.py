@@ -1,6 +1,7 @@
 """The admin server: paths, verbs, access, and Hypercorn on the TCP port and the Unix socket."""
 
 import asyncio
+import contextlib
 import logging
 import socket
 import ssl
@@ -15,6 +16,8 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from servd.documents.control_plane import ControlPlane
+from servd.exceptions import HostLimitError
+from servd.ground.host_limits import descriptors_left, no_descriptor
 from servd.rest.access import AccessRules
 from servd.rest.bodies import version_body
 from servd.rest.documents import applications_resource, deployments_resource, deployments_status_resource
@@ -38,6 +41,9 @@ from servd.rest.routes import Maker, Routes
 logger = logging.getLogger(__name__)
 
 GRACEFUL_TIMEOUT_S = 3.0
+SPARE_DESCRIPTORS = 8
+"""So many are not used for clients: those that live must be tended."""
+TURN_AWAY_S = 1.0
 
 
 class AdminApp:
@@ -145,12 +151,7 @@ async def serve(
         tls: of TCP sockets; None = none.
         local: Unix sockets, each to be served instead of the one before it.
     """
-    config = Config()
-    config.accesslog = None
-    config.errorlog = logging.getLogger("servd.rest.hypercorn")
-    config.include_server_header = False
-    config.keep_alive_timeout = 60.0
-    context = WorkerContext(None)
+    config, context = _config(), WorkerContext(None)
     loop = asyncio.get_running_loop()
     tasks: set[asyncio.Task[None]] = set()
 
@@ -159,6 +160,9 @@ async def serve(
         if task is not None:
             tasks.add(task)
             task.add_done_callback(tasks.discard)
+        if descriptors_left() < SPARE_DESCRIPTORS:
+            await _turn_away(reader, writer)
+            return
         peer = peer_of(writer.get_extra_info("socket"))
         wrapper = ASGIWrapper(_with_peer(app, peer))  # type: ignore[arg-type]
         await _Connection(wrapper, loop, config, context, {}, reader, writer)
@@ -192,6 +196,28 @@ async def serve(
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
+
+
+def _config() -> Config:
+    config = Config()
+    config.accesslog = None
+    config.errorlog = logging.getLogger("servd.rest.hypercorn")
+    config.include_server_header = False
+    config.keep_alive_timeout = 60.0
+    return config
+
+
+async def _turn_away(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Say why nothing is done: what is left is for the processes that serve."""
+    text = no_descriptor().encode()
+    head = f"HTTP/1.1 {HostLimitError.status_code} Insufficient Storage\r\ncontent-type: text/plain; charset=utf-8\r\n"
+    writer.write(f"{head}content-length: {len(text)}\r\nconnection: close\r\n\r\n".encode() + text)
+    with contextlib.suppress(OSError, TimeoutError):
+        async with asyncio.timeout(TURN_AWAY_S):
+            # an end with something unread is a reset, which may overtake the answer
+            await reader.read(64 * 1024)
+            await writer.drain()
+    writer.close()
 
 
 class _Connection(TCPServer):

@@ -16,6 +16,7 @@ from servd.documents.control_plane import ControlPlane
 from servd.documents.orders import ApplicationOrder, ScaleOrder, StartOrder
 from servd.exceptions import ConfigError, GoalNotSavedError, StateError
 from servd.ground.durable import sync_directory
+from servd.ground.host_limits import told
 from servd.ground.settings import make_private_dir
 from servd.rest.bodies import own_status
 from servd.rest.exchange import (
@@ -138,7 +139,7 @@ async def _keep(request: Request, path: Path, digest: str) -> None:
         make_private_dir(str(path.parent), with_parents=False)
         descriptor, draft = tempfile.mkstemp(dir=path.parent, prefix=".draft-")
     except (OSError, StateError) as error:
-        raise GoalNotSavedError(f"cannot keep the application's code in {path.parent}: {error}") from error
+        raise GoalNotSavedError(f"cannot keep the application's code in {path.parent}: {told(error)}") from error
     try:
         with os.fdopen(descriptor, "wb") as file:
             async for part in request.stream():
@@ -152,7 +153,7 @@ async def _keep(request: Request, path: Path, digest: str) -> None:
         sync_directory(str(path.parent))
     except OSError as error:
         _forget(draft)
-        raise GoalNotSavedError(f"cannot keep the application's code in {path.parent}: {error}") from error
+        raise GoalNotSavedError(f"cannot keep the application's code in {path.parent}: {told(error)}") from error
     except BaseException:
         _forget(draft)
         raise

@@ -4,7 +4,8 @@ import logging
 
 from starlette.responses import PlainTextResponse
 
-from servd.exceptions import ServdError
+from servd.exceptions import HostLimitError, ServdError
+from servd.ground.host_limits import host_limit_in, told
 
 logger = logging.getLogger(__name__)
 
@@ -41,5 +42,8 @@ def problem_of(error: Exception) -> PlainTextResponse:
         if error.status_code >= 500:
             logger.error("admin_request_failed error=%s", error)
         return problem(error.status_code, str(error))
+    if limit := host_limit_in(error):
+        logger.error("admin_request_failed error=%s", told(error))
+        return problem(HostLimitError.status_code, limit)
     logger.error("admin_request_failed", exc_info=error)
     return problem(500, f"{type(error).__name__}: {error}")

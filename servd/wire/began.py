@@ -24,6 +24,11 @@ def path_of(address: str) -> str | None:
     return f"{address[len(_PREFIX) :]}{SUFFIX}" if address.startswith(_PREFIX) else None
 
 
+def closed_path(address: str) -> str:
+    """Where the replica's socket lies while it takes no new callers."""
+    return f"{address.removeprefix(_PREFIX)}.closed"
+
+
 def remove_files(address: str) -> None:
     """Remove what a replica leaves in the socket directory: its socket and this file.
 
@@ -31,8 +36,8 @@ def remove_files(address: str) -> None:
     """
     path = path_of(address)
     if path is not None:
-        _remove(path)
-        _remove(address[len(_PREFIX) :])
+        for file in (path, closed_path(address), address[len(_PREFIX) :]):
+            _remove(file)
 
 
 class BeganLog:

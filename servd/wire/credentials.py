@@ -14,12 +14,12 @@ def peer_credentials(connection: socket.socket) -> tuple[int, int]:
 
 def listener_of(path: str) -> int | None:
     """pid of the process that listens at a path, as it was when it began to; 0 if it cannot be told, None if none does."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as knock:
-        knock.setblocking(False)
-        try:
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as knock:
+            knock.setblocking(False)
             knock.connect(path)
-        except (ConnectionRefusedError, FileNotFoundError):
-            return None
-        except OSError:
-            return 0
-        return peer_credentials(knock)[0]
+            return peer_credentials(knock)[0]
+    except (ConnectionRefusedError, FileNotFoundError):
+        return None
+    except OSError:
+        return 0

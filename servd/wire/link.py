@@ -13,6 +13,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from servd.exceptions import ProtocolError, TransportError
 from servd.ground.clock import SystemClock
+from servd.ground.host_limits import told
 from servd.wire.records import Outbox, unpack
 
 MAX_SOCKETS = 16384
@@ -62,17 +63,21 @@ def finish() -> None:
         _context = None
 
 
-def _open_socket(kind: int) -> "zmq.Socket[bytes]":
+def _open_socket(kind: int, events: int) -> "tuple[zmq.Socket[bytes], zmq.Socket[bytes]]":
+    socket = None
     try:
         socket = _process_context().socket(kind)
+        monitor = socket.get_monitor_socket(events)
     except zmq.ZMQError as error:
-        raise TransportError(f"cannot open a socket: {error}") from error
+        if socket is not None:
+            socket.close(0)
+        raise TransportError(f"cannot open a socket: {told(error)}") from error
     socket.set_hwm(0)
     socket.setsockopt(zmq.LINGER, 0)
     # tells a frozen peer from a busy one: ZeroMQ's own thread answers while Python is stuck
     socket.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
     socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, _HEARTBEAT_TIMEOUT_MS)
-    return socket
+    return socket, monitor
 
 
 def _fd(socket: "zmq.Socket[bytes]") -> int:
@@ -122,9 +127,8 @@ class CallerLink:
         self._is_scheduled = False
         self._is_closed = False
         self.outbox = Outbox()
-        self._socket = _open_socket(zmq.DEALER)
+        self._socket, self._monitor = _open_socket(zmq.DEALER, _LOST)
         self._socket.setsockopt(zmq.RECONNECT_IVL, 10)
-        self._monitor = self._socket.get_monitor_socket(_LOST)
         loop.add_reader(_fd(self._monitor), self._watch)
         loop.add_reader(_fd(self._socket), self._drain)
         self._socket.connect(address)
@@ -230,15 +234,12 @@ class ReplicaLink:
         self._on_records = on_records
         self._on_gone = on_gone
         self._make_peer = make_peer or Peer
-        self._is_closed = False
-        self._is_scheduled = False
-        self._is_draining = False
+        self._is_closed = self._is_scheduled = self._is_draining = False
         self.peers: dict[bytes, Peer] = {}
         self._dropped: set[bytes] = set()
         self._due: list[Peer] = []
-        self._socket = _open_socket(zmq.ROUTER)
+        self._socket, self._monitor = _open_socket(zmq.ROUTER, zmq.Event.DISCONNECTED)
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        self._monitor = self._socket.get_monitor_socket(zmq.Event.DISCONNECTED)
         self.bind(address)
         loop.add_reader(_fd(self._monitor), self._watch)
         loop.add_reader(_fd(self._socket), self.drain)

@@ -236,12 +236,16 @@ class ProxyGoal:
 
 @dataclass(frozen=True, slots=True)
 class ProxyReport:
-    """Proxy -> controller, after Hello, at each change and every few seconds as a sign of life."""
+    """Proxy -> controller, after Hello, at each change and every few seconds as a sign of life.
+
+    trouble: why new clients wait, "" while they do not.
+    """
 
     proxy_id: str
     listening: bool
     connections: int = 0
     ongoing: int = 0
+    trouble: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,12 +343,13 @@ class ForkOrder:
 
 @dataclass(frozen=True, slots=True)
 class Forked:
-    """Fork server -> controller: the order was carried out; error is "" or why not."""
+    """Fork server -> controller: the order was carried out; error is "" or why not. is_host_limit: the host gives no more."""
 
     replica_id: str
     pid: int
     start_ticks: int
     error: str = ""
+    is_host_limit: bool = False
 
 
 @dataclass(frozen=True, slots=True)

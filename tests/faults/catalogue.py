@@ -54,6 +54,7 @@ SCENARIOS: dict[str, Scenario] = {
         f"descriptors:{title}": Scenario(_once(partial(limits.descriptors, title)), 0, 1)
         for title in limits.DESCRIPTORS
     },
+    "crowd": Scenario(_once(limits.crowd), 0, 1),
     "processes": Scenario(_once(limits.processes), 0, 1, why_not=partial(limits.why_no_group, "pids")),
     "memory": Scenario(limits.memory, 0, 2, why_not=partial(limits.why_no_group, "memory")),
     "clock_steps": Scenario(clock_steps.clock_steps, 0, len(clock_steps.STEPS), why_not=clock_steps.why_not),

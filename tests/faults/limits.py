@@ -1,18 +1,27 @@
 """Descriptors, processes and memory at their limits."""
 
+import http.client
 import os
 import resource
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from servd.ground.clock import SystemClock
 from tests.faults.cell import Cell
 from tests.faults.outcome import Outcome
 from tests.faults.scenarios import a_stage, under_load
+from tests.faults.stage import Stage
 from tests.system.running_daemon import RunningDaemon, eventually
 
 LASTS_S = 4.0
-DESCRIPTORS = ("daemon", "fork server", "replica")
+DESCRIPTORS = {"daemon": 0, "controller": 4, "fork server": 0, "replica": 0}
+"""Title -> descriptors that are left. A controller without any could not even say so: it lets nobody take the last ones."""
+CROWD = 150
+CROWD_DESCRIPTORS = 60
+CROWD_PATIENCE_S = 60.0
+CROWD_STAYS_S = 15.0
 EATER = """
 from servd import deployment
 
@@ -33,19 +42,20 @@ _FREE_BYTES = 200 * 2**20
 
 
 class Descriptors:
-    """All processes with a title have no descriptor left."""
+    """All processes with a title have few descriptors left, or none."""
 
-    def __init__(self, title: str) -> None:
+    def __init__(self, title: str, left: int = 0) -> None:
         self._title = title
+        self._left = left
         self._before: dict[int, tuple[int, int]] = {}
 
     def begin(self, daemon: RunningDaemon) -> None:
-        """From now on they have as many as they have."""
+        """From now on they have no more than so many."""
         for pid in daemon.pids(self._title):
-            used = 1 + max(int(name) for name in os.listdir(f"/proc/{pid}/fd"))
+            most = 1 + max(int(name) for name in os.listdir(f"/proc/{pid}/fd")) + self._left
             soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
             self._before[pid] = soft, hard
-            resource.prlimit(pid, resource.RLIMIT_NOFILE, (min(used, hard), hard))
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (min(most, hard), hard))
 
     def end(self) -> None:
         """As many as before."""
@@ -62,7 +72,59 @@ class Descriptors:
 def descriptors(title: str, directory: Path) -> Outcome:
     """One kind of process has no descriptor left for some seconds: who waits is served afterwards."""
     with a_stage(directory, replicas=2, proxies=2) as stage:
-        return Cell(stage, Descriptors(title), victims=(), lasts_s=LASTS_S).play()
+        return Cell(stage, Descriptors(title, DESCRIPTORS[title]), victims=(), lasts_s=LASTS_S).play()
+
+
+def crowd(directory: Path) -> Outcome:
+    """More clients than the proxy has descriptors, none of whom leaves: they are served in turn, as others are all the while."""
+    with a_stage(directory, replicas=2) as stage:
+        few = Descriptors("proxy", CROWD_DESCRIPTORS)
+        failures: list[str] = []
+        notices: list[str] = []
+
+        def once(_: int) -> None:
+            few.begin(stage.daemon)
+            clients = [threading.Thread(target=_visit, args=(stage, failures)) for _ in range(CROWD)]
+            for client in clients:
+                client.start()
+            notices.append(eventually(lambda: stage.daemon.status()["notice"]))
+            for client in clients:
+                client.join()
+            few.end()
+            with stage.recovery():
+                eventually(lambda: not stage.daemon.status()["notice"])
+
+        outcome = under_load(stage, 1, once, post_pause_s=0.1)
+        outcome.notes += [f"{len(failures)} of {CROWD} were not served, as: {failures[0]}"] if failures else []
+        outcome.explained += notices
+        pauses = [line for line in stage.daemon.ask("GET", "/metrics")[1].splitlines() if "accept_pauses " in line]
+        if not float(pauses[-1].split()[1]) > 0:
+            outcome.notes.append(f"no pause was counted: {pauses}")
+        said = (directory / "state" / "logs" / "serve" / "http_proxy_127.0.0.1.log").read_text().count("accept_paused")
+        if said != 1:
+            outcome.notes.append(f"the log has {said} lines of it")
+        return outcome
+
+
+def _visit(stage: Stage, failures: list[str]) -> None:
+    clock = SystemClock()
+    began = clock.now()
+    connection = http.client.HTTPConnection("127.0.0.1", stage.daemon.settings.http_port, timeout=CROWD_PATIENCE_S)
+    try:
+        connection.request("GET", "/")
+        answer = connection.getresponse()
+        answer.read()
+        if answer.status != 200:
+            failures.append(f"answer {answer.status}")
+        # it stays until the proxy sends it away; the last ones need not go
+        if connection.sock is not None:
+            connection.sock.settimeout(CROWD_STAYS_S)
+            with suppress(TimeoutError):
+                connection.sock.recv(1)
+    except OSError as error:
+        failures.append(f"after {clock.now() - began:.1f} s: {error!r}")
+    finally:
+        connection.close()
 
 
 class Group:

@@ -1,7 +1,9 @@
 """What a replica tells the controller, and what it takes from it."""
 
 import asyncio
+import os
 import re
+import resource
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -9,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from servd.calls import pickling
+from servd.calls.caller import Caller
+from servd.calls.request_context import RequestContext
 from servd.observability.loop_watch import LoopWatch
 from servd.wire.messages import (
     CallerReport,
@@ -200,3 +205,29 @@ def test_a_stuck_loop_is_diagnosed() -> None:
     assert len(asked) == 1
     gate.set()
     thread.join()
+
+
+@pytest.mark.long
+async def test_a_replica_with_few_descriptors_left_serves_its_callers_and_new_ones_wait(room: Room) -> None:
+    await room.open_fork_server(room.order("shop:sync"))
+    sync = room.start_of("Sync")
+    forked = await room.running(sync)
+    await room.call("Sync", "wait", 0)
+    path = Path(sync.address.removeprefix("ipc://"))
+    before = resource.prlimit(forked.pid, resource.RLIMIT_NOFILE)
+    top = max(int(name) for name in os.listdir(f"/proc/{forked.pid}/fd"))
+    resource.prlimit(forked.pid, resource.RLIMIT_NOFILE, (top + 2, before[1]))
+    await wait_until(lambda: not path.exists(), LIMIT_S)
+    late = Caller(asyncio.get_running_loop(), "late", lambda _: None)
+    endpoint = Endpoint(sync.replica_id, sync.address)
+    late.apply_routing(Routing(1, (), (DeploymentTargets("shop_Sync", "shop", endpoints=(endpoint,)),)))
+    calls = [
+        late.submit_call("shop_Sync", "wait", pickling.dumps(((0,), {})), RequestContext("r", "/", "shop"))
+        for _ in range(3)
+    ]
+    await room.call("Sync", "wait", 0)
+    resource.prlimit(forked.pid, resource.RLIMIT_NOFILE, before)
+    async with asyncio.timeout(LIMIT_S):
+        await asyncio.gather(*calls)
+    assert path.exists()
+    late.close()

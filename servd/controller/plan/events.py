@@ -21,11 +21,18 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class StartFailed:
-    """No process could be made; for a fork server also: its environment could not."""
+    """No process could be made; for a fork server also: its environment could not. is_host_limit: the host gives no more.
+
+    The rest is as of an `Exited`.
+    """
 
     kind: str
     id: str
     error: str
+    is_host_limit: bool = False
+    exit_code: None = None
+    log_lines: tuple[str, ...] = ()
+    host_limit: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +48,22 @@ class StartLost:
 
 @dataclass(frozen=True, slots=True)
 class Exited:
-    """The process is gone. exit_code None = unknown; negative = killed by that signal. log_lines: a replica's last ones."""
+    """The process is gone. exit_code None = unknown; negative = killed by that signal. log_lines: a replica's last ones.
+
+    host_limit: which limit of the host it may have died of before it was ready, "" if none was reached.
+    """
 
     kind: str
     id: str
     exit_code: int | None
     log_lines: tuple[str, ...] = ()
+    host_limit: str = ""
+    error: str = ""
+
+    @property
+    def is_host_limit(self) -> bool:
+        """Whether a limit of the host may be the reason."""
+        return bool(self.host_limit)
 
 
 @dataclass(frozen=True, slots=True)

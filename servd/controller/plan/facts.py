@@ -135,7 +135,8 @@ class DeploymentFact:
     further one takes the place of an older one. unfit_version / unfit_reason: version whose preloaded instance cannot be
     forked, and why. spawned_version / spawned_reason: version whose replicas are spawned because a forked one waited for a
     thread that the fork had left behind, and which that was. template_error: why the last fork server or template of its did
-    not come up, "" once one stands ready.
+    not come up, "" once one stands ready. is_host_limit: the last start failed because the host gave no
+    more.
     """
 
     app: str
@@ -161,8 +162,9 @@ class DeploymentFact:
     spawned_version: str = ""
     spawned_reason: str = ""
     template_error: str = ""
+    is_host_limit: bool = False
 
-    def after_failed_start(self, error: str, now: float) -> "DeploymentFact":
+    def after_failed_start(self, error: str, now: float, *, is_host_limit: bool = False) -> "DeploymentFact":
         """With one failed start more; error: its reason, for people."""
         return replace(
             self,
@@ -170,6 +172,7 @@ class DeploymentFact:
             failed_starts=self.failed_starts + 1,
             failed_at=now,
             last_error=error,
+            is_host_limit=is_host_limit,
         )
 
     def without_failures(self) -> "DeploymentFact":
@@ -184,6 +187,7 @@ class DeploymentFact:
             is_judged=False,
             is_stalled=False,
             template_error="",
+            is_host_limit=False,
         )
 
 
@@ -216,7 +220,7 @@ class ApplicationFact:
 @dataclass(frozen=True, slots=True)
 class ProxyFact:
     """A proxy process. has_served: it has listened, perhaps under an earlier controller; `listening` is what this one heard.
-    slots: those of others whose connections it was told to accept.
+    slots: those of others whose connections it was told to accept. trouble: why new clients wait there, "" while they do not.
     """
 
     proxy_id: str
@@ -239,6 +243,7 @@ class ProxyFact:
     killed_at: float = float("-inf")
     has_served: bool = False
     slots: tuple[int, ...] = ()
+    trouble: str = ""
 
 
 @dataclass(frozen=True, slots=True)

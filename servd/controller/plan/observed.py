@@ -134,11 +134,14 @@ class Observed:
         found = (t for place, t in self.targets.items() if place in self.deployments)
         return [t for t in found if (t.id.app, t.env_key, self.preload_key(t)) == key]
 
-    def count_failed_template(self, served: Iterable[DeploymentTarget], error: str, now: float) -> None:
+    def count_failed_template(
+        self, served: Iterable[DeploymentTarget], error: str, now: float, *, is_host_limit: bool = False
+    ) -> None:
         """A template did not come up: a failed start of each deployment that waits for it."""
         for target in served:
             fact = self.deployments[(target.id.app, target.id.name)]
-            self.put(replace(fact.after_failed_start(error, now), template_error=error))
+            failed = fact.after_failed_start(error, now, is_host_limit=is_host_limit)
+            self.put(replace(failed, template_error=error))
 
     def waiting(self, deployment: str) -> int:
         """Most requests that wait at any one caller for a deployment (full name)."""
@@ -200,13 +203,11 @@ class Observed:
         if event.kind == PROXY:
             self._proxy_gone(event.id, error, now)
         elif event.kind == FORK_SERVER:
-            self._fork_server_gone(event.id, error, now)
-        elif isinstance(event, events.Exited):
-            self._replica_gone(event.id, event.exit_code, "", now, event.log_lines)
+            self._fork_server_gone(event.id, error, now, event.is_host_limit)
         else:
-            self._replica_gone(event.id, None, error, now)
+            self._replica_gone(event, now)
 
-    def _fork_server_gone(self, fork_server_id: str, error: str, now: float) -> None:
+    def _fork_server_gone(self, fork_server_id: str, error: str, now: float, is_host_limit: bool) -> None:
         fact = self.fork_servers.get(fork_server_id)
         if fact is None:
             return
@@ -217,7 +218,8 @@ class Observed:
         if fact.is_builder:
             self._build_died(app, fact, error)
         else:
-            self.count_failed_template(self.served_by(fact), f"the template process {error} before it was ready", now)
+            text = f"the template process {error} before it was ready"
+            self.count_failed_template(self.served_by(fact), text, now, is_host_limit=is_host_limit)
 
     def _build_died(self, app: ApplicationFact, fact: ForkServerFact, error: str) -> None:
         if app.deleting or fact.deploy_id != app.goal.deploy_id or app.built_deploy_id >= fact.deploy_id:
@@ -324,23 +326,22 @@ class Observed:
             self.put(replace(fact, state=ReplicaState.STOPPING, state_since=now, kill_at=now, stop_reason="unhealthy"))
             self.blame(fact, f"replica {fact.replica_id} failed its health check: {report.health_message}")
 
-    def _replica_gone(
-        self, replica_id: str, exit_code: int | None, error: str, now: float, log_lines: tuple[str, ...] = ()
-    ) -> None:
-        fact = self.replicas.get(replica_id)
+    def _replica_gone(self, event: events.StartFailed | events.Exited, now: float) -> None:
+        fact = self.replicas.get(replica_id := event.id)
         if fact is None:
             return
         self.forget(fact)
-        ended = events.exit_text(exit_code)
-        reason = fact.stop_reason or error or fact.error or f"exited with {ended}"
-        age_s = now - fact.created_at
-        dead = DeadReplicaFact(replica_id, fact.pid, exit_code, age_s, reason, fact.ongoing, log_lines, fact.stack)
+        ended = events.exit_text(event.exit_code)
+        reason = fact.stop_reason or event.error or fact.error or f"exited with {ended}"
+        about = (event.exit_code, now - fact.created_at, reason, fact.ongoing, event.log_lines, fact.stack)
+        dead = DeadReplicaFact(replica_id, fact.pid, *about)
         deployment = self.deployments.get(fact.key)
         if deployment is not None:
             self.put(replace(deployment, dead=(*deployment.dead, dead)[-DEAD_KEPT:]))
         if fact.state is ReplicaState.STARTING:
-            text = fact.error or error or f"the replica process exited with {ended} before it was ready"
-            self._count_failure(fact, text, now)
+            text = fact.error or event.error or f"the replica process exited with {ended} before it was ready"
+            text = f"{text}: {event.host_limit}" if event.host_limit else text
+            self._count_failure(fact, text, now, is_host_limit=event.is_host_limit)
         elif fact.state is not ReplicaState.STOPPING:
             text = f"replica {replica_id} exited with {ended}"
             served_s = now - fact.ready_at
@@ -348,13 +349,15 @@ class Observed:
                 self._count_failure(fact, f"{text} {served_s:.1f} s after it was ready", now, is_early_death=True)
             self.blame(fact, text)
 
-    def _count_failure(self, fact: ReplicaFact, error: str, now: float, *, is_early_death: bool = False) -> None:
+    def _count_failure(
+        self, fact: ReplicaFact, error: str, now: float, *, is_early_death: bool = False, is_host_limit: bool = False
+    ) -> None:
         deployment = self.deployments.get(fact.key)
         target = self.targets.get(fact.key)
         if deployment is None or (target is not None and target.version != fact.version):
             return
-        died_early_at = now if is_early_death else deployment.died_early_at
-        self.put(replace(deployment.after_failed_start(error, now), died_early_at=died_early_at))
+        failed = deployment.after_failed_start(error, now, is_host_limit=is_host_limit)
+        self.put(replace(failed, died_early_at=now) if is_early_death else failed)
 
     def blame(self, fact: ReplicaFact, message: str) -> None:
         """Make the deployment UNHEALTHY because of this replica, if it was of the target version."""
@@ -373,11 +376,9 @@ class Observed:
             # not by our order: somebody sent it SIGTERM
             fact = replace(fact, draining=True, kill_at=now + PROXY_DRAIN_S + 1.0)
             self.put(fact)
-        updated = replace(
-            fact, listening=report.listening, connections=report.connections, reported_at=now, suspect_at=math.inf
-        )
+        updated = replace(fact, listening=report.listening, connections=report.connections, trouble=report.trouble)
+        updated = replace(updated, reported_at=now, suspect_at=math.inf, has_served=fact.has_served or report.listening)
         if report.listening and not fact.listening:
-            updated = replace(updated, has_served=True)
             self.put(updated)
             self.put(replace(self.data_plane, proxy_failures=0, proxy_error=""))
         else:

@@ -117,7 +117,9 @@ def _start(
     rng: random.Random,
 ) -> Iterator[actions.Action | float]:
     threshold = failure_threshold(wanted_count(target, fact))
-    retry_at = fact.failed_at + retry_delay_s(target.id.full_name, fact.failures, threshold, BackOff())
+    retry_at = fact.failed_at + retry_delay_s(
+        target.id.full_name, fact.failures, threshold, BackOff(), is_host_limit=fact.is_host_limit
+    )
     if retry_at > now:
         yield retry_at
         return

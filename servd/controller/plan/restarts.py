@@ -14,6 +14,8 @@ FAILURES_PER_REPLICA = 3
 JITTER_S = 3.0
 EARLY_DEATH_S = 60.0
 """A replica that dies so soon after it was ready has failed to start, as far as the next try is concerned."""
+HOST_LIMIT_RETRY_S = 2.0
+"""Where the host gave no more, it may in a moment, and a try costs nothing."""
 PROBATION_S = 10.0
 """After such a death a new replica must have served for so long before an old one makes room for it."""
 
@@ -34,24 +36,31 @@ def failure_threshold(target: int) -> int:
     return min(MAX_FAILURES, FAILURES_PER_REPLICA * max(target, 1))
 
 
-def retry_delay_s(name: str, failures: int, threshold: int, back_off: BackOff) -> float:
+def retry_delay_s(name: str, failures: int, threshold: int, back_off: BackOff, *, is_host_limit: bool = False) -> float:
     """Seconds from the last failure to the next try; 0 below the threshold.
 
     The jitter of 0 to 3 s follows from (name, failures), so the same facts give the same plan.
+
+    Args:
+        is_host_limit: the last one failed because the host gave no more; then it is always the same.
     """
+    if is_host_limit:
+        return HOST_LIMIT_RETRY_S
     if failures < threshold:
         return 0.0
     delay = min(back_off.factor ** min(failures - threshold, 32), back_off.limit_s)
     return delay + random.Random(f"{name}/{failures}").uniform(0.0, JITTER_S)
 
 
-def back_off_text(name: str, failed_starts: int, failures: int, threshold: int, died_early_at: float) -> str:
+def back_off_text(
+    name: str, failed_starts: int, failures: int, threshold: int, died_early_at: float, *, is_host_limit: bool = False
+) -> str:
     """How often in a row a deployment failed to start, and when the next try is; for people.
 
-    failures: as `retry_delay_s` counts them.
+    failures, is_host_limit: as `retry_delay_s` has them.
     """
     early = f", deaths within {EARLY_DEATH_S:.0f} s of being ready included" if died_early_at > -math.inf else ""
-    delay = retry_delay_s(name, failures, threshold, BackOff())
+    delay = retry_delay_s(name, failures, threshold, BackOff(), is_host_limit=is_host_limit)
     return (
         f"The deployment failed to start {failed_starts} times in a row{early}; the next try is {delay:.1f} s "
         f"after the last one."

@@ -48,14 +48,22 @@ def failing_message(target: DeploymentTarget, fact: DeploymentFact, observed: Ob
     threshold = failure_threshold(wanted)
     if fact.failures < threshold:
         return ""
-    tail = f"It may be wrong code or a wrong environment. Last error:\n{fact.last_error}"
+    reason = "The host gives no more" if fact.is_host_limit else "It may be wrong code or a wrong environment"
+    tail = f"{reason}. Last error:\n{fact.last_error}"
     running = len(_new_running(target, observed))
     if fact.is_stalled:
         return (
             f"{fact.failed_starts} replicas of the new version or config failed to start, {running} of {wanted} run. The update "
             f"has stopped: older replicas keep their share until the application is deployed again. {tail}"
         )
-    waits = back_off_text(target.id.full_name, fact.failed_starts, fact.failures, threshold, fact.died_early_at)
+    waits = back_off_text(
+        target.id.full_name,
+        fact.failed_starts,
+        fact.failures,
+        threshold,
+        fact.died_early_at,
+        is_host_limit=fact.is_host_limit,
+    )
     return f"{waits} {running} of {wanted} run. {tail}" if running else f"{waits} {tail}"
 
 

@@ -1,7 +1,7 @@
 """What people see, computed from the goal and the facts."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 from servd.controller.plan.data_plane import RETRY_S, flag_options, is_served
 from servd.controller.plan.facts import ApplicationFact, DeploymentFact, ProxyFact, ReplicaFact
@@ -98,7 +98,7 @@ def instance_view(
         node_id=identity.node_id,
         node_ip=identity.node_ip,
         log_dir=settings.log_dir,
-        notice="\n".join(filter(None, (notice, _missing_proxies(observed, settings)))),
+        notice="\n".join(filter(None, (notice, _missing_proxies(observed, settings), *_proxy_trouble(observed)))),
         edition=identity.edition,
     )
 
@@ -113,6 +113,16 @@ def _missing_proxies(observed: Observed, settings: Settings) -> str:
         f"{missing} of {settings.proxies} proxies cannot be started: {fact.proxy_error}. It is tried again every "
         f"{RETRY_S:.0f} s; nothing else is touched"
     )
+
+
+def _proxy_trouble(observed: Observed) -> Iterator[str]:
+    """What keeps clients out."""
+    slots: dict[str, list[str]] = {}
+    for proxy in sorted(observed.proxies.values(), key=lambda proxy: proxy.slot):
+        if proxy.trouble and not proxy.draining:
+            slots.setdefault(proxy.trouble, []).append(str(proxy.slot))
+    for text, found in slots.items():
+        yield f"{'proxy' if len(found) == 1 else 'proxies'} {', '.join(found)}: {text}"
 
 
 def is_serving(view: InstanceView, wanted: Collection[str]) -> bool:
@@ -287,7 +297,14 @@ def _waits(target: DeploymentTarget | None, fact: DeploymentFact) -> str:
         or fact.failures < (threshold := failure_threshold(wanted_count(target, fact)))
     ):
         return ""
-    return back_off_text(target.id.full_name, fact.failed_starts, fact.failures, threshold, fact.died_early_at)
+    return back_off_text(
+        target.id.full_name,
+        fact.failed_starts,
+        fact.failures,
+        threshold,
+        fact.died_early_at,
+        is_host_limit=fact.is_host_limit,
+    )
 
 
 def _shortage(target: DeploymentTarget | None, fact: DeploymentFact | None, observed: Observed, pool: Pool) -> str:

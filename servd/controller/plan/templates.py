@@ -74,7 +74,9 @@ def _templates(
             yield server.fork_server_id
         elif (target.env_key, observed.preload_key(target)) not in started and fact is not None:
             threshold = failure_threshold(wanted_count(target, fact))
-            retry_at = fact.failed_at + retry_delay_s(target.id.full_name, fact.failures, threshold, BackOff())
+            retry_at = fact.failed_at + retry_delay_s(
+                target.id.full_name, fact.failures, threshold, BackOff(), is_host_limit=fact.is_host_limit
+            )
             if retry_at > now:
                 yield retry_at if retry_at < math.inf else math.inf
             else:

@@ -1,0 +1,151 @@
+"""What the host gives no more of: descriptors, processes and threads, memory. How that is recognised, and told.
+
+Standard library only.
+"""
+
+import contextlib
+import errno
+import os
+import resource
+
+_GROUPS = "/sys/fs/cgroup"
+_WORTH_COUNTING = 4096
+_NO_THREAD = "can't start new thread"
+
+
+def host_limit_in(error: BaseException | None, *, at_fork: bool = False) -> str:
+    """Which limit of the host an error comes from and what to do, for people; "" if it comes from none.
+
+    What it was raised from counts: adapters translate the errors of their libraries.
+
+    Args:
+        at_fork: it came from making a process. EAGAIN says there that none is left, and elsewhere only "later".
+    """
+    while error is not None:
+        number = getattr(error, "errno", None)
+        if number == errno.EMFILE:
+            return no_descriptor()
+        if number == errno.ENFILE:
+            return "the host can open no more files and sockets: raise fs.file-max (sysctl)"
+        if number == errno.ENOMEM or isinstance(error, MemoryError):
+            return "the host, or the control group, has no memory left"
+        if (at_fork and number == errno.EAGAIN) or (isinstance(error, RuntimeError) and _NO_THREAD in str(error)):
+            return no_process()
+        error = error.__cause__
+    return ""
+
+
+def told(error: BaseException, *, at_fork: bool = False) -> str:
+    """The text of an error, with what to do where a limit of the host is its reason."""
+    text, limit = str(error) or type(error).__name__, host_limit_in(error, at_fork=at_fork)
+    return f"{text}: {limit}" if limit else text
+
+
+def no_descriptor() -> str:
+    """What to tell when this process may open nothing more."""
+    return (
+        f"one process of servd may have {descriptor_limit()} files and sockets open. Raise the limit (`ulimit -n`, "
+        "LimitNOFILE= of a service) and start servd again"
+    )
+
+
+def no_process() -> str:
+    """What to tell when no further process or thread can be started."""
+    limits = []
+    # the kernel does not hold the superuser to it
+    if (most := resource.getrlimit(resource.RLIMIT_NPROC)[0]) != resource.RLIM_INFINITY and os.getuid():
+        limits.append(f"this user may have {most} (`ulimit -u`, LimitNPROC= of a service)")
+    if (group := min((most for most, _ in _groups()), default=None)) is not None:
+        limits.append(f"this control group {group} (pids.max; TasksMax= of a service, the pids limit of a container)")
+    return (
+        f"no further process or thread can be started; {' and '.join(limits) or 'see kernel.pid_max'}. Raise the limit"
+    )
+
+
+def descriptor_limit() -> int:
+    """How many descriptors this process may have."""
+    return _most(0)
+
+
+def descriptors_allowed() -> int:
+    """How many a process may have that lifts its own limit, as those of servd do."""
+    return _most(1)
+
+
+def _most(which: int) -> int:
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[which]
+    return 2**31 if most == resource.RLIM_INFINITY else most
+
+
+def descriptors_left(fd: int = 0) -> int:
+    """How many more descriptors this process may have, or fewer; 0 = none.
+
+    Costs two system calls: new ones get the lowest free number. Where numbers in between are free it gives too many, until those
+    are used up.
+
+    Args:
+        fd: any that is open; where servd has a process to itself the standard input is.
+    """
+    try:
+        lowest = os.dup(fd)
+    except OSError:
+        return 0
+    os.close(lowest)
+    return descriptor_limit() - lowest
+
+
+def count_descriptors_left() -> int:
+    """How many more descriptors this process may have; 0 = none. Costs some 0.3 µs for each that it has."""
+    try:
+        # one of them is that with which the list is read
+        return descriptor_limit() - len(os.listdir("/proc/self/fd")) + 1
+    except OSError:
+        return 0
+
+
+def processes_left() -> int | None:
+    """How many more processes and threads may be started here; None where nothing is known to bound them.
+
+    Blocks for some milliseconds where the user's own are few enough to be worth counting.
+    """
+    left = [most - current for most, current in _groups()]
+    most = resource.getrlimit(resource.RLIMIT_NPROC)[0]
+    if os.getuid() and 0 <= most <= _WORTH_COUNTING:
+        left.append(most - _own_threads())
+    return min(left, default=None)
+
+
+def _own_threads() -> int:
+    """Processes and threads of this user."""
+    count, own = 0, os.getuid()
+    for name in os.listdir("/proc"):
+        # those that end meanwhile
+        with contextlib.suppress(OSError):
+            if name.isdigit() and os.stat(f"/proc/{name}").st_uid == own:
+                count += len(os.listdir(f"/proc/{name}/task"))
+    return count
+
+
+def _groups() -> list[tuple[int, int]]:
+    """Bound and present number of processes and threads of each control group of this process that has a bound."""
+    found: list[tuple[int, int]] = []
+    with contextlib.suppress(OSError):
+        with open("/proc/self/cgroup", encoding="utf-8") as file:
+            lines = [line.rstrip("\n").split(":", 2) for line in file]
+        for _, controllers, place in lines:
+            if controllers not in ("", "pids"):
+                continue
+            home = os.path.join(_GROUPS, controllers).rstrip("/")
+            while True:
+                # "max" is no number, and the topmost has no such file
+                with contextlib.suppress(OSError, ValueError):
+                    found.append((_number(f"{home}{place}/pids.max"), _number(f"{home}{place}/pids.current")))
+                if place in ("", "/"):
+                    break
+                place = os.path.dirname(place)
+    return found
+
+
+def _number(path: str) -> int:
+    with open(path, encoding="ascii") as file:
+        return int(file.read())

@@ -1,0 +1,44 @@
+"""Where callers come to a replica: open while it has descriptors for them."""
+
+import logging
+import os
+
+from servd.ground.host_limits import count_descriptors_left, no_descriptor
+from servd.wire.began import closed_path
+
+SPARE_DESCRIPTORS = 8
+"""While no more are left, new callers wait."""
+
+logger = logging.getLogger(__name__)
+
+
+class Doorstep:
+    """A replica's address, which bears another name while user code has taken nearly all descriptors.
+
+    ZeroMQ ends the process that has none for one who connects. Those who are connected are served on; others try again.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._path = address.removeprefix("ipc://")
+        self._away = closed_path(address)
+
+    def __repr__(self) -> str:
+        return f"Doorstep({self._path}{', closed' if self.is_closed else ''})"
+
+    @property
+    def is_closed(self) -> bool:
+        """Nobody can come."""
+        return os.path.lexists(self._away)
+
+    def look(self) -> None:
+        """Close or open it as the number of free descriptors is now."""
+        is_closed = self.is_closed
+        is_short = count_descriptors_left() <= SPARE_DESCRIPTORS * (2 if is_closed else 1)
+        if is_short == is_closed:
+            return
+        try:
+            os.rename(*((self._path, self._away) if is_short else (self._away, self._path)))
+        except OSError:
+            # not bound yet, or removed by somebody
+            return
+        logger.warning("descriptors_%s", f"short reason={no_descriptor()}" if is_short else "free_again")
