@@ -70,14 +70,18 @@ def skeleton() -> Any:
     """The layers, with weights that mean nothing."""
     layer = torch.nn.TransformerEncoderLayer(WIDTH, HEADS, 4 * WIDTH, dropout=0.0, batch_first=True)
     encoder = torch.nn.TransformerEncoder(layer, LAYERS, enable_nested_tensor=False)
-    return torch.nn.Sequential(torch.nn.Embedding(WORDS, WIDTH), encoder, torch.nn.Linear(WIDTH, 2))
+    # an embedding of its own accord draws numbers, for which PyTorch loads its compiler on the device "meta"
+    embedding = torch.nn.Embedding.from_pretrained(torch.empty(WORDS, WIDTH), freeze=False)
+    return torch.nn.Sequential(embedding, encoder, torch.nn.Linear(WIDTH, 2))
 
 
 def make(directory: Path) -> None:
     """Write the model's file."""
     if NAME == "torch":
         torch.manual_seed(1)
-        torch.save(skeleton().state_dict(), directory / "torch")
+        model = skeleton()
+        torch.nn.init.normal_(model[0].weight)
+        torch.save(model.state_dict(), directory / "torch")
         return
     rng = np.random.default_rng(1)
     rows = rng.random((ROWS, FEATURES))
