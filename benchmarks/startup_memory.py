@@ -33,7 +33,7 @@ app = light.bind()
 """
 ENTRIES = {
     "interpreter alone": "pass",
-    "daemon": "import servd.daemon.main",
+    "daemon": "import servd.daemon.boot",
     "controller": "import servd.controller.main",
     "admin server": "import servd.controller.main, servd.rest.app",
     "proxy": "import servd.proxy.main",

@@ -75,6 +75,12 @@ class StateError(ServdError):
     """The state directory or a store in it cannot be used: damaged, emptied, owned by somebody else."""
 
 
+class UpgradeError(ServdError):
+    """The daemon cannot become another edition of servd; the one that runs goes on."""
+
+    status_code = 409
+
+
 class ListenError(ServdError):
     """A listening socket could not be bound."""
 

@@ -2,7 +2,8 @@
 
 `Simulation(seed).run()` plays one history and raises `Violation` when a property of `tests.simulation_properties` breaks. News
 arrive late, twice or never (where the real line would repeat them), processes die, the controller is restarted from its stored
-facts between any two steps, load comes and goes, counts are pinned by hand, and some hosts have no room to spare.
+facts between any two steps, load comes and goes, counts are pinned by hand, some hosts have no room to spare, and some daemons
+become another edition now and then.
 """
 
 import random
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from servd.controller.plan import actions, change, events
 from servd.controller.plan.actions import Action
-from servd.controller.plan.facts import ForkServerFact, ProxyFact, ReplicaFact
+from servd.controller.plan.facts import ForkServerFact, ProxyFact, ReplicaFact, UpgradeFact
 from servd.controller.plan.goal import ApplicationGoal, Goal, HttpGoal
 from servd.controller.plan.observed import Observed
 from servd.controller.plan.reconciler import turn
@@ -73,9 +74,11 @@ class Simulation:
     history: list[str] = field(default_factory=list)
     last_mail: dict[str, float] = field(default_factory=dict)
     calm: bool = False
+    upgrade: UpgradeFact = field(default_factory=lambda: UpgradeFact("1 0.1.0 0", ""))
 
     def __post_init__(self) -> None:
         self.rng = random.Random(self.seed)
+        self.observed.edition = self.upgrade.edition
         # all that a document can ask for fits, but nothing beyond it
         room = len(NAMES) * (MOST + 1) if self.seed % 3 == 0 else None
         self.settings = Settings(state_dir="/s", socket_dir="/r", num_cpus=room, proxies=1 + self.seed % 2)
@@ -263,6 +266,9 @@ class Simulation:
         self.history.append(f"{self.now:.1f} controller restart")
         self.mail.clear()
         self.observed = Observed.restore(list(self.stored.values()), 0.0, self.now)
+        if self.seed % 5 == 2:
+            self.upgrade_perhaps()
+        self.observed.edition = self.upgrade.edition
         for fact in [
             *self.observed.replicas.values(),
             *self.observed.fork_servers.values(),
@@ -284,6 +290,14 @@ class Simulation:
                     self.order(fact.start.goal)
                 elif isinstance(fact, ProxyFact) and fact.draining:
                     self.end(process, 0)
+
+    def upgrade_perhaps(self) -> None:
+        """The daemon is of another edition than before, or the same; it tells the controller what it became last."""
+        if random.Random(self.now).random() < 0.4:
+            before = self.upgrade.edition
+            self.upgrade = UpgradeFact(f"1 0.1.0 {int(before.rpartition(' ')[2]) + 1}", before)
+        if self.upgrade.before:
+            self.observed.apply(self.upgrade, self.now)
 
     def repeat(self) -> None:
         """Every child reports again."""

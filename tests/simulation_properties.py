@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from servd.controller.plan import actions
 from servd.controller.plan.actions import Action
+from servd.controller.plan.outgrown import OF_BEFORE
 from servd.controller.plan.rollout import rolling_step
 from servd.controller.plan.targets import wanted_count
 from servd.ground.states import ROUTABLE, ApplicationStatus, ReplicaState
@@ -32,7 +33,8 @@ def bounded(sim: "Simulation", plan: tuple[Action, ...], routed: dict[str, int])
 
 def never_below(sim: "Simulation", plan: tuple[Action, ...], routed: dict[str, int]) -> bool:
     """A plan that drains by choice leaves at least the wanted number routed, or what there was before."""
-    drained = {a.goal.replica_id for a in plan if isinstance(a, actions.DrainReplica) and a.reason == "replaced"}
+    choices = ("replaced", OF_BEFORE)
+    drained = {a.goal.replica_id for a in plan if isinstance(a, actions.DrainReplica) and a.reason in choices}
     for key, target in sim.observed.targets.items():
         replicas = sim.observed.replicas_of(*key)
         if not any(r.replica_id in drained and r.replica_id in sim.served for r in replicas):
@@ -89,6 +91,14 @@ def spawned_from_then_on(sim: "Simulation", plan: tuple[Action, ...], routed: di
     return True
 
 
+def upgrades_leave_a_proxy(sim: "Simulation", plan: tuple[Action, ...], routed: dict[str, int]) -> bool:
+    """Proxies go for those of another edition once these listen, in every slot."""
+    if not any(isinstance(a, actions.SetProxyGoal) and a.reason == "upgrade" for a in plan):
+        return True
+    staying = [p for p in sim.observed.proxies.values() if p.listening and not p.draining]
+    return len(staying) == sim.settings.proxies
+
+
 def nobody_is_blamed(sim: "Simulation", plan: tuple[Action, ...], routed: dict[str, int]) -> bool:
     """Where code is good and only controllers die, nothing has failed."""
     deployments, applications = sim.observed.deployments.values(), sim.observed.applications.values()
@@ -102,6 +112,7 @@ SAFETY: dict[str, Callable[["Simulation", tuple[Action, ...], dict[str, int]], b
     "a drained replica is not routed": routes_before_drains,
     "a deleted application has no route": no_deleted_routes,
     "an update that has stopped stands still": stalled_updates_stand_still,
+    "an upgrade leaves a proxy in every slot": upgrades_leave_a_proxy,
     "the death of a controller is nobody's failure": nobody_is_blamed,
     "who has lost a wait is spawned": spawned_from_then_on,
 }
@@ -177,12 +188,22 @@ def counts_fit_the_load(sim: "Simulation") -> bool:
     return True
 
 
+def upgrades_end(sim: "Simulation") -> bool:
+    """Every process is of the daemon's edition, if that has changed."""
+    observed = sim.observed
+    if observed.upgrade is None:
+        return True
+    every = (*observed.proxies.values(), *observed.fork_servers.values(), *observed.replicas.values())
+    return observed.upgrade.is_over and all(fact.edition == observed.edition for fact in every)
+
+
 LIVENESS: dict[str, Callable[["Simulation"], bool]] = {
     "the goal is reached": goal_is_reached,
     "nothing is left over": nothing_is_left_over,
     "the data plane follows the goal": data_plane_follows,
     "every replica applied its config": every_replica_applied,
     "autoscaled counts fit the load": counts_fit_the_load,
+    "an upgrade ends": upgrades_end,
 }
 
 FAULTS: dict[str, Callable[[Action], Action | None]] = {

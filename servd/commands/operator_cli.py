@@ -74,6 +74,23 @@ def rollback(
     roll_back(client, number, plan_only=plan, wait=wait or timeout is not None, timeout_s=timeout)
 
 
+@app.command(help="Let the daemon become the servd that is installed now.")
+def upgrade(
+    address: Address = None,
+    state_dir: StateDir = None,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait until every process is replaced; exit 1 if it fails.")
+    ] = False,
+    timeout: Timeout = None,
+) -> None:
+    """Requests go on; each process makes room for one of the new version."""
+    from servd.commands.upgrade import upgrade as upgrade_daemon
+    from servd.daemon.admin_client import AdminClient, find_address
+
+    client = AdminClient(find_address(address, state_dir))
+    upgrade_daemon(client, wait=wait or timeout is not None, timeout_s=timeout)
+
+
 @app.command(help="Compare a config file with what is deployed.")
 def diff(
     path: ConfigFile,

@@ -6,7 +6,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 
-from servd.daemon.main import LEFTOVER_DRAIN_S, STOP_TIMEOUT_S
+from servd.daemon.life import LEFTOVER_DRAIN_S, STOP_TIMEOUT_S
 from servd.exceptions import ConfigError
 
 _STOP_MARGIN_S = 10.0

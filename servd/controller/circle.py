@@ -13,14 +13,21 @@ from servd.controller.plan.goal import Goal
 from servd.controller.plan.observed import Observed
 from servd.controller.plan.reconciler import turn
 from servd.controller.plan.status import next_visible_change
+from servd.daemon.edition_watch import EditionWatch
+from servd.daemon.upgrade import Upgrader
+from servd.documents.control_plane import UpgradeOffer
+from servd.exceptions import UpgradeError
 from servd.ground.clock import Clock
+from servd.ground.edition import edition_of, own_edition
 from servd.ground.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 
 class Circle:
-    """Brings the world to the goal, turn by turn. Its heirs change the goal.
+    """Brings the world to the goal, turn by turn. Its heirs change the goal, while they hold `_changing`.
+
+    has_planned: set after the first turn.
 
     Args:
         goal: in force, as `data_plane.boot` gives it.
@@ -50,6 +57,10 @@ class Circle:
         self._events: list[events.Event] = []
         self._turn_is_due = False
         self._must_plan = False
+        self.has_planned = asyncio.Event()
+        self._changing = asyncio.Lock()
+        self._editions: EditionWatch | None = None
+        self._upgrader: Upgrader | None = None
         self._wake: asyncio.TimerHandle | None = None
         # larger than any that an earlier controller has given out, also when somebody has set the wall clock back
         self._version = int(clock.now() * 1000)
@@ -102,6 +113,7 @@ class Circle:
         for action in plan.actions:
             self._executor.execute(action)
         self._wake_at(min(plan.wake_at, next_visible_change(self._observed, now)), now)
+        self.has_planned.set()
 
     def _log(self, plan: actions.Plan, now: float) -> None:
         # counts that move republish: worth no line
@@ -141,3 +153,25 @@ class Circle:
     async def _until(self, is_so: Callable[[], bool], deadline: float) -> None:
         while not is_so() and (left := deadline - self._clock.now()) > 0:
             await self.changed(self._version, left)
+
+    def of_editions(self) -> str:
+        """What differs between what runs and what is installed, "" if nothing does."""
+        upgrade = self._observed.upgrade
+        if upgrade is not None and not upgrade.is_over:
+            return f"an upgrade to servd {edition_of(upgrade.edition)} is under way"
+        return self._editions.notice() if self._editions is not None else ""
+
+    async def prepare_upgrade(self, *, origin: str = "") -> UpgradeOffer:
+        """Look whether the daemon can become the edition that lies in its place."""
+        if self._upgrader is None:
+            raise UpgradeError("this controller has no daemon that could become another edition")
+        found, own = await self._upgrader.prepare(), own_edition()
+        logger.info("audit upgrade=%s before=%s origin=%s", found.text, own.text, origin or "-")
+        return UpgradeOffer(str(found), str(own), is_needed=found != own)
+
+    async def begin_upgrade(self) -> None:
+        """Become what was offered last; this process is ended on the way."""
+        # no change of the goal is cut in two; those that wait for it end with their connections
+        async with self._changing:
+            if self._upgrader is not None:
+                await self._upgrader.begin()

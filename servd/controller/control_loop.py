@@ -26,6 +26,7 @@ from servd.controller.snapshots import prune, take_snapshots
 from servd.controller.stack_requests import StackRequests
 from servd.controller.supervisor import Supervisor
 from servd.daemon.edition_watch import EditionWatch
+from servd.daemon.upgrade import Upgrader
 from servd.documents.control_plane import (
     ApplicationDocument,
     ChangePlan,
@@ -36,7 +37,13 @@ from servd.documents.control_plane import (
     RevisionView,
     check_match,
 )
-from servd.exceptions import DeployError, GoalNotSavedError, ListenError, ServdError, UnknownNameError
+from servd.exceptions import (
+    DeployError,
+    GoalNotSavedError,
+    ListenError,
+    ServdError,
+    UnknownNameError,
+)
 from servd.ground.clock import Clock
 from servd.ground.ids import DeploymentID
 from servd.ground.places import trouble_of
@@ -78,11 +85,9 @@ class ControlLoop(Circle):
         self._supervisor: Supervisor | None = None
         self._channel: DaemonChannel | None = None
         self._stacks: StackRequests | None = None
-        self._changing = asyncio.Lock()
         self._is_stopping = False
         self._outcome_trouble = ""
         self._places: list[str] = []
-        self._editions: EditionWatch | None = None
         decided = [(row.revision, row.outcome) for row in store.revisions() if row.outcome is not UNDECIDED]
         self._judged = max(decided, default=(0, UNDECIDED))
 
@@ -93,10 +98,11 @@ class ControlLoop(Circle):
         channel: DaemonChannel,
         stacks: StackRequests | None = None,
         editions: EditionWatch | None = None,
+        upgrader: Upgrader | None = None,
     ) -> None:
         """Begin: adopt what an earlier controller left, then the first turn."""
         self._executor, self._supervisor, self._channel, self._stacks = executor, supervisor, channel, stacks
-        self._editions = editions
+        self._editions, self._upgrader = editions, upgrader
         executor.adopt()
         self._schedule()
 
@@ -134,8 +140,7 @@ class ControlLoop(Circle):
         )
 
     def _notice(self) -> str:
-        editions = self._editions.notice() if self._editions is not None else ""
-        return "\n".join(filter(None, (self._store.trouble(), *self._places, editions)))
+        return "\n".join(filter(None, (self._store.trouble(), *self._places, self.of_editions())))
 
     def tend(self) -> None:
         """To be called every second: look after what changes without news."""

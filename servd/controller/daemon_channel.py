@@ -11,17 +11,23 @@ from servd.ground.host_limits import no_descriptor
 from servd.wire.codec import RecordReader, record
 from servd.wire.daemon_messages import (
     CloseListeners,
+    ControllerUp,
     InstanceServing,
     ListenersOpened,
     OpenListeners,
     OrphanExited,
+    PrepareUpgrade,
     Reload,
     Reloaded,
     SocketsMoved,
     StopController,
+    Upgrade,
+    Upgraded,
+    UpgradePrepared,
 )
 
 _MAX_FDS = 253
+_PREPARE_LIMIT_S = 5.0
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +41,7 @@ class DaemonChannel:
         on_gone: called when the daemon is gone.
         on_reload: called when the token and the certificates shall be read again.
         on_moved: called with the control endpoint's and the admin API's socket when they were bound anew.
+        on_upgraded: called when the daemon says that it became another edition, or could not.
     """
 
     def __init__(
@@ -46,6 +53,7 @@ class DaemonChannel:
         on_gone: Callable[[], None],
         on_reload: Callable[[], None] | None = None,
         on_moved: Callable[[socket.socket, socket.socket], None] | None = None,
+        on_upgraded: Callable[[Upgraded], None] | None = None,
     ) -> None:
         self._loop = loop
         self._channel = channel
@@ -54,6 +62,8 @@ class DaemonChannel:
         self._on_gone = on_gone
         self._on_reload = on_reload
         self._on_moved = on_moved
+        self._on_upgraded = on_upgraded
+        self._prepared = asyncio.Event()
         self._records = RecordReader()
         self._fds: list[int] = []
         self._asked: dict[int, asyncio.Future[ListenersOpened]] = {}
@@ -95,9 +105,23 @@ class DaemonChannel:
             listener.close()
         self._send(CloseListeners(host, port))
 
-    def tell(self, news: InstanceServing | Reloaded) -> None:
-        """Send news for the service manager."""
+    def tell(self, news: InstanceServing | Reloaded | ControllerUp) -> None:
+        """Send news: for the service manager, or that this controller does its work."""
         self._send(news)
+
+    async def prepare_upgrade(self, edition: str, place: str) -> bool:
+        """Tell the daemon what it shall become; False if it is too old to become anything."""
+        self._prepared.clear()
+        self._send(PrepareUpgrade(edition, place))
+        try:
+            await asyncio.wait_for(self._prepared.wait(), _PREPARE_LIMIT_S)
+        except TimeoutError:
+            return False
+        return True
+
+    def upgrade(self) -> None:
+        """Let the daemon become what was prepared: it ends this process first."""
+        self._send(Upgrade())
 
     def _send(self, message: Any) -> None:
         try:
@@ -135,6 +159,10 @@ class DaemonChannel:
                 self._on_orphan(message)
             case StopController():
                 self._on_stop(message.timeout_s)
+            case UpgradePrepared():
+                self._prepared.set()
+            case Upgraded() if self._on_upgraded is not None:
+                self._on_upgraded(message)
             case Reload() if self._on_reload is not None:
                 self._on_reload()
             case SocketsMoved() if self._on_moved is not None:

@@ -36,6 +36,7 @@ from servd.controller.supervisor import Supervisor
 from servd.daemon import tls
 from servd.daemon.edition_watch import EditionWatch
 from servd.daemon.keepsake import Keepsake
+from servd.daemon.upgrade import Upgrader
 from servd.exceptions import InvariantError, ServdError, StateError
 from servd.ground import edition, event_loop, process
 from servd.ground.clock import SystemClock, block_for
@@ -45,7 +46,7 @@ from servd.ground.states import ApplicationStatus
 from servd.observability import logs
 from servd.rest.access import rules_for
 from servd.rest.admin_sockets import first_connection
-from servd.wire.daemon_messages import EXIT_REFUSED, InstanceServing, Reloaded
+from servd.wire.daemon_messages import EXIT_REFUSED, ControllerUp, InstanceServing, Reloaded
 from servd.wire.messages import REPLICA
 
 if TYPE_CHECKING:
@@ -157,6 +158,7 @@ class _Controller:
         facts.save_goal(store.latest())
         now = self._clock.now()
         observed = Observed.restore(facts.load(), self._clock.wall_time() - now, now)
+        observed.edition = edition.own_edition().text
         goal = self._goal = boot(store.latest(), observed, settings)
         control = ControlLoop(
             loop, settings, self._clock, self._rng, self._identity(), goal, observed, store, facts, _fail
@@ -166,7 +168,14 @@ class _Controller:
         lines = ForkServerLines(loop, news)
         supervisor = Supervisor(loop, self._lifetime, news.process_exited)
         channel = self._to_daemon = DaemonChannel(
-            loop, self._channel, news.orphan_exited, self._stop, self._daemon_gone, self._reload, self._moved
+            loop,
+            self._channel,
+            news.orphan_exited,
+            self._stop,
+            self._daemon_gone,
+            self._reload,
+            self._moved,
+            news.upgraded,
         )
         executor = Executor(loop, settings, observed, supervisor, server, lines, channel, control.emit, self._devices)
         stacks = StackRequests(loop, lambda replica_id, wish: server.send(REPLICA, replica_id, wish))
@@ -178,7 +187,8 @@ class _Controller:
         if http is not None and is_served(http):
             await channel.open_listeners(http.host, http.port, settings.proxies)
         editions = EditionWatch(edition.stamp(), self._is_told, self._clock, server.hellos)
-        control.start(executor, supervisor, channel, stacks, editions)
+        upgrader = Upgrader(settings, edition.stamp(), self._is_told, channel.prepare_upgrade, channel.upgrade)
+        control.start(executor, supervisor, channel, stacks, editions, upgrader)
         logger.info("controller_started pid=%d revision=%d", os.getpid(), goal.revision)
         try:
             await self._serve(control)
@@ -196,6 +206,7 @@ class _Controller:
         announcing = asyncio.create_task(self._announce(control))
         measuring = asyncio.create_task(self._serve_metrics())
         tending = asyncio.create_task(_tend(self._facts, control))
+        rising = asyncio.create_task(self._rise(control))
         await asyncio.wait([asked, serving], return_when=asyncio.FIRST_COMPLETED)
         if serving.done():
             # it has no reason to end by itself
@@ -204,10 +215,17 @@ class _Controller:
         announcing.cancel()
         measuring.cancel()
         tending.cancel()
+        rising.cancel()
         await control.stop(self._stop_timeout_s)
         shutdown.set()
         self._wanted.set()
         await serving
+
+    async def _rise(self, control: ControlLoop) -> None:
+        await control.has_planned.wait()
+        # a daemon of before editions does not know the word
+        if self._is_told:
+            self._to_daemon.tell(ControllerUp())
 
     async def _serve_admin(self, control: ControlLoop, shutdown: asyncio.Event) -> None:
         settings = self._settings

@@ -9,10 +9,12 @@ from servd.controller.control_server import ControlServer
 from servd.controller.executor import Executor
 from servd.controller.metrics_desk import MetricsDesk
 from servd.controller.plan import actions, events
+from servd.controller.plan.facts import UpgradeFact
 from servd.controller.plan.observed import Observed
 from servd.controller.stack_requests import StackRequests
 from servd.controller.supervisor import Key, Supervisor
-from servd.wire.daemon_messages import OrphanExited
+from servd.ground.states import UpgradeStage
+from servd.wire.daemon_messages import OrphanExited, Upgraded
 from servd.wire.messages import (
     FORK_SERVER,
     PROXY,
@@ -148,6 +150,11 @@ class ProcessNews:
     def orphan_exited(self, exited: OrphanExited) -> None:
         """The daemon reaped a process."""
         self._supervisor.note_status(exited.pid, exited.exit_code)
+
+    def upgraded(self, news: Upgraded) -> None:
+        """The daemon has become another edition, or could not."""
+        stage = UpgradeStage.FAILED if news.error else UpgradeStage.PROXIES
+        self._emit(UpgradeFact(news.edition, news.before, stage.value, news.error))
 
     def process_exited(self, key: Key, pid: int, exit_code: int | None) -> None:
         """A process is gone."""

@@ -24,6 +24,7 @@ CA_FILE_VARIABLE = "SERVD_ADMIN_CA_FILE"
 REQUEST_TIMEOUT_S = 30.0
 PUT_TIMEOUT_S = 75.0
 DELETE_TIMEOUT_S = 75.0
+UPGRADE_TIMEOUT_S = 120.0
 V1_PATH = "/api/serve/deployments/"
 V2_PATH = "/api/serve/applications/"
 
@@ -222,6 +223,10 @@ class AdminClient:
     def start(self, options: dict[str, Any]) -> None:
         """Make Serve run. options: `host`, `port`, `root_path`, `proxy_location`, each only if given."""
         self.request("POST", "/api/servd/v1/start", _json(options), timeout_s=PUT_TIMEOUT_S)
+
+    def upgrade(self) -> dict[str, Any]:
+        """Become the servd that lies in the daemon's place: `edition`, `before`, and `is_needed`, false if it is that one."""
+        return dict(self.request("POST", "/api/servd/v1/upgrade", timeout_s=UPGRADE_TIMEOUT_S).json())
 
     def put_application(self, name: str, order: dict[str, Any]) -> None:
         """Add or replace one application; `order` as `orders.ApplicationOrder` has it."""

@@ -10,6 +10,7 @@ from servd.wire.messages import CALLER, Hello
 
 _LOOK_S = 2.0
 _RESTART = "`servd stop && servd start` takes the new ones"
+_UPGRADE = "`servd upgrade` takes the new ones"
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +65,8 @@ def notice_of(stamp: Stamp, there: Edition | None, others: Counter[Edition], *, 
     elif there is None:
         said.append(f"servd's files in {stamp.home} cannot be read; this daemon runs {own}")
     elif there != own:
-        said.append(f"servd's files in {stamp.home} were replaced by {there}; this daemon runs {own}; {_RESTART}")
+        way_out = _UPGRADE if there.protocol == own.protocol else _RESTART
+        said.append(f"servd's files in {stamp.home} were replaced by {there}; this daemon runs {own}; {way_out}")
     for edition, count in sorted(others.items(), key=lambda item: item[0].text):
         if edition != own:
             said.append(f"{count} of its processes run {edition}, the controller {own}; {_RESTART}")

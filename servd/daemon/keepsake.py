@@ -41,6 +41,11 @@ class Keepsake:
         """Sent to a spawned process, it stands for the same memory there."""
         return _received, tuple(reduction.DupFd(fd) for fd in self._fds)
 
+    @property
+    def descriptors(self) -> tuple[int, int]:
+        """Of its files, in this process."""
+        return self._fds
+
     def load(self) -> dict[Key, bytes]:
         """All values that whoever wrote before has left."""
         found = [_read(fd) for fd in self._fds]

@@ -15,13 +15,18 @@ class Listeners:
     """Reuse-port sockets of the data plane, one per proxy slot, by address.
 
     patience_s: how long to wait for a taken port, counted from now; for the time after a crash, in which the proxies of
-    the daemon before finish.
+    the daemon before finish. kept: sockets that are open already.
     """
 
-    def __init__(self, patience_s: float = 0.0, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        patience_s: float = 0.0,
+        clock: Clock | None = None,
+        kept: dict[tuple[str, int], list[socket.socket]] | None = None,
+    ) -> None:
         self._clock = clock or SystemClock()
         self._patient_until = self._clock.now() + patience_s
-        self._sockets: dict[tuple[str, int], list[socket.socket]] = {}
+        self._sockets = kept or {}
 
     def __repr__(self) -> str:
         return f"Listeners({ {f'{h}:{p}': len(slots) for (h, p), slots in self._sockets.items()} })"
@@ -66,6 +71,11 @@ class Listeners:
     def has(self, host: str, port: int) -> bool:
         """Whether sockets of that address are open."""
         return (host, port) in self._sockets
+
+    def places(self) -> tuple[tuple[str, int, tuple[int, ...]], ...]:
+        """Host, port and descriptors of every address."""
+        found = self._sockets.items()
+        return tuple((host, port, tuple(one.fileno() for one in slots)) for (host, port), slots in found)
 
     def close(self, host: str, port: int) -> None:
         """Close the daemon's copies of an address; proxies may have theirs still."""

@@ -24,6 +24,11 @@ class ServiceNotice:
         """It ends."""
         self._tell("STOPPING=1")
 
+    def leave_word(self) -> None:
+        """Leave the address to the program that this process is about to execute."""
+        if self._address:
+            os.environ[VARIABLE] = self._address
+
     def _tell(self, *lines: str) -> None:
         if not self._address:
             return

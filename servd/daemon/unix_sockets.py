@@ -8,6 +8,7 @@ import contextlib
 import os
 import socket
 import stat
+from collections.abc import Sequence
 
 from servd.exceptions import StateError
 from servd.ground.host_limits import told
@@ -57,15 +58,19 @@ def place_of(path: str) -> tuple[int, int] | None:
 class UnixSockets:
     """The control endpoint and the admin API's socket in a socket directory.
 
+    Args:
+        kept: of each, the socket that is bound already, with device and inode of its place.
+
     Raises:
         StateError: one of them cannot be bound.
     """
 
-    def __init__(self, socket_dir: str) -> None:
+    def __init__(self, socket_dir: str, kept: Sequence[tuple[socket.socket, tuple[int, int]]] | None = None) -> None:
         self._directory = socket_dir
         self._paths = (control_socket(socket_dir), admin_socket(socket_dir))
-        self._sockets = [bind_unix(path) for path in self._paths]
-        self._places = [place_of(path) for path in self._paths]
+        self._sockets = [bind_unix(path) for path in self._paths] if kept is None else [bound for bound, _ in kept]
+        kept_places = [] if kept is None else [place for _, place in kept]
+        self._places: list[tuple[int, int] | None] = [*kept_places] or [place_of(path) for path in self._paths]
         self.trouble = ""
 
     def __repr__(self) -> str:
@@ -76,6 +81,11 @@ class UnixSockets:
         """The control endpoint's and the admin API's."""
         control, admin = self._sockets
         return control, admin
+
+    def places(self) -> tuple[tuple[int, int, int], ...]:
+        """Of each, its descriptor, and device and inode of its place, -1 where it has none."""
+        pairs = zip(self._sockets, self._places, strict=True)
+        return tuple((bound.fileno(), *(place or (-1, -1))) for bound, place in pairs)
 
     def tend(self) -> bool:
         """Bind anew what is no longer where it was bound; whether anything was. `trouble` says why it could not be."""

@@ -12,6 +12,7 @@ from servd.ground.states import (
     ProxyStatus,
     ReplicaState,
     RevisionOutcome,
+    UpgradeStage,
 )
 
 
@@ -154,11 +155,36 @@ class HttpView:
 
 
 @dataclass(frozen=True, slots=True)
+class UpgradeView:
+    """How the latest upgrade goes. edition, before: what the daemon became, or should have, and what it was, for people.
+
+    message: why it failed, or what holds it up. proxies, fork_servers, replicas: how many of an edition before are left.
+    """
+
+    edition: str
+    before: str
+    stage: UpgradeStage
+    message: str
+    proxies: int
+    fork_servers: int
+    replicas: int
+
+
+@dataclass(frozen=True, slots=True)
+class UpgradeOffer:
+    """What an upgrade would do: editions, for people."""
+
+    edition: str
+    before: str
+    is_needed: bool
+
+
+@dataclass(frozen=True, slots=True)
 class InstanceView:
     """Everything that statuses show, computed from the goal and the facts of one moment.
 
     version grows with every visible change; see `ControlPlane.changed`. notice: what people should know of the daemon itself,
-    "" for nothing. edition: which servd the controller is.
+    "" for nothing. edition: which servd the controller is. upgrade: the latest one of this daemon, if any.
     """
 
     revision: int
@@ -176,6 +202,7 @@ class InstanceView:
     log_dir: str = ""
     notice: str = ""
     edition: str = ""
+    upgrade: UpgradeView | None = None
 
     def application(self, name: str) -> ApplicationView | None:
         """The application of that name, if there is one."""
@@ -348,6 +375,14 @@ class ControlPlane(Protocol):
         Raises:
             UnknownNameError: there is no such replica. NoAnswerError: it does not answer.
         """
+        ...
+
+    async def prepare_upgrade(self, *, origin: str = "") -> UpgradeOffer:
+        """Look whether the daemon can become the edition that lies in its place; UpgradeError: it cannot, and why."""
+        ...
+
+    async def begin_upgrade(self) -> None:
+        """Become what was offered last; this process is ended on the way."""
         ...
 
     async def start_instance(self, http: HttpWish, *, origin: str = "") -> int:

@@ -19,6 +19,12 @@ def parent_of(pid: int) -> int:
     return _field(pid, 4)
 
 
+def children() -> list[int]:
+    """Processes whose parent this one is; zombies count until they are reaped."""
+    own = os.getpid()
+    return [int(name) for name in os.listdir("/proc") if name.isdigit() and parent_of(int(name)) == own]
+
+
 def _field(pid: int, number: int) -> int:
     """A number in `/proc/<pid>/stat`, fields counted from 1 as its manual does."""
     try:

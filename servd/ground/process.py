@@ -93,7 +93,7 @@ def raise_file_limit() -> None:
 
 
 def allow_tracker() -> None:
-    """Let code of the user's have multiprocessing's resource tracker, which servd does without (`servd.daemon.main`)."""
+    """Let code of the user's have multiprocessing's resource tracker, which servd does without (`servd.daemon.boot`)."""
     tracker: Any = multiprocessing.resource_tracker._resource_tracker
     fd, tracker._fd = tracker._fd, None
     if fd is not None:

@@ -77,5 +77,14 @@ class ProxyLocation(StrEnum):
     FIXED_NUMBER = "FixedNumber"
 
 
+class UpgradeStage(StrEnum):
+    """How far a daemon's change to another edition of servd is: what is being replaced, or how it ended."""
+
+    PROXIES = "REPLACING_PROXIES"
+    REPLICAS = "REPLACING_REPLICAS"
+    DONE = "DONE"
+    FAILED = "FAILED"
+
+
 ROUTABLE = frozenset({ReplicaState.RUNNING, ReplicaState.UPDATING})
 """Replicas in these states receive traffic."""

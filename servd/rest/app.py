@@ -32,6 +32,7 @@ from servd.rest.own_endpoints import (
     stack_resource,
     start_resource,
     status_resource,
+    upgrade_resource,
 )
 from servd.rest.peers import Peer, peer_of
 from servd.rest.problems import not_allowed, not_found, problem, problem_of
@@ -103,6 +104,7 @@ def routes(plane: ControlPlane, code_dir: str, metrics: Metrics) -> dict[str, Ma
         "/api/v1/applications/{app}/deployments/{deployment}/scale": lambda app, name: scale_resource(plane, app, name),
         "/api/servd/v1/status": lambda: status_resource(plane),
         "/api/servd/v1/start": lambda: start_resource(plane),
+        "/api/servd/v1/upgrade": lambda: upgrade_resource(plane),
         "/api/servd/v1/revisions": lambda: revisions_resource(plane),
         "/api/servd/v1/revisions/{revision}": lambda number: revision_resource(plane, number),
         "/api/servd/v1/prune": lambda: prune_resource(plane),

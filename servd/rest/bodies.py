@@ -10,6 +10,7 @@ from servd.documents.control_plane import (
     InstanceView,
     ProxyView,
     ReplicaView,
+    UpgradeView,
 )
 from servd.ground.states import DeployMode, ProxyLocation, ProxyStatus
 from servd.observability.logs import replica_file
@@ -79,6 +80,7 @@ def own_status(view: InstanceView) -> shapes.Status:
         "notice": view.notice,
         "log_dir": view.log_dir,
         "edition": view.edition,
+        "upgrade": None if view.upgrade is None else _upgrade(view.upgrade),
         "deploy_mode": view.mode,
         "controller_info": controller_info(view),
         "http": {
@@ -92,6 +94,18 @@ def own_status(view: InstanceView) -> shapes.Status:
         },
         "proxies": [_own_proxy(view, proxy) for proxy in view.proxies],
         "applications": {app.name: _own_application(view, app) for app in view.applications},
+    }
+
+
+def _upgrade(upgrade: UpgradeView) -> shapes.Upgrade:
+    return {
+        "edition": upgrade.edition,
+        "before": upgrade.before,
+        "stage": upgrade.stage,
+        "message": upgrade.message,
+        "proxies": upgrade.proxies,
+        "fork_servers": upgrade.fork_servers,
+        "replicas": upgrade.replicas,
     }
 
 

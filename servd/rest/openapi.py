@@ -20,6 +20,7 @@ _TEXTS = {
     "403": "Not let in: another user, another site, or a Host that is not served.",
     "404": "There is nothing of that name.",
     "405": "The path has other verbs; see Allow.",
+    "409": "The daemon cannot become what lies in its place; the text says why, and what runs goes on.",
     "412": "If-Match is not the current revision; nothing was changed.",
     "413": "The body is over 1 MiB.",
     "500": "It did not work; the text says why.",
@@ -151,6 +152,10 @@ def _own() -> list[Operation]:
         ),
         Operation(
             "post", f"{own}/start", "start", "Make Serve run.", shapes.Changed, _CHANGE, StartOrder, needs_body=False
+        ),
+        Operation(
+            "post", f"{own}/upgrade", "upgrade", "Become the servd that lies in the daemon's place.", shapes.UpgradeBegun,
+            (*_READ, "409"),
         ),
         Operation(
             "get", f"{own}/revisions", "listRevisions", "Accepted changes, newest first.", shapes.Revisions, ("400", *_READ),

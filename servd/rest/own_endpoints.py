@@ -6,8 +6,10 @@ import hmac
 import os
 import tempfile
 from collections.abc import Awaitable, Callable
+from dataclasses import asdict
 from pathlib import Path
 
+from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
@@ -63,6 +65,19 @@ def start_resource(plane: ControlPlane) -> Resource:
         revision = await plane.start_instance(order.wish(), origin=origin(request))
         await until_listening(plane)
         return json_answer({"revision": revision})
+
+    return {"POST": post}
+
+
+def upgrade_resource(plane: ControlPlane) -> Resource:
+    """POST upgrade: answers once the new edition was tried; the daemon becomes it after the answer."""
+
+    async def post(request: Request) -> Response:
+        offer = await plane.prepare_upgrade(origin=origin(request))
+        answer = json_answer(asdict(offer))
+        if offer.is_needed:
+            answer.background = BackgroundTask(plane.begin_upgrade)
+        return answer
 
     return {"POST": post}
 

@@ -19,6 +19,7 @@ from servd.ground.states import (
     ProxyStatus,
     ReplicaState,
     RevisionOutcome,
+    UpgradeStage,
 )
 
 Count = Annotated[int, Field(ge=0)]
@@ -128,6 +129,26 @@ class Proxy(Identity):
     connections: Count
 
 
+class Upgrade(TypedDict):
+    """How the latest upgrade goes: editions, and how many processes of an edition before are left."""
+
+    edition: str
+    before: str
+    stage: UpgradeStage
+    message: str
+    proxies: Count
+    fork_servers: Count
+    replicas: Count
+
+
+class UpgradeBegun(TypedDict):
+    """An upgrade that begins now, if it is needed."""
+
+    edition: str
+    before: str
+    is_needed: bool
+
+
 class Status(TypedDict):
     """GET /api/servd/v1/status."""
 
@@ -137,6 +158,7 @@ class Status(TypedDict):
     notice: str
     log_dir: str
     edition: str
+    upgrade: Upgrade | None
     deploy_mode: DeployMode
     controller_info: Controller
     http: Http

@@ -74,6 +74,38 @@ class Reloaded:
     error: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class PrepareUpgrade:
+    """Controller -> daemon: remember what it shall become. edition: as `ground.edition` writes it. place: that of its package."""
+
+    edition: str
+    place: str
+
+
+@dataclass(frozen=True, slots=True)
+class UpgradePrepared:
+    """Daemon -> controller: it can, and waits for the word. A daemon that is too old for it says nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Upgrade:
+    """Controller -> daemon: become what was prepared. This controller is ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Upgraded:
+    """Daemon -> each controller: it has become `edition`, or has not and is `before`; error: "" or why not."""
+
+    edition: str
+    before: str
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ControllerUp:
+    """Controller -> daemon: it has adopted what lives, and made its first turn."""
+
+
 register_message(
     OpenListeners,
     ListenersOpened,
@@ -84,4 +116,9 @@ register_message(
     InstanceServing,
     Reload,
     Reloaded,
+    PrepareUpgrade,
+    UpgradePrepared,
+    Upgrade,
+    Upgraded,
+    ControllerUp,
 )

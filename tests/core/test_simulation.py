@@ -98,7 +98,13 @@ def roll_on(*args: Any, **options: Any) -> Step:
     return next_step(*args, **{**options, "stalled": False})
 
 
+def never_outdated(fact: object, observed: Observed) -> bool:
+    return False
+
+
 DECISIONS = [
+    ("servd.controller.plan.templates.is_outdated", never_outdated, "an upgrade ends"),
+    ("servd.controller.plan.outgrown.is_ready_to_fork", never_outdated, "an upgrade ends"),
     ("servd.controller.plan.replica_plan.next_step", roll_on, "stands still"),
     ("servd.controller.plan.settle.judge_starts", judge_only_if_none_runs, "a roll ends"),
     ("servd.controller.plan.replica_plan.next_step", stop_before_start, "never below"),

@@ -9,7 +9,7 @@ from typing import Any
 
 import psutil
 
-from servd.daemon.main import SETTLED_AFTER_S
+from servd.daemon.life import SETTLED_AFTER_S
 from servd.ground.clock import SystemClock
 from tests.faults.load import Load
 from tests.system.running_daemon import RunningDaemon, eventually

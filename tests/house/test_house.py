@@ -31,7 +31,7 @@ HOMES = {
     "msgpack": {"wire.codec", "wire.records"},
     "pickle": {"calls.pickling"},
     "cloudpickle": {"calls.pickling"},
-    "multiprocessing": {"daemon.main", "daemon.keepsake", "daemon.spawned_controller", "controller.supervisor",
+    "multiprocessing": {"daemon.boot", "daemon.takeover", "daemon.keepsake", "daemon.spawned_controller", "controller.supervisor",
                         "replica.fork_server", "replica.spawned", "controller.main", "proxy.main", "ground.process"},
     "httptools": {"proxy.http1"},
     "hypercorn": {
@@ -47,7 +47,7 @@ HOMES = {
     "rich": {"commands.console"},
     "psutil": {"replica.warden", "controller.supervisor"},
     "uvloop": {"ground.event_loop"},
-    "setproctitle": {"ground.process", "daemon.main"},
+    "setproctitle": {"ground.process", "daemon.boot"},
     "sqlite3": {"controller.goal_store", "controller.goal_file", "controller.fact_store"},
     "prometheus_client": {"metrics"},
 }  # fmt: skip

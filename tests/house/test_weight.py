@@ -12,7 +12,7 @@ HEAVY = {"pydantic", "fastapi", "starlette", "cloudpickle", "hypercorn", "typer"
 @pytest.mark.parametrize(
     ("module", "allowed"),
     [
-        ("servd.daemon.main", set()),
+        ("servd.daemon.boot", set()),
         ("servd.proxy.main", set()),
         ("servd.controller.main", set()),
         ("servd.cli", {"typer", "rich"}),

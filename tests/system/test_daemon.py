@@ -238,7 +238,7 @@ def test_tied_it_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
     settings = settings_in(tmp_path)
     script = (
         "import json, os, sys\n"
-        "from servd.daemon import launch\nfrom servd.daemon.main import parse_settings\n"
+        "from servd.daemon import launch\nfrom servd.daemon.boot import parse_settings\n"
         "daemon = launch.start_tied(parse_settings(sys.argv[1]), 20)\n"
         "os.kill(os.getpid(), 9)\n"
     )

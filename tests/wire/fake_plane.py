@@ -26,6 +26,7 @@ from servd.documents.control_plane import (
     Pruned,
     ReplicaView,
     RevisionView,
+    UpgradeOffer,
     check_match,
 )
 from servd.exceptions import NoAnswerError, UnknownNameError
@@ -105,6 +106,9 @@ A_CHANGE = ChangePlan(
 )
 
 
+AN_OFFER = UpgradeOffer("0.2.0+bbbb (protocol 1)", "0.1.0+aaaa (protocol 1)", is_needed=True)
+
+
 def a_revision(number: int, *apps: str, mode: DeployMode = DeployMode.MULTI_APP, **http: Any) -> RevisionView:
     """A revision with these applications."""
     stored = {name: {"name": name, "import_path": f"m{number}:a"} for name in apps}
@@ -123,6 +127,7 @@ class FakePlane:
     next_views: list[InstanceView] = field(default_factory=list)
     history: tuple[RevisionView, ...] = ()
     change: ChangePlan = field(default_factory=lambda: A_CHANGE)
+    offer: UpgradeOffer = field(default_factory=lambda: AN_OFFER)
 
     def view(self) -> InstanceView:
         return self.instance
@@ -203,6 +208,15 @@ class FakePlane:
 
     async def start_instance(self, http: HttpWish, *, origin: str = "") -> int:
         return self._take("start_instance", http, origin)
+
+    async def prepare_upgrade(self, *, origin: str = "") -> UpgradeOffer:
+        if self.error is not None:
+            raise self.error
+        self.calls.append(("prepare_upgrade", origin))
+        return self.offer
+
+    async def begin_upgrade(self) -> None:
+        self.calls.append(("begin_upgrade",))
 
     async def metrics(self) -> str:
         return "# TYPE serve_num_http_requests counter\n"

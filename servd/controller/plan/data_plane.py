@@ -9,6 +9,7 @@ from servd.controller.plan import actions
 from servd.controller.plan.facts import DataPlaneFact, ProxyFact
 from servd.controller.plan.goal import Goal, HttpGoal
 from servd.controller.plan.observed import PROXY_DRAIN_S, Observed
+from servd.controller.plan.outgrown import is_outdated
 from servd.ground.ids import random_hex
 from servd.ground.settings import DEFAULT_HTTP_HOST, DEFAULT_HTTP_PORT, Settings
 from servd.ground.states import ProxyLocation
@@ -69,22 +70,23 @@ def proxy_actions(
 ) -> Iterator[actions.Action | float]:
     """Actions that bring the proxies to their goal, and moments to look again.
 
-    One proxy per slot at the address in force. Proxies of another address drain once their successor listens.
+    One proxy per slot at the address in force. Proxies of another address or edition drain once their successor listens.
     """
     http = observed.data_plane.http
     wanted = http if is_served(http) else None
     current = [p for p in observed.proxies.values() if not p.draining]
-    fitting = [p for p in current if wanted is not None and _fits(p, wanted)]
+    placed = [p for p in current if wanted is not None and _fits(p, wanted)]
+    fitting = [p for p in placed if not is_outdated(p, observed)]
     if wanted is not None:
         yield from _start_missing(observed, settings, wanted, fitting, now, rng)
         yield from _stand_in(observed.data_plane, settings, fitting)
     ready = wanted is None or (all(p.listening for p in fitting) and len(fitting) >= settings.proxies)
     for proxy in current:
-        outdated = proxy not in fitting or proxy.slot >= settings.proxies
-        if outdated and (ready or not proxy.listening):
-            yield actions.SetProxyGoal(
-                ProxyGoal(proxy.proxy_id, drain=True, drain_timeout_s=PROXY_DRAIN_S), "address given up"
-            )
+        is_misplaced = proxy not in placed or proxy.slot >= settings.proxies
+        # one of before an upgrade that has not reported yet serves all the same
+        if (is_misplaced and not proxy.listening) or (ready and (is_misplaced or proxy not in fitting)):
+            reason = "address given up" if is_misplaced else "upgrade"
+            yield actions.SetProxyGoal(ProxyGoal(proxy.proxy_id, drain=True, drain_timeout_s=PROXY_DRAIN_S), reason)
     for proxy in observed.proxies.values():
         if proxy.draining and proxy.kill_at <= now and proxy.killed_at < now - KILL_AGAIN_S:
             yield actions.KillProxy(proxy.proxy_id, "drain took too long")
@@ -135,5 +137,6 @@ def _start_missing(
                 worker_id=random_hex(56, rng),
                 created_at=now,
                 reported_at=now,
+                edition=observed.edition,
             )
             yield actions.StartProxy(proxy, f"slot {slot} is empty")

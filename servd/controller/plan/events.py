@@ -1,9 +1,11 @@
 """News from the world, past tense. `Observed.apply(event, now)` turns them into facts.
 
-Reports of processes are news as they are: `messages.ReplicaReport` and `messages.ProxyReport`. What happens to processes is
+Reports of processes are news as they are: `messages.ReplicaReport` and `messages.ProxyReport`; so is the daemon's word that it
+has become another edition, `facts.UpgradeFact`. What happens to processes is
 told alike for all of them; kind is `messages.FORK_SERVER`, `REPLICA` or `PROXY`.
 """
 
+from servd.controller.plan.facts import UpgradeFact
 from servd.ground.edition import EXIT_OTHER_PROTOCOL, WAY_OUT
 from servd.ground.quick_dataclass import dataclass
 from servd.wire.messages import BuildResult, ProxyReport, ReplicaReport
@@ -83,7 +85,17 @@ class QueueReported:
     queued: int
 
 
-Event = Started | StartFailed | StartLost | Exited | BuildFinished | ReplicaReport | ProxyReport | QueueReported
+Event = (
+    Started
+    | StartFailed
+    | StartLost
+    | Exited
+    | BuildFinished
+    | ReplicaReport
+    | ProxyReport
+    | QueueReported
+    | UpgradeFact
+)
 
 
 def exit_text(exit_code: int | None) -> str:

@@ -12,7 +12,7 @@ from servd.controller.plan.resources import Held
 from servd.documents.control_plane import ApplicationDocument, HttpWish
 from servd.ground.ids import DeploymentID
 from servd.ground.quick_dataclass import dataclass
-from servd.ground.states import ReplicaState
+from servd.ground.states import ROUTABLE, ReplicaState, UpgradeStage
 from servd.wire.codec import register_message
 from servd.wire.messages import BuildOrder, BuildResult, ReplicaStart
 
@@ -23,7 +23,7 @@ class ForkServerFact:
 
     template_version: code version whose replicas it forks, "" while unknown. env_key: digest of its runtime environment.
     mute_children: a child of it said nothing after the fork, so its replicas are spawned from now on. preload_key: which
-    deployment's instance it constructs, see `DeploymentTarget.preload_key`.
+    deployment's instance it constructs, see `DeploymentTarget.preload_key`. edition: which servd it is, "" if nobody noted it.
     """
 
     fork_server_id: str
@@ -40,6 +40,7 @@ class ForkServerFact:
     stopping: bool = False
     mute_children: bool = False
     preload_key: str = ""
+    edition: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,7 @@ class ReplicaFact:
     lost_wait: str = ""
     ready_at: float = float("inf")
     docs_path: str = ""
+    edition: str = ""
 
     @property
     def held(self) -> Held:
@@ -244,6 +246,7 @@ class ProxyFact:
     has_served: bool = False
     slots: tuple[int, ...] = ()
     trouble: str = ""
+    edition: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +265,31 @@ class DataPlaneFact:
     proxy_error: str = ""
 
 
-Fact = ForkServerFact | ReplicaFact | DeploymentFact | ApplicationFact | ProxyFact | DataPlaneFact
+@dataclass(frozen=True, slots=True)
+class UpgradeFact:
+    """The daemon has become another edition of servd, or could not; also the news of it, as the daemon tells it.
+
+    edition, before: what it became, or should have, and what it was. stage: an `UpgradeStage`. message: why it failed.
+    """
+
+    edition: str
+    before: str
+    stage: str = UpgradeStage.PROXIES.value
+    message: str = ""
+
+    @property
+    def is_over(self) -> bool:
+        """Nothing is to be replaced any more."""
+        return self.stage in (UpgradeStage.DONE, UpgradeStage.FAILED)
+
+    def says(self, news: "UpgradeFact") -> bool:
+        """Whether that news tells nothing beyond it: the daemon tells it to each of its controllers."""
+        has_failed = UpgradeStage.FAILED in (self.stage, news.stage)
+        is_same = (self.edition, self.before) == (news.edition, news.before)
+        return self == news if has_failed else is_same
+
+
+Fact = ForkServerFact | ReplicaFact | DeploymentFact | ApplicationFact | ProxyFact | DataPlaneFact | UpgradeFact
 
 
 SAMPLES_KEPT = 100
@@ -304,6 +331,7 @@ class Samples:
 register_message(
     ApplicationDocument, ApplicationGoal, Goal, HttpGoal, HttpWish,
     ForkServerFact, ReplicaFact, DeadReplicaFact, DeploymentFact, ApplicationFact, ProxyFact, DataPlaneFact,
+    UpgradeFact,
 )  # fmt: skip
 
 
@@ -320,5 +348,27 @@ def fact_key(fact: Any) -> tuple[str, str]:
             return "application", fact.name
         case ProxyFact():
             return "proxy", fact.proxy_id
+        case UpgradeFact():
+            return "upgrade", ""
         case _:
             return "data_plane", ""
+
+
+def restored(fact: Any, now: float) -> Any:
+    """A fact of an earlier controller as its successor begins with it, at `now` (monotonic seconds).
+
+    Replicas that served are RECOVERING until they report; a start stays a start.
+    """
+    match fact:
+        case ReplicaFact():
+            state = ReplicaState(fact.state)
+            fact = replace(fact, state=state, state_since=now, killed_at=-math.inf, suspect_at=math.inf)
+            return replace(fact, state=ReplicaState.RECOVERING, reported_at=now) if state in ROUTABLE else fact
+        case DeploymentFact():
+            # counters, back-off and the autoscaler's lean begin anew (runtime.md section 11)
+            return replace(fact, failures=0, failed_at=-math.inf, died_early_at=-math.inf, lean=0, lean_since=now)
+        case ForkServerFact():
+            return replace(fact, stopping=False)  # the order may have been lost: it is given again
+        case ProxyFact():
+            return replace(fact, listening=False, reported_at=now, suspect_at=math.inf)
+    return fact

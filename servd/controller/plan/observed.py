@@ -17,7 +17,9 @@ from servd.controller.plan.facts import (
     ProxyFact,
     ReplicaFact,
     Samples,
+    UpgradeFact,
     fact_key,
+    restored,
 )
 from servd.controller.plan.restarts import EARLY_DEATH_S
 from servd.controller.plan.targets import DeploymentTarget
@@ -36,11 +38,15 @@ FAILED_EXIT_S = 10.0
 class Observed:
     """All facts, by id. `changed` collects the keys of facts that the fact store has not seen yet.
 
+    edition: which servd the controller is, as `ground.edition` writes it; not stored.
+
     epoch: wall time minus monotonic time, seconds, as `status.epoch_of` gives it.
     targets: derived once per turn from the active builds, (app, bare name) -> target; not stored.
     """
 
     epoch: float = 0.0
+    edition: str = ""
+    upgrade: UpgradeFact | None = None
     applications: dict[str, ApplicationFact] = field(default_factory=dict)
     deployments: dict[tuple[str, str], DeploymentFact] = field(default_factory=dict)
     fork_servers: dict[str, ForkServerFact] = field(default_factory=dict)
@@ -73,6 +79,8 @@ class Observed:
                 self.proxies[fact.proxy_id] = fact
             case DataPlaneFact():
                 self.data_plane = fact
+            case UpgradeFact():
+                self.upgrade = fact
         self.changed[fact_key(fact)] = fact
 
     def forget(self, fact: Any) -> None:
@@ -98,25 +106,12 @@ class Observed:
 
     @classmethod
     def restore(cls, facts: Iterable[Any], epoch: float, now: float) -> "Observed":
-        """Facts of an earlier controller: replicas that served are RECOVERING until they report; a start stays a start."""
+        """Facts of an earlier controller, as `facts.restored` has them."""
         observed = cls(epoch=epoch)
         for fact in facts:
-            if isinstance(fact, ReplicaFact):
-                state = ReplicaState(fact.state)
-                fact = replace(fact, state_since=now, killed_at=-math.inf, suspect_at=math.inf)
-                if state in ROUTABLE:
-                    state = ReplicaState.RECOVERING
-                    fact = replace(fact, reported_at=now)
-                fact = replace(fact, state=state)
-            elif isinstance(fact, DeploymentFact):
-                # counters, back-off and the autoscaler's lean begin anew (runtime.md section 11)
-                fact = replace(fact, failures=0, failed_at=-math.inf, died_early_at=-math.inf, lean=0, lean_since=now)
-            elif isinstance(fact, ForkServerFact):
-                fact = replace(fact, stopping=False)  # the order may have been lost: it is given again
-            elif isinstance(fact, ProxyFact):
-                fact = replace(fact, listening=False, reported_at=now, suspect_at=math.inf)
+            if isinstance(fact, ProxyFact):
                 observed.listeners.add((fact.host, fact.port))
-            observed.put(fact)
+            observed.put(restored(fact, now))
         return observed
 
     def replicas_of(self, app: str, deployment: str) -> list[ReplicaFact]:
@@ -174,6 +169,9 @@ class Observed:
                 fact = self.fork_servers.get(event.fork_server_id)
                 if fact is not None and fact.result is None:
                     self.put(replace(fact, result=event.result))
+            case UpgradeFact():
+                if self.upgrade is None or not self.upgrade.says(event):
+                    self.put(event)
             case events.QueueReported():
                 self.queued[(event.caller_id, event.deployment)] = event.queued
                 if not event.queued:

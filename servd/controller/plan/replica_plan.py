@@ -137,7 +137,8 @@ def _start(
         held.append(placed)
         promised.append(placed)
         fresh = _new_replica(target, server.fork_server_id, observed, settings, now, rng)
-        yield actions.StartReplica(replace(_on_devices(fresh, placed), was_forked=not spawn), spawn, reason)
+        fresh = replace(_on_devices(fresh, placed), was_forked=not spawn, edition=server.edition)
+        yield actions.StartReplica(fresh, spawn, reason)
 
 
 def _held(observed: Observed) -> list[Held]:

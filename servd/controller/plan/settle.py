@@ -12,7 +12,7 @@ from servd.controller.plan.differences import code_fields, differences
 from servd.controller.plan.facts import ApplicationFact, DeploymentFact, ForkServerFact
 from servd.controller.plan.goal import ApplicationGoal, Goal
 from servd.controller.plan.observed import Observed
-from servd.controller.plan.outgrown import settle_memory
+from servd.controller.plan.outgrown import settle_memory, settle_upgrade
 from servd.controller.plan.restarts import EARLY_DEATH_S
 from servd.controller.plan.silence import settle_lost_waits, settle_silence
 from servd.controller.plan.start_verdict import is_settled, judge_starts, note_slow_starts, settle_templates
@@ -48,6 +48,7 @@ def settle(goal: Goal, observed: Observed, now: float) -> float:
     observed.targets = _targets(observed)
     settle_templates(observed, now)
     settle_lost_waits(observed, now)
+    settle_upgrade(observed)
     wake_at = min((app.build_retry_at for app in observed.applications.values()), default=math.inf)
     for target in observed.targets.values():
         wake_at = min(wake_at, _settle_deployment(target, observed, now), settle_memory(target, observed, now))
@@ -203,6 +204,7 @@ def _has_twin(builder: ForkServerFact, code_version: str, observed: Observed) ->
         f.app == builder.app
         and f.template_version == code_version
         and f.env_key == builder.env_key
+        and f.edition == builder.edition
         and not f.preload_key
         and not f.stopping
         and f.result is not None

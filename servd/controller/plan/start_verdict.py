@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from servd.controller.plan.facts import DeploymentFact, ForkServerFact, ReplicaFact
 from servd.controller.plan.observed import Observed
+from servd.controller.plan.outgrown import is_ready_to_fork
 from servd.controller.plan.restarts import PROBATION_S, back_off_text, failure_threshold
 from servd.controller.plan.targets import DeploymentTarget, wanted_count
 from servd.ground.settings import SLOW_START_S, variable
@@ -23,12 +24,12 @@ def judge_starts(
     target: DeploymentTarget, fact: DeploymentFact, observed: Observed, now: float, dies_early: bool
 ) -> DeploymentFact:
     """The fact with the verdict on its failed starts, and without trouble once that is over."""
-    if fact.template_error and _has_template(target, observed):
+    if fact.template_error and is_ready_to_fork(target, observed):
         fact = replace(fact, template_error="")
     if is_settled(target, fact, observed):
         fact = replace(fact, trouble="", trigger="CONFIG_UPDATE_COMPLETED") if fact.trouble else fact
         # one whose template does not come up has all that it wants for now, and is not to try without end
-        return fact if dies_early or not _has_template(target, observed) else fact.without_failures()
+        return fact if dies_early or not is_ready_to_fork(target, observed) else fact.without_failures()
     threshold = failure_threshold(wanted_count(target, fact))
     if fact.failures < threshold:
         return fact
@@ -146,15 +147,6 @@ def is_settled(target: DeploymentTarget, fact: DeploymentFact, observed: Observe
         and not r.outgrown
         for r in replicas
     )
-
-
-def _has_template(target: DeploymentTarget, observed: Observed) -> bool:
-    """Whether a fork server stands ready for further replicas."""
-    app = observed.applications.get(target.id.app)
-    ready = [
-        s for s in observed.fork_servers.values() if s.result is not None and not s.result.error and not s.stopping
-    ]
-    return any(app and s.template_version == app.code_version and target in observed.served_by(s) for s in ready)
 
 
 def _new_running(target: DeploymentTarget, observed: Observed, since: float = math.inf) -> list[ReplicaFact]:

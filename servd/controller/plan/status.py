@@ -1,12 +1,13 @@
 """What people see, computed from the goal and the facts."""
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from servd.controller.plan.data_plane import RETRY_S, flag_options, is_served
-from servd.controller.plan.facts import ApplicationFact, DeploymentFact, ProxyFact, ReplicaFact
+from servd.controller.plan.facts import ApplicationFact, DeploymentFact, ForkServerFact, ProxyFact, ReplicaFact
 from servd.controller.plan.goal import Goal
 from servd.controller.plan.observed import Observed
+from servd.controller.plan.outgrown import is_outdated
 from servd.controller.plan.resources import Pool, place, shortage
 from servd.controller.plan.restarts import back_off_text, failure_threshold
 from servd.controller.plan.settle import deployment_status, route_prefix
@@ -21,7 +22,9 @@ from servd.documents.control_plane import (
     InstanceView,
     ProxyView,
     ReplicaView,
+    UpgradeView,
 )
+from servd.ground.edition import edition_of
 from servd.ground.ids import DeploymentID
 from servd.ground.quick_dataclass import dataclass
 from servd.ground.settings import SLOW_START_S, Settings, fork_server_log
@@ -33,6 +36,7 @@ from servd.ground.states import (
     ProxyStatus,
     ReplicaState,
     RevisionOutcome,
+    UpgradeStage,
 )
 
 PROXY_SILENCE_S = 20.0
@@ -100,6 +104,7 @@ def instance_view(
         log_dir=settings.log_dir,
         notice="\n".join(filter(None, (notice, _missing_proxies(observed, settings), *_proxy_trouble(observed)))),
         edition=identity.edition,
+        upgrade=_upgrade(observed),
     )
 
 
@@ -123,6 +128,35 @@ def _proxy_trouble(observed: Observed) -> Iterator[str]:
             slots.setdefault(proxy.trouble, []).append(str(proxy.slot))
     for text, found in slots.items():
         yield f"{'proxy' if len(found) == 1 else 'proxies'} {', '.join(found)}: {text}"
+
+
+def _upgrade(observed: Observed) -> UpgradeView | None:
+    fact = observed.upgrade
+    if fact is None:
+        return None
+
+    def count(facts: Iterable[ProxyFact | ForkServerFact | ReplicaFact]) -> int:
+        return 0 if fact.is_over else sum(one.edition != observed.edition for one in facts)
+
+    return UpgradeView(
+        edition=str(edition_of(fact.edition)),
+        before=str(edition_of(fact.before)),
+        stage=UpgradeStage(fact.stage),
+        message=fact.message or _hindrance(observed),
+        proxies=count(observed.proxies.values()),
+        fork_servers=count(observed.fork_servers.values()),
+        replicas=count(observed.replicas.values()),
+    )
+
+
+def _hindrance(observed: Observed) -> str:
+    """What failed of what takes the place of processes of before an upgrade, "" if nothing has."""
+    if any(is_outdated(proxy, observed) for proxy in observed.proxies.values()) and observed.data_plane.proxy_failures:
+        return f"a proxy did not start: {observed.data_plane.proxy_error}"
+    waiting = {replica.key for replica in observed.replicas.values() if is_outdated(replica, observed)}
+    facts = {DeploymentID(*key).full_name: observed.deployments.get(key) for key in sorted(waiting)}
+    failed = {name: fact.last_error for name, fact in facts.items() if fact is not None and fact.failures}
+    return "\n".join(f"{name}: {error}" for name, error in failed.items())
 
 
 def is_serving(view: InstanceView, wanted: Collection[str]) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from servd.controller.plan import actions
 from servd.controller.plan.facts import ApplicationFact, ForkServerFact
 from servd.controller.plan.observed import Observed
+from servd.controller.plan.outgrown import is_outdated
 from servd.controller.plan.restarts import BackOff, failure_threshold, retry_delay_s
 from servd.controller.plan.settle import builder_of
 from servd.controller.plan.targets import DeploymentTarget, base_environment, wanted_count
@@ -19,9 +20,20 @@ from servd.wire.messages import BuildOrder
 
 
 def template_for(target: DeploymentTarget, app: ApplicationFact, observed: Observed) -> ForkServerFact | None:
-    """A living fork server whose children are replicas of this target, built or still building."""
+    """The living fork server whose children are to be replicas of this target, built or still building.
+
+    While an upgrade goes on, one of the edition before serves until the one that takes its place is built.
+    """
+
+    def rank(server: ForkServerFact) -> tuple[bool, bool, float]:
+        return server.result is None, is_outdated(server, observed), server.created_at
+
+    return min(_fitting(target, app, observed), key=rank, default=None)
+
+
+def _fitting(target: DeploymentTarget, app: ApplicationFact, observed: Observed) -> list[ForkServerFact]:
     preload_key = observed.preload_key(target)
-    fitting = [
+    return [
         f
         for f in observed.fork_servers.values()
         if f.app == app.name
@@ -30,7 +42,6 @@ def template_for(target: DeploymentTarget, app: ApplicationFact, observed: Obser
         and f.preload_key == preload_key
         and not f.stopping
     ]
-    return min(fitting, key=lambda f: f.created_at, default=None)
 
 
 def template_actions(
@@ -44,7 +55,8 @@ def template_actions(
         if app.built_deploy_id < app.goal.deploy_id:
             builder = builder_of(app, observed)
             if builder is None:
-                yield actions.StartForkServer(_builder(app, settings, now, rng), f"build {app.name}")
+                fact = replace(_builder(app, settings, now, rng), edition=observed.edition)
+                yield actions.StartForkServer(fact, f"build {app.name}")
             else:
                 needed.add(builder.fork_server_id)
         if app.active is not None:
@@ -69,9 +81,12 @@ def _templates(
         if key[0] != app.name:
             continue
         fact = observed.deployments.get(key)
-        server = template_for(target, app, observed)
-        if server is not None:
-            yield server.fork_server_id
+        serving = template_for(target, app, observed)
+        if serving is not None:
+            yield serving.fork_server_id
+        staying = [s for s in _fitting(target, app, observed) if not is_outdated(s, observed)]
+        if staying:
+            yield min(staying, key=lambda s: s.created_at).fork_server_id
         elif (target.env_key, observed.preload_key(target)) not in started and fact is not None:
             threshold = failure_threshold(wanted_count(target, fact))
             retry_at = fact.failed_at + retry_delay_s(
@@ -83,7 +98,9 @@ def _templates(
                 preload_key = observed.preload_key(target)
                 started.add((target.env_key, preload_key))
                 server = _template(app, target, preload_key, settings, now, rng)
+                server = replace(server, edition=observed.edition)
                 reason = f"preload {target.id.full_name}" if preload_key else "environment in use"
+                reason = "upgrade" if serving is not None else reason
                 yield actions.StartForkServer(server, reason)
 
 
