@@ -14,7 +14,7 @@ from servd.ground.settings import Settings
 RESTART = "it must be restarted: `servd stop && servd start`"
 _ANSWER_S = 0.1
 """For the answer to leave this process before the daemon ends it."""
-_END_LIMIT_S = 10.0
+_END_LIMIT_S = 1.0
 
 
 class Upgrader:
