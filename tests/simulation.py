@@ -68,6 +68,7 @@ class Simulation:
     broken_code: set[tuple[str, int]] = field(default_factory=set)
     starts_left: dict[tuple[str, int], int] = field(default_factory=dict)
     load: dict[str, int] = field(default_factory=dict)
+    planned_for: Goal | None = None
     wake_at: float = 0.0
     spoke_at: float = 0.0
     served: set[str] = field(default_factory=set)
@@ -245,7 +246,7 @@ class Simulation:
         for process in serving:
             self.hello(process)
         waiting = 0 if serving else self.load.get(name, 0)
-        self.observed.apply(events.QueueReported("proxy", f"{name}_Main", waiting), self.now)
+        self.mail.append((self.now, events.QueueReported("proxy", f"{name}_Main", waiting)))
 
     def serving(self, name: str) -> list[Process]:
         """Replicas of an application's `Main` that take requests."""
@@ -265,6 +266,7 @@ class Simulation:
         """The controller dies with all news under way; its successor has the stored facts."""
         self.history.append(f"{self.now:.1f} controller restart")
         self.mail.clear()
+        self.planned_for = None
         self.observed = Observed.restore(list(self.stored.values()), 0.0, self.now)
         if self.seed % 5 == 2:
             self.upgrade_perhaps()
@@ -310,8 +312,11 @@ class Simulation:
         self.speak()
         due = [event for at, event in self.mail if at <= self.now]
         self.mail = [(at, event) for at, event in self.mail if at > self.now]
-        for event in due:
-            self.observed.apply(event, self.now)
+        # as the control loop does: signs of life alone are worth no plan
+        is_moved = [self.observed.apply(event, self.now) for event in due]
+        if self.planned_for is self.goal and not any(is_moved) and self.now < self.wake_at:
+            return
+        self.planned_for = self.goal
         routed = self.routed()
         serving = (*ROUTABLE, ReplicaState.RECOVERING)
         self.served = {r.replica_id for r in self.observed.replicas.values() if r.state in serving}

@@ -57,6 +57,15 @@ def routes_before_drains(sim: "Simulation", plan: tuple[Action, ...], routed: di
     return not endpoints & {a.goal.replica_id for a in plan if isinstance(a, actions.DrainReplica)}
 
 
+def finds_by_deployment(sim: "Simulation", plan: tuple[Action, ...], routed: dict[str, int]) -> bool:
+    """The replicas of each deployment are found as by a look at all."""
+    replicas = list(sim.observed.replicas.values())
+    keys = {replica.key for replica in replicas}
+    return keys == set(sim.observed.replicas.deployments()) and all(
+        sim.observed.replicas_of(*key) == [replica for replica in replicas if replica.key == key] for key in keys
+    )
+
+
 def no_deleted_routes(sim: "Simulation", plan: tuple[Action, ...], routed: dict[str, int]) -> bool:
     """Applications that are not wanted have no route."""
     published = sim.observed.published
@@ -110,6 +119,7 @@ SAFETY: dict[str, Callable[["Simulation", tuple[Action, ...], dict[str, int]], b
     "at most T + S processes": bounded,
     "never below the wanted running count by choice": never_below,
     "a drained replica is not routed": routes_before_drains,
+    "replicas are found by their deployment": finds_by_deployment,
     "a deleted application has no route": no_deleted_routes,
     "an update that has stopped stands still": stalled_updates_stand_still,
     "an upgrade leaves a proxy in every slot": upgrades_leave_a_proxy,

@@ -92,7 +92,8 @@ class RequestRouter(Generic[WorkT]):
         self.is_known = True
         self.targets = targets
         wanted = {endpoint.replica_id: endpoint for endpoint in targets.endpoints}
-        dropped = [c for c in self.announced.values() if c not in self.candidates]
+        there = set(self.candidates)
+        dropped = [c for c in self.announced.values() if c not in there]
         gone = dropped + [c for c in self.candidates if c.replica_id not in wanted]
         kept = {c.replica_id: c for c in self.candidates if c.replica_id in wanted}
         new = []

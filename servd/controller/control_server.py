@@ -56,6 +56,7 @@ class ControlServer:
         self._listener = listener
         self._generation = first_generation
         self._routing: Routing | None = None
+        self._parts: dict[tuple[bool, tuple[str, ...]], _Part] = {}
         self._peers: dict[tuple[str, str], _Peer] = {}
         self._waits: list[_Wait] = []
         self._server: asyncio.Server | None = None
@@ -102,6 +103,10 @@ class ControlServer:
         """Give the next generation to all whose part of it changed. `routing.targets` holds every deployment."""
         self._generation += 1
         self._routing = routing
+        before, self._parts = self._parts, {}
+        for key in {(peer.is_proxy, peer.subscribed) for peer in self._peers.values()}:
+            part, known = _part(routing, *key), before.get(key)
+            self._parts[key] = known if known is not None and known.routing == part else _Part(part)
         for peer in self._peers.values():
             self._route(peer)
 
@@ -206,15 +211,18 @@ class ControlServer:
     def _route(self, peer: "_Peer") -> None:
         if self._routing is None:
             return
-        part = _part(self._routing, peer)
-        if part == peer.part:
+        key = (peer.is_proxy, peer.subscribed)
+        part = self._parts.get(key)
+        if part is None:
+            part = self._parts[key] = _Part(_part(self._routing, *key))
+        if part is peer.part or (peer.part is not None and part.routing == peer.part.routing):
             return
-        if part == _NO_ROUTING and peer.part is None and not peer.is_proxy:
+        if part.routing == _NO_ROUTING and peer.part is None and not peer.is_proxy:
             # a replica without handles: nothing to tell, nothing to wait for. A proxy opens with its first routing.
             return
         peer.part = part
         peer.sent_generation = self._generation
-        peer.send(Routing(self._generation, part.routes, part.targets))
+        peer.write(part.record(self._generation))
 
     def _reported(self, peer: "_Peer", report: CallerReport) -> None:
         peer.acknowledged = max(peer.acknowledged, report.generation)
@@ -242,6 +250,22 @@ class ControlServer:
             wait.callback()
 
 
+class _Part:
+    """What callers with the same subscriptions are told, as a routing of generation 0. Many have the same."""
+
+    def __init__(self, routing: Routing) -> None:
+        self.routing = routing
+        self._generation = 0
+        self._record = b""
+
+    def record(self, generation: int) -> bytes:
+        """One record of it, as of this generation; worded once."""
+        if generation != self._generation:
+            self._generation = generation
+            self._record = record(Routing(generation, self.routing.routes, self.routing.targets))
+        return self._record
+
+
 class _Wait:
     def __init__(self, behind: "dict[_Peer, int]", callback: Callable[[], object]) -> None:
         self.behind = behind
@@ -250,7 +274,7 @@ class _Wait:
 
 
 class _Peer(asyncio.Protocol):
-    """One line. part: what it was last told, as a routing of generation 0."""
+    """One line. part: what it was last told."""
 
     def __init__(self, server: ControlServer) -> None:
         self._server = server
@@ -262,7 +286,7 @@ class _Peer(asyncio.Protocol):
         self.is_gone = False
         self.subscribed: tuple[str, ...] = ()
         self.queued: dict[str, int] = {}
-        self.part: Routing | None = None
+        self.part: _Part | None = None
         self.sent_generation = 0
         self.acknowledged = 0
 
@@ -312,8 +336,12 @@ class _Peer(asyncio.Protocol):
 
     def send(self, message: Any) -> None:
         """Write one record."""
+        self.write(record(message))
+
+    def write(self, data: bytes) -> None:
+        """Write whole records."""
         if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(record(message))
+            self._transport.write(data)
 
     def drop(self, *, at_once: bool = True) -> None:
         """Close the line; not at once: when what was sent has left."""
@@ -325,13 +353,13 @@ class _Peer(asyncio.Protocol):
                 self._transport.close()
 
 
-def _part(routing: Routing, peer: _Peer) -> Routing:
-    """What concerns one peer: proxies get the routes and their ingress deployments, all get what they subscribed to.
+def _part(routing: Routing, is_proxy: bool, subscribed: tuple[str, ...]) -> Routing:
+    """What concerns a peer: proxies get the routes and their ingress deployments, all get what they subscribed to.
 
     Calls to a deployment that a build may still bring shall wait.
     """
-    routes = routing.routes if peer.is_proxy else ()
-    wanted = {*peer.subscribed, *(route.deployment for route in routes)}
+    routes = routing.routes if is_proxy else ()
+    wanted = {*subscribed, *(route.deployment for route in routes)}
     found = tuple(target for target in routing.targets if target.deployment in wanted)
     missing = sorted(wanted - {target.deployment for target in found})
     prefixes = tuple(f"{app}_" if app else "" for app in routing.building)

@@ -222,7 +222,7 @@ class Supervisor:
         while self._left_behind:
             leaders, self._left_behind = self._left_behind, set()
             try:
-                await asyncio.to_thread(end_families, leaders)
+                await asyncio.to_thread(end_families, leaders, frozenset(self._by_pid))
             except (OSError, RuntimeError) as error:
                 if not host_limit_in(error):
                     raise

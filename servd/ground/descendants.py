@@ -117,11 +117,12 @@ def leave(code: int, *, with_children: bool = True) -> NoReturn:
     os._exit(code)
 
 
-def end_families(leaders: Collection[tuple[int, int]]) -> None:
+def end_families(leaders: Collection[tuple[int, int]], known: Collection[int] = ()) -> None:
     """End all that these leaders' user code started; blocks until it is gone, for 5 s at most.
 
     Args:
         leaders: pid and start time in ticks of processes that are gone.
+        known: pids of living processes of servd's own, which belong to nobody's family. There may be hundreds.
 
     Raises:
         OSError: no descriptor is left to look for them with; some may live.
@@ -132,7 +133,7 @@ def end_families(leaders: Collection[tuple[int, int]]) -> None:
     clock = SystemClock()
     began = clock.now()
     while clock.now() - began < _END_LIMIT_S:
-        left = [p for p in _processes() if p.session in sessions or _is_marked(p.pid, marks)]
+        left = [p for p in _processes(known) if p.session in sessions or _is_marked(p.pid, marks)]
         if not left:
             return
         is_late = clock.now() - began > _TRACKER_PATIENCE_S
@@ -179,11 +180,11 @@ def _kill(pids: "Collection[int] | Iterator[int]") -> None:
             pass
 
 
-def _processes() -> Iterator[_Process]:
-    """Living processes of this user."""
+def _processes(known: Collection[int] = ()) -> Iterator[_Process]:
+    """Living processes of this user, but for those that are known."""
     uid = os.getuid()
     for name in os.listdir("/proc"):
-        if not name.isdigit():
+        if not name.isdigit() or int(name) in known:
             continue
         try:
             if os.stat(f"/proc/{name}").st_uid != uid:

@@ -44,6 +44,7 @@ def test_a_sign_of_life_is_noted_and_plans_nothing() -> None:
         {"stack": "blocked"},
         {"memory_bytes": 1},
         {"lost_wait": "waits"},
+        {"docs_path": "/docs"},
     ],
     ids=str,
 )
@@ -55,8 +56,20 @@ def test_whatever_changes_a_fact_is_worth_a_plan(state: ReplicaState, said: dict
     before = world.observed.replicas[replica.replica_id]
     is_worth_it = apply(world, report(replica, **said))
     after = replace(world.observed.replicas[replica.replica_id], reported_at=before.reported_at)
+    if said == {"ongoing": 1}:
+        # noted, but without an autoscaler nothing follows from it
+        assert after.ongoing == 1
+        after = replace(after, ongoing=0)
     assert is_worth_it is (after != before)
-    assert is_worth_it or state is not ReplicaState.RUNNING or said == {"phase": "failed"}
+    assert is_worth_it or state is not ReplicaState.RUNNING or said in ({"phase": "failed"}, {"ongoing": 1})
+
+
+def test_load_is_worth_a_plan_where_an_autoscaler_goes_by_it() -> None:
+    world = deployed(autoscaling_config={"min_replicas": 1, "max_replicas": 2})
+    [replica] = world.replicas()
+    assert apply(world, report(replica, ongoing=1))
+    assert not apply(world, report(world.replicas()[0], ongoing=1))
+    assert apply(world, report(world.replicas()[0], ongoing=0))
 
 
 def test_who_was_suspected_and_speaks_is_worth_a_plan() -> None:

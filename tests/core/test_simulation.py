@@ -70,10 +70,10 @@ def route_who_leaves(observed: Observed, leaving: object) -> Routing:
     return routing(observed, ())
 
 
-def blame_for_lost_starts(observed: Observed, event: events.Event, now: float) -> None:
+def blame_for_lost_starts(observed: Observed, event: events.Event, now: float) -> bool:
     if isinstance(event, events.StartLost) and event.kind == REPLICA:
         event = events.StartFailed(REPLICA, event.id, "lost")
-    apply(observed, event, now)
+    return apply(observed, event, now)
 
 
 def never_told(replica: object, target: object, may_reconfigure: bool) -> list[object]:

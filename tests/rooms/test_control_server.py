@@ -7,6 +7,7 @@ import os
 import socket
 import stat
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,28 @@ async def test_a_proxy_gets_routes_and_ingress_targets_a_caller_what_it_subscrib
     told = await caller.hear()
     assert [(t.deployment, t.exists) for t in told.targets] == [("app_D", True), ("app_X", False)]
     assert told.routes == ()
+
+
+async def test_what_many_are_told_is_worded_once(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    callers = [await room.join("caller", f"c{number}", Subscribe(("app_D",))) for number in range(4)]
+    other = await room.join("caller", "other", Subscribe(("app_E",)))
+    # so that all have said what they subscribe to
+    room.server.publish(a_routing("app_D", "app_E"))
+    for peer in [*callers, other]:
+        assert (await peer.hear()).generation == 101
+    worded: list[Any] = []
+
+    def counted(message: Any) -> bytes:
+        worded.append(message)
+        return record(message)
+
+    monkeypatch.setattr("servd.controller.control_server.record", counted)
+    room.server.publish(a_routing("app_D", "app_D2", "app_E"))
+    assert worded == [], "nothing that they subscribed to has changed"
+    changed = replace(a_routing("app_E").targets[0], may_grow=True)
+    room.server.publish(Routing(0, (), (replace(changed, deployment="app_D"), a_routing("app_E").targets[0])))
+    assert [(await peer.hear()).generation for peer in callers] == [103] * 4
+    assert len(worded) == 1
 
 
 async def test_what_a_build_may_still_bring_is_waited_for(room: Room) -> None:

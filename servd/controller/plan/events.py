@@ -5,7 +5,12 @@ has become another edition, `facts.UpgradeFact`. What happens to processes is
 told alike for all of them; kind is `messages.FORK_SERVER`, `REPLICA` or `PROXY`.
 """
 
-from servd.controller.plan.facts import UpgradeFact
+import math
+from dataclasses import fields
+from operator import attrgetter
+from typing import Any
+
+from servd.controller.plan.facts import ReplicaFact, UpgradeFact
 from servd.ground.edition import EXIT_OTHER_PROTOCOL, WAY_OUT
 from servd.ground.quick_dataclass import dataclass
 from servd.wire.messages import BuildResult, ProxyReport, ReplicaReport
@@ -105,3 +110,31 @@ def exit_text(exit_code: int | None) -> str:
     if exit_code == EXIT_OTHER_PROTOCOL:
         return f"code {exit_code} (so ends what does not understand its daemon: were servd's files replaced? {WAY_OUT})"
     return f"signal {-exit_code}" if exit_code < 0 else f"code {exit_code}"
+
+
+_NAMES = {field.name for field in fields(ReplicaFact)}
+_TOLD = sorted({field.name for field in fields(ReplicaReport)} & _NAMES - {"replica_id", "error"})
+_said = attrgetter(*_TOLD)
+_planned = attrgetter(*sorted(_NAMES - {"reported_at", "ongoing"}))
+_written = attrgetter(*sorted(_NAMES - {"reported_at", "ongoing", "memory_bytes"}))
+
+
+def said(report: ReplicaReport) -> dict[str, Any]:
+    """What a report says of its replica, by the names that the fact has for it; the error apart, which stays."""
+    return dict(zip(_TOLD, _said(report), strict=True))
+
+
+def is_sign_of_life(report: ReplicaReport, fact: ReplicaFact) -> bool:
+    """Whether a report of a replica that runs, as it did, says nothing that its fact does not know."""
+    is_known = _said(report) == _said(fact) and report.error in ("", fact.error)
+    return is_known and fact.ready_at < math.inf and fact.suspect_at == math.inf
+
+
+def is_worth_a_plan(before: ReplicaFact, after: ReplicaFact, *, is_load_planned: bool) -> bool:
+    """Whether a plan may differ. is_load_planned: an autoscaler goes by the load; nobody else does."""
+    return _planned(before) != _planned(after) or (is_load_planned and before.ongoing != after.ongoing)
+
+
+def is_worth_a_write(before: ReplicaFact, after: ReplicaFact) -> bool:
+    """Whether the next controller must know: counts and signs of life it hears anew."""
+    return _written(before) != _written(after)

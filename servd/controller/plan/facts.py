@@ -4,6 +4,7 @@ A fact says what was ordered and what was heard; statuses are computed from fact
 """
 
 import math
+from collections.abc import KeysView
 from dataclasses import field, replace
 from typing import Any
 
@@ -108,6 +109,40 @@ class ReplicaFact:
     def config_version(self) -> str:
         """The config version it was last told to take."""
         return self.start.goal.config_version
+
+
+class ReplicaTable(dict[str, ReplicaFact]):
+    """Replica id -> fact, oldest first. A turn asks for the replicas of each deployment several times.
+
+    It is changed by `table[id] = fact` and `table.pop(id, None)` alone.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._by_deployment: dict[tuple[str, str], dict[str, ReplicaFact]] = {}
+
+    def __setitem__(self, replica_id: str, fact: ReplicaFact) -> None:
+        super().__setitem__(replica_id, fact)
+        self._by_deployment.setdefault(fact.key, {})[replica_id] = fact
+
+    def pop(self, replica_id: str, default: Any = None) -> Any:
+        """Forget one; gives its fact, `default` if there is none."""
+        fact = super().pop(replica_id, None)
+        if fact is None:
+            return default
+        siblings = self._by_deployment[fact.key]
+        del siblings[replica_id]
+        if not siblings:
+            del self._by_deployment[fact.key]
+        return fact
+
+    def of(self, app: str, deployment: str) -> list[ReplicaFact]:
+        """Replicas of one deployment (bare name), any state, oldest first."""
+        return list(self._by_deployment.get((app, deployment), {}).values())
+
+    def deployments(self) -> KeysView[tuple[str, str]]:
+        """(application, bare deployment name) of each that has a replica."""
+        return self._by_deployment.keys()
 
 
 @dataclass(frozen=True, slots=True)

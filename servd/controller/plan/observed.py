@@ -16,6 +16,7 @@ from servd.controller.plan.facts import (
     ForkServerFact,
     ProxyFact,
     ReplicaFact,
+    ReplicaTable,
     Samples,
     UpgradeFact,
     fact_key,
@@ -50,7 +51,7 @@ class Observed:
     applications: dict[str, ApplicationFact] = field(default_factory=dict)
     deployments: dict[tuple[str, str], DeploymentFact] = field(default_factory=dict)
     fork_servers: dict[str, ForkServerFact] = field(default_factory=dict)
-    replicas: dict[str, ReplicaFact] = field(default_factory=dict)
+    replicas: ReplicaTable = field(default_factory=ReplicaTable)
     proxies: dict[str, ProxyFact] = field(default_factory=dict)
     data_plane: DataPlaneFact = field(default_factory=DataPlaneFact)
     targets: dict[tuple[str, str], DeploymentTarget] = field(default_factory=dict)
@@ -116,7 +117,7 @@ class Observed:
 
     def replicas_of(self, app: str, deployment: str) -> list[ReplicaFact]:
         """Replicas of one deployment, any state, oldest first."""
-        return [r for r in self.replicas.values() if r.app == app and r.deployment == deployment]
+        return self.replicas.of(app, deployment)
 
     def preload_key(self, target: DeploymentTarget) -> str:
         """What the instance of its template is, "" if that constructs none."""
@@ -235,38 +236,31 @@ class Observed:
         if fact is None:
             return False
         state = self._state_after(fact, report)
+        if state is fact.state and report.phase == ReplicaPhase.RUNNING and events.is_sign_of_life(report, fact):
+            self.replicas[report.replica_id] = replace(fact, reported_at=now)
+            return False
         if state is not fact.state:
             fact = replace(fact, state=state, state_since=now)
         if state is ReplicaState.RUNNING and fact.ready_at == math.inf:
             fact = replace(fact, ready_at=now)
         if fact.state is ReplicaState.STARTING and report.error and not fact.error:
             fact = replace(fact, error=report.error)
-        updated = replace(
-            fact,
-            error=report.error or fact.error,
-            ongoing=report.ongoing,
-            health_failures=report.health_failures,
-            health_message=report.health_message,
-            model_ids=report.model_ids,
-            stack=report.stack,
-            lost_wait=report.lost_wait,
-            docs_path=report.docs_path,
-            memory_bytes=report.memory_bytes,
-            reported_at=now,
-            suspect_at=math.inf,
-        )
+        about = events.said(report)
+        updated = replace(fact, **about, error=report.error or fact.error, reported_at=now, suspect_at=math.inf)
         before = self.replicas[report.replica_id]
-        if _without_counts(updated) != _without_counts(before):
+        if events.is_worth_a_write(before, updated):
             self.put(updated)
         else:
-            self.replicas[report.replica_id] = updated  # counts and signs of life are not worth a write
+            self.replicas[report.replica_id] = updated
         if updated.state in ROUTABLE:
             # one more shares what waits
             is_new = before.state not in ROUTABLE
             all_of_it = self.replicas_of(fact.app, fact.deployment) if is_new else [updated]
             self._sample([replica for replica in all_of_it if replica.state in ROUTABLE], now)
         self._judge(before, updated, report, now)
-        return replace(self.replicas[report.replica_id], reported_at=before.reported_at) != before
+        target = self.targets.get(fact.key)
+        is_load_planned = target is None or (target.autoscaling is not None and target.pinned is None)
+        return events.is_worth_a_plan(before, self.replicas[report.replica_id], is_load_planned=is_load_planned)
 
     def _sample(self, replicas: list[ReplicaFact], now: float) -> None:
         """Note the load of some replicas of one deployment."""
@@ -392,7 +386,3 @@ class Observed:
             # one that served is replaced at once; one that never listened makes the next one wait
             failures = self.data_plane.proxy_failures + 1
             self.put(replace(self.data_plane, proxy_failures=failures, proxy_failed_at=now, proxy_error=error))
-
-
-def _without_counts(fact: ReplicaFact) -> ReplicaFact:
-    return replace(fact, ongoing=0, memory_bytes=0, reported_at=0.0)

@@ -58,9 +58,15 @@ def reconcile(observed: Observed, settings: Settings, now: float, rng: random.Ra
     leaving |= {a.replica_id for a in found if isinstance(a, actions.KillReplica)}
     wanted = routing(observed, leaving)
     if wanted != observed.published:
-        found.insert(0, actions.Publish(wanted))  # before the drains: they wait for its acknowledgement
+        # before the drains, which wait for its acknowledgement; after the forks, whose orders are short and waited for
+        forks = [action for action in found if _is_fork(action)]
+        found = [*forks, actions.Publish(wanted), *(action for action in found if not _is_fork(action))]
     found.extend(_releases(observed))
     return Plan(tuple(found), wake_at)
+
+
+def _is_fork(action: Action) -> bool:
+    return isinstance(action, actions.StartReplica) and not action.spawn
 
 
 def _releases(observed: Observed) -> list[Action]:

@@ -3,7 +3,8 @@
 import math
 import random
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
+from operator import attrgetter
 
 from servd.controller.plan import actions
 from servd.controller.plan.facts import ApplicationFact, DeploymentFact, ReplicaFact
@@ -18,10 +19,11 @@ from servd.controller.plan.templates import template_for
 from servd.ground.ids import ReplicaID, random_hex, random_letters
 from servd.ground.settings import Settings, replica_address
 from servd.ground.states import ROUTABLE, ReplicaState
-from servd.wire.messages import ReplicaStart
+from servd.wire.messages import ReplicaGoal, ReplicaStart
 
 KILL_AGAIN_S = 5.0
 RECOVERING_LIMIT_S = 30.0
+_but_for_id = attrgetter(*(field.name for field in fields(ReplicaGoal) if field.name != "replica_id"))
 MAX_STARTING = 64
 """Replicas of one deployment that start at a time: a large goal is reached in steps, and the host stays usable."""
 
@@ -30,16 +32,19 @@ def replica_actions(
     observed: Observed, settings: Settings, now: float, rng: random.Random
 ) -> Iterator[actions.Action | float]:
     """Actions that bring the replicas of all deployments to their goals, and moments to look again."""
-    promised: list[Held] = []
-    keys = {**observed.targets, **{r.key: None for r in observed.replicas.values()}}
+    # what living replicas hold, and what is promised to those that start now
+    held = [replica.held for replica in observed.replicas.values()]
+    keys = {**observed.targets, **dict.fromkeys(observed.replicas.deployments())}
     # what is freed goes to who has least: an update that had to stop first must not lose its place to a bystander
     for key in sorted(keys, key=lambda key: _share(key, observed)):
         replicas = observed.replicas_of(*key)
         target = observed.targets.get(key)
         app = observed.applications.get(key[0])
         fact = observed.deployments.get(key)
+        if not replicas and target is not None and wanted_count(target, fact) == 0:
+            continue  # at zero, as wanted: there may be thousands of these
         if target is not None and app is not None and fact is not None:
-            yield from _to_goal(target, app, fact, replicas, promised, observed, settings, now, rng)
+            yield from _to_goal(target, app, fact, replicas, held, observed, settings, now, rng)
         else:
             yield from _drain_all(replicas, key, observed)
         for replica in replicas:
@@ -59,14 +64,14 @@ def _to_goal(
     app: ApplicationFact,
     fact: DeploymentFact,
     replicas: list[ReplicaFact],
-    promised: list[Held],
+    held: list[Held],
     observed: Observed,
     settings: Settings,
     now: float,
     rng: random.Random,
 ) -> Iterator[actions.Action | float]:
     wanted = wanted_count(target, fact)
-    scarce = place(target.need, _held(observed), Pool.of(settings)) is None
+    scarce = place(target.need, held, Pool.of(settings)) is None
     proven_at = _proven_at(target, fact, replicas)
     step = next_step(
         replicas,
@@ -85,15 +90,18 @@ def _to_goal(
     count = min(step.start, MAX_STARTING - starting)
     if count > 0:
         reason = f"goal {wanted}, running {running}"
-        yield from _start(count, reason, target, app, fact, promised, observed, settings, now, rng)
+        yield from _start(count, reason, target, app, fact, held, observed, settings, now, rng)
     for replica, reason in step.drain:
         yield _drain(replica, target, reason)
     leaving = {replica.replica_id for replica, _ in step.drain}
+    may_reconfigure = {replica.replica_id for replica in step.reconfigure}
+    told = _but_for_id(target.replica_goal(""))
     for replica in replicas:
         if _awaits_drain(replica):
             yield _drain(replica, target, replica.stop_reason)
-        if replica.replica_id not in leaving and replica.version == target.version:
-            yield from _tell(replica, target, replica in step.reconfigure)
+        is_up_to_date = _but_for_id(replica.start.goal) == told
+        if not is_up_to_date and replica.replica_id not in leaving and replica.version == target.version:
+            yield from _tell(replica, target, replica.replica_id in may_reconfigure)
 
 
 def _proven_at(target: DeploymentTarget, fact: DeploymentFact, replicas: list[ReplicaFact]) -> dict[str, float]:
@@ -110,7 +118,7 @@ def _start(
     target: DeploymentTarget,
     app: ApplicationFact,
     fact: DeploymentFact,
-    promised: list[Held],
+    held: list[Held],
     observed: Observed,
     settings: Settings,
     now: float,
@@ -129,20 +137,14 @@ def _start(
     if fact.failures >= threshold:
         count = 1  # probe with one: a broken version must not burn a whole round of processes at each try
     spawn = is_spawned(target, fact, server)
-    held = [*_held(observed), *promised]
     for _ in range(count):
         placed = place(target.need, held, Pool.of(settings))
         if placed is None:
             return  # the exit of another replica brings us back
         held.append(placed)
-        promised.append(placed)
         fresh = _new_replica(target, server.fork_server_id, observed, settings, now, rng)
         fresh = replace(_on_devices(fresh, placed), was_forked=not spawn, edition=server.edition)
         yield actions.StartReplica(fresh, spawn, reason)
-
-
-def _held(observed: Observed) -> list[Held]:
-    return [replica.held for replica in observed.replicas.values()]
 
 
 def _on_devices(replica: ReplicaFact, placed: Held) -> ReplicaFact:

@@ -68,7 +68,8 @@ def next_step(
     keep = max(reachable - step, 0) if stops_first else target
     place_for_new = max(target - len(old), 0) if stalled else target
     surplus_new = _drain_surplus(new, place_for_new)
-    staying = [replica for replica in new if all(replica is not other for other, _ in surplus_new)]
+    surplus_ids = {replica.replica_id for replica, _ in surplus_new}
+    staying = [replica for replica in new if replica.replica_id not in surplus_ids]
     drain = [*_drain_old(old, staying, keep, unproven), *surplus_new]
     leaving = {replica.replica_id for replica, _ in drain}
     updating = sum(replica.state is ReplicaState.UPDATING for replica in new)

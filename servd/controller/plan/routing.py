@@ -34,7 +34,7 @@ def routing(observed: Observed, leaving: Collection[str]) -> Routing:
     taken = {route.prefix for route in routes}
     starting = {prefix: app for prefix, app in _starting(observed) if prefix not in taken}
     routes += [Route(prefix, _nameless(app), app, is_starting=True) for prefix, app in starting.items()]
-    keys = {*observed.targets, *(replica.key for replica in observed.replicas.values())}
+    keys = {*observed.targets, *observed.replicas.deployments()}
     targets = [_targets_of(key, observed, leaving) for key in sorted(keys)]
     targets += [DeploymentTargets(_nameless(app), app, unavailable=_STARTING) for app in starting.values()]
     building = tuple(sorted(app.name for app in observed.applications.values() if _is_building(app)))

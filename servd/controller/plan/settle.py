@@ -255,7 +255,7 @@ def _check_neighbours(
         moves_away = wants.route_prefix_given and wants.route_prefix != prefix
         if prefix is not None and prefix == other_prefix and not moves_away:
             raise DeployError(f"route prefix {prefix!r} is already used by application {other.name!r}")
-    for key in {*observed.targets, *(r.key for r in observed.replicas.values())}:
+    for key in {*observed.targets, *observed.replicas.deployments()}:
         if key[0] == app.name:
             continue
         for identifier in names.values():
@@ -368,13 +368,14 @@ def _settle_application(app: ApplicationFact, observed: Observed) -> None:
         message = f"Deploying application {app.name} failed. Unhealthy deployments:\n" + "\n".join(texts)
         observed.put(replace(app, settled=DEPLOY_FAILED, message=message))
     elif all(status is DeploymentStatus.HEALTHY for status in statuses.values()):
-        leftover = any(r.app == app.name and r.key not in observed.targets for r in observed.replicas.values())
+        busy = observed.replicas.deployments()
+        leftover = any(key[0] == app.name and key not in observed.targets for key in busy)
         if not leftover:
             observed.put(replace(app, settled=RUNNING, message=""))
 
 
 def _forget_gone(observed: Observed) -> None:
-    busy = {replica.key for replica in observed.replicas.values()}
+    busy = observed.replicas.deployments()
     for key, fact in list(observed.deployments.items()):
         if key not in observed.targets and key not in busy:
             observed.forget(fact)

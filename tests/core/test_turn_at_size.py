@@ -1,0 +1,72 @@
+"""What a turn costs follows from what there is to decide, not from how many deployments share the host."""
+
+from typing import Any
+
+import pytest
+
+from servd.controller.plan import events
+from servd.controller.plan.facts import ReplicaFact, ReplicaTable
+from servd.wire.messages import REPLICA
+from tests.core.build import World, a_build, a_goal, an_app, report
+
+ZERO = {"autoscaling_config": {"min_replicas": 0, "initial_replicas": 0, "max_replicas": 1}}
+
+
+def crowded(deployments: int, **options: Any) -> World:
+    world = World(a_goal(an_app()))
+    names = [f"D{number}" for number in range(deployments)]
+    told: dict[str, Any] = dict.fromkeys(names, options)
+    world.builds["app"] = a_build(*names, **told)
+    return world.run()
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by one entry each time that somebody goes through all replicas."""
+    found: list[int] = []
+
+    def counted(table: ReplicaTable) -> Any:
+        found.append(len(table))
+        return dict.values(table)
+
+    monkeypatch.setattr(ReplicaTable, "values", counted, raising=False)
+    return found
+
+
+def test_all_replicas_are_gone_through_as_often_for_many_deployments_as_for_two(looks: list[int]) -> None:
+    counts = []
+    for deployments in (2, 30):
+        world = crowded(deployments, num_replicas=2)
+        looks.clear()
+        world.turn(events.Exited(REPLICA, world.replicas("D1")[0].replica_id, -9))
+        counts.append(len(looks))
+    assert counts[0] == counts[1]
+
+
+def test_what_is_at_zero_asks_for_no_replicas_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = crowded(30, **ZERO)
+    monkeypatch.setattr("servd.controller.plan.replica_plan.next_step", None)
+    assert not world.turn().actions
+
+
+def test_the_table_finds_the_replicas_of_each_deployment_oldest_first() -> None:
+    world = crowded(3, num_replicas=3)
+    victim = world.replicas("D1")[0]
+    world.turn(events.Exited(REPLICA, victim.replica_id, -9))
+    world.observed.apply(report(world.replicas("D2")[1], ongoing=5), world.now)
+    table = world.observed.replicas
+    for name in ("D0", "D1", "D2"):
+        scanned: list[ReplicaFact] = [fact for fact in table.values() if fact.deployment == name]
+        assert table.of("app", name) == scanned
+        assert len(scanned) == 3
+    assert table.of("app", "D3") == []
+    for fact in table.of("app", "D0"):
+        assert table.pop(fact.replica_id) == fact
+    assert ("app", "D0") not in table.deployments()
+    assert table.pop(victim.replica_id, None) is None
+
+
+def test_the_successor_of_a_dead_replica_is_ordered_first() -> None:
+    world = crowded(1, num_replicas=3)
+    plan = world.turn(events.Exited(REPLICA, world.replicas("D0")[0].replica_id, -9))
+    assert [type(action).__name__ for action in plan.actions] == ["StartReplica", "Publish"]
