@@ -2,11 +2,14 @@
 
 One daemon with many replicas of one light deployment, and one with many deployments that are scaled to zero. Shown is CPU time
 by kind of process, in percent of one core, and descriptors of a proxy; CPU time hardly depends on what else the machine does.
+Replicas are killed as well: shown is how long it takes until a successor exists and until it serves, and what that costs the
+controller.
 """
 
 import argparse
 import json
 import os
+import signal
 import tempfile
 import time
 from collections.abc import Callable
@@ -16,6 +19,7 @@ from typing import Any
 from benchmarks.startup_memory import Machine, Samples, table, until
 
 SETTLE_S = 15.0
+DEATHS = 7
 TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
 LIGHT = """
 from servd import deployment
@@ -74,6 +78,30 @@ def measure(machine: Machine, title: str, seconds: float, note: Note) -> None:
     note(f"{title}: whole daemon, % of a core", sum(shares.values()))
 
 
+def children_of(pid: int) -> set[int]:
+    """Living children of a process's main thread."""
+    return set(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+
+
+def kill_some(machine: Machine, title: str, note: Note) -> None:
+    """Kill replicas, one after the other, and note how fast each is replaced."""
+    pids = {kind: pid for kind, pid in machine.processes() if kind in ("controller", "fork_server")}
+    logs = Path(machine.state_dir, "logs", "serve")
+    for _ in range(DEATHS):
+        before, files = children_of(pids["fork_server"]), set(os.listdir(logs))
+        spent_before, begin = cpu_s(pids["controller"]), time.perf_counter()
+        os.kill(sorted(before)[len(before) // 2], signal.SIGKILL)
+        forked = until(lambda known=before: bool(children_of(pids["fork_server"]) - known), begin)  # type: ignore[misc]
+        note(f"{title}: a death until its successor is forked, ms", forked * 1000)
+        until(lambda known=files: bool(set(os.listdir(logs)) - known), begin)  # type: ignore[misc]
+        fresh = max(set(os.listdir(logs)) - files)
+        serves = until(lambda file=logs / fresh: "replica_running" in file.read_text(), begin)  # type: ignore[misc]
+        note(f"{title}: a death until its successor serves, ms", serves * 1000)
+        # what is behind it comes to an end as well
+        time.sleep(1.0)
+        note(f"{title}: CPU of the controller for a death, ms", (cpu_s(pids["controller"]) - spent_before) * 1000)
+
+
 def status_of(machine: Machine) -> str:
     """Status of the application, "" while there is none."""
     code, body = machine.ask("GET", "/api/servd/v1/status")
@@ -108,7 +136,8 @@ def many_replicas(count: int, seconds: float, note: Note) -> None:
             served(machine, LIGHT, count)
             measure(machine, f"{count} replicas", seconds, note)
             proxy = next(pid for kind, pid in machine.processes() if kind == "proxy")
-            note(f"{count} replicas: descriptors of a proxy", len(os.listdir(f"/proc/{proxy}/fd")))
+            note(f"{count} replicas: descriptors of a proxy, a replica", len(os.listdir(f"/proc/{proxy}/fd")) / count)
+            kill_some(machine, f"{count} replicas", note)
         finally:
             machine.stop()
 

@@ -4,22 +4,24 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Iterable
+from operator import attrgetter
 from typing import Any
 
-from servd.calls.circles import circle, knot
-from servd.calls.outgoing import CallTicket, Outgoing
+from servd.calls.circles import knot
+from servd.calls.outgoing import CallTicket, Outgoing, circle_of
 from servd.calls.replica_peer import ReplicaPeer, Router
 from servd.calls.request_context import RequestContext
 from servd.calls.request_router import AfterLoss, Candidate, RequestRouter, RetryBudget, after_loss
-from servd.exceptions import ReplicaDiedError, ServdError, TransportError
+from servd.exceptions import ReplicaDiedError, TransportError
 from servd.ground.clock import SystemClock
-from servd.ground.settings import variable
+from servd.ground.settings import max_retries_setting
 from servd.observability.measures import handle_families, queue_families
+from servd.wire.caller_link import LinkWatch
 from servd.wire.messages import DeploymentTargets, MetricFamily, Routing
 from servd.wire.records import CANCEL, CLAIM, DECLINE, WANT
 
-DEFAULT_MAX_RETRIES = 3
 _TURN_S = 1.0
+_number = attrgetter("number")
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +33,7 @@ class Caller:
         identity: who calls, for logs.
         on_subscribe: called with all full names that calls went to, when one is new.
         on_applied: called with the generation of each routing once the tables hold exactly that.
-        on_waiting: called when a first request waits for a deployment without any replica.
+        on_waiting: called when a request waits for a deployment for which none did, with the deployment's router.
     """
 
     def __init__(
@@ -41,7 +43,7 @@ class Caller:
         on_subscribe: Callable[[tuple[str, ...]], None],
         on_applied: Callable[[int], None] | None = None,
         rng: random.Random | None = None,
-        on_waiting: Callable[[], None] | None = None,
+        on_waiting: Callable[[Router], None] | None = None,
     ) -> None:
         self.loop = loop
         self._identity = identity
@@ -52,6 +54,7 @@ class Caller:
         self._routers: dict[str, Router] = {}
         self._subscribed: set[str] = set()
         self._doubted: set[str] = set()
+        self.watch = LinkWatch(loop)
         self._sent = self._last_id = 0
         self._budget = RetryBudget()
         self._now = SystemClock().now
@@ -61,7 +64,9 @@ class Caller:
         self._calls: dict[tuple[str, str], int] = {}
         self._apps: dict[str, str] = {}
         self.max_retries = max_retries_setting()
-        self._timer = loop.call_later(_TURN_S, self._turn)
+        self._noted = 0
+        # runs while there is something to do: many callers do nothing
+        self._timer: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
         return f"Caller({self._identity}, {list(self._routers.values())}, sent={self._sent})"
@@ -112,6 +117,7 @@ class Caller:
     def _ask_again(self, deployment: str) -> None:
         # news that are under way name the deployment; what comes after them does not, and then comes the answer
         self._doubted.add(deployment)
+        self._turn_later()
         self._subscribed.remove(deployment)
         self._on_subscribe(self.subscriptions())
         self._subscribed.add(deployment)
@@ -152,6 +158,8 @@ class Caller:
 
     def submit(self, call: Outgoing, router: Router) -> None:
         """Send a request, or let it wait; everything that happens to it is told to `call`."""
+        if self._timer is None:
+            self._turn_later()
         self._sent += 1
         call.number = self._sent
         call.router = router
@@ -195,13 +203,15 @@ class Caller:
 
     def close(self) -> None:
         """Close all links; whatever is under way fails."""
-        self._timer.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
         for peer in self._leaving:
             peer.close()
         for router in self._routers.values():
             for candidate in router.announced.values():
                 if candidate.peer is not None:
                     candidate.peer.close()
+        self.watch.close()
 
     def on_offer(self, peer: ReplicaPeer) -> None:
         """A replica holds a slot for the oldest waiting request."""
@@ -224,7 +234,7 @@ class Caller:
     def refuse_circles(self, router: Router) -> None:
         """Refuse what waits for slots that are held on its own behalf."""
         for call in list(router.line):
-            refused = _circle(call)
+            refused = circle_of(call)
             if refused is not None:
                 router.line.remove(call)
                 call.on_failure(refused)
@@ -250,6 +260,7 @@ class Caller:
         )
         peer.router.drop(peer.candidate)
         peer.candidate.peer = None
+        self._turn_later()
         pending, peer.pending = peer.pending, {}
         for call in sorted(pending.values(), key=_number):
             try:
@@ -300,12 +311,13 @@ class Caller:
     def _wait(self, call: Outgoing) -> None:
         router = call.router
         call.waits_since = self._now()
-        refused = _circle(call) or router.admit_to_line(call)
+        refused = circle_of(call) or router.admit_to_line(call)
         if refused is not None:
             call.on_failure(refused)
-        elif self._on_waiting is not None and len(router.line) == 1 and not router.candidates:
-            self._on_waiting()
-        elif isinstance(call, CallTicket) and any(c.replica_id in call.context.ancestors for c in router.candidates):
+            return
+        if self._on_waiting is not None and len(router.line) == 1:
+            self._on_waiting(router)
+        if isinstance(call, CallTicket) and any(c.replica_id in call.context.ancestors for c in router.candidates):
             self._untie(router)
 
     def _untie(self, router: Router) -> None:
@@ -331,6 +343,7 @@ class Caller:
             if candidate.peer is not None:
                 if candidate.peer.pending:
                     self._leaving.append(candidate.peer)
+                    self._turn_later()
                 candidate.peer.retire()
         for candidate in new:
             self._connect(router, candidate)
@@ -342,6 +355,7 @@ class Caller:
         except TransportError as error:
             # `_turn` tries again; requests go to the others meanwhile, or wait
             router.drop(candidate)
+            self._turn_later()
             if not self._is_short:
                 self._is_short = True
                 logger.warning("replica_not_connected replica=%s reason=%s", candidate.replica_id, error)
@@ -359,10 +373,19 @@ class Caller:
                 call.on_failure(refused)
         self.refuse_circles(router)
 
+    def _turn_later(self) -> None:
+        if self._timer is None:
+            self._timer = self.loop.call_later(_TURN_S, self._turn)
+
     def _turn(self) -> None:
-        self._timer = self.loop.call_later(_TURN_S, self._turn)
+        self._timer = None
+        if self._sent != self._noted:
+            self._turn_later()
+        self._noted = self._sent
         self._budget.note(self._sent, self.loop.time())
         self._leaving = [peer for peer in self._leaving if peer.pending]
+        if self._leaving:
+            self._turn_later()
         for deployment in sorted(self._doubted):
             # the controller was replaced in between, say
             self._ask_again(deployment)
@@ -373,28 +396,3 @@ class Caller:
                     fresh = Candidate(candidate.replica_id, candidate.address, candidate.model_ids)
                     router.revive(fresh)
                     self._connect(router, fresh)
-
-
-def _circle(call: Outgoing) -> ServdError | None:
-    if not isinstance(call, CallTicket) or not call.context.ancestors:
-        return None
-    router = call.router
-    if router.targets.may_grow:
-        return None
-    return circle(router.deployment, router.limits(), call.context.ancestors)
-
-
-def _number(call: Outgoing) -> int:
-    return call.number
-
-
-def max_retries_setting() -> int:
-    """Retries of an accepted request after its replica died.
-
-    Raises:
-        ValueError: the environment variable is negative or no number.
-    """
-    retries = int(variable("HTTP_REQUEST_MAX_RETRIES", str(DEFAULT_MAX_RETRIES)))
-    if retries < 0:
-        raise ValueError("SERVD_HTTP_REQUEST_MAX_RETRIES must not be negative")
-    return retries

@@ -5,10 +5,11 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator
 from typing import Any, Protocol
 
+from servd.calls.circles import circle
 from servd.calls.request_context import RequestContext
 from servd.calls.request_router import RequestRouter
-from servd.exceptions import RemoteFailure, RequestCancelledError
-from servd.wire.link import CallerLink
+from servd.exceptions import RemoteFailure, RequestCancelledError, ServdError
+from servd.wire.caller_link import CallerLink
 from servd.wire.records import CALL, CREDIT_BYTES, STREAM, Outbox
 
 _GRANT_BYTES = CREDIT_BYTES // 4
@@ -273,3 +274,13 @@ class CallTicket(Outgoing):
             where = "waiting for a replica" if self.peer is None else "in the called code"
             self._cancel(self)
             self._finish(TimeoutError(f"the time limit of the request passed {where} ({self._method})"))
+
+
+def circle_of(call: Outgoing) -> ServdError | None:
+    """Why the call can never run, None if it may: those it is made for hold every slot of its deployment."""
+    if not isinstance(call, CallTicket) or not call.context.ancestors:
+        return None
+    router = call.router
+    if router.targets.may_grow:
+        return None
+    return circle(router.deployment, router.limits(), call.context.ancestors)

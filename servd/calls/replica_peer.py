@@ -1,6 +1,5 @@
 """One replica as a caller sees it: the link, the requests that are there, and what each of its records means to them."""
 
-import asyncio
 import logging
 import random
 from typing import Any, Protocol
@@ -8,7 +7,7 @@ from typing import Any, Protocol
 from servd.calls.outgoing import Outgoing
 from servd.calls.request_router import Candidate, RequestRouter
 from servd.wire.began import BeganReader
-from servd.wire.link import CallerLink
+from servd.wire.caller_link import CallerLink, LinkWatch
 from servd.wire.records import (
     ACCEPTED,
     BODY,
@@ -35,7 +34,7 @@ Router = RequestRouter[Outgoing]
 class Owner(Protocol):
     """What a peer tells the `Caller` that it belongs to."""
 
-    loop: asyncio.AbstractEventLoop
+    watch: LinkWatch
 
     def on_offer(self, peer: "ReplicaPeer") -> None:
         """A replica holds a slot for the oldest waiting request."""
@@ -70,8 +69,9 @@ class ReplicaPeer:
         self.is_retired = False
         self.told_id = 0
         key = random.getrandbits(63) | 1
+        # the link first: where there is no descriptor for it, nothing is left open
+        self.link = CallerLink(owner.watch, candidate.address, self._on_records, self._on_lost)
         self._began = BeganReader(candidate.address, key)
-        self.link = CallerLink(owner.loop, candidate.address, self._on_records, self._on_lost)
         self.link.send((HELLO, key))
 
     def __repr__(self) -> str:

@@ -181,6 +181,12 @@ class Executor:
         if goal.drain:
             self._server.after_acknowledged(_ACKNOWLEDGE_S, lambda: self._server.send(REPLICA, fact.replica_id, goal))
 
+    def greet_again(self) -> None:
+        """Tell all replicas their goals once more: each looks then whether its own socket is still there."""
+        for fact in self._observed.replicas.values():
+            if self._server.is_connected(REPLICA, fact.replica_id):
+                self.greet_replica(fact)
+
     def _kill_replica(self, replica_id: str) -> None:
         self._lines.withdraw(replica_id)
         if not self._supervisor.kill((REPLICA, replica_id)):

@@ -141,6 +141,7 @@ class _Controller:
         self._local_admins: asyncio.Queue[socket.socket] = asyncio.Queue()
         self._moving: set[asyncio.Task[None]] = set()
         self._to_daemon: DaemonChannel
+        self._executor: Executor
         self._metrics: MetricsDesk
         self._facts: FactStore
 
@@ -178,6 +179,7 @@ class _Controller:
             news.upgraded,
         )
         executor = Executor(loop, settings, observed, supervisor, server, lines, channel, control.emit, self._devices)
+        self._executor = executor
         stacks = StackRequests(loop, lambda replica_id, wish: server.send(REPLICA, replica_id, wish))
         metrics = self._metrics = self._metrics_desk(server, observed)
         news.start(executor, supervisor, server, stacks, metrics)
@@ -248,6 +250,7 @@ class _Controller:
         self._moving.add(task)
         task.add_done_callback(self._moving.discard)
         self._local_admins.put_nowait(local_admin)
+        self._executor.greet_again()
         # they lay beside the sockets, and the next controller needs them
         self._facts.save({})
         self._wanted.set()

@@ -12,6 +12,7 @@ DEFAULT_HTTP_HOST = "127.0.0.1"
 DEFAULT_HTTP_PORT = 8000
 DEFAULT_ADMIN_HOST = "127.0.0.1"
 DEFAULT_ADMIN_PORT = 52365
+DEFAULT_MAX_RETRIES = 3
 MAX_SOCKET_PATH_BYTES = 107
 SPEAKER = "servd: "
 """Begin of the lines that the daemon says to people."""
@@ -77,6 +78,18 @@ def variable(name: str, default: str) -> str:
         if value is not None:
             return value
     return default
+
+
+def max_retries_setting() -> int:
+    """Retries of an accepted request after its replica died.
+
+    Raises:
+        ValueError: the environment variable is negative or no number.
+    """
+    retries = int(variable("HTTP_REQUEST_MAX_RETRIES", str(DEFAULT_MAX_RETRIES)))
+    if retries < 0:
+        raise ValueError("SERVD_HTTP_REQUEST_MAX_RETRIES must not be negative")
+    return retries
 
 
 FORK_SERVER_FILE = "fork_server.log"

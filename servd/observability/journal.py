@@ -48,6 +48,10 @@ _NOTES_AT_ONCE = 256
 _TABLE_TENTHS = 2000
 
 
+def _never() -> bool:
+    return False
+
+
 def _bucket_of(tenths: int) -> int:
     # a latency is somewhere between its tenths and one more
     return bisect_left(LATENCY_BOUNDS_MS, (tenths + 1) / 10)
@@ -183,10 +187,12 @@ class Journal:
         access: None writes no lines.
         counts: False keeps no series; by default `SERVD_METRICS=0` asks for none.
         read: makes notes of what was appended to `noted`, where that is something else.
+        is_idle: whether nothing is under way that could be noted. The journal rests then, until `resume`.
 
     Attributes:
         now: gives monotonic seconds.
         is_on: somebody wants the notes.
+        is_resting: `resume` must be called before something is noted.
         noted: what is not settled yet. Append to it, or call `note`.
     """
 
@@ -194,6 +200,7 @@ class Journal:
         "_access",
         "_clock",
         "_counts",
+        "_is_idle",
         "_is_writing",
         "_lock",
         "_loop",
@@ -206,6 +213,7 @@ class Journal:
         "_start",
         "_wall_offset",
         "is_on",
+        "is_resting",
         "noted",
         "now",
     )
@@ -218,9 +226,12 @@ class Journal:
         counts: bool | None = None,
         clock: Clock | None = None,
         read: Callable[[list[Any]], list[Note]] = list,
+        is_idle: Callable[[], bool] = _never,
     ) -> None:
         self._loop = loop
         self._read = read
+        self._is_idle = is_idle
+        self.is_resting = False
         self._access = access
         self._counts = is_on("METRICS", "1") if counts is None else counts
         self._clock = clock or SystemClock()
@@ -264,6 +275,12 @@ class Journal:
         self.settle()
         return self._series.copy() if self._counts else {}
 
+    def resume(self) -> None:
+        """Something begins that will be noted."""
+        if self.is_resting:
+            self.is_resting = False
+            self._on_time()
+
     def settle(self) -> None:
         """Count and write everything that was noted."""
         while self.noted:
@@ -288,6 +305,9 @@ class Journal:
             self._settle_some()
         # so often that few wait: many would push other things out of the processor's cache
         self._period_s = min(self._period_s * _NOTES_AT_ONCE / (2 * count), _SETTLE_S) if count else _SETTLE_S
+        if not self.noted and self._is_idle():
+            self.is_resting = True
+            return
         self._loop.call_later(self._period_s, self._on_time)
 
     def _count(self, batch: list[Note]) -> None:

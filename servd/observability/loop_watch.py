@@ -107,12 +107,20 @@ class LoopWatch:
     def __repr__(self) -> str:
         return f"LoopWatch(waiting={self._is_waiting}, asked_at={self._asked_at:.3f})"
 
-    def look(self, now: float) -> str:
+    @property
+    def is_waiting(self) -> bool:
+        """The loop was asked and has not answered yet."""
+        return self._is_waiting
+
+    def look(self, now: float, *, asks: bool = True) -> str:
         """ "" while the loop turns, else how long it is stuck, where, and the stack of its thread.
 
         Args:
             now: monotonic seconds; to be called several times within `stuck_after_s`.
+            asks: ask the loop once more if it has answered.
         """
+        if not self._is_waiting and not asks:
+            return ""
         if not self._is_waiting:
             self._asked_at = now
             self._is_waiting = True

@@ -11,6 +11,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from servd.calls.caller import Caller
+from servd.calls.replica_peer import Router
 from servd.daemon.tls import Certificate
 from servd.ground import event_loop, process
 from servd.ground.edition import own_edition
@@ -81,7 +82,7 @@ class Proxy:
         self._loop = asyncio.get_running_loop()
         # now, and not at each greeting: there may be no descriptor to look it up with then
         self._ticks = start_ticks(os.getpid())
-        self._caller = Caller(self._loop, start.proxy_id, _nothing, self._on_applied, on_waiting=self._report_queues)
+        self._caller = Caller(self._loop, start.proxy_id, _nothing, self._on_applied, on_waiting=self._on_waiting)
         self._journal = Journal(self._loop, access)
         self._journal.configure(logs.configure({}))
         self._lag = LoopLag(self._journal.now)
@@ -185,6 +186,11 @@ class Proxy:
     def _on_applied(self, generation: int) -> None:
         self._generation = generation
         self._link.send(CallerReport(generation, self._caller.queued()))
+
+    def _on_waiting(self, router: Router) -> None:
+        # what a replica frees in a moment is no news; what no replica is there for is
+        if not router.candidates:
+            self._report_queues()
 
     def _report_queues(self) -> None:
         self._queued = self._caller.queued()

@@ -60,6 +60,11 @@ class HealthChecks:
     def __repr__(self) -> str:
         return f"HealthChecks(failures={self._failures}, every={self._period_s}s, limit={self._timeout_s}s)"
 
+    @property
+    def asks_main_loop(self) -> bool:
+        """Whether a check that succeeds shows that the main loop turns."""
+        return self._check is None or inspect.iscoroutinefunction(self._check)
+
     async def first(self) -> None:
         """The check that ends the start-up; raises what it raises."""
         if self._check is not None:
@@ -113,7 +118,7 @@ class HealthChecks:
 
     async def _begin(self) -> None:
         if self._check is None:
-            await _ended(self._main_loop, _sign_of_life)
+            await _sign_of_life(self._main_loop)
         elif inspect.iscoroutinefunction(self._check):
             await _ended(self._main_loop, self._check)
         else:
@@ -124,8 +129,11 @@ class HealthChecks:
                 await _ended(self._main_loop, lambda: result)
 
 
-async def _sign_of_life() -> None:
-    pass
+async def _sign_of_life(main_loop: asyncio.AbstractEventLoop) -> None:
+    loop = asyncio.get_running_loop()
+    heard: asyncio.Future[None] = loop.create_future()
+    main_loop.call_soon_threadsafe(loop.call_soon_threadsafe, _settle, heard, None, None)
+    await heard
 
 
 async def _ended(main_loop: asyncio.AbstractEventLoop, function: Callable[[], Any]) -> None:

@@ -29,7 +29,7 @@ from servd.replica.notes import noter, read_notes
 from servd.replica.server import ReplicaServer
 from servd.replica.user_callable import UserCallable
 from servd.replica.warden import Warden
-from servd.wire import link
+from servd.wire import sockets
 from servd.wire.began import remove_files
 from servd.wire.messages import MetricFamily, ReplicaGoal, ReplicaStart, Routing
 
@@ -74,9 +74,15 @@ class Replica:
         self._clock = SystemClock()
         self._lag = LoopLag(self._clock.now)
         self._warden = Warden(start, self._loop, self, lifetime_fd, self._lag)
-        self._caller = Caller(self._loop, start.replica_id, self._warden.subscribe, self._warden.routing_applied)
+        self._caller = Caller(
+            self._loop,
+            start.replica_id,
+            self._warden.subscribe,
+            self._warden.routing_applied,
+            on_waiting=lambda _: self._warden.rouse(),
+        )
         self._queued: dict[str, int] = {}
-        self._journal = Journal(self._loop, access, clock=self._clock, read=read_notes)
+        self._journal = Journal(self._loop, access, clock=self._clock, read=read_notes, is_idle=self._is_idle)
         self._journal.configure(logs.configure(start.goal.logging_config))
 
     def __repr__(self) -> str:
@@ -171,6 +177,7 @@ class Replica:
             app=start.app,
             replica_id=start.replica_id,
             on_cancelled=self._caller.cancel_calls_of,
+            on_records=self._rouse,
             cancel_on_disconnect=start.goal.cancel_on_disconnect,
         )
         self._server.start()
@@ -193,7 +200,7 @@ class Replica:
         self._warden.send_metrics()
         self._server.close(_LINGER_S)
         self._caller.close()
-        link.finish()
+        sockets.finish()
         remove_files(self._start.address)
         self._warden.flush()
 
@@ -203,6 +210,14 @@ class Replica:
     def ongoing(self) -> int:
         """Admitted requests."""
         return 0 if self._server is None else self._server.ongoing
+
+    def _is_idle(self) -> bool:
+        return not self.ongoing
+
+    def _rouse(self) -> None:
+        """Callers have said something, maybe a request."""
+        self._warden.rouse()
+        self._journal.resume()
 
     def queued(self) -> dict[str, int]:
         """Calls that wait for a replica, per deployment."""

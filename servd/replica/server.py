@@ -59,7 +59,7 @@ class ReplicaServer:
         cancel_on_disconnect: cancel handlers whose caller took the request back.
         replica_id: of this replica, for calls that run in circles.
         on_cancelled: called with the context of a request whose handler was cancelled: the calls it made end too.
-        on_change: called after each change of the counts; keep it cheap.
+        on_records: called after what a caller sent was taken in; keep it cheap.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class ReplicaServer:
         replica_id: str = "",
         cancel_on_disconnect: bool = True,
         on_cancelled: Callable[[RequestContext], None] | None = None,
-        on_change: Callable[[], None] | None = None,
+        on_records: Callable[[], None] | None = None,
     ) -> None:
         self._loop = loop
         self._address = address
@@ -86,7 +86,7 @@ class ReplicaServer:
         self.admission: Admission[CallerPeer] = Admission(limit)
         self._limit = limit
         self._is_held = False
-        self._on_change = on_change
+        self._on_heard = on_records
         self._link: ReplicaLink | None = None
         self._paths: dict[bytes, str] = {}
         self._origins: dict[bytes, tuple[Any, Any, str, str, str]] = {}
@@ -182,6 +182,8 @@ class ReplicaServer:
                 if self.admission.running > running:
                     self._release()
                 raise
+        if self._on_heard is not None:
+            self._on_heard()
         if peer.newest != peer.newest_said and not peer.is_due:
             peer.link.schedule(peer)
 
@@ -367,8 +369,6 @@ class ReplicaServer:
         if not admission.running and self._idle is not None:
             self._idle.set_result(None)
             self._idle = None
-        if self._on_change is not None:
-            self._on_change()
 
     def _make_offers(self) -> None:
         while (peer := self.admission.next_offer()) is not None:

@@ -11,6 +11,7 @@ from typing import Any
 from servd.exceptions import HostLimitError
 from servd.ground.clock import SystemClock
 from servd.ground.host_limits import told
+from servd.observability.loop_watch import blocked
 
 _now = SystemClock().now
 
@@ -117,6 +118,27 @@ class SyncThreads:
             return
         # an error as a value too: a future cannot carry each one
         job.result.set_result((value, error))
+
+
+class ThreadsWatch:
+    """Whether sync handlers come and go, seen from another thread. occupied: as `SyncThreads.occupied`."""
+
+    def __init__(self, occupied: Callable[[], tuple[float, int] | None]) -> None:
+        self._occupied = occupied
+
+    def __repr__(self) -> str:
+        return f"ThreadsWatch({self._occupied()})"
+
+    def stuck(self, limit_s: float) -> str:
+        """ "" unless every thread has been at one job for `limit_s`, else for how long, and where the oldest is."""
+        occupied = self._occupied()
+        age_s = 0.0 if occupied is None else _now() - occupied[0]
+        return "" if occupied is None or age_s < limit_s else blocked(occupied[1], age_s)
+
+    def verdict(self, timeout_s: float, *, is_wanted: bool) -> str:
+        """Why they make their replica unwell: none comes free, and requests wait for one."""
+        stack = self.stuck(timeout_s) if is_wanted else ""
+        return f"requests wait, and no thread of sync handlers comes free: {stack.splitlines()[0]}" if stack else ""
 
 
 class _Job:

@@ -1,27 +1,27 @@
-"""The warden: a replica's second thread, with a loop of its own that stays alive while user code blocks the
-main one.
-"""
+"""The warden: a replica's second thread, with a loop of its own that stays alive while user code blocks the main one."""
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 import os
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 from servd.ground import descendants, settings
-from servd.ground.clock import SystemClock
 from servd.ground.edition import own_edition
 from servd.ground.event_loop import run
 from servd.ground.pidfd import start_ticks
-from servd.ground.process import watch_lifetime
+from servd.ground.process import resident_bytes, watch_lifetime
 from servd.ground.states import ReplicaPhase
-from servd.observability.loop_watch import LoopWatch, blocked, stacks
+from servd.observability.loop_watch import LoopWatch, stacks
 from servd.observability.measures import LoopLag
 from servd.replica.health import HealthChecks
 from servd.replica.lost_waits import LostWaits
+from servd.replica.sync_threads import ThreadsWatch
 from servd.wire.began import remove_files
 from servd.wire.control_link import ControlLink
 from servd.wire.doorstep import Doorstep
@@ -40,12 +40,17 @@ from servd.wire.messages import (
     Subscribe,
 )
 
+IDLE_PERIOD_S = 12.0
+"""How often at least to look at a replica that has nothing to do; whatever begins ends the pause, and so does a health check."""
+
 SIGN_OF_LIFE_S = 5.0
+"""After so long without a report the next look sends one."""
+
 STUCK_AFTER_S = 5.0
 """A main loop that did not turn for so long is diagnosed."""
 
 ADDRESS_PERIOD_S = 1.0
-"""How often to look whether the replica's socket is still there, and descriptors for those who connect."""
+"""How often at most to look whether the replica's socket is still there, and descriptors for those who connect."""
 
 EARLY_END_S = 1.0
 """How long the main thread may take to notice that its start is to end."""
@@ -57,54 +62,43 @@ logger = logging.getLogger(__name__)
 
 
 class Ward(Protocol):
-    """What the warden guards: the main thread's side. All of it is called on the main loop but the counts."""
+    """The main thread's side. All of it is called on the main loop but the counts."""
 
     @property
     def ongoing(self) -> int:
         """Admitted requests; read from the warden's thread."""
-        ...
 
     def queued(self) -> dict[str, int]:
         """Calls of this process that wait for a replica, per deployment; read from the warden's thread."""
-        ...
 
     def metrics(self) -> list[MetricFamily]:
         """What was counted; called on the warden's thread."""
-        ...
 
     def set_goal(self, goal: ReplicaGoal) -> None:
         """The controller's present goal."""
-        ...
 
     def apply_routing(self, routing: Routing) -> None:
         """The controller's present routing."""
-        ...
 
     def occupied(self) -> tuple[float, int] | None:
         """Since when every thread of sync handlers is at one job, and the longest at it; read from the warden's thread."""
-        ...
 
     @property
     def is_wanted(self) -> bool:
         """Whether requests wait for this very replica; read from the warden's thread."""
-        ...
 
     def hold(self, is_held: bool) -> None:
         """Whether requests can get nowhere here now: they had better go elsewhere."""
-        ...
 
     @property
     def can_end_early(self) -> bool:
         """Whether its start could be broken off so that the instance is told; read from the warden's thread."""
-        ...
 
     def address_is_gone(self) -> None:
         """The replica's socket was removed, and its directory can take another."""
-        ...
 
     def lifetime_ended(self) -> None:
         """The daemon is gone: drain now."""
-        ...
 
 
 class Warden:
@@ -127,8 +121,11 @@ class Warden:
         self._main_loop = main_loop
         self._ward = ward
         self._lifetime_fd = lifetime_fd
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop: asyncio.AbstractEventLoop
         self._is_up = threading.Event()
+        self._is_resting = False
+        self._roused = asyncio.Event()
+        self._asks_main = True
         self._thread = threading.Thread(target=self._serve, name="warden", daemon=True)
         self._report = ReplicaReport(start.replica_id, ReplicaPhase.STARTING)
         self._said: ReplicaReport | None = None
@@ -137,7 +134,7 @@ class Warden:
         self._caller_report: CallerReport | None = None
         self._caller_said: CallerReport | None = None
         self.health: HealthChecks | None = None
-        self._own_process: Any = None
+        self._threads = ThreadsWatch(ward.occupied)
         self._are_threads_stuck = False
         self._address_at = 0.0
         self._doorstep = Doorstep(start.address)
@@ -161,6 +158,13 @@ class Warden:
         self._thread.start()
         self._is_up.wait()
 
+    def rouse(self) -> None:
+        """Something has begun, and the ward's counts show it: look often from now on."""
+        if self._is_resting:
+            self._is_resting = False
+            # not at once: what has begun has the interpreter to itself first
+            self._in_loop(self._loop.call_later, self.report_period_s, self._roused.set)
+
     def report(self, **changes: Any) -> None:
         """Change fields of the report and send it."""
         self._in_loop(self._change, changes)
@@ -175,7 +179,6 @@ class Warden:
 
     async def first_check(self, check: Callable[[], Any] | None) -> None:
         """Run the check that ends the start-up; raises what it raises. To be awaited on the main loop."""
-        assert self._loop is not None
         goal = self._start.goal
         self.health = HealthChecks(
             self._main_loop,
@@ -183,7 +186,7 @@ class Warden:
             self._on_verdict,
             period_s=goal.health_check_period_s,
             timeout_s=goal.health_check_timeout_s,
-            further=self._threads_verdict,
+            further=lambda timeout_s: self._threads.verdict(timeout_s, is_wanted=self._ward.is_wanted),
         )
         if check is not None:
             await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self.health.first(), self._loop))
@@ -191,7 +194,6 @@ class Warden:
     def watch_health(self) -> None:
         """Check periodically from now on; `first_check` comes before."""
         assert self.health is not None
-        assert self._loop is not None
         asyncio.run_coroutine_threadsafe(self.health.run(), self._loop)
 
     def set_health_times(self, period_s: float, timeout_s: float) -> None:
@@ -205,40 +207,30 @@ class Warden:
 
     def flush(self, limit_s: float = 1.0) -> None:
         """Send what is not sent yet; blocks the calling thread, for `limit_s` at most."""
-        assert self._loop is not None
         try:
             asyncio.run_coroutine_threadsafe(self._flush(limit_s), self._loop).result(limit_s + 1.0)
         except TimeoutError:
             logger.warning("report_not_flushed")
 
-    def _in_loop(self, function: Callable[..., None], *args: Any) -> None:
-        assert self._loop is not None
+    def _in_loop(self, function: Callable[..., object], *args: Any) -> None:
         self._loop.call_soon_threadsafe(function, *args)
 
     def _in_main(self, function: Callable[..., None], *args: Any) -> None:
-        try:
+        # else the main loop has ended, and the process is about to
+        with contextlib.suppress(RuntimeError):
             self._main_loop.call_soon_threadsafe(function, *args)
-        except RuntimeError:
-            # the main loop has ended, and the process is about to
-            pass
 
     def _serve(self) -> None:
         run(self._main())
 
     async def _main(self) -> None:
         loop = self._loop = asyncio.get_running_loop()
-        watch_lifetime(
-            loop,
-            self._lifetime_fd,
-            lambda: self._in_main(self._ward.lifetime_ended),
-            at_limit=self._cut_off,
-        )
+        on_end = partial(self._in_main, self._ward.lifetime_ended)
+        watch_lifetime(loop, self._lifetime_fd, on_end, at_limit=self._cut_off)
         line = asyncio.create_task(self._link.run())
         self._is_up.set()
         while not line.done():
-            await asyncio.sleep(self.report_period_s)
-            if loop.time() - self._said_at > SIGN_OF_LIFE_S:
-                self._said = None
+            await self._pause()
             if not self._report.lost_wait:
                 self._look_at_main_loop(loop.time())
                 self._look_at_lost_waits(loop.time())
@@ -247,8 +239,31 @@ class Warden:
                 self._doorstep.look()
                 self._look_at_address()
             self._look_at_memory()
+            if loop.time() - self._said_at > SIGN_OF_LIFE_S:
+                self._said = None
             self._send()
         line.result()
+
+    async def _pause(self) -> None:
+        # before the question: what begins after the answer finds that it rests, and rouses it
+        self._is_resting = True
+        if self._is_still() and not self._watch.is_waiting:
+            self._roused.clear()
+            self._asks_main = True
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(IDLE_PERIOD_S):
+                    await self._roused.wait()
+            self._is_resting = False
+            return
+        self._is_resting = False
+        await asyncio.sleep(self.report_period_s)
+
+    def _is_still(self) -> bool:
+        """Whether nothing is under way that a look may find, and the controller knows the last of it."""
+        self._count()
+        is_said = self._report == self._said and self._caller_report == self._caller_said
+        is_well = self._report.phase == ReplicaPhase.RUNNING and not self._report.stack
+        return is_said and is_well and not self._report.ongoing and not self._ward.queued()
 
     def _cut_off(self) -> None:
         remove_files(self._start.address)
@@ -271,6 +286,9 @@ class Warden:
                 if not self._ward.can_end_early:
                     self._leave_start()
                 asyncio.get_running_loop().call_later(EARLY_END_S, self._leave_start)
+            # it comes once more where the daemon's own sockets were removed
+            self._address_at = 0.0
+            self._roused.set()
             self._in_main(self._ward.set_goal, message)
         elif isinstance(message, Routing):
             self._in_main(self._ward.apply_routing, message)
@@ -306,22 +324,26 @@ class Warden:
         if failures:
             logger.warning("health_check_failed failures=%d message=%s", failures, message)
         self._change({"health_failures": failures, "health_message": message})
+        # one thing more while this thread is awake; the main loop may just have shown that it turns
+        self._asks_main = bool(failures) or self.health is None or not self.health.asks_main_loop
+        self._roused.set()
 
-    def _send(self) -> None:
-        if self._report.ongoing != self._ward.ongoing:
-            self._report = dataclasses.replace(self._report, ongoing=self._ward.ongoing)
+    def _count(self) -> None:
+        """Take the ward's counts into the reports; it changes them in the midst of this."""
+        if (ongoing := self._ward.ongoing) != self._report.ongoing:
+            self._report = dataclasses.replace(self._report, ongoing=ongoing)
         # a replica without multiplexed methods never loads that module
         multiplex = sys.modules.get("servd.app.model_pool")
         if multiplex is not None and self._report.model_ids != (held := multiplex.loaded_model_ids()):
             self._report = dataclasses.replace(self._report, model_ids=held)
+        if self._caller_report is not None and (queued := self._ward.queued()) != self._caller_report.queued:
+            self._caller_report = dataclasses.replace(self._caller_report, queued=queued)
+
+    def _send(self) -> None:
+        self._count()
         if self._report != self._said and self._link.send(self._report):
             self._said = self._report
             self._said_at = asyncio.get_running_loop().time()
-        if self._caller_report is None:
-            return
-        queued = self._ward.queued()
-        if queued != self._caller_report.queued:
-            self._caller_report = dataclasses.replace(self._caller_report, queued=queued)
         if self._caller_report != self._caller_said and self._link.send(self._caller_report):
             self._caller_said = self._caller_report
 
@@ -338,28 +360,21 @@ class Warden:
         limit = self._start.goal.memory_limit_bytes
         if not limit:
             return
-        if self._own_process is None:
-            # here and not above: few replicas have a limit, and all would carry it
-            import psutil
-
-            self._own_process = psutil.Process()
-        size = self._own_process.memory_info().rss
-        said = self._report.memory_bytes
+        size, said = resident_bytes(), self._report.memory_bytes
         if abs(size - said) >= MEMORY_STEP_BYTES or (size > limit) != (said > limit):
             self._report = dataclasses.replace(self._report, memory_bytes=size)
 
     def _look_at_address(self) -> None:
         is_up = self._report.phase in (ReplicaPhase.RUNNING, ReplicaPhase.UPDATING)
-        if not is_up or self._doorstep.is_closed:
-            return
-        path = self._start.address.removeprefix("ipc://")
-        if path != self._start.address and not os.path.lexists(path) and settings.is_private_dir(os.path.dirname(path)):
+        if is_up and self._doorstep.is_gone:
             self._in_main(self._ward.address_is_gone)
 
     def _look_at_main_loop(self, now: float) -> None:
         # a constructor may take as long as it wants
         is_starting = self._report.phase == ReplicaPhase.STARTING
-        stack = "" if is_starting else self._watch.look(now)
+        asks = self._asks_main or not self._is_still()
+        self._asks_main = False
+        stack = "" if is_starting else self._watch.look(now, asks=asks)
         if stack and not self._report.stack:
             logger.warning("main_thread_stuck %s", stack)
         if not stack and not is_starting:
@@ -375,26 +390,10 @@ class Warden:
             self._report = dataclasses.replace(self._report, lost_wait=lost.verdict, stack=lost.stack)
 
     def _look_at_threads(self) -> str:
-        """ "" while sync handlers come and go, else how long none has, and where the oldest is."""
-        occupied = self._ward.occupied()
-        age_s = 0.0 if occupied is None else SystemClock().now() - occupied[0]
-        is_stuck = age_s >= STUCK_AFTER_S
-        if is_stuck != self._are_threads_stuck:
-            self._are_threads_stuck = is_stuck
-            self._in_main(self._ward.hold, is_stuck)
-        if occupied is None or not is_stuck:
-            return ""
-        stack = blocked(occupied[1], age_s)
-        if not self._report.stack:
+        stack = self._threads.stuck(STUCK_AFTER_S)
+        if bool(stack) != self._are_threads_stuck:
+            self._are_threads_stuck = bool(stack)
+            self._in_main(self._ward.hold, self._are_threads_stuck)
+        if stack and not self._report.stack:
             logger.warning("sync_threads_stuck %s", stack)
         return stack
-
-    def _threads_verdict(self, timeout_s: float) -> str:
-        """Why the threads of sync handlers make this replica unwell: none comes free, and requests wait for one."""
-        occupied = self._ward.occupied()
-        age_s = 0.0 if occupied is None else SystemClock().now() - occupied[0]
-        if occupied is None or age_s < timeout_s or not self._ward.is_wanted:
-            return ""
-        return (
-            f"requests wait, and no thread of sync handlers comes free: {blocked(occupied[1], age_s).splitlines()[0]}"
-        )

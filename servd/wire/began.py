@@ -5,6 +5,8 @@ back is therefore unknown to its caller; if the replica is killed then, the call
 Writing costs one store into mapped memory.
 """
 
+import ctypes
+import errno
 import mmap
 import os
 import struct
@@ -14,9 +16,16 @@ from servd.exceptions import TransportError
 
 _SLOTS = 2048
 _SLOT = struct.Struct("<QQ")
+_BYTES = _SLOTS * _SLOT.size
 _PREFIX = "ipc://"
 SUFFIX = ".began"
 """Ends the name of the file, which begins as the socket's."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
+_libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_MAP_FAILED = ctypes.c_void_p(-1).value
 
 
 def path_of(address: str) -> str | None:
@@ -51,7 +60,7 @@ class BeganLog:
         self._path = path_of(address)
         # the longest unused one next: a key must not be overwritten while there are places that nobody had
         self._free = deque(range(1, _SLOTS))
-        self._words = memoryview(bytearray(_SLOTS * _SLOT.size)).cast("Q")
+        self._words = memoryview(bytearray(_BYTES)).cast("Q")
         if self._path is not None:
             try:
                 self._words = memoryview(_mapped(self._path)).cast("Q")
@@ -59,8 +68,7 @@ class BeganLog:
                 _remove(self._path)
                 directory = os.path.dirname(self._path)
                 raise TransportError(
-                    f"cannot make a file of {_SLOTS * _SLOT.size // 1024} KiB in the socket directory {directory}: "
-                    f"{error.strerror}"
+                    f"cannot make a file of {_BYTES // 1024} KiB in the socket directory {directory}: {error.strerror}"
                 ) from error
 
     def __repr__(self) -> str:
@@ -92,15 +100,18 @@ class BeganLog:
 
 
 class BeganReader:
-    """A caller's side: opened when it connects, read when the replica died."""
+    """A caller's side: mapped when it connects, read when the replica died.
+
+    Mapped by hand, because Python's `mmap` keeps a descriptor, and a proxy has one of these for each replica.
+    """
 
     def __init__(self, address: str, key: int) -> None:
         self._key = key
         self._path = path_of(address)
-        self._fd = -1
+        self._place: int | None = None
         if self._path is not None:
             try:
-                self._fd = os.open(self._path, os.O_RDONLY)
+                self._place = _mapped_to_read(self._path)
             except OSError:
                 # gone already, or another kind of replica: then nothing is known
                 pass
@@ -110,18 +121,18 @@ class BeganReader:
 
     def last_begun(self) -> int | None:
         """Id of the request begun last, 0 = none; None = not known, so any may have begun."""
-        if self._fd < 0:
+        if self._place is None:
             return None
-        data = os.pread(self._fd, _SLOTS * _SLOT.size, 0)
-        words = dict(_SLOT.iter_unpack(data[_SLOT.size : len(data) // _SLOT.size * _SLOT.size]))
+        data = ctypes.string_at(self._place, _BYTES)
+        words = dict(_SLOT.iter_unpack(data[_SLOT.size :]))
         # while some places were never used, every caller that was greeted has one: this one was not, so nothing of it began
         return words.get(self._key, 0 if 0 in words else None)
 
     def close(self, *, is_dead: bool = False) -> None:
         """Close; the file of a dead replica is removed."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        if self._place is not None:
+            _libc.munmap(self._place, _BYTES)
+            self._place = None
             if is_dead and self._path is not None:
                 _remove(self._path)
 
@@ -130,8 +141,23 @@ def _mapped(path: str) -> mmap.mmap:
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
         # a hole is filled when it is written to, and the kernel's word for "no room" would be a bus error then
-        os.posix_fallocate(fd, 0, _SLOTS * _SLOT.size)
-        return mmap.mmap(fd, _SLOTS * _SLOT.size)
+        os.posix_fallocate(fd, 0, _BYTES)
+        return mmap.mmap(fd, _BYTES)
+    finally:
+        os.close(fd)
+
+
+def _mapped_to_read(path: str) -> int:
+    """Where the file is mapped; the mapping outlives file and descriptor."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        if os.fstat(fd).st_size != _BYTES:
+            # what lies behind the end cannot be read, not even as zeros
+            raise OSError(errno.EINVAL, "no file of a replica", path)
+        place = _libc.mmap(None, _BYTES, mmap.PROT_READ, mmap.MAP_SHARED, fd, 0)
+        if place == _MAP_FAILED:
+            raise OSError(ctypes.get_errno(), "cannot map", path)
+        return int(place)
     finally:
         os.close(fd)
 

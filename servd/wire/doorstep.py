@@ -4,6 +4,7 @@ import logging
 import os
 
 from servd.ground.host_limits import count_descriptors_left, no_descriptor
+from servd.ground.settings import is_private_dir
 from servd.wire.began import closed_path
 
 SPARE_DESCRIPTORS = 8
@@ -20,6 +21,7 @@ class Doorstep:
 
     def __init__(self, address: str) -> None:
         self._path = address.removeprefix("ipc://")
+        self._is_path = self._path != address
         self._away = closed_path(address)
 
     def __repr__(self) -> str:
@@ -29,6 +31,12 @@ class Doorstep:
     def is_closed(self) -> bool:
         """Nobody can come."""
         return os.path.lexists(self._away)
+
+    @property
+    def is_gone(self) -> bool:
+        """Somebody has removed it, and its directory can take another."""
+        is_there = not self._is_path or self.is_closed or os.path.lexists(self._path)
+        return not is_there and is_private_dir(os.path.dirname(self._path))
 
     def look(self) -> None:
         """Close or open it as the number of free descriptors is now."""

@@ -27,7 +27,7 @@ IMPURE = {
     "sqlite3",
 }
 HOMES = {
-    "zmq": {"wire.link"},
+    "zmq": {"wire.sockets", "wire.link", "wire.caller_link"},
     "msgpack": {"wire.codec", "wire.records"},
     "pickle": {"calls.pickling"},
     "cloudpickle": {"calls.pickling"},
@@ -45,7 +45,7 @@ HOMES = {
     "yaml": {"documents.files"},
     "time": {"ground.clock"},
     "rich": {"commands.console"},
-    "psutil": {"replica.warden", "controller.supervisor"},
+    "psutil": {"controller.supervisor"},
     "uvloop": {"ground.event_loop"},
     "setproctitle": {"ground.process", "daemon.boot"},
     "sqlite3": {"controller.goal_store", "controller.goal_file", "controller.fact_store"},

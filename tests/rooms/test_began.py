@@ -39,6 +39,20 @@ def test_where_places_ran_out_nothing_is_known(tmp_path: Path) -> None:
     reader.close()
 
 
+def test_a_reader_keeps_no_descriptor_and_takes_no_other_file(tmp_path: Path) -> None:
+    address = f"ipc://{tmp_path}/r"
+    log = BeganLog(address)
+    before = os.listdir("/proc/self/fd")
+    reader = BeganReader(address, 7)
+    assert reader.last_begun() == 0
+    assert os.listdir("/proc/self/fd") == before
+    reader.close()
+    assert reader.last_begun() is None
+    log.close()
+    Path(f"{tmp_path}/r.began").write_bytes(b"x" * 100)
+    assert BeganReader(address, 7).last_begun() is None
+
+
 def test_a_file_that_is_not_there_tells_nothing(tmp_path: Path) -> None:
     assert BeganReader(f"ipc://{tmp_path}/nobody", 7).last_begun() is None
     assert BeganReader("tcp://127.0.0.1:1", 7).last_begun() is None

@@ -1,6 +1,7 @@
 """What processes inherit that user code starts in a replica, as real processes."""
 
 import importlib.util
+import os
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from servd.ground import descendants
 from tests.rooms.replica_room import Room, a_room
 
 pytestmark = pytest.mark.slow
@@ -198,3 +200,22 @@ async def test_an_import_reads_the_end_of_standard_input(room: Room) -> None:
     hello = await room.open_fork_server(room.order("reads:app"))
     assert hello.result is not None
     assert hello.result.error == ""
+
+
+def test_a_look_for_what_a_dead_process_left_reads_nothing_of_those_that_are_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looked_at: set[int] = set()
+    read = descendants._read
+
+    def noted(pid: int | str, name: str) -> bytes:
+        looked_at.add(int(pid))
+        return read(pid, name)
+
+    monkeypatch.setattr(descendants, "_read", noted)
+    nobody = (2**22 + 1, 1)
+    descendants.end_families({nobody})
+    assert os.getpid() in looked_at
+    looked_at.clear()
+    descendants.end_families({nobody}, {os.getpid()})
+    assert os.getpid() not in looked_at

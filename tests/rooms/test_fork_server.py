@@ -359,6 +359,8 @@ async def test_sockets_that_somebody_removed_are_made_anew(room: Room) -> None:
     # while it serves, as a log-out removes the runtime folder
     room.socket_dir.rename(room.home / "away")
     room.socket_dir.mkdir(mode=0o700)
+    # the controller, whose own socket is gone, says its goal once more
+    room.set_goal(start)
     await wait_until((room.socket_dir / "r-Model-a").exists)
     hello = await connected_again(room, order)
     assert forked in hello.children

@@ -1,13 +1,27 @@
 import asyncio
+import os
 import select
+from collections.abc import AsyncIterator
 from typing import Any
 
+import pytest
+
 from servd.ground.clock import SystemClock
-from servd.wire.link import HOLD_S, MAX_RECORDS, CallerLink, Peer, ReplicaLink
+from servd.wire.caller_link import CallerLink, LinkWatch
+from servd.wire.link import HOLD_S, MAX_RECORDS, Peer, ReplicaLink
 from tests.fakes import new_address, wait_until
 
+LINKS = 20
 
-async def test_many_records_of_one_turn_leave_in_several_envelopes_in_their_order() -> None:
+
+@pytest.fixture
+async def watch() -> AsyncIterator[LinkWatch]:
+    made = LinkWatch(asyncio.get_running_loop())
+    yield made
+    made.close()
+
+
+async def test_many_records_of_one_turn_leave_in_several_envelopes_in_their_order(watch: LinkWatch) -> None:
     loop = asyncio.get_running_loop()
     address = new_address()
     asked: list[list[int]] = []
@@ -20,7 +34,7 @@ async def test_many_records_of_one_turn_leave_in_several_envelopes_in_their_orde
 
     replica = ReplicaLink(loop, address, answer, lambda _: None)
     caller = CallerLink(
-        loop,
+        watch,
         address,
         lambda records, _: answered.append([number for _, number in records[1:]]),
         lambda _: asked.append([-1]),
@@ -42,12 +56,12 @@ async def test_many_records_of_one_turn_leave_in_several_envelopes_in_their_orde
         replica.close()
 
 
-async def test_a_caller_that_went_is_noticed_without_anything_to_send() -> None:
+async def test_a_caller_that_went_is_noticed_without_anything_to_send(watch: LinkWatch) -> None:
     loop = asyncio.get_running_loop()
     address = new_address()
     gone: list[Peer] = []
     replica = ReplicaLink(loop, address, lambda *_: None, gone.append)
-    caller = CallerLink(loop, address, lambda *_: None, lambda _: None)
+    caller = CallerLink(watch, address, lambda *_: None, lambda _: None)
     try:
         caller.send((0, 1))
         await wait_until(lambda: bool(replica.peers))
@@ -59,13 +73,13 @@ async def test_a_caller_that_went_is_noticed_without_anything_to_send() -> None:
         replica.close()
 
 
-async def test_what_was_answered_early_in_a_long_turn_does_not_wait_for_its_end() -> None:
+async def test_what_was_answered_early_in_a_long_turn_does_not_wait_for_its_end(watch: LinkWatch) -> None:
     loop = asyncio.get_running_loop()
     address = new_address()
     came: list[list[int]] = []
     peers: list[Peer] = []
     replica = ReplicaLink(loop, address, lambda peer, *_: peers.append(peer), lambda _: None)
-    caller = CallerLink(loop, address, lambda records, _: came.append([n for _, n in records[1:]]), lambda _: None)
+    caller = CallerLink(watch, address, lambda records, _: came.append([n for _, n in records[1:]]), lambda _: None)
     try:
         caller.send((0, 0))
         await wait_until(lambda: bool(peers))
@@ -83,14 +97,14 @@ async def test_what_was_answered_early_in_a_long_turn_does_not_wait_for_its_end(
         replica.close()
 
 
-async def test_what_comes_while_callers_are_probed_is_taken_in() -> None:
+async def test_what_comes_while_callers_are_probed_is_taken_in(watch: LinkWatch) -> None:
     loop = asyncio.get_running_loop()
     address = new_address()
     came: list[int] = []
     replica = ReplicaLink(
         loop, address, lambda _, records, __: came.extend(number for _, number in records[1:]), lambda _: None
     )
-    caller = CallerLink(loop, address, lambda *_: None, lambda _: None)
+    caller = CallerLink(watch, address, lambda *_: None, lambda _: None)
     try:
         caller.send((0, 1))
         await wait_until(lambda: came == [1])
@@ -102,4 +116,65 @@ async def test_what_comes_while_callers_are_probed_is_taken_in() -> None:
         await wait_until(lambda: came == [1, 2])
     finally:
         caller.close()
+        replica.close()
+
+
+def open_fds() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+async def test_each_loss_is_told_to_its_own_link(watch: LinkWatch) -> None:
+    loop = asyncio.get_running_loop()
+    addresses = [new_address() for _ in range(4)]
+    heard: set[int] = set()
+    lost: list[int] = []
+    replicas = [
+        ReplicaLink(loop, address, lambda peer, *_: peer.send((0,)), lambda _: None) for address in addresses[:3]
+    ]
+    links = [
+        CallerLink(watch, address, lambda *_, n=n: heard.add(n), lambda _, n=n: lost.append(n))  # type: ignore[misc]
+        for n, address in enumerate(addresses)
+    ]
+    try:
+        for link in links:
+            link.send((0,))
+        await wait_until(lambda: heard == {0, 1, 2} and lost == [3])
+        replicas[1].close()
+        await wait_until(lambda: lost == [3, 1])
+        # what one of them says no longer reaches nobody
+        links[0].send((0,))
+        links[0].close()
+        heard.clear()
+        links[2].send((0,))
+        await wait_until(lambda: heard == {2})
+        replicas[2].close()
+        replicas[0].close()
+        await wait_until(lambda: lost == [3, 1, 2])
+    finally:
+        for link in links:
+            link.close()
+        for replica in replicas:
+            replica.close()
+
+
+async def test_a_link_takes_three_descriptors_and_gives_them_back(watch: LinkWatch) -> None:
+    loop = asyncio.get_running_loop()
+    addresses = [new_address() for _ in range(LINKS)]
+    heard: list[int] = []
+    replicas = [ReplicaLink(loop, address, lambda peer, *_: peer.send((0,)), lambda _: None) for address in addresses]
+    first = CallerLink(watch, addresses[0], lambda *_: heard.append(0), lambda _: None)
+    first.send((0,))
+    await wait_until(lambda: len(heard) == 1)
+    before = open_fds()
+    links = [CallerLink(watch, address, lambda *_: heard.append(0), lambda _: None) for address in addresses[1:]]
+    for link in links:
+        link.send((0,))
+    await wait_until(lambda: len(heard) == LINKS)
+    # one more is the replica's, which lives here too
+    assert open_fds() - before == 4 * len(links)
+    for link in links:
+        link.close()
+    await wait_until(lambda: open_fds() == before)
+    first.close()
+    for replica in replicas:
         replica.close()

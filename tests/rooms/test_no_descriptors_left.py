@@ -131,23 +131,25 @@ async def test_a_door_closes_when_something_else_takes_the_descriptors_and_tells
 # --- callers ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("left", [0, 1, 2])
 async def test_a_replica_that_could_not_be_connected_to_is_tried_again_while_others_serve(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    left: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(caller, "_TURN_S", 0.02)
     async with Room() as room:
         first, second = room.replica(), room.replica()
         room.route(first)
         assert b"200 OK" in await room.get()
-        with few_descriptors(2):
-            room.route(first, second)
         router = room.caller.router_of("app_Echo")
-        assert [candidate.address for candidate in router.candidates] == [first]
+        with few_descriptors(left):
+            room.route(first, second)
+            # with two of them ZeroMQ finds out, a moment later, that there is none for the connection
+            await wait_until(lambda: [candidate.address for candidate in router.candidates] == [first])
         assert b"200 OK" in await room.get()
         await wait_until(lambda: len(router.candidates) == 2)
         lines = [record.message for record in caplog.records if "not_connected" in record.message]
-        assert len(lines) == 1
-        assert "ulimit -n" in lines[0]
+        assert len(lines) == (1 if left < 2 else 0)
+        assert all("ulimit -n" in line for line in lines)
 
 
 # --- the controller -----------------------------------------------------------------------------------------------------

@@ -201,6 +201,8 @@ def test_a_stuck_loop_is_diagnosed() -> None:
     assert stack.startswith("blocked 31 s in threading.py:")
     assert "waiter.acquire()" in stack
     asked.pop()()
+    assert watch.look(42.0, asks=False) == ""
+    assert asked == []
     assert watch.look(42.0) == ""
     assert len(asked) == 1
     gate.set()

@@ -1,0 +1,211 @@
+"""A caller's end of the coalescing link: what is sent during one turn of the loop goes out as one message.
+
+The socket's descriptor is edge-triggered, so it is looked for messages after every event and after every send.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import zmq
+
+from servd.exceptions import TransportError
+from servd.wire.link import MAX_RECORDS
+from servd.wire.records import Outbox, unpack
+from servd.wire.sockets import (
+    EVENTS,
+    NOBLOCK,
+    POLLIN,
+    SNDMORE,
+    beat,
+    fd_of,
+    not_opened,
+    open_socket,
+    receive_frames,
+    send_frames,
+)
+
+_LOST = int(
+    zmq.Event.DISCONNECTED
+    | zmq.Event.CONNECT_RETRIED
+    | zmq.Event.HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.Event.HANDSHAKE_FAILED_PROTOCOL
+)
+
+logger = logging.getLogger(__name__)
+
+
+class LinkWatch:
+    """Hears when connections of callers end: one socket for all their monitors. Opened with the first of them.
+
+    A monitor is ZeroMQ's own PAIR inside this process. A ROUTER may be at the other end of many.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self._socket: zmq.Socket[bytes] | None = None
+        self._on_lost: dict[bytes, Callable[[], None]] = {}
+        self._count = 0
+        self._is_scheduled = False
+
+    def __repr__(self) -> str:
+        return f"LinkWatch({len(self._on_lost)} links)"
+
+    def add(self, socket: "zmq.Socket[bytes]", on_lost: Callable[[], None]) -> bytes:
+        """Call back once when a connection of the socket ended, or could not be made; gives the key for `remove`.
+
+        Raises:
+            TransportError: it cannot be watched; the host has no descriptor for it, say.
+        """
+        if self._socket is None:
+            self._socket = open_socket(zmq.ROUTER)
+            self.loop.add_reader(fd_of(self._socket), self._take)
+        self._count += 1
+        key = b"link%d" % self._count
+        address = f"inproc://monitor-{id(self)}-{self._count}"
+        try:
+            socket.monitor(address, _LOST)
+            self._socket.setsockopt(zmq.CONNECT_ROUTING_ID, key)
+            self._socket.connect(address)
+        except zmq.ZMQError as error:
+            raise not_opened(error) from error
+        self._on_lost[key] = on_lost
+        self._take_soon()
+        return key
+
+    def remove(self, socket: "zmq.Socket[bytes]", key: bytes) -> None:
+        """Forget a socket that is about to be closed."""
+        del self._on_lost[key]
+        socket.disable_monitor()
+        # the monitor's end is closed once this one has read all that it sent
+        self._take_soon()
+
+    def close(self) -> None:
+        """Close; the links are closed before."""
+        if self._socket is not None:
+            self.loop.remove_reader(fd_of(self._socket))
+            self._socket.close(0)
+            self._socket = None
+
+    def _take_soon(self) -> None:
+        # whatever is done with a socket may take the news of what has come
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            self.loop.call_soon(self._take)
+
+    def _take(self) -> None:
+        self._is_scheduled = False
+        lost = set()
+        while self._socket is not None and self._socket.getsockopt(EVENTS) & POLLIN:  # type: ignore[operator]
+            # all that is asked for means the same
+            lost.add(self._socket.recv_multipart(NOBLOCK)[0])
+        for key in lost:
+            if (on_lost := self._on_lost.get(key)) is not None:
+                on_lost()
+
+
+class CallerLink:
+    """A caller's end: one DEALER to one replica, watched.
+
+    Args:
+        on_records: called with (records, frames) of each message; records[0] is the number of frames.
+        on_lost: called once when the replica is gone or sends nonsense; nothing comes after it.
+    """
+
+    def __init__(
+        self,
+        watch: LinkWatch,
+        address: str,
+        on_records: Callable[[list[Any], list[Any]], None],
+        on_lost: Callable[[str], None],
+    ) -> None:
+        self._watch = watch
+        self._loop = loop = watch.loop
+        self._address = address
+        self._on_records = on_records
+        self._on_lost = on_lost
+        self._is_scheduled = False
+        self._is_closed = False
+        self.outbox = Outbox()
+        self._socket = open_socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.RECONNECT_IVL, 10)
+        beat(self._socket)
+        try:
+            self._key = watch.add(self._socket, self._ended)
+        except TransportError:
+            self._socket.close(0)
+            raise
+        loop.add_reader(fd_of(self._socket), self._drain)
+        self._socket.connect(address)
+        self._drain()
+
+    def __repr__(self) -> str:
+        return f"CallerLink({self._address}{', closed' if self._is_closed else ''})"
+
+    def send(self, record: tuple[Any, ...]) -> None:
+        """Send one record at the end of this turn."""
+        records = self.outbox.records
+        records.append(record)
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            self._loop.call_soon(self._flush)
+        elif len(records) > MAX_RECORDS and not self._is_closed:
+            self._send()
+
+    @property
+    def is_closed(self) -> bool:
+        """Nothing is sent or received any more."""
+        return self._is_closed
+
+    def close(self) -> None:
+        """Close at once; what was not sent is dropped. Calling it again does nothing."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self._loop.remove_reader(fd_of(self._socket))
+        self._watch.remove(self._socket, self._key)
+        self._socket.close(0)
+
+    def _flush(self) -> None:
+        self._is_scheduled = False
+        if self._is_closed:
+            return
+        # nothing is left when the last record of the turn filled an envelope
+        if len(self.outbox.records) > 1:
+            self._send()
+        self._drain()
+
+    def _send(self) -> None:
+        try:
+            blob, frames = self.outbox.seal()
+            if frames:
+                self._socket.send(blob, NOBLOCK | SNDMORE)
+                send_frames(self._socket, frames)
+            else:
+                self._socket.send(blob, NOBLOCK)
+        except Exception as error:
+            logger.exception("send_failed address=%s", self._address)
+            self._lose(f"send failed: {error}")
+
+    def _drain(self) -> None:
+        socket = self._socket
+        try:
+            while not self._is_closed and socket.getsockopt(EVENTS) & POLLIN:  # type: ignore[operator]
+                records = unpack(socket.recv(NOBLOCK))
+                frames = receive_frames(socket, records[0]) if records[0] else []
+                self._on_records(records, frames)
+        except Exception as error:
+            logger.exception("receive_failed address=%s", self._address)
+            self._lose(f"receive failed: {error}")
+
+    def _ended(self) -> None:
+        # replies written before the death are all readable now
+        self._drain()
+        self._lose("its connection ended")
+
+    def _lose(self, reason: str) -> None:
+        if self._is_closed:
+            return
+        self.close()
+        self._on_lost(reason)

@@ -1,0 +1,98 @@
+"""ZeroMQ sockets of a process: how they are made, and bodies that travel as frames of their own."""
+
+from typing import Any
+
+import zmq
+
+from servd.exceptions import ProtocolError, TransportError
+from servd.ground.host_limits import told
+
+MAX_SOCKETS = 16384
+ZERO_COPY_BYTES = 1024 * 1024
+"""From this size on a frame that cannot change is sent without a copy; below, copying is as fast."""
+
+EVENTS = zmq.EVENTS
+POLLIN = int(zmq.POLLIN)
+NOBLOCK = int(zmq.NOBLOCK)
+SNDMORE = int(zmq.SNDMORE)
+_HEARTBEAT_MS = 2_000
+_HEARTBEAT_TIMEOUT_MS = 6_000
+
+_context: zmq.Context[zmq.Socket[bytes]] | None = None
+
+
+def _process_context() -> "zmq.Context[zmq.Socket[bytes]]":
+    global _context
+    if _context is None:
+        _context = zmq.Context(1)
+        _context.set(zmq.MAX_SOCKETS, MAX_SOCKETS)
+        _context.set(zmq.BLOCKY, 0)
+    return _context
+
+
+def finish() -> None:
+    """End ZeroMQ in this process, which is about to end too: waits until closed links have sent what they may."""
+    global _context
+    if _context is not None:
+        _context.destroy(linger=0)
+        _context = None
+
+
+def open_socket(kind: int) -> "zmq.Socket[bytes]":
+    try:
+        socket = _process_context().socket(kind)
+    except zmq.ZMQError as error:
+        raise not_opened(error) from error
+    socket.set_hwm(0)
+    socket.setsockopt(zmq.LINGER, 0)
+    return socket
+
+
+def open_watched(kind: int, events: int) -> "tuple[zmq.Socket[bytes], zmq.Socket[bytes]]":
+    """A socket, and one that tells of these events of it."""
+    socket = open_socket(kind)
+    try:
+        return socket, socket.get_monitor_socket(events)
+    except zmq.ZMQError as error:
+        socket.close(0)
+        raise not_opened(error) from error
+
+
+def not_opened(error: zmq.ZMQError) -> TransportError:
+    """What is raised for a socket that cannot be opened, or not watched."""
+    return TransportError(f"cannot open a socket: {told(error)}")
+
+
+def beat(socket: "zmq.Socket[bytes]") -> None:
+    """Tell a frozen peer from a busy one: ZeroMQ's own thread answers while Python is stuck.
+
+    The peer goes by what comes, so that the beats of one end do for both.
+    """
+    socket.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, _HEARTBEAT_TIMEOUT_MS)
+    socket.setsockopt(zmq.HEARTBEAT_TTL, _HEARTBEAT_TIMEOUT_MS)
+
+
+def fd_of(socket: "zmq.Socket[bytes]") -> int:
+    return int(socket.getsockopt(zmq.FD))
+
+
+def receive_frames(socket: "zmq.Socket[bytes]", count: int) -> list[Any]:
+    frames: list[Any] = []
+    for _ in range(count):
+        # what follows the last frame is the next message, maybe somebody else's
+        if not socket.getsockopt(zmq.RCVMORE):
+            raise ProtocolError(f"{count} frames told, {len(frames)} came")
+        frame = socket.recv(NOBLOCK, copy=False)
+        # as it came, without a copy, and no more writable than a copy would be
+        frames.append(frame.buffer.toreadonly() if len(frame) >= ZERO_COPY_BYTES else frame.bytes)
+    return frames
+
+
+def send_frames(socket: "zmq.Socket[bytes]", frames: list[Any]) -> None:
+    last = len(frames) - 1
+    for index, frame in enumerate(frames):
+        # ZeroMQ's thread sends it later, so it must not change until then
+        is_fixed = type(frame) is bytes or (type(frame) is memoryview and frame.readonly)
+        copy = not is_fixed or len(frame) < ZERO_COPY_BYTES
+        socket.send(frame, NOBLOCK | (SNDMORE if index < last else 0), copy=copy)
