@@ -327,42 +327,6 @@ class UpgradeFact:
 Fact = ForkServerFact | ReplicaFact | DeploymentFact | ApplicationFact | ProxyFact | DataPlaneFact | UpgradeFact
 
 
-SAMPLES_KEPT = 100
-"""Of one replica, about: the grain of its mean."""
-
-
-@dataclass(slots=True)
-class Samples:
-    """(time, running + its part of what waits) of one replica, newest last. Not stored.
-
-    began_at: of the first one, monotonic seconds.
-    """
-
-    points: list[tuple[float, float]] = field(default_factory=list)
-    began_at: float = float("inf")
-
-    def add(self, at: float, load: float, keep_s: float) -> None:
-        """Append a sample and forget what no mean over the last `keep_s` needs."""
-        self.began_at = min(self.began_at, at)
-        if len(self.points) > 1 and 0 < at - self.points[-2][0] < keep_s / SAMPLES_KEPT:
-            # two become one of the same weight: a mean must cost no more where samples come more often
-            (first, before), (last, after) = self.points[-2:]
-            self.points[-2:] = [(first, (before * (last - first) + after * (at - last)) / (at - first))]
-        self.points.append((at, load))
-        # a sample holds until the next one, so the one before the window counts as well
-        while len(self.points) > 1 and self.points[1][0] < at - keep_s:
-            self.points.pop(0)
-
-    def mean(self, since: float, now: float) -> float:
-        """Mean over [since, now], weighted by time: a sample holds until the next one, because only changes are reported."""
-        area = duration = 0.0
-        for (at, load), (end, _) in zip(self.points, [*self.points[1:], (now, 0.0)], strict=True):
-            span = max(end - max(at, since), 0.0)
-            area += load * span
-            duration += span
-        return area / duration if duration > 0 else self.points[-1][1]
-
-
 register_message(
     ApplicationDocument, ApplicationGoal, Goal, HttpGoal, HttpWish,
     ForkServerFact, ReplicaFact, DeadReplicaFact, DeploymentFact, ApplicationFact, ProxyFact, DataPlaneFact,

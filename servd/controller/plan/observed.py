@@ -7,6 +7,7 @@ from dataclasses import field, replace
 from typing import Any
 
 from servd.controller.plan import events
+from servd.controller.plan.autoscaler import Samples
 from servd.controller.plan.facts import (
     ApplicationFact,
     DataPlaneFact,
@@ -17,7 +18,6 @@ from servd.controller.plan.facts import (
     ProxyFact,
     ReplicaFact,
     ReplicaTable,
-    Samples,
     UpgradeFact,
     fact_key,
     restored,
