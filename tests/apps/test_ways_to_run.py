@@ -135,7 +135,7 @@ def test_code_of_a_cell_travels_by_value(daemon: RunningDaemon, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("program", "said"),
     [
-        (["script_today.py"], '{"a": "b", "c": "d"} RUNNING\n'),
+        pytest.param(["script_today.py"], '{"a": "b", "c": "d"} RUNNING\n', marks=pytest.mark.long),
         (
             ["-W", "ignore", "script_legacy.py"],
             "['Alone_Alone', 'chain_Chain', 'chain_Model', 'chain_Model_1', 'default_DAGDriver', 'default_Model',"

@@ -24,7 +24,7 @@ apply = Observed.apply
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", range(3))
+@pytest.mark.parametrize("block", range(2))
 def test_histories(block: int) -> None:
     for seed in range(block * 100, block * 100 + 100):
         Simulation(seed).run()

@@ -65,10 +65,7 @@ SCENARIOS: dict[str, Scenario] = {
     "many_applications": Scenario(sizes.many_applications, 0, 1),
     "first_release": Scenario(older.first_release, 0, 1),
     "sixty_commits_ago": Scenario(older.commits_ago, 0, 1, why_not=older.why_not),
-    **{
-        cell: Scenario(_once(partial(disks.play, cell)), int(cell in disks.QUICK_CELLS), 1, _MOUNTS, disks.why_not)
-        for cell in disks.CELLS
-    },
+    **{cell: Scenario(_once(partial(disks.play, cell)), 0, 1, _MOUNTS, disks.why_not) for cell in disks.CELLS},
 }
 
 

@@ -21,7 +21,6 @@ from tests.system.running_daemon import RunningDaemon, settings_in, titles
 FAULTS = ("full", "no_inodes", "read_only", "remade", "removed", "slow")
 PLACES = ("state", "logs", "sockets", "tmp")
 CELLS = [f"{fault}:{place}" for place in PLACES for fault in FAULTS]
-QUICK_CELLS = ["removed:sockets"]
 
 SLOWLY_REPLACED_WITHIN_S = 5 * REPLACED_WITHIN_S
 """A controller's start writes several times."""

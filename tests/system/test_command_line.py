@@ -223,7 +223,7 @@ def test_rollback_passes_by_what_never_ran(shell: Shell, tmp_path: Path) -> None
     assert shell("history")[1].count("ran") >= 2
 
 
-@pytest.mark.parametrize("more", [(), ("--multi-app",)])
+@pytest.mark.parametrize("more", [(), pytest.param(("--multi-app",), marks=pytest.mark.long)])
 def test_what_build_writes_is_served_as_it_is(shell: Shell, tmp_path: Path, more: tuple[str, ...]) -> None:
     assert shell.start()[0] == 0
     # something runs already: a document with another port would be refused

@@ -102,23 +102,24 @@ def test_a_killed_replica_leaves_nothing_of_any_kind(daemon: RunningDaemon, tmp_
 
 def test_a_stop_a_drain_and_the_death_of_the_daemon_leave_nothing(tmp_path: Path) -> None:
     body = "; ".join(KINDS.values())
-    with a_daemon(settings_in(tmp_path)) as daemon:
-        before = marked()
-        started = deploy(daemon, tmp_path / "one", body)
-        assert daemon.ask("DELETE", "/api/serve/deployments/") == (200, "")
+    killed = RunningDaemon(settings_in(tmp_path))
+    try:
+        killed.ready()
+        started = deploy(killed, tmp_path / "one", body)
+        assert killed.ask("DELETE", "/api/serve/deployments/") == (200, "")
         eventually(lambda: not alive(started), 15.0)
-        started = deploy(daemon, tmp_path / "two", body)
+        before = marked()
+        started = deploy(killed, tmp_path / "two", body)
+    finally:
+        killed.process.kill()
+        killed.process.wait()
+    eventually(lambda: not alive(started), 15.0)
+    # the next one clears up behind it, and serves what it had
+    with a_daemon(killed.settings) as daemon:
+        daemon.wait_until_running()
+        started = {child for pid in daemon.pids("fork server") for child in offspring(pid)} | (marked() - before)
         daemon.stop()
         eventually(lambda: not alive(started), 5.0)
-    killed = RunningDaemon(settings_in(tmp_path)).ready()
-    killed.wait_until_running()
-    started = {child for pid in killed.pids("fork server") for child in offspring(pid)} | (marked() - before)
-    killed.process.kill()
-    killed.process.wait()
-    eventually(lambda: not alive(started), 15.0)
-    with a_daemon(killed.settings):
-        # the next one clears up behind it
-        pass
 
 
 def test_callers_learn_at_once_of_a_death_though_children_live(daemon: RunningDaemon, tmp_path: Path) -> None:
