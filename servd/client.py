@@ -8,6 +8,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 from servd.calls import connection, pickling
@@ -15,8 +16,8 @@ from servd.calls.connection import Connection
 from servd.calls.response import DeploymentResponse, settled_ref
 from servd.config import HTTPOptions
 from servd.daemon.admin_client import AdminClient, RefusedError, UnreachableError
-from servd.daemon.launch import start_detached, start_tied
-from servd.exceptions import ListenError, ServdError
+from servd.daemon.launch import TiedDaemon, start_detached, start_tied
+from servd.exceptions import DeployError, ListenError, ServdError
 from servd.ground.clock import SystemClock
 from servd.ground.ids import DeploymentID
 from servd.ground.settings import (
@@ -309,16 +310,25 @@ def find_or_start(*, host: str | None, port: int | None, detached: bool = False)
         start_dir=os.getcwd(),
         python_path=os.environ.get("PYTHONPATH", ""),
     )
-    daemon = None
-    if detached:
-        start_detached(settings)
-    else:
-        daemon = start_tied(settings)
+    try:
+        daemon = _start(settings, detached)
+    except DeployError:
+        if settings.admin_port != DEFAULT_ADMIN_PORT or _free_admin_port() == DEFAULT_ADMIN_PORT:
+            raise
+        # another program has taken it since
+        daemon = _start(replace(settings, admin_port=_free_admin_port()), detached)
     made = Connection(AdminClient(f"unix://{admin_socket(settings.socket_dir)}"), daemon)
     connection.install(made)
     if daemon is not None:
         atexit.register(made.close)
     return _client_of(made)
+
+
+def _start(settings: Settings, detached: bool) -> TiedDaemon | None:
+    if not detached:
+        return start_tied(settings)
+    start_detached(settings)
+    return None
 
 
 def concrete_port(host: str | None, port: int) -> int:
