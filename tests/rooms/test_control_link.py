@@ -119,7 +119,8 @@ async def test_who_is_refused_hears_why_and_looks_for_another_controller_later(
             refused_at = loop.time()
             assert await asyncio.wait_for(heard.get(), 5) == Refused("another protocol")
         await endpoint.next()
-        assert loop.time() - refused_at >= 0.05
+        # the clock of the loop has whole milliseconds
+        assert loop.time() - refused_at >= 0.045
         endpoint.writers[2].write(record(ProxyGoal("p0")))
         assert await asyncio.wait_for(heard.get(), 5) == ProxyGoal("p0")
         running.cancel()

@@ -57,8 +57,8 @@ def test_both_planes_answer_and_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
     with a_daemon(settings_in(tmp_path, proxies=2)) as daemon:
         assert daemon.get()[0] == 404
         assert daemon.ask("GET", "/api/ray/version")[0] == 200
-        # it is ready with the first one
-        eventually(lambda: len(daemon.pids("proxy")) == 2)
+        # it is ready with the first one, and who waits for a proxy that has never listened is not asked
+        eventually(lambda: [proxy["status"] for proxy in daemon.status()["proxies"]] == ["HEALTHY"] * 2)
         port = daemon.settings.http_port
         with socket.create_connection(("127.0.0.1", port)) as client:
             # the kernel will ask whether the client is there
