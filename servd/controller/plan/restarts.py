@@ -6,6 +6,7 @@ Source: Ray Serve 2.5 (threshold, doubling back-off, jitter).
 import math
 import random
 
+from servd.controller.plan.facts import DeploymentFact
 from servd.ground.quick_dataclass import dataclass
 from servd.ground.settings import variable
 
@@ -52,16 +53,14 @@ def retry_delay_s(name: str, failures: int, threshold: int, back_off: BackOff, *
     return delay + random.Random(f"{name}/{failures}").uniform(0.0, JITTER_S)
 
 
-def back_off_text(
-    name: str, failed_starts: int, failures: int, threshold: int, died_early_at: float, *, is_host_limit: bool = False
-) -> str:
-    """How often in a row a deployment failed to start, and when the next try is; for people.
+def back_off_text(name: str, fact: DeploymentFact, threshold: int) -> str:
+    """How often in a row a deployment (full name) failed to start, and when the next try is; for people.
 
-    failures, is_host_limit: as `retry_delay_s` has them.
+    threshold: as of `failure_threshold`.
     """
-    early = f", deaths within {EARLY_DEATH_S:.0f} s of being ready included" if died_early_at > -math.inf else ""
-    delay = retry_delay_s(name, failures, threshold, BackOff(), is_host_limit=is_host_limit)
+    early = f", deaths within {EARLY_DEATH_S:.0f} s of being ready included" if fact.died_early_at > -math.inf else ""
+    delay = retry_delay_s(name, fact.failures, threshold, BackOff(), is_host_limit=fact.is_host_limit)
     return (
-        f"The deployment failed to start {failed_starts} times in a row{early}; the next try is {delay:.1f} s "
+        f"The deployment failed to start {fact.failed_starts} times in a row{early}; the next try is {delay:.1f} s "
         f"after the last one."
     )

@@ -57,14 +57,7 @@ def failing_message(target: DeploymentTarget, fact: DeploymentFact, observed: Ob
             f"{fact.failed_starts} replicas of the new version or config failed to start, {running} of {wanted} run. The update "
             f"has stopped: older replicas keep their share until the application is deployed again. {tail}"
         )
-    waits = back_off_text(
-        target.id.full_name,
-        fact.failed_starts,
-        fact.failures,
-        threshold,
-        fact.died_early_at,
-        is_host_limit=fact.is_host_limit,
-    )
+    waits = back_off_text(target.id.full_name, fact, threshold)
     return f"{waits} {running} of {wanted} run. {tail}" if running else f"{waits} {tail}"
 
 

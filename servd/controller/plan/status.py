@@ -331,14 +331,7 @@ def _waits(target: DeploymentTarget | None, fact: DeploymentFact) -> str:
         or fact.failures < (threshold := failure_threshold(wanted_count(target, fact)))
     ):
         return ""
-    return back_off_text(
-        target.id.full_name,
-        fact.failed_starts,
-        fact.failures,
-        threshold,
-        fact.died_early_at,
-        is_host_limit=fact.is_host_limit,
-    )
+    return back_off_text(target.id.full_name, fact, threshold)
 
 
 def _shortage(target: DeploymentTarget | None, fact: DeploymentFact | None, observed: Observed, pool: Pool) -> str:
