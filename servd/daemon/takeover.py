@@ -110,6 +110,11 @@ class Belongings:
     keepsake: Keepsake
     tied_to: int | None = None
 
+    def admin_sockets(self, settings: Settings) -> list[socket.socket]:
+        """Where the admin API is asked without TLS."""
+        port = None if settings.admin_tls_cert else self.ports[0]
+        return [self.unix.sockets[1], *([] if port is None else [port])]
+
     def handed_over(
         self,
         settings: Settings,
