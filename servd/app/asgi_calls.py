@@ -1,7 +1,10 @@
-"""One call of an ASGI application whose unhandled exceptions are the caller's to answer."""
+"""One call of an ASGI application: its unhandled exceptions are the caller's to answer, and its response may be a value."""
 
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
 
 Message = MutableMapping[str, Any]
 Send = Callable[[Any], Awaitable[None]]
@@ -40,6 +43,29 @@ async def call_app(app: Asgi, scope: Any, receive: Any, send: Send, *, answers_e
         if not (answers_errors and held):
             raise
     await _flush(held, send)
+
+
+async def call_with_request(app: Asgi, request: Request) -> Response:
+    """The application's whole response to a request that came through a handle.
+
+    Raises:
+        TypeError: the argument is no Request.
+    """
+    if not isinstance(request, Request):
+        raise TypeError(f"an ASGI ingress is called with a Request, got {type(request).__name__}")
+    answer = Response()
+    body = bytearray()
+
+    async def send(message: dict[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            answer.status_code = message["status"]
+            answer.raw_headers = [(bytes(name), bytes(value)) for name, value in message.get("headers", ())]
+        elif message["type"] == "http.response.body":
+            body.extend(message.get("body", b""))
+
+    await app(request.scope, request.receive, send)
+    answer.body = bytes(body)
+    return answer
 
 
 async def _flush(held: list[Message], send: Send) -> None:

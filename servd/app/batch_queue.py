@@ -9,6 +9,7 @@ from typing import Any
 
 from servd.app.batch_measures import measures_of
 from servd.app.batch_options import BatchOptions
+from servd.calls.failures import tell_of_batch
 from servd.calls.request_context import RequestContext, current_request
 from servd.exceptions import ServdError
 from servd.ground.clock import SystemClock
@@ -190,6 +191,8 @@ class BatchQueue:
             failure = (
                 error if issubclass(type(error), Exception) else ServdError(f"the batch was ended: {summary_of(error)}")
             )
+            if not issubclass(type(error), asyncio.CancelledError) or not _is_deserted(batch):
+                tell_of_batch(failure, self._name, [call.request for call in batch])
             for call in batch:
                 _fail(call, failure)
         finally:
@@ -206,6 +209,7 @@ class BatchQueue:
                 await self._run_once(batch[:middle])
                 await self._run_once(batch[middle:])
                 return
+            tell_of_batch(error, self._name, [call.request for call in batch])
             for call in batch:
                 _fail(call, error)
             return

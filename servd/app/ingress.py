@@ -18,6 +18,7 @@ from servd.app.deployment import (
     SHUTDOWN_ATTRIBUTE,
     STARTUP_ATTRIBUTE,
 )
+from servd.calls.failures import tell
 from servd.exceptions import ServdError
 
 _LIFESPAN = "__servd_lifespan__"
@@ -110,15 +111,20 @@ class Lifespan:
             await asyncio.gather(self._task, return_exceptions=True)
             failure = None if self._task.cancelled() else self._task.exception()
             raise failure or ServdError(f"the application's start-up failed: {answer.get('message', '')}")
+        if answer is not None:
+            self._task.add_done_callback(_tell_end)
 
     async def shutdown(self) -> None:
         """Raises whatever the application's shutdown raises."""
         if self._task is None:
             return
+        # what it raises from now on is raised here
+        self._task.remove_done_callback(_tell_end)
         answer = await self._ask("shutdown")
         if answer is not None and answer["type"].endswith("failed"):
             await asyncio.gather(self._task, return_exceptions=True)
-            raise ServdError(f"the application's shutdown failed: {answer.get('message', '')}")
+            failure = None if self._task.cancelled() else self._task.exception()
+            raise failure or ServdError(f"the application's shutdown failed: {answer.get('message', '')}")
 
     async def _run(self) -> None:
         scope = {
@@ -141,6 +147,12 @@ class Lifespan:
         # an application that raises at once, or returns, has no lifespan
         self._task.exception()
         return None
+
+
+def _tell_end(task: "asyncio.Task[None]") -> None:
+    """User code: the lifespan of an application that has started ended by itself."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        tell(error, "lifespan")
 
 
 def _is_factory(app: Any) -> bool:

@@ -9,21 +9,19 @@ import asyncio
 import contextvars
 import functools
 import inspect
-import logging
 import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
+from servd.calls.failures import tell, tell_or_log
 from servd.calls.request_context import NO_REQUEST, RequestContext, current_request
 from servd.exceptions import UserCodeError
 from servd.ground.clock import SystemClock
 from servd.observability.described import summary_of
 from servd.observability.measures import family, labelled
 from servd.wire.messages import MetricFamily
-
-logger = logging.getLogger(__name__)
 
 LONGEST_WAIT_S = 5.0
 """How long a load waits for a model that others use before the least recently used one leaves the pool for it."""
@@ -160,8 +158,10 @@ class ModelPool:
     def _loaded(self, model_id: str, load: "_Load", task: "asyncio.Task[None]") -> None:
         self._forget(model_id, load)
         if not task.cancelled():
+            error = task.exception()
             # whoever asked gets it from the task
-            task.exception()
+            if error is not None and not load.listeners:
+                tell(error, "multiplexed")
 
     async def _bring_in(self, model_id: str, load: "_Load") -> None:
         load.is_short = True
@@ -282,8 +282,8 @@ class ModelPool:
         except asyncio.CancelledError:
             raise
         # whatever user code raises: a task that ends with `SystemExit` would end the replica
-        except BaseException:
-            logger.exception("model_unload_failed model_id=%s", model_id)
+        except BaseException as error:
+            tell_or_log(error, f"__del__ of model {model_id}")
         # called once is enough: the interpreter must find nothing to call
         _disarm(model)
 

@@ -27,10 +27,7 @@ def summary_of(error: BaseException) -> str:
     try:
         return "".join(traceback.format_exception_only(error)).strip()
     except BaseException:
-        kind, text = type(error), text_of(error)
-        name, module = name_of(kind), _module_of(kind)
-        if module not in ("builtins", "__main__"):
-            name = f"{module}.{name}"
+        name, text = full_name_of(type(error)), text_of(error)
         return f"{name}: {text}" if text else name
 
 
@@ -56,6 +53,12 @@ def name_of(kind: type) -> str:
     return str(vars(type)["__qualname__"].__get__(kind))
 
 
+def full_name_of(kind: type) -> str:
+    """Module and qualified name of a class, as tracebacks have them."""
+    module = _module_of(kind)
+    return name_of(kind) if module in ("builtins", "__main__") else f"{module}.{name_of(kind)}"
+
+
 def _module_of(kind: type) -> str:
     module = vars(type)["__module__"].__get__(kind)
     return module if type(module) is str else "<unknown>"
@@ -79,22 +82,22 @@ def _stand_in(error: BaseException) -> BaseException:
         one = waiting.pop()
         if id(one) not in made:
             made[id(one)] = one, _bare(one)
-            others = (_slot(one, "__cause__"), _slot(one, "__context__"), *_members(one))
+            others = (slot(one, "__cause__"), slot(one, "__context__"), *_members(one))
             # not for their truth, which is the user's code too
             waiting += [other for other in others if other is not None]
     for one, bare in made.values():
         for name in ("__cause__", "__context__"):
-            _, other = made.get(id(_slot(one, name)), (None, None))
+            _, other = made.get(id(slot(one, name)), (None, None))
             setattr(bare, name, other)
-        bare.__suppress_context__ = _slot(one, "__suppress_context__")
-        bare.__traceback__ = _slot(one, "__traceback__")
+        bare.__suppress_context__ = slot(one, "__suppress_context__")
+        bare.__traceback__ = slot(one, "__traceback__")
         if members := [made[id(member)][1] for member in _members(one) if id(member) in made]:
             type(bare).exceptions = members  # type: ignore[attr-defined]
     return made[id(error)][1]
 
 
-def _slot(error: BaseException, name: str) -> Any:
-    """What the interpreter keeps in an exception, past any code of its class."""
+def slot(error: BaseException, name: str) -> Any:
+    """What the interpreter keeps in an exception as `__cause__` and the like, past any code of its class."""
     return vars(BaseException)[name].__get__(error)
 
 

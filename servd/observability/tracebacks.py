@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Iterator, Mapping
 
 from servd.ground.package import PACKAGE_DIR
-from servd.observability.described import report_of, text_of
+from servd.observability.described import report_of, slot, text_of
 
 _OWN = PACKAGE_DIR + os.sep
 _STDLIB = os.path.realpath(sysconfig.get_path("stdlib")) + os.sep
@@ -51,6 +51,24 @@ def user_traceback(error: BaseException) -> str:
         # of a SyntaxError the frames say nothing; its own place would follow whatever is written before
         text = _HEAD + text
     return _storable(users_paths(text) + _await_hint(error))
+
+
+def users_place(error: BaseException) -> str:
+    """Where in the user's code an exception was raised, `file:line in function`; else in a package. "" without such a frame.
+
+    Paths as in `user_traceback`. Never raises.
+    """
+    found = other = ""
+    trace = slot(error, "__traceback__")
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        place = f"{code.co_filename}:{trace.tb_lineno} in {code.co_qualname}"
+        if is_users(code.co_filename):
+            found = place
+        elif not is_runtime(code.co_filename) and not _is_machinery(code.co_filename):
+            other = place
+        trace = trace.tb_next
+    return _storable(users_paths(found or other))
 
 
 def _storable(text: str) -> str:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from servd.calls.failures import tell
 from servd.ground.clock import SystemClock
 from servd.observability.described import for_future, summary_of
 from servd.observability.tracebacks import user_traceback
@@ -114,7 +115,10 @@ class HealthChecks:
         if ended.cancelled():
             return "the health check was cancelled"
         error = ended.exception()
-        return "" if error is None else user_traceback(error)
+        if error is None:
+            return ""
+        tell(error, "check_health")
+        return user_traceback(error)
 
     async def _begin(self) -> None:
         if self._check is None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from servd.app.deployment import ASGI_ATTRIBUTE, Deployment
 from servd.calls.caller import Caller
+from servd.calls.failures import tell
 from servd.calls.process import install_process
 from servd.calls.replica_context import ReplicaContext, set_replica_context
 from servd.calls.request_context import RequestContext, current_request
@@ -23,6 +24,7 @@ from servd.observability import logs
 from servd.observability.journal import AccessLog, Journal
 from servd.observability.measures import LoopLag
 from servd.observability.tracebacks import user_traceback
+from servd.replica.failures import Failures
 from servd.replica.methods import needs_thread
 from servd.replica.metrics import replica_metrics
 from servd.replica.notes import noter, read_notes
@@ -82,6 +84,7 @@ class Replica:
             on_waiting=lambda _: self._warden.rouse(),
         )
         self._queued: dict[str, int] = {}
+        self._starting = "__init__"
         self._journal = Journal(self._loop, access, clock=self._clock, read=read_notes, is_idle=self._is_idle)
         self._journal.configure(logs.configure(start.goal.logging_config))
 
@@ -91,6 +94,7 @@ class Replica:
     async def run(self) -> int:
         """Start, serve until told to drain, drain; the process's exit code."""
         self._warden.start()
+        Failures(self._start, self._clock.wall_time).begin(self._loop)
         install_process(self._caller, self._loop, socket_dir=self._start.socket_dir)
         starting = self._loop.create_task(self._started())
         await asyncio.wait((starting, self._drain_limit_s), return_when=asyncio.FIRST_COMPLETED)
@@ -102,7 +106,10 @@ class Replica:
             assert error is not None
             is_ours = issubclass(type(error), DeployError | TransportError | HostLimitError)
             text = str(error) if is_ours else user_traceback(error)
-            logger.error("start_failed\n%s", text)
+            if is_ours:
+                logger.error("start_failed\n%s", text)
+            else:
+                tell(error, self._starting)
             self._warden.report(phase=ReplicaPhase.FAILED, error=text)
             # it has nothing else to do, and the controller may be busy
             self._warden.flush(_LAST_WORDS_S)
@@ -162,10 +169,12 @@ class Replica:
         try:
             await user.construct(self._preloaded)
             if self._user_config is not None:
+                self._starting = "reconfigure"
                 await user.reconfigure(self._user_config)
         finally:
             current_request.reset(outside)
             starting.end()
+        self._starting = "check_health"
         await self._warden.first_check(user.health_check)
         target = deployment.func_or_class
         self._needs_threads = not hasattr(target, ASGI_ATTRIBUTE) and needs_thread(target)
@@ -309,9 +318,8 @@ class Replica:
                     self._warden.report(phase=ReplicaPhase.RUNNING, applied=version, error="")
         # user code: a failed reconfigure is the controller's business, not this loop's
         except BaseException as error:
-            text = user_traceback(error)
-            logger.error("reconfigure_failed\n%s", text)
-            self._warden.report(phase=ReplicaPhase.FAILED, error=text)
+            tell(error, "reconfigure")
+            self._warden.report(phase=ReplicaPhase.FAILED, error=user_traceback(error))
         else:
             self._updating = None
 

@@ -12,13 +12,13 @@ from typing import Any, NoReturn
 
 from servd.app.built import BuiltApplication
 from servd.app.deployment import Deployment
+from servd.calls.failures import tell
 from servd.calls.request_context import current_request
 from servd.exceptions import DeployError
 from servd.ground import descendants, event_loop, process
 from servd.ground.ids import DeploymentID
 from servd.observability import logs
 from servd.observability.journal import AccessLog, place_of
-from servd.observability.tracebacks import user_traceback
 from servd.replica.code.environment import Environment
 from servd.replica.code.importing import load_application
 from servd.replica.life import Replica
@@ -88,7 +88,7 @@ def _run(start: ReplicaStart, load: Callable[[], Deployment], lifetime_fd: int, 
 
 def _note_exit(error: BaseException) -> None:
     """User code: one task of one request wanted to end the process, which serves all the others too."""
-    logger.error("exit_refused\n%s", user_traceback(error))
+    tell(error, "exit")
 
 
 def search_less_often() -> None:

@@ -1,11 +1,11 @@
 """Serves requests inside a replica: takes records from callers, runs the user's code, answers."""
 
 import asyncio
-import logging
 from asyncio import Task
 from collections.abc import Callable
 from typing import Any
 
+from servd.calls.failures import tell
 from servd.calls.pickling import dump_exception, dumps, loads
 from servd.calls.request_context import RequestContext, current_request
 from servd.calls.route_table import decoded_path
@@ -45,8 +45,6 @@ from servd.wire.records import (
 _ASGI = {"version": "3.0", "spec_version": "2.4"}
 _MAX_REMEMBERED = 4096
 _MAX_REMEMBERED_PATH_BYTES = 256
-
-logger = logging.getLogger(__name__)
 
 
 class ReplicaServer:
@@ -168,8 +166,6 @@ class ReplicaServer:
     def _on_records(self, peer: Peer, records: list[Any], frames: list[Any]) -> None:
         assert isinstance(peer, CallerPeer)
         for record in records[1:]:
-            if peer.is_refused:
-                return
             running = self.admission.running
             try:
                 kind = record[0]
@@ -190,16 +186,18 @@ class ReplicaServer:
             peer.link.schedule(peer)
 
     def _on_other(self, peer: CallerPeer, kind: int, record: tuple[Any, ...], frames: list[Any]) -> None:
-        if kind in (DECLINE, WANT):
-            if kind == DECLINE:
-                self.admission.decline(peer)
-            else:
-                self.admission.want(peer, record[1])
+        if kind == DECLINE:
+            self.admission.decline(peer)
+            self._make_offers()
+            return
+        if kind == WANT:
+            self.admission.want(peer, record[1])
             self._make_offers()
             return
         if kind == HELLO:
             assert self._began is not None
-            peer.greet(self._began, self._limit, *record[1:3])
+            peer.place = self._began.open_place(record[1])
+            peer.send((LIMIT, self._limit))
             return
         work = peer.open.get(record[1])
         if kind == CANCEL:
@@ -305,16 +303,16 @@ class ReplicaServer:
             await self._user.handle_http(exchange)
             if not exchange.is_finished and exchange.scope["type"] == "http" and not exchange.is_disconnected:
                 raise RuntimeError("the handler ended without a complete response")
-        except (asyncio.CancelledError, ClientGoneError):
+        except (asyncio.CancelledError, ClientGoneError) as error:
             self._take_back_calls(exchange.context)
             if not exchange.is_finished and not exchange.is_disconnected:
+                tell(error, "__call__")
                 self._fail(exchange, RuntimeError("the handler was cancelled"))
         # whatever user code raises belongs to its request
         except BaseException as error:
+            tell(error, "__call__")
             if not exchange.is_finished:
                 self._fail(exchange, error)
-            else:
-                logger.exception("failed_after_response")
         finally:
             if not exchange.is_finished:
                 exchange.abort("")
@@ -323,7 +321,6 @@ class ReplicaServer:
 
     def _fail(self, exchange: HttpExchange, error: BaseException) -> None:
         if exchange.has_begun or exchange.scope["type"] == "websocket":
-            logger.error("response_broken_off", exc_info=error)
             exchange.abort(text_of(error) or name_of(type(error)))
             return
         is_late = self._loop.time() >= (exchange.context.deadline or float("inf"))
@@ -349,9 +346,12 @@ class ReplicaServer:
                 call.reply(True, dumps(await self._user.call(call.method, args, kwargs, call.context)))
         except asyncio.CancelledError as error:
             self._take_back_calls(call.context)
+            if call_id in peer.open:
+                tell(error, call.method)
             call.reply(False, dump_exception(error))
         # whatever user code raises belongs to its request
         except BaseException as error:
+            tell(error, call.method)
             call.reply(False, dump_exception(error))
         finally:
             call.context.end()

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from servd.calls.failures import tell
 from servd.exceptions import HostLimitError
 from servd.ground.clock import SystemClock
 from servd.ground.host_limits import told
@@ -115,6 +116,9 @@ class SyncThreads:
         if job.ended is not None and not job.ended.done():
             job.ended.set_result(None)
         if job.result.done():
+            # whoever waited for it is gone
+            if error is not None:
+                job.context.run(tell, error, job.name)
             return
         # an error as a value too: a future cannot carry each one
         job.result.set_result((value, error))
@@ -154,6 +158,18 @@ class _Job:
         self.result: asyncio.Future[tuple[Any, BaseException | None]] = self.loop.create_future()
         self.ended: asyncio.Future[None] | None = None
         self.is_done = False
+
+    @property
+    def name(self) -> str:
+        """Of the user's function, of a step of a generator the generator's."""
+        function = getattr(self.function, "func", self.function)
+        if function is next:
+            function = self.args[0]
+        return str(
+            getattr(getattr(function, "__self__", None), "__name__", "")
+            or getattr(function, "__name__", "")
+            or function
+        )
 
 
 class _Worker:

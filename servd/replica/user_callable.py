@@ -3,7 +3,6 @@
 import asyncio
 import contextvars
 import inspect
-import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from functools import partial
@@ -12,12 +11,13 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from servd.app.asgi_calls import call_with_request
 from servd.app.deployment import ASGI_ATTRIBUTE, DOCS_PATH_ATTRIBUTE, SHUTDOWN_ATTRIBUTE, STARTUP_ATTRIBUTE, Deployment
+from servd.calls.failures import tell_or_log
 from servd.calls.replica_context import ReplicaContext
 from servd.calls.request_context import RequestContext
 from servd.exceptions import RayServeException
 from servd.ground.clock import Clock, SystemClock
-from servd.replica.asgi import call_with_request
 from servd.replica.exchange import WHOLE_BYTES, HttpExchange
 from servd.replica.instances import has_hooks_on_thread, new_instance
 from servd.replica.methods import ON_REPLICA_START, Method, is_generator, method_of, public_methods
@@ -29,9 +29,6 @@ _END = object()
 _PLAIN = frozenset((bytes, str, dict, list, int, float, bool, type(None)))
 _closed: list[Any] = []
 """Instances whose `__del__` was called: these references outlive everything, so that it is not called again."""
-
-
-logger = logging.getLogger(__name__)
 
 
 def ignore_end(method: str, succeeded: bool, began: float) -> None:
@@ -154,7 +151,7 @@ class UserCallable:
         return self._instance is not None and not self.threads.is_busy
 
     async def close(self) -> None:
-        """End the ASGI application, then call the user's `__del__`; what they raise is logged. Once."""
+        """End the ASGI application, then call the user's `__del__`; what they raise is told. Once."""
         instance, self._instance = self._instance, None
         if instance is None or self._deployment.is_function:
             return
@@ -162,13 +159,13 @@ class UserCallable:
         try:
             if shutdown := getattr(instance, SHUTDOWN_ATTRIBUTE, None):
                 await shutdown()
-        except Exception:
-            logger.exception("shutdown_failed")
+        except Exception as error:
+            tell_or_log(error, "lifespan")
         try:
             if finalizer is not None:
                 await self._run_hook(finalizer, instance)
-        except Exception:
-            logger.exception("del_failed")
+        except Exception as error:
+            tell_or_log(error, "__del__")
         _closed.append(instance)
 
     async def handle_http(self, exchange: HttpExchange) -> None:
@@ -339,7 +336,7 @@ class UserCallable:
         own: contextvars.Context | None = None,
     ) -> Any:
         if method.kind == "sync":
-            result = await self.threads.run(lambda: method.function(*args, **kwargs), context=own)
+            result = await self.threads.run(partial(method.function, *args, **kwargs), context=own)
             return await result if inspect.isawaitable(result) else result
         result = method.function(*args, **kwargs)
         return await result if method.kind == "async" else result

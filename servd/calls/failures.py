@@ -1,0 +1,88 @@
+"""What user code raised and nobody caught: told once, where it was raised, to whoever listens in this process."""
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+
+from servd.calls.request_context import NO_REQUEST, RequestContext, current_request
+from servd.exceptions import BackPressureError, DeploymentUnavailableError, UserCodeError
+from servd.observability.described import slot
+
+Listener = Callable[[BaseException, str, Sequence[RequestContext]], None]
+"""Gets the error, the name of what raised it, and the requests that it fails, at least one."""
+
+_listeners: list[Listener] = []
+_told: dict[int, BaseException] = {}
+"""By the identity of a request that goes on: what was told of it as a part of its batch."""
+_MARK = "_servd_told"
+
+logger = logging.getLogger(__name__)
+
+
+def listen(listener: Listener) -> None:
+    """Tell this one from now on, and nobody else; any thread may call it."""
+    _listeners[:] = [listener]
+
+
+def tell(error: BaseException, method: str, *requests: RequestContext) -> bool:
+    """User code raised this, and nothing of the user's caught it; any thread may tell.
+
+    Nothing is told of what was told before: in the replica that a call went to, or in the batch. Nor is a refusal of another
+    deployment that is too busy or away.
+
+    Args:
+        method: of the deployment, or whatever names what raised it.
+        requests: those that fail with it; by default the current one.
+
+    Returns:
+        Whether somebody listens.
+    """
+    if not _listeners:
+        return False
+    requests = requests or (current_request.get(),)
+    if _is_new(error, requests[0]):
+        _listeners[0](error, method, requests)
+        if not issubclass(type(error), Exception):
+            # it goes on as the cause of what its request fails with
+            with suppress(Exception):
+                BaseException.__setattr__(error, _MARK, True)
+    return True
+
+
+def tell_or_log(error: BaseException, method: str) -> None:
+    """As `tell`, of what nobody else gets: where nobody listens, it is logged here."""
+    if not tell(error, method):
+        logger.error("user_code_failed method=%s", method, exc_info=error)
+
+
+def tell_of_batch(error: BaseException, method: str, requests: Sequence[RequestContext]) -> None:
+    """As `tell`, of what all requests of a batch get: none of them tells it again."""
+    if not tell(error, method, *requests):
+        return
+    for request in requests:
+        if request is not NO_REQUEST and not request.has_ended:
+            if id(request) not in _told:
+                request.when_over(partial(_forget, id(request)))
+            _told[id(request)] = error
+
+
+def _forget(key: int) -> None:
+    _told.pop(key, None)
+
+
+def _is_new(error: BaseException, request: RequestContext) -> bool:
+    # of the type alone: `isinstance` asks the object too, which may raise
+    kind = type(error)
+    if _told.get(id(request)) is error or issubclass(kind, BackPressureError | DeploymentUnavailableError):
+        return False
+    cause = slot(error, "__cause__")
+    if kind is UserCodeError:
+        return not slot(error, "__dict__").get("remote_traceback") and not _is_marked(cause)
+    # `pickling.load_exception` puts it there; one of the user's was raised, and so has a traceback
+    is_remote = type(cause) is UserCodeError and cause.remote_traceback and slot(cause, "__traceback__") is None
+    return not is_remote and not _is_marked(error)
+
+
+def _is_marked(error: BaseException | None) -> bool:
+    return error is not None and not issubclass(type(error), Exception) and _MARK in slot(error, "__dict__")

@@ -1,0 +1,121 @@
+"""What user code of this replica raised: a line of its log each, with everything that leads to it."""
+
+import asyncio
+import logging
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from servd.calls.failures import listen, tell
+from servd.calls.request_context import NO_REQUEST, RequestContext, current_request
+from servd.observability.failure import Failure, failure_of
+from servd.observability.tracebacks import users_place
+from servd.wire.messages import ReplicaStart
+
+_IDS_SHOWN = 100
+_KNOWS_CONTEXTS = hasattr(asyncio.Task, "get_context")
+"""Tasks tell in which context they run, from Python 3.12 on."""
+
+logger = logging.getLogger(__name__)
+
+
+class Failures:
+    """Listens for what user code raises, in all threads of a replica.
+
+    Args:
+        wall_time: gives seconds since the epoch.
+        on_failure: called with each, after its line is written; any thread.
+    """
+
+    def __init__(
+        self,
+        start: ReplicaStart,
+        wall_time: Callable[[], float],
+        on_failure: Callable[[Failure], None] = lambda _: None,
+    ) -> None:
+        self._start = start
+        self._wall_time = wall_time
+        self._on_failure = on_failure
+        # what no request asked for: the start, hooks, health checks
+        self._outside = RequestContext(app_name=start.app)
+        self._requests: weakref.WeakKeyDictionary[asyncio.Task[Any], RequestContext] = weakref.WeakKeyDictionary()
+
+    def __repr__(self) -> str:
+        return f"Failures({self._start.replica_id})"
+
+    def begin(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Hear of everything from now on: what is told, what ends a task or a callback of the loop, what ends a thread."""
+        listen(self._heard)
+        loop.set_exception_handler(self._loop_failed)
+        if not _KNOWS_CONTEXTS:
+            loop.set_task_factory(self._new_task)
+        # not where the user's code has put its own
+        if threading.excepthook is threading.__excepthook__:
+            threading.excepthook = _thread_failed
+
+    def _heard(self, error: BaseException, method: str, requests: Sequence[RequestContext]) -> None:
+        start = self._start
+        request = requests[0] if requests[0] is not NO_REQUEST else self._outside
+        ids = tuple(one.request_id for one in requests if one.request_id)
+        failure = failure_of(
+            error,
+            app=start.app,
+            deployment=start.deployment,
+            method=method,
+            route=request.route,
+            at=self._wall_time(),
+            request_ids=ids,
+        )
+        others = f" requests={','.join(ids[:_IDS_SHOWN])}" if len(ids) > 1 else ""
+        before = current_request.set(request)
+        try:
+            logger.error(
+                "user_code_failed error=%s deployment=%s method=%s%s\n%s",
+                failure.id,
+                start.deployment,
+                failure.method,
+                others,
+                failure.traceback,
+            )
+        finally:
+            current_request.reset(before)
+        self._on_failure(failure)
+
+    def _new_task(self, loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> "asyncio.Task[Any]":
+        task = asyncio.Task(coroutine, loop=loop, **options)
+        request = current_request.get()
+        if request is not NO_REQUEST:
+            self._requests[task] = request
+        return task
+
+    def _loop_failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if error is None or not users_place(error):
+            loop.default_exception_handler(context)
+        # one that wanted to end the process was told when it was refused
+        elif not issubclass(type(error), SystemExit | KeyboardInterrupt):
+            tell(error, _name_in(context), self._request_in(context))
+
+    def _request_in(self, context: dict[str, Any]) -> RequestContext:
+        task = context.get("task") or context.get("future")
+        if not isinstance(task, asyncio.Task):
+            return current_request.get()
+        if not _KNOWS_CONTEXTS:
+            return self._requests.get(task, NO_REQUEST)
+        request: RequestContext = task.get_context().get(current_request, NO_REQUEST)  # type: ignore[attr-defined]
+        return request
+
+
+def _name_in(context: dict[str, Any]) -> str:
+    task = context.get("task") or context.get("future")
+    if isinstance(task, asyncio.Task):
+        return getattr(task.get_coro(), "__qualname__", "") or task.get_name()
+    callback = getattr(context.get("handle"), "_callback", None)
+    return getattr(callback, "__qualname__", "") or "callback"
+
+
+def _thread_failed(args: Any) -> None:
+    # as the interpreter has it, `sys.exit()` ends a thread in peace
+    if args.exc_value is not None and not issubclass(args.exc_type, SystemExit):
+        tell(args.exc_value, args.thread.name if args.thread is not None else "thread")

@@ -1,0 +1,125 @@
+"""Which errors are told, and what is told of them."""
+
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+
+from servd.calls import failures
+from servd.calls.pickling import dump_exception, load_exception
+from servd.calls.request_context import NO_REQUEST, RequestContext
+from servd.exceptions import BackPressureError, DeploymentUnavailableError, UserCodeError
+from servd.observability.failure import LINE_CHARACTERS, TRACEBACK_CHARACTERS, bounded, failure_of
+
+Told = list[tuple[BaseException, str, list[str]]]
+
+
+@pytest.fixture
+def told() -> Iterator[Told]:
+    found: Told = []
+
+    def hear(error: BaseException, method: str, requests: Sequence[RequestContext]) -> None:
+        found.append((error, method, [one.request_id for one in requests]))
+
+    before = failures._listeners[:]
+    failures.listen(hear)
+    yield found
+    failures._listeners[:] = before
+
+
+def raised(error: BaseException, cause: BaseException | None = None) -> BaseException:
+    try:
+        if cause is None:
+            raise error
+        raise error from cause
+    except BaseException as caught:
+        return caught
+
+
+def from_afar(error: BaseException) -> Exception:
+    """As it comes out of a handle call."""
+    return load_exception(dump_exception(raised(error)))
+
+
+class Unpicklable(Exception):
+    def __reduce__(self) -> str:
+        raise pickle.PicklingError("no")
+
+
+@pytest.mark.parametrize(
+    ("made", "is_told"),
+    [
+        (lambda: raised(ValueError("a")), True),
+        (lambda: from_afar(ValueError("a")), False),
+        (lambda: raised(from_afar(ValueError("a"))), False),
+        (lambda: raised(from_afar(Unpicklable("a"))), False),
+        (lambda: raised(KeyError("b"), from_afar(ValueError("a"))), True),
+        (lambda: raised(KeyError("b"), raised(from_afar(Unpicklable("a")))), True),
+        (lambda: raised(BackPressureError("a_b", 1, 1)), False),
+        (lambda: raised(DeploymentUnavailableError("a_b", "ill")), False),
+        (lambda: raised(UserCodeError("the handler raised SystemExit"), SystemExit(1)), True),
+    ],
+)
+def test_what_is_told(told: Told, made: Callable[[], BaseException], is_told: bool) -> None:
+    error = made()
+    assert failures.tell(error, "m", RequestContext("r"))
+    assert told == ([(error, "m", ["r"])] if is_told else [])
+
+
+def test_what_ended_a_task_is_not_told_again_as_the_error_of_its_request(told: Told) -> None:
+    error = raised(SystemExit(1))
+    failures.tell(error, "task")
+    failures.tell(raised(UserCodeError("the handler raised SystemExit"), error), "m")
+    assert [method for _, method, _ in told] == ["task"]
+
+
+def test_requests_of_a_batch_do_not_tell_its_error_again(told: Told) -> None:
+    error, requests = raised(ValueError("a")), [RequestContext("r1"), RequestContext("r2")]
+    failures.tell_of_batch(error, "batch", [*requests, NO_REQUEST])
+    for request in requests:
+        failures.tell(error, "m", request)
+    failures.tell(raised(ValueError("b")), "m", requests[0])
+    assert [(method, ids) for _, method, ids in told] == [("batch", ["r1", "r2", ""]), ("m", ["r1"])]
+    for request in requests:
+        request.end()
+    assert not failures._told
+
+
+def test_nobody_listens() -> None:
+    assert not failures.tell(ValueError("a"), "m")
+
+
+def test_a_group_is_one_type_in_one_place() -> None:
+    def fail(kind: type[Exception], text: str) -> BaseException:
+        return raised(kind(text))
+
+    def group(error: BaseException, deployment: str = "D") -> str:
+        return failure_of(error, app="a", deployment=deployment, method="m").id
+
+    first = group(fail(ValueError, "a"))
+    assert first == group(fail(ValueError, "b"))
+    assert len({first, group(fail(KeyError, "a")), group(fail(ValueError, "a"), "E"), group(ValueError("a"))}) == 4
+
+
+def test_what_is_told_of_an_exit() -> None:
+    error = raised(UserCodeError("the handler raised SystemExit"), raised(SystemExit("bye")))
+    failure = failure_of(error, app="a", deployment="D", method="m", at=1.0, request_ids=("r",))
+    assert (failure.type, failure.text, failure.request_ids) == ("SystemExit", "SystemExit: bye", ("r",))
+    assert failure.place.endswith(" in raised")
+
+
+def test_texts_are_bounded_and_harmless() -> None:
+    failure = failure_of(
+        raised(ValueError("\x1b[31m\x9b" + "x" * 1_000_000 + "\r\nlast")), app="a", deployment="D", method="m"
+    )
+    assert len(failure.text) <= LINE_CHARACTERS + 20
+    assert failure.traceback.startswith("Traceback")
+    assert failure.traceback.endswith("last")
+    assert TRACEBACK_CHARACTERS <= len(failure.traceback) < TRACEBACK_CHARACTERS + 100
+    for text in (failure.text, failure.traceback):
+        assert not {"\x1b", "\x9b", "\r"} & set(text)
+    assert bounded("a\tb\nc\x00") == "a\tb\nc\\x00"
+
+
+def test_without_a_frame_of_the_users_the_method_is_the_place() -> None:
+    assert failure_of(ValueError("a"), app="a", deployment="D", method="m").place == "m"

@@ -1,0 +1,299 @@
+"""What user code raises in a whole daemon: logged once where it was raised, with everything that leads to it."""
+
+import http.client
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.system.running_daemon import RunningDaemon, a_daemon, eventually, settings_in
+
+pytestmark = pytest.mark.slow
+
+SHOP = """
+import asyncio, os, threading, time
+from servd import batch, deployment, multiplexed
+from starlette.background import BackgroundTask
+from starlette.responses import Response
+
+def boom(kind):
+    raise LookupError(f"boom {kind}")
+
+async def lost(kind):
+    boom(kind)
+
+@deployment
+class Back:
+    async def call(self):
+        boom("call")
+
+    async def unread(self):
+        boom("unread")
+
+    async def items(self):
+        yield 1
+        boom("items")
+
+    def sync(self):
+        boom("sync")
+
+    def slow(self, folder):
+        open(f"{folder}/begun", "w").close()
+        while not os.path.exists(f"{folder}/go"):
+            time.sleep(0.005)
+        boom("cancelled thread")
+
+    @batch(max_batch_size=2, batch_wait_timeout_s=5)
+    async def batched(self, items):
+        boom("batch")
+
+    async def one(self, item):
+        return await self.batched(item)
+
+    @multiplexed(max_num_models_per_replica=1)
+    async def model(self, name):
+        boom("model")
+
+    async def load(self):
+        return await self.model("m")
+
+@deployment
+class Front:
+    def __init__(self, back):
+        self.back = back
+
+    async def __call__(self, request):
+        kind = request.url.path.rpartition("/")[2]
+        match kind:
+            case "http":
+                boom(kind)
+            case "exit":
+                raise SystemExit("boom exit")
+            case "json":
+                return object()
+            case "generator":
+                return self.generator()
+            case "background":
+                return Response("ok", background=BackgroundTask(boom, kind))
+            case "task":
+                asyncio.create_task(lost(kind))
+                return "ok"
+            case "callback":
+                asyncio.get_running_loop().call_soon(boom, kind)
+                return "ok"
+            case "thread":
+                threading.Thread(target=boom, args=(kind,)).start()
+                return "ok"
+            case "call":
+                await self.back.call.remote()
+            case "unread":
+                self.back.unread.remote()
+                return "ok"
+            case "caught":
+                try:
+                    await self.back.call.options(method_name="nope").remote()
+                except Exception as error:
+                    raise ValueError("boom caught") from error
+            case "items":
+                async for _ in self.back.items.options(stream=True).remote():
+                    pass
+            case "sync":
+                await self.back.sync.remote()
+            case "model":
+                await self.back.load.options(multiplexed_model_id="m").remote()
+            case "batch":
+                both = [self.back.one.remote(n) for n in range(2)]
+                await asyncio.gather(*[one if asyncio.iscoroutine(one) else _wait(one) for one in both])
+            case "left":
+                try:
+                    open(request.query_params["folder"] + "/left", "w").close()
+                    await asyncio.sleep(60)
+                finally:
+                    boom(kind)
+            case "slow":
+                await self.back.slow.remote(request.query_params["folder"])
+        return "ok"
+
+    async def generator(self):
+        yield "first"
+        boom("generator")
+
+async def _wait(one):
+    return await one
+
+app = Front.bind(Back.bind())
+"""
+HOOKS = """
+from servd import deployment, ingress
+
+async def asgi(scope, receive, send):
+    if scope["type"] == "websocket":
+        await receive()
+        await send({"type": "websocket.accept"})
+        raise LookupError("boom websocket")
+    raise LookupError("boom asgi")
+
+@deployment
+@ingress(asgi)
+class Web:
+    def __init__(self, *others):
+        pass
+
+@deployment(health_check_period_s=0.1)
+class Sick:
+    checks = 0
+
+    def check_health(self):
+        self.checks += 1
+        if self.checks > 1:
+            raise LookupError("boom health")
+
+@deployment(user_config={"a": 1})
+class Config:
+    def reconfigure(self, config):
+        if config["a"] == 2:
+            raise LookupError("boom reconfigure")
+
+@deployment
+class Broken:
+    def __init__(self):
+        raise LookupError("boom constructor")
+
+app = Web.bind(Sick.bind(), Config.bind(), Broken.bind())
+"""
+LINE = re.compile(r"^ERROR .* user_code_failed ")
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDaemon]:
+    directory = tmp_path_factory.mktemp("daemon")
+    code = directory / "code"
+    code.mkdir()
+    (code / "shop.py").write_text(SHOP)
+    (code / "hooks.py").write_text(HOOKS)
+    with a_daemon(settings_in(directory)) as running:
+        put(running, 1)
+        eventually(lambda: are_healthy(running, "Front", "Back", "Web", "Config"))
+        yield running
+
+
+def put(daemon: RunningDaemon, config: int) -> None:
+    env = {"working_dir": str(Path(daemon.settings.start_dir) / "code")}
+    apps = [
+        {"name": name, "route_prefix": f"/{name}", "import_path": path, "runtime_env": env}
+        for name, path in (("shop", "shop:app"), ("hooks", "hooks:app"))
+    ]
+    apps[1]["deployments"] = [{"name": "Config", "user_config": {"a": config}}]
+    assert daemon.ask("PUT", "/api/serve/applications/", {"applications": apps}) == (200, "")
+
+
+def are_healthy(daemon: RunningDaemon, *names: str) -> bool:
+    deployments = [one for app in daemon.status()["applications"].values() for one in app["deployments"].values()]
+    return {one["name"] for one in deployments if one["status"] == "HEALTHY"} >= set(names)
+
+
+def told(daemon: RunningDaemon, text: str) -> list[tuple[str, str]]:
+    """(line, traceback) of each that was logged anywhere and has the text in its last line."""
+    found = []
+    for path in (Path(daemon.settings.log_dir) / "serve").glob("*.log"):
+        blocks = re.split(r"\n(?=[A-Z]+ \d{4}-)", path.read_text())
+        for block in blocks:
+            line, _, rest = block.partition("\n")
+            if LINE.match(line) and rest.rstrip().endswith(text):
+                found.append((line, rest))
+    return found
+
+
+def get(daemon: RunningDaemon, path: str, request_id: str) -> tuple[int, str]:
+    connection = http.client.HTTPConnection("127.0.0.1", daemon.settings.http_port or 0, timeout=20)
+    try:
+        connection.request("GET", path, headers={"X-Request-ID": request_id})
+        response = connection.getresponse()
+        return response.status, response.read().decode()
+    except http.client.IncompleteRead as error:
+        return 0, error.partial.decode()
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "deployment", "method"),
+    [
+        ("http", 500, "Front", "__call__"),
+        ("exit", 500, "Front", "__call__"),
+        ("generator", 0, "Front", "__call__"),
+        ("background", 200, "Front", "__call__"),
+        ("task", 200, "Front", "lost"),
+        ("callback", 200, "Front", "callback"),
+        ("thread", 200, "Front", "Thread-"),
+        ("caught", 500, "Front", "__call__"),
+        ("call", 500, "Back", "call"),
+        ("unread", 200, "Back", "unread"),
+        ("items", 500, "Back", "items"),
+        ("sync", 500, "Back", "sync"),
+        ("model", 500, "Back", "load"),
+        ("batch", 500, "Back", "Back.batched"),
+    ],
+)
+def test_what_a_request_raises_is_told_once(
+    daemon: RunningDaemon, kind: str, status: int, deployment: str, method: str
+) -> None:
+    assert get(daemon, f"/shop/{kind}", f"req-{kind}")[0] == status
+    ((line, trace),) = eventually(lambda: told(daemon, f"boom {kind}"))
+    assert f"deployment={deployment} method={method}" in line
+    assert f"replica shop_{deployment}#" in line
+    if kind not in ("thread", "callback"):
+        assert f" req-{kind} /shop shop " in line
+    assert "Traceback (most recent call last):" in trace
+    if kind != "exit":
+        own = Path(daemon.settings.start_dir) / "code" / "shop.py"
+        assert f'File "{own}"' in trace
+    assert len(told(daemon, f"boom {kind}")) == 1
+
+
+def test_an_answer_that_has_no_form_is_told_of_its_request(daemon: RunningDaemon) -> None:
+    assert get(daemon, "/shop/json", "req-json")[0] == 500
+    lines = [line for line, _ in eventually(lambda: told(daemon, ""))]
+    assert sum(" req-json /shop shop " in line for line in lines) == 1
+
+
+@pytest.mark.parametrize(("kind", "text"), [("left", "boom left"), ("slow", "boom cancelled thread")])
+def test_what_is_raised_after_the_client_left_is_told(
+    daemon: RunningDaemon, tmp_path: Path, kind: str, text: str
+) -> None:
+    client = socket.create_connection(("127.0.0.1", daemon.settings.http_port or 0))
+    client.sendall(
+        f"GET /shop/{kind}?folder={tmp_path} HTTP/1.1\r\nHost: a\r\nX-Request-ID: gone-{kind}\r\n\r\n".encode()
+    )
+    eventually(lambda: list(tmp_path.iterdir()))
+    client.close()
+    (tmp_path / "go").touch()
+    ((line, _),) = eventually(lambda: told(daemon, text))
+    assert f" gone-{kind} /shop shop " in line
+
+
+def test_a_websocket_and_an_asgi_application_are_told(daemon: RunningDaemon) -> None:
+    assert get(daemon, "/hooks/x", "req-asgi")[0] == 500
+    head = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="
+    with socket.create_connection(("127.0.0.1", daemon.settings.http_port or 0)) as client:
+        client.sendall(f"GET /hooks/ws HTTP/1.1\r\nHost: a\r\nX-Request-ID: req-ws\r\n{head}\r\n\r\n".encode())
+        while client.recv(4096):
+            pass
+    for request_id, text in (("req-asgi", "boom asgi"), ("req-ws", "boom websocket")):
+        ((line, _),) = eventually(lambda text=text: told(daemon, text))  # type: ignore[misc]
+        assert f" {request_id} /hooks hooks " in line
+        assert "deployment=Web method=__call__" in line
+
+
+def test_hooks_are_told_without_a_request(daemon: RunningDaemon) -> None:
+    put(daemon, 2)
+    for name, method, text in (
+        ("Broken", "__init__", "boom constructor"),
+        ("Sick", "check_health", "boom health"),
+        ("Config", "reconfigure", "boom reconfigure"),
+    ):
+        line, _ = eventually(lambda text=text: told(daemon, text))[0]  # type: ignore[misc]
+        assert " hooks failures.py" in line
+        assert f"deployment={name} method={method}" in line
