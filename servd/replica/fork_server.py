@@ -337,8 +337,9 @@ def _not_forked(start: ReplicaStart, reason: str) -> Forked:
 
 def _reseed() -> None:
     """Global random state would be the same in every child; the interpreter's own is reseeded by itself."""
-    if numpy := sys.modules.get("numpy"):
-        numpy.random.seed()
+    # numpy imports it at the first look: not here, for nothing, in every child
+    if numpy_random := sys.modules.get("numpy.random"):
+        numpy_random.seed()
     # another module may bear that name
     if callable(seed := getattr(sys.modules.get("torch"), "seed", None)):
         seed()
