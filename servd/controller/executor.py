@@ -133,7 +133,7 @@ class Executor:
             (FORK_SERVER, fact.fork_server_id),
             FORK_SERVER_TARGET,
             (fact.order,),
-            _variables(fact.order),
+            _variables(fact.order, fact.order.default_variables),
         )
         self._emit(events.Started(FORK_SERVER, fact.fork_server_id, pid, ticks))
         self._lines.connect(fact.fork_server_id, fact.order.socket_path)
@@ -155,7 +155,7 @@ class Executor:
                 (REPLICA, fact.replica_id),
                 REPLICA_TARGET,
                 (start, server.order),
-                _variables(server.order),
+                _variables(server.order, server.order.default_variables | start.default_variables),
             )
             self._emit(events.Started(REPLICA, fact.replica_id, pid, ticks))
         else:
@@ -352,9 +352,9 @@ class Executor:
         logs.forget_dead(self._settings.log_dir, living)
 
 
-def _variables(order: BuildOrder) -> dict[str, str]:
+def _variables(order: BuildOrder, defaults: dict[str, str]) -> dict[str, str]:
     """What must hold before the interpreter starts: the user's variables, over the defaults that nobody has set."""
-    defaults = {name: value for name, value in (_FORKABLE | order.default_variables).items() if name not in os.environ}
+    defaults = {name: value for name, value in (_FORKABLE | defaults).items() if name not in os.environ}
     return {**defaults, **(order.runtime_env.get("env_vars") or {})}
 
 

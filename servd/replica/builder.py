@@ -20,6 +20,7 @@ from servd.replica.fork_safety import fork_unsafe_reason
 from servd.replica.instances import HOOK, new_preloaded
 from servd.replica.lost_waits import note_threads
 from servd.replica.main import run_forked
+from servd.replica.native_pools import counting_libraries
 from servd.wire.messages import BuildOrder, BuildResult
 
 __all__ = ["built_from", "run_forked"]
@@ -45,6 +46,7 @@ def built_from(order: BuildOrder, environment: Environment) -> tuple[BuildResult
         logger.warning("replicas_are_spawned app=%s reason=%s", order.app, unsafe)
     else:
         note_threads()
+        counting_libraries()
     result = BuildResult(
         order.build_id,
         code_version=version,

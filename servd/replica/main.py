@@ -22,6 +22,7 @@ from servd.observability.journal import AccessLog, place_of
 from servd.replica.code.environment import Environment
 from servd.replica.code.importing import load_application
 from servd.replica.life import Replica
+from servd.replica.native_pools import apply_thread_counts
 from servd.replica.notes import noter
 from servd.wire.messages import BuildOrder, ReplicaStart
 
@@ -61,6 +62,7 @@ def _run(start: ReplicaStart, load: Callable[[], Deployment], lifetime_fd: int, 
     process.begin(title, start.state_dir, lifetime_fd)
     descendants.lead(title, start.state_dir, start.socket_dir)
     os.environ.update(start.variables)
+    apply_thread_counts(start.default_variables)
     full_name = DeploymentID(start.app, start.deployment).full_name
     file = logs.setup(
         "replica",

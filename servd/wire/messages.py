@@ -319,7 +319,11 @@ class BuildResult:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaStart:
-    """Everything a replica process needs to start. variables: environment set before any of its user code runs."""
+    """Everything a replica process needs to start.
+
+    variables: environment set before any of its user code runs. default_variables: set where the environment of its process has
+    none (thread counts); libraries that its fork server has loaded are told.
+    """
 
     replica_id: str
     app: str
@@ -332,6 +336,7 @@ class ReplicaStart:
     socket_dir: str
     log_dir: str
     variables: dict[str, str] = field(default_factory=dict)
+    default_variables: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

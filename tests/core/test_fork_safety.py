@@ -122,7 +122,7 @@ def test_a_library_that_ends_forked_children_forbids_it(monkeypatch: pytest.Monk
 _POOL = """
 import ctypes, sys
 from servd.replica.native_threads import native_threads
-from servd.replica.openmp_pools import end_openmp_pools
+from servd.replica.native_pools import end_openmp_pools
 
 openmp = ctypes.CDLL(sys.argv[1])
 nothing = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: None)

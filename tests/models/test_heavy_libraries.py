@@ -51,6 +51,7 @@ LIBRARIES = (
     Library(
         "torch with one thread", _TORCH.replace("torch.manual_seed", "torch.set_num_threads(1)\ntorch.manual_seed")
     ),
+    Library("torch with another count of threads", _TORCH.replace("torch.get_num_threads(), ", ""), threads=3),
     # that starts a pool of PyTorch's own
     Library(
         "torch with three threads",

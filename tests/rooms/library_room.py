@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from servd.controller.plan.targets import THREAD_VARIABLES
 from servd.wire.messages import BuildOrder
 from tests.rooms.replica_room import Room, a_room
 
@@ -16,6 +17,11 @@ from servd import deployment
 {code}
 
 AT_IMPORT = work()
+
+def threads():
+    from threadpoolctl import threadpool_info
+    counts = {{pool["num_threads"] for pool in threadpool_info()}}
+    return sorted(counts | ({{torch.get_num_threads()}} if "torch" in globals() else set()))
 
 class Base:
     def sync(self):
@@ -29,6 +35,15 @@ class Base:
 
     async def at_import(self):
         return AT_IMPORT
+
+    async def threads(self):
+        return threads()
+
+    def threads_of_sync_handlers(self):
+        return threads()
+
+    async def threads_elsewhere(self):
+        return await asyncio.to_thread(threads)
 
 @deployment
 class Model(Base):
@@ -45,11 +60,15 @@ warm_app = Warm.bind()
 
 
 class Library(NamedTuple):
-    """code: of a module, defines `work()`, whose result is the same each time. spawned: part of the reason, "" if forked."""
+    """code: of a module, defines `work()`, whose result is the same each time. spawned: part of the reason, "" if forked.
+
+    threads: that the replica shall have, 0 = as the import.
+    """
 
     name: str
     code: str
     spawned: str = ""
+    threads: int = 0
 
 
 async def works_in_replicas(library: Library, *, is_preloaded: bool = False) -> None:
@@ -76,6 +95,8 @@ async def _works_in(room: Room, library: Library, name: str, order: BuildOrder) 
     assert library.spawned in reason
     assert bool(library.spawned) == bool(reason), reason
     start = room.start_of(name)
+    if library.threads:
+        start = replace(start, default_variables=dict.fromkeys(THREAD_VARIABLES, str(library.threads)))
     if reason:
         room.spawn(start, replace(order, preload=""))
     else:
@@ -87,3 +108,6 @@ async def _works_in(room: Room, library: Library, name: str, order: BuildOrder) 
     for method in ("sync", "on_the_loop", "on_a_thread"):
         found = await asyncio.gather(*(room.call(name, method) for _ in range(REQUESTS)))
         assert found == [expected] * REQUESTS
+    if library.threads:
+        for method in ("threads", "threads_of_sync_handlers", "threads_elsewhere"):
+            assert await room.call(name, method) == [library.threads], method

@@ -10,12 +10,13 @@ pytestmark = pytest.mark.slow
 IRIS = REPOSITORY / "examples" / "onnxruntime" / "iris.onnx"
 LIBRARIES = (
     Library(
-        "scikit-learn on OpenMP",
+        "scikit-learn on OpenMP, with another count of threads",
         "import numpy as np\n"
         "from sklearn.ensemble import HistGradientBoostingClassifier\n"
         "X = np.random.default_rng(1).random((2000, 8))\n"
         "model = HistGradientBoostingClassifier(max_iter=3).fit(X, X[:, 0] > 0.5)\n"
         "def work():\n    return int(model.predict(X).sum())\n",
+        threads=3,
     ),
     Library(
         "onnxruntime",

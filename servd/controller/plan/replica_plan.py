@@ -181,6 +181,7 @@ def _new_replica(
         state_dir=settings.state_dir,
         socket_dir=settings.socket_dir,
         log_dir=settings.log_dir,
+        default_variables=target.thread_variables,
     )
     return ReplicaFact(
         replica_id=replica_id,

@@ -73,6 +73,8 @@ class DeploymentTarget:
 
     autoscaling: full config, None when the count is fixed. pinned: count set by `scale`, None if not. options: effective
     values by 2.5 names. shown: `deployment_config` of GET V2, without the count keys' conditions applied yet.
+    imports_anew: its replicas are forked from an import with its own thread counts: one with the host's left threads that forbid
+    to fork, which may have been pools.
     """
 
     id: DeploymentID
@@ -86,6 +88,7 @@ class DeploymentTarget:
     options: dict[str, Any]
     shown: dict[str, Any]
     key: str
+    imports_anew: bool = False
 
     @property
     def drain_timeout_s(self) -> float:
@@ -148,7 +151,7 @@ def wanted_count(target: DeploymentTarget, fact: DeploymentFact | None) -> int:
 
 
 def thread_variables(num_cpus: float | None) -> dict[str, str]:
-    """Variables that number-crunching libraries read when they are loaded; none if the user did not write `num_cpus`."""
+    """Thread counts of number-crunching libraries, by their variables; none if the user did not write `num_cpus`."""
     if num_cpus is None:
         return {}
     return dict.fromkeys(THREAD_VARIABLES, str(max(math.ceil(num_cpus), 1)))
@@ -209,7 +212,10 @@ def resolve(app: ApplicationGoal, build: BuildResult, code_version: str) -> tupl
     for name, prefix in given_prefixes(app.document):
         if name != build.ingress:
             raise DeployError(f"only the ingress {build.ingress} can have a route_prefix, {name} has {prefix!r}")
-    return tuple(_target(app, built, overrides.get(built.name), code_version) for built in build.deployments)
+    is_unsafe = bool(build.fork_unsafe)
+    return tuple(
+        _target(app, built, overrides.get(built.name), code_version, is_unsafe=is_unsafe) for built in build.deployments
+    )
 
 
 def wanted_prefix(document: ApplicationDocument, build: BuildResult) -> str | None:
@@ -234,7 +240,12 @@ def given_prefixes(document: ApplicationDocument) -> list[tuple[str, str]]:
 
 
 def _target(
-    app: ApplicationGoal, built: BuiltDeployment, override: Mapping[str, Any] | None, code_version: str
+    app: ApplicationGoal,
+    built: BuiltDeployment,
+    override: Mapping[str, Any] | None,
+    code_version: str,
+    *,
+    is_unsafe: bool,
 ) -> DeploymentTarget:
     options = _effective_options(app, built, override or {})
     actor_options = dict(options["ray_actor_options"])
@@ -261,11 +272,13 @@ def _target(
     )
     config_version = digest(options["user_config"], float(options["graceful_shutdown_wait_loop_s"]))
     pinned = app.scale.get(built.name)
+    variables = thread_variables(actor_options.get("num_cpus"))
+    imports_anew = bool(variables and is_unsafe and options["start_method"] == "fork")
     return DeploymentTarget(
         id=identifier,
         version=version,
         config_version=config_version,
-        env_key=digest(without_empty_variables(resolved), *_threads(actor_options)),
+        env_key=digest(without_empty_variables(resolved), *([variables] if imports_anew else [])),
         runtime_env=resolved,
         num_replicas=options["num_replicas"],
         autoscaling=autoscaling,
@@ -273,12 +286,8 @@ def _target(
         options=options,
         shown=_shown(identifier, options, shown_options, autoscaling, pinned, built, override or {}),
         key=digest(version, config_version, autoscaling, options["num_replicas"], pinned, options),
+        imports_anew=imports_anew,
     )
-
-
-def _threads(actor_options: Mapping[str, Any]) -> list[dict[str, str]]:
-    variables = thread_variables(actor_options.get("num_cpus"))
-    return [variables] if variables else []
 
 
 def _effective_options(app: ApplicationGoal, built: BuiltDeployment, override: Mapping[str, Any]) -> dict[str, Any]:

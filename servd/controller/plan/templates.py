@@ -120,7 +120,9 @@ def _template(
     fact = replace(app, goal=app.active_goal or app.goal)
     server = _fork_server(fact, target.env_key, target.runtime_env, app.code_version, settings, now, rng)
     preload = target.id.name if preload_key else ""
-    order = replace(server.order, default_variables=target.thread_variables, preload=preload)
+    # one import serves deployments with different counts, and so has none of them
+    variables = target.thread_variables if preload or target.imports_anew else {}
+    order = replace(server.order, default_variables=variables, preload=preload)
     return replace(server, order=order, preload_key=preload_key)
 
 
