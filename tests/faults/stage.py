@@ -19,6 +19,7 @@ _QUICK_KILLS = 3
 APPLICATION = '''
 import asyncio
 import os
+import time
 
 from servd import deployment
 
@@ -41,6 +42,8 @@ class Work:
         if request.method == "POST":
             os.write(self.journal, f"{mark}\\n".encode())
         body = await request.body()
+        if "block" in request.query_params:
+            time.sleep(60)
         if hold := request.query_params.get("hold"):
             await asyncio.sleep(float(hold))
         return f"{mark} {len(body)} {self.version} {self.colour} {os.getpid()}"

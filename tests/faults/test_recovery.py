@@ -4,13 +4,14 @@ import http.client
 import json
 import os
 import signal
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
 
 from tests.faults.limits import Descriptors
-from tests.faults.scenarios import a_stage
 from tests.faults.stage import Stage
 from tests.system.running_daemon import ECHO, RunningDaemon, a_daemon, eventually, settings_in, titles
 
@@ -86,16 +87,24 @@ class Probes:
         return dict(json.loads(text))
 
 
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDaemon]:
+    with a_daemon(settings_in(tmp_path_factory.mktemp("recovery"), num_gpus=2.0)) as running:
+        yield running
+
+
 @pytest.fixture
-def probes(tmp_path: Path) -> Any:
-    with a_daemon(settings_in(tmp_path, num_gpus=2.0)) as daemon:
-        yield Probes(daemon, tmp_path)
+def probes(daemon: RunningDaemon, tmp_path: Path) -> Iterator[Probes]:
+    yield Probes(daemon, tmp_path)
+    assert daemon.ask("DELETE", "/api/serve/applications/") == (200, "")
 
 
-def ask_and_leave(daemon: RunningDaemon, path: str) -> http.client.HTTPConnection:
+def ask_and_leave(
+    daemon: RunningDaemon, path: str, headers: Mapping[str, str] = MappingProxyType({})
+) -> http.client.HTTPConnection:
     """Send a request whose answer nobody waits for; a POST, so that it is not sent to the next replica as well."""
     connection = http.client.HTTPConnection("127.0.0.1", daemon.settings.http_port, timeout=30)
-    connection.request("POST", path)
+    connection.request("POST", path, headers=headers)
     return connection
 
 
@@ -104,7 +113,7 @@ def sockets(stage: Stage) -> list[str]:
     return os.listdir(directory) if os.path.exists(directory) else []
 
 
-def test_the_daemon_killed_leaves_no_process_and_no_socket(tmp_path: Path) -> None:
+def test_the_daemon_killed_leaves_no_process_and_no_socket_not_even_a_stuck_handler(tmp_path: Path) -> None:
     shared = set(os.listdir("/dev/shm"))
     settings = settings_in(tmp_path, proxies=2)
     daemon = RunningDaemon(settings).ready()
@@ -112,27 +121,16 @@ def test_the_daemon_killed_leaves_no_process_and_no_socket(tmp_path: Path) -> No
     stage.deploy(replicas=3)
     load = stage.load("/?hold=0.02")
     try:
+        stuck = ask_and_leave(daemon, "/?block", {"x-mark": "stuck"})
+        eventually(lambda: "stuck" in stage.begun())
         daemon.process.kill()
         daemon.process.wait()
         eventually(lambda: not list(titles(settings.state_dir)), 5.0)
     finally:
         load.kill()
+    stuck.close()
     assert sockets(stage) == []
     assert set(os.listdir("/dev/shm")) <= shared
-
-
-def test_not_even_a_stuck_handler_outlives_the_daemon(tmp_path: Path) -> None:
-    settings = settings_in(tmp_path)
-    daemon = RunningDaemon(settings).ready()
-    probes = Probes(daemon, tmp_path)
-    probes.deploy()
-    connection = ask_and_leave(daemon, "/?do=block")
-    eventually(lambda: probes.status()["replicas"][0]["ongoing"] == 1)
-    daemon.process.kill()
-    daemon.process.wait()
-    eventually(lambda: not list(titles(settings.state_dir)), 5.0)
-    connection.close()
-    assert os.listdir(settings.socket_dir) == []
 
 
 def test_after_a_power_cut_the_last_accepted_document_is_served_again(tmp_path: Path) -> None:
@@ -230,13 +228,11 @@ def test_a_replica_sees_its_own_devices_only(probes: Probes, start_method: str) 
     eventually(both_seen)
 
 
-def test_a_killed_replica_is_replaced_in_a_blink(tmp_path: Path) -> None:
-    with a_stage(tmp_path, replicas=1) as stage:
-        (victim,) = stage.running()
-        stage.kill(victim["pid"])
-        code, text = stage.daemon.get()
-        assert code == 200
-        assert int(text.split()[-1]) != victim["pid"]
+def test_a_killed_replica_is_replaced_in_a_blink(probes: Probes) -> None:
+    probes.deploy()
+    (victim,) = probes.status()["replicas"]
+    os.kill(victim["pid"], signal.SIGKILL)
+    assert probes.said()["pid"] != victim["pid"]
 
 
 def test_a_daemon_that_cannot_start_a_controller_goes_on_and_starts_it_as_soon_as_it_can(tmp_path: Path) -> None:
@@ -254,11 +250,10 @@ def test_a_daemon_that_cannot_start_a_controller_goes_on_and_starts_it_as_soon_a
         daemon.wait_until_running()
 
 
-def test_clients_of_the_admin_plane_that_are_gone_hold_no_descriptor(tmp_path: Path) -> None:
-    with a_daemon(settings_in(tmp_path)) as daemon:
-        (controller,) = daemon.pids("controller")
+def test_clients_of_the_admin_plane_that_are_gone_hold_no_descriptor(daemon: RunningDaemon) -> None:
+    (controller,) = daemon.pids("controller")
+    daemon.status()
+    before = len(os.listdir(f"/proc/{controller}/fd"))
+    for _ in range(30):
         daemon.status()
-        before = len(os.listdir(f"/proc/{controller}/fd"))
-        for _ in range(30):
-            daemon.status()
-        eventually(lambda: len(os.listdir(f"/proc/{controller}/fd")) <= before + 2, 5.0)
+    eventually(lambda: len(os.listdir(f"/proc/{controller}/fd")) <= before + 2, 5.0)

@@ -61,7 +61,8 @@ class Shell:
 
 
 @pytest.fixture
-def shell(tmp_path: Path) -> Iterator[Shell]:
+def fresh(tmp_path: Path) -> Iterator[Shell]:
+    """No daemon runs yet."""
     shell = Shell(tmp_path / "state")
     try:
         yield shell
@@ -69,38 +70,55 @@ def shell(tmp_path: Path) -> Iterator[Shell]:
         assert shell("stop")[0] == 0
 
 
-def test_from_start_to_stop(shell: Shell) -> None:
-    code, out, err = shell.start()
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
+    """Its daemon runs, for all tests that leave it as it is."""
+    shell = Shell(tmp_path_factory.mktemp("running") / "state")
+    try:
+        assert shell.start()[0] == 0
+        yield shell
+    finally:
+        assert shell("stop")[0] == 0
+
+
+@pytest.fixture
+def shell(running: Shell) -> Iterator[Shell]:
+    """A daemon that runs nothing, and afterwards runs nothing again."""
+    yield running
+    assert running("shutdown", "--yes")[0] == 0
+
+
+def test_from_start_to_stop(fresh: Shell) -> None:
+    code, out, err = fresh.start()
     assert (code, err) == (0, "")
-    pid = running_pid(shell.state_dir)
+    pid = running_pid(fresh.state_dir)
     assert f"pid {pid}; `servd stop` ends it" in out
-    assert f"admin API: http://127.0.0.1:{shell.admin_port} and unix:///" in out
-    assert f"HTTP: http://127.0.0.1:{shell.http_port}\n" in out
-    assert f"state: {shell.state_dir}\n" in out
-    log = Path(shell.state_dir) / "logs" / "daemon.log"
+    assert f"admin API: http://127.0.0.1:{fresh.admin_port} and unix:///" in out
+    assert f"HTTP: http://127.0.0.1:{fresh.http_port}\n" in out
+    assert f"state: {fresh.state_dir}\n" in out
+    log = Path(fresh.state_dir) / "logs" / "daemon.log"
     before = log.read_bytes()
-    code, _, err = shell.start()
+    code, _, err = fresh.start()
     assert code == 1
     assert str(pid) in err
     assert log.read_bytes() == before, "it is the running daemon's file"
-    code, out, err = shell("deploy", "configs/multi.yaml", "--wait")
+    code, out, err = fresh("deploy", "configs/multi.yaml", "--wait")
     assert code == 0, err
     assert "calculator/Router: HEALTHY 1/1 replicas" in out
-    assert shell.ask("/fruit/", ["MANGO", 2]) == (200, "14")
-    assert shell.ask("/math", ["ADD", 10]) == (200, "15 pizzas please!")
-    code, out, _ = shell("status", "--name", "fruit_stand")
+    assert fresh.ask("/fruit/", ["MANGO", 2]) == (200, "14")
+    assert fresh.ask("/math", ["ADD", 10]) == (200, "15 pizzas please!")
+    code, out, _ = fresh("status", "--name", "fruit_stand")
     assert code == 0
     assert "name: fruit_stand_MangoStand" in out
-    assert f"working_dir: file://{FRUIT}" in shell("config")[1]
-    assert shell("shutdown", "--yes")[0] == 0
-    assert "no applications" in shell("status")[1]
-    assert shell("stop")[0] == 0
-    assert running_pid(shell.state_dir) is None
-    assert not os.path.exists(socket_dir_for(shell.state_dir))
+    assert f"working_dir: file://{FRUIT}" in fresh("config")[1]
+    assert fresh("shutdown", "--yes")[0] == 0
+    assert "no applications" in fresh("status")[1]
+    assert fresh("stop")[0] == 0
+    assert running_pid(fresh.state_dir) is None
+    assert not os.path.exists(socket_dir_for(fresh.state_dir))
 
 
 def test_a_run_that_is_interrupted_takes_its_application_back(shell: Shell) -> None:
-    assert shell.start()[0] == 0
     assert shell("deploy", "configs/fruit.yaml", "--wait")[0] == 0
     options = ("--app-dir", str(FRUIT), "--name", "calculator", "--route-prefix", "/math")
     with shell.popen("run", "conditional_dag:serve_dag", *options) as process:
@@ -144,7 +162,6 @@ def test_a_count_in_the_config_file_beside_the_code_restarts_nothing(shell: Shel
     config = code / "serve.yaml"
     document = "import_path: echo:app\nruntime_env: {working_dir: .}\ndeployments: [{name: Echo, num_replicas: %d}]\n"
     config.write_text(document % 1)
-    assert shell.start()[0] == 0
     assert shell("deploy", str(config), "--wait")[::2] == (0, "")
     before = shell.ask("/", {})[1]
     config.write_text(document % 2)
@@ -183,7 +200,6 @@ def test_an_update_of_which_only_the_first_replica_starts_ends_and_a_rollback_he
     code.mkdir()
     config = tmp_path / "serve.yaml"
     config.write_text("import_path: echo:app\nruntime_env: {working_dir: code}\n")
-    assert shell.start()[0] == 0
     (code / "echo.py").write_text(ECHO.replace("str(os.getpid())", "'old'").replace("1", "2"))
     assert shell("deploy", str(config), "--wait")[0] == 0
     (code / "echo.py").write_text(ONCE.format(place=str(tmp_path / "place")))
@@ -195,37 +211,36 @@ def test_an_update_of_which_only_the_first_replica_starts_ends_and_a_rollback_he
     assert {shell.ask("/", {}) for _ in range(30)} == {(200, "old")}
 
 
-def test_rollback_passes_by_what_never_ran(shell: Shell, tmp_path: Path) -> None:
+def test_rollback_passes_by_what_never_ran(fresh: Shell, tmp_path: Path) -> None:
     code = tmp_path / "code"
     code.mkdir()
     config = tmp_path / "serve.yaml"
     config.write_text("import_path: echo:app\nruntime_env: {working_dir: code}\n")
-    assert shell.start()[0] == 0
+    assert fresh.start()[0] == 0
     outcomes = []
     for text in (ECHO.replace("str(os.getpid())", "'good'"), "1 / 0", "raise SystemExit(3)"):
         (code / "echo.py").write_text(text)
-        outcomes.append(shell("deploy", str(config), "--wait")[0])
+        outcomes.append(fresh("deploy", str(config), "--wait")[0])
     assert outcomes == [0, 1, 1]
-    shown = shell("history")[1]
+    shown = fresh("history")[1]
     assert [word for line in shown.splitlines() for word in line.split() if word in ("ran", "failed")] == [
         "failed",
         "failed",
         "ran",
     ]
-    out = shell("rollback", "--wait")[1]
+    out = fresh("rollback", "--wait")[1]
     assert "Rolled back to revision 1; this is revision 4." in out
-    assert shell.ask("/", {}) == (200, "good")
-    code_, _, err = shell("rollback")
+    assert fresh.ask("/", {}) == (200, "good")
+    code_, _, err = fresh("rollback")
     assert (code_, "name one" in err) == (1, True)
     # what it is known by outlives the daemon
-    assert shell("stop")[0] == 0
-    assert shell.start()[0] == 0
-    assert shell("history")[1].count("ran") >= 2
+    assert fresh("stop")[0] == 0
+    assert fresh.start()[0] == 0
+    assert fresh("history")[1].count("ran") >= 2
 
 
 @pytest.mark.parametrize("more", [(), pytest.param(("--multi-app",), marks=pytest.mark.long)])
 def test_what_build_writes_is_served_as_it_is(shell: Shell, tmp_path: Path, more: tuple[str, ...]) -> None:
-    assert shell.start()[0] == 0
     # something runs already: a document with another port would be refused
     assert shell("deploy", "conditional_dag:serve_dag", "--app-dir", str(FRUIT), "--wait")[0] == 0
     (tmp_path / "conf").mkdir()
@@ -237,7 +252,6 @@ def test_what_build_writes_is_served_as_it_is(shell: Shell, tmp_path: Path, more
 
 
 def test_a_run_that_fails_leaves_the_rest_alone(shell: Shell) -> None:
-    assert shell.start()[0] == 0
     assert shell("deploy", "configs/fruit.yaml", "--wait")[0] == 0
     code, _, err = shell("run", "nothing.here:app", "--name", "n", "--route-prefix", "/n")
     assert code == 1

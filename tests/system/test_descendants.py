@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -62,12 +61,6 @@ def marked() -> set[Process]:
     return {found for pid in pids() if command_line(pid) == waiting and (found := process(pid)) is not None}
 
 
-@pytest.fixture
-def daemon(tmp_path: Path) -> Iterator[RunningDaemon]:
-    with a_daemon(settings_in(tmp_path)) as running:
-        yield running
-
-
 def replica_of(daemon: RunningDaemon) -> int:
     """The one replica: what it starts bears its title too for a moment, until it is another program."""
 
@@ -88,28 +81,39 @@ def deploy(daemon: RunningDaemon, code: Path, body: str) -> set[Process]:
     return offspring(pid) | (marked() - before)
 
 
-def test_a_killed_replica_leaves_nothing_of_any_kind(daemon: RunningDaemon, tmp_path: Path) -> None:
-    started = deploy(daemon, tmp_path / "code", "; ".join(KINDS.values()))
-    pid = replica_of(daemon)
-    (fork_server,) = daemon.pids("fork server")
-    imports = offspring(fork_server) - offspring(pid)
-    started -= imports
-    assert len(alive(started)) >= len(KINDS)
-    os.kill(pid, signal.SIGKILL)
-    eventually(lambda: not alive(started), 6.0)
-    assert alive({each for each in imports if each[0] != pid}), "what the import started belongs to all replicas"
-
-
-def test_a_stop_a_drain_and_the_death_of_the_daemon_leave_nothing(tmp_path: Path) -> None:
-    body = "; ".join(KINDS.values())
-    killed = RunningDaemon(settings_in(tmp_path))
-    try:
-        killed.ready()
-        started = deploy(killed, tmp_path / "one", body)
-        assert killed.ask("DELETE", "/api/serve/deployments/") == (200, "")
+def test_a_killed_replica_and_a_drain_leave_nothing_of_any_kind_and_callers_learn_at_once(tmp_path: Path) -> None:
+    with a_daemon(settings_in(tmp_path)) as daemon:
+        started = deploy(daemon, tmp_path / "code", "; ".join(KINDS.values()))
+        pid = replica_of(daemon)
+        (fork_server,) = daemon.pids("fork server")
+        imports = offspring(fork_server) - offspring(pid)
+        started -= imports
+        assert len(alive(started)) >= len(KINDS)
+        answers: list[int] = []
+        caller = threading.Thread(target=post, args=(daemon, answers))
+        caller.start()
+        eventually(lambda: _ongoing(daemon))
+        clock = SystemClock()
+        killed_at = clock.now()
+        os.kill(pid, signal.SIGKILL)
+        caller.join()
+        assert answers == [502]
+        assert clock.now() - killed_at < 3.0, "though its children live"
+        eventually(lambda: not alive(started), 6.0)
+        assert alive({each for each in imports if each[0] != pid}), "what the import started belongs to all replicas"
+        eventually(lambda: daemon.pids("replica") not in ([], [pid]))
+        daemon.wait_until_running()
+        started = offspring(fork_server)
+        assert len(alive(started)) >= len(KINDS)
+        assert daemon.ask("DELETE", "/api/serve/deployments/") == (200, "")
         eventually(lambda: not alive(started), 15.0)
-        before = marked()
-        started = deploy(killed, tmp_path / "two", body)
+
+
+def test_the_death_and_the_stop_of_the_daemon_leave_nothing(tmp_path: Path) -> None:
+    killed = RunningDaemon(settings_in(tmp_path))
+    before = marked()
+    try:
+        started = deploy(killed.ready(), tmp_path / "code", "; ".join(KINDS.values()))
     finally:
         killed.process.kill()
         killed.process.wait()
@@ -122,26 +126,11 @@ def test_a_stop_a_drain_and_the_death_of_the_daemon_leave_nothing(tmp_path: Path
         eventually(lambda: not alive(started), 5.0)
 
 
-def test_callers_learn_at_once_of_a_death_though_children_live(daemon: RunningDaemon, tmp_path: Path) -> None:
-    deploy(daemon, tmp_path / "code", "; ".join(KINDS.values()))
-    pid = replica_of(daemon)
-    answers: list[int] = []
-
-    def post() -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", daemon.settings.http_port, timeout=30)
-        connection.request("POST", "/")
-        answers.append(connection.getresponse().status)
-        connection.close()
-
-    caller = threading.Thread(target=post)
-    caller.start()
-    eventually(lambda: _ongoing(daemon))
-    clock = SystemClock()
-    killed_at = clock.now()
-    os.kill(pid, signal.SIGKILL)
-    caller.join()
-    assert answers == [502]
-    assert clock.now() - killed_at < 3.0
+def post(daemon: RunningDaemon, answers: list[int]) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", daemon.settings.http_port, timeout=30)
+    connection.request("POST", "/")
+    answers.append(connection.getresponse().status)
+    connection.close()
 
 
 def _ongoing(daemon: RunningDaemon) -> bool:
