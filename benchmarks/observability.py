@@ -38,6 +38,7 @@ from servd.calls.caller import Caller
 from servd.context import ReplicaContext
 from servd.observability import logs
 from servd.observability.journal import AccessLog, Journal, place_of
+from servd.observability.log_file import LogFile
 from servd.proxy.forwarder import Forwarder
 from servd.proxy.http1 import HttpConnection
 from servd.proxy.limits import Limits
@@ -154,7 +155,7 @@ class Stand:
             ("http_proxy", HttpConnection.on_response, list),
             ("replica", noter, read_notes),
         ):
-            file = logs.LogFile(directory / f"{component}-{mode}.log")
+            file = LogFile(directory / f"{component}-{mode}.log")
             journal = Journal(loop, AccessLog(file, component, component, place_of(place)), counts=is_on, read=read)
             journal.configure(style)
             self.journals.append(journal)

@@ -17,7 +17,8 @@ from typing import Any
 from servd.ground.clock import Clock, SystemClock, local_stamp
 from servd.ground.names import on_one_line
 from servd.ground.settings import is_on
-from servd.observability.logs import LogFile, Style
+from servd.observability.log_file import LogFile
+from servd.observability.logs import Style
 
 LATENCY_BOUNDS_MS = (
     1,
@@ -174,6 +175,10 @@ class AccessLog:
     def end(self, tenths: int) -> str:
         """The end of a line, for a latency in tenths of a millisecond. `ends` holds those of the short ones."""
         return f"{tenths / 10:.1f}{self._end}"
+
+    def tend(self) -> None:
+        """See to the file where others write to it."""
+        self._file.tend()
 
     def write(self, text: str) -> None:
         """Append whole lines."""

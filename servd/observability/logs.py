@@ -4,38 +4,47 @@ Lines: level, time, component, component id, then request id, route and applicat
 `file:line - message`.
 """
 
-import fcntl
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from servd.ground.clock import SystemClock
 from servd.ground.names import in_file_name, on_one_line
 from servd.ground.quick_dataclass import dataclass
 from servd.ground.settings import is_on, variable
+from servd.observability.application_lines import ApplicationLines, PrintedLines
 from servd.observability.described import report_of
+from servd.observability.log_file import LogFile
 
-MAX_FILE_BYTES = 512 * 1024 * 1024
-BACKUP_FILES = 5
-RETRY_S = 1.0
-"""Between two tries to open a file that is away."""
 DEAD_FILES_KEPT = 100
 """Log files of replicas that are gone, of all deployments together."""
+DEAD_BYTES_KEPT = 2 * 1024 * 1024 * 1024
+"""What they may hold together; the newest one stays whatever it holds."""
+LONGEST_MESSAGE = 64 * 1024
+"""Characters of one message; what is left out of a longer one is said."""
 LAST_LINES = 50
 LAST_BYTES = 8192
 STDERR_VARIABLE = "LOG_TO_STDERR"
 LOGGER_NAMES = ("servd", "ray.serve")
 """Loggers that are set up; the second is an alias that Ray Serve applications write to."""
 
+_OWN_PREFIXES = tuple(f"{name}." for name in LOGGER_NAMES)
+
 RequestFields = Callable[[], tuple[str, str, str]]
 """Gives request id, route and application of the running request, each "" when unknown."""
 
 _own_levels: dict[str, int] = {}
-"""Level that was set here, by logger; a logger that has another one got it from the user."""
+"""Level that was set here, by logger ("" is the root); a logger that has another one got it from the user."""
+
+_application_lines: ApplicationLines | None = None
+
+# a tab and the end of a line are text; the two separators end a line for some readers
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
+_LIKE_A_LINE = re.compile(r"\n(?=[A-Z]+ \d{4}-\d\d-\d\d )")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,18 +83,26 @@ def replica_file(deployment: str, replica_tag: str) -> str:
     return f"deployment_{in_file_name(deployment)}_{in_file_name(full_name)}#{suffix}.log"
 
 
-def forget_dead(log_dir: str, living: Collection[str], kept: int = DEAD_FILES_KEPT) -> None:
-    """Remove the log files of replicas that are gone, with those they rotated to, all but the newest `kept`.
+def forget_dead(
+    log_dir: str, living: Collection[str], kept: int = DEAD_FILES_KEPT, kept_bytes: int = DEAD_BYTES_KEPT
+) -> None:
+    """Remove the log files of replicas that are gone, with those they rotated to, all but the newest.
 
-    living: names as `replica_file` gives them.
+    Args:
+        living: names as `replica_file` gives them.
+        kept, kept_bytes: how many stay, and how much they hold together; the newest one stays in any case.
     """
     dead = []
     try:
         for entry in os.scandir(Path(log_dir) / "serve"):
             if entry.name.startswith("deployment_") and entry.name.rpartition(".log")[0] + ".log" not in living:
-                dead.append((entry.stat().st_mtime, entry.path))
-        for _, path in sorted(dead)[:-kept]:
-            os.unlink(path)
+                status = entry.stat()
+                dead.append((status.st_mtime, entry.path, status.st_size))
+        held = 0
+        for number, (_, path, size) in enumerate(sorted(dead, reverse=True)):
+            held += size
+            if number >= kept or (number and held > kept_bytes):
+                os.unlink(path)
     except OSError:
         # the directory is gone or read-only, or somebody else cleans up: logs are expendable, also to us
         pass
@@ -113,17 +130,19 @@ def setup(
     *,
     stderr_level: int = logging.INFO,
     request_fields: RequestFields | None = None,
-) -> "LogFile":
+    runs_application: bool = False,
+) -> LogFile:
     """Send servd's log lines of this process to its file and to stderr.
 
-    Only servd's own loggers are touched. Handlers and levels that the user gave them stay.
+    Handlers and levels that the user gave to loggers stay.
 
     Args:
         component, component_id: e.g. "http_proxy" and its ip, "replica" and its tag.
         log_dir: the log root; the file lies in `serve/` under it.
         stderr_level: lowest level shown on stderr. `SERVD_LOG_TO_STDERR=0` shows nothing there, as a detached daemon has
-            it; a level name shows servd's own lines from that level on.
+            it; a level name shows servd's own lines from that level on, and what is printed as it is.
         request_fields: where the fields of the running request come from.
+        runs_application: also what application code logs, warns of and prints becomes lines, from now on.
 
     Returns:
         The file, for an `AccessLog`.
@@ -131,10 +150,13 @@ def setup(
     file = LogFile(Path(log_dir) / "serve" / file_name)
     formatter = LineFormatter(component, component_id, request_fields)
     handlers: list[logging.Handler] = [_FileHandler(file)]
-    wish = variable(STDERR_VARIABLE, "1").upper()
+    wish = _stderr_wish()
+    shown = None
     if wish != "0":
-        handlers.append(_StderrHandler(sys.stderr, logging.getLevelNamesMapping().get(wish, logging.NOTSET)))
-        handlers[-1].setLevel(stderr_level)
+        stream = sys.stderr.behind if isinstance(sys.stderr, PrintedLines) else sys.stderr
+        shown = _StderrHandler(stream, logging.getLevelNamesMapping().get(wish, logging.NOTSET))
+        shown.setLevel(stderr_level)
+        handlers.append(shown)
     for handler in handlers:
         handler.setFormatter(formatter)
     for name in LOGGER_NAMES:
@@ -146,17 +168,68 @@ def setup(
         for handler in handlers:
             logger.addHandler(handler)
         logger.propagate = False
+    if runs_application:
+        _application().direct(handlers, shown=shown, passes_on=wish in logging.getLevelNamesMapping())
     configure({})
     revive()
     return file
 
 
+def catch_descriptors(file: LogFile) -> None:
+    """Let descriptors 1 and 2 of this process be its log file, where stderr is for nobody.
+
+    So what native code and child processes print lies in the file as it is, without a header, and whatever ends the process
+    cannot lose it.
+    """
+    if _stderr_wish() == "0":
+        file.stand_in_for(1, 2)
+
+
+def finish() -> None:
+    """Write what the application has printed of lines without an end; the process is about to go."""
+    if _application_lines is not None:
+        _application_lines.finish()
+
+
+def _stderr_wish() -> str:
+    return variable(STDERR_VARIABLE, "1").upper()
+
+
+def _application() -> ApplicationLines:
+    global _application_lines
+    if _application_lines is None:
+        _application_lines = ApplicationLines(_is_written)
+        _application_lines.install()
+        logging.captureWarnings(True)
+    return _application_lines
+
+
+def _is_own(name: str) -> bool:
+    return f"{name}.".startswith(_OWN_PREFIXES)
+
+
+def _is_written(logger: logging.Logger) -> bool:
+    """Whether it has handlers of servd's; a configuration of the user's takes them from a logger that it names."""
+    found: logging.Logger | None = logger if _is_own(logger.name) else None
+    while found is not None:
+        if any(isinstance(handler, _OWN_HANDLERS) for handler in found.handlers):
+            return True
+        found = found.parent if found.propagate else None
+    return False
+
+
 def configure(config: Mapping[str, Any]) -> Style:
     """Write the lines of this process from now on as a `logging_config` says; gives what it comes to."""
     style = style_of(config)
-    for name in LOGGER_NAMES:
+    names: tuple[str, ...] = LOGGER_NAMES
+    if _application_lines is not None:
+        _application_lines.level = style.level
+        names += ("",)
+    for name in names:
         logger = logging.getLogger(name)
-        if logger.level in (logging.NOTSET, _own_levels.get(name)):
+        # the root begins with a level of its own, which the user may also have chosen once it had another
+        untouched = (logging.NOTSET, _own_levels.get(name)) if name else (_own_levels.get(name, logging.WARNING),)
+        if logger.level in untouched:
             logger.setLevel(style.level)
             _own_levels[name] = style.level
         for handler in logger.handlers:
@@ -168,95 +241,8 @@ def configure(config: Mapping[str, Any]) -> Style:
 def revive() -> None:
     """Let servd's loggers speak again: `logging.config` in a user's module silences all that it finds."""
     for name, logger in logging.root.manager.loggerDict.items():
-        if isinstance(logger, logging.Logger) and f"{name}.".startswith(tuple(f"{own}." for own in LOGGER_NAMES)):
+        if isinstance(logger, logging.Logger) and _is_own(name):
             logger.disabled = False
-
-
-class LogFile:
-    """A log file that several processes may append to and that rotates by size, or by the hand of somebody who renames it.
-
-    Logs are expendable: where the file cannot be opened, is removed or takes nothing, lines are lost, and it is tried again.
-    """
-
-    def __init__(self, path: Path, max_bytes: int = MAX_FILE_BYTES, backups: int = BACKUP_FILES) -> None:
-        self._path = path
-        self._max_bytes = max_bytes
-        self._backups = backups
-        self._clock = SystemClock()
-        self._is_away = False
-        self._look_at = 0.0
-        self._fd = self._open_or_none()
-
-    def __repr__(self) -> str:
-        return f"LogFile({self._path})"
-
-    def write(self, data: bytes) -> None:
-        """Append whole lines; a full or broken disk loses them silently."""
-        try:
-            status = os.fstat(self._fd)
-            if self._is_away or not self._is_in_place(status):
-                self._find_again()
-            elif status.st_size and status.st_size + len(data) > self._max_bytes:
-                self._rotate()
-            os.write(self._fd, data)
-        except OSError:
-            pass
-
-    def fileno(self) -> int:
-        """Its descriptor; the same number for ever."""
-        return self._fd
-
-    def close(self) -> None:
-        """Close the file."""
-        os.close(self._fd)
-
-    def _open_or_none(self) -> int:
-        """The file, else what swallows everything."""
-        try:
-            self._make_directories()
-            fd = self._open()
-        except OSError:
-            self._is_away = True
-            return os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
-        self._is_away = False
-        return fd
-
-    def _make_directories(self) -> None:
-        # no more than the log root and its one directory: a state directory that is gone must be seen to be gone
-        for directory in (self._path.parent.parent, self._path.parent):
-            directory.mkdir(mode=0o700, exist_ok=True)
-
-    def _find_again(self) -> None:
-        now = self._clock.now()
-        if self._is_away and now < self._look_at:
-            return
-        self._look_at = now + RETRY_S
-        self._replace(self._open_or_none())
-
-    def _replace(self, successor: int) -> None:
-        # under the same number: others write to it as well
-        os.dup2(successor, self._fd, inheritable=False)
-        os.close(successor)
-
-    def _open(self) -> int:
-        return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-
-    def _rotate(self) -> None:
-        # whoever comes second finds another file under the name and only opens it
-        fcntl.flock(self._fd, fcntl.LOCK_EX)
-        if self._is_in_place(os.fstat(self._fd)):
-            for number in range(self._backups - 1, 0, -1):
-                backup = Path(f"{self._path}.{number}")
-                if backup.exists():
-                    backup.replace(f"{self._path}.{number + 1}")
-            self._path.replace(f"{self._path}.1")
-        self._replace(self._open())
-
-    def _is_in_place(self, status: os.stat_result) -> bool:
-        try:
-            return os.path.samestat(status, os.stat(self._path))
-        except OSError:
-            return False
 
 
 class _FileHandler(logging.Handler):
@@ -304,15 +290,17 @@ class LineFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The line of one record, its traceback on the lines after it."""
-        message = record.getMessage()
-        if record.exc_info:
-            message = f"{message}\n{self.formatException(record.exc_info)}"
+        # one that has come through a queue has only the text of its exception
+        trace = self.formatException(record.exc_info) if record.exc_info else record.exc_text
+        parts = (record.getMessage(), trace, record.stack_info)
+        message = "\n".join(_bounded(part) for part in parts if part)
         request = self._request_fields() if self._request_fields else ("", "", "")
-        place = f"{record.filename}:{record.lineno}"
         if self.is_json:
             return self._json(record, message, request)
         known = on_one_line(" ".join(filter(None, (self._component, self._component_id, *request))))
-        return f"{record.levelname} {self.formatTime(record)} {known} {place} - {message}"
+        place = f"{record.filename}:{record.lineno}" if record.lineno else record.filename
+        level = on_one_line(record.levelname)
+        return f"{level} {self.formatTime(record)} {known} {place} - {_as_text(message)}"
 
     def formatException(self, ei: Any) -> str:
         """The whole traceback; whatever the exception's class does, the line is written."""
@@ -328,7 +316,28 @@ class LineFormatter(logging.Formatter):
             "route": request[1],
             "application": request[2],
             "filename": record.filename,
-            "lineno": record.lineno,
+            "lineno": record.lineno or "",
             "message": message,
         }
         return json.dumps({key: value for key, value in fields.items() if value != ""})
+
+
+def without_controls(text: str) -> str:
+    """`text` with control characters, all but tabs and ends of lines, spelled as in Python."""
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def _bounded(text: str) -> str:
+    text = text.rstrip("\n")
+    left_out = len(text) - LONGEST_MESSAGE
+    return text if left_out <= 0 else f"{text[:LONGEST_MESSAGE]} [{left_out} characters left out]"
+
+
+def _as_text(message: str) -> str:
+    """The message in the terms of a file that people show on terminals, and programs read line by line.
+
+    No control character is in it but tabs and ends of lines, and none of its lines looks like the begin of another record.
+    """
+    if message.isprintable():
+        return message
+    return _LIKE_A_LINE.sub("\n ", without_controls(message.replace("\r\n", "\n")))

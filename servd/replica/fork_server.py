@@ -73,7 +73,14 @@ def serve(order: BuildOrder, lifetime: Connection) -> None:
     title = f"template {full_name}" if order.preload else f"fork server {order.app or order.fork_server_id}"
     process.begin(title, order.state_dir, lifetime.fileno())
     descendants.lead(title, order.state_dir, order.socket_dir)
-    logs.setup("fork_server", order.fork_server_id, order.log_dir, FORK_SERVER_FILE)
+    logs.setup(
+        "fork_server",
+        order.fork_server_id,
+        order.log_dir,
+        FORK_SERVER_FILE,
+        request_fields=lambda: ("", "", order.app),
+        runs_application=True,
+    )
     path = _path_of(order)
     process.allow_tracker()
     keep_freed_memory()

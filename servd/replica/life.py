@@ -75,7 +75,7 @@ class Replica:
         self._drain_limit_s: asyncio.Future[float] = self._loop.create_future()
         self._clock = SystemClock()
         self._lag = LoopLag(self._clock.now)
-        self._warden = Warden(start, self._loop, self, lifetime_fd, self._lag)
+        self._warden = Warden(start, self._loop, self, lifetime_fd, self._lag, access.tend)
         self._caller = Caller(
             self._loop,
             start.replica_id,

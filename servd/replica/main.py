@@ -70,7 +70,9 @@ def _run(start: ReplicaStart, load: Callable[[], Deployment], lifetime_fd: int, 
         start.log_dir,
         logs.replica_file(full_name, start.replica_id),
         request_fields=_request_fields,
+        runs_application=True,
     )
+    logs.catch_descriptors(file)
     # a crash in native code leaves its stack among the last lines of the log
     faulthandler.enable(file.fileno())
     access = AccessLog(file, "replica", start.replica_id, place_of(noter))
@@ -107,6 +109,7 @@ def leave(code: int) -> NoReturn:
     timer.daemon = True
     timer.start()
     atexit._run_exitfuncs()
+    logs.finish()
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

@@ -104,7 +104,7 @@ class Ward(Protocol):
 class Warden:
     """Owns the line to the controller: greeting, reports, health verdicts, diagnosis of a stuck main thread.
 
-    Made on the main thread. Methods may be called from any thread unless they say otherwise.
+    Made on the main thread. Methods may be called from any thread unless they say otherwise. tend_log: to be called now and then.
     """
 
     def __init__(
@@ -114,8 +114,10 @@ class Warden:
         ward: Ward,
         lifetime_fd: int,
         lag: LoopLag | None = None,
+        tend_log: Callable[[], None] = lambda: None,
     ) -> None:
         self._start = start
+        self._tend_log = tend_log
         # now, and not at each greeting: there may be no descriptor to look it up with then
         self._ticks = start_ticks(os.getpid())
         self._main_loop = main_loop
@@ -123,20 +125,18 @@ class Warden:
         self._lifetime_fd = lifetime_fd
         self._loop: asyncio.AbstractEventLoop
         self._is_up = threading.Event()
-        self._is_resting = False
+        self._is_resting, self._asks_main = False, True
         self._roused = asyncio.Event()
-        self._asks_main = True
         self._thread = threading.Thread(target=self._serve, name="warden", daemon=True)
         self._report = ReplicaReport(start.replica_id, ReplicaPhase.STARTING)
         self._said: ReplicaReport | None = None
-        self._said_at = 0.0
+        self._said_at = self._address_at = 0.0
         self._subscribed = Subscribe(())
         self._caller_report: CallerReport | None = None
         self._caller_said: CallerReport | None = None
         self.health: HealthChecks | None = None
         self._threads = ThreadsWatch(ward.occupied)
         self._are_threads_stuck = False
-        self._address_at = 0.0
         self._doorstep = Doorstep(start.address)
         self.report_period_s = start.goal.report_period_s
         self._watch = LoopWatch(self._in_main, threading.get_ident(), stuck_after_s=STUCK_AFTER_S, lag=lag)
@@ -238,6 +238,7 @@ class Warden:
                 self._address_at = loop.time() + ADDRESS_PERIOD_S
                 self._doorstep.look()
                 self._look_at_address()
+                self._tend_log()
             self._look_at_memory()
             if loop.time() - self._said_at > SIGN_OF_LIFE_S:
                 self._said = None

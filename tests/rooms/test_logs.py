@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from servd.observability import logs
+from servd.observability import log_file, logs
+from servd.observability.log_file import LogFile
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +68,7 @@ def test_a_quiet_daemon_hides_its_own_lines_and_nothing_of_the_users(
 
 
 def test_rotation_keeps_the_newest_backups(tmp_path: Path) -> None:
-    file = logs.LogFile(tmp_path / "x.log", max_bytes=10, backups=2)
+    file = LogFile(tmp_path / "x.log", max_bytes=10, backups=2)
     for number in range(4):
         file.write(b"line %04d\n" % number)
     file.close()
@@ -76,8 +77,8 @@ def test_rotation_keeps_the_newest_backups(tmp_path: Path) -> None:
 
 
 def test_two_writers_of_one_file_rotate_once(tmp_path: Path) -> None:
-    first = logs.LogFile(tmp_path / "x.log", max_bytes=10, backups=3)
-    second = logs.LogFile(tmp_path / "x.log", max_bytes=10, backups=3)
+    first = LogFile(tmp_path / "x.log", max_bytes=10, backups=3)
+    second = LogFile(tmp_path / "x.log", max_bytes=10, backups=3)
     first.write(b"aaaaaaaaa\n")
     first.write(b"b\n")
     second.write(b"c\n")
@@ -142,11 +143,15 @@ def test_of_dead_replicas_the_newest_files_stay(tmp_path: Path) -> None:
     left = sorted(name.rpartition("#")[2] for name in os.listdir(folder))
     assert left == ["0.log", "4.log", "5.log", "controller_1.log"]
     logs.forget_dead(str(tmp_path / "nowhere"), set())
+    (folder / logs.replica_file("app_D", "app_D#4")).write_bytes(b"x" * 100)
+    os.utime(folder / logs.replica_file("app_D", "app_D#4"), (4, 4))
+    logs.forget_dead(str(tmp_path), {logs.replica_file("app_D", "app_D#0")}, kept_bytes=99)
+    assert sorted(name.rpartition("#")[2] for name in os.listdir(folder)) == ["0.log", "5.log", "controller_1.log"]
 
 
 def test_a_file_that_was_renamed_or_removed_is_begun_anew(tmp_path: Path) -> None:
     path = tmp_path / "x.log"
-    first, second = logs.LogFile(path), logs.LogFile(path)
+    first, second = LogFile(path), LogFile(path)
     number = first.fileno()
     first.write(b"one\n")
     path.rename(tmp_path / "x.log-20261128")
@@ -173,12 +178,12 @@ def test_a_file_that_was_renamed_or_removed_is_begun_anew(tmp_path: Path) -> Non
 def test_without_a_place_for_the_file_lines_are_lost_and_later_written_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, obstacle: str
 ) -> None:
-    monkeypatch.setattr(logs, "RETRY_S", 0.0)
+    monkeypatch.setattr(log_file, "RETRY_S", 0.0)
     state = tmp_path / "state"
     if obstacle == "a file in the way":
         state.write_text("")
     path = state / "logs" / "serve" / "x.log"
-    file = logs.LogFile(path)
+    file = LogFile(path)
     number = file.fileno()
     file.write(b"lost\n")
     assert not (tmp_path / "state" / "logs").exists()
@@ -194,10 +199,49 @@ def test_a_lost_file_is_not_looked_for_at_every_line(tmp_path: Path) -> None:
     state = tmp_path / "state"
     state.mkdir()
     path = state / "logs" / "serve" / "x.log"
-    file = logs.LogFile(path)
+    file = LogFile(path)
     state.rename(tmp_path / "away")
     file.write(b"lost\n")
     state.mkdir()
     file.write(b"lost too, for the moment\n")
     assert not path.exists()
     file.close()
+
+
+def test_a_file_stands_in_for_descriptors_wherever_it_goes(tmp_path: Path) -> None:
+    printed = os.open(os.devnull, os.O_WRONLY)
+    file = LogFile(tmp_path / "x.log", max_bytes=10)
+    file.stand_in_for(printed)
+    os.write(printed, b"of native code\n")
+    file.write(b"one\n")
+    os.write(printed, b"and of a child\n")
+    file.tend()
+    os.write(printed, b"three\n")
+    file.close()
+    os.close(printed)
+    kept = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert kept == {"x.log": "three\n", "x.log.1": "one\nand of a child\n", "x.log.2": "of native code\n"}
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("of\tany\nkind\n", "of\tany\nkind"),
+        ("\x1b[31mred\x1b[0m\a\r\nnext\u2028", "\\x1b[31mred\\x1b[0m\\x07\nnext\\u2028"),
+        ("<script>alert('ü')</script>", "<script>alert('ü')</script>"),
+        ("a\nERROR 2026-11-28 22:00:00,000 forged", "a\n ERROR 2026-11-28 22:00:00,000 forged"),
+        ("x" * 10_000_000, "x" * logs.LONGEST_MESSAGE + f" [{10_000_000 - logs.LONGEST_MESSAGE} characters left out]"),
+        ("half \ud800", "half \\ud800"),
+    ],
+    ids=["text", "controls", "markup", "forged", "long", "surrogate"],
+)
+def test_a_message_is_text_whatever_it_holds(tmp_path: Path, message: str, expected: str) -> None:
+    logs.setup("replica", "r", str(tmp_path), "x.log")
+    logging.getLogger("ray.serve").info("%s", message)
+    found = (tmp_path / "serve" / "x.log").read_bytes().decode().partition(" - ")[2]
+    # not one comparison: pytest would show megabytes
+    assert found[-100:] == f"{expected}\n"[-100:]
+    assert len(found) == len(expected) + 1
+    assert logs.configure({"encoding": "JSON"}).is_json
+    logging.getLogger("ray.serve").info("%s", message)
+    assert json.loads((tmp_path / "serve" / "x.log").read_bytes().splitlines()[-1])["levelname"] == "INFO"

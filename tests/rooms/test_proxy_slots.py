@@ -13,7 +13,7 @@ from servd.daemon.listeners import Listeners
 from servd.daemon.unix_sockets import bind_unix
 from servd.ground.settings import control_socket
 from servd.observability.journal import AccessLog
-from servd.observability.logs import LogFile
+from servd.observability.log_file import LogFile
 from servd.proxy.main import Proxy
 from servd.wire.messages import PROXY, Hello, ProxyGoal, ProxyReport, ProxyStart, Routing
 

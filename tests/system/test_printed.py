@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from servd.commands.log_files import Tail
+from servd.commands.log_lines import Source, Wish
 
 PRINTS = """
 import os, subprocess, sys
@@ -23,6 +23,22 @@ for command in sys.argv[2:]:
     else:
         print(command * 40, flush=True)
 child.communicate(b"the child's\\n")
+"""
+
+
+REPLICA = """
+import atexit, logging, os, subprocess, sys
+from servd.observability import logs
+
+file = logs.setup("replica", "r", sys.argv[1], "x.log", runs_application=True)
+logs.catch_descriptors(file)
+print("printed")
+os.write(1, b"of native code\\n")
+subprocess.run(["sh", "-c", "echo of a child >&2"])
+os.rename(sys.argv[1] + "/serve/x.log", sys.argv[1] + "/serve/renamed")
+logging.getLogger("mine").info("logged")
+subprocess.run(["echo", "of another child"])
+os.abort()
 """
 
 
@@ -56,9 +72,26 @@ def test_streams_that_go_elsewhere_are_left_alone(tmp_path: Path) -> None:
 def test_who_follows_a_file_that_begins_anew_sees_all_of_it(tmp_path: Path) -> None:
     path = tmp_path / "daemon.log"
     path.write_text("one\ntwo\n")
-    tail = Tail(str(path))
-    assert tail.last(1) == ["two\n"]
-    path.write_text("a\n")
-    assert tail.more() == ["a\n"]
-    assert tail.more() == []
-    tail._file.close()
+    source = Source(str(path), Wish(), is_followed=True)
+    assert [line.text for line in source.lines(1)] == ["one", "two"]
+    path.write_text("a\nhal")
+    assert [line.text for line in source.more()] == ["a"]
+    assert source.more() == []
+    with path.open("a") as file:
+        file.write("f\n")
+    assert [line.text for line in source.more()] == ["half"]
+    source.close()
+
+
+@pytest.mark.slow
+def test_what_native_code_and_children_of_a_replica_print_lies_in_its_file(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", REPLICA, str(tmp_path)],
+        capture_output=True,
+        env={**os.environ, "SERVD_LOG_TO_STDERR": "0"},
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (-6, b"", b"")
+    lines = [(tmp_path / "serve" / name).read_text().splitlines() for name in ("renamed", "x.log")]
+    assert [line.rpartition(" - ")[2] for line in lines[0]] == ["printed", "of native code", "of a child"]
+    assert [line.rpartition(" - ")[2] for line in lines[1]] == ["logged", "of another child"]

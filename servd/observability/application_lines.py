@@ -1,0 +1,189 @@
+"""What application code logs and prints, as lines of its process's log: with time, level and the request that runs.
+
+How this works: a record is seen where Python hands it to handlers, after the loggers' levels and filters. So loggers, handlers
+and `propagate` stay the application's own, whenever and however it sets them, and none of it can lose a line. `sys.stdout` and
+`sys.stderr` are replaced by streams that make a record of each line, the same streams in a fork server and in what it forks:
+a handler that the application made at its import goes on writing to them. What such a handler prints of a record that was seen is
+no line of its own.
+"""
+
+import io
+import logging
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+LONGEST_PRINTED = 64 * 1024
+"""Characters of a printed line; what goes on for longer without an end becomes several lines."""
+
+_LEVELS = {"stdout": logging.INFO, "stderr": logging.WARNING}
+_DEEPEST = 2
+"""A line about a line that could not be written is written still; whatever that prints is lost."""
+
+
+class _State(threading.local):
+    depth = 0
+    in_handlers = 0
+    has_printed = False
+
+
+class ApplicationLines:
+    """Where the lines of this process's application go: nowhere until `direct`.
+
+    Args:
+        is_written: whether what a logger says is written by handlers that it has.
+
+    Attributes:
+        level: lowest level of a record.
+    """
+
+    def __init__(self, is_written: Callable[[logging.Logger], bool]) -> None:
+        self._state = _State()
+        self._is_written = is_written
+        self._streams: list[PrintedLines] = []
+        self._handlers: Sequence[logging.Handler] = ()
+        self._shown: logging.Handler | None = None
+        self._passes_on = False
+        self.level = logging.INFO
+
+    def __repr__(self) -> str:
+        return f"ApplicationLines({self._handlers}, from {logging.getLevelName(self.level)})"
+
+    def direct(
+        self, handlers: Sequence[logging.Handler], *, shown: logging.Handler | None = None, passes_on: bool = False
+    ) -> None:
+        """Let lines go to these handlers from now on; what was printed of a line that has no end yet is dropped.
+
+        Args:
+            handlers: get each of them, from their own level on.
+            shown: one of them, for people. It gets no record that the application's own handlers have printed.
+            passes_on: what is printed goes to the stream behind as well, as it is, and not to `shown`.
+        """
+        self._handlers = handlers
+        self._shown = shown
+        self._passes_on = passes_on
+        for stream in self._streams:
+            stream.rests.clear()
+
+    def install(self) -> None:
+        """See all records and all that is printed from now on."""
+        call_handlers = logging.Logger.callHandlers
+        lines = self
+
+        def seen(logger: logging.Logger, record: logging.LogRecord) -> None:
+            lines.on_record(logger, record, call_handlers)
+
+        logging.Logger.callHandlers = seen  # type: ignore[method-assign, assignment]
+        for name, level in _LEVELS.items():
+            # none where the process has no such descriptor
+            if (stream := getattr(sys, name)) is not None:
+                self._streams.append(PrintedLines(stream, name, level, self))
+                setattr(sys, name, self._streams[-1])
+
+    def on_record(self, logger: logging.Logger, record: logging.LogRecord, call_handlers: Callable[..., None]) -> None:
+        """A record passed a logger. call_handlers: what Python does with it."""
+        state = self._state
+        outside, state.has_printed = state.has_printed, False
+        state.in_handlers += 1
+        try:
+            # without any handler Python would print it
+            if logger.hasHandlers():
+                call_handlers(logger, record)
+        finally:
+            state.in_handlers -= 1
+            has_printed, state.has_printed = state.has_printed, outside
+            if record.levelno >= self.level and not self._is_written(logger):
+                self._write(record, is_shown=not has_printed)
+
+    def on_printed(self, stream: "PrintedLines", text: str) -> bool:
+        """Something is printed; whether lines are to be made of it."""
+        state = self._state
+        if state.in_handlers:
+            state.has_printed = True
+        if (self._passes_on or (state.in_handlers and self._shown is not None)) and state.depth < _DEEPEST:
+            stream.pass_on(text)
+        return not state.in_handlers
+
+    def on_line(self, name: str, level: int, text: str) -> None:
+        """A line was printed: it is wanted, whatever the lowest level is."""
+        self._write(logging.LogRecord(name, level, name, 0, text, None, None), is_shown=not self._passes_on)
+
+    def finish(self) -> None:
+        """Write what was printed of lines that have no end yet."""
+        for stream in self._streams:
+            stream.finish()
+
+    def _write(self, record: logging.LogRecord, *, is_shown: bool) -> None:
+        state = self._state
+        if state.depth >= _DEEPEST:
+            return
+        state.depth += 1
+        # what the handlers have to tell is no part of what the application's handlers print
+        within, state.in_handlers = state.in_handlers, 0
+        try:
+            for handler in self._handlers:
+                if record.levelno >= handler.level and (is_shown or handler is not self._shown):
+                    handler.handle(record)
+        finally:
+            state.depth -= 1
+            state.in_handlers = within
+
+
+class PrintedLines(io.TextIOWrapper):
+    """A standard stream whose text becomes lines; its `buffer` and its descriptor take what they are given as it is.
+
+    Like a terminal it shows of a line what follows its last carriage return: a progress bar is one line when it ends.
+
+    Attributes:
+        behind: the stream in whose place it stands.
+        rests: what each thread has printed of a line without its end, by the thread's number.
+    """
+
+    def __init__(self, behind: Any, name: str, level: int, lines: ApplicationLines) -> None:
+        super().__init__(behind.buffer, encoding="utf-8", errors="backslashreplace", line_buffering=True)
+        self.behind = behind
+        self.rests: dict[int, str] = {}
+        self._name = name
+        self._level = level
+        self._lines = lines
+
+    def __repr__(self) -> str:
+        return f"PrintedLines({self._name})"
+
+    def write(self, text: str, /) -> int:
+        """Take text; each line that ends is written at once, under the request that runs."""
+        if not isinstance(text, str):
+            raise TypeError(f"write() argument must be str, not {type(text).__name__}")
+        if self.closed:
+            raise ValueError("I/O operation on closed file.")
+        if self._lines.on_printed(self, text):
+            thread = threading.get_ident()
+            *whole, rest = (self.rests.pop(thread, "") + text).split("\n")
+            for line in whole:
+                self._end_line(line)
+            # one at the very end may be half of the end of a line
+            rest = rest[rest.rfind("\r", 0, -1) + 1 :]
+            if len(rest) > LONGEST_PRINTED:
+                self._end_line(rest)
+            elif rest:
+                self.rests[thread] = rest
+        return len(text)
+
+    def pass_on(self, text: str) -> None:
+        """Write to the stream behind; what it cannot take is lost."""
+        try:
+            super().write(text)
+        except (OSError, ValueError):
+            # its reader is gone, or somebody closed it
+            pass
+
+    def finish(self) -> None:
+        """Write the lines that have no end yet."""
+        while self.rests:
+            self._end_line(self.rests.popitem()[1])
+
+    def _end_line(self, line: str) -> None:
+        line = line.removesuffix("\r").rpartition("\r")[2]
+        if line:
+            self._lines.on_line(self._name, self._level, line)

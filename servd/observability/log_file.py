@@ -1,0 +1,117 @@
+"""A log file: it rotates by size and by the hand of others, and what cannot be written is lost and holds nothing up."""
+
+import contextlib
+import fcntl
+import os
+from pathlib import Path
+
+from servd.ground.clock import SystemClock
+
+MAX_FILE_BYTES = 512 * 1024 * 1024
+BACKUP_FILES = 5
+RETRY_S = 1.0
+"""Between two tries to open a file that is away."""
+
+
+class LogFile:
+    """A log file that several processes may append to and that rotates by size, or by the hand of somebody who renames it.
+
+    Logs are expendable: where the file cannot be opened, is removed or takes nothing, lines are lost, and it is tried again.
+    """
+
+    def __init__(self, path: Path, max_bytes: int = MAX_FILE_BYTES, backups: int = BACKUP_FILES) -> None:
+        self._path = path
+        self._max_bytes = max_bytes
+        self._backups = backups
+        self._clock = SystemClock()
+        self._is_away = False
+        self._look_at = 0.0
+        self._stood_in: tuple[int, ...] = ()
+        self._fd = self._open_or_none()
+
+    def __repr__(self) -> str:
+        return f"LogFile({self._path})"
+
+    def write(self, data: bytes) -> None:
+        """Append whole lines; a full or broken disk loses them silently."""
+        try:
+            self._make_room(len(data))
+            os.write(self._fd, data)
+        except OSError:
+            pass
+
+    def tend(self) -> None:
+        """Rotate it and find it again as `write` does, where others write to it without a look."""
+        with contextlib.suppress(OSError):
+            self._make_room(0)
+
+    def stand_in_for(self, *fds: int) -> None:
+        """Be these descriptors too, for this process and those that it starts."""
+        for fd in fds:
+            os.dup2(self._fd, fd)
+        self._stood_in = fds
+
+    def fileno(self) -> int:
+        """Its descriptor; the same number for ever."""
+        return self._fd
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._fd)
+
+    def _make_room(self, size: int) -> None:
+        status = os.fstat(self._fd)
+        if self._is_away or not self._is_in_place(status):
+            self._find_again()
+        elif status.st_size and status.st_size + size > self._max_bytes:
+            self._rotate()
+
+    def _open_or_none(self) -> int:
+        """The file, else what swallows everything."""
+        try:
+            self._make_directories()
+            fd = self._open()
+        except OSError:
+            self._is_away = True
+            return os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        self._is_away = False
+        return fd
+
+    def _make_directories(self) -> None:
+        # no more than the log root and its one directory: a state directory that is gone must be seen to be gone
+        for directory in (self._path.parent.parent, self._path.parent):
+            directory.mkdir(mode=0o700, exist_ok=True)
+
+    def _find_again(self) -> None:
+        now = self._clock.now()
+        if self._is_away and now < self._look_at:
+            return
+        self._look_at = now + RETRY_S
+        self._replace(self._open_or_none())
+
+    def _replace(self, successor: int) -> None:
+        # under the same number: others write to it as well
+        os.dup2(successor, self._fd, inheritable=False)
+        os.close(successor)
+        for fd in self._stood_in:
+            os.dup2(self._fd, fd)
+
+    def _open(self) -> int:
+        return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def _rotate(self) -> None:
+        # whoever comes second finds another file under the name and only opens it
+        fcntl.flock(self._fd, fcntl.LOCK_EX)
+        if self._is_in_place(os.fstat(self._fd)):
+            for number in range(self._backups - 1, 0, -1):
+                backup = Path(f"{self._path}.{number}")
+                if backup.exists():
+                    backup.replace(f"{self._path}.{number + 1}")
+            self._path.replace(f"{self._path}.1")
+        self._replace(self._open())
+
+    def _is_in_place(self, status: os.stat_result) -> bool:
+        try:
+            return os.path.samestat(status, os.stat(self._path))
+        except OSError:
+            return False

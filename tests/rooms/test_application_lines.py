@@ -1,0 +1,242 @@
+"""What application code logs and prints becomes lines, and its own logging stays as it set it up."""
+
+import io
+import logging
+import logging.config
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from servd.observability import logs
+from servd.observability.application_lines import LONGEST_PRINTED, PrintedLines
+
+shop = logging.getLogger("shop.till")
+
+
+class Process:
+    """This process as if it were a replica's: its log, and what its standard streams show."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._monkeypatch = monkeypatch
+        self._path = folder / "serve" / "x.log"
+        self._folder = folder
+        self.request_id = "rid"
+        self.streams = {name: io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for name in ("stdout", "stderr")}
+
+    def begin(self, component: str = "replica") -> None:
+        if not isinstance(sys.stdout, PrintedLines):
+            # not in the fixture: pytest sets its own when the test begins
+            self._monkeypatch.setattr(logging.getLogger(), "handlers", [])
+            for name, stream in self.streams.items():
+                self._monkeypatch.setattr(sys, name, stream)
+        logs.setup(
+            component,
+            "r",
+            str(self._folder),
+            "x.log",
+            request_fields=lambda: (self.request_id, "", ""),
+            runs_application=True,
+        )
+
+    @property
+    def lines(self) -> list[tuple[str, str]]:
+        """Level and message of each line of the log, and that it has the request's id."""
+        text = self._path.read_text()
+        heads = [line.partition(" - ") for line in text.splitlines()]
+        assert all(f" r {self.request_id} " in head for head, mark, _ in heads if mark), text
+        return [(head.split()[0], message) if mark else ("", head) for head, mark, message in heads]
+
+    def shown(self, name: str) -> list[str]:
+        """What a stream showed."""
+        buffer = self.streams[name].buffer
+        assert isinstance(buffer, io.BytesIO)
+        return buffer.getvalue().decode().splitlines()
+
+
+@pytest.fixture
+def process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Process]:
+    process = Process(tmp_path, monkeypatch)
+    monkeypatch.setenv("SERVD_LOG_TO_STDERR", "0")
+    monkeypatch.setattr(logging.Logger, "callHandlers", logging.Logger.callHandlers)
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    monkeypatch.setattr(logs, "_application_lines", None)
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.WARNING)
+    yield process
+    logging.captureWarnings(False)
+    root.setLevel(level)
+    shop.handlers.clear()
+    shop.propagate = True
+    shop.disabled = False
+    logs._own_levels.clear()
+    for name in logs.LOGGER_NAMES:
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
+        logger.setLevel(logging.NOTSET)
+
+
+def _raises() -> None:
+    try:
+        raise KeyError("apple")
+    except KeyError:
+        shop.exception("sold out")
+
+
+def _own_handler() -> None:
+    shop.addHandler(logging.StreamHandler())
+    shop.propagate = False
+    shop.warning("once")
+
+
+def _own_configuration() -> None:
+    logging.basicConfig(format="MINE %(message)s")
+    shop.warning("once")
+
+
+def _replaced_configuration() -> None:
+    logging.config.dictConfig(
+        {"version": 1, "disable_existing_loggers": False, "root": {"level": "ERROR", "handlers": []}}
+    )
+    shop.warning("below what the application wants")
+    shop.error("once")
+
+
+def _configured_serve() -> None:
+    logging.config.dictConfig({"version": 1, "loggers": {"ray.serve": {"handlers": [], "propagate": False}}})
+    logging.getLogger("ray.serve").warning("once")
+
+
+@pytest.mark.parametrize(
+    ("act", "expected"),
+    [
+        (lambda: shop.info("sold %s", "apple"), [("INFO", "sold apple")]),
+        (lambda: shop.debug("too little"), []),
+        (lambda: logging.warning("of the root"), [("WARNING", "of the root")]),
+        (lambda: logging.getLogger("ray.serve").info("of Serve"), [("INFO", "of Serve")]),
+        (lambda: print("one\n\ntwo", 3), [("INFO", "one"), ("INFO", "two 3")]),
+        (lambda: print("to", "stderr", file=sys.stderr), [("WARNING", "to stderr")]),
+        (lambda: [print(part, end="") for part in ("a", "b", "c\n")], [("INFO", "abc")]),
+        (lambda: [print(f"\r{part} %", end="", flush=True) for part in (1, 50, 100)] + [print()], [("INFO", "100 %")]),
+        (lambda: sys.stdout.write("dos\r\n"), [("INFO", "dos")]),
+        (lambda: sys.stdout.writelines(["x\n", "y\n"]), [("INFO", "x"), ("INFO", "y")]),
+        (lambda: shop.info("%d", "no number"), [("WARNING", "--- Logging error ---")]),
+        (_own_handler, [("WARNING", "once")]),
+        (_own_configuration, [("WARNING", "once")]),
+        (_configured_serve, [("WARNING", "once")]),
+        (_replaced_configuration, [("ERROR", "once")]),
+    ],
+)  # fmt: skip
+def test_what_an_application_says_is_a_line(
+    process: Process, act: Callable[[], object], expected: list[tuple[str, str]]
+) -> None:
+    process.begin()
+    act()
+    assert process.lines[: len(expected) or 1] == expected
+    # nobody looks at the streams of a daemon in the background: they are the file
+    assert (process.shown("stdout"), process.shown("stderr")) == ([], [])
+
+
+def test_exceptions_and_warnings_have_their_text(process: Process) -> None:
+    process.begin()
+    _raises()
+    assert (process.lines[0], process.lines[-1]) == (("ERROR", "sold out"), ("", "KeyError: 'apple'"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.warn("old apples", FutureWarning, stacklevel=1)
+    assert "FutureWarning: old apples" in process.lines[-2][1]
+    assert process.lines[-2][0] == "WARNING"
+    traceback.print_exception(ValueError("printed"))
+    assert process.lines[-1] == ("WARNING", "ValueError: printed")
+
+
+@pytest.mark.parametrize(
+    ("wish", "stdout", "stderr"),
+    [
+        ("0", [], []),
+        ("1", [], ["printed", "MINE own", "plain"]),
+        ("WARNING", ["printed"], ["MINE own", "plain"]),
+    ],
+)
+def test_people_see_each_line_once(
+    process: Process, monkeypatch: pytest.MonkeyPatch, wish: str, stdout: list[str], stderr: list[str]
+) -> None:
+    monkeypatch.setenv("SERVD_LOG_TO_STDERR", wish)
+    process.begin()
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("MINE %(message)s"))
+    shop.addHandler(handler)
+    print("printed")
+    shop.info("own")
+    logging.getLogger("plain").info("plain")
+    assert [text for _, text in process.lines] == ["printed", "own", "plain"]
+    assert process.shown("stdout") == stdout
+    assert [line.rpartition(" - ")[2] for line in process.shown("stderr")] == stderr
+    # with a header where lines of all kinds come together
+    assert wish != "1" or process.shown("stderr")[0].startswith("INFO ")
+
+
+def test_handlers_of_an_import_write_for_the_replica_that_is_forked(process: Process) -> None:
+    process.begin("fork_server")
+    logging.basicConfig(format="MINE %(message)s")
+    print("half of", end="")
+    assert logging.getLogger().level == logging.INFO
+    process.request_id = "another"
+    stream = sys.stdout
+    process.begin()
+    assert sys.stdout is stream
+    print("whole")
+    shop.info("once")
+    assert process.lines == [("INFO", "whole"), ("INFO", "once")]
+
+
+def test_a_level_that_the_application_chose_stays(process: Process) -> None:
+    process.begin("fork_server")
+    logging.getLogger().setLevel(logging.WARNING)
+    process.begin()
+    logs.configure({"log_level": "DEBUG"})
+    shop.info("no")
+    shop.setLevel(logging.DEBUG)
+    shop.debug("yes")
+    logs.configure({"log_level": "ERROR"})
+    shop.warning("no")
+    print("printed in any case")
+    shop.setLevel(logging.NOTSET)
+    assert process.lines == [("DEBUG", "yes"), ("INFO", "printed in any case")]
+
+
+def test_lines_of_several_threads_do_not_mix_and_the_last_ones_are_not_lost(process: Process) -> None:
+    process.begin()
+    print("of main", end="")
+    thread = threading.Thread(target=lambda: (print("of another"), print("its last", end="")))
+    thread.start()
+    thread.join()
+    print(" thread")
+    assert process.lines == [("INFO", "of another"), ("INFO", "of main thread")]
+    logs.finish()
+    assert process.lines[2:] == [("INFO", "its last")]
+
+
+def test_a_printed_line_without_an_end_is_bounded(process: Process) -> None:
+    process.begin()
+    for _ in range(3):
+        sys.stdout.write("x" * LONGEST_PRINTED)
+    assert isinstance(sys.stdout, PrintedLines)
+    assert sum(map(len, sys.stdout.rests.values())) <= LONGEST_PRINTED
+    assert process.lines
+
+
+def test_streams_are_still_streams(process: Process) -> None:
+    process.begin()
+    with pytest.raises(TypeError):
+        sys.stdout.write(b"bytes")  # type: ignore[arg-type]
+    sys.stderr.buffer.write(b"as it is\n")
+    sys.stderr.flush()
+    assert process.shown("stderr") == ["as it is"]
+    assert not sys.stdout.isatty()
