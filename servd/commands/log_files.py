@@ -1,76 +1,163 @@
-"""What `servd logs` does: the last lines of the log files that a target means, and what is added to them."""
+"""What `servd logs` does: lines of the log files that a target means, in order of time, and what is added to them."""
 
 import glob
+import heapq
+import logging
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
+from servd.commands.log_lines import Line, Source, Wish, in_order
 from servd.exceptions import ConfigError
-from servd.ground.clock import block_for
-from servd.ground.names import in_file_name
+from servd.ground import process
+from servd.ground.clock import SystemClock, block_for, local_stamp
+from servd.ground.names import in_file_name, without_controls
+from servd.ground.settings import FORK_SERVER_FILE
 
 POLL_S = 0.2
-_CHUNK_BYTES = 64 * 1024
-_ROOTS = {"controller": ("serve/controller_*.log",), "proxy": ("serve/http_proxy_*.log",), "daemon": ("daemon.log",)}
+_ROOTS = {
+    "controller": ("serve/controller_*.log",),
+    "proxy": ("serve/http_proxy_*.log",),
+    "daemon": ("daemon.log",),
+    "fork_server": (f"serve/{FORK_SERVER_FILE}",),
+}
+_PRINTED = "daemon.log"
+_LONGEST_S = 1e9
+_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
-def patterns(status: dict[str, Any] | None, target: str | None) -> tuple[str, ...]:
+def patterns(status: dict[str, Any] | None, target: str | None, *, with_proxies: bool = False) -> tuple[str, ...]:
     """Glob patterns below the log directory.
 
     Args:
         status: servd's own, to know deployments by their names; None while no daemon answers.
-        target: None = everything; `controller`, `proxy`, `daemon`; APP, APP/DEPLOYMENT, a full name, a replica id.
+        target: None = everything; `controller`, `proxy`, `fork_server`, `daemon`; APP, APP/DEPLOYMENT, a full name, a
+            replica id.
+        with_proxies: the proxies' files too, of whatever a target means.
     """
     if target is None:
-        return ("daemon.log", "serve/*.log")
+        return (_PRINTED, "serve/*.log")
     if target in _ROOTS:
         return _ROOTS[target]
+    apps = (status or {"applications": {}})["applications"]
+    shared = _ROOTS["proxy"] if with_proxies else ()
     found = []
-    for name, app in (status or {"applications": {}})["applications"].items():
+    for name, app in apps.items():
         for full_name, deployment in app["deployments"].items():
             if target in (name, f"{name}/{deployment['name']}", full_name):
                 plain = glob.escape(in_file_name(full_name))
                 found.append(f"serve/deployment_{plain}_{plain}#*.log")
-    if found:
-        return tuple(found)
-    # of replicas that are gone: their files are left
+    if target in apps:
+        # what its import said
+        shared = (*_ROOTS["fork_server"], *shared)
+    return (*(found or _of_gone(target)), *shared)
+
+
+def _of_gone(target: str) -> tuple[str, ...]:
+    """Files of replicas of which no daemon knows: they are left."""
     plain = glob.escape(in_file_name(target))
     deployment, _, suffix = target.rpartition("#")
     # a name may hold a # too
     replica = (f"serve/deployment_*_{glob.escape(in_file_name(deployment))}#{glob.escape(suffix)}.log",)
-    return (*(replica if deployment else ()), f"serve/deployment_{plain}_{plain}#*.log")
+    app = (f"serve/deployment_{plain}_*_{plain}_*#*.log",)
+    return (*(replica if deployment else app), f"serve/deployment_{plain}_{plain}#*.log")
+
+
+def wish_of(request: str | None, level: str | None, since: str | None) -> Wish:
+    """The wish behind options of a command; None = not given.
+
+    Raises:
+        ConfigError: there is no such level, or no such span of time.
+    """
+    rank = 0
+    if level is not None:
+        known = logging.getLevelNamesMapping()
+        if (rank := known.get(level.upper(), -1)) < 0:
+            raise ConfigError(f"{level!r} is no level, give one of DEBUG, INFO, WARNING, ERROR, CRITICAL")
+    begin = ""
+    if since is not None:
+        begin = local_stamp(int(SystemClock().wall_time() - seconds_of(since)))
+    return Wish(request or "", rank, begin)
+
+
+def seconds_of(text: str) -> float:
+    """Seconds of a span of time as people type it: `90`, `90s`, `10m`, `2h`, `1d`.
+
+    Raises:
+        ConfigError: it is something else, or below 0.
+    """
+    unit = _UNITS_S.get(text[-1:])
+    try:
+        number = float(text[:-1] if unit else text) * (unit or 1)
+    except ValueError:
+        number = -1.0
+    # not a number and infinity are neither
+    if not 0 <= number < _LONGEST_S:
+        raise ConfigError(f"{text!r} is no span of time; give one such as 90s, 10m, 2h or 1d")
+    return number
 
 
 def show_logs(
     log_dir: str,
     wanted: tuple[str, ...],
+    wish: Wish,
     *,
-    lines: int,
+    app: str = "",
+    lines: int | None,
     follow: bool,
     write: Callable[[str], object] = sys.stdout.write,
 ) -> None:
-    """Print the last `lines` lines of each file; with `follow` go on until interrupted.
+    """Print the last `lines` lines of all files together, in order of time; with `follow` go on until interrupted.
+
+    Control characters of lines are shown as text: no line shall command a terminal.
+
+    Args:
+        app: of files that several applications share, only lines that name this one; "" = all.
+        lines: None = all that are wanted.
 
     Raises:
         ConfigError: there is no such file, and none is waited for.
     """
-    tails: dict[str, Tail] = {}
-    paths = files(log_dir, wanted)
+    process.raise_file_limit()
+    sources: dict[str, Source] = {}
+
+    def found() -> list[str]:
+        return [path for path in files(log_dir, wanted) if path not in sources]
+
+    for path in (paths := found()):
+        sources[path] = _source(path, wish, app, is_followed=follow)
     if not paths and not follow:
         raise ConfigError(f"there are no log files {' or '.join(wanted)} in {log_dir}; `servd status` lists names")
-    for path in paths:
-        tails[path] = Tail(path)
-        for line in tails[path].last(lines):
-            write(_labelled(path, line, len(paths) > 1))
+    histories = [_with_path(path, in_order(source.lines(lines))) for path, source in sources.items()]
+    history: Iterable[tuple[Line, str]] = heapq.merge(*histories, key=_time)
+    for line, path in history if lines is None else deque(history, maxlen=lines):
+        write(_shown(line, path, is_one_of_many=len(sources) > 1))
     while follow:
         sys.stdout.flush()
         block_for(POLL_S)
-        paths = files(log_dir, wanted)
-        for path in paths:
-            for line in tails.setdefault(path, Tail(path)).more():
-                write(_labelled(path, line, len(paths) > 1))
+        for path in found():
+            sources[path] = _source(path, wish, app, is_followed=True)
+        added = [line for path, source in sources.items() for line in _with_path(path, source.more())]
+        for line, path in sorted(added, key=_time):
+            write(_shown(line, path, is_one_of_many=len(sources) > 1))
+
+
+def _with_path(path: str, lines: Iterable[Line]) -> Iterator[tuple[Line, str]]:
+    for line in lines:
+        yield line, path
+
+
+def _time(line: tuple[Line, str]) -> str:
+    return line[0].time
+
+
+def _shown(line: Line, path: str, *, is_one_of_many: bool) -> str:
+    text = f"{without_controls(line.text)}\n"
+    # a head names who speaks
+    return text if line.is_named or not is_one_of_many else f"{os.path.basename(path).removesuffix('.log')}: {text}"
 
 
 def files(log_dir: str, wanted: Iterable[str]) -> list[str]:
@@ -80,43 +167,12 @@ def files(log_dir: str, wanted: Iterable[str]) -> list[str]:
     return sorted((path for path in paths if os.path.isfile(path)), key=lambda path: (os.path.getmtime(path), path))
 
 
-def _labelled(path: str, line: str, is_one_of_many: bool) -> str:
-    return f"{os.path.basename(path).removesuffix('.log')}: {line}" if is_one_of_many else line
-
-
-class Tail:
-    """One growing file, followed over its rotation."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._file = open(path, "rb")  # noqa: SIM115 - lives as long as this object
-        self._rest = b""
-
-    def last(self, count: int) -> list[str]:
-        """The last `count` lines; `more` goes on behind them."""
-        kept: deque[str] = deque(maxlen=max(count, 0))
-        kept.extend(self._read())
-        return list(kept)
-
-    def more(self) -> list[str]:
-        """Lines added since the last call."""
-        found = list(self._read())
-        try:
-            status, named = os.fstat(self._file.fileno()), os.stat(self._path)
-        except OSError:
-            return found
-        if not os.path.samestat(status, named):
-            self._file.close()
-            self._file = open(self._path, "rb")  # noqa: SIM115
-            found += self._read()
-        elif status.st_size < self._file.tell():
-            # it was begun anew
-            self._file.seek(0)
-            found += self._read()
-        return found
-
-    def _read(self) -> Iterable[str]:
-        while chunk := self._file.read(_CHUNK_BYTES):
-            *whole, self._rest = (self._rest + chunk).split(b"\n")
-            for line in whole:
-                yield line.decode("utf-8", "replace") + "\n"
+def _source(path: str, wish: Wish, app: str, *, is_followed: bool) -> Source:
+    name = os.path.basename(path)
+    begin = ""
+    if name == _PRINTED:
+        # its lines have no time: they stand where the last one was printed
+        begin = local_stamp(int(os.path.getmtime(path)))
+    elif app and not name.startswith("deployment_"):
+        wish = replace(wish, app=app)
+    return Source(path, wish, begin=begin, is_followed=is_followed)

@@ -23,7 +23,8 @@ from servd.commands.cli_options import (
 
 app = typer.Typer()
 
-LOG_TARGETS = "controller, proxy, daemon, APP, APP/DEPLOYMENT or a replica id."
+LOG_TARGETS = "controller, proxy, fork_server, daemon, APP, APP/DEPLOYMENT or a replica id."
+DEFAULT_LINES = 50
 EXIT_DIFFERS = 3
 """1 and 2 are errors whatever the command."""
 STACK_TARGETS = "APP, APP/DEPLOYMENT, a replica id or a pid."
@@ -132,18 +133,31 @@ def scale(
     pin(AdminClient(find_address(address, state_dir)), target, count)
 
 
-@app.command(help="Print log files: all, or those of TARGET.")
+@app.command(help="Print log lines in order of time: all, or TARGET's.")
 def logs(
     target: Annotated[str | None, typer.Argument(metavar="[TARGET]", help=LOG_TARGETS, show_default=False)] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until Ctrl-C.")] = False,
-    lines: Annotated[int, typer.Option("--lines", min=0, help="Last lines of each file.")] = 50,
+    lines: Annotated[
+        int | None,
+        typer.Option("--lines", min=0, help="Last lines [50; all with --request or --since].", show_default=False),
+    ] = None,
+    request: Annotated[
+        str | None, typer.Option(metavar="ID", help="Only of this request, proxies included.", show_default=False)
+    ] = None,
+    level: Annotated[
+        str | None, typer.Option(metavar="LEVEL", help="Only of this level and above.", show_default=False)
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option(metavar="SPAN", help="Only of the last 90s, 10m, 2h or 1d.", show_default=False)
+    ] = None,
     address: Address = None,
     state_dir: StateDir = None,
 ) -> None:
     """Reads the files on this host; works without a daemon too."""
-    from servd.commands.log_files import patterns, show_logs
+    from servd.commands.log_files import patterns, show_logs, wish_of
     from servd.daemon.admin_client import AdminClient, UnreachableError, find_address
 
+    wish = wish_of(request, level, since)
     log_dir = os.path.join(state_dir_of(state_dir), "logs")
     status = None
     try:
@@ -156,8 +170,13 @@ def logs(
         log_dir = status["log_dir"]
     if not os.path.isdir(log_dir):
         fail(f"there is no log directory {log_dir} on this host; name the daemon with --state-dir or -a")
+    wanted = patterns(status, target, with_proxies=bool(request))
+    if lines is None and not (request or since):
+        lines = DEFAULT_LINES
+    # the files of proxies and fork servers are everybody's
+    name = target if target and status and target in status["applications"] else ""
     try:
-        show_logs(log_dir, patterns(status, target), lines=lines, follow=follow)
+        show_logs(log_dir, wanted, wish, app=name, lines=lines, follow=follow)
     except KeyboardInterrupt:
         raise typer.Exit(0) from None
 

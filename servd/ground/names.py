@@ -14,6 +14,8 @@ PATTERN = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$"
 
 # C0 and C1 controls with DEL, the two separators that end a line, and lone surrogates, which no file or wire holds
 _BREAKS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+# a tab and the end of a line are text; the two separators end a line for some readers
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 def check_name(name: str) -> str:
@@ -36,6 +38,11 @@ def on_one_line(text: str) -> str:
     Names that were stored before there was a rule, and paths of requests, may hold anything.
     """
     return _BREAKS.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def without_controls(text: str) -> str:
+    """`text` with control characters spelled as in Python, all but tabs and ends of lines: nothing in it commands a terminal."""
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def in_file_name(name: str) -> str:

@@ -1,10 +1,9 @@
 """One error of user code as it is told of: its kind and place, and texts that are fit for a log and a terminal."""
 
 import hashlib
-import re
 
 from servd.exceptions import UserCodeError
-from servd.ground.names import on_one_line
+from servd.ground.names import on_one_line, without_controls
 from servd.ground.quick_dataclass import dataclass
 from servd.observability.described import full_name_of, slot, summary_of
 from servd.observability.tracebacks import user_traceback, users_place
@@ -13,7 +12,6 @@ TRACEBACK_CHARACTERS = 16 * 1024
 """Of longer ones, the begin and the end."""
 LINE_CHARACTERS = 500
 _ID_DIGITS = 10
-_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +68,7 @@ def bounded(text: str, limit: int = TRACEBACK_CHARACTERS) -> str:
     if len(text) > limit:
         begin, left_out = limit // 4, len(text) - limit
         text = f"{text[:begin]}\n... {left_out} characters left out ...\n{text[begin + left_out :]}"
-    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+    return without_controls(text)
 
 
 def _line(text: str) -> str:

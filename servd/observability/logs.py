@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from servd.ground.names import in_file_name, on_one_line
+from servd.ground.names import in_file_name, on_one_line, without_controls
 from servd.ground.quick_dataclass import dataclass
 from servd.ground.settings import is_on, variable
 from servd.observability.application_lines import ApplicationLines, PrintedLines
@@ -42,8 +42,6 @@ _own_levels: dict[str, int] = {}
 
 _application_lines: ApplicationLines | None = None
 
-# a tab and the end of a line are text; the two separators end a line for some readers
-_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
 _LIKE_A_LINE = re.compile(r"\n(?=[A-Z]+ \d{4}-\d\d-\d\d )")
 
 
@@ -320,11 +318,6 @@ class LineFormatter(logging.Formatter):
             "message": message,
         }
         return json.dumps({key: value for key, value in fields.items() if value != ""})
-
-
-def without_controls(text: str) -> str:
-    """`text` with control characters, all but tabs and ends of lines, spelled as in Python."""
-    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def _bounded(text: str) -> str:

@@ -111,14 +111,14 @@ def test_logs_are_found_by_names_of_any_length() -> None:
     full_name = "x" * 300
     file = f"serve/{replica_file(full_name, f'{full_name}#abcdef')}"
     found = {"applications": {"app": {"deployments": {full_name: {"name": "D"}}}}}
-    assert patterns(found, "app") == (f"{file.removesuffix('abcdef.log')}*.log",)
+    assert patterns(found, "app") == (f"{file.removesuffix('abcdef.log')}*.log", "serve/fork_server.log")
     assert file.removeprefix(f"serve/deployment_{in_file_name(full_name)}") in patterns(None, f"{full_name}#abcdef")[0]
 
 
 @pytest.mark.parametrize(
     ("target", "expected"),
     [
-        ("app_D", ("serve/deployment_app_D_app_D#*.log",)),
+        ("app_D", ("serve/deployment_app_D_*_app_D_*#*.log", "serve/deployment_app_D_app_D#*.log")),
         ("app_D#abcdef", ("serve/deployment_*_app_D#abcdef.log", "serve/deployment_app_D#abcdef_app_D#abcdef#*.log")),
     ],
 )

@@ -65,6 +65,8 @@ def process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Process
     monkeypatch.setattr(logging.Logger, "callHandlers", logging.Logger.callHandlers)
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
     monkeypatch.setattr(logs, "_application_lines", None)
+    # another test's configuration may have silenced it
+    shop.disabled = False
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.WARNING)

@@ -1,0 +1,150 @@
+"""`servd logs`: which lines of which files, in order of time."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from servd.commands.log_files import files, patterns, seconds_of, show_logs, wish_of
+from servd.commands.log_lines import LONGEST_LINE, Head, Source, Wish, _begin_of_time, head_of
+from servd.exceptions import ConfigError
+
+DAY = "2026-11-28"
+
+
+def text_line(second: int, text: str, level: str = "INFO", who: str = "replica a_D#x rid / a") -> str:
+    return f"{level} {DAY} 10:00:{second:02d},000 {who} f.py:1 - {text}"
+
+
+def json_line(second: int, text: str, level: str = "INFO", request_id: str = "rid") -> str:
+    time = f"{DAY} 10:00:{second:02d},000"
+    return json.dumps({"levelname": level, "asctime": time, "request_id": request_id, "message": text})
+
+
+def write(folder: Path, **files: list[str]) -> None:
+    (folder / "serve").mkdir(exist_ok=True)
+    for name, lines in files.items():
+        path = folder / "serve" / f"deployment_a_D_a_D#{name.replace('_', '.log.') if '_' in name else f'{name}.log'}"
+        path.write_text("".join(f"{line}\n" for line in lines))
+
+
+def shown(folder: Path, wish: Wish | None = None, lines: int | None = None, app: str = "") -> list[str]:
+    found: list[str] = []
+    show_logs(str(folder), ("serve/*.log",), wish or Wish(), app=app, lines=lines, follow=False, write=found.append)
+    return [text.removesuffix("\n").rpartition(" - ")[2] for text in found]
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (text_line(1, "a - b"), Head(f"{DAY} 10:00:01,000", "INFO", " replica a_D#x rid / a f.py:1 ")),
+        (json_line(1, "a", "ERROR"), Head(f"{DAY} 10:00:01,000", "ERROR", " rid ")),
+        ("Traceback (most recent call last):", None),
+        ('{"levelname": "INFO"', None),
+        ('{"levelname": "INFO", "asctime": 1, "route": ["/"]}', None),
+        ("", None),
+    ],
+)
+def test_heads(line: str, expected: Head | None) -> None:
+    assert head_of(line) == expected
+
+
+def test_lines_of_all_files_come_in_order_of_time(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        living=[text_line(3, "three", "ERROR"), "Traceback", "  of three", text_line(6, "six")],
+        living_1=[text_line(1, "one")],
+        late=[text_line(5, "five"), text_line(4, "four"), "of four"],
+        dead=["of native code", text_line(2, "two"), json_line(3, "also three"), json_line(7, "seven")],
+    )
+    expected = ["one", "two", "three", "Traceback", "  of three", "four", "of four", "five", "six"]
+    found = [line for line in shown(tmp_path) if "seven" not in line and "also" not in line]
+    assert found[0].endswith("of native code")
+    assert found[1:] == expected
+    assert "seven" in shown(tmp_path)[-1]
+    assert shown(tmp_path, lines=3) == shown(tmp_path)[-3:]
+    assert shown(tmp_path, lines=0) == []
+
+
+@pytest.mark.parametrize(
+    ("wish", "expected"),
+    [
+        (Wish(request="rid"), "abc"),
+        (Wish(request="other"), "d"),
+        (Wish(request="ri"), ""),
+        (Wish(level=30), "bd"),
+        (Wish(since=f"{DAY} 10:00:02"), "bcd"),
+        (Wish(request="rid", level=30, since=f"{DAY} 10:00:02"), "b"),
+        (Wish(app="a"), "ab"),
+    ],
+)
+def test_only_what_is_wanted(tmp_path: Path, wish: Wish, expected: str) -> None:
+    lines = [
+        text_line(1, "a"),
+        text_line(2, "b", "ERROR"),
+        "b",
+        json_line(3, "c"),
+        json_line(4, "d", "OWN", "other"),
+        "d",
+    ]
+    write(tmp_path, x=lines)
+    found = [json.loads(line)["message"] if line.startswith("{") else line for line in shown(tmp_path, wish)]
+    assert "".join(dict.fromkeys(found)) == expected
+
+
+def test_others_lines_of_a_shared_file_are_left_out(tmp_path: Path) -> None:
+    write(tmp_path, x=[text_line(1, "own, whatever it says", who="replica a_D#x")])
+    lines = [text_line(2, "of a", who="fork_server 1 a"), text_line(3, "of b", who="fork_server 2 b"), "of b"]
+    (tmp_path / "serve" / "fork_server.log").write_text("\n".join(lines))
+    assert shown(tmp_path, app="a") == ["own, whatever it says", "of a"]
+
+
+def test_no_line_commands_a_terminal_and_none_fills_the_memory(tmp_path: Path) -> None:
+    write(tmp_path, x=[text_line(1, "\x1b]0;title\x07 <b>"), "x" * (10 * LONGEST_LINE)])
+    found = shown(tmp_path)
+    assert found[0] == "\\x1b]0;title\\x07 <b>"
+    assert max(map(len, found)) <= LONGEST_LINE
+    assert sum(map(len, found[1:])) == 10 * LONGEST_LINE
+
+
+def test_of_long_files_only_what_matters_is_read(tmp_path: Path) -> None:
+    old = [text_line(0, f"{number} of yesterday").replace(DAY, "2026-11-27") for number in range(5000)]
+    write(tmp_path, x=[*old, *(text_line(number // 100, f"{number}") for number in range(5000))], x_1=old)
+    path = tmp_path / "serve" / "deployment_a_D_a_D#x.log"
+    with path.open("rb") as file:
+        begin = _begin_of_time(file, f"{DAY} 10:00:30")
+    assert path.stat().st_size * 0.6 < begin
+    found = shown(tmp_path, Wish(since=f"{DAY} 10:00:30"))
+    assert (found[0], len(found)) == ("3000", 2000)
+    assert shown(tmp_path, lines=6000)[0] == "4000 of yesterday"
+    assert shown(tmp_path, lines=11_000)[0] == "4000 of yesterday"
+    assert len(list(Source(str(path), Wish()).lines(10))) < 200
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("1.5s", 1.5), ("10m", 600), ("2h", 7200), ("1d", 86400)])
+def test_spans_of_time(text: str, seconds: float) -> None:
+    assert seconds_of(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "m", "-1s", "1y", "nan", "inf", "99999d"])
+def test_what_is_no_span_of_time(text: str) -> None:
+    with pytest.raises(ConfigError, match="10m"):
+        seconds_of(text)
+
+
+def test_a_level_that_nobody_knows_is_refused() -> None:
+    assert wish_of(None, "error", None) == Wish(level=40)
+    with pytest.raises(ConfigError, match="WARNING"):
+        wish_of(None, "loud", None)
+
+
+def test_a_request_is_looked_for_in_the_proxies_too(tmp_path: Path) -> None:
+    status = {"applications": {"a": {"deployments": {"a_D": {"name": "D"}}}}}
+    assert "serve/http_proxy_*.log" in patterns(status, "a/D", with_proxies=True)
+    write(tmp_path, x=[], y=[])
+    (tmp_path / "serve" / "deployment_a_b_E_a_b_E#z.log").touch()
+    (tmp_path / "serve" / "deployment_b_D_b_D#z.log").touch()
+    # an application that is gone is known by the names of its files, which another's may resemble
+    found = {os.path.basename(path).partition("#")[0] for path in files(str(tmp_path), patterns(None, "a"))}
+    assert found == {"deployment_a_D_a_D", "deployment_a_b_E_a_b_E"}
