@@ -1,9 +1,24 @@
 """What holds for every test."""
 
 import gc
+import sys
+from collections.abc import Generator
+
+import pytest
 
 
-def pytest_collection_finish() -> None:
-    """What is imported and collected stays to the end: the collector need not look at it again and again."""
-    gc.collect()
-    gc.freeze()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What is imported and collected stays to the end: the collector need not look at it again and again.
+
+    Tests with their rewritten asserts are kept for the next run, whatever the environment says of writing compiled files.
+    """
+    writes_none, sys.dont_write_bytecode = sys.dont_write_bytecode, False
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        sys.dont_write_bytecode = writes_none
+        gc.enable()
+        gc.collect()
+        gc.freeze()

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from servd.calls.outgoing import Outgoing
 from servd.calls.request_router import Candidate, RequestRouter
+from servd.ground.edition import own_edition
 from servd.wire.began import BeganReader
 from servd.wire.caller_link import CallerLink, LinkWatch
 from servd.wire.records import (
@@ -19,6 +20,7 @@ from servd.wire.records import (
     ITEM,
     LIMIT,
     OFFER,
+    REFUSED,
     REJECTED,
     REPLY,
     RESPONSE,
@@ -72,7 +74,7 @@ class ReplicaPeer:
         # the link first: where there is no descriptor for it, nothing is left open
         self.link = CallerLink(owner.watch, candidate.address, self._on_records, self._on_lost)
         self._began = BeganReader(candidate.address, key)
-        self.link.send((HELLO, key))
+        self.link.send((HELLO, key, own_edition().text))
 
     def __repr__(self) -> str:
         return f"ReplicaPeer({self.candidate}, pending={len(self.pending)})"
@@ -141,6 +143,8 @@ class ReplicaPeer:
         elif kind == LIMIT:
             self.candidate.limit = record[1]
             self.owner.refuse_circles(self.router)
+        elif kind == REFUSED:
+            self._on_refused(record[1])
         elif kind in (END, REJECTED):
             self._on_last(kind, record)
         else:
@@ -174,6 +178,15 @@ class ReplicaPeer:
             call.on_event(record[2], record[3])
         else:
             logger.error("unknown_record kind=%s peer=%s", kind, self)
+
+    def _on_refused(self, reason: str) -> None:
+        """It speaks another protocol, and has taken nothing."""
+        said = f"replica {self.candidate.replica_id} refuses this process: {reason}"
+        if self.router.refused != said:
+            logger.error("replica_refuses reason=%s", said)
+            self.router.refused = said
+        self.close()
+        self.owner.on_lost(self, said)
 
     def _on_lost(self, reason: str) -> None:
         last = self._began.last_begun()

@@ -66,9 +66,22 @@ class RequestRouter(Generic[WorkT]):
     Args:
         deployment: full name.
         rng: makes the random choices.
+
+    Attributes:
+        refused: why one of today's replicas has refused this caller, "" if none has.
     """
 
-    __slots__ = ("_chosen_for", "_rng", "announced", "candidates", "deployment", "is_known", "line", "targets")
+    __slots__ = (
+        "_chosen_for",
+        "_rng",
+        "announced",
+        "candidates",
+        "deployment",
+        "is_known",
+        "line",
+        "refused",
+        "targets",
+    )
 
     def __init__(self, deployment: str, rng: random.Random) -> None:
         self.deployment = deployment
@@ -78,6 +91,7 @@ class RequestRouter(Generic[WorkT]):
         self.announced: dict[str, Candidate] = {}
         self.candidates: list[Candidate] = []
         self.line: list[WorkT] = []
+        self.refused = ""
         self._chosen_for: dict[str, str] = {}
 
     def __repr__(self) -> str:
@@ -91,6 +105,7 @@ class RequestRouter(Generic[WorkT]):
         """
         self.is_known = True
         self.targets = targets
+        self.refused = ""
         wanted = {endpoint.replica_id: endpoint for endpoint in targets.endpoints}
         there = set(self.candidates)
         dropped = [c for c in self.announced.values() if c not in there]
@@ -126,8 +141,9 @@ class RequestRouter(Generic[WorkT]):
         """Why a request that finds no candidate must be refused at once; None = it may wait."""
         if not self.targets.exists:
             return NoRouteError(f"deployment {self.deployment} does not exist")
-        if self.targets.unavailable and not self.candidates:
-            return DeploymentUnavailableError(self.deployment, self.targets.unavailable)
+        why = self.targets.unavailable or self.refused
+        if why and not self.candidates:
+            return DeploymentUnavailableError(self.deployment, why)
         return None
 
     def choose(self, model_id: str = "") -> Candidate | None:

@@ -22,8 +22,9 @@ from servd.daemon.start_check import check_host
 from servd.daemon.state_lock import listening_daemon, lock_state_dir
 from servd.daemon.takeover import Belongings, close_left, parse_handover, received
 from servd.daemon.unix_sockets import UnixSockets
-from servd.exceptions import AlreadyRunningError, ServdError
+from servd.exceptions import AlreadyRunningError, ConfigError, ServdError
 from servd.ground.edition import Stamp, be, own_edition
+from servd.ground.keep_alive import KeepAlive
 from servd.ground.package import PACKAGE_DIR
 from servd.ground.settings import TIED_OPTION, Settings
 from servd.wire.daemon_messages import OrphanExited, Upgraded
@@ -58,6 +59,7 @@ def _settings_of(values: dict[str, Any]) -> Settings:
 
 def _started(settings: Settings, tied_to: int | None) -> Daemon:
     check_host(settings.proxies)
+    keep_alive = _keep_alive()
     make_directories(settings)
     lock, was_unclean = lock_state_dir(settings.state_dir)
     if (pid := listening_daemon(settings.socket_dir)) is not None:
@@ -66,7 +68,7 @@ def _started(settings: Settings, tied_to: int | None) -> Daemon:
     empty_socket_dir(settings.socket_dir)
     try:
         unix = UnixSockets(settings.socket_dir)
-        listeners = Listeners(CRASH_PATIENCE_S if was_unclean else 0.0)
+        listeners = Listeners(CRASH_PATIENCE_S if was_unclean else 0.0, keep_alive=keep_alive)
         admin = listeners.bind_admin(settings.admin_host, settings.admin_port)
         metrics = None if settings.metrics_port is None else listeners.bind_metrics(settings.metrics_port)
     except ServdError:
@@ -102,6 +104,13 @@ def resumed(handover: str, back: Sequence[str]) -> Daemon:
     daemon = Daemon(settings, has, told, back, orphans)
     close_left(left)
     return daemon
+
+
+def _keep_alive() -> KeepAlive:
+    try:
+        return KeepAlive.from_environment()
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _be_called(settings: Settings) -> None:

@@ -18,6 +18,7 @@ from servd.daemon.directories import empty_socket_dir, say
 from servd.daemon.printed import PrintedLog
 from servd.daemon.service_notice import ServiceNotice
 from servd.daemon.spawned_controller import spawned_controller
+from servd.daemon.stand_in import StandIn
 from servd.daemon.takeover import Belongings, command, execute
 from servd.exceptions import HostLimitError, ListenError, ServdError
 from servd.ground.clock import SystemClock
@@ -98,7 +99,7 @@ class Daemon:
         self._quick_deaths = 0
         self._started_at = 0.0
         self._start_at: float | None = 0.0
-        self._start_trouble = ""
+        self._stand_in = StandIn(self._poll, self._clock, lambda: has.admin_sockets(settings))
         self._stop_by: float | None = None
         self._result: int | None = None
         self._notice = ServiceNotice()
@@ -132,6 +133,7 @@ class Daemon:
             if self._look_at <= now:
                 self._look_at = now + LOOK_S
                 self._tend_sockets()
+                self._stand_in.tend()
                 self._printed.tend()
             for fd, _ in self._poll.poll(self._timeout_ms(now)):
                 self._handle(fd)
@@ -180,6 +182,8 @@ class Daemon:
             self._stop()
         elif self._channel is not None and fd == self._channel.fileno():
             self._receive(self._channel)
+        else:
+            self._stand_in.handle(fd)
 
     def _take_signals(self) -> None:
         numbers = self._wake_reader.recv(4096)
@@ -190,21 +194,18 @@ class Daemon:
             self._hang_up()
 
     def _start_controller(self) -> None:
-        has = self._has
         try:
             self._controller, ours = spawned_controller(
-                self._settings, has.lifetime_reader, *has.unix.sockets, *has.ports, has.keepsake
+                self._settings, self._has.lifetime_reader, *self._unix.sockets, *self._has.ports, self._has.keepsake
             )
         except HostLimitError as error:
             if self._starts == 0:
                 raise
             # who serves goes on, and there may be a process and a descriptor in a moment
             self._start_at = self._clock.now() + START_AGAIN_S
-            if str(error) != self._start_trouble:
-                self._start_trouble = str(error)
-                say(f"{error}; it is tried again every second")
+            self._stand_in.begin(f"{error}; it is tried again every second")
             return
-        self._start_trouble = ""
+        self._stand_in.end()
         self._channel = ours
         self._records = RecordReader()
         self._poll.register(ours, select.POLLIN)
@@ -294,8 +295,7 @@ class Daemon:
             self._end_controller()
             self._notice.leave_word()
             orphans = [(orphan.pid, orphan.exit_code) for orphan in self._orphans]
-            home = stamp().home
-            execute(line, self._has.handed_over(self._settings, home, edition, before, orphans, error))
+            execute(line, self._has.handed_over(self._settings, stamp().home, edition, before, orphans, error))
         except OSError as failure:
             self._notice = ServiceNotice()
             self._upgraded = Upgraded(edition, before, error or str(failure))

@@ -5,6 +5,7 @@ import socket
 
 from servd.exceptions import ListenError
 from servd.ground.clock import Clock, SystemClock, block_for
+from servd.ground.keep_alive import KeepAlive
 
 BACKLOG = 4096
 METRICS_HOST = "127.0.0.1"
@@ -15,7 +16,7 @@ class Listeners:
     """Reuse-port sockets of the data plane, one per proxy slot, by address.
 
     patience_s: how long to wait for a taken port, counted from now; for the time after a crash, in which the proxies of
-    the daemon before finish. kept: sockets that are open already.
+    the daemon before finish. kept: sockets that are open already. keep_alive: for clients of all of them, from the first on.
     """
 
     def __init__(
@@ -23,10 +24,15 @@ class Listeners:
         patience_s: float = 0.0,
         clock: Clock | None = None,
         kept: dict[tuple[str, int], list[socket.socket]] | None = None,
+        keep_alive: KeepAlive | None = None,
     ) -> None:
         self._clock = clock or SystemClock()
+        self._keep_alive = keep_alive or KeepAlive()
         self._patient_until = self._clock.now() + patience_s
         self._sockets = kept or {}
+        for listener in (one for slots in self._sockets.values() for one in slots):
+            # an older servd left it to the proxies
+            self._keep_alive.put_on(listener)
 
     def __repr__(self) -> str:
         return f"Listeners({ {f'{h}:{p}': len(slots) for (h, p), slots in self._sockets.items()} })"
@@ -87,7 +93,7 @@ class Listeners:
             raise ListenError(host, port, "a port is a number from 0 to 65535", option)
         while True:
             try:
-                return _listen(host, port, reuse_port=reuse_port)
+                return _listen(host, port, self._keep_alive, reuse_port=reuse_port)
             except OSError as error:
                 if self._clock.now() < self._patient_until:
                     block_for(_RETRY_S)
@@ -97,7 +103,7 @@ class Listeners:
                 raise ListenError(host, port, (error.strerror or str(error)).lower(), option) from error
 
 
-def _listen(host: str, port: int, *, reuse_port: bool) -> socket.socket:
+def _listen(host: str, port: int, keep_alive: KeepAlive, *, reuse_port: bool) -> socket.socket:
     family, kind, protocol, _, address = socket.getaddrinfo(
         host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]
@@ -106,6 +112,8 @@ def _listen(host: str, port: int, *, reuse_port: bool) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if reuse_port:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        # before anybody can come: what is told later, those who wait in the queue do not know
+        keep_alive.put_on(listener)
         listener.bind(address)
         listener.listen(BACKLOG)
     except OSError:

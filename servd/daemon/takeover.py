@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 from servd.daemon.keepsake import Keepsake
 from servd.daemon.listeners import Listeners
 from servd.daemon.unix_sockets import UnixSockets
+from servd.ground.keep_alive import KeepAlive
 from servd.ground.quick_dataclass import dataclass
 from servd.ground.settings import Settings
 
@@ -109,6 +110,11 @@ class Belongings:
     keepsake: Keepsake
     tied_to: int | None = None
 
+    def admin_sockets(self, settings: Settings) -> list[socket.socket]:
+        """Where the admin API is asked without TLS."""
+        port = None if settings.admin_tls_cert else self.ports[0]
+        return [self.unix.sockets[1], *([] if port is None else [port])]
+
     def handed_over(
         self,
         settings: Settings,
@@ -141,6 +147,7 @@ def received(handover: Handover, settings: Settings) -> Belongings:
 
     Raises:
         OSError: there are no descriptors for it.
+        ValueError: a variable of the environment is none that this servd takes.
     """
     reader, writer = (os.dup(fd) for fd in handover.lifetime)
     first, second = (os.dup(fd) for fd in handover.keepsake)
@@ -148,6 +155,7 @@ def received(handover: Handover, settings: Settings) -> Belongings:
         lock=os.dup(handover.lock),
         listeners=Listeners(
             kept={(host, port): [_socket(fd) for fd in fds] for host, port, fds in handover.listeners},
+            keep_alive=KeepAlive.from_environment(),
         ),
         unix=UnixSockets(settings.socket_dir, [(_socket(fd), (device, inode)) for fd, device, inode in handover.unix]),
         ports=tuple(None if fd is None else _socket(fd) for fd in handover.ports),

@@ -9,6 +9,7 @@ import os
 import resource
 
 _GROUPS = "/sys/fs/cgroup"
+_OPEN = "/proc/self/fd"
 _WORTH_COUNTING = 4096
 _NO_THREAD = "can't start new thread"
 
@@ -95,10 +96,13 @@ def descriptors_left(fd: int = 0) -> int:
 
 
 def count_descriptors_left() -> int:
-    """How many more descriptors this process may have; 0 = none. Costs some 0.3 µs for each that it has."""
+    """How many more descriptors this process may have; 0 = none. Costs some 5 µs, before Linux 6.2 1 µs for each that it has."""
     try:
+        # their number; nothing where it has to be counted
+        if count := os.stat(_OPEN).st_size:
+            return descriptor_limit() - count
         # one of them is that with which the list is read
-        return descriptor_limit() - len(os.listdir("/proc/self/fd")) + 1
+        return descriptor_limit() - len(os.listdir(_OPEN)) + 1
     except OSError:
         return 0
 

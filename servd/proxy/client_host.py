@@ -3,7 +3,7 @@
 import socket
 import struct
 
-from servd.proxy.limits import Limits
+from servd.ground.keep_alive import KeepAlive
 
 _TCP_CLOSE = 7
 _TCP_CLOSE_WAIT = 8
@@ -26,15 +26,6 @@ def is_left(sock: socket.socket | None) -> bool:
     return _state(sock) in (_TCP_CLOSE, _TCP_CLOSE_WAIT)
 
 
-def send_probes(sock: socket.socket, limits: Limits) -> None:
-    """Let the kernel ask silent clients whether they are there. What a listening socket is told, those that it accepts know."""
-    if limits.probe_after_s:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, limits.probe_after_s)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, limits.probe_every_s)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, limits.probes)
-
-
 class Silence:
     """How long a client's host leaves everything without an answer.
 
@@ -42,21 +33,20 @@ class Silence:
     that is there answers what is sent again and what is asked, also when its client does not read.
     """
 
-    __slots__ = ("_limits", "_looks")
+    __slots__ = ("_keep_alive", "_looks")
 
-    def __init__(self, limits: Limits) -> None:
-        self._limits = limits
+    def __init__(self, keep_alive: KeepAlive) -> None:
+        self._keep_alive = keep_alive
         self._looks = 0
 
     def look(self, sock: socket.socket | None) -> bool:
         """Whether the host is gone. To be called once a second."""
-        limits = self._limits
-        if not limits.probe_after_s:
+        keep_alive = self._keep_alive
+        if not keep_alive.after_s:
             return False
-        last_probe_s = limits.probe_after_s + limits.probe_every_s * (limits.probes - 1)
-        self._looks = self._looks + 1 if is_silent(_info(sock, _INFO_BYTES), last_probe_s) else 0
+        self._looks = self._looks + 1 if is_silent(_info(sock, _INFO_BYTES), keep_alive.last_probe_s) else 0
         # what is without an answer may have been asked just now: it has as long as the kernel gives the last probe
-        return self._looks > limits.probe_every_s
+        return self._looks > keep_alive.every_s
 
 
 def is_silent(info: bytes, silence_s: float) -> bool:

@@ -61,7 +61,7 @@ class HttpOrder(HttpAnswering):
         self._is_streaming = False
         self._owes_continue = False
         self._is_half_closed = False
-        self._silence = Silence(listener.forwarder.limits)
+        self._silence = Silence(listener.forwarder.limits.keep_alive)
         self._tail: tuple[Any, ...] = ()
         self._flags = 0
         self._origin = b""

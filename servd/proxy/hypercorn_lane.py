@@ -216,7 +216,7 @@ class LaneConnection(TCPServer):
         self.lane = lane
         self.queues: set[AppQueue] = set()
         self.websockets: dict[AppQueue, LaneWebSocket] = {}
-        self._silence = Silence(lane.limits)
+        self._silence = Silence(lane.limits.keep_alive)
         self._data = data
         self.protocol: _LaneWrapper
         self._is_idle = False

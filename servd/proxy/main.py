@@ -20,7 +20,6 @@ from servd.ground.settings import control_socket
 from servd.observability import logs
 from servd.observability.journal import AccessLog, Journal, place_of
 from servd.observability.measures import LoopLag, family, http_families
-from servd.proxy.client_host import send_probes
 from servd.proxy.door import Door
 from servd.proxy.forwarder import Forwarder
 from servd.proxy.http1 import HttpConnection
@@ -225,7 +224,6 @@ class Proxy:
     async def _open(self) -> None:
         while (missing := self._slots - self._doors.keys()) and self._drain_s is None:
             slot, sock = min(missing), self._socks[min(missing)]
-            send_probes(sock, self._forwarder.limits)
             door = self._doors[slot] = Door(self._loop, sock, self._serve, lambda: HttpConnection(self._listener))
             await door.open()
             if door.has_opened:

@@ -1,11 +1,16 @@
 """One caller as a replica's server sees it: its open requests, and what it knows of them."""
 
 import asyncio
+import logging
 from typing import Any, Protocol
 
 from servd.calls.request_context import RequestContext
+from servd.ground.edition import difference, edition_of
+from servd.wire.began import BeganLog
 from servd.wire.link import Peer, ReplicaLink
-from servd.wire.records import ACCEPTED
+from servd.wire.records import ACCEPTED, LIMIT, REFUSED
+
+logger = logging.getLogger(__name__)
 
 
 class Work(Protocol):
@@ -34,10 +39,10 @@ class CallerPeer(Peer):
     """One caller with its open requests.
 
     newest: id of the request accepted last; ids grow. newest_said: the same, as far as the caller knows. place: where the
-    request begun last is noted for it.
+    request begun last is noted for it. is_refused: it speaks another protocol, and nothing more of it is read.
     """
 
-    __slots__ = ("admission", "newest", "newest_said", "open", "place")
+    __slots__ = ("admission", "is_refused", "newest", "newest_said", "open", "place")
 
     def __init__(self, link: ReplicaLink, identity: bytes, admission: Admission) -> None:
         super().__init__(link, identity)
@@ -45,6 +50,23 @@ class CallerPeer(Peer):
         self.open: dict[int, Work] = {}
         self.newest = self.newest_said = 0
         self.place = 1
+        self.is_refused = False
+
+    def greet(self, began: BeganLog, limit: int, key: int, edition: str = "") -> None:
+        """Answer its HELLO.
+
+        Args:
+            began: where it reads which requests have begun, by its `key`.
+            limit: requests that run at a time.
+            edition: "" of a caller of before editions.
+        """
+        if reason := difference(edition_of(edition)):
+            self.is_refused = True
+            self.send((REFUSED, reason))
+            logger.warning("caller_refused reason=%s", reason)
+            return
+        self.place = began.open_place(key)
+        self.send((LIMIT, limit))
 
     def before_send(self) -> None:
         if self.newest == self.newest_said:

@@ -166,6 +166,8 @@ class ReplicaServer:
     def _on_records(self, peer: Peer, records: list[Any], frames: list[Any]) -> None:
         assert isinstance(peer, CallerPeer)
         for record in records[1:]:
+            if peer.is_refused:
+                return
             running = self.admission.running
             try:
                 kind = record[0]
@@ -186,18 +188,16 @@ class ReplicaServer:
             peer.link.schedule(peer)
 
     def _on_other(self, peer: CallerPeer, kind: int, record: tuple[Any, ...], frames: list[Any]) -> None:
-        if kind == DECLINE:
-            self.admission.decline(peer)
-            self._make_offers()
-            return
-        if kind == WANT:
-            self.admission.want(peer, record[1])
+        if kind in (DECLINE, WANT):
+            if kind == DECLINE:
+                self.admission.decline(peer)
+            else:
+                self.admission.want(peer, record[1])
             self._make_offers()
             return
         if kind == HELLO:
             assert self._began is not None
-            peer.place = self._began.open_place(record[1])
-            peer.send((LIMIT, self._limit))
+            peer.greet(self._began, self._limit, *record[1:3])
             return
         work = peer.open.get(record[1])
         if kind == CANCEL:

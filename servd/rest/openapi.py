@@ -24,10 +24,11 @@ _TEXTS = {
     "412": "If-Match is not the current revision; nothing was changed.",
     "413": "The body is over 1 MiB.",
     "500": "It did not work; the text says why.",
+    "503": "No controller can be started; the text says why, and what runs goes on.",
     "504": "The replica does not answer.",
     "507": "The goal cannot be saved; the accepted one goes on.",
 }
-_READ = ("401", "403", "405", "500")
+_READ = ("401", "403", "405", "500", "503")
 _CHANGE = ("400", *_READ, "412", "413", "507")
 _OBJECT: Json = {"type": "object"}
 _EMPTY_CONFIG: Json = {

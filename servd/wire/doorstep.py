@@ -23,6 +23,7 @@ class Doorstep:
         self._path = address.removeprefix("ipc://")
         self._is_path = self._path != address
         self._away = closed_path(address)
+        self._was_closed = False
 
     def __repr__(self) -> str:
         return f"Doorstep({self._path}{', closed' if self.is_closed else ''})"
@@ -30,7 +31,8 @@ class Doorstep:
     @property
     def is_closed(self) -> bool:
         """Nobody can come."""
-        return os.path.lexists(self._away)
+        # somebody may have removed it meanwhile; that it is closed is nobody else's doing
+        return self._was_closed and os.path.lexists(self._away)
 
     @property
     def is_gone(self) -> bool:
@@ -49,4 +51,5 @@ class Doorstep:
         except OSError:
             # not bound yet, or removed by somebody
             return
+        self._was_closed = is_short
         logger.warning("descriptors_%s", f"short reason={no_descriptor()}" if is_short else "free_again")

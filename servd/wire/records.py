@@ -28,7 +28,7 @@ HTTP = 0  # id, flags, method, path, query, pairs of headers, body, request id, 
 CALL = 1  # id, flags, method, parts, (request id, route, app, model id, seconds left, depth, ancestors)
 CANCEL = 4  # id
 DECLINE = 5  # the offered slot is not wanted
-HELLO = 14  # the caller's key: first record on a connection
+HELLO = 14  # the caller's key, its edition: first record on a connection
 WANT = 6  # number of requests that wait at the caller: its ticket
 
 # replica -> caller
@@ -43,6 +43,7 @@ OFFER = 11  # ongoing: one slot is held for the caller
 ITEM = 12  # id, parts, cost in bytes: one item of a streaming handle call
 END = 13  # id, ongoing, error text or None: end of a stream
 LIMIT = 15  # requests that run at a time: answer to HELLO, and when it changes
+REFUSED = 16  # reason: answer to the HELLO of another protocol, and the last word. These two never change their form
 
 _durations: list[bytes] = []
 

@@ -3,6 +3,7 @@
 import errno
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,7 +15,14 @@ from servd.daemon import start_check
 from servd.daemon.start_check import LEAST_DESCRIPTORS, check_host
 from servd.daemon.unix_sockets import bind_unix
 from servd.exceptions import HostLimitError, StateError, TransportError
-from servd.ground.host_limits import descriptor_limit, descriptors_left, host_limit_in, processes_left, told
+from servd.ground.host_limits import (
+    count_descriptors_left,
+    descriptor_limit,
+    descriptors_left,
+    host_limit_in,
+    processes_left,
+    told,
+)
 from servd.ground.pidfd import open_process, start_ticks
 from servd.rest.problems import problem_of
 from servd.wire.credentials import listener_of
@@ -65,6 +73,22 @@ def test_descriptors_that_are_left_are_counted() -> None:
     with few_descriptors(0):
         assert descriptors_left() == 0
     assert descriptors_left() > 5
+
+
+@pytest.mark.parametrize("kernel_counts", [True, False])
+def test_descriptors_are_counted_exactly_whatever_their_numbers(
+    kernel_counts: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with few_descriptors(8):
+        one, *others = [os.dup(0) for _ in range(4)]
+        os.close(one)
+        with monkeypatch.context() as patch:
+            if not kernel_counts:
+                patch.setattr(os, "stat", lambda _: SimpleNamespace(st_size=0))
+            assert count_descriptors_left() == 5
+        assert descriptors_left() > 5
+        for fd in others:
+            os.close(fd)
 
 
 def test_processes_that_are_left_are_counted_where_something_bounds_them() -> None:

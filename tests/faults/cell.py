@@ -166,7 +166,7 @@ class Cell:
                 return
         if code == 200:
             stage.version += 1
-        elif code == 507:
+        elif code in (503, 507):
             self.outcome.explained.append(f"PUT: {str(text)[:100]}")
         else:
             self.outcome.notes.append(f"PUT answers {code}: {str(text)[:200]}")

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from servd.daemon.admin_client import AdminClient, RefusedError
 from tests.faults.limits import Descriptors
 from tests.faults.stage import Stage
 from tests.system.running_daemon import ECHO, RunningDaemon, a_daemon, eventually, settings_in, titles
@@ -240,11 +241,17 @@ def test_a_daemon_that_cannot_start_a_controller_goes_on_and_starts_it_as_soon_a
     with a_daemon(settings_in(tmp_path)) as daemon:
         daemon.deploy(tmp_path)
         (controller,) = daemon.pids("controller")
-        none_left = Descriptors("daemon")
+        # enough to accept a client, too few for a process
+        none_left = Descriptors("daemon", 2)
         none_left.begin(daemon)
         os.kill(controller, signal.SIGKILL)
         eventually(lambda: "the controller cannot be started: " in daemon.errors)
         assert daemon.get()[0] == 200
+        code, text = daemon.ask("PUT", "/api/serve/applications/", {"applications": []})
+        assert code == 503
+        assert "the controller cannot be started: " in text
+        with pytest.raises(RefusedError, match="answered 503: the controller cannot be started: "):
+            AdminClient(f"http://127.0.0.1:{daemon.settings.admin_port}").probe()
         none_left.end()
         eventually(daemon.is_ready)
         daemon.wait_until_running()

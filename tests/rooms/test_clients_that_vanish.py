@@ -18,14 +18,17 @@ import h2.config
 import h2.connection
 import pytest
 
+from servd.daemon.listeners import Listeners
 from servd.ground import event_loop
-from servd.proxy.client_host import Silence, is_silent, send_probes
+from servd.ground.keep_alive import KeepAlive
+from servd.proxy.client_host import Silence, is_silent
 from servd.proxy.limits import Limits
 from servd.replica.exchange import HttpExchange
 from tests.fakes import Room, wait_until
+from tests.ports import free_port
 from tests.rooms.test_websockets import HEAD
 
-SOON = Limits(probe_after_s=1, probe_every_s=1, probes=1)
+SOON = KeepAlive(after_s=1, every_s=1, probes=1)
 
 
 def tcp_info(*, retransmits: int = 0, probes: int = 0, last_ack_s: float) -> bytes:
@@ -57,27 +60,31 @@ def test_the_last_question_has_as_long_to_be_answered_as_any_probe() -> None:
     with FakeSocket() as sock:
         # a client that has long stopped reading is asked by the kernel every two minutes
         sock.info = tcp_info(probes=1, last_ack_s=119)
-        silence = Silence(Limits())
+        silence = Silence(KeepAlive())
         assert not any(silence.look(sock) for _ in range(10))
         assert silence.look(sock)
         sock.info = tcp_info(last_ack_s=0)
         assert not silence.look(sock)
         sock.info = tcp_info(probes=1, last_ack_s=119)
         assert not silence.look(sock)
-        off = Silence(Limits(probe_after_s=0))
+        off = Silence(KeepAlive(after_s=0))
         assert not any(off.look(sock) for _ in range(100))
 
 
-@pytest.mark.parametrize("limits", [Limits(), SOON, Limits(probe_after_s=0)])
-def test_accepted_sockets_have_the_settings_of_their_listener(limits: Limits) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        send_probes(listener, limits)
-        with socket.create_connection(listener.getsockname()), listener.accept()[0] as accepted:
-            assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == (limits.probe_after_s > 0)
-            if limits.probe_after_s:
-                options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
-                found = [accepted.getsockopt(socket.IPPROTO_TCP, option) for option in options]
-                assert found == [limits.probe_after_s, limits.probe_every_s, limits.probes]
+@pytest.mark.parametrize("keep_alive", [KeepAlive(), SOON, KeepAlive(after_s=0)])
+@pytest.mark.parametrize("is_kept", [False, True])
+def test_clients_are_probed_that_came_before_any_proxy(keep_alive: KeepAlive, is_kept: bool) -> None:
+    port = free_port()
+    # a daemon of an older edition has told its listening sockets nothing
+    [listener] = Listeners(keep_alive=KeepAlive(after_s=0) if is_kept else keep_alive).open("127.0.0.1", port, 1)
+    if is_kept:
+        Listeners(kept={("127.0.0.1", port): [listener]}, keep_alive=keep_alive)
+    with listener, socket.create_connection(listener.getsockname()), listener.accept()[0] as accepted:
+        assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == (keep_alive.after_s > 0)
+        if keep_alive.after_s:
+            options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+            found = [accepted.getsockopt(socket.IPPROTO_TCP, option) for option in options]
+            assert found == [keep_alive.after_s, keep_alive.every_s, keep_alive.probes]
 
 
 @pytest.mark.parametrize(
@@ -95,7 +102,7 @@ def test_settings_that_the_kernel_would_refuse_are_refused(
     name: str, value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(f"SERVD_HTTP_{name}", value)
-    with pytest.raises(ValueError, match=f"{name.lower()}={value}"):
+    with pytest.raises(ValueError, match=f"{name.lower()}={value}|SERVD_HTTP_{name}={value}"):
         Limits.from_environment()
 
 
@@ -104,7 +111,7 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setenv(f"SERVD_HTTP_{name}", str(value))
     monkeypatch.setenv("SERVD_HTTP_WS_PING_INTERVAL_S", "2.5")
     monkeypatch.setenv("SERVD_HTTP_WS_PING_TIMEOUT_S", "0")
-    expected = Limits(probe_after_s=5, probe_every_s=2, probes=4, ws_ping_interval_s=2.5, ws_ping_timeout_s=0)
+    expected = Limits(keep_alive=KeepAlive(5, 2, 4), ws_ping_interval_s=2.5, ws_ping_timeout_s=0)
     assert Limits.from_environment() == expected
 
 
@@ -200,13 +207,13 @@ class Handler:
 
 @pytest.mark.slow
 def test_slots_of_clients_that_vanish_are_free_soon(tls: tuple[ssl.SSLContext, ssl.SSLContext]) -> None:
-    handler = Handler()
+    handler, limits = Handler(), Limits(keep_alive=SOON)
 
     async def work() -> None:
-        room, secure = Room(hand_over=True, limits=SOON), Room(hand_over=True, limits=SOON, tls=tls[0])
+        room, secure = Room(hand_over=True, limits=limits), Room(hand_over=True, limits=limits, tls=tls[0])
         async with room, secure, contextlib.AsyncExitStack() as clients:
             for each in (room, secure):
-                send_probes(each._server.sockets[0], SOON)
+                SOON.put_on(each._server.sockets[0])
                 each.route(each.replica(handler), each.replica(handler))
             for data in WAYS.values():
                 clients.callback(abort, await ask(room, data))

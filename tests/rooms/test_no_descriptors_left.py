@@ -28,6 +28,9 @@ from servd.proxy.http1 import HttpConnection
 from servd.replica.fork_server import ForkServer
 from servd.replica.sync_threads import SyncThreads
 from servd.rest import app as admin
+from servd.wire import doorstep as doorstep_module
+from servd.wire.doorstep import SPARE_DESCRIPTORS as FOR_CALLERS
+from servd.wire.doorstep import Doorstep
 from servd.wire.messages import BuildOrder, BuildResult, Forked, ReplicaGoal, ReplicaStart
 from tests.descriptors import few_descriptors
 from tests.fakes import Room, wait_until
@@ -387,3 +390,34 @@ async def test_without_any_thread_a_sync_handler_fails_and_the_next_one_does_not
             with pytest.raises(HostLimitError, match="no further process or thread"):
                 await threads.run(int)
     assert await asyncio.wait_for(threads.run(int), LIMIT_S) == 0
+
+
+# --- a replica's doorstep -----------------------------------------------------------------------------------------------
+
+
+def test_a_doorstep_is_closed_while_few_descriptors_are_left_and_gone_only_if_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tmp_path.chmod(0o700)
+    path = tmp_path / "r"
+    path.touch()
+    doorstep = Doorstep(f"ipc://{path}")
+
+    def look(left: int) -> tuple[bool, bool, bool]:
+        monkeypatch.setattr(doorstep_module, "count_descriptors_left", lambda: left)
+        doorstep.look()
+        return path.exists(), doorstep.is_closed, doorstep.is_gone
+
+    open_, closed, gone = (True, False, False), (False, True, False), (False, False, True)
+    assert look(FOR_CALLERS + 1) == open_
+    for left in (FOR_CALLERS, 0, FOR_CALLERS + 1, 2 * FOR_CALLERS):
+        assert look(left) == closed, left
+    assert look(2 * FOR_CALLERS + 1) == open_
+    assert look(0) == closed
+    # whoever cleans up there takes it under either name
+    for file in tmp_path.iterdir():
+        file.unlink()
+    assert look(0) == gone
+    path.touch()
+    assert look(0) == closed
+    assert look(100) == open_

@@ -18,11 +18,14 @@ from servd.controller.plan.goal import Goal
 from servd.controller.process_news import ProcessNews
 from servd.daemon.keepsake import Keepsake
 from servd.exceptions import ProtocolError
-from servd.ground.edition import own_edition
+from servd.ground.edition import edition_of, own_edition
 from servd.ground.package import PROTOCOL
+from servd.wire.caller_link import CallerLink
 from servd.wire.codec import decode_message, encode_message, record
 from servd.wire.messages import BuildResult, ForkServerHello, ProxyReport
+from servd.wire.records import HELLO
 from tests.core.build import starting_world
+from tests.fakes import Room
 
 ARCHIVES = sorted((Path(__file__).parents[1] / "system" / "kept_state").glob("*.tar.gz"))
 FOREIGN = "99 9.9 abc"
@@ -163,3 +166,44 @@ def test_facts_without_a_mark_are_of_the_first_protocol() -> None:
     with pytest.raises(ProtocolError):
         decode_message(mark)
     kept.close()
+
+
+def say(monkeypatch: pytest.MonkeyPatch, *editions: str) -> None:
+    """Let the first callers' greetings carry these, and the rest what this process is."""
+    left = [*editions]
+    monkeypatch.setattr(
+        "servd.calls.replica_peer.own_edition", lambda: edition_of(left.pop(0)) if left else own_edition()
+    )
+
+
+async def test_a_caller_of_another_protocol_is_told_why_nobody_serves_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    say(monkeypatch, FOREIGN, FOREIGN)
+    async with Room() as room:
+        addresses = room.replica(), room.replica()
+        room.route(*addresses)
+        for method in ("GET", "POST"):
+            answer = await room.get(method=method)
+            assert answer.startswith(b"HTTP/1.1 503 ")
+            assert b"`servd stop && servd start` ends this" in answer
+        assert caplog.text.count("caller_refused") == len(addresses)
+        assert "Traceback" not in caplog.text
+        assert all(not server.ongoing for server in room.servers.values())
+
+
+@pytest.mark.parametrize("first", [FOREIGN, "", "nonsense"])
+async def test_requests_go_to_replicas_of_this_protocol(monkeypatch: pytest.MonkeyPatch, first: str) -> None:
+    say(monkeypatch, first)
+    async with Room() as room:
+        room.route(room.replica(), room.replica())
+        answers = await asyncio.gather(*(room.get(method=method) for method in ("GET", "POST") for _ in range(5)))
+        assert all(answer.startswith(b"HTTP/1.1 200 ") for answer in answers)
+
+
+async def test_greetings_of_before_editions_are_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    send = CallerLink.send
+    monkeypatch.setattr(CallerLink, "send", lambda link, said: send(link, said[:2] if said[0] == HELLO else said))
+    async with Room() as room:
+        room.route(room.replica())
+        assert (await room.get()).startswith(b"HTTP/1.1 200 ")

@@ -96,8 +96,10 @@ class RunningDaemon:
             return response.status, text
 
     def status(self) -> dict[str, Any]:
-        """Body of `/api/servd/v1/status`."""
+        """Body of `/api/servd/v1/status`. OSError: there is no controller."""
         code, body = self.ask("GET", "/api/servd/v1/status")
+        if code == 503:
+            raise ConnectionError(body)
         assert code == 200, body
         return dict(body)
 

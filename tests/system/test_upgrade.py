@@ -3,6 +3,9 @@
 import http.client
 import os
 import shutil
+import signal
+import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -14,8 +17,17 @@ from typing import Any
 
 import pytest
 
+from servd.commands.verbs import wait_until_running
+from servd.daemon.admin_client import AdminClient
+from servd.daemon.launch import start_tied
+from servd.daemon.presence import Presence
+from servd.daemon.state_lock import running_pid
+from servd.ground.clock import block_for
 from servd.ground.package import PACKAGE_DIR, PROTOCOL, VERSION
-from tests.system.running_daemon import ECHO, RunningDaemon, a_daemon, eventually, settings_in
+from servd.ground.settings import Settings, admin_socket
+from servd.ground.states import UpgradeStage
+from tests.fakes import make_certificate
+from tests.system.running_daemon import ECHO, RunningDaemon, a_daemon, eventually, settings_in, titles
 
 pytestmark = pytest.mark.long
 
@@ -52,9 +64,27 @@ def install(package: Path, version: str) -> None:
 
 def upgrade(daemon: RunningDaemon, package: Path, *options: str) -> subprocess.CompletedProcess[str]:
     """`servd upgrade` of what is installed."""
-    command = [sys.executable, "-P", "-m", "servd", "upgrade", "--state-dir", daemon.settings.state_dir, *options]
+    with upgrading(daemon.settings, package, *options) as command:
+        return ended(command)
+
+
+@contextmanager
+def upgrading(settings: Settings, package: Path, *options: str) -> Iterator["subprocess.Popen[str]"]:
+    """`servd upgrade` at work."""
+    line = [sys.executable, "-P", "-m", "servd", "upgrade", "--state-dir", settings.state_dir, *options]
     variables = {**os.environ, "PYTHONPATH": str(package.parent)}
-    return subprocess.run(command, capture_output=True, text=True, env=variables, timeout=120)
+    command = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=variables)
+    with command:
+        try:
+            yield command
+        finally:
+            command.kill()
+
+
+def ended(command: "subprocess.Popen[str]") -> subprocess.CompletedProcess[str]:
+    """What it said, and its exit code."""
+    said, errors = command.communicate(timeout=120)
+    return subprocess.CompletedProcess(command.args, command.returncode, said, errors)
 
 
 def others(daemon: RunningDaemon) -> set[int]:
@@ -77,10 +107,15 @@ def stage_of(daemon: RunningDaemon) -> tuple[str, str]:
 
 
 class Load:
-    """Clients that ask without a pause, over connections that stay and over fresh ones; what they were answered."""
+    """Clients that ask without a pause, over connections that stay and over fresh ones; what they were answered.
 
-    def __init__(self, port: int) -> None:
+    Args:
+        trust: whom clients of a port with TLS believe.
+    """
+
+    def __init__(self, port: int, trust: ssl.SSLContext | None = None) -> None:
         self._port = port
+        self._trust = trust
         self._is_over = threading.Event()
         self.answers: Counter[str] = Counter()
         self._clients = [threading.Thread(target=self._ask, args=(kept,)) for kept in (True, True, False)]
@@ -97,7 +132,11 @@ class Load:
             client.join(30)
 
     def _ask(self, is_kept: bool) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=30)
+        connection = (
+            http.client.HTTPConnection("127.0.0.1", self._port, timeout=30)
+            if self._trust is None
+            else http.client.HTTPSConnection("127.0.0.1", self._port, timeout=30, context=self._trust)
+        )
         while not self._is_over.is_set():
             try:
                 connection.request("GET", "/")
@@ -139,6 +178,88 @@ def test_everything_becomes_the_new_version_and_no_request_fails(package: Path, 
         change(package / "ground" / "package.py", '"0.2.0"', f'"{VERSION}"')
         assert upgrade(daemon, package, "--wait", "--timeout", "60").returncode == 0
         assert daemon.status()["edition"].startswith(f"{VERSION}+")
+
+
+def test_connections_with_tls_are_served_all_the_while(package: Path, tmp_path: Path) -> None:
+    certificate, key = map(str, make_certificate(tmp_path, "data"))
+    trust = ssl.create_default_context(cafile=certificate)
+    tls = {"http_tls_cert": certificate, "http_tls_key": key, "admin_tls_cert": certificate, "admin_tls_key": key}
+    with serving(package, **tls) as daemon:
+        before = others(daemon)
+        with Load(daemon.settings.http_port or 0, trust) as load:
+            install(package, "0.2.0")
+            done = upgrade(daemon, package, "--wait", "--timeout", "60")
+            assert done.returncode == 0, done
+            asked = load.answers["200"]
+            eventually(lambda: load.answers["200"] > asked + 50)
+        assert set(load.answers) == {"200"}
+        eventually(lambda: not before & others(daemon))
+        with socket_of(daemon.settings.admin_port, trust) as admin:
+            assert admin.version()
+
+
+def socket_of(port: int, trust: ssl.SSLContext) -> ssl.SSLSocket:
+    """A connection whose handshake is done."""
+    return trust.wrap_socket(socket.create_connection(("127.0.0.1", port), 10), server_hostname="127.0.0.1")
+
+
+@pytest.mark.parametrize("stage", [None, UpgradeStage.PROXIES, UpgradeStage.REPLICAS])
+def test_a_controller_that_is_killed_in_the_midst_of_it_ends_nothing(package: Path, stage: UpgradeStage | None) -> None:
+    with serving(package) as daemon:
+        before = others(daemon)
+        [old] = daemon.pids("controller")
+
+        def has_come() -> bool:
+            if stage is None:
+                return bool(set(daemon.pids("controller")) - {old})
+            try:
+                state = daemon.status()["upgrade"]
+            except (OSError, http.client.HTTPException):
+                return False
+            return state is not None and state["stage"] == stage
+
+        with Load(daemon.settings.http_port or 0) as load:
+            install(package, "0.2.0")
+            with upgrading(daemon.settings, package, "--wait", "--timeout", "60") as command:
+                eventually(has_come)
+                [victim] = daemon.pids("controller")
+                os.kill(victim, signal.SIGKILL)
+                done = ended(command)
+            assert done.returncode == 0, done
+            asked = load.answers["200"]
+            eventually(lambda: load.answers["200"] > asked + 50)
+        assert set(load.answers) == {"200"}
+        eventually(lambda: not before & others(daemon))
+        assert len(daemon.pids("replica")) == 2
+        assert daemon.status()["edition"].startswith("0.2.0+")
+        assert daemon.status()["upgrade"]["stage"] == UpgradeStage.DONE
+
+
+def test_a_daemon_that_is_tied_to_a_command_becomes_it_too_and_still_ends_with_the_command(
+    package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = package.parents[1]
+    monkeypatch.setenv("PYTHONPATH", str(package.parent))
+    settings = settings_in(directory)
+    with start_tied(settings) as tied:
+        client = AdminClient(f"unix://{admin_socket(settings.socket_dir)}")
+        order = {"import_path": "echo:app", "runtime_env": {"working_dir": str(directory / "code")}}
+        client.put_application("default", order)
+        wait_until_running(client, ("default",), None)
+        with Load(settings.http_port or 0) as load:
+            install(package, "0.2.0")
+            with upgrading(settings, package, "--wait", "--timeout", "60") as command:
+                # what `servd run` does all the while
+                presence = Presence(client)
+                while command.poll() is None:
+                    presence.look()
+                    block_for(0.1)
+                done = ended(command)
+            assert done.returncode == 0, done
+        assert set(load.answers) == {"200"}
+        assert client.status()["edition"].startswith("0.2.0+")
+        assert running_pid(settings.state_dir) == tied.pid
+    eventually(lambda: not list(titles(settings.state_dir)))
 
 
 BROKEN = {
