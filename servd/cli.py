@@ -17,6 +17,7 @@ from servd.commands.cli_options import (
     Name,
     PlanOnly,
     RoutePrefix,
+    ShowTracebacks,
     StateDir,
     Timeout,
     TlsFile,
@@ -24,6 +25,7 @@ from servd.commands.cli_options import (
     absolute,
     fail,
     form_of,
+    let_clients_see_tracebacks,
     must_exist,
     state_dir_of,
 )
@@ -68,6 +70,7 @@ def start(
     metrics_port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="Loopback port that serves /metrics alone.")
     ] = None,
+    _: ShowTracebacks = False,
 ) -> None:
     """Become the daemon, or start it in the background."""
     if address is not None:
@@ -218,6 +221,8 @@ def run(
         route_prefix=route_prefix,
         reload=reload,
     )
+    # whoever runs an application this way develops it
+    let_clients_see_tracebacks()
     announce(options)
     with daemon_for(options, address, state_dir, is_blocking=blocking) as client:
         run_target(client, options, is_blocking=blocking)

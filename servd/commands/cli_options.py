@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from servd.ground.settings import default_state_dir
+from servd.ground.settings import SHOW_TRACEBACKS, default_state_dir
 
 
 class Form(StrEnum):
@@ -50,6 +50,22 @@ TlsFile = Annotated[
     str | None, typer.Option(metavar="FILE", help="PEM file; the port then speaks TLS.", show_default=False)
 ]
 ConfigFile = Annotated[str, typer.Argument(metavar="CONFIG_FILE", show_default=False)]
+
+
+def let_clients_see_tracebacks(wanted: bool = True) -> None:
+    """Daemons that this process starts, or becomes, and all their processes send tracebacks to clients of the data port."""
+    if wanted:
+        os.environ[f"SERVD_{SHOW_TRACEBACKS}"] = "1"
+
+
+ShowTracebacks = Annotated[
+    bool,
+    typer.Option(
+        "--show-tracebacks",
+        callback=let_clients_see_tracebacks,
+        help="Send tracebacks of applications to HTTP clients.",
+    ),
+]
 
 
 def form_of(given: Form | None) -> str:

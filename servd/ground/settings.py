@@ -92,6 +92,8 @@ def max_retries_setting() -> int:
     return retries
 
 
+SHOW_TRACEBACKS = "SHOW_TRACEBACKS"
+"""Variable that lets clients of the data port see tracebacks; `servd start --show-tracebacks` and `servd run` set it."""
 FORK_SERVER_FILE = "fork_server.log"
 SLOW_START_S = float(variable("SLOW_STARTUP_WARNING_S", "30.0"))
 """A replica, or a template that constructs an instance, that takes longer to start is told of."""

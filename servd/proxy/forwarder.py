@@ -15,6 +15,7 @@ from servd.ground.clock import Clock, SystemClock
 from servd.observability.journal import NOWHERE, Journal, Labels
 from servd.proxy.limits import Limits
 from servd.proxy.probes import TEXT, Answer, answer_unrouted, is_probe
+from servd.wire.http_answers import text_for_clients
 from servd.wire.messages import Routing
 from servd.wire.records import REPLICA_TIMING, duration
 
@@ -203,7 +204,7 @@ def answer_failure(error: Exception) -> Answer:
     block = TEXT
     if status == 503:
         block += b"retry-after: %d\r\n" % RETRY_AFTER_S
-    return status, block, str(error).encode()
+    return status, block, text_for_clients(str(error)).encode()
 
 
 def answer_timeout(limit_s: float, stage: str) -> Answer:

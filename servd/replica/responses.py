@@ -5,8 +5,10 @@ from typing import Any
 
 from servd.app.json_text import json_text
 from servd.exceptions import BackPressureError, DeploymentUnavailableError, UserCodeError
+from servd.ground.settings import SHOW_TRACEBACKS, is_on
 from servd.observability.described import summary_of, text_of
 from servd.observability.tracebacks import user_traceback
+from servd.wire.http_answers import text_for_clients
 
 Headers = tuple[tuple[bytes, bytes], ...]
 Answer = tuple[int, Headers, bytes]
@@ -52,15 +54,18 @@ TIME_OUT: Answer = (408, UTF8_TEXT, b"The time limit of the request passed while
 """Response to a request whose handler failed when its time was up, whatever it raised."""
 
 
-def error_response(error: BaseException) -> Answer:
-    """Response for an exception out of user code: 500, or 503 when a deployment it called is too busy or
-    away.
+def error_response(error: BaseException, request_id: str = "") -> Answer:
+    """Response for an exception out of user code: 500, or 503 when a deployment it called is too busy or away.
+
+    What was raised is the operator's to see; the client gets the id that leads there.
     """
     # of the type alone: `isinstance` asks the object too, which may raise
     kind = type(error)
     if issubclass(kind, BackPressureError | DeploymentUnavailableError):
-        return kind.status_code, _RETRY_LATER, text_of(error).encode(errors="replace")
-    text = f"Unexpected error, traceback: {user_traceback(error)}"
+        return kind.status_code, _RETRY_LATER, text_for_clients(text_of(error)).encode(errors="replace")
+    text = f"Internal Server Error (request id {request_id})" if request_id else "Internal Server Error"
+    if is_on(SHOW_TRACEBACKS):
+        text = f"{text}\n\n{user_traceback(error)}"
     return 500, UTF8_TEXT, text.encode(errors="replace")
 
 

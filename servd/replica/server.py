@@ -325,7 +325,7 @@ class ReplicaServer:
             return
         is_late = self._loop.time() >= (exchange.context.deadline or float("inf"))
         # a call that failed at its request's time limit may tell so before the proxy's own clock does
-        status, headers, body = TIME_OUT if is_late else error_response(error)
+        status, headers, body = TIME_OUT if is_late else error_response(error, exchange.context.request_id)
         exchange.finish(status, headers, body)
 
     async def _answer(self, peer: CallerPeer, call_id: int, call: HandleCall) -> None:

@@ -1,12 +1,17 @@
 """What the method, the status and the version of HTTP allow an answer to have. Pure; replicas and every lane ask here."""
 
+import re
 from typing import NamedTuple
+
+from servd.ground.settings import SHOW_TRACEBACKS, is_on
 
 WITHOUT_CONTENT = frozenset((204, 205, 304))
 """Final statuses whose answers end with their head, whatever the method."""
 
 _LENGTH = b"content-length:"
 _CHUNKED = b"transfer-encoding: chunked\r\n"
+# that of a group of exceptions has a frame of signs around it
+_TRACEBACK = re.compile(r"[ +|]*(?:Exception Group )?Traceback \(most recent call last\)")
 
 
 class Framing(NamedTuple):
@@ -82,3 +87,10 @@ def _without_length(block: bytes) -> tuple[bytes, int | None]:
     given = [line[len(_LENGTH) :].strip() for line in lines if line.startswith(_LENGTH)]
     length = int(given[0]) if given and given[0].isdigit() else None
     return b"".join(line for line in lines if not line.startswith(_LENGTH)), length
+
+
+def text_for_clients(text: str) -> str:
+    """What clients of the data port get of a text for operators: no traceback, unless `SERVD_SHOW_TRACEBACKS` asks for it."""
+    if is_on(SHOW_TRACEBACKS):
+        return text
+    return _TRACEBACK.split(text, 1)[0].rstrip(" :\n")

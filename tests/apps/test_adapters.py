@@ -54,8 +54,8 @@ def test_input_becomes_what_the_graph_takes(url: str, verb: str, path: str, opti
         ("GET", "/function?count=z", {}, 422, '"loc":["query","count"]'),
         ("POST", "/image", {"files": {"other": ("a.png", PIXEL)}}, 422, '"loc":["body","img"]'),
         ("POST", "/array", {"json": {"array": "x"}}, 422, '"loc":["body"'),
-        ("POST", "/json/plain", {"content": b"{"}, 500, "Unexpected error, traceback: "),
-        ("POST", "/json/fail", {"json": "kiwi"}, 500, "no kiwi"),
+        ("POST", "/json/plain", {"content": b"{"}, 500, "Internal Server Error"),
+        ("POST", "/json/fail", {"json": "kiwi"}, 500, "Internal Server Error"),
     ],
 )
 def test_what_does_not_fit(url: str, verb: str, path: str, options: Any, status: int, text: str) -> None:

@@ -222,15 +222,11 @@ def test_what_a_handler_returns(port: int, kind: str) -> None:
     assert (answer.status_code, answer.headers["content-type"], answer.content) == ANSWERS[kind]
 
 
-@pytest.mark.parametrize(
-    ("kind", "text"),
-    [("raises", "nothing here"), ("object", ""), ("exit", "SystemExit"), ("exit in a task", "SystemExit")],
-)
-def test_what_a_handler_must_not_do(port: int, kind: str, text: str) -> None:
+@pytest.mark.parametrize("kind", ["raises", "object", "exit", "exit in a task"])
+def test_what_a_handler_must_not_do(port: int, kind: str) -> None:
     answer = ask(port, kind)
     assert (answer.status_code, answer.headers["content-type"]) == (500, TEXT)
-    assert answer.text.startswith("Unexpected error, traceback: ")
-    assert text in answer.text
+    assert answer.text == f"Internal Server Error (request id {answer.headers['x-request-id']})"
 
 
 def test_a_generator_that_raises_half_way(port: int, handle: Any) -> None:

@@ -13,7 +13,7 @@ import pandas
 import pytest
 from pydantic import BaseModel
 
-from servd.exceptions import BackPressureError
+from servd.exceptions import BackPressureError, DeploymentUnavailableError
 from servd.replica.responses import chunk_body, error_response, value_response
 
 
@@ -159,16 +159,21 @@ def test_items_of_a_stream(item: Any, expected: bytes) -> None:
     assert chunk_body(item) == expected
 
 
-def test_an_exception_is_a_500_with_the_users_frames() -> None:
+@pytest.mark.parametrize("shown", [False, True])
+def test_an_exception_is_a_500_with_the_users_frames_only_where_that_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, shown: bool
+) -> None:
+    monkeypatch.setenv("SERVD_SHOW_TRACEBACKS", str(int(shown)))
     try:
         {}["missing"]
     except KeyError as error:
-        status, headers, body = error_response(error)
-    text = body.decode()
+        status, headers, body = error_response(error, "r-1")
+    head, _, trace = body.decode().partition("\n\n")
     assert (status, headers) == (500, ((b"content-type", b"text/plain; charset=utf-8"),))
-    assert text.startswith("Unexpected error, traceback: Traceback (most recent call last):")
-    assert "test_responses.py" in text
-    assert text.endswith("KeyError: 'missing'")
+    assert head == "Internal Server Error (request id r-1)"
+    assert trace.startswith("Traceback (most recent call last):") is shown
+    assert ("test_responses.py" in trace) is shown
+    assert trace.endswith("KeyError: 'missing'") is shown
 
 
 def test_a_busy_deployment_behind_is_a_503() -> None:
@@ -176,3 +181,15 @@ def test_a_busy_deployment_behind_is_a_503() -> None:
     assert status == 503
     assert (b"retry-after", b"1") in headers
     assert b"app_x: 10 requests waiting" in body
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("it failed:\nTraceback (most recent call last):\n  File", "a_x is unavailable: it failed"),
+        ("it failed\n  + Exception Group Traceback (most recent call last):\n  |", "a_x is unavailable: it failed"),
+        ("it failed", "a_x is unavailable: it failed"),
+    ],
+)
+def test_why_a_deployment_is_away_without_its_traceback(text: str, expected: str) -> None:
+    assert error_response(DeploymentUnavailableError("a_x", text))[2].decode() == expected

@@ -46,9 +46,9 @@ class Shell:
     def __call__(self, *arguments: str) -> tuple[int, str, str]:
         return servd_command(arguments, ROOT, self.environment)
 
-    def start(self) -> tuple[int, str, str]:
+    def start(self, *options: str) -> tuple[int, str, str]:
         ports = ("--http-port", str(self.http_port), "--admin-port", str(self.admin_port))
-        return self("start", "--detach", *ports)
+        return self("start", "--detach", *ports, *options)
 
     def ask(self, path: str, order: object) -> tuple[int, str]:
         connection = http.client.HTTPConnection("127.0.0.1", self.http_port, timeout=20)
@@ -89,7 +89,7 @@ def shell(running: Shell) -> Iterator[Shell]:
 
 
 def test_from_start_to_stop(fresh: Shell) -> None:
-    code, out, err = fresh.start()
+    code, out, err = fresh.start("--show-tracebacks")
     assert (code, err) == (0, "")
     pid = running_pid(fresh.state_dir)
     assert f"pid {pid}; `servd stop` ends it" in out
@@ -107,6 +107,10 @@ def test_from_start_to_stop(fresh: Shell) -> None:
     assert "calculator/Router: HEALTHY 1/1 replicas" in out
     assert fresh.ask("/fruit/", ["MANGO", 2]) == (200, "14")
     assert fresh.ask("/math", ["ADD", 10]) == (200, "15 pizzas please!")
+    status, text = fresh.ask("/math", ["ADD"])
+    assert status == 500
+    assert text.startswith("Internal Server Error (request id ")
+    assert f'File "{FRUIT}/conditional_dag.py"' in text
     code, out, _ = fresh("status", "--name", "fruit_stand")
     assert code == 0
     assert "name: fruit_stand_MangoStand" in out
