@@ -12,6 +12,7 @@ from servd.commands.cli_options import (
     AppDir,
     AppName,
     Arguments,
+    DashboardPort,
     Form,
     Format,
     Name,
@@ -31,7 +32,14 @@ from servd.commands.cli_options import (
 )
 from servd.exceptions import ServdError
 from servd.ground.host_limits import told
-from servd.ground.settings import DEFAULT_ADMIN_HOST, DEFAULT_ADMIN_PORT, Settings, default_state_dir, socket_dir_for
+from servd.ground.settings import (
+    DEFAULT_ADMIN_HOST,
+    DEFAULT_ADMIN_PORT,
+    DEFAULT_DASHBOARD_PORT,
+    Settings,
+    default_state_dir,
+    socket_dir_for,
+)
 from servd.ground.states import ProxyLocation
 
 app = typer.Typer(
@@ -56,6 +64,7 @@ def start(
     detach: Annotated[bool, typer.Option("--detach", help="Return when the daemon answers.")] = False,
     admin_host: Annotated[str, typer.Option(help="Host of the admin API.")] = DEFAULT_ADMIN_HOST,
     admin_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the admin API.")] = DEFAULT_ADMIN_PORT,
+    dashboard_port: DashboardPort = DEFAULT_DASHBOARD_PORT,
     admin_allowed_host: Annotated[
         list[str] | None, typer.Option(help="Further Host value that is let in; may be repeated.")
     ] = None,
@@ -99,6 +108,7 @@ def start(
         metrics_port=metrics_port,
         start_dir=os.getcwd(),
         python_path=os.environ.get("PYTHONPATH", ""),
+        dashboard_port=dashboard_port or None,
     )
     _begin(settings, detach=detach)
 

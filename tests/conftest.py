@@ -1,10 +1,14 @@
 """What holds for every test."""
 
 import gc
+import os
 import sys
 from collections.abc import Generator
 
 import pytest
+
+# the daemons of tests let each other alone, and what else runs on this host
+os.environ.setdefault("SERVD_DASHBOARD_PORT", "0")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -69,7 +69,7 @@ class BuiltApplication:
 
     deployments: bare name -> deployment with handles in its init arguments; dependencies first, ingress last.
     ingress_name: bare name. route_prefix: of the ingress, from code. docs_path: of the deployment that has one.
-    root: what it was built from.
+    root: what it was built from. outbound: bare name -> those of the deployments that it holds handles to.
     """
 
     name: str
@@ -78,6 +78,7 @@ class BuiltApplication:
     route_prefix: str | None = "/"
     docs_path: str | None = None
     root: Application | None = field(default=None, repr=False)
+    outbound: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def ingress(self) -> Deployment:
@@ -117,12 +118,15 @@ def build_application(root: Any, name: str, maker: Maker) -> BuiltApplication:
         "/" if root_deployment.has_default_route_prefix else root_deployment.route_prefix,
         next(iter(docs.values()), None),
         root,
+        MappingProxyType(walk.outbound),
     )
 
 
 def describe(built: BuiltApplication) -> tuple[BuiltDeployment, ...]:
     """What the controller is told: dependencies first, ingress last."""
-    return tuple(_describe_deployment(name, item) for name, item in built.deployments.items())
+    return tuple(
+        _describe_deployment(name, item, built.outbound.get(name, ())) for name, item in built.deployments.items()
+    )
 
 
 def docs_path(deployment: Deployment) -> str | None:
@@ -131,7 +135,7 @@ def docs_path(deployment: Deployment) -> str | None:
     return path if isinstance(path, str) else None
 
 
-def _describe_deployment(name: str, deployment: Deployment) -> BuiltDeployment:
+def _describe_deployment(name: str, deployment: Deployment, outbound: tuple[str, ...]) -> BuiltDeployment:
     options = deployment.config.given()
     # autoscaling in code wins over a count in code (`options` on a deployment that autoscales)
     if options.get("autoscaling_config") is not None:
@@ -144,6 +148,7 @@ def _describe_deployment(name: str, deployment: Deployment) -> BuiltDeployment:
         is_function=deployment.is_function,
         is_driver_deployment=deployment.config.is_driver_deployment,
         docs_path=docs_path(deployment),
+        outbound=outbound,
     )
 
 
@@ -174,6 +179,9 @@ class _Walk:
     def __init__(self, app: str, maker: Maker) -> None:
         self._app, self._maker = app, maker
         self.found: dict[str, Deployment] = {}
+        self.outbound: dict[str, tuple[str, ...]] = {}
+        # of each deployment that is being flattened now, the innermost last: those that it calls, in order
+        self._calls: list[dict[str, None]] = []
         self._names: dict[int, str] = {}
         self._counts: dict[str, int] = {}
 
@@ -182,6 +190,7 @@ class _Walk:
         if id(bound) in self._names:
             return self._names[id(bound)]
         deployment, args, kwargs = parts_of(bound)
+        self._calls.append({})
         if deployment.is_function:
             # the arguments of a function are those of its call in a graph
             new_args, new_kwargs = (), {}
@@ -196,6 +205,7 @@ class _Walk:
         flat._config = checked_for_bind(flat.config)
         self.found[name] = flat
         self._names[id(bound)] = name
+        self.outbound[name] = tuple(self._calls.pop())
         return name
 
     def _name(self, deployment: Deployment) -> str:
@@ -209,7 +219,10 @@ class _Walk:
         return name
 
     def _handle(self, bound: Application, style: str) -> Any:
-        return self._maker.handle(DeploymentID(self._app, self.deploy(bound)), style)
+        name = self.deploy(bound)
+        if self._calls:
+            self._calls[-1][name] = None
+        return self._maker.handle(DeploymentID(self._app, name), style)
 
     def _value(self, value: Any, style: str) -> Any:
         """`value` as the constructor gets it."""

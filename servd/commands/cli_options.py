@@ -49,6 +49,16 @@ PlanOnly = Annotated[bool, typer.Option("--plan", help="Only say what would happ
 TlsFile = Annotated[
     str | None, typer.Option(metavar="FILE", help="PEM file; the port then speaks TLS.", show_default=False)
 ]
+DashboardPort = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        max=65535,
+        envvar="SERVD_DASHBOARD_PORT",
+        show_envvar=False,
+        help="Port of the admin API in the shape of today's Ray Serve; 0: none.",
+    ),
+]
 ConfigFile = Annotated[str, typer.Argument(metavar="CONFIG_FILE", show_default=False)]
 
 

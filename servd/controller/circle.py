@@ -4,7 +4,8 @@ import asyncio
 import logging
 import math
 import random
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Collection
 
 from servd.controller.executor import Executor
 from servd.controller.fact_store import FactStore
@@ -12,16 +13,19 @@ from servd.controller.plan import actions, events
 from servd.controller.plan.goal import Goal
 from servd.controller.plan.observed import Observed
 from servd.controller.plan.reconciler import turn
-from servd.controller.plan.status import next_visible_change
+from servd.controller.shown.status import next_visible_change
 from servd.daemon.edition_watch import EditionWatch
 from servd.daemon.upgrade import Upgrader
-from servd.documents.control_plane import UpgradeOffer
+from servd.documents.controller_views import ControllerHealth, Spread, UpgradeOffer
 from servd.exceptions import UpgradeError
 from servd.ground.clock import Clock
 from servd.ground.edition import edition_of, own_edition
+from servd.ground.process import resident_bytes
 from servd.ground.settings import Settings
 
 logger = logging.getLogger(__name__)
+
+TURNS_MEASURED = 100
 
 
 class Circle:
@@ -65,6 +69,10 @@ class Circle:
         # larger than any that an earlier controller has given out, also when somebody has set the wall clock back
         self._version = int(clock.now() * 1000)
         self._changed = asyncio.Event()
+        self._started_at = clock.now()
+        self._turns = 0
+        self._last_turn_at = self._started_at
+        self._turn_s: deque[float] = deque(maxlen=TURNS_MEASURED)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(revision {self._goal.revision}, version {self._version})"
@@ -86,12 +94,28 @@ class Circle:
             self._loop.call_soon(self._turn)
 
     def _turn(self) -> None:
+        began_at = self._clock.now()
         try:
             self._turn_once()
         except Exception:
             # our bug: fail loudly, the daemon starts the next controller, and nothing that serves is touched
             logger.exception("turn_failed goal=%s", self._goal)
             self._on_failure()
+        self._turns += 1
+        self._last_turn_at = self._clock.now()
+        self._turn_s.append(self._last_turn_at - began_at)
+
+    def health(self, epoch: float) -> ControllerHealth:
+        """How this controller does; epoch: wall time minus monotonic time, seconds."""
+        return ControllerHealth(
+            at=epoch + self._clock.now(),
+            started_at=epoch + self._started_at,
+            last_turn_at=epoch + self._last_turn_at,
+            turns=self._turns,
+            turn=_spread(self._turn_s),
+            tasks=len(asyncio.all_tasks(self._loop)),
+            memory_bytes=resident_bytes(),
+        )
 
     def _turn_once(self) -> None:
         self._turn_is_due = False
@@ -175,3 +199,12 @@ class Circle:
         async with self._changing:
             if self._upgrader is not None:
                 await self._upgrader.begin()
+
+
+def _spread(taken: Collection[float]) -> Spread:
+    if not taken:
+        return Spread()
+    mean = sum(taken) / len(taken)
+    # the library's module of statistics weighs more than this process should
+    variance = sum((one - mean) ** 2 for one in taken) / len(taken)
+    return Spread(mean, math.sqrt(variance), min(taken), max(taken))

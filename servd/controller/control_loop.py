@@ -21,7 +21,8 @@ from servd.controller.plan.facts import DataPlaneFact
 from servd.controller.plan.goal import Goal, HttpGoal
 from servd.controller.plan.observed import Observed
 from servd.controller.plan.start_verdict import try_at_once
-from servd.controller.plan.status import Identity, epoch_of, instance_view, outcome_of
+from servd.controller.shown.outcome import outcome_of
+from servd.controller.shown.status import Identity, epoch_of, instance_view
 from servd.controller.snapshots import prune, take_snapshots
 from servd.controller.stack_requests import StackRequests
 from servd.controller.supervisor import Supervisor
@@ -137,6 +138,7 @@ class ControlLoop(Circle):
             version=self._version,
             now=self._clock.now(),
             notice=self._notice(),
+            health=self.health(observed.epoch),
         )
 
     def _notice(self) -> str:

@@ -28,8 +28,9 @@ from servd.controller.metrics_port import MetricsPort
 from servd.controller.plan.data_plane import boot, is_served
 from servd.controller.plan.goal import Goal
 from servd.controller.plan.observed import Observed
-from servd.controller.plan.status import Identity, is_serving
 from servd.controller.process_news import ProcessNews
+from servd.controller.shown.outcome import is_serving
+from servd.controller.shown.status import Identity
 from servd.controller.stack_requests import StackRequests
 from servd.controller.status_metrics import status_metrics
 from servd.controller.supervisor import Supervisor
@@ -60,6 +61,9 @@ _TEND_S = 1.0
 
 logger = logging.getLogger(__name__)
 
+_Sockets = tuple[socket.socket, socket.socket, socket.socket, socket.socket, socket.socket | None, socket.socket | None]
+"""Channel to the daemon, control endpoint, admin API's in the socket directory, admin port, metrics port, dashboard port."""
+
 
 def run(
     settings: Settings,
@@ -70,6 +74,7 @@ def run(
     admin: socket.socket,
     metrics: socket.socket | None = None,
     keepsake: Keepsake | None = None,
+    dashboard: socket.socket | None = None,
 ) -> None:
     """Be the controller; never returns.
 
@@ -81,15 +86,17 @@ def run(
         admin: listening socket of the admin port.
         metrics: the one of the metrics port, if there is one.
         keepsake: what the controller before has left, if the daemon is of a version that keeps it.
+        dashboard: listening socket for clients of today's Ray Serve, if there is one.
     """
-    inherited = [lifetime.fileno(), *(one.fileno() for one in (channel, control, local_admin, admin))]
+    sockets = (channel, control, local_admin, admin, metrics, dashboard)
+    inherited = [lifetime.fileno(), *(one.fileno() for one in sockets if one is not None)]
     process.begin("controller", settings.state_dir, *inherited)
     # the daemon says when to stop; a signal to the whole group must not take the controller first
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     logs.setup("controller", str(os.getpid()), settings.log_dir, logs.controller_file(os.getpid()))
     process.raise_file_limit()
     try:
-        event_loop.run(_Controller(settings, lifetime, channel, control, local_admin, admin, metrics, keepsake).run())
+        event_loop.run(_Controller(settings, lifetime, sockets, keepsake).run())
         code = 0
     except ServdError as error:
         print(f"Error: {error}", file=sys.stderr)
@@ -109,11 +116,7 @@ class _Controller:
         self,
         settings: Settings,
         lifetime: Connection,
-        channel: socket.socket,
-        control: socket.socket,
-        local_admin: socket.socket,
-        admin: socket.socket,
-        metrics: socket.socket | None,
+        sockets: _Sockets,
         keepsake: Keepsake | None,
     ) -> None:
         self._devices = device_names()
@@ -122,11 +125,7 @@ class _Controller:
             settings = replace(settings, num_gpus=float(len(self._devices)))
         self._settings = settings
         self._lifetime = lifetime
-        self._channel = channel
-        self._control = control
-        self._local_admin = local_admin
-        self._admin = admin
-        self._metrics_listener = metrics
+        self._channel, self._control, self._local_admin, self._admin, self._metrics_listener, self._dashboard = sockets
         self._keepsake = keepsake
         self._clock = SystemClock()
         self._rng = random.Random()
@@ -233,15 +232,17 @@ class _Controller:
         settings = self._settings
         if settings.admin_tls_cert and settings.admin_tls_key:
             self._tls = tls.server_context(settings.admin_tls_cert, settings.admin_tls_key, "--admin-tls")
-        self._admin.setblocking(False)
+        today = [] if self._dashboard is None else [self._dashboard]
+        for listener in (self._admin, *today):
+            listener.setblocking(False)
         # what answers there is half of this process, in time to load and in memory: not before somebody asks
-        await first_connection([self._admin, self._local_admin], self._wanted)
+        await first_connection([self._admin, *today, self._local_admin], self._wanted)
         if shutdown.is_set():
             return
         app = await event_loop.load("servd.rest.app")
         code_dir = os.path.join(settings.state_dir, "code")
         self._plane = app.create_app(control, self._rules, code_dir, self._metrics.text)
-        await app.serve(self._plane, [self._admin], shutdown, self._tls, self._local_admins)
+        await app.serve(self._plane, [self._admin], shutdown, self._tls, self._local_admins, today)
 
     def _moved(self, control: socket.socket, local_admin: socket.socket) -> None:
         """The daemon bound its Unix sockets anew."""

@@ -7,8 +7,8 @@ from servd.controller.plan.autoscaler import desired_replicas
 from servd.controller.plan.facts import DeploymentFact
 from servd.controller.plan.observed import Observed
 from servd.controller.plan.settle import deployment_status
-from servd.controller.plan.status import application_status, proxy_status
 from servd.controller.plan.targets import DeploymentTarget, wanted_count
+from servd.controller.shown.status import application_status, proxy_status
 from servd.ground.states import ROUTABLE, ApplicationStatus, DeploymentStatus, ProxyStatus, ReplicaState
 from servd.observability.measures import Pairs, family, labelled
 from servd.wire.messages import MetricFamily

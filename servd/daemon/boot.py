@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import multiprocessing.resource_tracker
 import os
+import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,7 +14,7 @@ from typing import Any
 
 from setproctitle import setproctitle
 
-from servd.daemon.directories import empty_socket_dir, make_directories
+from servd.daemon.directories import empty_socket_dir, make_directories, say
 from servd.daemon.keepsake import Keepsake
 from servd.daemon.life import Daemon
 from servd.daemon.listeners import Listeners
@@ -22,7 +23,7 @@ from servd.daemon.start_check import check_host
 from servd.daemon.state_lock import listening_daemon, lock_state_dir
 from servd.daemon.takeover import Belongings, close_left, parse_handover, received
 from servd.daemon.unix_sockets import UnixSockets
-from servd.exceptions import AlreadyRunningError, ConfigError, ServdError
+from servd.exceptions import AlreadyRunningError, ConfigError, ListenError, ServdError
 from servd.ground.edition import Stamp, be, own_edition
 from servd.ground.keep_alive import KeepAlive
 from servd.ground.package import PACKAGE_DIR
@@ -57,6 +58,19 @@ def _settings_of(values: dict[str, Any]) -> Settings:
     return Settings(**{**values, "admin_allowed_hosts": tuple(values.get("admin_allowed_hosts", ()))})
 
 
+def _dashboard(settings: Settings, listeners: Listeners) -> socket.socket | None:
+    """The socket for clients of today's Ray Serve; None where none is wanted, or somebody else has the port."""
+    if settings.dashboard_port is None:
+        return None
+    try:
+        return listeners.bind_dashboard(settings.admin_host, settings.dashboard_port)
+    except ListenError as error:
+        say(
+            f"{error}, or 0 for none. All else works: ?dialect=today on the admin port answers as today's Ray Serve does"
+        )
+        return None
+
+
 def _started(settings: Settings, tied_to: int | None) -> Daemon:
     check_host(settings.proxies)
     keep_alive = _keep_alive()
@@ -77,11 +91,17 @@ def _started(settings: Settings, tied_to: int | None) -> Daemon:
             os.rmdir(settings.socket_dir)
         os.ftruncate(lock, 0)
         raise
-    settings = replace(settings, admin_port=admin.getsockname()[1])
+    dashboard = _dashboard(settings, listeners)
+    settings = replace(
+        settings,
+        admin_port=admin.getsockname()[1],
+        dashboard_port=None if dashboard is None else settings.dashboard_port,
+    )
     _be_called(settings)
     settle(settings.state_dir)
     lifetime = multiprocessing.Pipe(duplex=False)
-    return Daemon(settings, Belongings(lock, listeners, unix, (admin, metrics), *lifetime, Keepsake(), tied_to))
+    has = Belongings(lock, listeners, unix, (admin, metrics), *lifetime, Keepsake(), tied_to, dashboard)
+    return Daemon(settings, has)
 
 
 def resumed(handover: str, back: Sequence[str]) -> Daemon:
@@ -92,8 +112,10 @@ def resumed(handover: str, back: Sequence[str]) -> Daemon:
         back: command line of that edition, which takes over again if this one does not come up; empty on its own way back.
     """
     left = parse_handover(handover)
-    settings = _settings_of(left.settings)
+    settings = replace(_settings_of(left.settings), dashboard_port=left.dashboard_port)
     has = received(left, settings)
+    # not handed over: an edition that does not know the port would keep it, and let its clients wait for ever
+    has.dashboard = _dashboard(settings, has.listeners)
     _be_called(settings)
     # every process that is spawned gets these words
     del sys.argv[1:]

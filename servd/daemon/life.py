@@ -195,9 +195,7 @@ class Daemon:
 
     def _start_controller(self) -> None:
         try:
-            self._controller, ours = spawned_controller(
-                self._settings, self._has.lifetime_reader, *self._unix.sockets, *self._has.ports, self._has.keepsake
-            )
+            self._controller, ours = spawned_controller(self._settings, *self._has.for_controller())
         except HostLimitError as error:
             if self._starts == 0:
                 raise

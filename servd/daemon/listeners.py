@@ -45,6 +45,17 @@ class Listeners:
         """
         return self._bind(host, port, "--admin-port", reuse_port=False)
 
+    def bind_dashboard(self, host: str, port: int) -> socket.socket:
+        """The listening socket for clients of today's Ray Serve; never waits: that the port is taken is ordinary.
+
+        Raises:
+            ListenError: names the address and the option.
+        """
+        try:
+            return _listen(host, port, self._keep_alive, reuse_port=False)
+        except OSError as error:
+            raise ListenError(host, port, (error.strerror or str(error)).lower(), "--dashboard-port") from error
+
     def bind_metrics(self, port: int) -> socket.socket:
         """The listening socket of the metrics port.
 

@@ -17,7 +17,8 @@ def spawned_controller(settings: Settings, lifetime: Any, *kept: Any) -> tuple[A
 
     Args:
         lifetime: the pipe that ends with the daemon.
-        kept: sockets of the socket directory, those of the admin and the metrics port, what the controller before has left.
+        kept: sockets of the socket directory, those of the admin and the metrics port, what the controller before has left, the
+            socket for clients of today's Ray Serve.
 
     Raises:
         HostLimitError: no process or no descriptor is left. Nothing was begun then.

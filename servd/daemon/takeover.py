@@ -48,7 +48,8 @@ class Handover:
     edition: the one that shall run; before: the one that ran. error: why `edition` did not come up, "" on the way there.
     lifetime: both ends of the pipe. unix: of each socket, descriptor, device and inode. ports: of the admin and the metrics
     port. listeners: host, port and descriptors. tied_to: what ends the daemon when it is readable. orphans: pid and exit code
-    of each that no controller has heard of.
+    of each that no controller has heard of. dashboard_port: of the settings, beside them because editions before would not take
+    settings that they do not know.
     """
 
     settings: dict[str, Any]
@@ -64,6 +65,7 @@ class Handover:
     tied_to: int | None = None
     orphans: tuple[tuple[int, int], ...] = ()
     error: str = ""
+    dashboard_port: int | None = None
 
     @property
     def text(self) -> str:
@@ -97,7 +99,8 @@ def parse_handover(text: str) -> Handover:
 class Belongings:
     """What a daemon owns that outlives controllers, and goes on when it becomes another edition.
 
-    ports: sockets of the admin port and of the metrics port, None without one. lifetime_reader, lifetime_writer: the pipe that
+    ports: sockets of the admin port and of the metrics port, None without one. dashboard: the one for clients of today's Ray
+    Serve, which is bound anew when the daemon becomes another edition. lifetime_reader, lifetime_writer: the pipe that
     ends with the daemon. lock: descriptor of the state directory's.
     """
 
@@ -109,11 +112,16 @@ class Belongings:
     lifetime_writer: Connection
     keepsake: Keepsake
     tied_to: int | None = None
+    dashboard: socket.socket | None = None
 
     def admin_sockets(self, settings: Settings) -> list[socket.socket]:
         """Where the admin API is asked without TLS."""
         port = None if settings.admin_tls_cert else self.ports[0]
         return [self.unix.sockets[1], *([] if port is None else [port])]
+
+    def for_controller(self) -> tuple[Any, ...]:
+        """What each controller gets, in the order of `controller.main.run`."""
+        return (self.lifetime_reader, *self.unix.sockets, *self.ports, self.keepsake, self.dashboard)
 
     def handed_over(
         self,
@@ -125,8 +133,10 @@ class Belongings:
         error: str = "",
     ) -> Handover:
         """The form in which they are left to `edition`; see `Handover`."""
+        values = asdict(settings)
         return Handover(
-            settings=asdict(settings),
+            dashboard_port=values.pop("dashboard_port"),
+            settings=values,
             home=home,
             edition=edition,
             before=before,

@@ -3,16 +3,19 @@
 from dataclasses import field
 from typing import Any, Literal, Protocol
 
+from servd.documents.controller_views import ControllerHealth, ScalingView, UpgradeOffer, UpgradeView
 from servd.exceptions import RevisionConflictError
 from servd.ground.quick_dataclass import dataclass
 from servd.ground.states import (
+    ApplicationStanding,
     ApplicationStatus,
+    DeploymentStanding,
     DeploymentStatus,
     DeployMode,
     ProxyStatus,
     ReplicaState,
     RevisionOutcome,
-    UpgradeStage,
+    StatusTrigger,
 )
 
 
@@ -54,7 +57,8 @@ class ApplicationDocument:
 class GoalDocument:
     """A whole validated PUT: V1 (mode SINGLE_APP, one application "default") or V2 (MULTI_APP).
 
-    config_file: absolute path of the file that it was read from, which is no code; "" = unknown.
+    config_file: absolute path of the file that it was read from, which is no code; "" = unknown. keeps_others: applications that
+    came without a document (`run`) stay, unless it names them.
     """
 
     mode: DeployMode
@@ -63,6 +67,7 @@ class GoalDocument:
     stored: dict[str, Any] = field(default_factory=dict)
     logging_config: dict[str, Any] = field(default_factory=dict)
     config_file: str = ""
+    keeps_others: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +87,7 @@ class ReplicaView:
 
 @dataclass(frozen=True, slots=True)
 class DeadReplicaView:
-    """A replica that is gone. exit_code negative = killed by that signal; None = unknown.
+    """A replica that is gone. exit_code negative = killed by that signal; None = unknown. start_time_s: wall time.
 
     ongoing: its open requests by its last report. log_lines: its last ones. stack: of its main thread, if that was stuck.
     """
@@ -95,27 +100,42 @@ class DeadReplicaView:
     ongoing: int = 0
     log_lines: tuple[str, ...] = ()
     stack: str = ""
+    actor_id: str = ""
+    worker_id: str = ""
+    start_time_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class DeploymentView:
-    """One deployment: name is the full one. config: `deployment_config` of GET V2, keys in order."""
+    """One deployment: name is the full one. config: `deployment_config` of GET V2, keys in order.
+
+    standing: how it is in the words of today's Ray Serve. outbound: bare names of those that it holds handles to. decisions: the
+    autoscaler's last ones, oldest first.
+    """
 
     name: str
     bare_name: str
     status: DeploymentStatus
-    status_trigger: str
+    status_trigger: StatusTrigger
     message: str
     config: dict[str, Any]
     target_num_replicas: int
     replicas: tuple[ReplicaView, ...]
     recent_dead: tuple[DeadReplicaView, ...] = ()
     autoscaling: dict[str, Any] | None = None
+    standing: DeploymentStanding = DeploymentStanding.HEALTHY
+    max_queued_requests: int = -1
+    outbound: tuple[str, ...] = ()
+    decisions: tuple[ScalingView, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class ApplicationView:
-    """One application, in order of first deployment."""
+    """One application, in order of first deployment.
+
+    standing: how it is in the words of today's Ray Serve, and standing_message why. is_declarative: from a document. ingress:
+    bare name of the deployment that its route leads to, "" while it is not built.
+    """
 
     name: str
     route_prefix: str | None
@@ -125,6 +145,10 @@ class ApplicationView:
     last_deployed_time_s: float
     config: dict[str, Any] | None
     deployments: tuple[DeploymentView, ...]
+    standing: ApplicationStanding = ApplicationStanding.RUNNING
+    standing_message: str = ""
+    is_declarative: bool = True
+    ingress: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,31 +179,6 @@ class HttpView:
 
 
 @dataclass(frozen=True, slots=True)
-class UpgradeView:
-    """How the latest upgrade goes. edition, before: what the daemon became, or should have, and what it was, for people.
-
-    message: why it failed, or what holds it up. proxies, fork_servers, replicas: how many of an edition before are left.
-    """
-
-    edition: str
-    before: str
-    stage: UpgradeStage
-    message: str
-    proxies: int
-    fork_servers: int
-    replicas: int
-
-
-@dataclass(frozen=True, slots=True)
-class UpgradeOffer:
-    """What an upgrade would do: editions, for people."""
-
-    edition: str
-    before: str
-    is_needed: bool
-
-
-@dataclass(frozen=True, slots=True)
 class InstanceView:
     """Everything that statuses show, computed from the goal and the facts of one moment.
 
@@ -203,6 +202,7 @@ class InstanceView:
     notice: str = ""
     edition: str = ""
     upgrade: UpgradeView | None = None
+    health: ControllerHealth = field(default_factory=ControllerHealth)
 
     def application(self, name: str) -> ApplicationView | None:
         """The application of that name, if there is one."""

@@ -47,9 +47,9 @@ def uri_fault(uri: Any) -> str:
         return f"{uri!r} is no valid URI: {error}"
     if reason := _pin_fault(uri, parts.fragment):
         return reason
-    if parts.scheme == "file":
+    if parts.scheme in ("file", "local"):
         if host not in ("", "localhost") or not parts.path.startswith("/"):
-            return f"{uri!r} must name an absolute path on this host: file:///..."
+            return f"{uri!r} must name an absolute path on this host: {parts.scheme}:///..."
         if parts.fragment and not parts.path.endswith(".zip"):
             return f"{uri!r} pins a directory: only a .zip has a sum"
         return ""
@@ -167,7 +167,7 @@ def unknown_keys(env: Mapping[str, Any]) -> list[str]:
 
 
 def normalised(env: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy with absolute paths as `file:` URIs, null items of `py_modules` left out."""
+    """A copy with absolute paths and `local:` URIs as `file:` URIs, null items of `py_modules` left out."""
     result = dict(env)
     if isinstance(result.get("working_dir"), str):
         result["working_dir"] = _as_uri(result["working_dir"])
@@ -209,6 +209,9 @@ def fingerprint(env: Mapping[str, Any]) -> str:
 
 
 def _as_uri(uri: str) -> str:
+    if uri.startswith("local:"):
+        # today's word for a directory that lies on the host
+        return "file:" + uri.removeprefix("local:")
     return file_uri(uri) if uri.startswith("/") else uri
 
 

@@ -12,6 +12,7 @@ DEFAULT_HTTP_HOST = "127.0.0.1"
 DEFAULT_HTTP_PORT = 8000
 DEFAULT_ADMIN_HOST = "127.0.0.1"
 DEFAULT_ADMIN_PORT = 52365
+DEFAULT_DASHBOARD_PORT = 8265
 DEFAULT_MAX_RETRIES = 3
 MAX_SOCKET_PATH_BYTES = 107
 SPEAKER = "servd: "
@@ -24,7 +25,10 @@ OWN_FILES = frozenset({"daemon.lock", "goal.created", "control.sock", "facts.db"
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Options of one daemon. None = the flag was not given (rest.md section 11: flags win over stored options)."""
+    """Options of one daemon. None = the flag was not given (rest.md section 11: flags win over stored options).
+
+    dashboard_port: where the admin API answers as today's Ray Serve does; None = nowhere.
+    """
 
     state_dir: str
     socket_dir: str
@@ -46,6 +50,7 @@ class Settings:
     http_tls_key: str | None = None
     start_dir: str = ""
     python_path: str = ""
+    dashboard_port: int | None = None
 
     @property
     def log_dir(self) -> str:
@@ -54,9 +59,13 @@ class Settings:
 
     def places(self) -> tuple[str, ...]:
         """Lines for people: where the daemon answers and keeps things. The ports must be the real ones."""
-        admin = url_of(self.admin_host, self.admin_port, is_tls=self.admin_tls_cert is not None)
+        is_tls = self.admin_tls_cert is not None
+        admin = url_of(self.admin_host, self.admin_port, is_tls=is_tls)
+        port = self.dashboard_port
+        today = () if port is None else (f"as today's Ray Serve: {url_of(self.admin_host, port, is_tls=is_tls)}",)
         return (
             f"admin API: {admin} and unix://{admin_socket(self.socket_dir)}",
+            *today,
             f"state: {self.state_dir}",
             f"logs: {self.log_dir}",
         )

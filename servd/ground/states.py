@@ -32,6 +32,42 @@ class DeploymentStatus(StrEnum):
     UNHEALTHY = "UNHEALTHY"
 
 
+class ApplicationStanding(StrEnum):
+    """Status of an application in today's Ray Serve: as it is now, also long after it was deployed."""
+
+    NOT_STARTED = "NOT_STARTED"
+    DEPLOYING = "DEPLOYING"
+    DEPLOY_FAILED = "DEPLOY_FAILED"
+    RUNNING = "RUNNING"
+    UNHEALTHY = "UNHEALTHY"
+    DELETING = "DELETING"
+
+
+class DeploymentStanding(StrEnum):
+    """Status of a deployment in today's Ray Serve."""
+
+    UPDATING = "UPDATING"
+    HEALTHY = "HEALTHY"
+    UNHEALTHY = "UNHEALTHY"
+    DEPLOY_FAILED = "DEPLOY_FAILED"
+    UPSCALING = "UPSCALING"
+    DOWNSCALING = "DOWNSCALING"
+
+
+class StatusTrigger(StrEnum):
+    """How a deployment came to its status, in the words of today's Ray Serve. UNSPECIFIED: it got well again by itself."""
+
+    UNSPECIFIED = "UNSPECIFIED"
+    CONFIG_UPDATE_STARTED = "CONFIG_UPDATE_STARTED"
+    CONFIG_UPDATE_COMPLETED = "CONFIG_UPDATE_COMPLETED"
+    UPSCALE_COMPLETED = "UPSCALE_COMPLETED"
+    DOWNSCALE_COMPLETED = "DOWNSCALE_COMPLETED"
+    AUTOSCALING = "AUTOSCALING"
+    REPLICA_STARTUP_FAILED = "REPLICA_STARTUP_FAILED"
+    HEALTH_CHECK_FAILED = "HEALTH_CHECK_FAILED"
+    DELETING = "DELETING"
+
+
 class ReplicaState(StrEnum):
     """State of a replica, in the order in which replicas are listed."""
 

@@ -5,7 +5,7 @@ import contextlib
 import logging
 import socket
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Sequence
 
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.asyncio.tcp_server import TCPServer
@@ -19,8 +19,13 @@ from servd.documents.control_plane import ControlPlane
 from servd.exceptions import HostLimitError
 from servd.ground.host_limits import descriptors_left, no_descriptor
 from servd.rest.access import AccessRules
-from servd.rest.bodies import version_body
-from servd.rest.documents import applications_resource, deployments_resource, deployments_status_resource
+from servd.rest.dialects import DIALECT_KEY, Dialect
+from servd.rest.documents import (
+    applications_resource,
+    deployments_resource,
+    deployments_status_resource,
+    version_resource,
+)
 from servd.rest.exchange import PEER_KEY, STRANGER, BodyWatch, Endpoint, Resource, json_answer
 from servd.rest.openapi import openapi_document
 from servd.rest.own_endpoints import (
@@ -98,7 +103,7 @@ def routes(plane: ControlPlane, code_dir: str, metrics: Metrics) -> dict[str, Ma
         "/api/serve/deployments/": lambda: deployments_resource(plane),
         "/api/serve/deployments/status": lambda: deployments_status_resource(plane),
         "/api/serve/applications/": lambda: applications_resource(plane),
-        "/api/ray/version": lambda: {"GET": _version},
+        "/api/ray/version": lambda: version_resource(plane),
         "/api/openapi.json": lambda: {"GET": _openapi},
         "/metrics": lambda: metrics_resource(metrics),
         "/api/v1/applications/{app}/deployments/{deployment}/scale": lambda app, name: scale_resource(plane, app, name),
@@ -127,10 +132,6 @@ def _endpoint(resource: Resource, method: str) -> Endpoint | None:
     return resource.get("GET" if method == "HEAD" else method)
 
 
-async def _version(_: Request) -> Response:
-    return json_answer(version_body())
-
-
 async def _openapi(_: Request) -> Response:
     return json_answer(openapi_document())
 
@@ -146,16 +147,18 @@ async def serve(
     shutdown: asyncio.Event,
     tls: ssl.SSLContext | None = None,
     local: asyncio.Queue[socket.socket] | None = None,
+    today: Sequence[socket.socket] = (),
 ) -> None:
     """Serve the admin plane on listening sockets until `shutdown` is set; open requests get 3 s to finish.
 
     Args:
         tls: of TCP sockets; None = none.
         local: Unix sockets, each to be served instead of the one before it.
+        today: further listening sockets, at which the dialect is today's.
     """
-    config, context = _config(), WorkerContext(None)
-    loop = asyncio.get_running_loop()
+    config, context, loop = _config(), WorkerContext(None), asyncio.get_running_loop()
     tasks: set[asyncio.Task[None]] = set()
+    todays = {listener.getsockname()[1] for listener in today}
 
     async def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -166,14 +169,14 @@ async def serve(
             await _turn_away(reader, writer)
             return
         peer = peer_of(writer.get_extra_info("socket"))
-        wrapper = ASGIWrapper(_with_peer(app, peer))  # type: ignore[arg-type]
+        wrapper = ASGIWrapper(_with_peer(app, peer, _dialect_at(writer, todays)))  # type: ignore[arg-type]
         await _Connection(wrapper, loop, config, context, {}, reader, writer)
 
     servers = [
         await asyncio.start_server(
             accepted, sock=listener, backlog=128, ssl=None if listener.family == socket.AF_UNIX else tls
         )
-        for listener in sockets
+        for listener in (*sockets, *today)
     ]
     newest: list[asyncio.Server] = []
 
@@ -198,6 +201,13 @@ async def serve(
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
+
+
+def _dialect_at(writer: asyncio.StreamWriter, todays: Collection[int]) -> Dialect:
+    """The dialect of the door through which a connection came; todays: ports at which it is today's."""
+    name = writer.get_extra_info("sockname")
+    # the name of a Unix socket is a text
+    return Dialect.TODAY if isinstance(name, tuple) and name[1] in todays else Dialect.SEED
 
 
 def _config() -> Config:
@@ -229,9 +239,10 @@ class _Connection(TCPServer):
         await self.idle_task.stop()
 
 
-def _with_peer(app: ASGIApp, peer: Peer) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
+def _with_peer(app: ASGIApp, peer: Peer, dialect: Dialect) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
         scope[PEER_KEY] = peer
+        scope[DIALECT_KEY] = dialect
         await app(scope, receive, send)
 
     return application

@@ -10,8 +10,8 @@ from servd.documents.control_plane import (
     InstanceView,
     ProxyView,
     ReplicaView,
-    UpgradeView,
 )
+from servd.documents.controller_views import UpgradeView
 from servd.ground.states import DeployMode, ProxyLocation, ProxyStatus
 from servd.observability.logs import replica_file
 from servd.rest import shapes

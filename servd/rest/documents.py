@@ -8,7 +8,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from servd.documents.control_plane import ControlPlane, GoalDocument, InstanceView
-from servd.rest.bodies import v1_config, v1_status, v2_details
+from servd.exceptions import ConfigError
+from servd.rest import today
+from servd.rest.bodies import v1_config, v1_status, v2_details, version_body
+from servd.rest.dialects import Dialect, dialect_of
 from servd.rest.exchange import (
     Resource,
     config_file,
@@ -33,8 +36,48 @@ def deployments_resource(plane: ControlPlane) -> Resource:
 
 
 def applications_resource(plane: ControlPlane) -> Resource:
-    """The V2 config: PUT, GET (details), DELETE."""
-    return _document_resource(plane, parse_v2, v2_details)
+    """The V2 config: PUT, GET (details), DELETE, in either dialect."""
+    seed = _document_resource(plane, parse_v2, v2_details)
+
+    async def get(request: Request) -> Response:
+        if dialect_of(request) is Dialect.SEED:
+            return await seed["GET"](request)
+        source = _source(request)
+        view = plane.view()
+        return json_answer(today.details(view, source), view)
+
+    def parse_today(raw: Any) -> GoalDocument:
+        return replace(parse_v2(raw), keeps_others=True)
+
+    of_today = _document_resource(plane, parse_today, today.details)
+
+    async def put(request: Request) -> Response:
+        resource = seed if dialect_of(request) is Dialect.SEED else of_today
+        return await resource["PUT"](request)
+
+    return {"GET": get, "PUT": put, "DELETE": seed["DELETE"]}
+
+
+def _source(request: Request) -> str | None:
+    """The query parameter `api_type`: only applications that came that way.
+
+    Raises:
+        ConfigError: it is no way.
+    """
+    wanted = request.query_params.get("api_type", "").lower()
+    if wanted not in ("", "declarative", "imperative"):
+        raise ConfigError(f"query parameter api_type must be declarative or imperative, got {wanted[:80]!r}")
+    return wanted or None
+
+
+def version_resource(plane: ControlPlane) -> Resource:
+    """What clients of either release ask first: GET."""
+
+    async def get(request: Request) -> Response:
+        is_today = dialect_of(request) is Dialect.TODAY
+        return json_answer(today.version_body(plane.view()) if is_today else version_body())
+
+    return {"GET": get}
 
 
 def deployments_status_resource(plane: ControlPlane) -> Resource:

@@ -55,11 +55,11 @@ class BodyWatch:
             pass
 
 
-def json_answer(body: Any, view: InstanceView | None = None) -> Response:
-    """200 with JSON; `view` gives the `ETag`."""
+def json_answer(body: Any, view: InstanceView | None = None, *, status: int = 200) -> Response:
+    """JSON; `view` gives the `ETag`."""
     headers = {"ETag": f'"{view.revision}"'} if view is not None else None
     text = json.dumps(body)
-    return Response(text, headers=headers, media_type="application/json; charset=utf-8")
+    return Response(text, status, headers=headers, media_type="application/json; charset=utf-8")
 
 
 def empty_answer() -> Response:

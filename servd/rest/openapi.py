@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from servd.documents.orders import ApplicationOrder, ScaleOrder, StartOrder
-from servd.rest import shapes
+from servd.rest import shapes, today_shapes
 from servd.schema import ServeApplicationSchema, ServeDeploySchema, ServeInstanceDetails, ServeStatusSchema
 
 Json = dict[str, Any]
@@ -53,6 +53,18 @@ _CONFIG_FILE: Json = {
     "schema": {"type": "string", "pattern": "^/"},
     "description": "Absolute path of the file that the document was read from: it is left out of the application's code.",
 }
+_DIALECT: Json = {
+    "name": "dialect",
+    "in": "query",
+    "schema": {"enum": ["2.5", "today"]},
+    "description": "Whose clients are answered; absent: today's on the dashboard port, else those of 2.5.",
+}
+_API_TYPE: Json = {
+    "name": "api_type",
+    "in": "query",
+    "schema": {"enum": ["declarative", "imperative"]},
+    "description": "In today's dialect: only applications that came from a document, or only those of `run`.",
+}
 _ETAG: Json = {"schema": {"type": "string"}, "description": "The revision of the goal, quoted."}
 _NUMBER: Json = {"type": "number"}
 _REFERENCE = "#/components/schemas/{model}"
@@ -63,7 +75,7 @@ class Operation:
     """One verb of one path.
 
     ok: shape, model or JSON Schema of the answer, None for an empty one. body: model or schema of the request.
-    tells_revision: with `ETag`.
+    tells_revision: with `ETag`. has_json_errors: in today's dialect, as `{"error": text}`.
     """
 
     method: str
@@ -78,6 +90,7 @@ class Operation:
     needs_body: bool = True
     path_schemas: Mapping[str, Json] = field(default_factory=dict)
     tells_revision: bool = False
+    has_json_errors: bool = False
 
 
 def _ref(model: type[BaseModel]) -> Json:
@@ -113,19 +126,36 @@ def _documents() -> list[Operation]:
             ServeStatusSchema,
             tells_revision=True,
         ),
-        Operation("get", v2, "getDetails", "Everything that runs.", ServeInstanceDetails, tells_revision=True),
+        Operation(
+            "get",
+            v2,
+            "getDetails",
+            "Everything that runs.",
+            ServeInstanceDetails | today_shapes.TodayInstance,
+            ("400", *_READ),
+            parameters=(_DIALECT, _API_TYPE),
+            tells_revision=True,
+        ),
         Operation(
             "put",
             v2,
             "putApplications",
-            "Deploy a V2 config; the answer is empty, or the plan of a dry run.",
+            "Deploy a V2 config; the answer is empty, or a dry run's plan. Today's dialect leaves those of `run` alone.",
             shapes.Plan,
             _CHANGE,
             ServeDeploySchema,
-            put,
+            (*put, _DIALECT),
         ),
         Operation("delete", v2, "deleteApplications", "Remove everything.", None, _CHANGE, parameters=(_IF_MATCH,)),
-        Operation("get", "/api/ray/version", "getVersion", "What 2.5 clients ask first.", shapes.Version),
+        Operation(
+            "get",
+            "/api/ray/version",
+            "getVersion",
+            "What clients of either dialect ask first.",
+            shapes.Version | today_shapes.TodayVersion,
+            ("400", *_READ),
+            parameters=(_DIALECT,),
+        ),
         Operation("get", "/api/openapi.json", "getOpenapi", "This document.", _OBJECT),
         Operation(
             "get", "/metrics", "getMetrics", "Prometheus' text format.", {"type": "string"}, ok_type="text/plain"
@@ -146,7 +176,10 @@ def _own() -> list[Operation]:
     limit = (_query("limit", {"type": "integer"}, "At most so many, default 100."),)
     back = (_DRY_RUN, _IF_MATCH)
     return [
-        Operation("post", scale, "scale", "Pin a replica count.", shapes.Scaled, app_errors, ScaleOrder),
+        Operation(
+            "post", scale, "scale", "Pin a replica count; in today's dialect errors are JSON too.",
+            shapes.Scaled | today_shapes.TodayScaled, app_errors, ScaleOrder, (_DIALECT,), has_json_errors=True,
+        ),
         Operation(
             "get", f"{own}/status", "getOwnStatus", "Everything about everything.", shapes.Status, ("400", *_READ),
             parameters=waits, tells_revision=True,
@@ -233,15 +266,15 @@ def _operation(op: Operation, known: dict[Any, Json]) -> Json:
     content: Json = {} if ok is None else {"content": {op.ok_type: {"schema": ok}}}
     if op.tells_revision:
         content["headers"] = {"ETag": _ETAG}
+    errors: Json = {"text/plain": {"schema": {"type": "string"}}}
+    if op.has_json_errors:
+        errors["application/json"] = {"schema": {"type": "object", "properties": {"error": {"type": "string"}}}}
     found: Json = {
         "operationId": op.name,
         "summary": op.summary,
         "responses": {
             "200": {"description": "Done.", **content},
-            **{
-                code: {"description": _TEXTS[code], "content": {"text/plain": {"schema": {"type": "string"}}}}
-                for code in sorted(op.errors)
-            },
+            **{code: {"description": _TEXTS[code], "content": errors} for code in sorted(op.errors)},
         },
     }
     names = [part[1:-1] for part in op.path.split("/") if part.startswith("{")]

@@ -16,11 +16,12 @@ from starlette.responses import PlainTextResponse, Response
 from servd.documents.checked import validated
 from servd.documents.control_plane import ControlPlane
 from servd.documents.orders import ApplicationOrder, ScaleOrder, StartOrder
-from servd.exceptions import ConfigError, GoalNotSavedError, StateError
+from servd.exceptions import ConfigError, GoalNotSavedError, ServdError, StateError
 from servd.ground.durable import sync_directory
 from servd.ground.host_limits import told
 from servd.ground.settings import make_private_dir
 from servd.rest.bodies import own_status
+from servd.rest.dialects import Dialect, dialect_of
 from servd.rest.exchange import (
     PEER_KEY,
     Resource,
@@ -107,10 +108,21 @@ def application_resource(plane: ControlPlane, name: str) -> Resource:
 def scale_resource(plane: ControlPlane, app: str, deployment: str) -> Resource:
     """POST pins the replica count of one deployment until the next change that names the application."""
 
-    async def post(request: Request) -> Response:
+    async def scale(request: Request) -> ScaleOrder:
         order = validated(ScaleOrder, parse_json(await read_body(request)))
         await plane.scale(app, deployment, order.target_num_replicas, origin=origin(request))
-        return json_answer({"application": app, "deployment": deployment, **order.model_dump()})
+        return order
+
+    async def post(request: Request) -> Response:
+        if dialect_of(request) is Dialect.SEED:
+            order = await scale(request)
+            return json_answer({"application": app, "deployment": deployment, **order.model_dump()})
+        try:
+            order = await scale(request)
+        except ServdError as error:
+            # today's clients read all answers of this path as JSON
+            return json_answer({"error": str(error)}, status=error.status_code)
+        return json_answer({"message": f"{deployment} of {app} is scaled to {order.target_num_replicas} replicas"})
 
     return {"POST": post}
 

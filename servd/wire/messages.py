@@ -287,6 +287,7 @@ class BuiltDeployment:
 
     name: bare name. options: only those that the user set in code, by their 2.5 names, JSON values
     (`ray_actor_options`, `autoscaling_config`, ... as in the DeploymentSchema). is_function: no class. docs_path: FastAPI's.
+    outbound: bare names of the deployments that it holds handles to.
     """
 
     name: str
@@ -294,6 +295,7 @@ class BuiltDeployment:
     is_function: bool = False
     is_driver_deployment: bool = False
     docs_path: str | None = None
+    outbound: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

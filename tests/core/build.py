@@ -10,7 +10,7 @@ from servd.controller.plan.facts import ReplicaFact
 from servd.controller.plan.goal import ApplicationGoal, Goal, HttpGoal
 from servd.controller.plan.observed import Observed
 from servd.controller.plan.reconciler import turn
-from servd.controller.plan.status import Identity, application_status, instance_view
+from servd.controller.shown.status import Identity, application_status, instance_view
 from servd.documents.control_plane import ApplicationDocument
 from servd.ground.settings import Settings
 from servd.ground.states import ApplicationStatus, DeployMode, ReplicaState

@@ -42,6 +42,22 @@ def test_put_owns_the_whole_set() -> None:
     assert {app.deployed_at for app in goal.applications} == {5.0}
 
 
+def test_a_put_of_today_owns_those_of_documents_alone() -> None:
+    there = a_goal(an_app("old"), an_app("run", stored=None), an_app("both", stored=None), an_app("", stored=None))
+    wish = replace(document("a", "both"), keeps_others=True)
+    goal = put(there, wish, check_put(there, wish, situation()), situation(), {})
+    assert [(app.name, app.deploy_id) for app in goal.applications] == [("run", 1), ("a", 7), ("both", 7)]
+
+
+def test_a_document_may_not_take_the_prefix_of_one_that_stays() -> None:
+    there = a_goal(an_app("run", stored=None, route_prefix="/x", route_prefix_given=True))
+    rival = ApplicationDocument("a", import_path="m:a", route_prefix="/x", route_prefix_given=True)
+    wish = replace(document(), applications=(rival,))
+    check_put(there, wish, situation())
+    with pytest.raises(ConfigError, match="'/x' is already used by application 'run'"):
+        check_put(there, replace(wish, keeps_others=True), situation())
+
+
 @pytest.mark.parametrize(
     ("option", "value", "fragments"),
     [

@@ -8,7 +8,7 @@ import pytest
 
 from servd.controller.metric_sums import KEEP_S
 from servd.controller.metrics_desk import MetricsDesk
-from servd.controller.plan.status import epoch_of, instance_view
+from servd.controller.shown.status import epoch_of, instance_view
 from servd.wire.messages import Hello, MetricFamily, MetricsReport
 from tests.core.build import IDENTITY, deployed
 

@@ -8,7 +8,7 @@ from servd.controller.plan.data_plane import boot
 from servd.controller.plan.goal import Goal
 from servd.controller.plan.observed import Observed
 from servd.controller.plan.routing import routing
-from servd.controller.plan.status import instance_view
+from servd.controller.shown.status import instance_view
 from servd.ground.states import DeployMode
 from servd.wire.messages import PROXY, BuildResult, ProxyReport
 from tests.core.build import (

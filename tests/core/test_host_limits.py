@@ -10,7 +10,7 @@ import pytest
 from servd.controller import snapshots
 from servd.controller.plan import events
 from servd.controller.plan.restarts import HOST_LIMIT_RETRY_S
-from servd.controller.plan.status import instance_view
+from servd.controller.shown.status import instance_view
 from servd.daemon import start_check
 from servd.daemon.start_check import LEAST_DESCRIPTORS, check_host
 from servd.daemon.unix_sockets import bind_unix

@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 
 from servd.controller.plan import events
-from servd.controller.plan.status import outcome_of
+from servd.controller.shown.outcome import outcome_of
 from servd.ground.states import ApplicationStatus, RevisionOutcome
 from servd.wire.messages import BuildResult
 from tests.core.build import World, a_build, a_goal, an_app, deployed, fail_starts, redeploy, starting_world, status_of

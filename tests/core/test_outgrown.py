@@ -2,7 +2,7 @@
 
 from servd.controller.plan import events
 from servd.controller.plan.outgrown import PAUSE_S, SETTLED_S
-from servd.controller.plan.status import Identity, instance_view
+from servd.controller.shown.status import Identity, instance_view
 from servd.ground.states import DeploymentStatus
 from servd.wire.messages import REPLICA, ReplicaReport
 from tests.core.build import World, a_build, a_goal, an_app, verbs

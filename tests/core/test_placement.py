@@ -3,7 +3,7 @@
 import pytest
 
 from servd.controller.plan import events
-from servd.controller.plan.status import instance_view
+from servd.controller.shown.status import instance_view
 from servd.ground.states import ApplicationStatus, ReplicaState
 from servd.wire.messages import REPLICA
 from tests.core.build import (

@@ -3,7 +3,7 @@
 from servd.controller.plan import events
 from servd.controller.plan.actions import StopForkServer
 from servd.controller.plan.goal import Goal
-from servd.controller.plan.status import instance_view
+from servd.controller.shown.status import instance_view
 from servd.ground.states import ApplicationStatus, ReplicaState
 from servd.wire.messages import FORK_SERVER, PROXY, REPLICA, BuildResult, ReplicaReport
 from tests.core.build import (

@@ -7,7 +7,7 @@ import pytest
 
 from servd.controller.plan import actions, events
 from servd.controller.plan.facts import ReplicaFact
-from servd.controller.plan.status import instance_view
+from servd.controller.shown.status import instance_view
 from servd.documents.control_plane import DeploymentView
 from servd.ground.states import ApplicationStatus, DeploymentStatus, ReplicaState
 from servd.wire.messages import ReplicaReport

@@ -7,8 +7,8 @@ import pytest
 from servd.controller.plan import actions, events
 from servd.controller.plan.facts import UpgradeFact
 from servd.controller.plan.restarts import PROBATION_S
-from servd.controller.plan.status import instance_view
-from servd.documents.control_plane import UpgradeView
+from servd.controller.shown.status import instance_view
+from servd.documents.controller_views import UpgradeView
 from servd.ground.states import ReplicaState, UpgradeStage
 from servd.wire.messages import FORK_SERVER, PROXY, REPLICA, BuildResult, ProxyReport
 from tests.core.build import (

@@ -30,6 +30,7 @@ FLOORS = (
     Floor(("app", "compat"), ("batching", "multiplex", "dag", "deployment_graph", "drivers", "http_adapters")),
     Floor(("proxy", "rest", "commands")),
     Floor(("controller.plan", "replica.code")),
+    Floor(("controller.shown",)),
     Floor(("controller", "replica")),
     Floor(("local",)),
     Floor((), ("api", "run_targets")),

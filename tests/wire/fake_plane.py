@@ -26,9 +26,9 @@ from servd.documents.control_plane import (
     Pruned,
     ReplicaView,
     RevisionView,
-    UpgradeOffer,
     check_match,
 )
+from servd.documents.controller_views import UpgradeOffer
 from servd.exceptions import NoAnswerError, UnknownNameError
 from servd.ground.states import (
     ApplicationStatus,
@@ -37,6 +37,7 @@ from servd.ground.states import (
     ProxyStatus,
     ReplicaState,
     RevisionOutcome,
+    StatusTrigger,
 )
 from servd.rest.access import AccessRules
 from servd.rest.app import create_app, serve
@@ -68,7 +69,7 @@ def an_application(name: str = "default", **changes: Any) -> ApplicationView:
         name=f"{name}_D",
         bare_name="D",
         status=DeploymentStatus.HEALTHY,
-        status_trigger="",
+        status_trigger=StatusTrigger.CONFIG_UPDATE_COMPLETED,
         message="",
         config={"name": f"{name}_D"},
         target_num_replicas=1,
@@ -226,7 +227,7 @@ class FakePlane:
 
 
 class Server:
-    """The admin server on a free port and on a Unix socket, in a thread of its own."""
+    """The admin server on a free port, on another one for clients of today, and on a Unix socket, in a thread of its own."""
 
     def __init__(self, plane: FakePlane, access: AccessRules, folder: Path) -> None:
         self.plane = plane
@@ -234,8 +235,10 @@ class Server:
         self.code_dir = folder / "code"
         self._app = create_app(plane, access, str(self.code_dir), plane.metrics)
         self._tcp = socket.create_server((access.bind_host, 0))
+        self._today = socket.create_server((access.bind_host, 0))
         self._unix = bind_unix(self.unix_path)
         self.port: int = self._tcp.getsockname()[1]
+        self.today_port: int = self._today.getsockname()[1]
         self._loop = asyncio.new_event_loop()
         self._shutdown = asyncio.Event()
         self._thread = threading.Thread(target=self._run)
@@ -246,7 +249,7 @@ class Server:
 
     def _run(self) -> None:
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
-            runner.run(serve(self._app, [self._tcp, self._unix], self._shutdown))
+            runner.run(serve(self._app, [self._tcp, self._unix], self._shutdown, today=[self._today]))
 
     @contextmanager
     def running(self) -> Iterator["Server"]:
@@ -266,9 +269,10 @@ class Server:
         *,
         headers: dict[str, str] | None = None,
         unix: bool = False,
+        today: bool = False,
     ) -> tuple[int, dict[str, str], str]:
         """Status, headers by lower-case name, body."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", self.today_port if today else self.port, timeout=10)
         if unix:
             connection.sock = socket.socket(socket.AF_UNIX)
             connection.sock.settimeout(10)

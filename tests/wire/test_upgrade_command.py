@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from servd.documents.control_plane import InstanceView, UpgradeView
+from servd.documents.control_plane import InstanceView
+from servd.documents.controller_views import UpgradeView
 from servd.exceptions import UpgradeError
 from servd.ground.states import UpgradeStage
 from servd.rest.access import AccessRules

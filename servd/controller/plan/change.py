@@ -66,11 +66,23 @@ def check_put(goal: Goal, document: GoalDocument, situation: Situation) -> HttpG
             f"this instance runs a {SCHEMAS[DeployMode(goal.mode)]} config (mode {goal.mode}); a {SCHEMAS[document.mode]} "
             f"config cannot be mixed with it. Delete it first, or send a {SCHEMAS[DeployMode(goal.mode)]} document"
         )
+    kept = [app.document for app in _kept(goal, document)]
     for app in document.applications:
+        if kept and app.route_prefix_given and app.route_prefix is not None:
+            _check_prefix(app, kept, situation)
         check_application(app.name, app.runtime_env, app.deployments)
-    staying = {app.name for app in document.applications}
-    _check_full_names(document.applications, [d for d in situation.deployed if d[0] in staying])
+    staying = {app.name for app in (*document.applications, *kept)}
+    _check_full_names([*kept, *document.applications], [d for d in situation.deployed if d[0] in staying])
     return http
+
+
+def _kept(goal: Goal, document: GoalDocument) -> list[ApplicationGoal]:
+    """Applications that the document leaves alone."""
+    if not document.keeps_others:
+        return []
+    # one without a name stands alone
+    named = {"", *(app.name for app in document.applications)}
+    return [app for app in goal.applications if app.document.stored is None and app.name not in named]
 
 
 def put(
@@ -80,13 +92,14 @@ def put(
     situation: Situation,
     snapshots: Mapping[str, Mapping[str, str]],
 ) -> Goal:
-    """The goal after a checked document: it owns the whole set of applications.
+    """The goal after a checked document: it owns the whole set of applications, or of those that documents gave.
 
     Args:
         http: from `check_put`.
         snapshots: per application name, local directory as written -> directory of its snapshot.
     """
-    applications = tuple(_wish(app, situation, snapshots.get(app.name, {})) for app in document.applications)
+    wishes = (_wish(app, situation, snapshots.get(app.name, {})) for app in document.applications)
+    applications = (*_kept(goal, document), *wishes)
     return Goal(goal.revision + 1, True, document.mode, http, applications, document.http, document.logging_config)
 
 

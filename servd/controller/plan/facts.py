@@ -17,6 +17,9 @@ from servd.ground.states import ROUTABLE, ReplicaState, UpgradeStage
 from servd.wire.codec import register_message
 from servd.wire.messages import BuildOrder, BuildResult, ReplicaStart
 
+DECISIONS_KEPT = 5
+"""So many of the autoscaler's are shown."""
+
 
 @dataclass(frozen=True, slots=True)
 class ForkServerFact:
@@ -147,7 +150,8 @@ class ReplicaTable(dict[str, ReplicaFact]):
 
 @dataclass(frozen=True, slots=True)
 class DeadReplicaFact:
-    """A replica that is gone, for the post-mortem list. stack: of its main thread, if that was stuck."""
+    """A replica that is gone, for the post-mortem list. stack: of its main thread, if that was stuck. created_at: monotonic
+    seconds."""
 
     replica_id: str
     pid: int
@@ -157,6 +161,19 @@ class DeadReplicaFact:
     ongoing: int
     log_lines: tuple[str, ...] = ()
     stack: str = ""
+    actor_id: str = ""
+    worker_id: str = ""
+    created_at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ScalingFact:
+    """One decision of the autoscaler. at: monotonic seconds; before, after: replicas."""
+
+    at: float
+    before: int
+    after: int
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +190,7 @@ class DeploymentFact:
     forked, and why. spawned_version / spawned_reason: version whose replicas are spawned because a forked one waited for a
     thread that the fork had left behind, and which that was. template_error: why the last fork server or template of its did
     not come up, "" once one stands ready. is_host_limit: the last start failed because the host gave no
-    more.
+    more. decisions: the autoscaler's last ones, oldest first.
     """
 
     app: str
@@ -200,6 +217,7 @@ class DeploymentFact:
     spawned_reason: str = ""
     template_error: str = ""
     is_host_limit: bool = False
+    decisions: tuple[ScalingFact, ...] = ()
 
     def after_failed_start(self, error: str, now: float, *, is_host_limit: bool = False) -> "DeploymentFact":
         """With one failed start more; error: its reason, for people."""
@@ -211,6 +229,13 @@ class DeploymentFact:
             last_error=error,
             is_host_limit=is_host_limit,
         )
+
+    def after_decision(self, now: float, before: int, after: int) -> "DeploymentFact":
+        """With a decision of the autoscaler more, for the reason that it has; itself if the count stays. See `ScalingFact`."""
+        if before == after:
+            return self
+        decision = ScalingFact(now, before, after, self.reason)
+        return replace(self, trigger="AUTOSCALING", decisions=(*self.decisions, decision)[-DECISIONS_KEPT:])
 
     def without_failures(self) -> "DeploymentFact":
         """As if no start had failed yet; trouble stays."""
@@ -330,7 +355,7 @@ Fact = ForkServerFact | ReplicaFact | DeploymentFact | ApplicationFact | ProxyFa
 register_message(
     ApplicationDocument, ApplicationGoal, Goal, HttpGoal, HttpWish,
     ForkServerFact, ReplicaFact, DeadReplicaFact, DeploymentFact, ApplicationFact, ProxyFact, DataPlaneFact,
-    UpgradeFact,
+    UpgradeFact, ScalingFact,
 )  # fmt: skip
 
 

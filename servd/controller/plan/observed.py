@@ -326,7 +326,7 @@ class Observed:
         ended = events.exit_text(event.exit_code)
         reason = fact.stop_reason or event.error or fact.error or f"exited with {ended}"
         about = (event.exit_code, now - fact.created_at, reason, fact.ongoing, event.log_lines, fact.stack)
-        dead = DeadReplicaFact(replica_id, fact.pid, *about)
+        dead = DeadReplicaFact(replica_id, fact.pid, *about, fact.actor_id, fact.worker_id, fact.created_at)
         deployment = self.deployments.get(fact.key)
         if deployment is not None:
             self.put(replace(deployment, dead=(*deployment.dead, dead)[-DEAD_KEPT:]))

@@ -320,6 +320,7 @@ def fresh_fact(target: DeploymentTarget, old: DeploymentFact | None) -> Deployme
         unfit_reason=old.unfit_reason,
         spawned_version=old.spawned_version,
         spawned_reason=old.spawned_reason,
+        decisions=old.decisions,
     )
 
 
@@ -349,8 +350,7 @@ def _autoscale(
         lean=decision.lean,
         lean_since=decision.lean_since if decision.lean else 0.0,
         reason=decision.reason if decision.target != current or not fact.reason else fact.reason,
-        trigger="AUTOSCALING" if decision.target != current else fact.trigger,
-    )
+    ).after_decision(now, current, decision.target)
     if updated != fact:
         observed.put(updated)
     # replicas report only changes, so means move between reports: look again while somebody has load

@@ -27,7 +27,9 @@ def judge_starts(
     if fact.template_error and is_ready_to_fork(target, observed):
         fact = replace(fact, template_error="")
     if is_settled(target, fact, observed):
-        fact = replace(fact, trouble="", trigger="CONFIG_UPDATE_COMPLETED") if fact.trouble else fact
+        if fact.trouble:
+            by_itself = fact.trigger == "REPLICA_FAILED"
+            fact = replace(fact, trouble="", trigger="UNSPECIFIED" if by_itself else "CONFIG_UPDATE_COMPLETED")
         # one whose template does not come up has all that it wants for now, and is not to try without end
         return fact if dies_early or not is_ready_to_fork(target, observed) else fact.without_failures()
     threshold = failure_threshold(wanted_count(target, fact))

@@ -1,19 +1,25 @@
 """What people see, computed from the goal and the facts."""
 
 import math
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 from servd.controller.plan.data_plane import RETRY_S, flag_options, is_served
-from servd.controller.plan.facts import ApplicationFact, DeploymentFact, ForkServerFact, ProxyFact, ReplicaFact
+from servd.controller.plan.facts import (
+    ApplicationFact,
+    DeadReplicaFact,
+    ForkServerFact,
+    ProxyFact,
+    ReplicaFact,
+)
 from servd.controller.plan.goal import Goal
 from servd.controller.plan.observed import Observed
 from servd.controller.plan.outgrown import is_outdated
-from servd.controller.plan.resources import Pool, place, shortage
-from servd.controller.plan.restarts import back_off_text, failure_threshold
+from servd.controller.plan.resources import Pool
 from servd.controller.plan.settle import deployment_status, route_prefix
-from servd.controller.plan.start_verdict import MUTE, slow_templates, starting_templates
+from servd.controller.plan.start_verdict import starting_templates
 from servd.controller.plan.targets import DEFAULTS, DeploymentTarget, wanted_count
-from servd.controller.plan.templates import template_for
+from servd.controller.shown.advice import deployment_message
+from servd.controller.shown.standing import application_standing, deployment_standing, status_trigger
 from servd.documents.control_plane import (
     ApplicationView,
     DeadReplicaView,
@@ -22,20 +28,17 @@ from servd.documents.control_plane import (
     InstanceView,
     ProxyView,
     ReplicaView,
-    UpgradeView,
 )
+from servd.documents.controller_views import ControllerHealth, ScalingView, UpgradeView
 from servd.ground.edition import edition_of
 from servd.ground.ids import DeploymentID
 from servd.ground.quick_dataclass import dataclass
-from servd.ground.settings import SLOW_START_S, Settings, fork_server_log
+from servd.ground.settings import SLOW_START_S, Settings
 from servd.ground.states import (
     ApplicationStatus,
-    DeploymentStatus,
     DeployMode,
-    ProxyLocation,
     ProxyStatus,
     ReplicaState,
-    RevisionOutcome,
     UpgradeStage,
 )
 
@@ -74,6 +77,7 @@ def instance_view(
     version: int,
     now: float,
     notice: str = "",
+    health: ControllerHealth | None = None,
 ) -> InstanceView:
     """The whole instance at `now` (monotonic seconds). notice: what is wrong with the daemon itself, for people."""
     http = observed.data_plane.http
@@ -105,6 +109,7 @@ def instance_view(
         notice="\n".join(filter(None, (notice, _missing_proxies(observed, settings), *_proxy_trouble(observed)))),
         edition=identity.edition,
         upgrade=_upgrade(observed),
+        health=health or ControllerHealth(),
     )
 
 
@@ -159,37 +164,6 @@ def _hindrance(observed: Observed) -> str:
     return "\n".join(f"{name}: {error}" for name, error in failed.items())
 
 
-def is_serving(view: InstanceView, wanted: Collection[str]) -> bool:
-    """Whether a daemon that has just started does what it can: the data plane listens, and every application is settled.
-
-    Args:
-        wanted: names of the applications of the goal it started with.
-    """
-    is_open = view.http.listening or view.http.location == ProxyLocation.NO_SERVER
-    there = {app.name for app in view.applications}
-    return is_open and there.issuperset(wanted) and all(app.status in _SETTLED for app in view.applications)
-
-
-_SETTLED = (ApplicationStatus.RUNNING, ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.DELETING)
-
-
-def outcome_of(goal: Goal, observed: Observed) -> RevisionOutcome:
-    """What has become of the goal: failed as soon as an application that it deployed failed, ran once all of them run.
-
-    One that deployed none (it took an application away) is judged by those that stayed.
-    """
-    deployed = [app for app in goal.applications if app.deploy_id == goal.revision] or list(goal.applications)
-    facts = [observed.applications.get(app.name) for app in deployed]
-    states = [
-        application_status(fact) if fact is not None and fact.goal.deploy_id == app.deploy_id else None
-        for fact, app in zip(facts, deployed, strict=True)
-    ]
-    if ApplicationStatus.DEPLOY_FAILED in states:
-        return RevisionOutcome.FAILED
-    is_running = bool(states) and all(state is ApplicationStatus.RUNNING for state in states)
-    return RevisionOutcome.RAN if is_running else RevisionOutcome.UNDECIDED
-
-
 def application_status(app: ApplicationFact) -> ApplicationStatus:
     """Status of one application."""
     if app.deleting:
@@ -205,15 +179,22 @@ def _application(app: ApplicationFact, observed: Observed, pool: Pool, now: floa
     docs = [d.docs_path for d in app.active.deployments if d.docs_path] if app.active else []
     # what a replica makes for itself only it knows
     docs += [r.docs_path for r in observed.replicas.values() if r.app == app.name and r.docs_path]
+    status = application_status(app)
+    deployments = tuple(_deployment(app, name, observed, pool, now) for name in names)
+    standing, standing_message = application_standing(status, app, deployments)
     return ApplicationView(
         name=app.name,
         route_prefix=route_prefix(app),
         docs_path=docs[0] if docs else None,
-        status=application_status(app),
+        status=status,
         message=app.message,
         last_deployed_time_s=app.goal.deployed_at,
         config=None if app.deleting else app.goal.document.stored,
-        deployments=tuple(_deployment(app, name, observed, pool, now) for name in names),
+        deployments=deployments,
+        standing=standing,
+        standing_message=standing_message,
+        is_declarative=app.goal.document.stored is not None,
+        ingress=app.active.ingress if app.active and not app.deleting else "",
     )
 
 
@@ -229,22 +210,27 @@ def _deployment(app: ApplicationFact, name: str, observed: Observed, pool: Pool,
         name=DeploymentID(*key).full_name,
         bare_name=name,
         status=status,
-        status_trigger=fact.trigger if fact else "DELETING",
-        message=_message(status, target, fact, replicas, now)
-        or _slow_template(status, observed.targets.get(key), observed, now)
-        or _shortage(observed.targets.get(key), fact, observed, pool)
-        or _without_template(status, fact)
-        or _without_fork(target, fact, app, observed),
+        status_trigger=status_trigger(status, app, fact),
+        message=deployment_message(status, target, fact, app, observed, pool, now),
         config=dict(target.shown) if target else _plain_config(key),
         target_num_replicas=wanted_count(target, fact) if target and not app.deleting else 0,
         replicas=tuple(_replica(replica, observed) for replica in replicas),
-        recent_dead=tuple(
-            DeadReplicaView(
-                d.replica_id, d.pid or None, d.exit_code, d.age_s, d.reason, d.ongoing, tuple(d.log_lines), d.stack
-            )
-            for d in dead
-        ),
+        recent_dead=tuple(_dead(one, observed) for one in dead),
         autoscaling={"target": fact.desired, "reason": fact.reason} if autoscaled and fact else None,
+        standing=deployment_standing(
+            status,
+            app,
+            fact,
+            pinned=target.pinned if target else None,
+            running=sum(replica.state is ReplicaState.RUNNING for replica in replicas),
+        ),
+        max_queued_requests=target.options["max_queued_requests"] if target else DEFAULTS["max_queued_requests"],
+        outbound=next((one.outbound for one in app.active.deployments if one.name == name), ()) if app.active else (),
+        decisions=tuple(
+            ScalingView(round(observed.epoch + one.at, 3), one.before, one.after, one.reason) for one in fact.decisions
+        )
+        if fact
+        else (),
     )
 
 
@@ -259,94 +245,6 @@ def _plain_config(key: tuple[str, str]) -> dict[str, object]:
     return {"name": DeploymentID(*key).full_name, **config}
 
 
-def _message(
-    status: DeploymentStatus,
-    target: DeploymentTarget | None,
-    fact: DeploymentFact | None,
-    replicas: list[ReplicaFact],
-    now: float,
-) -> str:
-    if fact is None:
-        return ""
-    if status is DeploymentStatus.UNHEALTHY:
-        waits = _waits(target, fact)
-        return fact.trouble if waits in fact.trouble else f"{fact.trouble}\n{waits} Last error:\n{fact.last_error}"
-    if status is DeploymentStatus.UPDATING:
-        slow = [r for r in replicas if r.state is ReplicaState.STARTING and now - r.created_at > SLOW_START_S]
-        if slow:
-            return (
-                f"{len(slow)} replica(s) have been starting for more than {SLOW_START_S:.0f} s: "
-                f"the constructor, reconfigure or first health check is slow"
-            )
-        outgrown = [f"replica {r.replica_id} {r.outgrown} and is replaced" for r in replicas if r.outgrown]
-        if outgrown:
-            return "\n".join(outgrown)
-        if fact.last_error and fact.failed_starts:
-            return f"{fact.failed_starts} failed start(s); last error:\n{fact.last_error}"
-    return ""
-
-
-def _slow_template(status: DeploymentStatus, target: DeploymentTarget | None, observed: Observed, now: float) -> str:
-    """What the template is at, "" if it has not been constructing for long."""
-    if target is None or status is not DeploymentStatus.UPDATING:
-        return ""
-    slow = [s for s in slow_templates(observed, now) if target in observed.served_by(s)]
-    return "\n".join(
-        f"the template {s.fork_server_id} has been starting for more than {SLOW_START_S:.0f} s: the import or the constructor is "
-        f"slow; its stack is in {fork_server_log(s.order.log_dir)}"
-        for s in slow
-    )
-
-
-def _without_template(status: DeploymentStatus, fact: DeploymentFact | None) -> str:
-    """Why a replica that dies now could not be replaced, "" if it could."""
-    if fact is None or status is not DeploymentStatus.HEALTHY or not fact.template_error:
-        return ""
-    return f"all replicas run, but no other one can be started; it is tried again. Last error:\n{fact.template_error}"
-
-
-def _without_fork(
-    target: DeploymentTarget | None, fact: DeploymentFact | None, app: ApplicationFact, observed: Observed
-) -> str:
-    """Why replicas are spawned, or construct their own instances though they should not, "" where all is as wished."""
-    if target is None or fact is None:
-        return ""
-    if fact.spawned_version == target.version:
-        own = " and construct their own instances" if target.options["preload"] else ""
-        return f"replicas are spawned{own} until the next version: {fact.spawned_reason}"
-    if fact.unfit_version == target.version:
-        return f"preload has no effect, each replica constructs its own instance: {fact.unfit_reason}"
-    server = template_for(target, app, observed)
-    if server is None or server.result is None or target.options["start_method"] == "spawn":
-        return ""
-    reason = server.result.fork_unsafe or (server.mute_children and MUTE)
-    return f"replicas are spawned: {reason}" if reason else ""
-
-
-def _waits(target: DeploymentTarget | None, fact: DeploymentFact) -> str:
-    """When the next start is tried, "" if at once."""
-    if (
-        target is None
-        or fact.is_stalled
-        or fact.failures < (threshold := failure_threshold(wanted_count(target, fact)))
-    ):
-        return ""
-    return back_off_text(target.id.full_name, fact, threshold)
-
-
-def _shortage(target: DeploymentTarget | None, fact: DeploymentFact | None, observed: Observed, pool: Pool) -> str:
-    """Why a wanted replica cannot be placed, "" if it can, or if none is wanted."""
-    if target is None:
-        return ""
-    living = [r for r in observed.replicas_of(target.id.app, target.id.name) if r.version == target.version]
-    held = [replica.held for replica in observed.replicas.values()]
-    if len(living) >= wanted_count(target, fact) or place(target.need, held, pool) is not None:
-        return ""
-    text = shortage(target.need, held, pool)
-    older = len(observed.replicas_of(target.id.app, target.id.name)) > len(living)
-    return f"{text}; old replicas stop before new ones start" if older else f"{text}; waiting until that much is free"
-
-
 def _replica(fact: ReplicaFact, observed: Observed) -> ReplicaView:
     return ReplicaView(
         replica_id=fact.replica_id,
@@ -358,6 +256,22 @@ def _replica(fact: ReplicaFact, observed: Observed) -> ReplicaView:
         ongoing=fact.ongoing,
         message=fact.stop_reason or fact.outgrown or fact.health_message or fact.stack,
         start_method="fork" if fact.was_forked else "spawn",
+    )
+
+
+def _dead(fact: DeadReplicaFact, observed: Observed) -> DeadReplicaView:
+    return DeadReplicaView(
+        fact.replica_id,
+        fact.pid or None,
+        fact.exit_code,
+        fact.age_s,
+        fact.reason,
+        fact.ongoing,
+        tuple(fact.log_lines),
+        fact.stack,
+        fact.actor_id,
+        fact.worker_id,
+        round(observed.epoch + fact.created_at, 3),
     )
 
 
