@@ -81,6 +81,16 @@ def test_with_no_delay_the_next_report_after_the_window_scales_up() -> None:
     assert "asks for 6" in world.observed.deployments[("app", "D")].reason
 
 
+def test_a_burst_is_met_within_the_window_though_nothing_more_is_reported() -> None:
+    world = load(wait(autoscaled(look_back_period_s=0.2), 5.0), 2)
+    world.turn(events.QueueReported("proxy:p1", "app_D", 30))
+    began = world.now
+    while len(world.replicas()) < 8:
+        assert world.now < began + 0.1
+        world.now = world.wake_at
+        world.turn()
+
+
 def test_replicas_that_have_just_begun_do_not_scale_down() -> None:
     world = wait(load(wait(autoscaled(), 5.0), 6), 0.5).run()
     load(world, 1, 0, 0, 0, 0, 0)

@@ -12,6 +12,8 @@ from servd.ground.quick_dataclass import dataclass
 
 SAMPLES_KEPT = 100
 """Of one replica, about: the grain of its mean."""
+LONGEST_LOOK_S, SHORTEST_LOOK_S = 0.25, 0.02
+_LOOKS_A_WINDOW = 8
 
 
 @dataclass(slots=True)
@@ -55,6 +57,11 @@ class Decision:
     lean_since: float
     reason: str
     wake_at: float
+
+
+def look_again_s(config: Mapping[str, Any]) -> float:
+    """Seconds after which means have moved though nothing was reported: a mean over a short window moves fast."""
+    return float(max(min(config["look_back_period_s"] / _LOOKS_A_WINDOW, LONGEST_LOOK_S), SHORTEST_LOOK_S))
 
 
 def first_target(config: Mapping[str, Any]) -> int:
