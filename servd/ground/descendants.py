@@ -7,6 +7,7 @@ servd's.
 
 import asyncio
 import os
+import resource
 import signal
 import socket
 import stat
@@ -106,7 +107,8 @@ def leave(code: int, *, with_children: bool = True) -> NoReturn:
     Args:
         with_children: children count too that are neither in the session nor marked; a fork server's are replicas.
     """
-    if _leader is not None:
+    # hundreds of replicas may end in one moment, and each look at all processes is one at all the others
+    if _leader is not None and has_started_others():
         try:
             _kill_own(_leader, with_children)
         except OSError:
@@ -115,6 +117,21 @@ def leave(code: int, *, with_children: bool = True) -> NoReturn:
                 os.close(0)
                 _kill_own(_leader, with_children)
     os._exit(code)
+
+
+def has_started_others() -> bool:
+    """Whether this process has ever started another one; True where nobody can tell. Costs a file for each thread.
+
+    One whose children all left for another parent has had at least one that ended.
+    """
+    if signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN or any(resource.getrusage(resource.RUSAGE_CHILDREN)):
+        return True
+    try:
+        # those that nobody has asked after are here also when they have ended
+        return any(_read("self", f"task/{thread}/children") for thread in os.listdir("/proc/self/task"))
+    except OSError:
+        # a thread has ended meanwhile, or the kernel keeps no such list
+        return True
 
 
 def end_families(leaders: Collection[tuple[int, int]], known: Collection[int] = ()) -> None:

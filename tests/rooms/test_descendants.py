@@ -2,8 +2,11 @@
 
 import importlib.util
 import os
+import signal
+import subprocess
 import tempfile
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -219,3 +222,51 @@ def test_a_look_for_what_a_dead_process_left_reads_nothing_of_those_that_are_kno
     looked_at.clear()
     descendants.end_families({nobody}, {os.getpid()})
     assert os.getpid() not in looked_at
+
+
+def fork_and(*, wait: bool = True, end: bool = True) -> None:
+    """Fork a child that does nothing; end it, and ask after it."""
+    reader, writer = os.pipe()
+    if not (pid := os.fork()):
+        os.close(writer)
+        # to the end of its parent
+        os.read(reader, 1)
+        os._exit(0)
+    if end:
+        os.close(writer)
+    if wait:
+        os.waitpid(pid, 0)
+    elif end:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+
+
+def in_thread(work: Callable[[], None]) -> None:
+    """Do it in a thread that ends."""
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+
+
+STARTS: dict[str, tuple[Callable[[], object], bool]] = {
+    "nothing": (lambda: None, False),
+    "a thread": (lambda: in_thread(lambda: None), False),
+    "one that lives": (lambda: fork_and(wait=False, end=False), True),
+    "one that has ended": (fork_and, True),
+    "one that nobody asks after": (lambda: fork_and(wait=False), True),
+    "one in a thread": (lambda: in_thread(lambda: fork_and(wait=False, end=False)), True),
+    "a program": (lambda: subprocess.run(["true"], check=True), True),
+    "nobody knows": (lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN), True),
+}
+
+
+@pytest.mark.parametrize("what", STARTS)
+def test_a_process_knows_whether_it_has_started_others(what: str) -> None:
+    start, expected = STARTS[what]
+    if not (pid := os.fork()):
+        code = 2
+        try:
+            start()
+            code = int(descendants.has_started_others())
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == expected
