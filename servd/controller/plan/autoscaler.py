@@ -59,9 +59,20 @@ class Decision:
     wake_at: float
 
 
-def look_again_s(config: Mapping[str, Any]) -> float:
-    """Seconds after which means have moved though nothing was reported: a mean over a short window moves fast."""
-    return float(max(min(config["look_back_period_s"] / _LOOKS_A_WINDOW, LONGEST_LOOK_S), SHORTEST_LOOK_S))
+def look_again_at(
+    config: Mapping[str, Any], samples: Sequence[Samples], loads: Sequence[float], lean: int, now: float
+) -> float:
+    """When means have moved though nothing was reported, monotonic seconds; never (inf) while nobody has load.
+
+    Replicas report only changes. A mean over a short window moves fast; one of a load that has just begun is still zero.
+
+    Args:
+        samples, loads: of each replica that runs, and their means now.
+    """
+    if not lean and not any(loads) and not any(sample.points[-1][1] for sample in samples):
+        return math.inf
+    step_s = float(config["look_back_period_s"]) / _LOOKS_A_WINDOW
+    return now + max(min(step_s, LONGEST_LOOK_S), SHORTEST_LOOK_S)
 
 
 def first_target(config: Mapping[str, Any]) -> int:

@@ -6,7 +6,7 @@ Called once per turn, before `reconcile`. It has no effects and mints no ids.
 import math
 from dataclasses import asdict, replace
 
-from servd.controller.plan.autoscaler import decide, first_target, look_again_s
+from servd.controller.plan.autoscaler import decide, first_target, look_again_at
 from servd.controller.plan.data_plane import settle_data_plane
 from servd.controller.plan.differences import code_fields, differences
 from servd.controller.plan.facts import ApplicationFact, DeploymentFact, ForkServerFact
@@ -353,8 +353,7 @@ def _autoscale(
     ).after_decision(now, current, decision.target)
     if updated != fact:
         observed.put(updated)
-    # replicas report only changes, so means move between reports: look again while somebody has load
-    return updated, min(decision.wake_at, now + look_again_s(config) if any(loads) or decision.lean else float("inf"))
+    return updated, min(decision.wake_at, look_again_at(config, samples, loads, decision.lean, now))
 
 
 def _settle_application(app: ApplicationFact, observed: Observed) -> None:
