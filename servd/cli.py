@@ -15,6 +15,8 @@ from servd.commands.cli_options import (
     DashboardPort,
     Form,
     Format,
+    ForwardedAllowIps,
+    MetricsPort,
     Name,
     PlanOnly,
     RoutePrefix,
@@ -36,6 +38,7 @@ from servd.ground.settings import (
     DEFAULT_ADMIN_HOST,
     DEFAULT_ADMIN_PORT,
     DEFAULT_DASHBOARD_PORT,
+    DEFAULT_FORWARDED_ALLOW_IPS,
     Settings,
     default_state_dir,
     socket_dir_for,
@@ -73,12 +76,11 @@ def start(
     admin_tls_key: TlsFile = None,
     http_tls_cert: TlsFile = None,
     http_tls_key: TlsFile = None,
+    forwarded_allow_ips: ForwardedAllowIps = DEFAULT_FORWARDED_ALLOW_IPS,
     state_dir: StateDir = None,
     num_cpus: Annotated[float | None, typer.Option(min=0, help="Limit of all num_cpus together.")] = None,
     num_gpus: Annotated[float | None, typer.Option(min=0, help="Devices that num_gpus may reserve.")] = None,
-    metrics_port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="Loopback port that serves /metrics alone.")
-    ] = None,
+    metrics_port: MetricsPort = None,
     _: ShowTracebacks = False,
 ) -> None:
     """Become the daemon, or start it in the background."""
@@ -103,6 +105,7 @@ def start(
         admin_tls_key=absolute(admin_tls_key),
         http_tls_cert=absolute(http_tls_cert),
         http_tls_key=absolute(http_tls_key),
+        forwarded_allow_ips=forwarded_allow_ips,
         num_cpus=num_cpus,
         num_gpus=num_gpus,
         metrics_port=metrics_port,
@@ -117,9 +120,14 @@ def _begin(settings: Settings, *, detach: bool) -> None:
     from servd.commands.console import say, warn
     from servd.daemon.launch import daemon_command, log_out_notice, start_detached
     from servd.daemon.tls import check_pair
+    from servd.proxy.forwarded_for import TrustedProxies
     from servd.rest.access import rules_for
 
     rules_for(settings)
+    try:
+        TrustedProxies(settings.forwarded_allow_ips)
+    except ValueError as error:
+        fail(f"--forwarded-allow-ips: {error}")
     check_pair(settings.admin_tls_cert, settings.admin_tls_key, "--admin-tls")
     check_pair(settings.http_tls_cert, settings.http_tls_key, "--http-tls")
     if detach:

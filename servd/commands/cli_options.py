@@ -59,6 +59,13 @@ DashboardPort = Annotated[
         help="Port of the admin API in the shape of today's Ray Serve; 0: none.",
     ),
 ]
+ForwardedAllowIps = Annotated[
+    str,
+    typer.Option(
+        metavar="HOSTS", help="Proxies whose X-Forwarded-* and Forwarded headers count: addresses, networks, or *."
+    ),
+]
+MetricsPort = Annotated[int | None, typer.Option(min=0, max=65535, help="Loopback port that serves /metrics alone.")]
 ConfigFile = Annotated[str, typer.Argument(metavar="CONFIG_FILE", show_default=False)]
 
 

@@ -206,6 +206,7 @@ class Executor:
             log_dir=settings.log_dir,
             tls_cert=settings.http_tls_cert or "",
             tls_key=settings.http_tls_key or "",
+            forwarded_allow_ips=settings.forwarded_allow_ips,
         )
         try:
             sockets = await self._channel.open_listeners(fact.host, fact.port, settings.proxies)

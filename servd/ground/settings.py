@@ -13,6 +13,7 @@ DEFAULT_HTTP_PORT = 8000
 DEFAULT_ADMIN_HOST = "127.0.0.1"
 DEFAULT_ADMIN_PORT = 52365
 DEFAULT_DASHBOARD_PORT = 8265
+DEFAULT_FORWARDED_ALLOW_IPS = "127.0.0.1,::1"
 DEFAULT_MAX_RETRIES = 3
 MAX_SOCKET_PATH_BYTES = 107
 SPEAKER = "servd: "
@@ -51,6 +52,7 @@ class Settings:
     start_dir: str = ""
     python_path: str = ""
     dashboard_port: int | None = None
+    forwarded_allow_ips: str = DEFAULT_FORWARDED_ALLOW_IPS
 
     @property
     def log_dir(self) -> str:

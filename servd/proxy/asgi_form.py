@@ -4,6 +4,7 @@ from typing import Any
 
 from servd.proxy.app_queue import AppQueue
 from servd.proxy.forwarded_call import ForwardedCall, NotedSend, Send
+from servd.proxy.forwarded_for import NOTHING_SAID, joined, scheme_for, with_host
 from servd.proxy.forwarder import Forwarder
 from servd.proxy.probes import Answer
 from servd.wire.records import origin
@@ -47,14 +48,17 @@ class AsgiForm:
     def tail(self, call: ForwardedCall, body: bytes | bytearray, request_id: bytes) -> tuple[Any, ...]:
         """What `ForwardedCall.prepare` wants."""
         scope = call.scope
+        headers = [(name.lower(), value) for name, value in scope["headers"]]
+        trusted = self._forwarder.trusted
+        said = trusted.said(joined(headers)) if trusted.trusts(scope["client"]) else NOTHING_SAID
         source = origin(
-            scope["client"],
+            said.client or scope["client"],
             scope["server"],
-            scope["scheme"],
+            scheme_for(said.scheme, scope["scheme"]),
             scope["http_version"],
             self._forwarder.table.root_path,
         )
-        headers = [(name.lower(), value) for name, value in scope["headers"]]
+        headers = with_host(headers, said.host)
         method = scope.get("method", "GET")
         query = scope["query_string"]
         return (method, scope["raw_path"], query, headers, body, request_id.decode(), call.target.prefix, source)

@@ -13,6 +13,7 @@ from servd.calls.route_table import RouteTable, decoded_path
 from servd.exceptions import RequestError
 from servd.ground.clock import Clock, SystemClock
 from servd.observability.journal import NOWHERE, Journal, Labels
+from servd.proxy.forwarded_for import TrustedProxies
 from servd.proxy.limits import Limits
 from servd.proxy.probes import TEXT, Answer, answer_unrouted, is_probe
 from servd.wire.http_answers import text_for_clients
@@ -66,6 +67,7 @@ class Forwarder:
         usual_targets: remembered targets by whole URL, those without a time limit.
         tail: `server` and `date` header lines of a response of this second.
         journal: where requests are noted.
+        trusted: proxies in front whose word about a client counts.
     """
 
     def __init__(
@@ -75,8 +77,10 @@ class Forwarder:
         limits: Limits,
         clock: Clock | None = None,
         journal: Journal | None = None,
+        trusted: TrustedProxies | None = None,
     ) -> None:
         self.caller = caller
+        self.trusted = trusted or TrustedProxies()
         self.limits = limits
         self.table = RouteTable(root_path)
         self.targets: dict[bytes, Target] = {}

@@ -12,6 +12,7 @@ from servd.proxy.http1_order import CONTINUE, METHODS, NOTHING, HttpOrder
 from servd.proxy.http1_rules import (
     FRAME_BYTES_PER_BYTE,
     FRAME_ROOM,
+    SPECIAL,
     has_one_host,
     head_bytes,
     is_other_protocol,
@@ -27,18 +28,6 @@ from servd.wire.records import STREAMED_BODY
 _READ_BYTES = 64 * 1024
 """So much is parsed at a time, unless it is body alone."""
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-_SPECIAL = frozenset(
-    (
-        b"connection",
-        b"content-length",
-        b"expect",
-        b"serve_multiplexed_model_id",
-        b"transfer-encoding",
-        b"upgrade",
-        b"x-request-id",
-        b"x-request-timeout-seconds",
-    )
-)
 
 
 class HttpConnection(HttpOrder):
@@ -131,7 +120,7 @@ class HttpConnection(HttpOrder):
             return
         name = name.lower()
         self._headers.append((name, value))
-        if name in _SPECIAL:
+        if name in SPECIAL:
             self._is_usual = False
             if self._special is NOTHING:
                 self._special = {}

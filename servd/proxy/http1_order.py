@@ -6,6 +6,7 @@ from typing import Any
 from servd.calls.request_router import IDEMPOTENT_METHODS
 from servd.observability.journal import NOWHERE
 from servd.proxy.client_host import Silence, is_left, is_reset
+from servd.proxy.forwarded_for import HEADERS, NOTHING_SAID, Said, scheme_for, with_host
 from servd.proxy.forwarder import Target
 from servd.proxy.http1_answer import HttpAnswering
 from servd.proxy.http1_rules import outlives_client, unusual_target
@@ -132,6 +133,9 @@ class HttpOrder(HttpAnswering):
         elif url not in forwarder.usual_targets:
             forwarder.remember_url(url, path, query, target)
         source = self._make_origin("1.0") if is_http10 else self._origin
+        if special is not NOTHING and not HEADERS.isdisjoint(special) and forwarder.trusted.trusts(self._client()):
+            said = forwarder.trusted.said(special)
+            source, headers = self._make_origin("1.0" if is_http10 else "1.1", said), with_host(headers, said.host)
         self._tail = (name, path, query, headers, body, request_id.decode(), target.prefix, source, extra)
         forwarder.caller.submit(self, target.router)
 
@@ -278,13 +282,16 @@ class HttpOrder(HttpAnswering):
         assert self._listener.hand_over is not None
         self._listener.hand_over(self._transport, data)
 
-    def _make_origin(self, version: str) -> bytes:
+    def _client(self) -> tuple[str, int] | None:
         client = self._transport.get_extra_info("peername")
+        return client[:2] if isinstance(client, tuple) else None
+
+    def _make_origin(self, version: str, said: Said = NOTHING_SAID) -> bytes:
         server = self._transport.get_extra_info("sockname")
         return origin(
-            client[:2] if isinstance(client, tuple) else None,
+            said.client or self._client(),
             server[:2] if isinstance(server, tuple) else None,
-            "http" if self._transport.get_extra_info("sslcontext") is None else "https",
+            scheme_for(said.scheme, "http" if self._transport.get_extra_info("sslcontext") is None else "https"),
             version,
             self._forwarder.table.root_path,
         )

@@ -2,9 +2,23 @@
 
 from collections.abc import Mapping
 
+from servd.proxy import forwarded_for
+
 FRAME_ROOM = 1024 * 1024
 FRAME_BYTES_PER_BYTE = 32
 """What chunks may cost beside their content: so much in all (reads come in pieces of up to 256 KiB), so much per byte."""
+
+SPECIAL = forwarded_for.HEADERS | {
+    b"connection",
+    b"content-length",
+    b"expect",
+    b"serve_multiplexed_model_id",
+    b"transfer-encoding",
+    b"upgrade",
+    b"x-request-id",
+    b"x-request-timeout-seconds",
+}
+"""Names of the headers that concern the proxy, in lower case."""
 
 _KNOWN_UPGRADES = frozenset((b"websocket", b"h2c"))
 

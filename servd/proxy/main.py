@@ -21,6 +21,7 @@ from servd.observability import logs
 from servd.observability.journal import AccessLog, Journal, place_of
 from servd.observability.measures import LoopLag, family, http_families
 from servd.proxy.door import Door
+from servd.proxy.forwarded_for import TrustedProxies
 from servd.proxy.forwarder import Forwarder
 from servd.proxy.http1 import HttpConnection
 from servd.proxy.late_lane import LateLane
@@ -85,7 +86,9 @@ class Proxy:
         self._journal = Journal(self._loop, access)
         self._journal.configure(logs.configure({}))
         self._lag = LoopLag(self._journal.now)
-        self._forwarder = Forwarder(self._caller, start.root_path, Limits.from_environment(), journal=self._journal)
+        trusted = TrustedProxies(start.forwarded_allow_ips)
+        limits = Limits.from_environment()
+        self._forwarder = Forwarder(self._caller, start.root_path, limits, journal=self._journal, trusted=trusted)
         self._lane = LateLane(self._forwarder)
         self._listener = Listener(self._forwarder, self._lane.hand_over, lambda: self._lane.connections)
         self._certificate = Certificate(start.tls_cert, start.tls_key, "--http-tls") if start.tls_cert else None

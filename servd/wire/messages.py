@@ -8,6 +8,7 @@ from dataclasses import field
 from typing import Any
 
 from servd.ground.quick_dataclass import dataclass
+from servd.ground.settings import DEFAULT_FORWARDED_ALLOW_IPS
 
 FORK_SERVER, REPLICA, PROXY, CALLER = "fork_server", "replica", "proxy", "caller"
 """Kinds of processes that the controller hears of; a caller only holds handles."""
@@ -220,6 +221,7 @@ class ProxyStart:
     log_dir: str
     tls_cert: str = ""
     tls_key: str = ""
+    forwarded_allow_ips: str = DEFAULT_FORWARDED_ALLOW_IPS
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ import httpx
 import pytest
 import websockets
 
+from servd.proxy.forwarded_for import TrustedProxies
 from servd.proxy.limits import Limits
 from servd.replica.exchange import HttpExchange
 from tests.fakes import Room, wait_until
@@ -22,6 +23,7 @@ from tests.rooms.raw_client import RawClient
 
 LANES = ("HTTP/1.1", "HTTP/2", "HTTP/1.1 TLS", "HTTP/2 TLS", "HTTP/1.1 raw", "HTTP/1.0 raw", "HTTP/1.1 raw TLS")
 BODY_BYTES = 2_500_000
+FORWARDED = {"x-forwarded-for": "6.6.6.6, 192.0.2.7", "x-forwarded-proto": "https", "x-forwarded-host": "a.b"}
 
 Tls = tuple[ssl.SSLContext, ssl.SSLContext]
 Client = httpx.AsyncClient | RawClient
@@ -39,6 +41,8 @@ async def answer(exchange: HttpExchange) -> None:
         await asyncio.sleep(30)
     elif what == "scope":
         told = [scope["scheme"], scope["http_version"], scope["client"][0], str(scope["server"][1])]
+        if scope["query_string"] == b"scope=host":
+            told = [*told[:3], *(value.decode() for name, value in scope["headers"] if name == b"host")]
         exchange.finish(200, [], "|".join(told).encode())
     elif what == "broken":
         await exchange.send({"type": "http.response.start", "status": 200, "headers": []})
@@ -115,6 +119,30 @@ async def test_the_handler_sees_how_it_was_asked(client: Client, room: Room, lan
     scheme = "https" if lane.endswith("TLS") else "http"
     version = lane.split()[0].removeprefix("HTTP/")
     assert (await send(client, "/root/app?scope")).text == f"{scheme}|{version}|127.0.0.1|{room.port}"
+
+
+@pytest.mark.parametrize(
+    ("trusted", "headers", "told"),
+    [
+        ("127.0.0.1", FORWARDED, "https 192.0.2.7 a.b"),
+        ("127.0.0.1", {"forwarded": "for=192.0.2.7;proto=https;host=a.b"}, "https 192.0.2.7 a.b"),
+        ("10.0.0.0/8", {"x-forwarded-for": "192.0.2.7", "x-forwarded-host": "a.b"}, ""),
+    ],
+    ids=["trusted", "as Forwarded", "not trusted"],
+)  # fmt: skip
+async def test_what_a_proxy_in_front_says_counts_where_it_is_trusted(
+    client: Client, room: Room, lane: str, trusted: str, headers: dict[str, str], told: str
+) -> None:
+    own, version = "https" if lane.endswith("TLS") else "http", lane.split()[0].removeprefix("HTTP/")
+    usual = (await send(client, "/root/app?scope=host")).text
+    room.forwarder.trusted = TrustedProxies(trusted)
+    text = (await send(client, "/root/app?scope=host", headers=headers)).text
+    if told:
+        scheme, host, name = told.split()
+        assert text == f"{scheme}|{version}|{host}|{name}"
+    else:
+        assert text == usual
+    assert usual.startswith(f"{own}|{version}|127.0.0.1|")
 
 
 @pytest.mark.parametrize(
@@ -260,6 +288,21 @@ async def test_websockets_see_the_same_paths(target: str, is_tls: bool, tls: Tls
         scheme, context = ("wss", tls[1]) if is_tls else ("ws", None)
         async with websockets.connect(f"{scheme}://127.0.0.1:{room.port}{target}", ssl=context) as socket:
             assert await socket.recv() == f"/app/a/b/../c|/app|{scheme}"
+
+
+async def test_a_websocket_knows_its_client_through_a_proxy() -> None:
+    async def tell(exchange: HttpExchange) -> None:
+        await exchange.receive()
+        await exchange.send({"type": "websocket.accept"})
+        hosts = [value.decode() for name, value in exchange.scope["headers"] if name == b"host"]
+        told = [exchange.scope["scheme"], exchange.scope["client"][0], *hosts]
+        await exchange.send({"type": "websocket.send", "text": "|".join(told)})
+        await exchange.receive()
+
+    async with Room(hand_over=True) as room:
+        room.route(room.replica(tell))
+        async with websockets.connect(f"ws://127.0.0.1:{room.port}/", additional_headers=FORWARDED) as socket:
+            assert await socket.recv() == "wss|192.0.2.7|a.b"
 
 
 @pytest.mark.parametrize("protocols", [["h2"], ["h2", "http/1.1"], ["http/1.1"], []])

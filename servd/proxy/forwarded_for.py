@@ -1,0 +1,179 @@
+"""Whose word about a request's client counts, and what it says: `X-Forwarded-*` and `Forwarded` headers. Pure."""
+
+import ipaddress
+from collections.abc import Mapping
+
+from servd.ground.quick_dataclass import dataclass
+from servd.ground.settings import DEFAULT_FORWARDED_ALLOW_IPS
+
+HEADERS = frozenset((b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto"))
+"""Names of the headers that say it, in lower case."""
+
+_MAX_REMEMBERED = 2048
+_SCHEMES = frozenset(("http", "https", "ws", "wss"))
+
+Client = tuple[str, int]
+Headers = list[tuple[bytes, bytes]]
+_Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a proxy in front says of a request. client: host, and 0 for its port; None, "" = it says nothing."""
+
+    client: Client | None = None
+    scheme: str = ""
+    host: bytes = b""
+
+
+NOTHING_SAID = Said()
+
+
+class TrustedProxies:
+    """The hosts whose word counts.
+
+    Args:
+        text: addresses and networks with commas between; "*" = whoever connects, "" = nobody.
+
+    Raises:
+        ValueError: one of them is neither.
+    """
+
+    def __init__(self, text: str = DEFAULT_FORWARDED_ALLOW_IPS) -> None:
+        self._text = text
+        words = [word.strip() for word in text.split(",") if word.strip()]
+        self._is_everybody = "*" in words
+        self._networks = [_network(word) for word in words if word != "*"]
+        self._known: dict[str, bool] = {}
+
+    def __repr__(self) -> str:
+        return f"TrustedProxies({self._text!r})"
+
+    def __contains__(self, host: str) -> bool:
+        if self._is_everybody:
+            return True
+        known = self._known.get(host)
+        if known is None:
+            if len(self._known) >= _MAX_REMEMBERED:
+                self._known.clear()
+            address = _address(host)
+            known = address is not None and any(address in network for network in self._networks)
+            self._known[host] = known
+        return known
+
+    def trusts(self, client: Client | None) -> bool:
+        """Whether what this end of a connection says counts; None = it came by no network."""
+        return self._is_everybody if client is None else client[0] in self
+
+    def said(self, headers: Mapping[bytes, bytes]) -> Said:
+        """What the headers of a trusted proxy say. The client is the last listed that is no trusted proxy itself, or the first.
+
+        Args:
+            headers: by name in lower case; values of equal names are joined with commas. `Forwarded` counts where there is no
+                other: a proxy that knows only the others lets it through as its client wrote it.
+        """
+        if any(name in headers for name in HEADERS - {b"forwarded"}):
+            hosts = [_host_of(word) for word in _text(headers, b"x-forwarded-for").split(",")]
+            client = self._client_among([host for host in hosts if host])
+            scheme = _text(headers, b"x-forwarded-proto").strip().lower()
+            host = headers.get(b"x-forwarded-host", b"").rpartition(b",")[2].strip()
+            return Said((client, 0) if client else None, scheme if scheme in _SCHEMES else "", host)
+        return self._of_elements(elements(_text(headers, b"forwarded")))
+
+    def _of_elements(self, found: list[dict[str, str]]) -> Said:
+        for number, element in enumerate(reversed(found), 1):
+            host = _host_of(element.get("for", ""))
+            if number == len(found) or not host or host not in self or self._is_everybody:
+                # nobody knows who wrote what stands before
+                first = found[0] if self._is_everybody else element
+                host = _host_of(first.get("for", ""))
+                scheme = first.get("proto", "").lower()
+                client = (host, 0) if host and host != "unknown" else None
+                return Said(client, scheme if scheme in _SCHEMES else "", first.get("host", "").encode("latin-1"))
+        return NOTHING_SAID
+
+    def _client_among(self, hosts: list[str]) -> str:
+        if self._is_everybody or not hosts:
+            return hosts[0] if hosts else ""
+        return next((host for host in reversed(hosts) if host not in self), hosts[0])
+
+
+def joined(headers: Headers) -> dict[bytes, bytes]:
+    """Those of the headers that say it, by name; values of equal names with commas between. Names are in lower case."""
+    found: dict[bytes, bytes] = {}
+    for name, value in headers:
+        if name in HEADERS:
+            found[name] = found[name] + b", " + value if name in found else value
+    return found
+
+
+def scheme_for(said: str, own: str) -> str:
+    """The scheme of a request's scope. own: what it was without the word of a proxy; of a WebSocket "ws" or "wss"."""
+    if not said:
+        return own
+    is_secure = said in ("https", "wss")
+    if own.startswith("ws"):
+        return "wss" if is_secure else "ws"
+    return "https" if is_secure else "http"
+
+
+def with_host(headers: Headers, host: bytes) -> Headers:
+    """The headers with this as their Host. Names are in lower case."""
+    return [(b"host", host), *(pair for pair in headers if pair[0] != b"host")] if host else headers
+
+
+def elements(text: str) -> list[dict[str, str]]:
+    """The elements of a `Forwarded` header, names in lower case; what is malformed is left out. Source: RFC 7239, 4."""
+    found: list[dict[str, str]] = []
+    for part in _split(text, ","):
+        pairs = (pair.partition("=") for pair in _split(part, ";"))
+        found.append({name.strip().lower(): _unquoted(value.strip()) for name, sign, value in pairs if sign})
+    return [element for element in found if element]
+
+
+def _split(text: str, sign: str) -> list[str]:
+    """Parts between signs that stand in no quotes."""
+    parts, quoted, escaped = [""], False, False
+    for letter in text:
+        if letter == sign and not quoted:
+            parts.append("")
+            continue
+        if letter == '"' and not escaped:
+            quoted = not quoted
+        escaped = quoted and letter == "\\" and not escaped
+        parts[-1] += letter
+    return parts
+
+
+def _unquoted(text: str) -> str:
+    if len(text) < 2 or text[0] != '"' or text[-1] != '"':
+        return text
+    return text[1:-1].replace('\\"', '"').replace("\\\\", "\\")
+
+
+def _host_of(text: str) -> str:
+    """Without brackets and port."""
+    text = text.strip()
+    if text.startswith("["):
+        return text[1:].partition("]")[0]
+    return text.partition(":")[0] if text.count(":") == 1 else text
+
+
+def _text(headers: Mapping[bytes, bytes], name: bytes) -> str:
+    return headers.get(name, b"").decode("latin-1")
+
+
+def _network(word: str) -> _Network:
+    try:
+        return ipaddress.ip_network(word)
+    except ValueError as error:
+        raise ValueError(f"{word!r} is no address and no network: {error}") from None
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        found = ipaddress.ip_address(host)
+    except ValueError:
+        return None
+    # how a socket for both kinds shows an IPv4 client
+    return getattr(found, "ipv4_mapped", None) or found
