@@ -108,7 +108,7 @@ def __getattr__(name: str) -> Any:
     elif name in _MODULES or name in _HOMES_OF_NAMES:
         value = importlib.import_module(f"servd.{name}")
     else:
-        raise AttributeError(f"module 'servd' has no attribute {name!r}")
+        value = importlib.import_module("servd.ground.absent").stand_in("servd", name)
     globals()[name] = value
     return value
 

@@ -10,12 +10,14 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from servd.documents import runtime_env
 from servd.documents.checked import Document, Fault, to_era_names
+from servd.ground.absent import stand_in
 
 __all__ = [
     "AutoscalingConfig",
     "DeploymentMode",
     "HTTPOptions",
     "LoggingConfig",
+    "ProxyLocation",
 ]
 
 logger = logging.getLogger(__name__)
@@ -28,6 +30,14 @@ class DeploymentMode(StrEnum):
     HeadOnly = "HeadOnly"
     EveryNode = "EveryNode"
     FixedNumber = "FixedNumber"
+
+
+class ProxyLocation(StrEnum):
+    """Where proxies run, in the names of today's Ray Serve."""
+
+    Disabled = "Disabled"
+    HeadOnly = "HeadOnly"
+    EveryNode = "EveryNode"
 
 
 def check_route_prefix(prefix: str) -> str:
@@ -353,3 +363,8 @@ class HTTPOptions(Document):
         if raw.get("location") == "FixedNumber" and not raw.get("fixed_number_replicas"):
             faults.append((("fixed_number_replicas",), "is required with location FixedNumber"))
         return faults
+
+
+def __getattr__(name: str) -> Any:
+    value = globals()[name] = stand_in(__name__, name)
+    return value

@@ -1,9 +1,10 @@
 """What running code can ask about itself: its replica, its request, its process's connection to Serve."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from servd.calls.replica_context import ReplicaContext, get_replica_context
 from servd.calls.request_context import get_multiplexed_model_id
+from servd.ground.absent import stand_in
 
 if TYPE_CHECKING:
     from servd.client import Client
@@ -21,3 +22,8 @@ def get_global_client() -> "Client":
     from servd.client import connect
 
     return connect()
+
+
+def __getattr__(name: str) -> Any:
+    value = globals()[name] = stand_in(__name__, name)
+    return value

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from servd.ground.absent import stand_in
+
 __all__ = [
     "BackPressureError",
     "ConfigError",
@@ -207,3 +209,12 @@ class TransportError(ServdError):
 
 class InvariantError(AssertionError):
     """A bug of servd: fail this process loudly, its supervisor restarts it."""
+
+
+ReplicaUnavailableError = ReplicaDiedError
+"""Its name in today's Ray Serve."""
+
+
+def __getattr__(name: str) -> Any:
+    value = globals()[name] = stand_in(__name__, name)
+    return value

@@ -10,6 +10,7 @@ from servd.calls.process import Process, Ticket, installed_process, local_proces
 from servd.calls.request_context import MAX_DEPTH, RequestContext, current_request
 from servd.calls.response import DeploymentResponse, DeploymentResponseGenerator, Ref
 from servd.exceptions import RequestCancelledError, ServdError
+from servd.ground.absent import stand_in
 from servd.ground.ids import DeploymentID
 from servd.ground.settings import variable
 
@@ -281,3 +282,8 @@ def bound_handle(deployment: DeploymentID, style: str) -> _Handle:
     if not style and variable("LEGACY_HANDLES", "0") == "1":
         style = "RayServeDeploymentHandle"
     return _STYLES[style or "DeploymentHandle"](deployment)
+
+
+def __getattr__(name: str) -> Any:
+    value = globals()[name] = stand_in(__name__, name)
+    return value

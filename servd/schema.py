@@ -1,6 +1,7 @@
 """REST documents, V1 and V2: what a PUT may hold, its 2.5 form for storage, and the shapes of the answers."""
 
 from collections.abc import Mapping
+from enum import StrEnum
 from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, Field
@@ -11,6 +12,7 @@ from servd.config import (
     DeploymentOptions,
     LoggingConfig,
     Positive,
+    ProxyLocation,
     RayActorOptions,
     Replicas,
     RoutePrefix,
@@ -27,25 +29,45 @@ from servd.documents.answers import (
 )
 from servd.documents.checked import Document, Fault, Place, validated
 from servd.documents.control_plane import ApplicationDocument, GoalDocument, HttpWish
+from servd.documents.statuses import ApplicationOverview as ApplicationStatusOverview
+from servd.documents.statuses import DeploymentOverview as DeploymentStatusOverview
+from servd.documents.statuses import ServeStatus
 from servd.exceptions import ConfigError
+from servd.ground.absent import stand_in
 from servd.ground.names import LONGEST_NAME, PATTERN, check_name
-from servd.ground.states import DeployMode
+from servd.ground.states import ApplicationStanding as ApplicationStatus
+from servd.ground.states import DeployMode, ProxyStatus
 
 __all__ = [
     "ApplicationDetails",
+    "ApplicationStatus",
+    "ApplicationStatusOverview",
     "DeploymentDetails",
     "DeploymentSchema",
+    "DeploymentStatusOverview",
+    "EncodingType",
     "HTTPOptionsSchema",
     "HTTPProxyDetails",
     "LoggingConfig",
+    "ProxyLocation",
+    "ProxyStatus",
     "RayActorOptionsSchema",
     "ReplicaDetails",
     "ServeActorDetails",
     "ServeApplicationSchema",
     "ServeDeploySchema",
     "ServeInstanceDetails",
+    "ServeStatus",
     "ServeStatusSchema",
 ]
+
+
+class EncodingType(StrEnum):
+    """How log records are written."""
+
+    TEXT = "TEXT"
+    JSON = "JSON"
+
 
 EMPTY_CONFIG: dict[str, Any] = {"import_path": "", "runtime_env": {}, "deployments": []}
 """What GET V1 and `servd config` show where nothing is stored."""
@@ -333,3 +355,8 @@ def parse_v2(raw: Any, place: Place | None = None) -> GoalDocument:
         ConfigError: lists every fault with its place.
     """
     return validated(ServeDeploySchema, raw, place).to_goal()
+
+
+def __getattr__(name: str) -> Any:
+    value = globals()[name] = stand_in(__name__, name)
+    return value

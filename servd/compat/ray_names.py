@@ -16,6 +16,7 @@ from typing import Any
 
 from servd.compat.companions import finder_of, offer_companions
 from servd.exceptions import ReplicaDiedError, RequestCancelledError, ServdError, UserCodeError
+from servd.ground.absent import NAMES, stand_in
 
 SWITCH = "SERVD_RAY_COMPAT"
 
@@ -215,7 +216,12 @@ def _fill_constants(module: ModuleType) -> None:
     module.__dict__.update(SERVE_LOGGER_NAME="ray.serve")
 
 
+def _fill_absent(module: ModuleType) -> None:
+    module.__dict__.update({name: stand_in(module.__name__, name) for name in NAMES[module.__name__].split()})
+
+
 _MAKERS: dict[str, Callable[[ModuleType], None]] = {
+    **{name: _fill_absent for name in NAMES if name.startswith("ray.")},
     "ray": _fill_ray,
     "ray.dag": _fill_dag,
     "ray.exceptions": _fill_exceptions,

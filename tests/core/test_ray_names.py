@@ -1,10 +1,18 @@
 """Applications written for Ray Serve import their names; each test in an interpreter of its own."""
 
+import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from servd import exceptions, schema
+from servd.config import AutoscalingPolicy, HTTPOptions, ProxyLocation
+from servd.exceptions import gRPCStatusError
+from servd.ground.absent import INSTEAD, NAMES
+from servd.ground.states import ApplicationStatus, ProxyStatus
 
 
 def python(code: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -169,3 +177,61 @@ def test_real_ray_wins(tmp_path: object) -> None:
     (tmp_path / "ray.py").write_text("real = True")  # type: ignore[operator]
     done = python("import ray; assert ray.real", PYTHONPATH=str(tmp_path))
     assert done.returncode == 0, done.stderr
+
+
+TODAY: dict[str, list[str]] = json.loads(Path(__file__).with_name("names_of_today.json").read_text())
+"""Public names of Ray Serve 2.60, by module."""
+
+
+def absent_rows() -> list[str]:
+    """The lines of the table of absent names."""
+    names: dict[str, list[str]] = {}
+    for name, instead in INSTEAD.items():
+        names.setdefault(instead, []).append(f"`{name}`")
+    return [f"| {', '.join(found)} | {instead} |" for instead, found in names.items()]
+
+
+def test_every_name_of_today_can_be_imported() -> None:
+    lines = [f"from {module} import {', '.join(names)}" for module, names in TODAY.items()]
+    done = python("\n".join(lines))
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_absent_names_are_recorded_ones_and_the_page_has_them_all() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "from-ray-serve.md").read_text().splitlines()
+    assert [row for row in absent_rows() if row not in page] == []
+    given = [(module, name) for module, names in NAMES.items() for name in names.split()]
+    assert {name for _, name in given} == set(INSTEAD)
+    known = {(module.replace("ray.serve", "servd", 1), name) for module, names in TODAY.items() for name in names}
+    assert {(module.replace("ray.serve", "servd", 1), name) for module, name in given} <= known
+
+
+def test_an_absent_type_can_be_named_and_says_what_to_use_instead() -> None:
+    given: AutoscalingPolicy | None = None
+    assert not isinstance(given, AutoscalingPolicy)
+    assert pickle.loads(pickle.dumps(AutoscalingPolicy)) is AutoscalingPolicy
+    for use in (
+        lambda: AutoscalingPolicy(policy_function="m:f"),
+        lambda: AutoscalingPolicy.model_validate({}),
+        lambda: type("Own", (AutoscalingPolicy,), {}),
+    ):
+        with pytest.raises(NotImplementedError, match=r"servd has no AutoscalingPolicy: .*servd scale"):
+            use()
+    assert issubclass(gRPCStatusError, Exception)
+
+
+def test_names_of_today_that_mean_what_servd_has() -> None:
+    status = schema.ServeStatus({"node": ProxyStatus.HEALTHY})
+    assert status.proxies["node"] == schema.ProxyStatus.HEALTHY
+    assert schema.ApplicationStatus.RUNNING == ApplicationStatus.RUNNING
+    assert schema.LoggingConfig(encoding=schema.EncodingType.JSON).encoding == "JSON"
+    assert exceptions.ReplicaUnavailableError is exceptions.ReplicaDiedError
+    places = [HTTPOptions(location=place).location for place in ProxyLocation]
+    assert places == ["NoServer", "HeadOnly", "EveryNode"]
+
+
+def test_names_that_nobody_has_are_not_there() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'Nonsense'"):
+        _ = schema.Nonsense
+    with pytest.raises(AttributeError, match="no attribute 'TaskResult'"):
+        _ = exceptions.TaskResult

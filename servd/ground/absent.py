@@ -1,0 +1,137 @@
+"""Names of today's Ray Serve that servd does not have: importing them works, using them tells what to use instead."""
+
+from typing import Any, NoReturn
+
+_ACTORS = "a deployment of its own that the others hold a handle to does the same"
+_GANGS = "replicas start one by one"
+_GRPC = "there is no gRPC: use HTTP, or a handle"
+_HEALTH = "`GET /api/servd/v1/status`, or `?dialect=today` of the admin API, has it as JSON"
+_POLICY = "replicas follow `target_ongoing_requests`; set counts from outside with `servd scale`"
+_QUEUE = "`max_queued_requests` bounds who waits, and the answer is 503"
+_ROUTER = "requests go to the less busy of two replicas, or to one that holds the model"
+_TASKS = "let the consumer of your queue call a handle"
+_TRACES = "set OpenTelemetry up in the module of the application; it starts anew in each replica"
+
+INSTEAD = {
+    "APIType": _HEALTH,
+    "AggregationFunction": "the mean over `look_back_period_s` is what counts",
+    "AutoscalingContext": _POLICY,
+    "AutoscalingMetricsHealth": _HEALTH,
+    "AutoscalingPolicy": _POLICY,
+    "AutoscalingStatus": _HEALTH,
+    "BackpressureConfig": _QUEUE,
+    "CeleryAdapterConfig": _TASKS,
+    "ControllerHealthMetrics": _HEALTH,
+    "ControllerOptions": "the controller has options of `servd start` alone",
+    "DeploymentActorConfig": _ACTORS,
+    "DeploymentActorContext": _ACTORS,
+    "DeploymentAutoscalingDetail": _HEALTH,
+    "DeploymentBroadcastResponse": "call each deployment's handle; a broadcast to all replicas is `user_config`",
+    "DeploymentNode": _HEALTH,
+    "DeploymentTopology": _HEALTH,
+    "DurationStats": _HEALTH,
+    "FIFOMixin": _ROUTER,
+    "GangContext": _GANGS,
+    "GangPlacementStrategy": _GANGS,
+    "GangRuntimeFailurePolicy": _GANGS,
+    "GangSchedulingConfig": _GANGS,
+    "LocalityMixin": _ROUTER,
+    "MultiplexMixin": _ROUTER,
+    "PendingRequest": _ROUTER,
+    "PrometheusQueryMixin": _POLICY,
+    "PrometheusSample": _POLICY,
+    "PrometheusScalar": _POLICY,
+    "PrometheusVector": _POLICY,
+    "ProxyDetails": _HEALTH,
+    "RayServegRPCContext": _GRPC,
+    "ReplicaRank": "replicas have no ranks: `get_replica_context().replica_id` tells them apart",
+    "RequestRouter": _ROUTER,
+    "RequestRouterConfig": _ROUTER,
+    "RunningReplica": _ROUTER,
+    "ScaleDeploymentRequest": '`servd scale`, or `POST .../scale` with `{"target_num_replicas": N}`',
+    "ScalingDecision": _HEALTH,
+    "Target": _HEALTH,
+    "TargetGroup": _HEALTH,
+    "TaskProcessorAdapter": _TASKS,
+    "TaskProcessorConfig": _TASKS,
+    "TaskResult": _TASKS,
+    "TracingConfig": _TRACES,
+    "default_autoscaling_policy": _POLICY,
+    "gRPCInputStream": _GRPC,
+    "gRPCOptions": _GRPC,
+    "gRPCOptionsSchema": _GRPC,
+    "gRPCStatusError": _GRPC,
+    "get_deployment_actor": _ACTORS,
+    "get_deployment_actor_context": _ACTORS,
+    "get_trace_context": _TRACES,
+    "instantiate_adapter_from_config": _TASKS,
+    "replica_queue_length_autoscaling_policy": _POLICY,
+    "task_consumer": _TASKS,
+    "task_handler": _TASKS,
+}
+"""Name -> what to use instead."""
+
+_CONFIG = (
+    "AggregationFunction AutoscalingContext AutoscalingPolicy BackpressureConfig ControllerOptions DeploymentActorConfig "
+    "GangPlacementStrategy GangRuntimeFailurePolicy GangSchedulingConfig RequestRouterConfig gRPCOptions"
+)
+NAMES = {
+    "servd": "ControllerOptions TracingConfig get_deployment_actor get_deployment_actor_context get_trace_context",
+    "servd.config": _CONFIG,
+    "servd.context": "DeploymentActorContext GangContext RayServegRPCContext ReplicaRank",
+    "servd.exceptions": "gRPCStatusError",
+    "servd.handle": "DeploymentBroadcastResponse",
+    "servd.schema": (
+        "APIType AutoscalingMetricsHealth AutoscalingPolicy AutoscalingStatus BackpressureConfig CeleryAdapterConfig "
+        "ControllerHealthMetrics ControllerOptions DeploymentActorConfig DeploymentAutoscalingDetail DeploymentNode "
+        "DeploymentTopology DurationStats GangSchedulingConfig ProxyDetails ReplicaRank RequestRouterConfig "
+        "ScaleDeploymentRequest ScalingDecision Target TargetGroup TaskProcessorAdapter TaskProcessorConfig TaskResult "
+        "TracingConfig gRPCOptionsSchema"
+    ),
+    "ray.serve.autoscaling_policy": (
+        "AutoscalingContext PrometheusQueryMixin PrometheusSample PrometheusScalar PrometheusVector "
+        "default_autoscaling_policy replica_queue_length_autoscaling_policy"
+    ),
+    "ray.serve.grpc_util": "RayServegRPCContext gRPCInputStream",
+    "ray.serve.request_router": "FIFOMixin LocalityMixin MultiplexMixin PendingRequest RequestRouter RunningReplica",
+    "ray.serve.task_consumer": (
+        "TaskProcessorAdapter TaskProcessorConfig instantiate_adapter_from_config task_consumer task_handler"
+    ),
+}
+"""Module -> the names that it gives, separated by spaces."""
+
+
+class _Absent(type):
+    """Of types that can be named, in annotations and `isinstance`, and nothing else."""
+
+    def __new__(mcs, name: str, bases: tuple[type, ...], body: dict[str, Any]) -> "_Absent":
+        for base in bases:
+            if isinstance(base, mcs):
+                _refuse(base)
+        return super().__new__(mcs, name, bases, body)
+
+    def __call__(cls, *_args: Any, **_options: Any) -> NoReturn:
+        _refuse(cls)
+
+    def __getattr__(cls, name: str) -> NoReturn:
+        # those who look at everything ask for special names
+        if name.startswith("_"):
+            raise AttributeError(name)
+        _refuse(cls)
+
+
+def _refuse(kind: type) -> NoReturn:
+    raise NotImplementedError(f"servd has no {kind.__name__}: {INSTEAD[kind.__name__]}")
+
+
+def stand_in(module: str, name: str) -> Any:
+    """What stands under that name in a module where servd has nothing of it.
+
+    Raises:
+        AttributeError: nothing does.
+    """
+    if name not in NAMES.get(module, "").split():
+        raise AttributeError(f"module {module!r} has no attribute {name!r}")
+    # what is named in an `except` must be an error
+    bases = (Exception,) if name.endswith("Error") else ()
+    return _Absent(name, bases, {"__module__": module, "__doc__": f"Not here: {INSTEAD[name]}."})
