@@ -37,7 +37,8 @@ from servd import deployment
 from servd.calls.caller import Caller
 from servd.context import ReplicaContext
 from servd.observability import logs
-from servd.observability.journal import AccessLog, Journal, place_of
+from servd.observability.access_log import AccessLog, place_of
+from servd.observability.journal import Journal
 from servd.observability.log_file import LogFile
 from servd.proxy.forwarder import Forwarder
 from servd.proxy.http1 import HttpConnection

@@ -16,6 +16,7 @@ from servd.commands.cli_options import (
     Form,
     Format,
     ForwardedAllowIps,
+    LogToStderr,
     MetricsPort,
     Name,
     PlanOnly,
@@ -82,6 +83,7 @@ def start(
     num_gpus: Annotated[float | None, typer.Option(min=0, help="Devices that num_gpus may reserve.")] = None,
     metrics_port: MetricsPort = None,
     _: ShowTracebacks = False,
+    log_to_stderr: LogToStderr = False,
 ) -> None:
     """Become the daemon, or start it in the background."""
     if address is not None:
@@ -113,10 +115,10 @@ def start(
         python_path=os.environ.get("PYTHONPATH", ""),
         dashboard_port=dashboard_port or None,
     )
-    _begin(settings, detach=detach)
+    _begin(settings, detach=detach, log_to_stderr=log_to_stderr)
 
 
-def _begin(settings: Settings, *, detach: bool) -> None:
+def _begin(settings: Settings, *, detach: bool, log_to_stderr: bool) -> None:
     from servd.commands.console import say, warn
     from servd.daemon.launch import daemon_command, log_out_notice, start_detached
     from servd.daemon.tls import check_pair
@@ -131,7 +133,7 @@ def _begin(settings: Settings, *, detach: bool) -> None:
     check_pair(settings.admin_tls_cert, settings.admin_tls_key, "--admin-tls")
     check_pair(settings.http_tls_cert, settings.http_tls_key, "--http-tls")
     if detach:
-        daemon = start_detached(settings)
+        daemon = start_detached(settings, log_to_stderr=log_to_stderr)
         which = "" if settings.state_dir == default_state_dir() else f" --state-dir {settings.state_dir}"
         say(f"The daemon runs in the background, pid {daemon.pid}; `servd stop{which}` ends it.", "SUCC")
         for place in daemon.places:
@@ -140,6 +142,9 @@ def _begin(settings: Settings, *, detach: bool) -> None:
             warn(notice)
         return
     sys.stdout.flush()
+    if log_to_stderr:
+        # it is so without the option, unless the environment says otherwise
+        os.environ["SERVD_LOG_TO_STDERR"] = "1"
     command = daemon_command(settings)
     os.execv(command[0], command)
 
@@ -211,6 +216,7 @@ def run(
     name: AppName = "default",
     route_prefix: RoutePrefix = None,
     reload: Annotated[bool, typer.Option("--reload", help="Deploy again when sources change.")] = False,
+    log_to_stderr: LogToStderr = False,
     gradio: Annotated[bool, typer.Option("--gradio", hidden=True)] = False,
 ) -> None:
     """Without a daemon one is started: for this command if it blocks, else detached."""
@@ -238,6 +244,7 @@ def run(
         name=name,
         route_prefix=route_prefix,
         reload=reload,
+        log_to_stderr=log_to_stderr,
     )
     # whoever runs an application this way develops it
     let_clients_see_tracebacks()

@@ -20,6 +20,7 @@ class Target(Protocol):
     """Where a request was sent: what it asks of a `ReplicaPeer`."""
 
     link: CallerLink
+    replica_id: str
     pending: "dict[int, Outgoing]"
 
     def grant(self, call: "Outgoing", size: int) -> None:

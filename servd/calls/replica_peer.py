@@ -61,12 +61,13 @@ class ReplicaPeer:
     told_id: id of the last request sent before the replica was last told how many wait.
     """
 
-    __slots__ = ("_began", "candidate", "is_retired", "link", "owner", "pending", "router", "told_id")
+    __slots__ = ("_began", "candidate", "is_retired", "link", "owner", "pending", "replica_id", "router", "told_id")
 
     def __init__(self, owner: Owner, router: Router, candidate: Candidate) -> None:
         self.owner = owner
         self.router = router
         self.candidate = candidate
+        self.replica_id = candidate.replica_id
         self.pending: dict[int, Outgoing] = {}
         self.is_retired = False
         self.told_id = 0

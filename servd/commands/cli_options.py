@@ -66,6 +66,10 @@ ForwardedAllowIps = Annotated[
     ),
 ]
 MetricsPort = Annotated[int | None, typer.Option(min=0, max=65535, help="Loopback port that serves /metrics alone.")]
+LogToStderr = Annotated[
+    bool,
+    typer.Option("--log-to-stderr", help="All log lines on stderr too, those of requests and applications included."),
+]
 ConfigFile = Annotated[str, typer.Argument(metavar="CONFIG_FILE", show_default=False)]
 
 

@@ -41,6 +41,7 @@ class RunOptions:
     route_prefix: str | None = None
     is_hidden: bool = False
     reload: bool = False
+    log_to_stderr: bool = False
 
 
 @dataclass(slots=True)
@@ -168,6 +169,8 @@ def daemon_for(
         if named_address(address, state_dir) is not None:
             raise
     else:
+        if options.log_to_stderr:
+            warn("--log-to-stderr has no effect: a daemon runs already; `servd logs -f` shows its lines")
         yield client
         return
     folder = state_dir_of(state_dir)
@@ -182,13 +185,13 @@ def daemon_for(
     )
     started = AdminClient(f"unix://{admin_socket(settings.socket_dir)}")
     if not is_blocking:
-        daemon = start_detached(settings)
+        daemon = start_detached(settings, log_to_stderr=options.log_to_stderr)
         say(f"No daemon ran: started one in the background, pid {daemon.pid}; its logs are in {settings.log_dir}.")
         if notice := log_out_notice(settings.socket_dir):
             warn(notice)
         yield started
         return
-    with start_tied(settings):
+    with start_tied(settings, log_to_stderr=options.log_to_stderr):
         say(f"No daemon ran: started one for this command; its logs are in {settings.log_dir}.")
         yield started
 

@@ -71,8 +71,13 @@ class DetachedDaemon:
     places: tuple[str, ...]
 
 
-def start_detached(settings: Settings, limit_s: float = READY_LIMIT_S) -> DetachedDaemon:
+def start_detached(
+    settings: Settings, limit_s: float = READY_LIMIT_S, *, log_to_stderr: bool = False
+) -> DetachedDaemon:
     """Start a daemon in the background; returns once both planes answer (one with `open_http` off).
+
+    Args:
+        log_to_stderr: log lines go to `daemon.log` too.
 
     Raises:
         AlreadyRunningError: one runs on that state directory; its files are not touched.
@@ -92,7 +97,7 @@ def start_detached(settings: Settings, limit_s: float = READY_LIMIT_S) -> Detach
             stderr=log,
             start_new_session=True,
             # what servd logs goes to the rotating files; this one gets what is printed
-            env={**os.environ, "SERVD_LOG_TO_STDERR": "0"},
+            env={**os.environ, "SERVD_LOG_TO_STDERR": str(int(log_to_stderr))},
         )
     _await_ready(settings, process, limit_s, lambda: _said(path, begin))
     # it is nobody's child from now on: no warning about a running subprocess
@@ -128,10 +133,13 @@ class TiedDaemon:
         self.close()
 
 
-def start_tied(settings: Settings, limit_s: float = READY_LIMIT_S) -> TiedDaemon:
+def start_tied(settings: Settings, limit_s: float = READY_LIMIT_S, *, log_to_stderr: bool = False) -> TiedDaemon:
     """Start a daemon that ends with the calling process, however that ends.
 
     Its output goes where the caller's goes. A forked child of the caller that lives on keeps the daemon alive.
+
+    Args:
+        log_to_stderr: all log lines too, and not only what the caller has to be told.
 
     Raises:
         ServdError: it ended at once (it said why on stderr), or does not answer in time.
@@ -143,7 +151,7 @@ def start_tied(settings: Settings, limit_s: float = READY_LIMIT_S) -> TiedDaemon
             stdin=subprocess.DEVNULL,
             pass_fds=(reader,),
             # the command speaks for itself; what it has to be told is a warning
-            env={**os.environ, "SERVD_LOG_TO_STDERR": variable("LOG_TO_STDERR", "WARNING")},
+            env={**os.environ, "SERVD_LOG_TO_STDERR": "1" if log_to_stderr else variable("LOG_TO_STDERR", "WARNING")},
             # Ctrl-C is the caller's: the daemon ends when the caller does
             start_new_session=True,
         )

@@ -1,23 +1,20 @@
 """Requests, noted in one step each; counted and worded for the access log a moment later, many at a time.
 
 How this works: a note is one tuple in a list. `settle` adds it to its series and puts a line together from parts that
-exist already: what is worded once per millisecond, the request's id, what is worded once per kind of request, and one of
-some thousand ends, by latency. A loop that does nothing else does that several times faster than it would be done between
-requests.
+exist already: what is worded once per millisecond, the request's id, what is worded once per kind of request, one of
+some thousand latencies, and for requests of HTTP the path, which was seen before, and who asked whom. A loop that does nothing
+else does that several times faster than it would be done between requests.
 """
 
 import asyncio
-import json
-import os
 import threading
 from bisect import bisect_left
 from collections.abc import Callable
 from typing import Any
 
-from servd.ground.clock import Clock, SystemClock, local_stamp
-from servd.ground.names import on_one_line
+from servd.ground.clock import Clock, SystemClock
 from servd.ground.settings import is_on
-from servd.observability.log_file import LogFile
+from servd.observability.access_log import SHORT_TENTHS, AccessLog, Key, Labels
 from servd.observability.logs import Style
 
 LATENCY_BOUNDS_MS = (
@@ -46,7 +43,6 @@ MAX_SERIES = 512
 
 _SETTLE_S = 0.25
 _NOTES_AT_ONCE = 256
-_TABLE_TENTHS = 2000
 
 
 def _never() -> bool:
@@ -58,14 +54,10 @@ def _bucket_of(tenths: int) -> int:
     return bisect_left(LATENCY_BOUNDS_MS, (tenths + 1) / 10)
 
 
-Labels = tuple[str, str, str]
-"""Route prefix, application, deployment (full name); "" where a request had none."""
-
-Key = tuple[Labels, str, "int | str"]
-"""Labels, method, and the HTTP status, or "OK" or "ERROR"."""
-
-Note = tuple[Labels, str, "int | str", float, float, bytes]
-"""A key's parts, begin and end, request id (ASCII that needs no escape in JSON)."""
+Note = tuple[Labels, str, "int | str", float, float, bytes, bytes, int, str, str]
+"""A key's parts, begin and end, request id (ASCII that needs no escape in JSON); of requests of HTTP also the path as it came,
+bytes of the answer's body, the client's address and the replica's id ("" = unknown), of others b"", 0, "", "".
+"""
 
 NOWHERE: Labels = ("", "", "")
 
@@ -74,19 +66,21 @@ class Series:
     """Requests of one key.
 
     tenths: how many took that many tenths of a millisecond, cut to whole ones. long: as `buckets`, of those that took longer than
-    `tenths` is long; long_tenths: their sum. words: in the access lines of all of them.
+    `tenths` is long; long_tenths: their sum. words, before_path, after_path: in the access lines of all of them.
     """
 
-    __slots__ = ("long", "long_tenths", "tenths", "words")
+    __slots__ = ("after_path", "before_path", "long", "long_tenths", "tenths", "words")
 
-    def __init__(self, words: str) -> None:
-        self.tenths = [0] * _TABLE_TENTHS
+    def __init__(self, words: bytes = b"", before_path: bytes = b"", after_path: bytes = b"") -> None:
+        self.tenths = [0] * SHORT_TENTHS
         self.long = [0] * (len(LATENCY_BOUNDS_MS) + 1)
         self.long_tenths = 0
         self.words = words
+        self.before_path = before_path
+        self.after_path = after_path
 
     def __repr__(self) -> str:
-        return f"Series({self.words.strip()}: {self.count})"
+        return f"Series({self.words.decode().strip()}: {self.count})"
 
     @property
     def count(self) -> int:
@@ -111,78 +105,6 @@ class Series:
         tenths = self.long_tenths + sum(tenths * number for tenths, number in enumerate(self.tenths) if number)
         # half a tenth more for each: they were cut
         return (tenths + self.count / 2) / 10
-
-
-def place_of(function: Callable[..., Any]) -> tuple[str, int]:
-    """File name and first line of a function, as log lines show them."""
-    code = function.__code__
-    return os.path.basename(code.co_filename), code.co_firstlineno
-
-
-class AccessLog:
-    """How access lines of one process look, and where they go.
-
-    Args:
-        component, component_id: as in the other lines of the file.
-        place: file and line of the code that notes.
-    """
-
-    def __init__(self, file: LogFile, component: str, component_id: str, place: tuple[str, int]) -> None:
-        self._file = file
-        self._component = component
-        self._component_id = component_id
-        self._place = place
-        self.is_enabled = True
-        self.set_style(is_json=False)
-
-    def __repr__(self) -> str:
-        return f"AccessLog({self._file}, {'on' if self.is_enabled else 'off'})"
-
-    def set_style(self, *, is_json: bool) -> None:
-        """Write JSON objects, or lines of text."""
-        self.is_json = is_json
-        if is_json:
-            who = f'", "component_name": {_quoted(self._component)}, "component_id": {_quoted(self._component_id)}'
-            self._start = '{"levelname": "INFO", "asctime": "'
-            self.before_id = who + ', "request_id": "'
-            end = 'ms"}\n'
-        else:
-            self._start = "INFO "
-            self.before_id = on_one_line(f" {self._component} {self._component_id} ")
-            end = "ms\n"
-        self._end = end
-        self.ends = [self.end(tenths) for tenths in range(_TABLE_TENTHS)]
-
-    def start(self, second: int) -> str:
-        """The begin of all lines of a wall clock's second."""
-        return self._start + local_stamp(second)
-
-    def without_id(self, prefix: str) -> str:
-        """What comes before `words` where no request id is known; `prefix` ends with `before_id`."""
-        return prefix if self.is_json else prefix[:-1]
-
-    def words(self, key: Key) -> str:
-        """What follows the request id and comes before the latency, for all requests of a key."""
-        (route, app, _), method, status = key
-        name, line = self._place
-        if not self.is_json:
-            known = on_one_line("".join(f" {part}" for part in (route, app) if part))
-            return f"{known} {name}:{line} - {method} {status} "
-        fields: dict[str, str | int] = {"route": route, "application": app, "filename": name, "lineno": line}
-        text = "".join(f', "{field}": {_quoted(value)}' for field, value in fields.items() if value != "")
-        return f'"{text}, "message": "{_quoted(method)[1:-1]} {status} '
-
-    def end(self, tenths: int) -> str:
-        """The end of a line, for a latency in tenths of a millisecond. `ends` holds those of the short ones."""
-        return f"{tenths / 10:.1f}{self._end}"
-
-    def tend(self) -> None:
-        """See to the file where others write to it."""
-        self._file.tend()
-
-    def write(self, text: str) -> None:
-        """Append whole lines."""
-        self._file.write(text.encode(errors="backslashreplace"))
 
 
 class Journal:
@@ -245,7 +167,7 @@ class Journal:
         self._lock = threading.Lock()
         self._series: dict[Key, Series] = {}
         self._wall_offset = self._clock.wall_time() - self.now()
-        self._prefix = self._start = ""
+        self._prefix, self._start = b"", ""
         self._milli_end = 0.0
         self._second = 0
         self._is_writing = access is not None
@@ -256,9 +178,18 @@ class Journal:
     def __repr__(self) -> str:
         return f"Journal({len(self._series)} series, {len(self.noted)} notes)"
 
-    def note(self, key: Key, began: float, request_id: bytes) -> None:
-        """A request has ended now. began: by `now`. request_id: ASCII that needs no escape in JSON."""
-        self.noted.append((*key, began, self.now(), request_id))
+    def note(
+        self,
+        key: Key,
+        began: float,
+        request_id: bytes,
+        path: bytes = b"",
+        sent_bytes: int = 0,
+        client: str = "",
+        replica_id: str = "",
+    ) -> None:
+        """A request has ended now. began: by `now`; the others as `Note` says."""
+        self.noted.append((*key, began, self.now(), request_id, path, sent_bytes, client, replica_id))
 
     def configure(self, style: Style) -> None:
         """Write lines of another style from now on, or none."""
@@ -273,7 +204,7 @@ class Journal:
                 access.set_style(is_json=style.is_json)
                 self._second, self._milli_end = 0, 0.0
                 for key, series in self._series.items():
-                    series.words = access.words(key)
+                    series.words, series.before_path, series.after_path = access.words(key)
 
     def series(self) -> dict[Key, Series]:
         """What was counted, all notes settled. The series go on counting."""
@@ -318,41 +249,51 @@ class Journal:
     def _count(self, batch: list[Note]) -> None:
         series = None
         last_labels, last_method, last_status = NOWHERE, "", None
-        for labels, method, status, began, ended, _ in batch:
+        for labels, method, status, began, ended, *_ in batch:
             if series is None or status != last_status or labels != last_labels or method != last_method:
                 last_labels, last_method, last_status = labels, method, status
                 series = self._series.get((labels, method, status)) or self._learn((labels, method, status))
             tenths = int((ended - began) * 10_000)
-            if tenths < _TABLE_TENTHS:
+            if tenths < SHORT_TENTHS:
                 series.tenths[tenths] += 1
             else:
                 series.add_long(tenths)
 
-    def _lines(self, batch: list[Note], access: AccessLog) -> str:
-        ends = access.ends
+    def _lines(self, batch: list[Note], access: AccessLog) -> bytes:
+        latencies, paths, sizes, parties = access.latencies, access.paths, access.sizes, access.parties
         milli_end, prefix = self._milli_end, self._prefix
-        parts: list[str] = []
+        parts: list[bytes] = []
         series = None
         last_labels, last_method, last_status = NOWHERE, "", None
-        for labels, method, status, began, ended, request_id in batch:
+        for labels, method, status, began, ended, request_id, path, sent_bytes, client, replica_id in batch:
             if series is None or status != last_status or labels != last_labels or method != last_method:
                 last_labels, last_method, last_status = labels, method, status
                 series = self._series.get((labels, method, status)) or self._learn((labels, method, status))
             tenths = int((ended - began) * 10_000)
-            if tenths < _TABLE_TENTHS:
+            if tenths < SHORT_TENTHS:
                 series.tenths[tenths] += 1
-                end = ends[tenths]
+                latency = latencies[tenths]
             else:
                 series.add_long(tenths)
-                end = access.end(tenths)
+                latency = access.latency(tenths)
             if ended >= milli_end:
                 self._turn_milli(ended)
                 milli_end, prefix = self._milli_end, self._prefix
-            if request_id:
-                parts += (prefix, request_id.decode(), series.words, end)
+            start = prefix if request_id else access.without_id(prefix)
+            if path:
+                parts += (
+                    start,
+                    request_id,
+                    series.before_path,
+                    paths.get(path) or access.path(path),
+                    series.after_path,
+                    latency,
+                    sizes.get(sent_bytes) or access.size(sent_bytes),
+                    parties.get((client, replica_id)) or access.end_of(client, replica_id),
+                )
             else:
-                parts += (access.without_id(prefix), series.words, end)
-        return "".join(parts)
+                parts += (start, request_id, series.words, latency, access.end_line)
+        return b"".join(parts)
 
     def _turn_milli(self, now: float) -> None:
         """Word what comes before the request id for the rest of this millisecond."""
@@ -363,16 +304,12 @@ class Journal:
             self._start = self._access.start(self._second)
         millis = int((at - self._second) * 1000)
         self._milli_end = self._second + (millis + 1) / 1000 - self._wall_offset
-        self._prefix = f"{self._start},{millis:03d}{self._access.before_id}"
+        self._prefix = f"{self._start},{millis:03d}{self._access.before_id}".encode(errors="backslashreplace")
 
     def _learn(self, key: Key) -> Series:
         if len(self._series) >= MAX_SERIES:
             key = (NOWHERE, "-", key[2])
             if key in self._series:
                 return self._series[key]
-        series = self._series[key] = Series(self._access.words(key) if self._access is not None else "")
+        series = self._series[key] = Series(*(self._access.words(key) if self._access is not None else ()))
         return series
-
-
-def _quoted(value: str | int) -> str:
-    return json.dumps(value)

@@ -19,6 +19,7 @@ from servd.ground.settings import is_on, variable
 from servd.observability.application_lines import ApplicationLines, PrintedLines
 from servd.observability.described import report_of
 from servd.observability.log_file import LogFile
+from servd.observability.shown_lines import ShownLines
 
 DEAD_FILES_KEPT = 100
 """Log files of replicas that are gone, of all deployments together."""
@@ -26,6 +27,8 @@ DEAD_BYTES_KEPT = 2 * 1024 * 1024 * 1024
 """What they may hold together; the newest one stays whatever it holds."""
 LONGEST_MESSAGE = 64 * 1024
 """Characters of one message; what is left out of a longer one is said."""
+LAST_LINES_S = 0.5
+"""How long the end of a process waits for whoever reads its stderr."""
 LAST_LINES = 50
 LAST_BYTES = 8192
 STDERR_VARIABLE = "LOG_TO_STDERR"
@@ -41,6 +44,8 @@ _own_levels: dict[str, int] = {}
 """Level that was set here, by logger ("" is the root); a logger that has another one got it from the user."""
 
 _application_lines: ApplicationLines | None = None
+_shown_lines: ShownLines | None = None
+"""What is to be shown on stderr without ever waiting for it; None = nothing of this process."""
 
 _LIKE_A_LINE = re.compile(r"\n(?=[A-Z]+ \d{4}-\d\d-\d\d )")
 
@@ -129,6 +134,7 @@ def setup(
     stderr_level: int = logging.INFO,
     request_fields: RequestFields | None = None,
     runs_application: bool = False,
+    is_serving: bool = False,
 ) -> LogFile:
     """Send servd's log lines of this process to its file and to stderr.
 
@@ -141,17 +147,21 @@ def setup(
             it; a level name shows servd's own lines from that level on, and what is printed as it is.
         request_fields: where the fields of the running request come from.
         runs_application: also what application code logs, warns of and prints becomes lines, from now on.
+        is_serving: whoever reads stderr may never hold this process up.
 
     Returns:
         The file, for an `AccessLog`.
     """
+    global _shown_lines
     file = LogFile(Path(log_dir) / "serve" / file_name)
     formatter = LineFormatter(component, component_id, request_fields)
     handlers: list[logging.Handler] = [_FileHandler(file)]
     wish = _stderr_wish()
     shown = None
     if wish != "0":
-        stream = sys.stderr.behind if isinstance(sys.stderr, PrintedLines) else sys.stderr
+        stream: Any = sys.stderr.behind if isinstance(sys.stderr, PrintedLines) else sys.stderr
+        if is_serving:
+            stream = _shown_lines = ShownLines(stream.fileno())
         shown = _StderrHandler(stream, logging.getLevelNamesMapping().get(wish, logging.NOTSET))
         shown.setLevel(stderr_level)
         handlers.append(shown)
@@ -183,10 +193,21 @@ def catch_descriptors(file: LogFile) -> None:
         file.stand_in_for(1, 2)
 
 
+def show_access() -> Callable[[bytes], object] | None:
+    """What shows access lines on stderr; None where they are not wanted there."""
+    return (
+        _shown_lines.write
+        if _shown_lines is not None and _stderr_wish() not in logging.getLevelNamesMapping()
+        else None
+    )
+
+
 def finish() -> None:
-    """Write what the application has printed of lines without an end; the process is about to go."""
+    """Write what the application has printed of lines without an end, show what waits; the process is about to go."""
     if _application_lines is not None:
         _application_lines.finish()
+    if _shown_lines is not None:
+        _shown_lines.finish(LAST_LINES_S)
 
 
 def _stderr_wish() -> str:

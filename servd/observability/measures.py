@@ -6,7 +6,8 @@ Source: runtime.md section 14.
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from servd.observability.journal import LATENCY_BOUNDS_MS, Key, Series
+from servd.observability.access_log import Key
+from servd.observability.journal import LATENCY_BOUNDS_MS, Series
 from servd.wire.messages import MetricFamily
 
 COUNTER, GAUGE, HISTOGRAM = "counter", "gauge", "histogram"

@@ -28,10 +28,9 @@ class AsgiForm:
         forwarder = self._forwarder
         path, headers = scope["raw_path"], dict(scope["headers"])
         request_id = forwarder.request_id(headers.get(b"x-request-id"))
-        method = scope.get("method", "WEBSOCKET")
         target = forwarder.resolve(path)
         if target is None:
-            noted = self.noted(forwarder, method, forwarder.labels_of_unrouted(path), request_id, send)
+            noted = self.noted(forwarder, scope, forwarder.labels_of_unrouted(path), request_id, send)
             with noted:
                 await self.answer(noted, forwarder.answer_unrouted(path, scope["query_string"]))
             return
@@ -41,7 +40,7 @@ class AsgiForm:
         if limit_s is not None:
             call.limit_s = limit_s
             call.deadline = self._loop.time() + limit_s
-        noted = self.noted(forwarder, method, target.labels, request_id, send, call)
+        noted = self.noted(forwarder, scope, target.labels, request_id, send, call)
         with noted:
             await self.forward(call, queue, noted)
 
@@ -51,8 +50,9 @@ class AsgiForm:
         headers = [(name.lower(), value) for name, value in scope["headers"]]
         trusted = self._forwarder.trusted
         said = trusted.said(joined(headers)) if trusted.trusts(scope["client"]) else NOTHING_SAID
+        call.client = said.client or scope["client"]
         source = origin(
-            said.client or scope["client"],
+            call.client,
             scope["server"],
             scheme_for(said.scheme, scope["scheme"]),
             scope["http_version"],

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from servd.calls.outgoing import Outgoing
-from servd.observability.journal import Labels
+from servd.observability.access_log import Labels
 from servd.proxy.body_stream import BodyStream
 from servd.proxy.forwarder import CLIENT_GONE, Forwarder, Target
 from servd.proxy.http1_rules import outlives_client
@@ -30,6 +30,7 @@ class ForwardedCall(Outgoing):
         "_now",
         "_tail",
         "_waiter",
+        "client",
         "deadline",
         "limit_s",
         "scope",
@@ -43,6 +44,7 @@ class ForwardedCall(Outgoing):
         self, loop: asyncio.AbstractEventLoop, now: Callable[[], float], scope: dict[str, Any], target: Target
     ) -> None:
         self.scope = scope
+        self.client: tuple[str, int] | None = scope["client"]
         self.target = target
         self._loop = loop
         self._now = now
@@ -134,21 +136,24 @@ class ForwardedCall(Outgoing):
 class NotedSend:
     """An ASGI `send` that notes in the journal how a request ended, when its block is left.
 
-    method: of the request. status: of the response as far as it was sent; `CLIENT_GONE` before.
+    method: of the request. status: of the response as far as it was sent; `CLIENT_GONE` before. sent_bytes: of its body.
     """
 
     def __init__(
         self,
         forwarder: Forwarder,
-        method: str,
+        scope: dict[str, Any],
         labels: Labels,
         request_id: bytes,
         send: Send,
         call: ForwardedCall | None = None,
     ) -> None:
         self._forwarder = forwarder
-        self.method = method
+        self.method = method = scope.get("method", "WEBSOCKET")
         self._noted_method = method if method.isalpha() else "-"
+        self._path: bytes = scope["raw_path"]
+        self._scope = scope
+        self.sent_bytes = 0
         self._labels = labels
         self.request_id = request_id
         self._send = send
@@ -162,7 +167,11 @@ class NotedSend:
     def __exit__(self, *_: object) -> None:
         journal = self._forwarder.journal
         if journal.is_on:
-            journal.note((self._labels, self._noted_method, self.status), self._began, self.request_id)
+            peer = None if self._call is None else self._call.peer
+            client = self._scope["client"] if self._call is None else self._call.client
+            client_ip = str(client[0]) if client else ""
+            about = (self._path, self.sent_bytes, client_ip, "" if peer is None else peer.replica_id)
+            journal.note((self._labels, self._noted_method, self.status), self._began, self.request_id, *about)
 
     async def __call__(self, message: dict[str, Any]) -> None:
         """Send one message."""
@@ -170,6 +179,8 @@ class NotedSend:
             self.status = message["status"]
             if self._forwarder.limits.server_timing:
                 message = {**message, "headers": self._timed(message["headers"])}
+        elif message["type"] == "http.response.body":
+            self.sent_bytes += len(message.get("body", b""))
         await self._send(message)
 
     def _timed(self, headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:

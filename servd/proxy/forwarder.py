@@ -12,7 +12,8 @@ from servd.calls.replica_peer import Router
 from servd.calls.route_table import RouteTable, decoded_path
 from servd.exceptions import RequestError
 from servd.ground.clock import Clock, SystemClock
-from servd.observability.journal import NOWHERE, Journal, Labels
+from servd.observability.access_log import Labels
+from servd.observability.journal import NOWHERE, Journal
 from servd.proxy.forwarded_for import TrustedProxies
 from servd.proxy.limits import Limits
 from servd.proxy.probes import TEXT, Answer, answer_unrouted, is_probe

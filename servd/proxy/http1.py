@@ -75,6 +75,7 @@ class HttpConnection(HttpOrder):
         # uvloop's transports are no subclass of asyncio's
         self._transport = cast(asyncio.Transport, transport)
         self._origin = self._make_origin("1.1")
+        self._peer_ip = self._client_ip
         self._listener.connections.add(self)
         if self._listener.is_overcrowded:
             self._refuse(503, "too many connections")
@@ -173,7 +174,7 @@ class HttpConnection(HttpOrder):
             return
         self._url = b""
         headers, self._headers = self._headers, []
-        self._method = method
+        self._method, self._path, self._client_ip = method, target.path, self._peer_ip
         self.is_active = self._keep_alive = True
         self.is_plain = method != "HEAD"
         self._is_http10 = False

@@ -31,6 +31,7 @@ class HttpAnswering(asyncio.Protocol, Outgoing):
     __slots__ = (
         "_began",
         "_body_left",
+        "_client_ip",
         "_forwarder",
         "_granted",
         "_has_next",
@@ -49,8 +50,11 @@ class HttpAnswering(asyncio.Protocol, Outgoing):
         "_loop",
         "_method",
         "_now",
+        "_path",
+        "_peer_ip",
         "_request_id",
         "_sent_at",
+        "_sent_bytes",
         "_status",
         "_stream",
         "_tick",
@@ -78,6 +82,9 @@ class HttpAnswering(asyncio.Protocol, Outgoing):
         self._is_http10 = False
         self._method = ""
         self._request_id = b""
+        self._path = b""
+        self._client_ip = self._peer_ip = ""
+        self._sent_bytes = 0
         self._labels = NOWHERE
         self._began = self._sent_at = 0.0
         self._status = 0
@@ -120,14 +127,28 @@ class HttpAnswering(asyncio.Protocol, Outgoing):
             self._write(self._head(status, block + b"content-length: %d\r\n" % size), body)
         journal = self._journal
         if journal.is_on:
-            journal.noted.append((self._labels, self._method, status, self._began, self._now(), self._request_id))
+            peer = self.peer
+            journal.noted.append(
+                (
+                    self._labels,
+                    self._method,
+                    status,
+                    self._began,
+                    self._now(),
+                    self._request_id,
+                    self._path,
+                    size,
+                    self._client_ip,
+                    "" if peer is None else peer.replica_id,
+                )
+            )
         self._finish()
 
     def on_head(self, status: int, block: bytes) -> None:
         if self._transport.is_closing():
             return
         self.has_begun = True
-        self._granted = 0
+        self._granted = self._sent_bytes = 0
         if status < 0:
             status = -status
             self._keep_alive = False
@@ -149,6 +170,7 @@ class HttpAnswering(asyncio.Protocol, Outgoing):
                 self.peer.grant(self, len(data))
             return
         size = len(data)
+        self._sent_bytes += size
         if self._is_chunked:
             self._write(b"%x\r\n" % size, data, b"\r\n")
         elif self._body_left is None:
@@ -220,7 +242,9 @@ class HttpAnswering(asyncio.Protocol, Outgoing):
         """The request has ended."""
         journal = self._journal
         if journal.is_on:
-            journal.note((self._labels, self._method, status), self._began, self._request_id)
+            replica_id = "" if self.peer is None else self.peer.replica_id
+            about = (self._path, self._sent_bytes if self.has_begun else 0, self._client_ip, replica_id)
+            journal.note((self._labels, self._method, status), self._began, self._request_id, *about)
 
     def _timed(self, block: bytes) -> bytes:
         sent_at, self._sent_at = self._sent_at, 0.0
@@ -321,7 +345,7 @@ class HttpAnswering(asyncio.Protocol, Outgoing):
         else:
             stage = "reading the body"
             self.is_active = True
-            self._method, self._labels = "-", NOWHERE
+            self._method, self._path, self._labels, self.peer = "-", b"-", NOWHERE, None
             self._began = self._now() - self._limit_s
             self._keep_alive = self.is_plain = False
         self.answer(answer_timeout(self._limit_s, stage))

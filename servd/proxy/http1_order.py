@@ -108,6 +108,7 @@ class HttpOrder(HttpAnswering):
         self.is_active = True
         self.has_begun = False
         self._method = name
+        self._path, self._client_ip = path, self._peer_ip
         self._keep_alive = keep_alive
         self._is_http10 = is_http10
         self._began = self._now()
@@ -124,6 +125,7 @@ class HttpOrder(HttpAnswering):
                 extra = (None, self.model_id, ())
         if target is None:
             self._tail = ()
+            self.peer = None
             self._labels = forwarder.labels_of_unrouted(path)
             self.answer(forwarder.answer_unrouted(path, query))
             return
@@ -253,7 +255,7 @@ class HttpOrder(HttpAnswering):
         self._is_in_body = True
         self._keep_alive = self.is_plain = False
         self._request_id = self._forwarder.request_id(None)
-        self._method = "-"
+        self._method, self._path, self.peer = "-", b"-", None
         self._labels, self._began, self._sent_at = NOWHERE, self._now(), 0.0
         self.answer(answer)
 
@@ -288,8 +290,10 @@ class HttpOrder(HttpAnswering):
 
     def _make_origin(self, version: str, said: Said = NOTHING_SAID) -> bytes:
         server = self._transport.get_extra_info("sockname")
+        client = said.client or self._client()
+        self._client_ip = str(client[0]) if client else ""
         return origin(
-            said.client or self._client(),
+            client,
             server[:2] if isinstance(server, tuple) else None,
             scheme_for(said.scheme, "http" if self._transport.get_extra_info("sslcontext") is None else "https"),
             version,

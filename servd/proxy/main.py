@@ -18,7 +18,8 @@ from servd.ground.edition import own_edition
 from servd.ground.pidfd import start_ticks
 from servd.ground.settings import control_socket
 from servd.observability import logs
-from servd.observability.journal import AccessLog, Journal, place_of
+from servd.observability.access_log import AccessLog, place_of
+from servd.observability.journal import Journal
 from servd.observability.measures import LoopLag, family, http_families
 from servd.proxy.door import Door
 from servd.proxy.forwarded_for import TrustedProxies
@@ -58,11 +59,12 @@ def run(start: ProxyStart, socks: list[socket.socket], lifetime: Connection) -> 
         lifetime: read end of the lifetime pipe.
     """
     process.begin(f"proxy {start.slot}", start.state_dir, lifetime.fileno(), *(sock.fileno() for sock in socks))
-    file = logs.setup("http_proxy", start.host, start.log_dir, logs.proxy_file(start.host))
-    access = AccessLog(file, "http_proxy", start.host, place_of(HttpConnection.on_response))
+    file = logs.setup("http_proxy", start.host, start.log_dir, logs.proxy_file(start.host), is_serving=True)
+    access = AccessLog(file, "http_proxy", start.host, place_of(HttpConnection.on_response), logs.show_access())
     process.raise_file_limit()
     keep_freed_memory()
     event_loop.run(_live(start, socks, lifetime, access))
+    logs.finish()
 
 
 async def _live(start: ProxyStart, socks: list[socket.socket], lifetime: Connection, access: AccessLog) -> None:

@@ -21,7 +21,8 @@ from servd.ground.ids import DeploymentID
 from servd.ground.process import LIFETIME_DRAIN_S
 from servd.ground.states import ReplicaPhase
 from servd.observability import logs
-from servd.observability.journal import AccessLog, Journal
+from servd.observability.access_log import AccessLog
+from servd.observability.journal import Journal
 from servd.observability.measures import LoopLag
 from servd.observability.tracebacks import user_traceback
 from servd.replica.failures import Failures

@@ -18,7 +18,7 @@ from servd.exceptions import DeployError
 from servd.ground import descendants, event_loop, process
 from servd.ground.ids import DeploymentID
 from servd.observability import logs
-from servd.observability.journal import AccessLog, place_of
+from servd.observability.access_log import AccessLog, place_of
 from servd.replica.code.environment import Environment
 from servd.replica.code.importing import load_application
 from servd.replica.life import Replica
@@ -71,6 +71,7 @@ def _run(start: ReplicaStart, load: Callable[[], Deployment], lifetime_fd: int, 
         logs.replica_file(full_name, start.replica_id),
         request_fields=_request_fields,
         runs_application=True,
+        is_serving=True,
     )
     logs.catch_descriptors(file)
     # a crash in native code leaves its stack among the last lines of the log

@@ -32,6 +32,10 @@ def read_notes(batch: list[Any]) -> list[Note]:
             began,
             ended,
             context.request_id.encode(),
+            b"",
+            0,
+            "",
+            "",
         )
         for context, method, succeeded, began, ended in found
     ]

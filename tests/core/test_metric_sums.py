@@ -13,7 +13,7 @@ TAGS = {"deployment": "a_D", "replica": "a_D#x", "application": "a"}
 
 
 def counted(*latencies_ms: float) -> Series:
-    series = Series("")
+    series = Series()
     for latency_ms in latencies_ms:
         series.tenths[int(latency_ms * 10) - 1] += 1
     return series

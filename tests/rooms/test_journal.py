@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from servd.observability.journal import LATENCY_BOUNDS_MS, MAX_SERIES, NOWHERE, AccessLog, Journal
-from servd.observability.logs import LogFile, style_of
+from servd.observability.access_log import AccessLog
+from servd.observability.journal import LATENCY_BOUNDS_MS, MAX_SERIES, NOWHERE, Journal
+from servd.observability.log_file import LogFile
+from servd.observability.logs import style_of
 
 FRUIT = ("/fruit", "shop", "shop_Fruit")
 
@@ -73,6 +75,7 @@ async def test_json_lines_and_none(tmp_path: Path) -> None:
     fields = json.loads(plain)
     assert fields.pop("message").startswith("GET 200 40000")
     assert fields.pop("asctime")[10] == " "
+    assert 400_000 <= fields.pop("latency_ms") < 401_000
     assert fields == {
         "levelname": "INFO",
         "component_name": "http_proxy",
@@ -85,6 +88,37 @@ async def test_json_lines_and_none(tmp_path: Path) -> None:
     }
     assert (json.loads(odd)["route"], json.loads(odd)["message"]) == ('/"x"', 'a"b ERROR 0.0ms')
     assert journal.series()[key].count == 2
+
+
+@pytest.mark.parametrize(
+    ("path", "client", "replica_id", "expected"),
+    [
+        (b"/a/b", "10.0.0.7", "shop_Fruit#x", "GET /a/b 200 1.2ms 5B 10.0.0.7 shop_Fruit#x"),
+        (b"/a", "", "", "GET /a 200 1.2ms 5B - -"),
+        (b'/"\x1b\xff\r', "::1", "", 'GET /"\\x1b\\xff\\r 200 1.2ms 5B ::1 -'),
+        (b"/" + b"x" * 100_000, "", "", f"GET /{'x' * 2047} 200 1.2ms 5B - -"),
+    ],
+    ids=["usual", "unknown", "odd", "long"],
+)
+async def test_lines_of_http_say_who_asked_whom(
+    tmp_path: Path, path: bytes, client: str, replica_id: str, expected: str
+) -> None:
+    file, clock = tmp_path / "x.log", StandingClock()
+    journal = Journal(asyncio.get_running_loop(), access_log(file), clock=clock)
+    clock.at += 0.00125
+    for style in ({}, {"encoding": "JSON"}):
+        journal.configure(style_of(style))
+        for _ in range(2):
+            journal.note((FRUIT, "GET", 200), 100.0, b"abc", path, 5, client, replica_id)
+        journal.settle()
+    *text, first, second = file.read_text().splitlines()
+    assert all(line.endswith(f" abc /fruit shop http1.py:7 - {expected}") for line in text)
+    fields = json.loads(first)
+    shown = {name: fields.get(name, "") for name in ("method", "status", "latency_ms", "bytes", "client", "replica")}
+    assert tuple(shown.values()) == ("GET", 200, 1.2, 5, client, replica_id)
+    assert first == second
+    assert fields["message"] == "GET 200 1.2ms"
+    assert fields["path"].startswith("/")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from servd.controller.control_server import ControlServer
 from servd.daemon.listeners import Listeners
 from servd.daemon.unix_sockets import bind_unix
 from servd.ground.settings import control_socket
-from servd.observability.journal import AccessLog
+from servd.observability.access_log import AccessLog
 from servd.observability.log_file import LogFile
 from servd.proxy.main import Proxy
 from servd.wire.messages import PROXY, Hello, ProxyGoal, ProxyReport, ProxyStart, Routing

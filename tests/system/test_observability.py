@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import re
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
@@ -234,8 +235,12 @@ def test_every_request_has_its_lines(daemon: RunningDaemon) -> None:
 
     (proxy_line,) = eventually(lambda: lines("http_proxy_127.0.0.1", "find-me"))
     assert " find-me / default http1_answer.py:" in proxy_line
-    assert " - GET 200 " in proxy_line
-    assert proxy_line.endswith("ms")
+    assert re.search(r" - GET / 200 [0-9.]+ms 1B 127\.0\.0\.1 default_Shop#\w+$", proxy_line)
+    (longer_line,) = eventually(lambda: lines("http_proxy_127.0.0.1", "find-me-too"))
+    assert " - GET /nowhere/-/ 200 " in longer_line
+    # the foreground shows them too, and no others
+    assert f"{proxy_line}\n" in eventually(lambda: daemon.errors if proxy_line in daemon.errors else "")
+    assert " - __call__ OK " not in daemon.errors
     # one line for what the user's own handler shows as well
     mine, access = eventually(lambda: (found := lines("deployment_default_Shop", "find-me"))[1:] and found)
     assert mine.startswith("INFO ")
