@@ -35,6 +35,7 @@ from servd.wire.messages import BuildOrder, BuildResult, Forked, ReplicaGoal, Re
 from tests.descriptors import few_descriptors
 from tests.fakes import Room, wait_until
 from tests.rooms.test_control_server import News
+from tests.rooms.test_requests import Replicas
 
 LIMIT_S = 10.0
 GET = b"GET / HTTP/1.1\r\nhost: test\r\n\r\n"
@@ -136,11 +137,14 @@ async def test_a_door_closes_when_something_else_takes_the_descriptors_and_tells
 
 @pytest.mark.parametrize("left", [0, 1, 2])
 async def test_a_replica_that_could_not_be_connected_to_is_tried_again_while_others_serve(
-    left: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    left: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(caller, "_TURN_S", 0.02)
-    async with Room() as room:
-        first, second = room.replica(), room.replica()
+    async with Room() as room, contextlib.AsyncExitStack() as stack:
+        # in a process of its own: ZeroMQ ends one that has no descriptor for who connects
+        elsewhere = Replicas(tmp_path)
+        stack.callback(elsewhere.close)
+        first, second = room.replica(), elsewhere.start("second")
         room.route(first)
         assert b"200 OK" in await room.get()
         router = room.caller.router_of("app_Echo")

@@ -544,12 +544,13 @@ async def test_accepted_post_is_not_repeated(replicas: Replicas) -> None:
 @pytest.mark.slow
 async def test_post_to_a_replica_that_blocks_and_is_killed_is_not_repeated(replicas: Replicas) -> None:
     async with Room() as room:
-        room.route(replicas.start("a"))
+        # before anybody waits: it takes this loop's time
+        first, other = replicas.start("a"), replicas.start("b")
+        room.route(first)
         waiting = asyncio.create_task(room.get("/block", method="POST"))
         await wait_until(lambda: replicas.seen("/block") == 1)
         behind = asyncio.create_task(room.get("/behind", method="POST"))
         await wait_until(lambda: room.listener.ongoing == 2)
-        other = replicas.start("b")
         replicas.kill(0)
         room.route(other)
         assert split(await waiting)[0] == 502
