@@ -181,6 +181,29 @@ def logs(
         raise typer.Exit(0) from None
 
 
+@app.command(help="List what applications raised.")
+def errors(
+    target: Annotated[
+        str | None, typer.Argument(metavar="[APP[/DEPLOYMENT]]", help="Or: show ID", show_default=False)
+    ] = None,
+    error_id: Annotated[str | None, typer.Argument(metavar="[ID]", show_default=False, hidden=True)] = None,
+    form: TableFormat = Form.TABLE,
+    address: Address = None,
+    state_dir: StateDir = None,
+) -> None:
+    """Grouped by type and place, the latest first; `show ID` prints one with its traceback."""
+    from servd.commands.errors import show_error, show_errors
+    from servd.daemon.admin_client import AdminClient, find_address
+
+    if error_id is not None and target != "show":
+        raise typer.BadParameter("use `servd errors [APP[/DEPLOYMENT]]` or `servd errors show ID`", param_hint="ID")
+    client = AdminClient(find_address(address, state_dir))
+    if error_id is not None:
+        show_error(client, error_id, form)
+    else:
+        show_errors(client, target or "", form)
+
+
 @app.command(help="Print the Python stacks of live replicas.")
 def stack(
     target: Annotated[str, typer.Argument(metavar="TARGET", help=STACK_TARGETS, show_default=False)],

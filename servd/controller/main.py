@@ -19,7 +19,7 @@ from servd.controller.control_server import ControlServer
 from servd.controller.daemon_channel import DaemonChannel
 from servd.controller.devices import device_names
 from servd.controller.executor import Executor
-from servd.controller.fact_store import FactStore, fact_files
+from servd.controller.fact_store import FactStore, fact_files, renewal
 from servd.controller.fork_server_lines import ForkServerLines
 from servd.controller.goal_store import GoalStore
 from servd.controller.metrics_desk import FILE_NAME as METRICS_FILE
@@ -45,6 +45,8 @@ from servd.ground.ids import random_hex
 from servd.ground.settings import Settings, admin_socket, control_socket, variable
 from servd.ground.states import ApplicationStatus
 from servd.observability import logs
+from servd.observability.error_desk import FILE_NAME as ERRORS_FILE
+from servd.observability.error_desk import ErrorDesk
 from servd.rest.access import rules_for
 from servd.rest.admin_sockets import first_connection
 from servd.wire.daemon_messages import EXIT_REFUSED, ControllerUp, InstanceServing, Reloaded
@@ -143,6 +145,8 @@ class _Controller:
         self._executor: Executor
         self._metrics: MetricsDesk
         self._facts: FactStore
+        self._observed: Observed
+        self._errors = ErrorDesk(os.path.join(settings.state_dir, ERRORS_FILE), renewal)
 
     async def run(self) -> None:
         """Live until the daemon says stop."""
@@ -157,7 +161,7 @@ class _Controller:
         store = GoalStore.open(settings.state_dir, int(max_pages) if max_pages else None, facts.goal())
         facts.save_goal(store.latest())
         now = self._clock.now()
-        observed = Observed.restore(facts.load(), self._clock.wall_time() - now, now)
+        observed = self._observed = Observed.restore(facts.load(), self._clock.wall_time() - now, now)
         observed.edition = edition.own_edition().text
         goal = self._goal = boot(store.latest(), observed, settings)
         control = ControlLoop(
@@ -181,7 +185,7 @@ class _Controller:
         self._executor = executor
         stacks = StackRequests(loop, lambda replica_id, wish: server.send(REPLICA, replica_id, wish))
         metrics = self._metrics = self._metrics_desk(server, observed)
-        news.start(executor, supervisor, server, stacks, metrics)
+        news.start(executor, supervisor, server, stacks, metrics, self._errors.book)
         # Hellos need an answer at once, admin requests may wait for the imports below
         await server.open(self._control)
         http = observed.data_plane.http or (goal.http if goal.running else None)
@@ -195,6 +199,7 @@ class _Controller:
             await self._serve(control)
         finally:
             server.close()
+            self._errors.close()
             facts.close()
             store.close()
             if lock >= 0:
@@ -206,7 +211,7 @@ class _Controller:
         asked = asyncio.create_task(self._stop_asked.wait())
         announcing = asyncio.create_task(self._announce(control))
         measuring = asyncio.create_task(self._serve_metrics())
-        tending = asyncio.create_task(_tend(self._facts, control))
+        tending = asyncio.create_task(_tend(self._facts, control, self._errors, self._observed))
         rising = asyncio.create_task(self._rise(control))
         await asyncio.wait([asked, serving], return_when=asyncio.FIRST_COMPLETED)
         if serving.done():
@@ -241,7 +246,7 @@ class _Controller:
             return
         app = await event_loop.load("servd.rest.app")
         code_dir = os.path.join(settings.state_dir, "code")
-        self._plane = app.create_app(control, self._rules, code_dir, self._metrics.text)
+        self._plane = app.create_app(control, self._rules, code_dir, self._metrics.text, self._errors.book)
         await app.serve(self._plane, [self._admin], shutdown, self._tls, self._local_admins, today)
 
     def _moved(self, control: socket.socket, local_admin: socket.socket) -> None:
@@ -330,12 +335,13 @@ class _Controller:
         self._stop_asked.set()
 
 
-async def _tend(facts: FactStore, control: ControlLoop) -> None:
+async def _tend(facts: FactStore, control: ControlLoop, errors: ErrorDesk, observed: Observed) -> None:
     """Every second, also when nothing happens: bring facts on disk that could not be written, and look after the rest."""
     while True:
         await asyncio.sleep(_TEND_S)
         facts.save({})
         control.tend()
+        await errors.tend(observed.replicas.keys())
 
 
 def _fail() -> None:

@@ -14,6 +14,7 @@ from servd.controller.plan.observed import Observed
 from servd.controller.stack_requests import StackRequests
 from servd.controller.supervisor import Key, Supervisor
 from servd.ground.states import UpgradeStage
+from servd.observability.error_groups import ErrorBook, ErrorsReport
 from servd.wire.daemon_messages import OrphanExited, Upgraded
 from servd.wire.messages import (
     FORK_SERVER,
@@ -50,6 +51,7 @@ class ProcessNews:
         self._supervisor: Supervisor
         self._stacks: StackRequests | None = None
         self._metrics: MetricsDesk | None = None
+        self._errors: ErrorBook | None = None
 
     def __repr__(self) -> str:
         return f"ProcessNews({len(self._observed.replicas)} replicas)"
@@ -61,6 +63,7 @@ class ProcessNews:
         server: ControlServer,
         stacks: StackRequests | None = None,
         metrics: MetricsDesk | None = None,
+        errors: ErrorBook | None = None,
     ) -> None:
         """Say who answers; before the first news."""
         self._executor = executor
@@ -68,6 +71,7 @@ class ProcessNews:
         self._supervisor = supervisor
         self._stacks = stacks
         self._metrics = metrics
+        self._errors = errors
 
     def greeted(self, hello: Hello, pid: int) -> bool:
         """A process said Hello on its control line; False refuses it."""
@@ -108,6 +112,10 @@ class ProcessNews:
         elif isinstance(message, MetricsReport):
             if self._metrics is not None:
                 self._metrics.heard(role, peer_id, message)
+        elif isinstance(message, ErrorsReport):
+            fact = self._observed.replicas.get(peer_id)
+            if fact is not None and message.replica_id == peer_id and self._errors is not None:
+                self._errors.heard(fact.app, fact.deployment, message)
         else:
             logger.warning("message_ignored role=%s id=%s message=%s", role, peer_id, type(message).__name__)
 

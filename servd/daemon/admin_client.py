@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 from servd.exceptions import ConfigError, ServdError, TransportError
 from servd.ground.settings import DEFAULT_ADMIN_PORT, admin_socket, default_state_dir, socket_dir_for
@@ -250,6 +250,16 @@ class AdminClient:
     def revisions(self, limit: int) -> dict[str, Any]:
         """The current `revision`, and the latest `revisions`, newest first."""
         return dict(self.request("GET", f"/api/servd/v1/revisions?limit={limit}").json())
+
+    def errors(self, application: str = "", deployment: str = "") -> list[dict[str, Any]]:
+        """What applications raised, the latest first; only of these, where they are named."""
+        wanted = {"application": application, "deployment": deployment}
+        query = urlencode({key: value for key, value in wanted.items() if value})
+        return list(self.request("GET", f"/api/servd/v1/errors?{query}").json()["errors"])
+
+    def error(self, error_id: str) -> dict[str, Any]:
+        """One of them with its traceback."""
+        return dict(self.request("GET", f"/api/servd/v1/errors/{quote(error_id, safe='')}").json())
 
     def revision(self, number: int) -> dict[str, Any]:
         """One revision with its document."""

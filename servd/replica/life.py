@@ -10,6 +10,7 @@ from typing import Any
 
 from servd.app.deployment import ASGI_ATTRIBUTE, Deployment
 from servd.calls.caller import Caller
+from servd.calls.failure_log import Failures
 from servd.calls.failures import tell
 from servd.calls.process import install_process
 from servd.calls.replica_context import ReplicaContext, set_replica_context
@@ -22,10 +23,10 @@ from servd.ground.process import LIFETIME_DRAIN_S
 from servd.ground.states import ReplicaPhase
 from servd.observability import logs
 from servd.observability.access_log import AccessLog
+from servd.observability.error_groups import ErrorGroups
 from servd.observability.journal import Journal
 from servd.observability.measures import LoopLag
 from servd.observability.tracebacks import user_traceback
-from servd.replica.failures import Failures
 from servd.replica.methods import needs_thread
 from servd.replica.metrics import replica_metrics
 from servd.replica.notes import noter, read_notes
@@ -76,7 +77,8 @@ class Replica:
         self._drain_limit_s: asyncio.Future[float] = self._loop.create_future()
         self._clock = SystemClock()
         self._lag = LoopLag(self._clock.now)
-        self._warden = Warden(start, self._loop, self, lifetime_fd, self._lag, access.tend)
+        self._errors = ErrorGroups(start.replica_id)
+        self._warden = Warden(start, self._loop, self, lifetime_fd, self._lag, access.tend, self._errors)
         self._caller = Caller(
             self._loop,
             start.replica_id,
@@ -95,7 +97,7 @@ class Replica:
     async def run(self) -> int:
         """Start, serve until told to drain, drain; the process's exit code."""
         self._warden.start()
-        Failures(self._start, self._clock.wall_time).begin(self._loop)
+        Failures(self._start, self._clock.wall_time, self._errors, self._warden.rouse).begin(self._loop)
         install_process(self._caller, self._loop, socket_dir=self._start.socket_dir)
         starting = self._loop.create_task(self._started())
         await asyncio.wait((starting, self._drain_limit_s), return_when=asyncio.FIRST_COMPLETED)

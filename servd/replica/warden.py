@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from servd.ground import descendants, settings
 from servd.ground.edition import own_edition
@@ -17,18 +17,19 @@ from servd.ground.event_loop import run
 from servd.ground.pidfd import start_ticks
 from servd.ground.process import resident_bytes, watch_lifetime
 from servd.ground.states import ReplicaPhase
+from servd.observability.error_groups import ErrorGroups
 from servd.observability.loop_watch import LoopWatch, stacks
 from servd.observability.measures import LoopLag
 from servd.replica.health import HealthChecks
 from servd.replica.lost_waits import LostWaits
 from servd.replica.sync_threads import ThreadsWatch
+from servd.replica.ward import Ward
 from servd.wire.began import remove_files
 from servd.wire.control_link import ControlLink
 from servd.wire.doorstep import Doorstep
 from servd.wire.messages import (
     CallerReport,
     Hello,
-    MetricFamily,
     MetricsReport,
     MetricsWish,
     ReplicaGoal,
@@ -61,46 +62,6 @@ MEMORY_STEP_BYTES = 1024 * 1024
 logger = logging.getLogger(__name__)
 
 
-class Ward(Protocol):
-    """The main thread's side. All of it is called on the main loop but the counts."""
-
-    @property
-    def ongoing(self) -> int:
-        """Admitted requests; read from the warden's thread."""
-
-    def queued(self) -> dict[str, int]:
-        """Calls of this process that wait for a replica, per deployment; read from the warden's thread."""
-
-    def metrics(self) -> list[MetricFamily]:
-        """What was counted; called on the warden's thread."""
-
-    def set_goal(self, goal: ReplicaGoal) -> None:
-        """The controller's present goal."""
-
-    def apply_routing(self, routing: Routing) -> None:
-        """The controller's present routing."""
-
-    def occupied(self) -> tuple[float, int] | None:
-        """Since when every thread of sync handlers is at one job, and the longest at it; read from the warden's thread."""
-
-    @property
-    def is_wanted(self) -> bool:
-        """Whether requests wait for this very replica; read from the warden's thread."""
-
-    def hold(self, is_held: bool) -> None:
-        """Whether requests can get nowhere here now: they had better go elsewhere."""
-
-    @property
-    def can_end_early(self) -> bool:
-        """Whether its start could be broken off so that the instance is told; read from the warden's thread."""
-
-    def address_is_gone(self) -> None:
-        """The replica's socket was removed, and its directory can take another."""
-
-    def lifetime_ended(self) -> None:
-        """The daemon is gone: drain now."""
-
-
 class Warden:
     """Owns the line to the controller: greeting, reports, health verdicts, diagnosis of a stuck main thread.
 
@@ -115,6 +76,7 @@ class Warden:
         lifetime_fd: int,
         lag: LoopLag | None = None,
         tend_log: Callable[[], None] = lambda: None,
+        errors: ErrorGroups | None = None,
     ) -> None:
         self._start = start
         self._tend_log = tend_log
@@ -122,6 +84,7 @@ class Warden:
         self._ticks = start_ticks(os.getpid())
         self._main_loop = main_loop
         self._ward = ward
+        self._errors = errors or ErrorGroups()
         self._lifetime_fd = lifetime_fd
         self._loop: asyncio.AbstractEventLoop
         self._is_up = threading.Event()
@@ -264,7 +227,7 @@ class Warden:
         self._count()
         is_said = self._report == self._said and self._caller_report == self._caller_said
         is_well = self._report.phase == ReplicaPhase.RUNNING and not self._report.stack
-        return is_said and is_well and not self._report.ongoing and not self._ward.queued()
+        return is_said and is_well and self._errors.is_said and not self._report.ongoing and not self._ward.queued()
 
     def _cut_off(self) -> None:
         remove_files(self._start.address)
@@ -276,6 +239,7 @@ class Warden:
 
     def _on_connect(self) -> None:
         self._said = self._caller_said = None
+        self._errors.forget_said()
         if self._subscribed.deployments:
             self._link.send(self._subscribed)
         self._send()
@@ -340,8 +304,9 @@ class Warden:
         if self._caller_report is not None and (queued := self._ward.queued()) != self._caller_report.queued:
             self._caller_report = dataclasses.replace(self._caller_report, queued=queued)
 
-    def _send(self) -> None:
+    def _send(self, *, is_last: bool = False) -> None:
         self._count()
+        self._errors.say(self._link.send, asyncio.get_running_loop().time(), at_once=is_last)
         if self._report != self._said and self._link.send(self._report):
             self._said = self._report
             self._said_at = asyncio.get_running_loop().time()
@@ -352,8 +317,8 @@ class Warden:
         loop = asyncio.get_running_loop()
         limit = loop.time() + limit_s
         while loop.time() < limit:
-            self._send()
-            if self._said == self._report and self._link.is_idle:
+            self._send(is_last=True)
+            if self._said == self._report and self._errors.is_said and self._link.is_idle:
                 return
             await asyncio.sleep(0.002)
 

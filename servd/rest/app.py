@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from servd.documents.control_plane import ControlPlane
 from servd.exceptions import HostLimitError
 from servd.ground.host_limits import descriptors_left, no_descriptor
+from servd.observability.error_groups import ErrorBook
 from servd.rest.access import AccessRules
 from servd.rest.dialects import DIALECT_KEY, Dialect
 from servd.rest.documents import (
@@ -32,6 +33,8 @@ from servd.rest.own_endpoints import (
     Metrics,
     application_resource,
     code_resource,
+    error_resource,
+    errors_resource,
     metrics_resource,
     scale_resource,
     stack_resource,
@@ -55,9 +58,11 @@ TURN_AWAY_S = 1.0
 class AdminApp:
     """The whole admin plane as an ASGI application. The server puts the peer into the scope under `servd.peer`."""
 
-    def __init__(self, plane: ControlPlane, access: AccessRules, code_dir: str, metrics: Metrics) -> None:
+    def __init__(
+        self, plane: ControlPlane, access: AccessRules, code_dir: str, metrics: Metrics, errors: ErrorBook
+    ) -> None:
         self._access = access
-        self._routes = Routes(routes(plane, code_dir, metrics))
+        self._routes = Routes(routes(plane, code_dir, metrics, errors))
 
     def admit_by(self, access: AccessRules) -> None:
         """Use these rules from now on."""
@@ -97,7 +102,7 @@ class AdminApp:
         return await endpoint(request)
 
 
-def routes(plane: ControlPlane, code_dir: str, metrics: Metrics) -> dict[str, Maker]:
+def routes(plane: ControlPlane, code_dir: str, metrics: Metrics, errors: ErrorBook) -> dict[str, Maker]:
     """Every path of the admin plane."""
     return {
         "/api/serve/deployments/": lambda: deployments_resource(plane),
@@ -112,6 +117,8 @@ def routes(plane: ControlPlane, code_dir: str, metrics: Metrics) -> dict[str, Ma
         "/api/servd/v1/upgrade": lambda: upgrade_resource(plane),
         "/api/servd/v1/revisions": lambda: revisions_resource(plane),
         "/api/servd/v1/revisions/{revision}": lambda number: revision_resource(plane, number),
+        "/api/servd/v1/errors": lambda: errors_resource(errors),
+        "/api/servd/v1/errors/{id}": lambda error_id: error_resource(errors, error_id),
         "/api/servd/v1/prune": lambda: prune_resource(plane),
         "/api/servd/v1/revisions/{revision}/rollback": lambda number: rollback_resource(plane, number),
         # the application without a name
@@ -136,9 +143,11 @@ async def _openapi(_: Request) -> Response:
     return json_answer(openapi_document())
 
 
-def create_app(plane: ControlPlane, access: AccessRules, code_dir: str, metrics: Metrics) -> AdminApp:
+def create_app(
+    plane: ControlPlane, access: AccessRules, code_dir: str, metrics: Metrics, errors: ErrorBook
+) -> AdminApp:
     """The admin plane over `plane`; shipped applications are kept in `code_dir`; `metrics` gives Prometheus' text."""
-    return AdminApp(plane, access, code_dir, metrics)
+    return AdminApp(plane, access, code_dir, metrics, errors)
 
 
 async def serve(

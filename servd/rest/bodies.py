@@ -13,6 +13,7 @@ from servd.documents.control_plane import (
 )
 from servd.documents.controller_views import UpgradeView
 from servd.ground.states import DeployMode, ProxyLocation, ProxyStatus
+from servd.observability.error_groups import KeptError
 from servd.observability.logs import replica_file
 from servd.rest import shapes
 
@@ -254,4 +255,23 @@ def _dead(dead: DeadReplicaView) -> shapes.DeadReplica:
         "open_requests": dead.ongoing,
         "log_lines": list(dead.log_lines),
         "stack": dead.stack,
+    }
+
+
+def error_entry(kept: KeptError) -> shapes.ErrorEntry:
+    """One group of errors, without its traceback."""
+    group = kept.group
+    return {
+        "id": group.id,
+        "application": kept.app,
+        "deployment": kept.deployment,
+        "type": group.type,
+        "place": group.place,
+        "message": group.text,
+        "method": group.method,
+        "route": group.route,
+        "count": group.count,
+        "first_at": group.first_at,
+        "last_at": group.last_at,
+        "request_ids": [request_id for _, request_id in reversed(group.requests)],
     }

@@ -203,6 +203,7 @@ def _own() -> list[Operation]:
             "post", f"{own}/revisions/{{revision}}/rollback", "rollback", "Make the goal what it was then.",
             shapes.Changed | shapes.Plan, app_errors, parameters=back, path_schemas=number,
         ),
+        *_errors(f"{own}/errors"),
         Operation(
             "post", f"{own}/prune", "prune", "Remove code that no revision within reach needs.", shapes.Pruned,
             ("400", *_READ, "507"), parameters=(_query("keep", {"type": "integer"}, "So many revisions, default 10."), _DRY_RUN),
@@ -217,6 +218,22 @@ def _own() -> list[Operation]:
             "put", f"{own}/code/{{sha256}}", "putCode", "Ship a pickled application; Unix socket only.",
             shapes.Shipped,
             ("400", *_READ, "507"), {"type": "string", "format": "binary"}, path_schemas={"sha256": digest},
+        ),
+    ]  # fmt: skip
+
+
+def _errors(path: str) -> list[Operation]:
+    whose = (
+        _query("application", {"type": "string"}, "Only of this application."),
+        _query("deployment", {"type": "string"}, "Only of deployments of this name, without the application's."),
+    )
+    return [
+        Operation(
+            "get", path, "listErrors", "What applications raised, by type and place, the latest first.", shapes.Errors,
+            parameters=whose,
+        ),
+        Operation(
+            "get", f"{path}/{{id}}", "getError", "One of them, with its traceback.", shapes.ErrorDetail, (*_READ, "404")
         ),
     ]  # fmt: skip
 

@@ -16,11 +16,13 @@ from starlette.responses import PlainTextResponse, Response
 from servd.documents.checked import validated
 from servd.documents.control_plane import ControlPlane
 from servd.documents.orders import ApplicationOrder, ScaleOrder, StartOrder
-from servd.exceptions import ConfigError, GoalNotSavedError, ServdError, StateError
+from servd.exceptions import ConfigError, GoalNotSavedError, ServdError, StateError, UnknownNameError
 from servd.ground.durable import sync_directory
 from servd.ground.host_limits import told
 from servd.ground.settings import make_private_dir
-from servd.rest.bodies import own_status
+from servd.observability.error_groups import ErrorBook
+from servd.rest import shapes
+from servd.rest.bodies import error_entry, own_status
 from servd.rest.dialects import Dialect, dialect_of
 from servd.rest.exchange import (
     PEER_KEY,
@@ -132,6 +134,38 @@ def stack_resource(plane: ControlPlane, replica_id: str) -> Resource:
 
     async def get(_: Request) -> Response:
         return PlainTextResponse(await plane.stack(replica_id) + "\n")
+
+    return {"GET": get}
+
+
+def errors_resource(book: ErrorBook) -> Resource:
+    """GET: errors of applications by type and place, the latest first; with `?application=` and `?deployment=` only theirs."""
+
+    async def get(request: Request) -> Response:
+        wanted = request.query_params
+        found = [
+            error_entry(one)
+            for one in book.all()
+            if one.app == wanted.get("application", one.app)
+            and one.deployment == wanted.get("deployment", one.deployment)
+        ]
+        answer: shapes.Errors = {"errors": found}
+        return json_answer(answer)
+
+    return {"GET": get}
+
+
+def error_resource(book: ErrorBook, error_id: str) -> Resource:
+    """GET: one of them with the traceback of the last time."""
+
+    async def get(_: Request) -> Response:
+        found = book.get(error_id)
+        if found is None:
+            raise UnknownNameError(
+                f"there is no error {error_id[:80]!r}; GET /api/servd/v1/errors lists those that are kept"
+            )
+        answer: shapes.ErrorDetail = {**error_entry(found), "traceback": found.group.traceback}
+        return json_answer(answer)
 
     return {"GET": get}
 

@@ -233,6 +233,35 @@ class Revision(RevisionHead):
     document: dict[str, Any] | None
 
 
+class ErrorEntry(TypedDict):
+    """Errors of one type and place; first_at, last_at: wall time, seconds. request_ids: the last ten, newest first."""
+
+    id: str
+    application: str
+    deployment: str
+    type: str
+    place: str
+    message: str
+    method: str
+    route: str
+    count: Count
+    first_at: float
+    last_at: float
+    request_ids: list[str]
+
+
+class Errors(TypedDict):
+    """What applications raised, the latest first."""
+
+    errors: list[ErrorEntry]
+
+
+class ErrorDetail(ErrorEntry):
+    """With the traceback of the last time."""
+
+    traceback: str
+
+
 class DeploymentChange(TypedDict):
     """What a change would do to a deployment."""
 

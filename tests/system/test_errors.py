@@ -1,10 +1,13 @@
 """What user code raises in a whole daemon: logged once where it was raised, with everything that leads to it."""
 
 import http.client
+import os
 import re
+import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -295,5 +298,57 @@ def test_hooks_are_told_without_a_request(daemon: RunningDaemon) -> None:
         ("Config", "reconfigure", "boom reconfigure"),
     ):
         line, _ = eventually(lambda text=text: told(daemon, text))[0]  # type: ignore[misc]
-        assert " hooks failures.py" in line
+        assert " hooks failure_log.py" in line
         assert f"deployment={name} method={method}" in line
+
+
+def listed(daemon: RunningDaemon, query: str = "") -> list[dict[str, Any]]:
+    code, body = daemon.ask("GET", f"/api/servd/v1/errors{query}")
+    assert code == 200, body
+    return list(body["errors"])
+
+
+def listed_as(daemon: RunningDaemon, kind: str) -> list[dict[str, Any]]:
+    text = f"LookupError: boom {kind}"
+    return [one for one in listed(daemon) if (one["message"], one["type"]) == (text, "LookupError")]
+
+
+def after_call(daemon: RunningDaemon, request_id: str) -> dict[str, Any]:
+    """How the list has a failed call's error."""
+    assert get(daemon, "/shop/call", request_id)[0] == 500
+    (one,) = eventually(lambda: [one for one in listed_as(daemon, "call") if request_id in one["request_ids"]])
+    return one
+
+
+def test_errors_are_listed(daemon: RunningDaemon) -> None:
+    first, one = (after_call(daemon, f"again-{number}") for number in range(2))
+    assert one["count"] == first["count"] + 1
+    assert one["request_ids"][:2] == ["again-1", "again-0"]
+    assert one["place"].endswith("code/shop.py:8 in boom")
+    for kind in ("constructor", "reconfigure", "health"):
+        (other,) = eventually(lambda kind=kind: listed_as(daemon, kind))  # type: ignore[misc]
+        assert (other["application"], other["request_ids"]) == ("hooks", [])
+    assert {one["application"] for one in listed(daemon, "?application=hooks")} == {"hooks"}
+    assert {one["deployment"] for one in listed(daemon, "?application=shop&deployment=Back")} == {"Back"}
+    code, shown = daemon.ask("GET", f"/api/servd/v1/errors/{one['id']}")
+    assert (code, {**shown, "traceback": ""}) == (200, {**one, "traceback": ""})
+    assert shown["traceback"].endswith("LookupError: boom call")
+    assert daemon.ask("GET", "/api/servd/v1/errors/none")[0] == 404
+
+
+@pytest.mark.long
+def test_errors_outlive_the_controller(daemon: RunningDaemon) -> None:
+    before = after_call(daemon, "before")
+    pid = daemon.status()["controller_info"]["pid"]
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: is_told_by_another(daemon, pid))
+    after = after_call(daemon, "after")
+    expected = {"count": before["count"] + 1, "request_ids": ["after", *before["request_ids"]][:10]}
+    assert after == {**before, **expected, "last_at": after["last_at"]}
+
+
+def is_told_by_another(daemon: RunningDaemon, pid: int) -> bool:
+    try:
+        return bool(daemon.status()["controller_info"]["pid"] != pid)
+    except OSError:
+        return False

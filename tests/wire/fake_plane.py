@@ -39,6 +39,7 @@ from servd.ground.states import (
     RevisionOutcome,
     StatusTrigger,
 )
+from servd.observability.error_groups import ErrorBook
 from servd.rest.access import AccessRules
 from servd.rest.app import create_app, serve
 
@@ -128,6 +129,7 @@ class FakePlane:
     next_views: list[InstanceView] = field(default_factory=list)
     history: tuple[RevisionView, ...] = ()
     change: ChangePlan = field(default_factory=lambda: A_CHANGE)
+    book: ErrorBook = field(default_factory=ErrorBook)
     offer: UpgradeOffer = field(default_factory=lambda: AN_OFFER)
 
     def view(self) -> InstanceView:
@@ -233,7 +235,7 @@ class Server:
         self.plane = plane
         self.unix_path = str(folder / "admin.sock")
         self.code_dir = folder / "code"
-        self._app = create_app(plane, access, str(self.code_dir), plane.metrics)
+        self._app = create_app(plane, access, str(self.code_dir), plane.metrics, plane.book)
         self._tcp = socket.create_server((access.bind_host, 0))
         self._today = socket.create_server((access.bind_host, 0))
         self._unix = bind_unix(self.unix_path)

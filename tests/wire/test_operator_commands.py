@@ -20,6 +20,7 @@ from servd.commands.console import without_colours
 from servd.commands.service_unit import quoted
 from servd.documents.control_plane import ApplicationChange, ChangePlan
 from servd.ground.states import ApplicationStatus, DeployMode, RevisionOutcome
+from servd.observability.error_groups import ErrorGroup, ErrorsReport
 from servd.rest.access import AccessRules
 from tests.wire.fake_plane import FakePlane, Server, a_revision, an_application, an_instance
 from tests.wire.test_commands import Command
@@ -29,7 +30,7 @@ FRUIT = ROOT / "examples" / "fruit"
 CONFIG = ROOT / "configs" / "fruit.yaml"
 NAMES = (
     "start", "stop", "deploy", "run", "config", "status", "shutdown", "delete", "history", "rollback", "diff", "validate",
-    "scale", "prune", "logs", "stack", "build", "exec", "version", "schema", "systemd-unit", "upgrade",
+    "scale", "prune", "logs", "stack", "build", "exec", "version", "schema", "systemd-unit", "upgrade", "errors",
 )  # fmt: skip
 
 ME = pwd.getpwuid(os.getuid()).pw_name
@@ -73,6 +74,38 @@ def test_history_lists_revisions(servd: Command, server: Server) -> None:
         1,
     ]
     assert len(json.loads(servd("history", "--limit", "1", "--format", "json", "-a", server.url)[1])) == 1
+
+
+def test_errors_are_listed_and_shown(servd: Command, server: Server) -> None:
+    assert "No error of any application is known" in servd("errors", "-a", server.url)[1]
+    assert "there is no application 'zoo'" in servd("errors", "zoo", "-a", server.url)[2]
+    group = ErrorGroup(
+        "abc",
+        "ValueError",
+        "/src/a.py:3 in f",
+        "ValueError: no",
+        "Traceback\n  no",
+        "m",
+        "/a",
+        2,
+        5.0,
+        6.0,
+        ((6.0, "r-1"),),
+    )
+    server.plane.book.heard("a", "D", ErrorsReport("a_D#1", (group,)))
+    code, out, err = servd("errors", "a/D", "-a", server.url)
+    assert (code, err) == (0, "")
+    line = out.splitlines()[1]
+    assert re.match(r"abc +a/D +2 +\d{4}-.* ValueError: no +/src/a\.py:3 in f +r-1$", line), out
+    assert json.loads(servd("errors", "a/E", "--format", "json", "-a", server.url)[1] or "[]") == []
+    code, out, err = servd("errors", "show", "abc", "-a", server.url)
+    assert (code, err) == (0, "")
+    assert out.startswith(
+        "error: abc\ndeployment: a/D\nmethod: m\nroute: /a\nplace: /src/a.py:3 in f\ncount: 2\nfirst: "
+    )
+    assert out.endswith("requests: r-1\n\nTraceback\n  no\n")
+    assert "there is no error 'nix'" in servd("errors", "show", "nix", "-a", server.url)[2]
+    assert servd("errors", "a", "abc", "-a", server.url)[0] == 2
 
 
 def test_rollback_goes_to_the_last_revision_that_ran(servd: Command, server: Server) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 
 from servd.calls.failures import listen, tell
 from servd.calls.request_context import NO_REQUEST, RequestContext, current_request
-from servd.observability.failure import Failure, failure_of
+from servd.observability.error_groups import ErrorGroups
+from servd.observability.failure import failure_of
 from servd.observability.tracebacks import users_place
 from servd.wire.messages import ReplicaStart
 
@@ -25,17 +26,20 @@ class Failures:
 
     Args:
         wall_time: gives seconds since the epoch.
-        on_failure: called with each, after its line is written; any thread.
+        groups: where each is counted.
+        on_failure: called after each; any thread.
     """
 
     def __init__(
         self,
         start: ReplicaStart,
         wall_time: Callable[[], float],
-        on_failure: Callable[[Failure], None] = lambda _: None,
+        groups: ErrorGroups,
+        on_failure: Callable[[], None],
     ) -> None:
         self._start = start
         self._wall_time = wall_time
+        self._groups = groups
         self._on_failure = on_failure
         # what no request asked for: the start, hooks, health checks
         self._outside = RequestContext(app_name=start.app)
@@ -80,7 +84,8 @@ class Failures:
             )
         finally:
             current_request.reset(before)
-        self._on_failure(failure)
+        self._groups.add(failure)
+        self._on_failure()
 
     def _new_task(self, loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> "asyncio.Task[Any]":
         task = asyncio.Task(coroutine, loop=loop, **options)

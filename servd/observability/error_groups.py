@@ -1,0 +1,197 @@
+"""Errors of user code, put together by type and place: however often one happens, it is one thing to look at. Pure.
+
+How this works: a replica counts its own groups, and says of each that changed how it is as a whole; so a report that comes
+twice, or not at all, costs nothing. The book of the controller adds what is new in one, and keeps the groups that happened
+last.
+"""
+
+import threading
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import field, replace
+
+from servd.ground.quick_dataclass import dataclass
+from servd.observability.failure import Failure
+from servd.wire.codec import register_message
+
+IDS_KEPT = 10
+GROUPS_OF_REPLICA = 32
+GROUPS_KEPT = 200
+SAY_EVERY_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorGroup:
+    """Errors of one type and place; id, text and the like as `Failure` has them, of the last one.
+
+    first_at, last_at: seconds since the epoch. requests: (when, request id) of the last `IDS_KEPT`, oldest first.
+    """
+
+    id: str
+    type: str
+    place: str
+    text: str
+    traceback: str
+    method: str
+    route: str
+    count: int
+    first_at: float
+    last_at: float
+    requests: tuple[tuple[float, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorsReport:
+    """Replica -> controller: groups of which it has not said yet how they are, each as a whole."""
+
+    replica_id: str
+    groups: tuple[ErrorGroup, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class KeptError:
+    """A group over all replicas, dead ones included. deployment: bare name.
+
+    counted: living replica -> since when it counts, and what of its count is in the group's.
+    """
+
+    app: str
+    deployment: str
+    group: ErrorGroup
+    counted: dict[str, tuple[float, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class KeptErrors:
+    """All that a book holds, oldest first."""
+
+    errors: tuple[KeptError, ...]
+
+
+register_message(ErrorGroup, ErrorsReport, KeptError, KeptErrors)
+
+
+def _group_of(failure: Failure) -> ErrorGroup:
+    return ErrorGroup(
+        failure.id,
+        failure.type,
+        failure.place,
+        failure.text,
+        failure.traceback,
+        failure.method,
+        failure.route,
+        1,
+        failure.at,
+        failure.at,
+        tuple((failure.at, request_id) for request_id in failure.request_ids[-IDS_KEPT:]),
+    )
+
+
+def _merged(old: ErrorGroup, new: ErrorGroup, count: int) -> ErrorGroup:
+    """Both as one, the texts those of the later one."""
+    latest = new if new.last_at >= old.last_at else old
+    requests = sorted({*old.requests, *new.requests})
+    return replace(
+        latest,
+        count=count,
+        first_at=min(old.first_at, new.first_at),
+        last_at=latest.last_at,
+        requests=tuple(requests[-IDS_KEPT:]),
+    )
+
+
+class ErrorGroups:
+    """Of one replica: the `GROUPS_OF_REPLICA` that happened last. Any thread may call."""
+
+    def __init__(self, replica_id: str = "") -> None:
+        self._replica_id = replica_id
+        self._groups: dict[str, ErrorGroup] = {}
+        self._unsaid: set[str] = set()
+        self._say_at = float("-inf")
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"ErrorGroups({len(self._groups)}, {len(self._unsaid)} unsaid)"
+
+    def add(self, failure: Failure) -> None:
+        """Count one more."""
+        with self._lock:
+            group, old = _group_of(failure), self._groups.pop(failure.id, None)
+            self._groups[group.id] = group if old is None else _merged(old, group, old.count + 1)
+            self._unsaid.add(group.id)
+            if len(self._groups) > GROUPS_OF_REPLICA:
+                oldest = next(iter(self._groups))
+                del self._groups[oldest]
+                self._unsaid.discard(oldest)
+
+    @property
+    def is_said(self) -> bool:
+        """Whether the controller knows all of it."""
+        return not self._unsaid
+
+    def forget_said(self) -> None:
+        """Whoever was told is gone: all is to be said again."""
+        with self._lock:
+            self._unsaid = set(self._groups)
+            self._say_at = float("-inf")
+
+    def say(self, send: Callable[[ErrorsReport], bool], now: float, *, at_once: bool = False) -> None:
+        """Report what changed, every `SAY_EVERY_S` at most. send: False if it could not be sent. now: monotonic seconds."""
+        if not self._unsaid or (now < self._say_at and not at_once):
+            return
+        self._say_at = now + SAY_EVERY_S
+        with self._lock:
+            said, self._unsaid = self._unsaid, set()
+            groups = tuple(group for group in self._groups.values() if group.id in said)
+        if not send(ErrorsReport(self._replica_id, groups)):
+            with self._lock:
+                self._unsaid |= said & self._groups.keys()
+
+
+class ErrorBook:
+    """Of the whole instance: the `GROUPS_KEPT` that happened last.
+
+    Attributes:
+        version: another one after each change.
+    """
+
+    def __init__(self, kept: Iterable[KeptError] = ()) -> None:
+        self._kept = {one.group.id: one for one in kept}
+        self.version = 0
+
+    def __repr__(self) -> str:
+        return f"ErrorBook({len(self._kept)})"
+
+    def heard(self, app: str, deployment: str, report: ErrorsReport) -> None:
+        """Take in what a replica of the deployment (bare name) reports."""
+        for group in report.groups:
+            kept = self._kept.pop(group.id, None)
+            before = kept.counted if kept is not None else {}
+            since, known = before.get(report.replica_id, (group.first_at, 0))
+            # one that it had dropped meanwhile begins anew
+            new = group.count - known if since == group.first_at and group.count >= known else group.count
+            if new:
+                self.version += 1
+            counted = {**before, report.replica_id: (group.first_at, group.count)}
+            whole = group if kept is None else _merged(kept.group, group, kept.group.count + new)
+            self._kept[group.id] = KeptError(app, deployment, whole, counted)
+        for group_id in list(self._kept)[:-GROUPS_KEPT]:
+            del self._kept[group_id]
+
+    def forget_dead(self, living: Collection[str]) -> None:
+        """Replicas that do not live any more report nothing: what they had counted stays in the sums alone."""
+        for group_id, kept in self._kept.items():
+            if kept.counted.keys() - living:
+                counted = {one: count for one, count in kept.counted.items() if one in living}
+                self._kept[group_id] = replace(kept, counted=counted)
+
+    def all(self) -> tuple[KeptError, ...]:
+        """Every group, the one that happened last first."""
+        return tuple(sorted(self._kept.values(), key=lambda kept: kept.group.last_at, reverse=True))
+
+    def get(self, group_id: str) -> KeptError | None:
+        """The group of that id."""
+        return self._kept.get(group_id)
+
+    def content(self) -> KeptErrors:
+        """All that the next book needs."""
+        return KeptErrors(tuple(self._kept.values()))
