@@ -27,6 +27,8 @@ from servd.wire.messages import DeploymentTargets, Endpoint, Route, Routing
 
 Http = Callable[[HttpExchange], Awaitable[None]]
 
+_LINGER_S = 2.0
+
 
 async def hello(exchange: HttpExchange) -> None:
     """Answers every request with its method and path."""
@@ -117,7 +119,8 @@ class Room:
         self.lane.close()
         self.caller.close()
         for server in self.servers.values():
-            server.close()
+            # as replicas do: where both ends of a half-sent message go at once, ZeroMQ aborts
+            server.close(_LINGER_S)
         await asyncio.sleep(0)
 
     def replica(self, http: Http = hello, methods: dict[str, Any] | None = None, *, limit: int = 100) -> str:

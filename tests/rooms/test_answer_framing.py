@@ -91,7 +91,10 @@ async def test_http2_has_the_same_rules(way: str) -> None:
 
 @pytest.mark.parametrize("way", ["whole", "pieces"])
 @pytest.mark.parametrize("status", [100, 103, 199])
-async def test_a_status_that_ends_no_request_is_an_error_that_says_so(way: str, status: int) -> None:
+async def test_a_status_that_ends_no_request_is_an_error_that_says_so(
+    way: str, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SERVD_SHOW_TRACEBACKS", "1")
     async with Room() as room:
         room.route(room.replica(answer))
         for _ in range(2):

@@ -65,8 +65,9 @@ def process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Process
     monkeypatch.setattr(logging.Logger, "callHandlers", logging.Logger.callHandlers)
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
     monkeypatch.setattr(logs, "_application_lines", None)
-    # another test's configuration may have silenced it
+    # another test's configuration may have silenced them
     shop.disabled = False
+    _forget_configurations()
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.WARNING)
@@ -76,11 +77,16 @@ def process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Process
     shop.handlers.clear()
     shop.propagate = True
     shop.disabled = False
+    _forget_configurations()
+
+
+def _forget_configurations() -> None:
     logs._own_levels.clear()
     for name in logs.LOGGER_NAMES:
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.propagate = True
+        logger.disabled = False
         logger.setLevel(logging.NOTSET)
 
 
