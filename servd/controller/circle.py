@@ -1,6 +1,7 @@
 """The circle at work: news in, one plan a turn, actions out."""
 
 import asyncio
+import contextlib
 import logging
 import math
 import random
@@ -73,6 +74,8 @@ class Circle:
         self._turns = 0
         self._last_turn_at = self._started_at
         self._turn_s: deque[float] = deque(maxlen=TURNS_MEASURED)
+        self._memory_bytes = 0
+        self.measure()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(revision {self._goal.revision}, version {self._version})"
@@ -105,6 +108,12 @@ class Circle:
         self._last_turn_at = self._clock.now()
         self._turn_s.append(self._last_turn_at - began_at)
 
+    def measure(self) -> None:
+        """Look at what costs a look; to be called now and then."""
+        # without a descriptor the last figure stands
+        with contextlib.suppress(OSError):
+            self._memory_bytes = resident_bytes()
+
     def health(self, epoch: float) -> ControllerHealth:
         """How this controller does; epoch: wall time minus monotonic time, seconds."""
         return ControllerHealth(
@@ -114,7 +123,7 @@ class Circle:
             turns=self._turns,
             turn=_spread(self._turn_s),
             tasks=len(asyncio.all_tasks(self._loop)),
-            memory_bytes=resident_bytes(),
+            memory_bytes=self._memory_bytes,
         )
 
     def _turn_once(self) -> None:

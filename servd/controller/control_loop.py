@@ -146,6 +146,7 @@ class ControlLoop(Circle):
 
     def tend(self) -> None:
         """To be called every second: look after what changes without news."""
+        self.measure()
         self._store.look_again()
         self._store.trouble()
         self._look_at_places()

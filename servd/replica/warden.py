@@ -326,7 +326,11 @@ class Warden:
         limit = self._start.goal.memory_limit_bytes
         if not limit:
             return
-        size, said = resident_bytes(), self._report.memory_bytes
+        try:
+            size, said = resident_bytes(), self._report.memory_bytes
+        except OSError:
+            # no descriptor is left
+            return
         if abs(size - said) >= MEMORY_STEP_BYTES or (size > limit) != (said > limit):
             self._report = dataclasses.replace(self._report, memory_bytes=size)
 

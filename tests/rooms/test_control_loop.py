@@ -20,6 +20,7 @@ from servd.ground.clock import SystemClock
 from servd.ground.pidfd import start_ticks
 from servd.wire.messages import ProxyReport
 from tests.core.build import IDENTITY, a_goal, an_app, some_settings
+from tests.descriptors import few_descriptors
 from tests.rooms.test_supervisor import a_stranger
 
 
@@ -56,6 +57,13 @@ def a_control_loop(directory: Path, failures: list[str], goal: Goal | None = Non
         FactStore(str(directory)),
         lambda: failures.append("turn failed"),
     )
+
+
+async def test_the_instance_can_be_looked_at_while_no_descriptor_is_left(tmp_path: Path) -> None:
+    control = a_control_loop(tmp_path, [])
+    with few_descriptors(0):
+        control.measure()
+        assert control.view().health.memory_bytes > 0
 
 
 async def test_news_before_the_start_cost_no_action(tmp_path: Path) -> None:
