@@ -116,8 +116,8 @@ class Belongings:
 
     def admin_sockets(self, settings: Settings) -> list[socket.socket]:
         """Where the admin API is asked without TLS."""
-        port = None if settings.admin_tls_cert else self.ports[0]
-        return [self.unix.sockets[1], *([] if port is None else [port])]
+        ports = () if settings.admin_tls_cert else (self.ports[0], self.dashboard)
+        return [self.unix.sockets[1], *(port for port in ports if port is not None)]
 
     def for_controller(self) -> tuple[Any, ...]:
         """What each controller gets, in the order of `controller.main.run`."""

@@ -6,13 +6,17 @@ import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from servd.daemon.admin_client import AdminClient, RefusedError
 from servd.daemon.stand_in import LIMIT_S, MOST_GUESTS, StandIn
+from servd.daemon.takeover import Belongings
 from servd.daemon.unix_sockets import bind_unix
 from servd.ground.clock import SystemClock
+from tests.core.build import some_settings
 
 REASON = "the controller cannot be started: no process is left"
 
@@ -89,6 +93,14 @@ def test_everybody_is_told_the_reason_whatever_is_asked(daemon: Daemon, capfd: p
         refused = daemon.answer(method, body)
         assert (refused.status, refused.text) == (503, f"{REASON}, and what runs goes on")
     assert capfd.readouterr().err.count(REASON) == 1
+
+
+@pytest.mark.parametrize(("certificate", "names"), [("", ["unix", "admin", "dashboard"]), ("x.pem", ["unix"])])
+def test_it_stands_in_wherever_the_admin_api_is_asked_without_tls(certificate: str, names: list[str]) -> None:
+    has: Any = SimpleNamespace(
+        unix=SimpleNamespace(sockets=["control", "unix"]), ports=("admin", None), dashboard="dashboard"
+    )
+    assert Belongings.admin_sockets(has, some_settings(admin_tls_cert=certificate)) == names
 
 
 def test_who_comes_before_and_after_waits_for_a_controller(daemon: Daemon) -> None:
