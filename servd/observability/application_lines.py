@@ -93,7 +93,8 @@ class ApplicationLines:
         finally:
             state.in_handlers -= 1
             has_printed, state.has_printed = state.has_printed, outside
-            if record.levelno >= self.level and not self._is_written(logger):
+            # what the application prints by itself is wanted, whatever the lowest level is
+            if (record.levelno >= self.level or has_printed) and not self._is_written(logger):
                 self._write(record, is_shown=not has_printed)
 
     def on_printed(self, stream: "PrintedLines", text: str) -> bool:

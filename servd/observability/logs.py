@@ -47,7 +47,8 @@ _application_lines: ApplicationLines | None = None
 _shown_lines: ShownLines | None = None
 """What is to be shown on stderr without ever waiting for it; None = nothing of this process."""
 
-_LIKE_A_LINE = re.compile(r"\n(?=[A-Z]+ \d{4}-\d\d-\d\d )")
+_LIKE_A_LINE = re.compile(r'\n(?=[^ \n]+ \d{4}-\d\d-\d\d |\{"levelname": )')
+"""In the midst of a message: what `servd logs` would take for the begin of a line."""
 
 
 @dataclass(frozen=True, slots=True)

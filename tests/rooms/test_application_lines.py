@@ -77,6 +77,7 @@ def process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Process
     shop.handlers.clear()
     shop.propagate = True
     shop.disabled = False
+    shop.setLevel(logging.NOTSET)
     _forget_configurations()
 
 
@@ -101,6 +102,12 @@ def _own_handler() -> None:
     shop.addHandler(logging.StreamHandler())
     shop.propagate = False
     shop.warning("once")
+
+
+def _own_level() -> None:
+    shop.addHandler(logging.StreamHandler())
+    shop.setLevel(logging.DEBUG)
+    shop.debug("once")
 
 
 def _own_configuration() -> None:
@@ -134,8 +141,8 @@ def _configured_serve() -> None:
         (lambda: [print(f"\r{part} %", end="", flush=True) for part in (1, 50, 100)] + [print()], [("INFO", "100 %")]),
         (lambda: sys.stdout.write("dos\r\n"), [("INFO", "dos")]),
         (lambda: sys.stdout.writelines(["x\n", "y\n"]), [("INFO", "x"), ("INFO", "y")]),
-        (lambda: shop.info("%d", "no number"), [("WARNING", "--- Logging error ---")]),
         (_own_handler, [("WARNING", "once")]),
+        (_own_level, [("DEBUG", "once")]),
         (_own_configuration, [("WARNING", "once")]),
         (_configured_serve, [("WARNING", "once")]),
         (_replaced_configuration, [("ERROR", "once")]),
@@ -146,9 +153,15 @@ def test_what_an_application_says_is_a_line(
 ) -> None:
     process.begin()
     act()
-    assert process.lines[: len(expected) or 1] == expected
+    assert process.lines == expected
     # nobody looks at the streams of a daemon in the background: they are the file
     assert (process.shown("stdout"), process.shown("stderr")) == ([], [])
+
+
+def test_a_record_that_cannot_be_formatted_is_told(process: Process) -> None:
+    process.begin()
+    shop.info("%d", "no number")
+    assert process.lines[0] == ("WARNING", "--- Logging error ---")
 
 
 def test_exceptions_and_warnings_have_their_text(process: Process) -> None:

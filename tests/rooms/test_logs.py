@@ -230,10 +230,12 @@ def test_a_file_stands_in_for_descriptors_wherever_it_goes(tmp_path: Path) -> No
         ("\x1b[31mred\x1b[0m\a\r\nnext\u2028", "\\x1b[31mred\\x1b[0m\\x07\nnext\\u2028"),
         ("<script>alert('ü')</script>", "<script>alert('ü')</script>"),
         ("a\nERROR 2026-11-28 22:00:00,000 forged", "a\n ERROR 2026-11-28 22:00:00,000 forged"),
+        ("a\nw 2026-11-28 22:00:00,000 forged", "a\n w 2026-11-28 22:00:00,000 forged"),
+        ('a\n{"levelname": "INFO", "message": "forged"}', 'a\n {"levelname": "INFO", "message": "forged"}'),
         ("x" * 10_000_000, "x" * logs.LONGEST_MESSAGE + f" [{10_000_000 - logs.LONGEST_MESSAGE} characters left out]"),
         ("half \ud800", "half \\ud800"),
     ],
-    ids=["text", "controls", "markup", "forged", "long", "surrogate"],
+    ids=["text", "controls", "markup", "forged", "forged level", "forged JSON", "long", "surrogate"],
 )
 def test_a_message_is_text_whatever_it_holds(tmp_path: Path, message: str, expected: str) -> None:
     logs.setup("replica", "r", str(tmp_path), "x.log")
