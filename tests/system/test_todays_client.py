@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from servd.daemon.admin_client import AdminClient
 from tests.ports import free_port
 from tests.processes import process
 from tests.system.running_daemon import ECHO, RunningDaemon, a_daemon, eventually, settings_in
@@ -59,6 +60,14 @@ def test_the_port_outlives_a_controller_and_one_that_is_taken_costs_a_line(
     os.kill(pid, signal.SIGKILL)
     eventually(lambda: process(pid) is None)
     assert ask_today(daemon, "/api/ray/version") == before
+
+
+@pytest.mark.long
+def test_servds_own_client_is_told_the_same_at_either_port(daemon: RunningDaemon) -> None:
+    settings = daemon.settings
+    today, own = (AdminClient(f"http://127.0.0.1:{port}") for port in (settings.dashboard_port, settings.admin_port))
+    assert today.details().keys() == own.details().keys() >= {"deploy_mode"}
+    assert today.probe() == own.probe()
 
 
 class Serve:
