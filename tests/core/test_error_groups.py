@@ -1,18 +1,22 @@
 """How errors are put together: in a replica, in the controller, and over a restart of it."""
 
 import asyncio
+import threading
 from pathlib import Path
 
 import pytest
 
 from servd.controller.fact_store import renewal
+from servd.observability import error_groups
 from servd.observability.error_desk import ErrorDesk
 from servd.observability.error_groups import (
+    FAILURES_WAITING,
     GROUPS_KEPT,
     GROUPS_OF_REPLICA,
     IDS_KEPT,
     SAY_EVERY_S,
     ErrorBook,
+    ErrorGroup,
     ErrorGroups,
     ErrorsReport,
 )
@@ -95,6 +99,40 @@ def test_reports_are_not_too_frequent_but_for_the_last() -> None:
     assert not heard
     replica.groups.say(lambda report: not heard.append(report), replica.now, at_once=True)
     assert [group.count for group in heard[0].groups] == [2]
+
+
+def test_an_error_in_the_midst_of_another_is_counted_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The collector tells of a task that nobody asked, in the thread that is just counting or reporting."""
+    replica = Replica(ErrorBook())
+    collected = [failure(2), failure(1)]
+    merged = error_groups._merged
+
+    def collecting(old: ErrorGroup, new: ErrorGroup, count: int) -> ErrorGroup:
+        if collected:
+            replica.groups.add(collected.pop())
+        return merged(old, new, count)
+
+    def fail_and_report() -> None:
+        for _ in range(3):
+            replica.groups.add(failure(1))
+        replica.report()
+        replica.report()
+
+    monkeypatch.setattr(error_groups, "_merged", collecting)
+    thread = threading.Thread(target=fail_and_report, daemon=True)
+    thread.start()
+    thread.join(5.0)
+    assert not thread.is_alive()
+    assert (counts(replica.book), replica.groups.is_said) == ({"id1": 4, "id2": 1}, True)
+
+
+def test_what_came_since_the_last_look_is_unsaid_and_bounded() -> None:
+    replica = Replica(ErrorBook())
+    for number in range(FAILURES_WAITING + 1):
+        replica.groups.add(failure(number % 2))
+    assert not replica.groups.is_said
+    replica.report()
+    assert (sum(counts(replica.book).values()), replica.groups.is_said) == (FAILURES_WAITING, True)
 
 
 def test_both_are_bounded_and_keep_what_happened_last() -> None:
