@@ -341,7 +341,7 @@ async def _tend(facts: FactStore, control: ControlLoop, errors: ErrorDesk, obser
         await asyncio.sleep(_TEND_S)
         facts.save({})
         control.tend()
-        await errors.tend(observed.replicas.keys())
+        await errors.tend(observed.replicas.keys(), asyncio.get_running_loop().time())
 
 
 def _fail() -> None:

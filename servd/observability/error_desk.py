@@ -13,6 +13,9 @@ from servd.observability.error_groups import ErrorBook, KeptErrors
 from servd.wire.codec import Renew, decode_message, encode_message
 
 FILE_NAME = "errors.state"
+WRITE_EVERY_S = 10.0
+"""Between two writings of the book, unless an error is new: it may have megabytes."""
+
 _MARK = b"protocol "
 
 logger = logging.getLogger(__name__)
@@ -31,15 +34,21 @@ class ErrorDesk:
         self._trouble = ""
         self.book = ErrorBook(self._read().errors)
         self._written = self.book.version
+        self._begun = self.book.begun
+        self._write_at = float("-inf")
 
     def __repr__(self) -> str:
         return f"ErrorDesk({self._path}, {self.book})"
 
-    async def tend(self, living: Collection[str]) -> None:
-        """To be called now and then: write what changed. living: ids of all replicas that may still report."""
+    async def tend(self, living: Collection[str], now: float) -> None:
+        """To be called now and then: write what changed, an error that is new at once, else every `WRITE_EVERY_S` at most.
+
+        living: ids of all replicas that may still report. now: monotonic seconds.
+        """
         self.book.forget_dead(living)
-        if self._written == self.book.version:
+        if self._written == self.book.version or (now < self._write_at and self._begun == self.book.begun):
             return
+        self._write_at, self._begun = now + WRITE_EVERY_S, self.book.begun
         version, data = self.book.version, self._encoded()
         try:
             await asyncio.to_thread(self._write, data)

@@ -161,11 +161,12 @@ class ErrorBook:
 
     Attributes:
         version: another one after each change.
+        begun: another one after each group that was not there.
     """
 
     def __init__(self, kept: Iterable[KeptError] = ()) -> None:
         self._kept = {one.group.id: one for one in kept}
-        self.version = 0
+        self.version = self.begun = 0
 
     def __repr__(self) -> str:
         return f"ErrorBook({len(self._kept)})"
@@ -180,6 +181,8 @@ class ErrorBook:
             new = group.count - known if since == group.first_at and group.count >= known else group.count
             if new:
                 self.version += 1
+            if kept is None:
+                self.begun += 1
             counted = {**before, report.replica_id: (group.first_at, group.count)}
             whole = group if kept is None else _merged(kept.group, group, kept.group.count + new)
             self._kept[group.id] = KeptError(app, deployment, whole, counted)

@@ -8,7 +8,7 @@ import pytest
 
 from servd.controller.fact_store import renewal
 from servd.observability import error_groups
-from servd.observability.error_desk import ErrorDesk
+from servd.observability.error_desk import WRITE_EVERY_S, ErrorDesk
 from servd.observability.error_groups import (
     FAILURES_WAITING,
     GROUPS_KEPT,
@@ -168,10 +168,10 @@ def test_the_next_controller_counts_on(tmp_path: Path, lives: bool) -> None:
     replica = Replica(desk.book)
     replica.groups.add(failure(1, 1.0, "a"))
     replica.report()
-    asyncio.run(desk.tend({"r1"}))
+    asyncio.run(desk.tend({"r1"}, 0.0))
     after = ErrorDesk(path, renewal)
     assert after.book.all() == desk.book.all()
-    asyncio.run(after.tend({"r1"} if lives else ()))
+    asyncio.run(after.tend({"r1"} if lives else (), 0.0))
     replica = replica if lives else Replica(after.book)
     replica.book = after.book
     replica.groups.forget_said()
@@ -184,6 +184,27 @@ def test_the_next_controller_counts_on(tmp_path: Path, lives: bool) -> None:
     assert Path(path).stat().st_mode & 0o777 == 0o600
 
 
+def test_a_new_error_is_written_at_once_and_counts_now_and_then(tmp_path: Path) -> None:
+    path = str(tmp_path / "errors.state")
+    desk = ErrorDesk(path, renewal)
+    replica = Replica(desk.book)
+
+    def written(now: float, number: int) -> dict[str, int]:
+        replica.groups.add(failure(number))
+        replica.report()
+        asyncio.run(desk.tend({"r1"}, now))
+        return counts(ErrorDesk(path, renewal).book)
+
+    assert written(0.0, 1) == {"id1": 1}
+    assert written(WRITE_EVERY_S - 0.1, 1) == {"id1": 1}
+    assert written(WRITE_EVERY_S, 1) == {"id1": 3}
+    assert written(WRITE_EVERY_S + 1, 1) == {"id1": 3}
+    assert written(WRITE_EVERY_S + 2, 2) == {"id1": 4, "id2": 1}
+    assert written(WRITE_EVERY_S + 3, 2) == {"id1": 4, "id2": 1}
+    desk.close()
+    assert counts(ErrorDesk(path, renewal).book) == {"id1": 4, "id2": 2}
+
+
 def test_a_disk_that_takes_nothing_and_a_file_that_is_damaged_cost_only_the_file(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -191,11 +212,11 @@ def test_a_disk_that_takes_nothing_and_a_file_that_is_damaged_cost_only_the_file
     replica = Replica(desk.book)
     replica.groups.add(failure(1))
     replica.report()
-    for _ in range(2):
-        asyncio.run(desk.tend({"r1"}))
+    for now in (0.0, WRITE_EVERY_S):
+        asyncio.run(desk.tend({"r1"}, now))
     assert [record.message.split()[0] for record in caplog.records] == ["errors_not_kept"]
     (tmp_path / "gone").mkdir()
-    asyncio.run(desk.tend({"r1"}))
+    asyncio.run(desk.tend({"r1"}, 2 * WRITE_EVERY_S))
     assert len(ErrorDesk(str(tmp_path / "gone" / "errors.state"), renewal).book.all()) == 1
     damaged = tmp_path / "errors.state"
     damaged.write_bytes(b"protocol 1\n\xc1")
