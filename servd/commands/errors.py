@@ -6,6 +6,7 @@ from servd.commands.console import say, table
 from servd.commands.operations import TABLE, moment, show
 from servd.daemon.admin_client import AdminClient
 from servd.exceptions import ConfigError
+from servd.ground.names import on_one_line
 
 HEAD = ("id", "deployment", "count", "last", "what", "where", "last request")
 
@@ -35,7 +36,7 @@ def show_errors(client: AdminClient, target: str, form: str) -> None:
             moment(one["last_at"]),
             one["message"],
             one["place"],
-            next(iter(one["request_ids"]), ""),
+            on_one_line(next(iter(one["request_ids"]), "")),
         )
         for one in found
     ]
@@ -62,7 +63,8 @@ def show_error(client: AdminClient, error_id: str, form: str) -> None:
     }
     for name, value in about.items():
         if value:
-            print(f"{name}: {value}")
+            # a request's id and path may hold anything
+            print(f"{name}: {on_one_line(str(value))}")
     print(f"\n{one['traceback']}")
 
 

@@ -1,10 +1,13 @@
-"""What progress lines say of a failure."""
+"""What progress lines and lists of errors say of a failure."""
 
 import io
+from typing import Any
 
 import pytest
 
 from servd.commands.console import PlainLines, ProgressRow
+from servd.commands.errors import show_error, show_errors
+from servd.daemon.admin_client import AdminClient
 
 MISSING = """Deploying application a failed: Traceback (most recent call last):
   File "/code/app.py", line 1, in <module>
@@ -58,3 +61,35 @@ def test_progress_without_a_message_ends_with_the_status() -> None:
     stream = io.StringIO()
     PlainLines(stream).update([ProgressRow("a", "D", "UPDATING", 1, 2, " \n")])
     assert stream.getvalue() == "a/D: UPDATING 1/2 replicas\n"
+
+
+class OneError(AdminClient):
+    """Knows one error, of a request whose id and path command a terminal."""
+
+    def __init__(self) -> None:
+        names = ("id", "application", "deployment", "message", "place", "method", "traceback")
+        self._one = {name: name for name in names} | {
+            "count": 1,
+            "first_at": 1.0,
+            "last_at": 2.0,
+            "route": "/\x1b[2J\nerror: other",
+            "request_ids": ["a\x1b[2J\nb"],
+        }
+
+    def probe(self) -> dict[str, Any]:
+        return {}
+
+    def errors(self, application: str = "", deployment: str = "") -> list[dict[str, Any]]:
+        return [self._one]
+
+    def error(self, error_id: str) -> dict[str, Any]:
+        return self._one
+
+
+def test_errors_are_shown_without_what_a_request_brought_for_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    show_errors(OneError(), "", "table")
+    assert capsys.readouterr().out.splitlines()[1].endswith("a\\x1b[2J\\nb")
+    show_error(OneError(), "id", "table")
+    shown = capsys.readouterr().out
+    assert "\nroute: /\\x1b[2J\\nerror: other\n" in shown
+    assert "\nrequests: a\\x1b[2J\\nb\n\ntraceback\n" in shown
