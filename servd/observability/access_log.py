@@ -13,7 +13,9 @@ SHORT_TENTHS = 2000
 """Latencies below so many tenths of a millisecond are worded beforehand."""
 
 _MOST_KNOWN = 2048
+_KEPT_PATH_BYTES = 256
 _SHOWN_PATH_BYTES = 2048
+_SHOWN_CLIENT_LETTERS = 64
 
 _Key = TypeVar("_Key")
 
@@ -106,22 +108,25 @@ class AccessLog:
         return _encoded(head + message), _encoded(before), _encoded('"' + message)
 
     def path(self, path: bytes) -> bytes:
-        """A path as lines show it; a very long one is cut."""
+        """A path as lines show it; a very long one is cut. Long ones are not kept: clients choose what they ask for."""
         text = path[:_SHOWN_PATH_BYTES].decode(errors="backslashreplace")
-        return _keep(self.paths, path, _encoded(_quoted(text)[1:-1] if self.is_json else on_one_line(text)))
+        shown = _encoded(_quoted(text)[1:-1] if self.is_json else on_one_line(text))
+        return _keep(self.paths, path, shown) if len(path) <= _KEPT_PATH_BYTES else shown
 
     def size(self, sent_bytes: int) -> bytes:
         """How much was sent."""
         return _keep(self.sizes, sent_bytes, self._size % sent_bytes)
 
     def end_of(self, client: str, replica_id: str) -> bytes:
-        """The end of a line, by who asked whom; "" = unknown."""
+        """The end of a line, by who asked whom; "" = unknown. A very long client is cut, and not kept."""
+        shown = client[:_SHOWN_CLIENT_LETTERS]
         if self.is_json:
-            fields = {"client": client, "replica": replica_id}
+            fields = {"client": shown, "replica": replica_id}
             text = "".join(f', "{field}": {_quoted(value)}' for field, value in fields.items() if value)
         else:
-            text = on_one_line("".join(f" {part or '-'}" for part in (client, replica_id)))
-        return _keep(self.parties, (client, replica_id), _encoded(text) + self.end_line)
+            text = on_one_line("".join(f" {part or '-'}" for part in (shown, replica_id)))
+        end = _encoded(text) + self.end_line
+        return _keep(self.parties, (client, replica_id), end) if shown == client else end
 
     def latency(self, tenths: int) -> bytes:
         """A latency in tenths of a millisecond. `latencies` holds the short ones."""

@@ -121,6 +121,20 @@ async def test_lines_of_http_say_who_asked_whom(
     assert fields["path"].startswith("/")
 
 
+@pytest.mark.parametrize("is_json", [False, True])
+def test_what_clients_choose_is_kept_while_it_is_short_only(tmp_path: Path, is_json: bool) -> None:
+    access = access_log(tmp_path / "x.log")
+    access.set_style(is_json=is_json)
+    for number in range(10):
+        assert access.path(b"/%d" % number + b"x" * 60_000).startswith(b"/%d" % number)
+        assert len(access.end_of(f"{number}" * 60_000, "shop_Fruit#x")) < 200
+    assert (access.paths, access.parties) == ({}, {})
+    usual = b"/" + b"x" * 255
+    assert access.path(usual) == usual
+    access.end_of("1" * 64, "shop_Fruit#x")
+    assert (len(access.paths), len(access.parties)) == (1, 1)
+
+
 @pytest.mark.parametrize(
     ("latency_ms", "bound"), [(0.05, 1), (0.95, 1), (1.04, 2), (19.7, 20), (250.0, 300), (7e5, None)]
 )
