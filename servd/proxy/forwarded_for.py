@@ -1,6 +1,7 @@
 """Whose word about a request's client counts, and what it says: `X-Forwarded-*` and `Forwarded` headers. Pure."""
 
 import ipaddress
+import re
 from collections.abc import Mapping
 
 from servd.ground.quick_dataclass import dataclass
@@ -10,6 +11,11 @@ HEADERS = frozenset((b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-
 """Names of the headers that say it, in lower case."""
 
 _MAX_REMEMBERED = 2048
+_MAX_HOSTS = 100
+_MAX_FORWARDED_BYTES = 4096
+_UNKNOWN = "unknown"
+# an address, perhaps with a zone, a name, or what RFC 7239 calls an obfuscated identifier
+_HOST = re.compile(r"[\w.:%-]{1,64}", re.ASCII)
 _SCHEMES = frozenset(("http", "https", "ws", "wss"))
 
 Client = tuple[str, int]
@@ -70,15 +76,18 @@ class TrustedProxies:
 
         Args:
             headers: by name in lower case; values of equal names are joined with commas. `Forwarded` counts where there is no
-                other: a proxy that knows only the others lets it through as its client wrote it.
+                other: a proxy that knows only the others lets it through as its client wrote it. Any client may have
+                written much of it, so it is bounded: of `X-Forwarded-For` the last 100 hosts count (the first 100 where everybody
+                is trusted), a `Forwarded` of more than 4 KiB says nothing, and what is not 1 to 64 ASCII letters, digits and
+                `_.:%-` is no host: the client is unknown then.
         """
         if any(name in headers for name in HEADERS - {b"forwarded"}):
-            hosts = [_host_of(word) for word in _text(headers, b"x-forwarded-for").split(",")]
-            client = self._client_among([host for host in hosts if host])
+            client = self._client_among(_text(headers, b"x-forwarded-for"))
             scheme = _text(headers, b"x-forwarded-proto").strip().lower()
             host = headers.get(b"x-forwarded-host", b"").rpartition(b",")[2].strip()
-            return Said((client, 0) if client else None, scheme if scheme in _SCHEMES else "", host)
-        return self._of_elements(elements(_text(headers, b"forwarded")))
+            return Said(client, scheme if scheme in _SCHEMES else "", host)
+        text = _text(headers, b"forwarded")
+        return self._of_elements(elements(text)) if len(text) <= _MAX_FORWARDED_BYTES else NOTHING_SAID
 
     def _of_elements(self, found: list[dict[str, str]]) -> Said:
         for number, element in enumerate(reversed(found), 1):
@@ -88,14 +97,16 @@ class TrustedProxies:
                 first = found[0] if self._is_everybody else element
                 host = _host_of(first.get("for", ""))
                 scheme = first.get("proto", "").lower()
-                client = (host, 0) if host and host != "unknown" else None
-                return Said(client, scheme if scheme in _SCHEMES else "", first.get("host", "").encode("latin-1"))
+                name = first.get("host", "").encode("latin-1")
+                return Said(_client(host), scheme if scheme in _SCHEMES else "", name)
         return NOTHING_SAID
 
-    def _client_among(self, hosts: list[str]) -> str:
-        if self._is_everybody or not hosts:
-            return hosts[0] if hosts else ""
-        return next((host for host in reversed(hosts) if host not in self), hosts[0])
+    def _client_among(self, text: str) -> Client | None:
+        if self._is_everybody:
+            return _client(next(filter(None, map(_host_of, text.split(",", _MAX_HOSTS)[:_MAX_HOSTS])), ""))
+        hosts = [host for word in text.rsplit(",", _MAX_HOSTS)[-_MAX_HOSTS:] if (host := _host_of(word))]
+        # one that is unknown ends the search: who wrote what stands before is unknown too
+        return _client(next((host for host in reversed(hosts) if host not in self), hosts[0] if hosts else ""))
 
 
 def joined(headers: Headers) -> dict[bytes, bytes]:
@@ -133,16 +144,16 @@ def elements(text: str) -> list[dict[str, str]]:
 
 def _split(text: str, sign: str) -> list[str]:
     """Parts between signs that stand in no quotes."""
-    parts, quoted, escaped = [""], False, False
-    for letter in text:
+    parts, begin, quoted, escaped = [], 0, False, False
+    for at, letter in enumerate(text):
         if letter == sign and not quoted:
-            parts.append("")
+            parts.append(text[begin:at])
+            begin = at + 1
             continue
         if letter == '"' and not escaped:
             quoted = not quoted
         escaped = quoted and letter == "\\" and not escaped
-        parts[-1] += letter
-    return parts
+    return [*parts, text[begin:]]
 
 
 def _unquoted(text: str) -> str:
@@ -152,11 +163,19 @@ def _unquoted(text: str) -> str:
 
 
 def _host_of(text: str) -> str:
-    """Without brackets and port."""
+    """Without brackets and port; "" = nothing is there, "unknown" = what is there is no host."""
     text = text.strip()
+    if not text:
+        return ""
     if text.startswith("["):
-        return text[1:].partition("]")[0]
-    return text.partition(":")[0] if text.count(":") == 1 else text
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
+    return text if _HOST.fullmatch(text) else _UNKNOWN
+
+
+def _client(host: str) -> Client | None:
+    return (host, 0) if host not in ("", _UNKNOWN) else None
 
 
 def _text(headers: Mapping[bytes, bytes], name: bytes) -> str:
