@@ -346,6 +346,7 @@ class HttpAnswering(asyncio.Protocol, Outgoing):
             stage = "reading the body"
             self.is_active = True
             self._method, self._path, self._labels, self.peer = "-", b"-", NOWHERE, None
+            self._client_ip = self._peer_ip
             self._began = self._now() - self._limit_s
             self._keep_alive = self.is_plain = False
         self.answer(answer_timeout(self._limit_s, stage))

@@ -255,7 +255,7 @@ class HttpOrder(HttpAnswering):
         self._is_in_body = True
         self._keep_alive = self.is_plain = False
         self._request_id = self._forwarder.request_id(None)
-        self._method, self._path, self.peer = "-", b"-", None
+        self._method, self._path, self._client_ip, self.peer = "-", b"-", self._peer_ip, None
         self._labels, self._began, self._sent_at = NOWHERE, self._now(), 0.0
         self.answer(answer)
 

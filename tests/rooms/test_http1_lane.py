@@ -1,9 +1,13 @@
 import asyncio
 import re
 import uuid
+from pathlib import Path
 
 import pytest
 
+from servd.observability.access_log import AccessLog
+from servd.observability.journal import Journal
+from servd.observability.log_file import LogFile
 from servd.proxy.limits import Limits
 from servd.replica.exchange import HttpExchange
 from tests.fakes import Room, wait_until
@@ -194,6 +198,32 @@ async def test_a_bad_request_behind_a_good_one_does_not_harm_it() -> None:
         room.route(room.replica())
         answer = await room.raw(b"GET /good HTTP/1.1\r\nhost: x\r\n\r\nNONSENSE\r\n\r\n")
         assert answer.index(b"GET /good") < answer.index(b"HTTP/1.1 400")
+
+
+@pytest.mark.parametrize(
+    ("bad", "status"),
+    [
+        (b"NONSENSE\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nhost: x\r\nx-request-timeout-seconds: 0.02\r\ncontent-length: 9\r\n\r\nx", 408),
+    ],
+    ids=["malformed", "slow body"],
+)
+async def test_a_refused_request_is_not_of_the_client_before(tmp_path: Path, bad: bytes, status: int) -> None:
+    async with Room() as room:
+        room.route(room.replica())
+        log = AccessLog(LogFile(tmp_path / "x.log"), "http_proxy", "here", ("http1.py", 7))
+        journal = room.forwarder.journal = Journal(asyncio.get_running_loop(), log)
+        reader, writer = await asyncio.open_connection("127.0.0.1", room.port)
+        async with asyncio.timeout(5):
+            writer.write(b"GET / HTTP/1.1\r\nhost: x\r\nx-forwarded-for: 192.0.2.7\r\n\r\n")
+            await reader.readuntil(b"GET /")
+            writer.write(bad)
+            assert (await reader.readline()).startswith(b"HTTP/1.1 %d " % status)
+        writer.close()
+        journal.settle()
+    lines = (tmp_path / "x.log").read_text().splitlines()
+    found = [re.search(r" (\d+) [\d.]+ms \d+B (\S+) ", line) for line in lines]
+    assert [match and match.groups() for match in found] == [("200", "192.0.2.7"), (str(status), "127.0.0.1")]
 
 
 async def test_limits_of_head_and_body() -> None:
