@@ -146,7 +146,7 @@ def _documents() -> list[Operation]:
             ServeDeploySchema,
             (*put, _DIALECT),
         ),
-        Operation("delete", v2, "deleteApplications", "Remove everything.", None, _CHANGE, parameters=(_IF_MATCH,)),
+        Operation("delete", v2, "deleteApplications", "Remove everything.", None, _CHANGE, None, (_IF_MATCH, _DIALECT)),
         Operation(
             "get",
             "/api/ray/version",

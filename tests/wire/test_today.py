@@ -171,7 +171,9 @@ def test_the_port_decides_and_the_query_overrides_it(server: Server) -> None:
 
 
 def test_a_dialect_that_is_none_is_refused(server: Server) -> None:
-    for verb, path, body in (("GET", V2, None), ("PUT", V2, json.dumps(DOCUMENT)), ("GET", "/api/ray/version", None)):
+    put = json.dumps(DOCUMENT)
+    asked = (("GET", V2, None), ("PUT", V2, put), ("DELETE", V2, None), ("GET", "/api/ray/version", None))
+    for verb, path, body in asked:
         status, _, text = server.ask(verb, f"{path}?dialect=2.6", body)
         assert (status, text) == (400, "query parameter dialect must be 2.5 or today, got '2.6'")
     assert server.plane.calls == []
