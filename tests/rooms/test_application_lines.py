@@ -65,6 +65,8 @@ def process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Process
     monkeypatch.setattr(logging.Logger, "callHandlers", logging.Logger.callHandlers)
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
     monkeypatch.setattr(logs, "_application_lines", None)
+    # a test before may have made it another name of servd's own logger, which a configuration that names one of them silences
+    monkeypatch.delitem(logging.Logger.manager.loggerDict, "ray.serve", raising=False)
     # another test's configuration may have silenced them
     shop.disabled = False
     _forget_configurations()
