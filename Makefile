@@ -15,8 +15,9 @@ BENCH ?=
 run: $(VENV)/installed
 	@$(BIN)/python tools/quickstart.py --http-port $(HTTP_PORT) --admin-port $(ADMIN_PORT) --state-dir $(STATE_DIR)
 
+# three processes: tests wait for other processes more than they compute
 test: $(VENV)/installed-dev compiled
-	$(BIN)/python -m pytest -q -m "not long and not models" -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -q -m "not long and not models" -n 3 --dist loadfile --no-loadscope-reorder
 
 # processes under test start from compiled code, as those of an installed package do, whatever the environment says of writing it
 compiled: $(VENV)/installed-dev
