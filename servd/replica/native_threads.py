@@ -99,14 +99,16 @@ def native_threads(besides: Collection[int | None] = ()) -> list[NativeThread]:
         if not unknown:
             return sorted(found[task] for task in tasks)
         for task in unknown:
-            ran_s.setdefault(task, run_s(task) or 0.0)
+            if (now_s := run_s(task)) is not None:
+                ran_s.setdefault(task, now_s)
         block_for(_LOOK_AGAIN_S)
 
 
 def _has_to_run(task: str, ran_s: dict[str, float]) -> bool:
     """Whether a thread is at work, and has had less time than it may need to come to an end. ran_s: what it had at first."""
     now_s = run_s(task)
-    return now_s is not None and now_s - ran_s.get(task, 0.0) < _SETTLE_S
+    # a busy host may be slow with the first look: what it had before does not count
+    return now_s is not None and now_s - ran_s.setdefault(task, now_s) < _SETTLE_S
 
 
 def run_s(task: str) -> float | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from servd.replica.fork_safety import fork_unsafe_reason, judge, uses_device
-from servd.replica.native_threads import NativeThread, native_threads
+from servd.replica.native_threads import NativeThread, _has_to_run, native_threads
 
 OPENBLAS = NativeThread("libscipy_openblas64_-32a4b2a6.so", "python")
 GOMP = NativeThread("libgomp-e985bcbb.so.1.0.0", "python")
@@ -110,6 +110,13 @@ def test_a_thread_that_gets_no_cpu_is_waited_for(monkeypatch: pytest.MonkeyPatch
     finally:
         stop.set()
         thread.join()
+
+
+def test_a_thread_has_its_time_also_where_the_first_look_comes_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = iter([7.0, 7.4, 7.6])
+    monkeypatch.setattr("servd.replica.native_threads.run_s", lambda _: next(ran))
+    ran_s: dict[str, float] = {}
+    assert [_has_to_run("1", ran_s) for _ in range(3)] == [True, True, False]
 
 
 def test_a_library_that_ends_forked_children_forbids_it(monkeypatch: pytest.MonkeyPatch) -> None:
