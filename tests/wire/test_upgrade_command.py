@@ -13,6 +13,7 @@ from servd.documents.controller_views import UpgradeView
 from servd.exceptions import UpgradeError
 from servd.ground.states import UpgradeStage
 from servd.rest.access import AccessRules
+from tests.system.running_daemon import eventually
 from tests.wire.fake_plane import FakePlane, Server, an_instance
 from tests.wire.test_commands import Command
 
@@ -40,7 +41,8 @@ def test_it_begins_after_the_answer_and_says_from_what_to_what(servd: Command, s
     code, out, err = servd("upgrade", "-a", server.url)
     assert (code, err) == (0, "")
     assert "Upgrading from servd 0.1.0+aaaa (protocol 1) to 0.2.0+bbbb (protocol 1)." in out
-    assert [call[0] for call in server.plane.calls] == ["prepare_upgrade", "begin_upgrade"]
+    # the second comes when the answer has left
+    eventually(lambda: [call[0] for call in server.plane.calls] == ["prepare_upgrade", "begin_upgrade"])
     assert server.plane.calls[0][1].startswith("POST /api/servd/v1/upgrade by ")
 
 
