@@ -14,7 +14,8 @@ from typing import Any
 from servd.calls import pickling
 from servd.calls.caller import Caller
 from servd.calls.request_context import RequestContext
-from servd.ground import settings
+from servd.ground import descendants, settings
+from servd.ground.pidfd import start_ticks
 from servd.wire.codec import RecordReader, encode_message, record
 from servd.wire.messages import (
     BuildOrder,
@@ -240,6 +241,7 @@ class Room:
         os.close(self.lifetime_read)
         for line in [*self.replicas.values(), *([self.fork_server] if self.fork_server else [])]:
             line.close()
+        leaders = {(hello.pid, start_ticks(hello.pid)) for hello in self.hellos.values()}
         for hello in self.hellos.values():
             try:
                 os.kill(hello.pid, signal.SIGKILL)
@@ -248,6 +250,8 @@ class Room:
         for process in self.processes:
             process.kill()
             process.wait(LIMIT_S)
+        # as a controller does behind a replica that was killed
+        descendants.end_families(leaders)
 
 
 @asynccontextmanager
