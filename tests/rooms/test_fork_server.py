@@ -118,11 +118,17 @@ async def test_children_hold_nothing_of_the_fork_server_or_siblings(room: Room) 
     for start in starts[:-1]:
         await room.running(start)
     last = await room.running(starts[-1])
-    about = await room.call("Model", "about")
+
+    async def steady() -> dict[str, Any]:
+        # other threads of a replica open a file for a moment now and then
+        looks = [await room.call("Model", "about") for _ in range(5)]
+        return min(looks, key=lambda about: len(about["fds"]))
+
+    about = await steady()
     assert about["pid"] == last.pid
     assert not [name for name in about["fds"] if "pidfd" in name]
     room.route(starts[0])
-    eldest = await room.call("Model", "about")
+    eldest = await steady()
     assert len(about["fds"]) == len(eldest["fds"])
     assert "fastapi" not in await room.call("Model", "modules")
 
