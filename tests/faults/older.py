@@ -50,11 +50,15 @@ def commits_ago(directory: Path, times: int) -> Outcome:
     settings = settings_in(directory, proxies=2)
     clock = SystemClock()
     outcome = Outcome()
-    daemon = RunningDaemon(
-        settings, {"PYTHONPATH": str(old), "PYTHONDONTWRITEBYTECODE": ""}, command=_start(settings)
-    ).ready()
+    own = {"PYTHONPATH": str(old)}
+    asked = subprocess.run(
+        [sys.executable, "-P", "-c", "import servd; print(servd.__file__)"],
+        env={**os.environ, **own},
+        capture_output=True,
+    )
+    assert asked.stdout.decode().startswith(str(old)), f"it would run the code of today: {asked}"
+    daemon = RunningDaemon(settings, own, command=_start(settings)).ready()
     try:
-        assert (old / "servd/controller/__pycache__").exists(), "it runs the code of today"
         stage = Stage(daemon, directory)
         stage.deploy(version=1, replicas=2)
     finally:
