@@ -2,7 +2,7 @@
 
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -77,7 +77,7 @@ def start(
     admin_tls_key: TlsFile = None,
     http_tls_cert: TlsFile = None,
     http_tls_key: TlsFile = None,
-    forwarded_allow_ips: ForwardedAllowIps = DEFAULT_FORWARDED_ALLOW_IPS,
+    forwarded_allow_ips: ForwardedAllowIps = None,
     state_dir: StateDir = None,
     num_cpus: Annotated[float | None, typer.Option(min=0, help="Limit of all num_cpus together.")] = None,
     num_gpus: Annotated[float | None, typer.Option(min=0, help="Devices that num_gpus may reserve.")] = None,
@@ -107,7 +107,7 @@ def start(
         admin_tls_key=absolute(admin_tls_key),
         http_tls_cert=absolute(http_tls_cert),
         http_tls_key=absolute(http_tls_key),
-        forwarded_allow_ips=forwarded_allow_ips,
+        **_believed(forwarded_allow_ips),
         num_cpus=num_cpus,
         num_gpus=num_gpus,
         metrics_port=metrics_port,
@@ -116,6 +116,13 @@ def start(
         dashboard_port=dashboard_port or None,
     )
     _begin(settings, detach=detach, log_to_stderr=log_to_stderr)
+
+
+def _believed(forwarded_allow_ips: str | None) -> dict[str, Any]:
+    """Settings of what proxies in front say: of the host only where somebody has named the proxies."""
+    given = forwarded_allow_ips is not None
+    hosts = forwarded_allow_ips if given else DEFAULT_FORWARDED_ALLOW_IPS
+    return {"forwarded_allow_ips": hosts, "believes_forwarded_host": given}
 
 
 def _begin(settings: Settings, *, detach: bool, log_to_stderr: bool) -> None:

@@ -60,9 +60,12 @@ DashboardPort = Annotated[
     ),
 ]
 ForwardedAllowIps = Annotated[
-    str,
+    str | None,
     typer.Option(
-        metavar="HOSTS", help="Proxies whose X-Forwarded-* and Forwarded headers count: addresses, networks, or *."
+        metavar="HOSTS",
+        help="Proxies whose X-Forwarded-* and Forwarded headers count: addresses, networks, or * "
+        "[127.0.0.1,::1, whose word on the host does not count unless they are given].",
+        show_default=False,
     ),
 ]
 MetricsPort = Annotated[int | None, typer.Option(min=0, max=65535, help="Loopback port that serves /metrics alone.")]

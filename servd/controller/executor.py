@@ -207,6 +207,7 @@ class Executor:
             tls_cert=settings.http_tls_cert or "",
             tls_key=settings.http_tls_key or "",
             forwarded_allow_ips=settings.forwarded_allow_ips,
+            believes_forwarded_host=settings.believes_forwarded_host,
         )
         try:
             sockets = await self._channel.open_listeners(fact.host, fact.port, settings.proxies)

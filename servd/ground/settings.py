@@ -29,6 +29,7 @@ class Settings:
     """Options of one daemon. None = the flag was not given (rest.md section 11: flags win over stored options).
 
     dashboard_port: where the admin API answers as today's Ray Serve does; None = nowhere.
+    believes_forwarded_host: the proxies of `forwarded_allow_ips` say the host too: those that somebody named, not the default.
     """
 
     state_dir: str
@@ -53,6 +54,7 @@ class Settings:
     python_path: str = ""
     dashboard_port: int | None = None
     forwarded_allow_ips: str = DEFAULT_FORWARDED_ALLOW_IPS
+    believes_forwarded_host: bool = False
 
     @property
     def log_dir(self) -> str:

@@ -5,11 +5,11 @@ import re
 from collections.abc import Mapping
 
 from servd.ground.quick_dataclass import dataclass
-from servd.ground.settings import DEFAULT_FORWARDED_ALLOW_IPS
 
 HEADERS = frozenset((b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto"))
 """Names of the headers that say it, in lower case."""
 
+_DE_FACTO = HEADERS - {b"forwarded"}
 _MAX_REMEMBERED = 2048
 _MAX_HOSTS = 100
 _MAX_FORWARDED_BYTES = 4096
@@ -40,13 +40,15 @@ class TrustedProxies:
 
     Args:
         text: addresses and networks with commas between; "*" = whoever connects, "" = nobody.
+        believes_host: what they say of the host counts too. Most proxies set client and scheme and let `X-Forwarded-Host` through
+            as their client wrote it, so that is for those of whom somebody has said that they set it.
 
     Raises:
         ValueError: one of them is neither.
     """
 
-    def __init__(self, text: str = DEFAULT_FORWARDED_ALLOW_IPS) -> None:
-        self._text = text
+    def __init__(self, text: str, *, believes_host: bool = True) -> None:
+        self._text, self._believes_host = text, believes_host
         words = [word.strip() for word in text.split(",") if word.strip()]
         self._is_everybody = "*" in words
         self._networks = [_network(word) for word in words if word != "*"]
@@ -81,11 +83,11 @@ class TrustedProxies:
                 is trusted), a `Forwarded` of more than 4 KiB says nothing, and what is not 1 to 64 ASCII letters, digits and
                 `_.:%-` is no host: the client is unknown then.
         """
-        if any(name in headers for name in HEADERS - {b"forwarded"}):
+        if any(name in headers for name in _DE_FACTO):
             client = self._client_among(_text(headers, b"x-forwarded-for"))
             scheme = _text(headers, b"x-forwarded-proto").strip().lower()
             host = headers.get(b"x-forwarded-host", b"").rpartition(b",")[2].strip()
-            return Said(client, scheme if scheme in _SCHEMES else "", host)
+            return Said(client, scheme if scheme in _SCHEMES else "", host if self._believes_host else b"")
         text = _text(headers, b"forwarded")
         return self._of_elements(elements(text)) if len(text) <= _MAX_FORWARDED_BYTES else NOTHING_SAID
 
@@ -97,7 +99,7 @@ class TrustedProxies:
                 first = found[0] if self._is_everybody else element
                 host = _host_of(first.get("for", ""))
                 scheme = first.get("proto", "").lower()
-                name = first.get("host", "").encode("latin-1")
+                name = first.get("host", "").encode("latin-1") if self._believes_host else b""
                 return Said(_client(host), scheme if scheme in _SCHEMES else "", name)
         return NOTHING_SAID
 

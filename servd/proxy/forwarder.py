@@ -12,6 +12,7 @@ from servd.calls.replica_peer import Router
 from servd.calls.route_table import RouteTable, decoded_path
 from servd.exceptions import RequestError
 from servd.ground.clock import Clock, SystemClock
+from servd.ground.settings import DEFAULT_FORWARDED_ALLOW_IPS
 from servd.observability.access_log import Labels
 from servd.observability.journal import NOWHERE, Journal
 from servd.proxy.forwarded_for import TrustedProxies
@@ -81,7 +82,7 @@ class Forwarder:
         trusted: TrustedProxies | None = None,
     ) -> None:
         self.caller = caller
-        self.trusted = trusted or TrustedProxies()
+        self.trusted = trusted or TrustedProxies(DEFAULT_FORWARDED_ALLOW_IPS, believes_host=False)
         self.limits = limits
         self.table = RouteTable(root_path)
         self.targets: dict[bytes, Target] = {}

@@ -88,7 +88,7 @@ class Proxy:
         self._journal = Journal(self._loop, access)
         self._journal.configure(logs.configure({}))
         self._lag = LoopLag(self._journal.now)
-        trusted = TrustedProxies(start.forwarded_allow_ips)
+        trusted = TrustedProxies(start.forwarded_allow_ips, believes_host=start.believes_forwarded_host)
         limits = Limits.from_environment()
         self._forwarder = Forwarder(self._caller, start.root_path, limits, journal=self._journal, trusted=trusted)
         self._lane = LateLane(self._forwarder)

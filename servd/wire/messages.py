@@ -222,6 +222,7 @@ class ProxyStart:
     tls_cert: str = ""
     tls_key: str = ""
     forwarded_allow_ips: str = DEFAULT_FORWARDED_ALLOW_IPS
+    believes_forwarded_host: bool = False
 
 
 @dataclass(frozen=True, slots=True)

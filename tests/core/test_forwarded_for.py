@@ -2,6 +2,7 @@
 
 import pytest
 
+from servd import cli
 from servd.proxy.forwarded_for import NOTHING_SAID, Said, TrustedProxies, elements, joined, scheme_for, with_host
 
 
@@ -88,6 +89,22 @@ def test_no_address_is_refused_by_name(text: str) -> None:
 def test_what_a_trusted_proxy_says(trusted: str, headers: dict[str, str], expected: Said) -> None:
     raw = {name.encode(): value.encode() for name, value in headers.items()}
     assert TrustedProxies(trusted).said(raw) == expected
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"x-forwarded-for": "1.2.3.4", "x-forwarded-host": "evil"}, {"forwarded": "for=1.2.3.4;host=evil"}],
+)
+def test_the_host_is_left_to_proxies_that_are_said_to_set_it(headers: dict[str, str]) -> None:
+    raw = {name.encode(): value.encode() for name, value in headers.items()}
+    assert TrustedProxies("127.0.0.1", believes_host=False).said(raw) == Said(("1.2.3.4", 0))
+    assert TrustedProxies("127.0.0.1").said(raw) == Said(("1.2.3.4", 0), host=b"evil")
+
+
+def test_the_option_says_that_they_do_whatever_it_names() -> None:
+    assert cli._believed(None) == {"forwarded_allow_ips": "127.0.0.1,::1", "believes_forwarded_host": False}
+    assert cli._believed("127.0.0.1,::1") == {"forwarded_allow_ips": "127.0.0.1,::1", "believes_forwarded_host": True}
+    assert cli._believed("") == {"forwarded_allow_ips": "", "believes_forwarded_host": True}
 
 
 def test_a_host_stands_in_quotes_with_commas() -> None:

@@ -124,21 +124,23 @@ async def test_the_handler_sees_how_it_was_asked(client: Client, room: Room, lan
 @pytest.mark.parametrize(
     ("trusted", "headers", "told"),
     [
+        (None, FORWARDED, "https 192.0.2.7"),
         ("127.0.0.1", FORWARDED, "https 192.0.2.7 a.b"),
         ("127.0.0.1", {"forwarded": "for=192.0.2.7;proto=https;host=a.b"}, "https 192.0.2.7 a.b"),
         ("10.0.0.0/8", {"x-forwarded-for": "192.0.2.7", "x-forwarded-host": "a.b"}, ""),
     ],
-    ids=["trusted", "as Forwarded", "not trusted"],
+    ids=["by default", "trusted", "as Forwarded", "not trusted"],
 )  # fmt: skip
 async def test_what_a_proxy_in_front_says_counts_where_it_is_trusted(
-    client: Client, room: Room, lane: str, trusted: str, headers: dict[str, str], told: str
+    client: Client, room: Room, lane: str, trusted: str | None, headers: dict[str, str], told: str
 ) -> None:
     own, version = "https" if lane.endswith("TLS") else "http", lane.split()[0].removeprefix("HTTP/")
     usual = (await send(client, "/root/app?scope=host")).text
-    room.forwarder.trusted = TrustedProxies(trusted)
+    if trusted is not None:
+        room.forwarder.trusted = TrustedProxies(trusted)
     text = (await send(client, "/root/app?scope=host", headers=headers)).text
     if told:
-        scheme, host, name = told.split()
+        scheme, host, name = (*told.split(), usual.rpartition("|")[2])[:3]
         assert text == f"{scheme}|{version}|{host}|{name}"
     else:
         assert text == usual
@@ -302,6 +304,9 @@ async def test_a_websocket_knows_its_client_through_a_proxy() -> None:
 
     async with Room(hand_over=True) as room:
         room.route(room.replica(tell))
+        async with websockets.connect(f"ws://127.0.0.1:{room.port}/", additional_headers=FORWARDED) as socket:
+            assert await socket.recv() == f"wss|192.0.2.7|127.0.0.1:{room.port}"
+        room.forwarder.trusted = TrustedProxies("127.0.0.1")
         async with websockets.connect(f"ws://127.0.0.1:{room.port}/", additional_headers=FORWARDED) as socket:
             assert await socket.recv() == "wss|192.0.2.7|a.b"
 
