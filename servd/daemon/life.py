@@ -99,7 +99,8 @@ class Daemon:
         self._quick_deaths = 0
         self._started_at = 0.0
         self._start_at: float | None = 0.0
-        self._stand_in = StandIn(self._poll, self._clock, lambda: has.admin_sockets(settings))
+        certificate = (settings.admin_tls_cert or "", settings.admin_tls_key or "")
+        self._stand_in = StandIn(self._poll, self._clock, has.admin_sockets, certificate)
         self._stop_by: float | None = None
         self._result: int | None = None
         self._notice = ServiceNotice()

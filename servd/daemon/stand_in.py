@@ -4,9 +4,16 @@ import select
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from servd.daemon.directories import say
+from servd.exceptions import StateError
 from servd.ground.clock import Clock
+
+if TYPE_CHECKING:
+    from ssl import SSLContext
+
+    from servd.daemon.tls import PolledTls
 
 LIMIT_S = 5.0
 """How long somebody may stay who connects, from then to the end of a request that nobody reads."""
@@ -16,7 +23,7 @@ MOST_GUESTS = 32
 
 @dataclass(slots=True)
 class _Guest:
-    sock: socket.socket
+    sock: "socket.socket | PolledTls"
     until: float
     is_answered: bool = False
 
@@ -27,12 +34,22 @@ class StandIn:
     Args:
         poll: of the daemon's loop, which tells `handle` what is readable.
         sockets: gives the listening sockets of the admin API; those of today, somebody may have removed the ones before.
+        certificate: file of the certificate with which all but Unix sockets speak TLS, and of its key, "" where none does.
     """
 
-    def __init__(self, poll: select.poll, clock: Clock, sockets: Callable[[], Sequence[socket.socket]]) -> None:
+    def __init__(
+        self,
+        poll: select.poll,
+        clock: Clock,
+        sockets: Callable[[], Sequence[socket.socket]],
+        certificate: tuple[str, str] = ("", ""),
+    ) -> None:
         self._poll = poll
         self._clock = clock
         self._sockets = sockets
+        self._certificate = certificate
+        self._tls: SSLContext | None = None
+        self._trouble = ""
         self._reason = ""
         self._listening: dict[int, socket.socket] = {}
         self._guests: dict[int, _Guest] = {}
@@ -49,7 +66,9 @@ class StandIn:
 
     def end(self) -> None:
         """Accept nobody any more: a controller does. Those who are there are answered."""
-        self._reason = ""
+        self._reason = self._trouble = ""
+        # read anew the next time
+        self._tls = None
         self._pause()
 
     def tend(self) -> None:
@@ -73,9 +92,28 @@ class StandIn:
     def _listen(self) -> None:
         if self._reason and not self._listening and len(self._guests) < MOST_GUESTS:
             for listener in self._sockets():
+                if self._speaks_tls(listener) and not self._can_speak_tls():
+                    continue
                 listener.setblocking(False)
                 self._listening[listener.fileno()] = listener
                 self._poll.register(listener, select.POLLIN)
+
+    def _speaks_tls(self, listener: socket.socket) -> bool:
+        return bool(self._certificate[0]) and listener.family != socket.AF_UNIX
+
+    def _can_speak_tls(self) -> bool:
+        if self._tls is None:
+            try:
+                # here: the daemon needs it for nothing else
+                from servd.daemon.tls import server_context
+
+                self._tls = server_context(*self._certificate, "--admin-tls")
+            except (ImportError, OSError, StateError) as error:
+                # no descriptor is left to read a file, say: `tend` tries it again, and who asks there waits meanwhile
+                if str(error) != self._trouble:
+                    say(f"nobody is answered over TLS: {error}")
+                self._trouble = str(error)
+        return self._tls is not None
 
     def _pause(self) -> None:
         for fd in self._listening:
@@ -91,8 +129,17 @@ class StandIn:
             self._pause()
             return
         sock.setblocking(False)
-        self._guests[sock.fileno()] = _Guest(sock, self._clock.now() + LIMIT_S)
-        self._poll.register(sock, select.POLLIN)
+        guest = _Guest(sock, self._clock.now() + LIMIT_S)
+        if self._speaks_tls(listener) and self._tls is not None:
+            from servd.daemon.tls import PolledTls
+
+            try:
+                guest.sock = PolledTls(sock, self._tls)
+            except OSError:
+                sock.close()
+                return
+        self._guests[guest.sock.fileno()] = guest
+        self._poll.register(guest.sock, select.POLLIN)
         if len(self._guests) >= MOST_GUESTS:
             self._pause()
 

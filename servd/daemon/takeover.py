@@ -114,10 +114,9 @@ class Belongings:
     tied_to: int | None = None
     dashboard: socket.socket | None = None
 
-    def admin_sockets(self, settings: Settings) -> list[socket.socket]:
-        """Where the admin API is asked without TLS."""
-        ports = () if settings.admin_tls_cert else (self.ports[0], self.dashboard)
-        return [self.unix.sockets[1], *(port for port in ports if port is not None)]
+    def admin_sockets(self) -> list[socket.socket]:
+        """Where the admin API is asked."""
+        return [self.unix.sockets[1], *(port for port in (self.ports[0], self.dashboard) if port is not None)]
 
     def for_controller(self) -> tuple[Any, ...]:
         """What each controller gets, in the order of `controller.main.run`."""

@@ -1,7 +1,9 @@
 """TLS of the listening ports, from certificate and key files."""
 
+import contextlib
 import logging
 import os
+import socket
 import ssl
 
 from servd.exceptions import StateError
@@ -97,3 +99,43 @@ class Certificate:
             except OSError:
                 stamps.append(0)
         return stamps
+
+
+class PolledTls:
+    """The server's side of a TLS connection, for a loop that polls: as a socket that does not block, the handshake included.
+
+    Whatever cannot be done before more has come raises BlockingIOError; any other OSError is the end of it.
+    """
+
+    def __init__(self, sock: socket.socket, context: ssl.SSLContext) -> None:
+        self._sock = context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+        self._is_greeted = False
+
+    def recv(self, size: int) -> bytes:
+        """Bytes of the client, b"" at the end."""
+        try:
+            if not self._is_greeted:
+                self._sock.do_handshake()
+                self._is_greeted = True
+            return self._sock.recv(size)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
+            raise BlockingIOError from error
+
+    def send(self, data: bytes) -> int:
+        """Send what there is room for."""
+        return self._sock.send(data)
+
+    def shutdown(self, how: int) -> None:
+        """Say goodbye; what comes after that is read as it comes, and means nothing."""
+        with contextlib.suppress(OSError):
+            # the goodbye is sent; that of the other side is not waited for
+            self._sock.unwrap()
+        self._sock.shutdown(how)
+
+    def fileno(self) -> int:
+        """The number of its descriptor."""
+        return self._sock.fileno()
+
+    def close(self) -> None:
+        """Close at once."""
+        self._sock.close()

@@ -1,5 +1,6 @@
 """While no controller can be started, whoever asks for it is told why, at once."""
 
+import contextlib
 import errno
 import select
 import socket
@@ -11,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from servd.daemon.admin_client import AdminClient, RefusedError
+from servd.daemon.admin_client import CA_FILE_VARIABLE, AdminClient, RefusedError
 from servd.daemon.stand_in import LIMIT_S, MOST_GUESTS, StandIn
 from servd.daemon.takeover import Belongings
 from servd.daemon.unix_sockets import bind_unix
 from servd.ground.clock import SystemClock
-from tests.core.build import some_settings
+from tests.fakes import make_certificate
 
 REASON = "the controller cannot be started: no process is left"
 
@@ -31,14 +32,18 @@ class SteppedClock(SystemClock):
 
 
 class Daemon:
-    """The part of a daemon's loop that matters here, on one Unix socket."""
+    """The part of a daemon's loop that matters here, on one Unix socket.
 
-    def __init__(self, path: Path) -> None:
+    certificate: with which its other sockets speak TLS.
+    """
+
+    def __init__(self, path: Path, certificate: tuple[str, str] = ("", "")) -> None:
         self.path = str(path)
+        self.address = f"unix://{path}"
         self.sockets = [bind_unix(self.path)]
         self.poll = select.poll()
         self.clock = SteppedClock()
-        self.stand_in = StandIn(self.poll, self.clock, lambda: self.sockets)
+        self.stand_in = StandIn(self.poll, self.clock, lambda: self.sockets, certificate)
 
     def turn(self, wait_ms: int = 0) -> int:
         """One turn of the loop; gives the number of descriptors that were ready."""
@@ -53,7 +58,7 @@ class Daemon:
 
         def ask() -> None:
             with pytest.raises(RefusedError) as refused:
-                AdminClient(f"unix://{self.path}").request(method, "/api/serve/applications/", body, timeout_s=10)
+                AdminClient(self.address).request(method, "/api/serve/applications/", body, timeout_s=10)
             found.append(refused.value)
 
         client = threading.Thread(target=ask)
@@ -95,12 +100,68 @@ def test_everybody_is_told_the_reason_whatever_is_asked(daemon: Daemon, capfd: p
     assert capfd.readouterr().err.count(REASON) == 1
 
 
-@pytest.mark.parametrize(("certificate", "names"), [("", ["unix", "admin", "dashboard"]), ("x.pem", ["unix"])])
-def test_it_stands_in_wherever_the_admin_api_is_asked_without_tls(certificate: str, names: list[str]) -> None:
+def test_it_stands_in_wherever_the_admin_api_is_asked() -> None:
     has: Any = SimpleNamespace(
         unix=SimpleNamespace(sockets=["control", "unix"]), ports=("admin", None), dashboard="dashboard"
     )
-    assert Belongings.admin_sockets(has, some_settings(admin_tls_cert=certificate)) == names
+    assert Belongings.admin_sockets(has) == ["unix", "admin", "dashboard"]
+
+
+@pytest.fixture
+def over_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
+    """A daemon that is asked at a TCP port, over TLS."""
+    certificate, key = make_certificate(tmp_path, "daemon")
+    monkeypatch.setenv(CA_FILE_VARIABLE, str(certificate))
+    made = Daemon(tmp_path / "admin.sock", (str(certificate), str(key)))
+    made.sockets.append(socket.create_server(("127.0.0.1", 0)))
+    made.address = f"https://127.0.0.1:{made.sockets[1].getsockname()[1]}"
+    yield made
+    made.close()
+
+
+def test_everybody_is_told_the_reason_over_tls_too(over_tls: Daemon) -> None:
+    over_tls.stand_in.begin(REASON)
+    for method, body in (("GET", None), ("PUT", b"{}"), ("PUT", b"x" * 3_000_000)):
+        refused = over_tls.answer(method, body)
+        assert (refused.status, refused.text) == (503, f"{REASON}, and what runs goes on")
+    # and those without TLS where they always may
+    over_tls.address = f"unix://{over_tls.path}"
+    assert over_tls.answer().status == 503
+
+
+def test_who_does_not_speak_tls_or_says_nothing_goes(over_tls: Daemon) -> None:
+    over_tls.stand_in.begin(REASON)
+    place = over_tls.sockets[1].getsockname()
+    with socket.create_connection(place) as plain:
+        plain.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        while not select.select([plain], [], [], 0)[0]:
+            over_tls.turn(20)
+        with contextlib.suppress(ConnectionResetError):
+            assert not plain.recv(4096).startswith(b"HTTP")
+    with socket.create_connection(place) as silent:
+        while "1 guests" not in repr(over_tls.stand_in):
+            over_tls.turn(20)
+        over_tls.clock.time += LIMIT_S
+        over_tls.stand_in.tend()
+        silent.settimeout(10)
+        assert silent.recv(1) == b""
+
+
+def test_without_its_certificate_the_others_are_told_and_it_is_tried_again(
+    over_tls: Daemon, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    key = tmp_path / "daemon.key"
+    text = key.read_bytes()
+    key.unlink()
+    over_tls.stand_in.begin(REASON)
+    over_tls.stand_in.tend()
+    assert capfd.readouterr().err.count("nobody is answered over TLS: cannot use --admin-tls-cert") == 1
+    secure, over_tls.address = over_tls.address, f"unix://{over_tls.path}"
+    assert over_tls.answer().status == 503
+    key.write_bytes(text)
+    over_tls.stand_in.tend()
+    over_tls.address = secure
+    assert over_tls.answer().status == 503
 
 
 def test_who_comes_before_and_after_waits_for_a_controller(daemon: Daemon) -> None:
