@@ -1,6 +1,5 @@
 """Snapshots of local directories by content hash: builds, replicas and restarts use these, never the live directory."""
 
-import fnmatch
 import hashlib
 import os
 import re
@@ -11,20 +10,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 from servd.controller.file_store import FileStore
+from servd.documents.code_entries import code_entries
 from servd.documents.control_plane import ApplicationDocument
 from servd.documents.runtime_env import is_local_directory, local_path, local_uris
 from servd.exceptions import ConfigError, GoalNotSavedError, HostLimitError, StateError
 from servd.ground.durable import sync_directory, sync_tree
 from servd.ground.host_limits import host_limit_in, told
-from servd.ground.quick_dataclass import dataclass
 from servd.ground.settings import make_private_dir
 
 MAX_SNAPSHOT_BYTES = 512 * 1024 * 1024
-ALWAYS_EXCLUDED = ("__pycache__", ".git")
-"""Names left out everywhere: running the code changes the first, committing it the second."""
 _DIGEST = re.compile("[0-9a-f]{64}")
-VIRTUAL_ENVIRONMENT = "pyvenv.cfg"
-"""What makes a directory a virtual environment: left out, for it is large and no code of the user's."""
 
 
 def take_snapshots(
@@ -112,23 +107,13 @@ def _files_of(code_dir: str) -> FileStore:
     return FileStore(os.path.join(os.path.dirname(code_dir), "files"))
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """path relative to the directory; target: of a link that stays one, else ""."""
-
-    path: str
-    is_directory: bool = False
-    is_executable: bool = False
-    target: str = ""
-
-
 def _copy(directory: str, draft: str, excludes: Sequence[str], where: str, left_out: str) -> str:
     total = 0
     content = hashlib.sha256()
     files = _files_of(os.path.dirname(draft))
     # never the daemon's own files: the copy would contain itself, and differ each time
     state_dir = os.path.realpath(os.path.join(draft, os.pardir, os.pardir))
-    for entry in _entries(directory, "", excludes, frozenset({state_dir}), _status(left_out)):
+    for entry in code_entries(directory, excludes, beside=state_dir, left_out=left_out):
         target = os.path.join(draft, entry.path)
         content.update(f"{entry.path}\0{entry.is_directory:d}{entry.is_executable:d}\0{entry.target}\0".encode())
         if entry.is_directory:
@@ -146,57 +131,6 @@ def _copy(directory: str, draft: str, excludes: Sequence[str], where: str, left_
                     f"{where}: {directory} has more than {limit} MiB; leave data out with runtime_env excludes"
                 )
     return content.hexdigest()
-
-
-def _status(path: str) -> os.stat_result | None:
-    """Of a file that may be somewhere else, or nowhere."""
-    try:
-        return os.stat(path)
-    except OSError:
-        return None
-
-
-def _entries(
-    root: str, relative: str, excludes: Sequence[str], parents: frozenset[str], left_out: os.stat_result | None
-) -> Iterator[_Entry]:
-    """Everything below `root/relative` in one order; links that lead out of `root` are replaced by what they show."""
-    here = os.path.join(root, relative)
-    real = os.path.realpath(here)
-    if real in parents:
-        return  # a link to a directory above: it would never end; or the state directory
-    for name in sorted(os.listdir(here)):
-        path = os.path.join(relative, name)
-        if name in ALWAYS_EXCLUDED or _is_excluded(path, name, excludes):
-            continue
-        full = os.path.join(root, path)
-        if os.path.islink(full) and _stays_inside(full, root):
-            yield _Entry(path, target=os.readlink(full))
-            continue
-        try:
-            status = os.stat(full)
-        except FileNotFoundError:
-            continue  # a link to nothing, or removed just now
-        if left_out is not None and os.path.samestat(status, left_out):
-            continue
-        if stat.S_ISDIR(status.st_mode):
-            if os.path.exists(os.path.join(full, VIRTUAL_ENVIRONMENT)):
-                continue
-            yield _Entry(path, is_directory=True)
-            yield from _entries(root, path, excludes, parents | {real}, left_out)
-        elif stat.S_ISREG(status.st_mode):
-            yield _Entry(path, is_executable=bool(status.st_mode & stat.S_IXUSR))
-
-
-def _is_excluded(path: str, name: str, excludes: Sequence[str]) -> bool:
-    patterns = [pattern.strip("/") for pattern in excludes]
-    return any(fnmatch.fnmatchcase(path, p) or fnmatch.fnmatchcase(name, p) for p in patterns)
-
-
-def _stays_inside(link: str, root: str) -> bool:
-    if os.path.isabs(os.readlink(link)):
-        return False
-    inside = os.path.realpath(root)
-    return os.path.realpath(link).startswith(inside + os.sep)
 
 
 def prune(code_dir: str, kept: Set[str], *, dry_run: bool) -> tuple[list[str], int]:
