@@ -4,13 +4,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 VENV_MODELS := .venv-models
+VENV_RAY := .venv-ray
 HTTP_PORT ?= 8000
 ADMIN_PORT ?= 52365
 STATE_DIR ?= .cache/state
 SOAK_MINUTES ?= 10
 BENCH ?=
 
-.PHONY: run test compiled test-all test-models faults soak lint types bench clean
+.PHONY: run test compiled test-all test-models test-engine faults soak lint types bench clean
 
 run: $(VENV)/installed
 	@$(BIN)/python tools/quickstart.py --http-port $(HTTP_PORT) --admin-port $(ADMIN_PORT) --state-dir $(STATE_DIR)
@@ -25,6 +26,10 @@ compiled: $(VENV)/installed-dev
 
 test-models: $(VENV_MODELS)/installed
 	$(VENV_MODELS)/bin/python -m pytest -q -m models
+
+# against a real Ray, in network namespaces of their own: needs root
+test-engine: $(VENV)/installed-dev compiled $(VENV_RAY)/installed
+	SERVD_TEST_RAY=$(abspath $(VENV_RAY))/bin $(BIN)/python -m pytest -q tests/engines
 
 test-all: $(VENV)/installed-dev compiled
 	$(BIN)/python -m pytest -q -m "not models" -n 2 --dist loadfile --no-loadscope-reorder
@@ -46,9 +51,9 @@ bench: $(VENV)/installed-bench
 	$(BIN)/python -m benchmarks.compare --json .cache/bench.json --picture .cache/bench.png $(BENCH)
 
 clean:
-	rm -rf $(VENV) $(VENV_MODELS) .cache build *.egg-info
+	rm -rf $(VENV) $(VENV_MODELS) $(VENV_RAY) .cache build *.egg-info
 
-$(VENV)/bin/python $(VENV_MODELS)/bin/python:
+$(VENV)/bin/python $(VENV_MODELS)/bin/python $(VENV_RAY)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "servd needs Python 3.11 or newer; choose one with PYTHON=..." >&2; exit 1; }
 	@# half an environment, as without ensurepip, would pass for a whole one next time
 	$(PYTHON) -m venv $(@:/bin/python=) || { rm -rf $(@:/bin/python=); exit 1; }
@@ -67,4 +72,8 @@ $(VENV)/installed-bench: pyproject.toml | $(VENV)/bin/python
 
 $(VENV_MODELS)/installed: pyproject.toml | $(VENV_MODELS)/bin/python
 	$(VENV_MODELS)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev,models]'
+	@touch $@
+
+$(VENV_RAY)/installed: | $(VENV_RAY)/bin/python
+	$(VENV_RAY)/bin/python -m pip install --quiet --disable-pip-version-check "ray[serve]==2.60.0"
 	@touch $@

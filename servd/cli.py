@@ -33,6 +33,8 @@ from servd.commands.cli_options import (
     must_exist,
     state_dir_of,
 )
+from servd.engines import cli as engine_cli
+from servd.engines.cli import Engine, Force, NoBuild, WithEngine, cluster_at, ray_commands
 from servd.exceptions import ServdError
 from servd.ground.host_limits import told
 from servd.ground.settings import (
@@ -178,8 +180,19 @@ def deploy(
     wait: Wait = False,
     timeout: Timeout = None,
     plan: PlanOnly = False,
+    engine: WithEngine = Engine.SERVD,
+    no_build: NoBuild = False,
+    force: Force = False,
 ) -> None:
     """A document goes to the endpoint of its version; an import path joins the other applications."""
+    if engine == Engine.RAY:
+        if plan or not target.endswith((".yaml", ".yml", ".json")):
+            fail("--engine ray takes a config file, and has no --plan: `servd diff --engine ray` compares")
+        must_exist(target)
+        cluster = cluster_at(address, state_dir)
+        must_wait = wait or timeout is not None
+        ray_commands().deploy(cluster, target, wait=must_wait, timeout_s=timeout, builds=not no_build, force=force)
+        return
     from servd.commands.verbs import application_order, deploy_file, deploy_import_path
     from servd.daemon.admin_client import AdminClient, find_address
     from servd.documents.files import is_document_path
@@ -261,8 +274,13 @@ def run(
 
 
 @app.command(help="Print the stored config(s).")
-def config(address: Address = None, state_dir: StateDir = None, name: Name = None) -> None:
+def config(
+    address: Address = None, state_dir: StateDir = None, name: Name = None, engine: WithEngine = Engine.SERVD
+) -> None:
     """YAML on stdout only."""
+    if engine == Engine.RAY:
+        ray_commands().show_config(cluster_at(address, state_dir), name)
+        return
     from servd.commands.verbs import show_config
     from servd.daemon.admin_client import AdminClient, find_address
 
@@ -278,8 +296,12 @@ def status(
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="A table, also with how replicas were started: fork or spawn.")
     ] = False,
+    engine: WithEngine = Engine.SERVD,
 ) -> None:
     """A table on a terminal; YAML on stdout otherwise."""
+    if engine == Engine.RAY:
+        ray_commands().show_status(cluster_at(address, state_dir), name, form_of(form))
+        return
     from servd.commands.verbs import show_status
     from servd.daemon.admin_client import AdminClient, find_address
 
@@ -292,15 +314,20 @@ def shutdown(
     address: Address = None,
     state_dir: StateDir = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    engine: WithEngine = Engine.SERVD,
 ) -> None:
     """Asks first."""
     from servd.commands.verbs import shut_down
     from servd.daemon.admin_client import AdminClient, find_address
 
-    client = AdminClient(find_address(address, state_dir))
+    cluster = cluster_at(address, state_dir) if engine == Engine.RAY else None
+    where = cluster.address if cluster else find_address(address, state_dir)
     if not yes:
-        typer.confirm(f"This will shut down Serve at {client.address}. Continue?", default=False, abort=True)
-    shut_down(client)
+        typer.confirm(f"This will shut down Serve at {where}. Continue?", default=False, abort=True)
+    if cluster:
+        ray_commands().shut_down(cluster)
+        return
+    shut_down(AdminClient(where))
 
 
 @app.command(help="Remove one application; the others stay.")
@@ -308,8 +335,12 @@ def delete(
     name: Annotated[str, typer.Argument(metavar="NAME", show_default=False)],
     address: Address = None,
     state_dir: StateDir = None,
+    engine: WithEngine = Engine.SERVD,
 ) -> None:
     """Returns when everything of it is gone."""
+    if engine == Engine.RAY:
+        ray_commands().delete(cluster_at(address, state_dir), name)
+        return
     from servd.commands import verbs
     from servd.daemon.admin_client import AdminClient, find_address
 
@@ -334,6 +365,7 @@ def _common(
 
 
 app.registered_commands += cli_operations.app.registered_commands
+app.registered_commands += engine_cli.app.registered_commands
 
 
 def _wants_tracebacks() -> bool:

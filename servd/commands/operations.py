@@ -12,6 +12,7 @@ from servd.commands.console import say, table
 from servd.commands.verbs import CheckedDocument, read_document, wait_until_running
 from servd.daemon.admin_client import AdminClient
 from servd.documents import runtime_env
+from servd.documents.control_plane import GoalDocument
 from servd.documents.files import dump_yaml
 from servd.exceptions import ConfigError
 from servd.schema import parse_v1, parse_v2
@@ -145,32 +146,48 @@ def show_diff(client: AdminClient, path: str, form: str) -> bool:
     return differs
 
 
+def _goal_of(document: CheckedDocument) -> GoalDocument:
+    return parse_v2(document.value) if document.multi_app else parse_v1(document.value)
+
+
 def _as_stored(document: CheckedDocument) -> dict[str, Any]:
-    goal = parse_v2(document.value) if document.multi_app else parse_v1(document.value)
-    return goal.stored
+    return _goal_of(document).stored
 
 
 def validate(path: str) -> None:
-    """Check a file as the daemon would, without a daemon.
+    """Say that a file is valid, as the daemon would find it, without a daemon.
 
     Raises:
-        ConfigError: every fault with its place; a local directory that is missing counts.
+        ConfigError: see `valid_document`; a local directory that is missing counts too.
+    """
+    document = valid_document(path)
+    missing = list(_missing(path, document))
+    if missing:
+        raise ConfigError("\n".join(missing))
+    kind = "ServeDeploySchema (multi-app)" if document.multi_app else "ServeApplicationSchema (single-app)"
+    say(f"{path} is a valid {kind} config: {', '.join(document.apps) or 'no applications'}.", "SUCC")
+
+
+def valid_document(path: str) -> CheckedDocument:
+    """The document in a file, checked as the daemon would, without a daemon.
+
+    Raises:
+        ConfigError: every fault with its place.
     """
     document = read_document(path)
-    goal = parse_v2(document.value) if document.multi_app else parse_v1(document.value)
-    missing = []
-    for app in goal.applications:
+    for app in _goal_of(document).applications:
         runtime_env.check_application(app.name, app.runtime_env, app.deployments)
+    return document
+
+
+def _missing(path: str, document: CheckedDocument) -> Iterator[str]:
+    for app in _goal_of(document).applications:
         own = [(entry.get("ray_actor_options") or {}).get("runtime_env") or {} for entry in app.deployments]
         for env in (app.runtime_env, *own):
             for uri in runtime_env.local_uris(env):
                 place = runtime_env.local_path(uri)
                 if not os.path.exists(place):
-                    missing.append(f'{path}: application "{app.name}": runtime_env: there is no {place}')
-    if missing:
-        raise ConfigError("\n".join(missing))
-    kind = "ServeDeploySchema (multi-app)" if document.multi_app else "ServeApplicationSchema (single-app)"
-    say(f"{path} is a valid {kind} config: {', '.join(document.apps) or 'no applications'}.", "SUCC")
+                    yield f'{path}: application "{app.name}": runtime_env: there is no {place}'
 
 
 def scale(client: AdminClient, target: str, count: int) -> None:

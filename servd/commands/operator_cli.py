@@ -9,7 +9,6 @@ import typer
 from servd.commands.cli_options import (
     Address,
     AppDir,
-    ConfigFile,
     Form,
     PlanOnly,
     StateDir,
@@ -17,7 +16,6 @@ from servd.commands.cli_options import (
     Timeout,
     Wait,
     fail,
-    must_exist,
     state_dir_of,
 )
 
@@ -25,8 +23,6 @@ app = typer.Typer()
 
 LOG_TARGETS = "controller, proxy, fork_server, daemon, APP, APP/DEPLOYMENT or a replica id."
 DEFAULT_LINES = 50
-EXIT_DIFFERS = 3
-"""1 and 2 are errors whatever the command."""
 STACK_TARGETS = "APP, APP/DEPLOYMENT, a replica id or a pid."
 
 
@@ -90,33 +86,6 @@ def upgrade(
 
     client = AdminClient(find_address(address, state_dir))
     upgrade_daemon(client, wait=wait or timeout is not None, timeout_s=timeout)
-
-
-@app.command(help="Compare a config file with what is deployed.")
-def diff(
-    path: ConfigFile,
-    address: Address = None,
-    state_dir: StateDir = None,
-    form: TableFormat = Form.TABLE,
-    exit_code: Annotated[bool, typer.Option("--exit-code", help=f"Exit {EXIT_DIFFERS} if they differ.")] = False,
-) -> None:
-    """Nothing is changed."""
-    from servd.commands.operations import show_diff
-    from servd.daemon.admin_client import AdminClient, find_address
-
-    must_exist(path)
-    differs = show_diff(AdminClient(find_address(address, state_dir)), path, form)
-    if differs and exit_code:
-        raise typer.Exit(EXIT_DIFFERS)
-
-
-@app.command(help="Check a config file, without a daemon.")
-def validate(path: ConfigFile) -> None:
-    """Every fault with file, line and column."""
-    from servd.commands.operations import validate as check
-
-    must_exist(path)
-    check(path)
 
 
 @app.command(help="Pin a replica count until the next deploy.")

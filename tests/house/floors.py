@@ -32,8 +32,8 @@ FLOORS = (
     Floor(("controller.plan", "replica.code")),
     Floor(("controller.shown",)),
     Floor(("controller", "replica")),
-    Floor(("local",)),
-    Floor((), ("api", "run_targets")),
+    Floor(("local", "engines.ray")),
+    Floor(("engines",), ("api", "run_targets")),
     Floor((), ("cli", "__main__", "")),
 )
 FLOOR_OF = {name: number for number, floor in enumerate(FLOORS) for name in (*floor.rooms, *floor.public)}

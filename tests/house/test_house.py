@@ -41,7 +41,7 @@ HOMES = {
         "rest.app",
         "rest.server",
     },
-    "typer": {"cli", "commands.operator_cli", "commands.cli_options"},
+    "typer": {"cli", "commands.operator_cli", "commands.cli_options", "engines.cli"},
     "yaml": {"documents.files"},
     "time": {"ground.clock"},
     "rich": {"commands.console"},

@@ -30,7 +30,7 @@ FRUIT = ROOT / "examples" / "fruit"
 CONFIG = ROOT / "configs" / "fruit.yaml"
 NAMES = (
     "start", "stop", "deploy", "run", "config", "status", "shutdown", "delete", "history", "rollback", "diff", "validate",
-    "scale", "prune", "logs", "stack", "build", "exec", "version", "schema", "systemd-unit", "upgrade", "errors",
+    "scale", "prune", "logs", "stack", "build", "exec", "version", "schema", "systemd-unit", "upgrade", "errors", "export",
 )  # fmt: skip
 
 ME = pwd.getpwuid(os.getuid()).pw_name
