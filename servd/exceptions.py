@@ -134,6 +134,8 @@ class BackPressureError(RequestError):
 
     status_code = 503
     retryable = True
+    retry_after_s: float | None = None
+    """When another try may help, seconds; None: it is not known."""
 
     def __init__(self, deployment: str, queued: int, limit: int) -> None:
         super().__init__(deployment, queued, limit)
@@ -141,6 +143,11 @@ class BackPressureError(RequestError):
 
     def __str__(self) -> str:
         return f"{self.deployment}: {self.queued} requests waiting, {self.limit} allowed"
+
+    @property
+    def message(self) -> str:
+        """The error's text."""
+        return str(self)
 
 
 class DeploymentUnavailableError(RequestError):

@@ -1,17 +1,18 @@
 """Handles: how code calls deployments, in one step (`await h.remote(x)`) or in the older two."""
 
 import asyncio
+import concurrent.futures
 import threading
 from typing import Any, TypeVar
 
 from servd.calls import pickling
 from servd.calls.arguments import needs_waiting, resolve
 from servd.calls.process import Process, Ticket, installed_process, local_process
-from servd.calls.request_context import MAX_DEPTH, RequestContext, current_request
+from servd.calls.request_context import MAX_DEPTH, NO_REQUEST, RequestContext, current_request
 from servd.calls.response import DeploymentResponse, DeploymentResponseGenerator, Ref
 from servd.exceptions import RequestCancelledError, ServdError
 from servd.ground.absent import stand_in
-from servd.ground.ids import DeploymentID
+from servd.ground.ids import DeploymentID, random_uuid
 from servd.ground.settings import variable
 
 __all__ = [
@@ -114,7 +115,7 @@ class _Handle:
     ) -> Any:
         """The call on its way, as a `kind` or a generator of results. sent: set when a replica is chosen, or it failed."""
         to = self._process or installed_process() or _connected()
-        context = current_request.get()
+        context = _named(current_request.get())
         if context.depth >= MAX_DEPTH:
             raise ServdError(f"{self._full_name}: handle calls are nested deeper than {MAX_DEPTH}")
         waits = False
@@ -132,14 +133,19 @@ class _Handle:
         made_at = context.cancellations
         if not waits and _get_ident() == to.thread_id:
             ticket = self._submit(to, parts, context)
-            return kind(to, ticket) if not self._stream else DeploymentResponseGenerator(to, ticket)
+            if self._stream:
+                return DeploymentResponseGenerator(to, ticket, request_id=context.request_id)
+            return kind(to, ticket, request_id=context.request_id)
         if self._stream:
-            opening = self._open(to, args, kwargs, parts, context, made_at)
-            return DeploymentResponseGenerator(to, opening=asyncio.run_coroutine_threadsafe(opening, to.loop))
+            opened = asyncio.run_coroutine_threadsafe(self._open(to, args, kwargs, parts, context, made_at), to.loop)
+            return DeploymentResponseGenerator(to, opening=opened, request_id=context.request_id)
         fetch = self._fetch(sent, to, args, kwargs, parts, context, made_at)
+        future: asyncio.Future[Any] | concurrent.futures.Future[Any]
         if _get_ident() == to.thread_id:
-            return kind(to, future=to.loop.create_task(fetch))
-        return kind(to, future=asyncio.run_coroutine_threadsafe(fetch, to.loop))
+            future = to.loop.create_task(fetch)
+        else:
+            future = asyncio.run_coroutine_threadsafe(fetch, to.loop)
+        return kind(to, future=future, request_id=context.request_id)
 
     def _submit(self, to: Process, parts: list[Any], context: RequestContext) -> Ticket:
         return to.caller.submit_call(
@@ -177,6 +183,17 @@ class _Handle:
         finally:
             if sent is not None:
                 sent.set()
+
+
+def _named(context: RequestContext) -> RequestContext:
+    """The request that a call is made for; a call that is made for none is a request of its own."""
+    if context.request_id:
+        return context
+    if context is NO_REQUEST:
+        return RequestContext(random_uuid())
+    # a start-up: all calls that it makes go by one id
+    context.request_id = random_uuid()
+    return context
 
 
 def _connected() -> Process:
@@ -238,7 +255,7 @@ class RayServeDeploymentHandle(RayServeHandle):
     __slots__ = ()
 
 
-class RayServeSyncHandle(_Handle):
+class RayServeSyncHandle(DeploymentHandle):
     """Handle for code without event loop: `ref = h.remote(x)`, then `ref.result()` or `servd.get(ref)`."""
 
     __slots__ = ()

@@ -21,16 +21,22 @@ _BLOCKS_LOOP = "this would block the event loop: use `await` instead of `.result
 
 
 class DeploymentResponse:
-    """The result of a one-step call: awaitable any number of times, in any loop, or waited for with `.result()`."""
+    """The result of a one-step call: awaitable any number of times, in any loop, or waited for with `.result()`.
 
-    __slots__ = ("_error", "_future", "_is_cancelled", "_is_settled", "_process", "_ticket", "_value")
+    Attributes:
+        request_id: of the request that the call is made for, else of the call itself; "" once it came from another process.
+    """
+
+    __slots__ = ("_error", "_future", "_is_cancelled", "_is_settled", "_process", "_ticket", "_value", "request_id")
 
     def __init__(
         self,
         process: Process | None,
         ticket: Ticket | None = None,
         future: "asyncio.Future[Any] | concurrent.futures.Future[Any] | None" = None,
+        request_id: str = "",
     ) -> None:
+        self.request_id = request_id
         self._process = process
         self._ticket = ticket
         self._future = future
@@ -71,13 +77,17 @@ class DeploymentResponse:
 
     def cancel(self) -> None:
         """Take the call back, best effort: awaiting it then raises `RequestCancelledError`. Any thread."""
+        self._is_cancelled = True
         if self._is_settled or self._process is None:
             return
-        self._is_cancelled = True
         if _get_running_loop() is self._process.loop:
             self._cancel_here()
         else:
             self._process.loop.call_soon_threadsafe(self._cancel_here)
+
+    def cancelled(self) -> bool:
+        """Whether `.cancel()` was called; the call may have run to its end all the same."""
+        return self._is_cancelled
 
     async def settled(self) -> "DeploymentResponse":
         """This response once it holds its value.
@@ -169,14 +179,16 @@ class _Steps:
 
 
 class DeploymentResponseGenerator:
-    """The results of a streaming call: `async for` on a loop, `for` on other threads."""
+    """The results of a streaming call: `async for` on a loop, `for` on other threads. request_id: as a `DeploymentResponse` has it."""
 
     def __init__(
         self,
         process: Process,
         ticket: Ticket | None = None,
         opening: "concurrent.futures.Future[Ticket] | None" = None,
+        request_id: str = "",
     ) -> None:
+        self.request_id = request_id
         self._process = process
         self._opening = opening
         self._ticket = ticket
@@ -215,6 +227,10 @@ class DeploymentResponseGenerator:
         if not self._is_done:
             self._is_cancelled = True
             self._end_here()
+
+    def cancelled(self) -> bool:
+        """Whether `.cancel()` was called before the end."""
+        return self._is_cancelled
 
     def __await__(self) -> Generator[Any, None, Any]:
         raise TypeError("a streaming call has many results: use `async for`, not `await`")

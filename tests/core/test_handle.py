@@ -341,3 +341,34 @@ def test_the_environment_chooses_the_style_of_unannotated_handles(monkeypatch: p
 
 def test_nothing_is_installed_between_tests() -> None:
     assert installed_process() is None
+
+
+async def test_a_call_names_the_request_that_it_is_made_for(caller: FakeCaller) -> None:
+    current_request.set(RequestContext("of-the-request"))
+    handle = a_handle()
+    made = [handle.remote(1), handle.remote(handle.remote(1)), handle.options(stream=True).count.remote(2)]
+    assert [one.request_id for one in made] == ["of-the-request"] * 3
+    assert await made[1] == 3
+    assert {context.request_id for *_, context in caller.contexts} == {"of-the-request"}
+
+
+@pytest.mark.parametrize("kind", [DeploymentHandle, RayServeSyncHandle])
+def test_a_call_for_no_request_is_one_of_its_own(remote_loop: FakeCaller, kind: Any) -> None:
+    first, second = a_handle(kind).remote(1), a_handle(kind).remote(1)
+    assert (first.result(), second.result()) == (2, 2)
+    assert [context.request_id for *_, context in remote_loop.contexts] == [first.request_id, second.request_id]
+    assert len(first.request_id) == 36 and first.request_id != second.request_id
+    assert current_request.get().request_id == ""
+
+
+async def test_whether_a_call_was_cancelled(caller: FakeCaller) -> None:
+    for response in (a_handle().wait.remote(), a_handle().options(stream=True).count.remote(1)):
+        assert not response.cancelled()
+        response.cancel()
+        assert response.cancelled()
+    assert len(caller.contexts) == 2
+
+
+def test_what_run_gives_is_a_handle_of_today_too() -> None:
+    assert isinstance(a_handle(RayServeSyncHandle), DeploymentHandle)
+    assert not isinstance(a_handle(RayServeHandle), DeploymentHandle)

@@ -230,6 +230,12 @@ def test_names_of_today_that_mean_what_servd_has() -> None:
     assert places == ["NoServer", "HeadOnly", "EveryNode"]
 
 
+def test_errors_say_what_those_of_today_say() -> None:
+    full = exceptions.BackPressureError("a_d", 5, 5)
+    assert (full.message, full.status_code, full.retry_after_s) == (str(full), 503, None)
+    assert pickle.loads(pickle.dumps(full)).message == full.message
+
+
 def test_names_that_nobody_has_are_not_there() -> None:
     with pytest.raises(AttributeError, match="no attribute 'Nonsense'"):
         _ = schema.Nonsense
