@@ -218,7 +218,7 @@ def _replica_tags() -> dict[str, str]:
     replica = replica_context()
     if replica is None:
         return {}
-    tags = {"deployment": replica.deployment, "replica": replica.replica_tag}
+    tags = {"deployment": replica.replica_id.deployment.full_name, "replica": str(replica.replica_id)}
     if replica.app_name:
         tags["application"] = replica.app_name
     return tags

@@ -4,29 +4,40 @@ from contextvars import ContextVar
 from typing import Any
 
 from servd.exceptions import ServdError
-from servd.ground.ids import DeploymentID, ReplicaID
+from servd.ground.ids import ReplicaID
 from servd.ground.quick_dataclass import dataclass
+from servd.ground.settings import variable
 
 
 @dataclass(slots=True)
 class ReplicaContext:
     """Who this replica is.
 
-    deployment: full name. servable_object: the user's instance or function, None while constructing.
+    servable_object: the user's instance or function, None while constructing.
     """
 
-    deployment: str
-    replica_tag: str
+    replica_id: ReplicaID
     servable_object: Any = None
-    app_name: str = ""
     _internal_controller_name: str = "SERVE_CONTROLLER"
 
     @property
-    def replica_id(self) -> ReplicaID:
-        """The tag's parts, as later releases have them: `unique_id`, `deployment_id`."""
-        full_name, _, suffix = self.replica_tag.rpartition("#")
-        name = full_name.removeprefix(f"{self.app_name}_") if self.app_name else full_name
-        return ReplicaID(DeploymentID(self.app_name, name), suffix)
+    def app_name(self) -> str:
+        """Name of the application."""
+        return self.replica_id.deployment.app
+
+    @property
+    def deployment(self) -> str:
+        """Name of the deployment; with `SERVD_LEGACY_HANDLES=1` the full one, `<app>_<name>`, as before 2.7."""
+        return self.replica_id.deployment.full_name if _is_of_old() else self.replica_id.deployment.name
+
+    @property
+    def replica_tag(self) -> str:
+        """The six letters that tell it from others; with `SERVD_LEGACY_HANDLES=1` `<full name>#<6 letters>`, as before 2.7."""
+        return str(self.replica_id) if _is_of_old() else self.replica_id.unique_id
+
+
+def _is_of_old() -> bool:
+    return variable("LEGACY_HANDLES", "0") == "1"
 
 
 _replica: ReplicaContext | None = None

@@ -39,6 +39,11 @@ class ReplicaID:
     def __str__(self) -> str:
         return f"{self.deployment.full_name}#{self.suffix}"
 
+    @classmethod
+    def of_tag(cls, deployment: DeploymentID, tag: str) -> "ReplicaID":
+        """The id behind a replica tag of that deployment."""
+        return cls(deployment, tag.rpartition("#")[2])
+
     @property
     def unique_id(self) -> str:
         """The six letters, by their name in later releases."""

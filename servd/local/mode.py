@@ -17,7 +17,7 @@ from servd.calls.process import Process, set_local_process
 from servd.calls.replica_context import ReplicaContext, local_replica
 from servd.calls.request_context import RequestContext, current_request
 from servd.exceptions import NoRouteError, RemoteFailure, ServdError
-from servd.ground.ids import DeploymentID, random_letters
+from servd.ground.ids import DeploymentID, ReplicaID, random_letters
 from servd.local.slots import LocalSlots
 
 # the one place outside `replica/` that runs user code: a process that is driver and replicas at once
@@ -76,14 +76,13 @@ class LocalCaller:
         self.ingress_name = built.ingress_name
         for name, deployment in built.deployments.items():
             target = DeploymentID(built.name, name)
-            tag = f"{target.full_name}#{random_letters(6)}"
-            about = ReplicaContext(target.full_name, tag, app_name=built.name)
+            about = ReplicaContext(ReplicaID(target, random_letters(6)))
             threads = deployment.config.max_sync_threads
             replica = UserCallable(deployment, about, max_sync_threads=threads)
             with changes_undone(deployment.func_or_class):
                 await asyncio.create_task(self._construct(replica, about, deployment.user_config))
             limits = deployment.config.max_concurrent_queries, deployment.config.max_queued_requests
-            self._replicas[target.full_name] = replica, about, LocalSlots(target.full_name, tag, *limits)
+            self._replicas[target.full_name] = replica, about, LocalSlots(target.full_name, str(about.replica_id), *limits)
 
     async def close(self) -> None:
         """End every deployment, ingress first."""
@@ -111,7 +110,7 @@ class LocalCaller:
             model_id,
             deadline,
             context.depth + 1,
-            (*context.ancestors, own[1].replica_tag) if own is not None else (),
+            (*context.ancestors, str(own[1].replica_id)) if own is not None else (),
         )
         if stream:
             ticket = LocalTicket(inner, None, self._stream(deployment, method, parts, context, inner))

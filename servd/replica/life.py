@@ -18,7 +18,7 @@ from servd.calls.request_context import RequestContext, current_request
 from servd.exceptions import DeployError, HostLimitError, TransportError
 from servd.ground import descendants
 from servd.ground.clock import SystemClock
-from servd.ground.ids import DeploymentID
+from servd.ground.ids import DeploymentID, ReplicaID
 from servd.ground.process import LIFETIME_DRAIN_S
 from servd.ground.states import ReplicaPhase
 from servd.observability import logs
@@ -154,8 +154,7 @@ class Replica:
         descendants.hide_own_sockets()
         deployment = self._load()
         logs.revive()
-        full_name = DeploymentID(start.app, start.deployment).full_name
-        context = ReplicaContext(full_name, start.replica_id, app_name=start.app)
+        context = ReplicaContext(ReplicaID.of_tag(DeploymentID(start.app, start.deployment), start.replica_id))
         set_replica_context(context)
         user = UserCallable(
             deployment,

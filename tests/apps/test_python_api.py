@@ -87,7 +87,7 @@ class Worker:
 
     def context(self) -> tuple[str, str, str]:
         about = servd.get_replica_context()
-        return about.deployment, about.app_name, about.replica_tag.partition("#")[0]
+        return about.deployment, about.app_name, str(about.replica_id).partition("#")[0]
 
 
 @servd.deployment
@@ -147,7 +147,7 @@ def test_calls_from_a_script(port: int) -> None:
     assert handle.add.remote(handle.add.remote(1)).result(20) == 3
     assert servd.get([handle.add.remote(n) for n in range(3)]) == [1, 2, 3]
     assert list(handle.options(stream=True).count.remote(3)) == [0, 1, 2]
-    assert handle.context.remote().result(20) == ("w_Worker", "w", "w_Worker")
+    assert handle.context.remote().result(20) == ("Worker", "w", "w_Worker")
     array = np.arange(200_000)
     assert np.array_equal(handle.echo.remote(array).result(20), array)
     assert ask(port, "/")[0] == 404

@@ -129,7 +129,7 @@ def test_handles_without_annotation_in_two_steps(daemon: RunningDaemon) -> None:
 
 def test_a_class_ingress_in_one_step(daemon: RunningDaemon) -> None:
     assert ask(daemon, "/text/", {"text": "it was the best of times"}) == "german: IT WAS"
-    assert ask(daemon, "/text/context") == {"app": "text", "deployment": "text_TextIngress"}
+    assert ask(daemon, "/text/context") == {"app": "text", "deployment": "TextIngress"}
 
 
 @pytest.mark.parametrize("query", ["max=4", "max=4&generator"])

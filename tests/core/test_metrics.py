@@ -8,12 +8,13 @@ import pytest
 from servd.calls.replica_context import ReplicaContext, set_replica_context
 from servd.calls.request_context import RequestContext, current_request
 from servd.controller.metric_sums import MetricSums
+from servd.ground.ids import DeploymentID, ReplicaID
 from servd.metrics import Counter, Gauge, Histogram, families
 
 
 @pytest.fixture
 def replica() -> Iterator[None]:
-    set_replica_context(ReplicaContext("app_d", "app_d#abcdef", app_name="app"))
+    set_replica_context(ReplicaContext(ReplicaID(DeploymentID("app", "d"), "abcdef")))
     yield
     set_replica_context(None)
 

@@ -9,13 +9,14 @@ import pytest
 from servd.app.model_pool import ModelPool
 from servd.calls.replica_context import ReplicaContext, set_replica_context
 from servd.calls.request_context import RequestContext, current_request
+from servd.ground.ids import DeploymentID, ReplicaID
 from servd.multiplex import multiplexed
 
 
 @pytest.fixture(autouse=True)
 def replica(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr("servd.app.model_pool.LONGEST_WAIT_S", 0.02)
-    set_replica_context(ReplicaContext("app_d", "app_d#abcdef"))
+    set_replica_context(ReplicaContext(ReplicaID(DeploymentID("app", "d"), "abcdef")))
     yield
     set_replica_context(None)
 

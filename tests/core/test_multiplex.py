@@ -12,6 +12,7 @@ from servd.app import model_pool
 from servd.app.model_pool import loaded_model_ids, unload_all
 from servd.calls.replica_context import ReplicaContext, set_replica_context
 from servd.calls.request_context import RequestContext, current_request
+from servd.ground.ids import DeploymentID, ReplicaID
 from servd.multiplex import multiplexed
 
 log: list[str] = []
@@ -41,7 +42,7 @@ def replica(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     gc.collect()
     log.clear()
     monkeypatch.setattr(model_pool, "_pools", weakref.WeakSet())
-    set_replica_context(ReplicaContext("app_d", "app_d#abcdef"))
+    set_replica_context(ReplicaContext(ReplicaID(DeploymentID("app", "d"), "abcdef")))
     yield
     set_replica_context(None)
 

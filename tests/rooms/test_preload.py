@@ -20,7 +20,7 @@ class Base:
     def __init__(self, other=None):
         self.other, self.made_by, self.config = other, os.getpid(), None
     def on_replica_start(self):
-        self.tag = get_replica_context().replica_tag
+        self.tag = str(get_replica_context().replica_id)
     def reconfigure(self, config):
         self.config = (config, self.tag)
     def about(self):

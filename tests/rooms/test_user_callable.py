@@ -16,6 +16,7 @@ from servd.app.deployment import make_deployment
 from servd.calls.replica_context import ReplicaContext
 from servd.calls.request_context import NO_REQUEST
 from servd.exceptions import RayServeException, UserCodeError
+from servd.ground.ids import DeploymentID, ReplicaID
 from servd.replica import user_callable
 from servd.replica.exchange import HttpExchange
 from servd.replica.user_callable import UserCallable
@@ -77,7 +78,7 @@ class Exchange:
 def a_callable(target: Any, *args: Any, threads: int = 1) -> UserCallable:
     deployment = make_deployment(target, {})
     deployment._init_args = args
-    return UserCallable(deployment, ReplicaContext("app_x", "app_x#abc"), max_sync_threads=threads)
+    return UserCallable(deployment, ReplicaContext(ReplicaID(DeploymentID("app", "x"), "abc")), max_sync_threads=threads)
 
 
 async def constructed(target: Any, *args: Any, threads: int = 1) -> UserCallable:

@@ -37,7 +37,7 @@ class Doubler:
 
     def where(self):
         context = serve.get_replica_context()
-        return context.app_name, context.deployment, context.replica_tag.endswith(context.replica_id.unique_id)
+        return context.app_name, context.deployment, context.replica_tag == context.replica_id.unique_id
 
 
 @serve.deployment
@@ -74,7 +74,7 @@ if __name__ == "__main__":
     assert list(items) == [0, 4, 8]
     doubler = serve.get_deployment_handle("Doubler", app_name="today")
     assert doubler.remote(4).result(timeout_s=20) == 8
-    assert doubler.where.remote().result() == ("today", "today_Doubler", True)
+    assert doubler.where.remote().result() == ("today", "Doubler", True)
     try:
         serve.get_app_handle("nothing")
     except RayServeException as error:

@@ -1,0 +1,24 @@
+"""What a replica says of itself to the code that it runs."""
+
+import pytest
+
+from servd.calls.replica_context import ReplicaContext
+from servd.ground.ids import DeploymentID, ReplicaID
+
+
+@pytest.mark.parametrize(
+    ("switch", "app", "deployment", "tag"),
+    [
+        ("0", "shop", "Cart", "aBcDeF"),
+        ("0", "", "Cart", "aBcDeF"),
+        ("1", "shop", "shop_Cart", "shop_Cart#aBcDeF"),
+        ("1", "", "Cart", "Cart#aBcDeF"),
+    ],
+)
+def test_names_are_bare_unless_the_application_is_of_before(
+    monkeypatch: pytest.MonkeyPatch, switch: str, app: str, deployment: str, tag: str
+) -> None:
+    monkeypatch.setenv("SERVD_LEGACY_HANDLES", switch)
+    context = ReplicaContext(ReplicaID.of_tag(DeploymentID(app, "Cart"), "shop_Cart#aBcDeF"))
+    assert (context.app_name, context.deployment, context.replica_tag) == (app, deployment, tag)
+    assert (context.replica_id.unique_id, context.replica_id.deployment_id.name) == ("aBcDeF", "Cart")
