@@ -2,14 +2,14 @@
 
 from typing import TYPE_CHECKING, Any
 
-from servd.calls.replica_context import ReplicaContext, get_replica_context
+from servd.calls.replica_context import ReplicaContext, ReplicaRank, get_replica_context
 from servd.calls.request_context import get_multiplexed_model_id
 from servd.ground.absent import stand_in
 
 if TYPE_CHECKING:
     from servd.client import Client
 
-__all__ = ["ReplicaContext", "get_global_client", "get_multiplexed_model_id", "get_replica_context"]
+__all__ = ["ReplicaContext", "ReplicaRank", "get_global_client", "get_multiplexed_model_id", "get_replica_context"]
 
 
 def get_global_client() -> "Client":

@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, Field
 
+from servd.calls.replica_context import ReplicaRank
 from servd.config import (
     AutoscalingConfig,
     DeploymentMode,
@@ -53,6 +54,7 @@ __all__ = [
     "ProxyStatus",
     "RayActorOptionsSchema",
     "ReplicaDetails",
+    "ReplicaRank",
     "ServeActorDetails",
     "ServeApplicationSchema",
     "ServeDeploySchema",

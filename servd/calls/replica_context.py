@@ -9,15 +9,27 @@ from servd.ground.quick_dataclass import dataclass
 from servd.ground.settings import variable
 
 
+@dataclass(frozen=True, slots=True)
+class ReplicaRank:
+    """Place of a replica among those of its deployment, 0, 1, 2, ...: of all, of its node's among nodes, and on its node."""
+
+    rank: int
+    node_rank: int = 0
+    local_rank: int = 0
+
+
 @dataclass(slots=True)
 class ReplicaContext:
     """Who this replica is.
 
-    servable_object: the user's instance or function, None while constructing.
+    servable_object: the user's instance or function, None while constructing. rank: among the replicas of the deployment.
+    world_size: how many of them are wanted.
     """
 
     replica_id: ReplicaID
     servable_object: Any = None
+    rank: ReplicaRank = ReplicaRank(0)
+    world_size: int = 1
     _internal_controller_name: str = "SERVE_CONTROLLER"
 
     @property

@@ -44,7 +44,6 @@ INSTEAD = {
     "PrometheusVector": _POLICY,
     "ProxyDetails": _HEALTH,
     "RayServegRPCContext": _GRPC,
-    "ReplicaRank": "replicas have no ranks: `get_replica_context().replica_id` tells them apart",
     "RequestRouter": _ROUTER,
     "RequestRouterConfig": _ROUTER,
     "RunningReplica": _ROUTER,
@@ -78,13 +77,13 @@ _CONFIG = (
 NAMES = {
     "servd": "ControllerOptions TracingConfig get_deployment_actor get_deployment_actor_context get_trace_context",
     "servd.config": _CONFIG,
-    "servd.context": "DeploymentActorContext GangContext RayServegRPCContext ReplicaRank",
+    "servd.context": "DeploymentActorContext GangContext RayServegRPCContext",
     "servd.exceptions": "gRPCStatusError",
     "servd.handle": "DeploymentBroadcastResponse",
     "servd.schema": (
         "APIType AutoscalingMetricsHealth AutoscalingPolicy AutoscalingStatus BackpressureConfig CeleryAdapterConfig "
         "ControllerHealthMetrics ControllerOptions DeploymentActorConfig DeploymentAutoscalingDetail DeploymentNode "
-        "DeploymentTopology DurationStats GangSchedulingConfig ProxyDetails ReplicaRank RequestRouterConfig "
+        "DeploymentTopology DurationStats GangSchedulingConfig ProxyDetails RequestRouterConfig "
         "ScaleDeploymentRequest ScalingDecision Target TargetGroup TaskProcessorAdapter TaskProcessorConfig TaskResult "
         "TracingConfig gRPCOptionsSchema"
     ),

@@ -21,6 +21,7 @@ from servd.ground.ids import DeploymentID, ReplicaID, random_letters
 from servd.local.slots import LocalSlots
 
 # the one place outside `replica/` that runs user code: a process that is driver and replicas at once
+from servd.replica.methods import takes_rank
 from servd.replica.user_callable import UserCallable
 
 _END = object()
@@ -183,8 +184,9 @@ class LocalCaller:
     async def _construct(self, replica: UserCallable, about: ReplicaContext, user_config: Any) -> None:
         local_replica.set(about)
         await replica.construct()
-        if user_config is not None:
-            await replica.reconfigure(user_config)
+        rank = {"rank": about.rank} if takes_rank(type(about.servable_object)) else {}
+        if user_config is not None or rank:
+            await replica.reconfigure(user_config, **rank)
         check = replica.health_check
         if check is not None:
             result = check()

@@ -13,7 +13,7 @@ from servd.calls.caller import Caller
 from servd.calls.failure_log import Failures
 from servd.calls.failures import tell
 from servd.calls.process import install_process
-from servd.calls.replica_context import ReplicaContext, set_replica_context
+from servd.calls.replica_context import ReplicaContext, ReplicaRank, set_replica_context
 from servd.calls.request_context import RequestContext, current_request
 from servd.exceptions import DeployError, HostLimitError, TransportError
 from servd.ground import descendants
@@ -27,7 +27,7 @@ from servd.observability.error_groups import ErrorGroups
 from servd.observability.journal import Journal
 from servd.observability.measures import LoopLag
 from servd.observability.tracebacks import user_traceback
-from servd.replica.methods import needs_thread
+from servd.replica.methods import needs_thread, takes_rank
 from servd.replica.metrics import replica_metrics
 from servd.replica.notes import noter, read_notes
 from servd.replica.server import ReplicaServer
@@ -72,6 +72,9 @@ class Replica:
         self._user_config = _parsed(start.goal.user_config)
         self._user: UserCallable | None = None
         self._needs_threads = False
+        self._context: ReplicaContext | None = None
+        self._takes_rank = False
+        self._told_rank = start.goal.rank
         self._server: ReplicaServer | None = None
         self._updating: asyncio.Task[None] | None = None
         self._drain_limit_s: asyncio.Future[float] = self._loop.create_future()
@@ -156,6 +159,9 @@ class Replica:
         logs.revive()
         context = ReplicaContext(ReplicaID.of_tag(DeploymentID(start.app, start.deployment), start.replica_id))
         set_replica_context(context)
+        self._context = context
+        self._tell_rank(self._goal)
+        self._takes_rank = takes_rank(deployment.func_or_class)
         user = UserCallable(
             deployment,
             context,
@@ -170,9 +176,9 @@ class Replica:
         outside = current_request.set(starting)
         try:
             await user.construct(self._preloaded)
-            if self._user_config is not None:
+            if self._user_config is not None or self._takes_rank:
                 self._starting = "reconfigure"
-                await user.reconfigure(self._user_config)
+                await self._reconfigure(user, self._user_config)
         finally:
             current_request.reset(outside)
             starting.end()
@@ -300,8 +306,26 @@ class Replica:
         self._server.set_limits(goal.max_concurrent_queries, goal.cancel_on_disconnect)
         self._warden.report_period_s = goal.report_period_s
         self._warden.set_health_times(goal.health_check_period_s, goal.health_check_timeout_s)
-        if goal.config_version != self._applied and self._updating is None:
+        self._tell_rank(goal)
+        if self._is_behind and self._updating is None:
             self._updating = self._loop.create_task(self._update())
+
+    def _tell_rank(self, goal: ReplicaGoal) -> None:
+        """Let the code that runs here see its rank."""
+        assert self._context is not None
+        self._context.rank = ReplicaRank(goal.rank, local_rank=goal.rank)
+        self._context.world_size = goal.world_size
+
+    @property
+    def _is_behind(self) -> bool:
+        """Whether the instance has not been told all yet."""
+        return self._goal.config_version != self._applied or (self._takes_rank and self._goal.rank != self._told_rank)
+
+    async def _reconfigure(self, user: UserCallable, config: Any) -> None:
+        self._tell_rank(self._goal)
+        self._told_rank = self._goal.rank
+        also = {"rank": self._context.rank} if self._takes_rank and self._context is not None else {}
+        await user.reconfigure(config, **also)
 
     def _begin_drain(self, limit_s: float) -> None:
         if not self._drain_limit_s.done():
@@ -310,11 +334,12 @@ class Replica:
     async def _update(self) -> None:
         assert self._user is not None
         try:
-            while self._goal.config_version != self._applied and not self._drain_limit_s.done():
+            while self._is_behind and not self._drain_limit_s.done():
                 version, config = self._goal.config_version, _parsed(self._goal.user_config)
-                if config is not None and config != self._user_config:
+                has_moved = self._takes_rank and self._goal.rank != self._told_rank
+                if has_moved or (config is not None and config != self._user_config):
                     self._warden.report(phase=ReplicaPhase.UPDATING)
-                    await self._user.reconfigure(config)
+                    await self._reconfigure(self._user, config)
                 self._user_config, self._applied = config, version
                 if not self._drain_limit_s.done():
                     self._warden.report(phase=ReplicaPhase.RUNNING, applied=version, error="")

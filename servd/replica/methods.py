@@ -55,6 +55,15 @@ def public_methods(target: type) -> list[str]:
     return [name for name, _ in inspect.getmembers(target, inspect.isroutine) if not name.startswith("_")]
 
 
+def takes_rank(target: Any) -> bool:
+    """Whether the `reconfigure` of a class asks for the replica's rank."""
+    hook = getattr(target, "reconfigure", None) if inspect.isclass(target) else None
+    try:
+        return hook is not None and "rank" in inspect.signature(hook).parameters
+    except (TypeError, ValueError):
+        return False
+
+
 def needs_thread(target: Any) -> bool:
     """Whether every request to a deployment of this class or function runs on a thread of sync handlers."""
     if not inspect.isclass(target):

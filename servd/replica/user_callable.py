@@ -112,8 +112,8 @@ class UserCallable:
             await startup(alone=self._owns_process)
         self.docs_path = getattr(instance, DOCS_PATH_ATTRIBUTE, None) or ""
 
-    async def reconfigure(self, user_config: Any) -> None:
-        """Give the instance its `user_config`: waits for running requests, holds new ones meanwhile.
+    async def reconfigure(self, user_config: Any, **rank: Any) -> None:
+        """Give the instance its `user_config`, and its rank: waits for running requests, holds new ones meanwhile.
 
         Raises:
             ServdError: there is no method `reconfigure`.
@@ -132,7 +132,7 @@ class UserCallable:
             while self._running:
                 self._idle = loop.create_future()
                 await self._idle
-            await self._run_hook(method, user_config)
+            await self._run_hook(partial(method, user_config, **rank))
         finally:
             self._idle = None
             self._is_held = False

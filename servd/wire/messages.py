@@ -43,7 +43,8 @@ class ReplicaGoal:
 
     config_version names (user_config, graceful_shutdown_wait_loop_s): another one than the applied one asks for a
     `reconfigure`. user_config is JSON text, "" for none. drain: finish what runs, then exit. memory_limit_bytes: 0 = none.
-    logging_config: only the keys that were given. report_period_s: how often to say a count that changed.
+    logging_config: only the keys that were given. report_period_s: how often to say a count that changed. rank: among the
+    replicas of its version, 0 to world_size - 1; world_size: how many of them are wanted.
     """
 
     replica_id: str
@@ -58,6 +59,8 @@ class ReplicaGoal:
     memory_limit_bytes: int = 0
     logging_config: dict[str, Any] = field(default_factory=dict)
     report_period_s: float = 0.25
+    rank: int = 0
+    world_size: int = 1
 
 
 @dataclass(frozen=True, slots=True)

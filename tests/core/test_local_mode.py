@@ -225,3 +225,16 @@ def test_the_calls_of_a_cancelled_one_end_at_once_whatever_it_does() -> None:
     assert ENDED.wait(5)
     with pytest.raises(RequestCancelledError):
         call.result(5)
+
+
+def test_a_local_replica_has_the_first_rank() -> None:
+    @servd.deployment
+    class Ranked:
+        def reconfigure(self, user_config: Any, rank: Any) -> None:
+            self.told = user_config, rank.rank
+
+        def __call__(self) -> Any:
+            context = servd.get_replica_context()
+            return self.told, context.rank.rank, context.world_size, context.deployment
+
+    assert servd.run(Ranked.bind(), local=True).remote().result() == ((None, 0), 0, 1, "Ranked")

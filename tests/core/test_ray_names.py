@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from servd import exceptions, schema
+from servd import context, exceptions, schema
 from servd.config import AutoscalingPolicy, HTTPOptions, ProxyLocation
 from servd.exceptions import gRPCStatusError
 from servd.ground.absent import INSTEAD, NAMES
@@ -234,6 +234,12 @@ def test_errors_say_what_those_of_today_say() -> None:
     full = exceptions.BackPressureError("a_d", 5, 5)
     assert (full.message, full.status_code, full.retry_after_s) == (str(full), 503, None)
     assert pickle.loads(pickle.dumps(full)).message == full.message
+
+
+def test_a_rank_is_one_of_both_modules() -> None:
+    assert schema.ReplicaRank is context.ReplicaRank
+    rank = context.ReplicaRank(rank=1, node_rank=0, local_rank=1)
+    assert (rank.rank, rank.node_rank, rank.local_rank) == (1, 0, 1)
 
 
 def test_names_that_nobody_has_are_not_there() -> None:

@@ -349,6 +349,41 @@ async def test_an_odd_error_of_a_reconfigure_is_told(room: Room) -> None:
     assert "LeavesWhenShown" in report.error
 
 
+_RANKED = """
+from servd import deployment, get_replica_context
+
+@deployment
+class Ranked:
+    def __init__(self):
+        self.told = [get_replica_context().rank.rank]
+
+    def reconfigure(self, user_config, rank):
+        self.told.append((user_config, rank.rank))
+
+    def seen(self):
+        context = get_replica_context()
+        return self.told, (context.rank.rank, context.rank.local_rank, context.rank.node_rank), context.world_size
+
+app = Ranked.bind()
+"""
+
+
+async def test_a_replica_is_told_its_rank(room: Room) -> None:
+    room.write(ranked=_RANKED)
+    await room.open_fork_server(room.order("ranked:app"))
+    start = room.start_of("Ranked", rank=2, world_size=3)
+    await room.running(start)
+    room.route(start)
+    assert await room.call("Ranked", "seen") == ([2, (None, 2)], (2, 2, 0), 3)
+    room.set_goal(start, world_size=5)
+    room.set_goal(start, rank=0, world_size=2)
+    room.set_goal(start, rank=0, world_size=2, config_version="v2", user_config='{"a": 1}')
+    await room.report(start.replica_id, lambda r: r.phase == "running" and r.applied == "v2")
+    told, rank, count = await room.call("Ranked", "seen")
+    assert told[:2] == [2, (None, 2)] and told[-1] == ({"a": 1}, 0)
+    assert (rank, count) == ((0, 0, 0), 2)
+
+
 async def connected_again(room: Room, order: BuildOrder) -> ForkServerHello:
     """What the next controller hears."""
     assert room.fork_server is not None

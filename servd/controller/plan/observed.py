@@ -301,7 +301,7 @@ class Observed:
             if before.state is not ReplicaState.STOPPING:
                 self.put(replace(fact, stop_reason="told to stop by a signal"))
             return
-        if report.phase == ReplicaPhase.FAILED and fact.state in (ReplicaState.STARTING, ReplicaState.UPDATING):
+        if report.phase == ReplicaPhase.FAILED and fact.state in (ReplicaState.STARTING, *ROUTABLE):
             # one that failed to start ends by itself; one that failed to reconfigure is drained: it has requests
             is_start = fact.state is ReplicaState.STARTING
             self.put(

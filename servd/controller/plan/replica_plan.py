@@ -9,6 +9,7 @@ from operator import attrgetter
 from servd.controller.plan import actions
 from servd.controller.plan.facts import ApplicationFact, DeploymentFact, ReplicaFact
 from servd.controller.plan.observed import Observed
+from servd.controller.plan.ranks import free_ranks, ranks_of
 from servd.controller.plan.resources import Held, Pool, place
 from servd.controller.plan.restarts import PROBATION_S, BackOff, failure_threshold, retry_delay_s
 from servd.controller.plan.rollout import next_step
@@ -23,7 +24,7 @@ from servd.wire.messages import ReplicaGoal, ReplicaStart
 
 KILL_AGAIN_S = 5.0
 RECOVERING_LIMIT_S = 30.0
-_but_for_id = attrgetter(*(field.name for field in fields(ReplicaGoal) if field.name != "replica_id"))
+_shared = attrgetter(*(field.name for field in fields(ReplicaGoal) if field.name not in ("replica_id", "rank")))
 MAX_STARTING = 64
 """Replicas of one deployment that start at a time: a large goal is reached in steps, and the host stays usable."""
 
@@ -84,24 +85,34 @@ def _to_goal(
         unproven=[replica_id for replica_id, at in proven_at.items() if at > now],
     )
     yield min((at for at in proven_at.values() if at > now), default=math.inf)
+    leaving = {replica.replica_id for replica, _ in step.drain}
+    staying = [r for r in replicas if _counts(r, target) and r.replica_id not in leaving]
+    ranks = ranks_of(staying, wanted)
     running = sum(r.state is ReplicaState.RUNNING for r in replicas)
     starting = sum(r.state is ReplicaState.STARTING for r in replicas)
     # the news of those that start bring us back
     count = min(step.start, MAX_STARTING - starting)
     if count > 0:
         reason = f"goal {wanted}, running {running}"
-        yield from _start(count, reason, target, app, fact, held, observed, settings, now, rng)
+        free = free_ranks(set(ranks.values()))
+        yield from _start(count, reason, target, app, fact, held, observed, settings, now, rng, free)
     for replica, reason in step.drain:
         yield _drain(replica, target, reason)
-    leaving = {replica.replica_id for replica, _ in step.drain}
     may_reconfigure = {replica.replica_id for replica in step.reconfigure}
-    told = _but_for_id(target.replica_goal(""))
+    told = _shared(target.replica_goal("", world_size=wanted))
     for replica in replicas:
         if _awaits_drain(replica):
             yield _drain(replica, target, replica.stop_reason)
-        is_up_to_date = _but_for_id(replica.start.goal) == told
+        rank = ranks.get(replica.replica_id, replica.start.goal.rank)
+        is_up_to_date = replica.start.goal.rank == rank and _shared(replica.start.goal) == told
         if not is_up_to_date and replica.replica_id not in leaving and replica.version == target.version:
-            yield from _tell(replica, target, replica.replica_id in may_reconfigure)
+            goal = target.replica_goal(replica.replica_id, rank, wanted)
+            yield from _tell(replica, goal, replica.replica_id in may_reconfigure)
+
+
+def _counts(replica: ReplicaFact, target: DeploymentTarget) -> bool:
+    """Whether it is one of those that the deployment shall have, and that have ranks."""
+    return replica.version == target.version and not replica.outgrown and replica.state is not ReplicaState.STOPPING
 
 
 def _proven_at(target: DeploymentTarget, fact: DeploymentFact, replicas: list[ReplicaFact]) -> dict[str, float]:
@@ -123,6 +134,7 @@ def _start(
     settings: Settings,
     now: float,
     rng: random.Random,
+    ranks: Iterator[int],
 ) -> Iterator[actions.Action | float]:
     threshold = failure_threshold(wanted_count(target, fact))
     retry_at = fact.failed_at + retry_delay_s(
@@ -142,7 +154,8 @@ def _start(
         if placed is None:
             return  # the exit of another replica brings us back
         held.append(placed)
-        fresh = _new_replica(target, server.fork_server_id, observed, settings, now, rng)
+        place_among = next(ranks), wanted_count(target, fact)
+        fresh = _new_replica(target, server.fork_server_id, observed, settings, now, rng, place_among)
         fresh = replace(_on_devices(fresh, placed), was_forked=not spawn, edition=server.edition)
         yield actions.StartReplica(fresh, spawn, reason)
 
@@ -165,6 +178,7 @@ def _new_replica(
     settings: Settings,
     now: float,
     rng: random.Random,
+    place_among: tuple[int, int],
 ) -> ReplicaFact:
     replica_id = str(ReplicaID(target.id, random_letters(6, rng)))
     while replica_id in observed.replicas:
@@ -176,7 +190,7 @@ def _new_replica(
         deployment=target.id.name,
         token=random_hex(32, rng),
         address=replica_address(settings.socket_dir, actor_id[:12]),
-        goal=target.replica_goal(replica_id),
+        goal=target.replica_goal(replica_id, *place_among),
         max_sync_threads=target.options["max_sync_threads"],
         state_dir=settings.state_dir,
         socket_dir=settings.socket_dir,
@@ -197,10 +211,9 @@ def _new_replica(
     )
 
 
-def _tell(replica: ReplicaFact, target: DeploymentTarget, may_reconfigure: bool) -> Iterator[actions.Action]:
+def _tell(replica: ReplicaFact, goal: ReplicaGoal, may_reconfigure: bool) -> Iterator[actions.Action]:
     if replica.state is ReplicaState.STOPPING:
         return
-    goal = target.replica_goal(replica.replica_id)
     current = replica.start.goal
     if goal == current:
         return

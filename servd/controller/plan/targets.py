@@ -116,8 +116,8 @@ class DeploymentTarget:
         cpus = (self.options["ray_actor_options"] or {}).get("num_cpus")
         return thread_variables(cpus)
 
-    def replica_goal(self, replica_id: str) -> ReplicaGoal:
-        """The goal that every replica of this target gets."""
+    def replica_goal(self, replica_id: str, rank: int = 0, world_size: int = 1) -> ReplicaGoal:
+        """The goal of one replica of this target; but for who it is, all have the same. See `ReplicaGoal`."""
         options = self.options
         user_config = options["user_config"]
         return ReplicaGoal(
@@ -132,6 +132,8 @@ class DeploymentTarget:
             memory_limit_bytes=options["memory_limit_bytes"] or 0,
             logging_config=options["logging_config"],
             report_period_s=self.report_period_s,
+            rank=rank,
+            world_size=world_size,
         )
 
     @property
