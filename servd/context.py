@@ -2,9 +2,10 @@
 
 from typing import TYPE_CHECKING, Any
 
-from servd.calls.replica_context import ReplicaContext, ReplicaRank, get_replica_context
+from servd.calls.replica_context import ReplicaContext, get_replica_context
 from servd.calls.request_context import get_multiplexed_model_id
 from servd.ground.absent import stand_in
+from servd.ground.ids import ReplicaRank
 
 if TYPE_CHECKING:
     from servd.client import Client

@@ -6,7 +6,6 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, Field
 
-from servd.calls.replica_context import ReplicaRank
 from servd.config import (
     AutoscalingConfig,
     DeploymentMode,
@@ -35,6 +34,7 @@ from servd.documents.statuses import DeploymentOverview as DeploymentStatusOverv
 from servd.documents.statuses import ServeStatus
 from servd.exceptions import ConfigError
 from servd.ground.absent import stand_in
+from servd.ground.ids import ReplicaRank
 from servd.ground.names import LONGEST_NAME, PATTERN, check_name
 from servd.ground.states import ApplicationStanding as ApplicationStatus
 from servd.ground.states import DeployMode, ProxyStatus

@@ -4,18 +4,18 @@ from contextvars import ContextVar
 from typing import Any
 
 from servd.exceptions import ServdError
-from servd.ground.ids import ReplicaID
+from servd.ground.ids import ReplicaID, ReplicaRank
 from servd.ground.quick_dataclass import dataclass
 from servd.ground.settings import variable
 
 
 @dataclass(frozen=True, slots=True)
-class ReplicaRank:
-    """Place of a replica among those of its deployment, 0, 1, 2, ...: of all, of its node's among nodes, and on its node."""
+class ProcessIds:
+    """Ids of a replica's process, as the admin API shows them; "" where it has none (local mode)."""
 
-    rank: int
-    node_rank: int = 0
-    local_rank: int = 0
+    node_id: str = ""
+    actor_id: str = ""
+    worker_id: str = ""
 
 
 @dataclass(slots=True)
@@ -30,6 +30,7 @@ class ReplicaContext:
     servable_object: Any = None
     rank: ReplicaRank = ReplicaRank(0)
     world_size: int = 1
+    process: ProcessIds = ProcessIds()
     _internal_controller_name: str = "SERVE_CONTROLLER"
 
     @property

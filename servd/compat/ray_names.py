@@ -39,6 +39,8 @@ _OTHER_MODULES = {
     "ray.serve.batching": "servd.batching",
     "ray.serve.multiplex": "servd.multiplex",
     "ray.util.metrics": "servd.metrics",
+    # applications take it from there; it is what servd pickles with too
+    "ray.cloudpickle": "cloudpickle",
 }
 _ALIASES = {**_OTHER_MODULES, **{f"ray.serve.{name}": f"servd.{name}" for name in _SERVE_MODULES}}
 _PACKAGES = ("ray", "ray.dag", "ray.util", "ray.serve", "ray.serve._private")
@@ -53,7 +55,6 @@ _INSTEAD = {
     "nodes": "servd runs on one host; see `servd.status()`",
     "cluster_resources": "servd runs on one host",
     "available_resources": "servd runs on one host",
-    "get_runtime_context": "use `servd.get_replica_context()`",
 }
 
 
@@ -168,6 +169,10 @@ def _fill_ray(module: ModuleType) -> None:
         """Always True."""
         return True
 
+    def get_runtime_context() -> Any:
+        """Who this process is: a `runtime_context.RuntimeContext`."""
+        return importlib.import_module("servd.compat.runtime_context").RuntimeContext()
+
     def missing(name: str) -> Any:
         if name in _INSTEAD:
             raise ServdError(f"servd has no ray.{name}: {_INSTEAD[name]}")
@@ -181,6 +186,7 @@ def _fill_ray(module: ModuleType) -> None:
         __doc__="servd's stand-in for Ray.",
         __getattr__=missing,
         get=response.get,
+        get_runtime_context=get_runtime_context,
         init=init,
         shutdown=shutdown,
         is_initialized=is_initialized,

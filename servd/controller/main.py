@@ -41,7 +41,7 @@ from servd.daemon.upgrade import Upgrader
 from servd.exceptions import InvariantError, ServdError, StateError
 from servd.ground import edition, event_loop, process
 from servd.ground.clock import SystemClock, block_for
-from servd.ground.ids import random_hex
+from servd.ground.ids import node_id_of, random_hex
 from servd.ground.settings import Settings, admin_socket, control_socket, variable
 from servd.ground.states import ApplicationStatus
 from servd.observability import logs
@@ -309,13 +309,11 @@ class _Controller:
         self._to_daemon.tell(Reloaded())
 
     def _identity(self) -> Identity:
-        # the node is the state directory: the same over restarts
-        node = random.Random(os.path.realpath(self._settings.state_dir))
         return Identity(
             pid=os.getpid(),
             actor_id=random_hex(32, self._rng),
             worker_id=random_hex(56, self._rng),
-            node_id=random_hex(56, node),
+            node_id=node_id_of(self._settings.state_dir),
             node_ip=NODE_IP,
             edition=str(edition.own_edition()),
         )

@@ -1,5 +1,6 @@
 """Identities: frozen, ordered, printable."""
 
+import os
 import random
 import string
 
@@ -55,9 +56,23 @@ class ReplicaID:
         return self.deployment
 
 
+@dataclass(frozen=True, slots=True)
+class ReplicaRank:
+    """Place of a replica among those of its deployment, 0, 1, 2, ...: of all, of its node's among nodes, and on its node."""
+
+    rank: int
+    node_rank: int = 0
+    local_rank: int = 0
+
+
 def random_letters(count: int, rng: random.Random | None = None) -> str:
     """`count` random ASCII letters, from `rng` or the global generator."""
     return "".join((rng or random).choices(_LETTERS, k=count))
+
+
+def node_id_of(state_dir: str) -> str:
+    """Id of the node, 56 hexadecimal digits: the node is the state directory, so it is the same over restarts."""
+    return random_hex(56, random.Random(os.path.realpath(state_dir)))
 
 
 def random_uuid() -> str:

@@ -13,12 +13,12 @@ from servd.calls.caller import Caller
 from servd.calls.failure_log import Failures
 from servd.calls.failures import tell
 from servd.calls.process import install_process
-from servd.calls.replica_context import ReplicaContext, ReplicaRank, set_replica_context
+from servd.calls.replica_context import ProcessIds, ReplicaContext, set_replica_context
 from servd.calls.request_context import RequestContext, current_request
 from servd.exceptions import DeployError, HostLimitError, TransportError
 from servd.ground import descendants
 from servd.ground.clock import SystemClock
-from servd.ground.ids import DeploymentID, ReplicaID
+from servd.ground.ids import DeploymentID, ReplicaID, ReplicaRank, node_id_of
 from servd.ground.process import LIFETIME_DRAIN_S
 from servd.ground.states import ReplicaPhase
 from servd.observability import logs
@@ -157,7 +157,10 @@ class Replica:
         descendants.hide_own_sockets()
         deployment = self._load()
         logs.revive()
-        context = ReplicaContext(ReplicaID.of_tag(DeploymentID(start.app, start.deployment), start.replica_id))
+        context = ReplicaContext(
+            ReplicaID.of_tag(DeploymentID(start.app, start.deployment), start.replica_id),
+            process=ProcessIds(node_id_of(start.state_dir), start.actor_id, start.worker_id),
+        )
         set_replica_context(context)
         self._context = context
         self._tell_rank(self._goal)

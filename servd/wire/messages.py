@@ -345,6 +345,8 @@ class ReplicaStart:
     log_dir: str
     variables: dict[str, str] = field(default_factory=dict)
     default_variables: dict[str, str] = field(default_factory=dict)
+    actor_id: str = ""
+    worker_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,6 +94,29 @@ assert sent() is None
     assert done.returncode == 0, done.stderr
 
 
+def test_who_a_process_is(tmp_path: Path) -> None:
+    code = """
+import cloudpickle, ray, ray.cloudpickle as pickle
+from ray import cloudpickle as again, serve
+assert pickle is again is cloudpickle and cloudpickle.__spec__.name == "cloudpickle"
+def ids():
+    who = ray.get_runtime_context()
+    return who.get_node_id(), who.get_actor_id(), who.get_worker_id(), who.get_job_id(), who.get_actor_name()
+@serve.deployment
+def inside():
+    return ids()
+node, actor, worker, job, name = ids()
+assert (len(node), actor, len(worker), job, name) == (56, None, 56, "01000000", None)
+assert ids() == (node, actor, worker, job, name)
+assert ray.get_runtime_context().get_accelerator_ids() == {"GPU": ["0", "3"]}
+named = serve.run(inside.bind(), name="a", local=True).remote().result()[-1]
+assert named.startswith("SERVE_REPLICA::a#inside#"), named
+ray.get_runtime_context().get_assigned_resources()
+"""
+    done = python(code, SERVD_STATE_DIR=str(tmp_path), CUDA_VISIBLE_DEVICES="0,3")
+    assert "ServdError: servd's runtime context has no get_assigned_resources; it has get_acc" in done.stderr, done.stderr
+
+
 NAMED = (
     "starlette.requests.Request",
     "starlette.responses.StreamingResponse",

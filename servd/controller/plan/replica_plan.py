@@ -183,7 +183,7 @@ def _new_replica(
     replica_id = str(ReplicaID(target.id, random_letters(6, rng)))
     while replica_id in observed.replicas:
         replica_id = str(ReplicaID(target.id, random_letters(6, rng)))
-    actor_id = random_hex(32, rng)
+    actor_id, worker_id = random_hex(32, rng), random_hex(56, rng)
     start = ReplicaStart(
         replica_id=replica_id,
         app=target.id.app,
@@ -196,6 +196,8 @@ def _new_replica(
         socket_dir=settings.socket_dir,
         log_dir=settings.log_dir,
         default_variables=target.thread_variables,
+        actor_id=actor_id,
+        worker_id=worker_id,
     )
     return ReplicaFact(
         replica_id=replica_id,
@@ -205,7 +207,7 @@ def _new_replica(
         fork_server_id=fork_server_id,
         start=start,
         actor_id=actor_id,
-        worker_id=random_hex(56, rng),
+        worker_id=worker_id,
         created_at=now,
         state_since=now,
     )
