@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
+from servd.controller.plan.actions import SetReplicaGoal
 from servd.controller.plan.dry_run import compare, replaced_snapshots
 from servd.controller.plan.goal import ApplicationGoal, Goal
 from servd.documents.control_plane import ApplicationChange
-from tests.core.build import HTTP, World, a_build, a_goal, an_app, verbs
+from tests.core.build import HTTP, World, a_build, a_goal, an_app
 
 Row = tuple[str, str, tuple[str, ...], int, int | None]
 
@@ -163,4 +164,5 @@ def test_the_plan_tells_what_then_happens(options: dict[str, Any]) -> None:
     assert len(now) == after
     assert (before <= now) == (action != "restarted")
     if action == "untouched":
-        assert "SetReplicaGoal" not in verbs(world.log)
+        told = [action for action in world.log if isinstance(action, SetReplicaGoal)]
+        assert [action.reason for action in told] == ["new count"] * bool(options)

@@ -36,7 +36,7 @@ def put(world: World, wish: ApplicationGoal) -> list[str]:
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (({"name": "D", "num_replicas": 3},), ["StartReplica", "StartReplica"]),
+        (({"name": "D", "num_replicas": 3},), ["StartReplica", "StartReplica", "SetReplicaGoal"]),
         (({"name": "D", "user_config": {"a": 1}},), ["SetReplicaGoal"]),
         (({"name": "D", "max_concurrent_queries": 5},), ["SetReplicaGoal"]),
     ],

@@ -223,8 +223,14 @@ def _tell(replica: ReplicaFact, goal: ReplicaGoal, may_reconfigure: bool) -> Ite
     if goal.config_version != current.config_version and held_back:
         goal = replace(goal, config_version=current.config_version, user_config=current.user_config)
     if goal != current:
-        reason = "reconfigure" if goal.config_version != current.config_version else "new options"
-        yield actions.SetReplicaGoal(goal, reason)
+        yield actions.SetReplicaGoal(goal, _reason_to_tell(current, goal))
+
+
+def _reason_to_tell(before: ReplicaGoal, after: ReplicaGoal) -> str:
+    if after.config_version != before.config_version:
+        return "reconfigure"
+    # how many are wanted, that is
+    return "new count" if before == replace(after, rank=before.rank, world_size=before.world_size) else "new options"
 
 
 def _drain(replica: ReplicaFact, target: DeploymentTarget | None, reason: str) -> actions.DrainReplica:
