@@ -141,10 +141,11 @@ class _Handle:
             return DeploymentResponseGenerator(to, opening=opened, request_id=context.request_id)
         fetch = self._fetch(sent, to, args, kwargs, parts, context, made_at)
         future: asyncio.Future[Any] | concurrent.futures.Future[Any]
-        if _get_ident() == to.thread_id:
-            future = to.loop.create_task(fetch)
-        else:
-            future = asyncio.run_coroutine_threadsafe(fetch, to.loop)
+        future = (
+            to.loop.create_task(fetch)
+            if _get_ident() == to.thread_id
+            else asyncio.run_coroutine_threadsafe(fetch, to.loop)
+        )
         return kind(to, future=future, request_id=context.request_id)
 
     def _submit(self, to: Process, parts: list[Any], context: RequestContext) -> Ticket:

@@ -61,7 +61,9 @@ class RuntimeContext:
         if name.startswith("_"):
             raise AttributeError(name)
         known = ", ".join(item for item in dir(type(self)) if not item.startswith("_"))
-        raise ServdError(f"servd's runtime context has no {name}; it has {known}. See also `servd.get_replica_context()`")
+        raise ServdError(
+            f"servd's runtime context has no {name}; it has {known}. See also `servd.get_replica_context()`"
+        )
 
 
 def _id_of_driver() -> str:

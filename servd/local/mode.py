@@ -83,7 +83,11 @@ class LocalCaller:
             with changes_undone(deployment.func_or_class):
                 await asyncio.create_task(self._construct(replica, about, deployment.user_config))
             limits = deployment.config.max_concurrent_queries, deployment.config.max_queued_requests
-            self._replicas[target.full_name] = replica, about, LocalSlots(target.full_name, str(about.replica_id), *limits)
+            self._replicas[target.full_name] = (
+                replica,
+                about,
+                LocalSlots(target.full_name, str(about.replica_id), *limits),
+            )
 
     async def close(self) -> None:
         """End every deployment, ingress first."""

@@ -357,7 +357,8 @@ def test_a_call_for_no_request_is_one_of_its_own(remote_loop: FakeCaller, kind: 
     first, second = a_handle(kind).remote(1), a_handle(kind).remote(1)
     assert (first.result(), second.result()) == (2, 2)
     assert [context.request_id for *_, context in remote_loop.contexts] == [first.request_id, second.request_id]
-    assert len(first.request_id) == 36 and first.request_id != second.request_id
+    assert len(first.request_id) == 36
+    assert first.request_id != second.request_id
     assert current_request.get().request_id == ""
 
 

@@ -114,7 +114,9 @@ assert named.startswith("SERVE_REPLICA::a#inside#"), named
 ray.get_runtime_context().get_assigned_resources()
 """
     done = python(code, SERVD_STATE_DIR=str(tmp_path), CUDA_VISIBLE_DEVICES="0,3")
-    assert "ServdError: servd's runtime context has no get_assigned_resources; it has get_acc" in done.stderr, done.stderr
+    assert "ServdError: servd's runtime context has no get_assigned_resources; it has get_acc" in done.stderr, (
+        done.stderr
+    )
 
 
 NAMED = (

@@ -380,7 +380,8 @@ async def test_a_replica_is_told_its_rank(room: Room) -> None:
     room.set_goal(start, rank=0, world_size=2, config_version="v2", user_config='{"a": 1}')
     await room.report(start.replica_id, lambda r: r.phase == "running" and r.applied == "v2")
     told, rank, count = await room.call("Ranked", "seen")
-    assert told[:2] == [2, (None, 2)] and told[-1] == ({"a": 1}, 0)
+    assert told[:2] == [2, (None, 2)]
+    assert told[-1] == ({"a": 1}, 0)
     assert (rank, count) == ((0, 0, 0), 2)
 
 

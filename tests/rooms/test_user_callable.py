@@ -78,7 +78,9 @@ class Exchange:
 def a_callable(target: Any, *args: Any, threads: int = 1) -> UserCallable:
     deployment = make_deployment(target, {})
     deployment._init_args = args
-    return UserCallable(deployment, ReplicaContext(ReplicaID(DeploymentID("app", "x"), "abc")), max_sync_threads=threads)
+    return UserCallable(
+        deployment, ReplicaContext(ReplicaID(DeploymentID("app", "x"), "abc")), max_sync_threads=threads
+    )
 
 
 async def constructed(target: Any, *args: Any, threads: int = 1) -> UserCallable:
