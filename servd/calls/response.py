@@ -179,7 +179,10 @@ class _Steps:
 
 
 class DeploymentResponseGenerator:
-    """The results of a streaming call: `async for` on a loop, `for` on other threads. request_id: as a `DeploymentResponse` has it."""
+    """The results of a streaming call: `async for` on a loop, `for` on other threads.
+
+    request_id: as a `DeploymentResponse` has it.
+    """
 
     def __init__(
         self,
