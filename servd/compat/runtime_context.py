@@ -27,8 +27,10 @@ class RuntimeContext:
             return replica.process.node_id
         # only drivers load what it takes to ask the daemon
         found = importlib.import_module("servd.calls.connection").find()
-        status = found.status() if found is not None else {"running": False}
-        return str(status["controller_info"]["node_id"]) if status["running"] else node_id_of(default_state_dir())
+        status = found.status() if found is not None else {}
+        if status.get("running"):
+            return str(status["controller_info"]["node_id"])
+        return node_id_of(default_state_dir())
 
     def get_worker_id(self) -> str:
         """Id of the process."""
