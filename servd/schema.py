@@ -113,7 +113,7 @@ class HTTPOptionsSchema(Document):
     request_timeout_s: Positive | None = None
 
     hints: ClassVar[Mapping[str, str]] = {
-        "keep_alive_timeout_s": "",
+        "keep_alive_timeout_s": "set SERVD_HTTP_IDLE_TIMEOUT_S for the daemon",
         "ssl_keyfile": "use `servd start --http-tls-cert FILE --http-tls-key FILE`",
         "ssl_certfile": "use `servd start --http-tls-cert FILE --http-tls-key FILE`",
         "ssl_keyfile_password": "give a key without a passphrase to `servd start --http-tls-key FILE`",
@@ -258,6 +258,8 @@ class ServeDeploySchema(Document):
 
     hints: ClassVar[Mapping[str, str]] = {
         "target_capacity": "set num_replicas, or autoscaling_config",
+        "controller_options": "the controller has options of `servd start` alone",
+        "tracing_config": "set OpenTelemetry up in the module of the application",
         "import_path": "it belongs to an item of applications",
         "runtime_env": "it belongs to an item of applications",
     }
