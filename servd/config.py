@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, Field
 
 from servd.documents import runtime_env
-from servd.documents.checked import Document, Fault, to_era_names
+from servd.documents.autoscaling import AutoscalingConfig, expand_auto, warn_of_low_limit
+from servd.documents.bounds import MAX_COUNT, MAX_THREADS, Count, NotNegative, Positive, Replicas, whole
+from servd.documents.checked import Document, Fault
 from servd.ground.absent import stand_in
 
 __all__ = [
@@ -70,84 +72,6 @@ def _check_queue_bound(value: int) -> int:
 
 
 RoutePrefix = Annotated[str, AfterValidator(check_route_prefix)]
-MAX_REPLICAS = 100_000
-"""More than one host can hold; a slip of the finger must not exhaust the controller."""
-MAX_THREADS = 10_000
-MAX_COUNT = 2**63 - 1
-"""Largest of the counts that travel with requests."""
-Replicas = Annotated[int, Field(gt=0, le=MAX_REPLICAS)]
-Count = Annotated[int, Field(gt=0, le=MAX_COUNT)]
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-
-
-def _spelled(function: Any) -> Any:
-    """The import path of a callable; anything else as it is."""
-    if not callable(function):
-        return function
-    return f"{function.__module__}:{getattr(function, '__qualname__', type(function).__qualname__)}"
-
-
-class _AutoscalingPolicy(Document):
-    """A policy of the user's own, as later releases take it."""
-
-    policy_function: Annotated[str, Field(pattern=r"^[^:\s]+[:.][^:\s]+$"), BeforeValidator(_spelled)]
-    policy_kwargs: dict[str, Any] = Field(default_factory=dict)
-
-
-_Aggregation = Annotated[
-    Literal["mean", "max", "min"],
-    BeforeValidator(lambda given: given.lower() if isinstance(given, str) else given),
-]
-
-
-class AutoscalingConfig(Document):
-    """Bounds and pace of autoscaling."""
-
-    min_replicas: Annotated[int, Field(ge=0, le=MAX_REPLICAS)] = 1
-    initial_replicas: Annotated[int, Field(ge=0, le=MAX_REPLICAS)] | None = None
-    max_replicas: Replicas = 1
-    target_num_ongoing_requests_per_replica: Positive = 1.0
-    metrics_interval_s: Positive = 10.0
-    look_back_period_s: Positive = 30.0
-    smoothing_factor: Positive = 1.0
-    downscale_delay_s: NotNegative = 600.0
-    upscale_delay_s: NotNegative = 30.0
-
-    later_names: ClassVar[Mapping[str, str]] = {"target_ongoing_requests": "target_num_ongoing_requests_per_replica"}
-    without_effect: ClassVar[Mapping[str, Any]] = {
-        "upscale_smoothing_factor": Positive,
-        "downscale_smoothing_factor": Positive,
-        "upscaling_factor": Positive,
-        "downscaling_factor": Positive,
-        "downscale_to_zero_delay_s": NotNegative,
-        "aggregation_function": _Aggregation,
-        "policy": _AutoscalingPolicy,
-    }
-
-    @classmethod
-    def prepare(cls, raw: dict[str, Any]) -> list[Fault]:
-        low, high = _whole(raw.get("min_replicas", 1)), _whole(raw.get("max_replicas", 1))
-        first = _whole(raw.get("initial_replicas"))
-        faults: list[Fault] = []
-        if low is not None and high is not None and high < low:
-            faults.append((("max_replicas",), f"max_replicas ({high}) must be at least min_replicas ({low})"))
-        if first is not None and low is not None and first < low:
-            faults.append((("initial_replicas",), f"initial_replicas ({first}) must be at least min_replicas ({low})"))
-        if first is not None and high is not None and first > high:
-            faults.append((("initial_replicas",), f"initial_replicas ({first}) must be at most max_replicas ({high})"))
-        return faults
-
-
-AUTO_REPLICAS = {"min_replicas": 1, "max_replicas": 100, "target_num_ongoing_requests_per_replica": 2}
-"""What `num_replicas: auto` stands for."""
-
-
-def _whole(value: Any) -> int | None:
-    try:
-        return int(value)
-    except (TypeError, ValueError, OverflowError):
-        return None
 
 
 class LoggingConfig(Document):
@@ -203,6 +127,9 @@ class DeploymentOptions(Document):
     start_method: Literal["fork", "spawn"] = "fork"
     preload: bool = False
     logging_config: LoggingConfig | None = None
+    rolling_update_percentage: Annotated[float, Field(gt=0, le=1)] = 0.2
+    max_surge_percent: Annotated[int, Field(ge=0, le=100)] | None = None
+    max_constructor_retry_count: Count = 100
 
     later_names: ClassVar[Mapping[str, str]] = {"max_ongoing_requests": "max_concurrent_queries"}
     also: ClassVar[Mapping[str, Mapping[str, Any]]] = {"num_replicas": {"const": "auto"}}
@@ -212,9 +139,6 @@ class DeploymentOptions(Document):
         "placement_group_bundle_label_selector": "all replicas run on this host",
         "placement_group_fallback_strategy": "all replicas run on this host",
         "backpressure_config": "max_queued_requests bounds who waits, and the answer is 503",
-        "rolling_update_percentage": "a fifth of the replicas, at least one, is replaced at a time",
-        "max_surge_percent": "new replicas are routed before old ones drain, a fifth at a time and at least one",
-        "max_constructor_retry_count": "after 3 failed starts per replica it is UNHEALTHY, and tried on ever more seldom",
         "max_replicas_per_node": "there is one host; num_replicas bounds it",
         "request_router_config": "requests go to the less busy of two replicas or a holder of the model",
         "gang_scheduling_config": "replicas start one by one",
@@ -223,7 +147,7 @@ class DeploymentOptions(Document):
 
     @classmethod
     def prepare(cls, raw: dict[str, Any]) -> list[Fault]:
-        faults = _expand_auto(raw)
+        faults = expand_auto(raw)
         replicas, scaling = raw.get("num_replicas"), raw.get("autoscaling_config")
         if replicas is not None and scaling is not None:
             faults.append(
@@ -233,44 +157,15 @@ class DeploymentOptions(Document):
                 )
             )
         driver = raw.get("is_driver_deployment") in (True, 1, "true", "True", "yes", "on")
-        if driver and (scaling is not None or _whole(1 if replicas is None else replicas) != 1):
+        if driver and (scaling is not None or whole(1 if replicas is None else replicas) != 1):
             faults.append(
                 (
                     ("is_driver_deployment",),
                     "a driver deployment has one replica: no other num_replicas, no autoscaling_config",
                 )
             )
-        _warn_of_low_limit(raw)
+        warn_of_low_limit(raw)
         return faults
-
-
-def _expand_auto(raw: dict[str, Any]) -> list[Fault]:
-    if raw.get("num_replicas") != "auto":
-        return []
-    del raw["num_replicas"]
-    beside = raw.get("autoscaling_config")
-    if isinstance(beside, AutoscalingConfig):
-        beside = beside.model_dump(exclude_unset=True)
-    own: dict[str, Any] = dict(beside) if isinstance(beside, Mapping) else {}
-    faults = to_era_names(own, AutoscalingConfig.later_names)
-    if beside is None or isinstance(beside, Mapping):
-        raw["autoscaling_config"] = {**AUTO_REPLICAS, **own}
-    return [(("autoscaling_config", *loc), reason) for loc, reason in faults]
-
-
-def _warn_of_low_limit(raw: Mapping[str, Any]) -> None:
-    scaling = raw.get("autoscaling_config")
-    if not isinstance(scaling, Mapping):
-        return
-    target = scaling.get("target_num_ongoing_requests_per_replica", scaling.get("target_ongoing_requests", 1.0))
-    limit = raw.get("max_concurrent_queries", 100)
-    if isinstance(target, int | float) and isinstance(limit, int | float) and limit < target:
-        logger.warning(
-            "max_concurrent_queries=%s is below the %s ongoing requests per replica that autoscaling aims at: "
-            "it will never scale up; raise the one or lower the other",
-            limit,
-            target,
-        )
 
 
 class DeploymentConfig(DeploymentOptions):

@@ -11,10 +11,8 @@ from servd.config import (
     DeploymentMode,
     DeploymentOptions,
     LoggingConfig,
-    Positive,
     ProxyLocation,
     RayActorOptions,
-    Replicas,
     RoutePrefix,
 )
 from servd.documents import runtime_env
@@ -27,6 +25,7 @@ from servd.documents.answers import (
     ServeInstanceDetails,
     ServeStatusSchema,
 )
+from servd.documents.bounds import Positive, Replicas
 from servd.documents.checked import Document, Fault, Place, validated
 from servd.documents.control_plane import ApplicationDocument, GoalDocument, HttpWish
 from servd.documents.statuses import ApplicationOverview as ApplicationStatusOverview
@@ -177,6 +176,7 @@ class ServeApplicationSchema(Document):
     deployments: list[DeploymentSchema] = Field(default_factory=list)
     args: dict[str, Any] = Field(default_factory=dict)
     logging_config: LoggingConfig | None = None
+    external_scaler_enabled: bool = False
 
     hints: ClassVar[Mapping[str, str]] = {
         "autoscaling_policy": "set autoscaling_config of its deployments",
@@ -184,8 +184,6 @@ class ServeApplicationSchema(Document):
         "applications": "it belongs to a multi-app config, ServeDeploySchema",
         "proxy_location": "it belongs to the top level of a multi-app config, ServeDeploySchema",
     }
-
-    without_effect: ClassVar[Mapping[str, Any]] = {"external_scaler_enabled": bool}
 
     @classmethod
     def prepare(cls, raw: dict[str, Any]) -> list[Fault]:
@@ -195,9 +193,12 @@ class ServeApplicationSchema(Document):
         if isinstance(env, Mapping):
             faults += [(("runtime_env", *loc), reason) for loc, reason in runtime_env.uri_faults(env)]
             raw["runtime_env"] = runtime_env.normalised(env)
+        if raw.get("external_scaler_enabled") is False:
+            # as if not said: clients of 2.5 do not know the key
+            del raw["external_scaler_enabled"]
         for index, name in _repeated(raw.get("deployments"), "name", None):
             faults.append((("deployments", index, "name"), f'deployment "{name}" is listed twice'))
-        return faults
+        return faults + _scaler_faults(raw)
 
     def stored(self) -> dict[str, Any]:
         """Only what was sent, in the order of the contract."""
@@ -219,6 +220,7 @@ class ServeApplicationSchema(Document):
             route_prefix_given="route_prefix" in self.model_fields_set,
             stored=self.stored(),
             logging_config=log.model_dump(mode="json", exclude_unset=True) if log else None,
+            external_scaler_enabled=self.external_scaler_enabled,
         )
 
     def to_goal(self) -> GoalDocument:
@@ -255,9 +257,9 @@ class ServeDeploySchema(Document):
     http_options: HTTPOptionsSchema = Field(default_factory=HTTPOptionsSchema)
     applications: list[ServeApplicationSchema]
     logging_config: LoggingConfig | None = None
+    target_capacity: Annotated[float, Field(ge=0, le=100)] | None = None
 
     hints: ClassVar[Mapping[str, str]] = {
-        "target_capacity": "set num_replicas, or autoscaling_config",
         "controller_options": "the controller has options of `servd start` alone",
         "tracing_config": "set OpenTelemetry up in the module of the application",
         "import_path": "it belongs to an item of applications",
@@ -266,7 +268,6 @@ class ServeDeploySchema(Document):
 
     also: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "proxy_location": {"const": "Disabled"},
-        "target_capacity": {"type": "null"},
     }
     without_effect: ClassVar[Mapping[str, Any]] = {"grpc_options": _GrpcOptions}
 
@@ -274,7 +275,7 @@ class ServeDeploySchema(Document):
     def prepare(cls, raw: dict[str, Any]) -> list[Fault]:
         """Cross-field rules between applications; drops keys that have no effect here."""
         faults: list[Fault] = []
-        if raw.get("target_capacity", "") is None:
+        if raw.get("target_capacity", 0) is None:
             del raw["target_capacity"]
         location = raw.get("proxy_location")
         if location == "Disabled":
@@ -305,7 +306,7 @@ class ServeDeploySchema(Document):
         http = self.http_options.http_wish(location)
         apps = tuple(app.to_application(self.logging_config) for app in self.applications)
         log = self.logging_config.model_dump(mode="json", exclude_unset=True) if self.logging_config else {}
-        return GoalDocument(DeployMode.MULTI_APP, http, apps, self.stored(), log)
+        return GoalDocument(DeployMode.MULTI_APP, http, apps, self.stored(), log, target_capacity=self.target_capacity)
 
 
 def _repeated(items: Any, key: str, default: Any) -> list[tuple[int, Any]]:
@@ -320,6 +321,21 @@ def _repeated(items: Any, key: str, default: Any) -> list[tuple[int, Any]]:
         if seen[value] == 2:
             found.append((index, value))
     return found
+
+
+def _scaler_faults(raw: Mapping[str, Any]) -> list[Fault]:
+    """Deployments that scale by themselves where the document says that somebody else does it."""
+    items = raw.get("deployments")
+    if raw.get("external_scaler_enabled") not in (True, 1, "true", "True", "yes", "on") or not isinstance(items, list):
+        return []
+    scaled = [
+        item.get("name")
+        for item in items
+        if isinstance(item, Mapping)
+        and (item.get("num_replicas") == "auto" or item.get("autoscaling_config") is not None)
+    ]
+    reason = "external_scaler_enabled excludes autoscaling, which {} has: take one of them out"
+    return [(("external_scaler_enabled",), reason.format(", ".join(map(repr, scaled))))] if scaled else []
 
 
 def _item_faults(index: int, app: Mapping[str, Any]) -> list[Fault]:

@@ -58,6 +58,9 @@ class DeploymentArguments(TypedDict, total=False):
     start_method: str
     preload: bool
     logging_config: Any
+    rolling_update_percentage: float
+    max_surge_percent: int | None
+    max_constructor_retry_count: int
 
 
 logger = logging.getLogger(__name__)

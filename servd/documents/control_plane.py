@@ -36,6 +36,7 @@ class ApplicationDocument:
 
     stored: the config that GET shows (only keys the client sent, 2.5 spelling); None for an application without one
     (Python `run`, `servd run` with an import path). deployments: the override objects, 2.5 spelling, only sent keys.
+    external_scaler_enabled: none of its deployments may scale by itself.
     route_prefix counts only if route_prefix_given. application_hash: of the shipped pickle, "" with an import path.
     """
 
@@ -51,6 +52,7 @@ class ApplicationDocument:
     driver_path: tuple[str, ...] = ()
     python_path: str = ""
     logging_config: dict[str, Any] | None = None
+    external_scaler_enabled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,7 @@ class GoalDocument:
     """A whole validated PUT: V1 (mode SINGLE_APP, one application "default") or V2 (MULTI_APP).
 
     config_file: absolute path of the file that it was read from, which is no code; "" = unknown. keeps_others: applications that
-    came without a document (`run`) stay, unless it names them.
+    came without a document (`run`) stay, unless it names them. target_capacity: percent of every count, 0 to 100; None = all.
     """
 
     mode: DeployMode
@@ -68,6 +70,7 @@ class GoalDocument:
     logging_config: dict[str, Any] = field(default_factory=dict)
     config_file: str = ""
     keeps_others: bool = False
+    target_capacity: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +152,7 @@ class ApplicationView:
     standing_message: str = ""
     is_declarative: bool = True
     ingress: str = ""
+    external_scaler_enabled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +207,7 @@ class InstanceView:
     edition: str = ""
     upgrade: UpgradeView | None = None
     health: ControllerHealth = field(default_factory=ControllerHealth)
+    target_capacity: float | None = None
 
     def application(self, name: str) -> ApplicationView | None:
         """The application of that name, if there is one."""
@@ -342,11 +347,7 @@ class ControlPlane(Protocol):
         ...
 
     def revision(self, number: int) -> RevisionView:
-        """One revision.
-
-        Raises:
-            UnknownNameError: there is none of that number.
-        """
+        """One revision; UnknownNameError: there is none of that number."""
         ...
 
     def last_that_ran(self) -> int | None:

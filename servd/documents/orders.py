@@ -5,8 +5,9 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from servd.config import MAX_REPLICAS, DeploymentMode, LoggingConfig, RoutePrefix
+from servd.config import DeploymentMode, LoggingConfig, RoutePrefix
 from servd.documents import runtime_env
+from servd.documents.bounds import MAX_REPLICAS
 from servd.documents.checked import Document, Fault
 from servd.documents.control_plane import ApplicationDocument, HttpWish
 from servd.schema import HTTPOptionsSchema, Port, check_import_path

@@ -30,6 +30,7 @@ _UNKNOWN = frozenset(
         "memory_limit_bytes",
         "start_method",
         "preload",
+        "max_constructor_retry_count",
     }
 )
 """Options of deployments that today's Ray Serve does not have."""
@@ -67,7 +68,7 @@ def details(view: InstanceView, source: str | None = None) -> shapes.TodayInstan
         },
         "proxies": _proxies(view),
         "applications": applications,
-        "target_capacity": None,
+        "target_capacity": view.target_capacity,
         "target_groups": _target_groups(view),
         "controller_health_metrics": _health(view.health),
         "restores_unset_config_options": True,
@@ -155,7 +156,7 @@ def _application(view: InstanceView, app: ApplicationView) -> shapes.TodayApplic
         "deployed_app_config": None if app.config is None else stored_config(app.config),
         "source": _source(app),
         "deployments": {one.bare_name: _deployment(view, app.name, one) for one in app.deployments},
-        "external_scaler_enabled": False,
+        "external_scaler_enabled": app.external_scaler_enabled,
         "deployment_topology": _topology(app),
     }
 
@@ -233,6 +234,8 @@ def _config(one: DeploymentView) -> dict[str, Any]:
 def _option_names(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options of a deployment in today's names, without those that it does not have."""
     config = {_RENAMED.get(key, key): value for key, value in options.items() if key not in _UNKNOWN}
+    if config.get("max_surge_percent", 0) is None:
+        del config["max_surge_percent"]
     # today's clients take objects alone
     if not isinstance(config.get("user_config", {}), dict | None):
         del config["user_config"]

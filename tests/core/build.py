@@ -185,8 +185,8 @@ def fail_starts(world: World, count: int) -> None:
         world.turn(report, events.Exited(REPLICA, replica.replica_id, 1))
 
 
-def starting_world() -> World:
-    world = World(a_goal(an_app()), open_http=False)
+def starting_world(**document: Any) -> World:
+    world = World(a_goal(an_app(**document)), open_http=False)
     plan = world.turn()
     order = next(a for a in plan.actions if verbs([a]) == ["StartForkServer"]).order  # type: ignore[union-attr]
     world.observed.apply(events.Started(FORK_SERVER, order.fork_server_id, 5, 1), 0.0)

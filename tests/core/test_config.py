@@ -1,6 +1,5 @@
 """Deployment options, autoscaling, logging and HTTP options as users write them."""
 
-import logging
 from typing import Any
 
 import pytest
@@ -144,24 +143,25 @@ def test_autoscaling_bounds_name_both_numbers(options: dict[str, Any], numbers: 
     assert all(number in message for number in numbers)
 
 
-def test_known_later_autoscaling_keys_are_ignored_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
-        config = AutoscalingConfig(upscaling_factor=2, policy={"policy_function": print})  # type: ignore[call-arg]
-    assert config.model_dump(exclude_unset=True) == {}
-    assert "AutoscalingConfig: upscaling_factor has no effect, it is an option of later releases" in caplog.text
+def test_the_default_policy_may_be_spelled_out_and_no_other() -> None:
+    policy = {"policy_function": "ray.serve.autoscaling_policy:default_autoscaling_policy", "policy_kwargs": {}}
+    config = AutoscalingConfig(upscaling_factor=2, downscaling_factor=None, policy=policy)  # type: ignore[call-arg]
+    assert config.model_dump(exclude_unset=True) == {"upscaling_factor": 2}
+    with pytest.raises(ValidationError, match="servd has no policies in user code"):
+        AutoscalingConfig(policy={"policy_function": print})  # type: ignore[call-arg]
 
 
-def test_a_wrong_value_without_effect_is_told_with_its_place() -> None:
+def test_a_wrong_factor_is_told_with_its_place() -> None:
     with pytest.raises(ValidationError) as refused:
         DeploymentConfig(autoscaling_config={"upscaling_factor": "banana"})  # type: ignore[arg-type]
     assert "autoscaling_config.upscaling_factor" in str(refused.value)
     assert "banana" in str(refused.value)
 
 
-def test_keys_without_effect_are_in_the_json_schema() -> None:
+def test_keys_of_today_are_in_the_json_schema() -> None:
     properties = AutoscalingConfig.model_json_schema()["properties"]
     assert properties["upscaling_factor"]["anyOf"][0] == {"exclusiveMinimum": 0, "type": "number"}
-    assert "policy_function" in properties["policy"]["anyOf"][0]["properties"]
+    assert properties["policy"]["anyOf"] == [{"type": "object"}, {"type": "null"}]
 
 
 def test_a_limit_below_the_target_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:

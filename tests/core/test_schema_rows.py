@@ -27,6 +27,9 @@ DEPLOYMENT_OPTIONS: dict[str, tuple[list[Any], list[Any]]] = {
     "memory_limit_bytes": ([1, None], [0]),
     "start_method": (["fork", "spawn"], ["x", None]),
     "preload": ([True, False], ["x", None, 2]),
+    "rolling_update_percentage": ([0.1, 1], [0, -1, 1.1, None]),
+    "max_surge_percent": ([0, 50, 100, None], [-1, 101, 0.5]),
+    "max_constructor_retry_count": ([1, 100], [0, -1, None]),
 }
 AUTOSCALING_OPTIONS: dict[str, tuple[list[Any], list[Any]]] = {
     "min_replicas": ([0, 1], [-1, None]),
@@ -37,7 +40,6 @@ AUTOSCALING_OPTIONS: dict[str, tuple[list[Any], list[Any]]] = {
         ([0.1, 2], [0, -1]),
     ),
     **dict.fromkeys(("downscale_delay_s", "upscale_delay_s"), ([0, 1.5], [-1])),
-    # of later releases: no effect, but a slip shows
     **dict.fromkeys(
         ("upscaling_factor", "downscaling_factor", "upscale_smoothing_factor", "downscale_smoothing_factor"),
         ([1, 0.5, "2", None], ["banana", 0, -1, [1], float("inf")]),
@@ -45,8 +47,13 @@ AUTOSCALING_OPTIONS: dict[str, tuple[list[Any], list[Any]]] = {
     "downscale_to_zero_delay_s": ([0, 1.5, None], ["banana", -1, {}]),
     "aggregation_function": (["mean", "max", "MIN"], ["median", 1, ["max"]]),
     "policy": (
-        [{"policy_function": "m:f"}, {"policy_function": "m.f", "policy_kwargs": {"a": 1}}],
-        [1, "m:f", {}, {"policy_function": "f"}, {"policy_function": "m:f", "kwargs": {}}, {"policy_kwargs": {}}],
+        [
+            None,
+            {},
+            {"policy_function": "ray.serve.autoscaling_policy:default_autoscaling_policy", "policy_kwargs": {}},
+            "ray.serve.autoscaling_policy.default_autoscaling_policy",
+        ],
+        [1, "m:f", {"policy_function": "m:f"}],
     ),
     "foo": ([], [1]),
 }
@@ -96,7 +103,7 @@ V2_OPTIONS: dict[str, tuple[list[Any], list[Any]]] = {
         [{}, {"grpc_servicer_functions": []}, {"port": 9000, "request_timeout_s": 1, "enable_reflection": True}, None],
         [{"grpc_servicer_functions": ["a"]}, {"port": "banana"}, {"request_timeout_s": -1}, {"x": 1}, [], "x"],
     ),
-    "target_capacity": ([None], [5]),
+    "target_capacity": ([None, 0, 33.3, 100, "50"], [-1, 100.1, "x", []]),
     "foo": ([], [1]),
 }
 
@@ -154,6 +161,13 @@ def test_options_of_the_whole_document(name: str, value: Any, accepted: bool) ->
 @pytest.mark.parametrize(("name", "value", "accepted"), rows(APPLICATION_OPTIONS))
 def test_options_of_an_application(name: str, value: Any, accepted: bool) -> None:
     judge({"applications": [{**APP, name: value}]}, name, accepted)
+
+
+@pytest.mark.parametrize("option", [{"num_replicas": "auto"}, {"autoscaling_config": {"max_replicas": 2}}])
+def test_somebody_else_scales_or_servd_does(option: dict[str, Any]) -> None:
+    app = {**deployment(**option), "external_scaler_enabled": True}
+    judge({"applications": [app]}, "external_scaler_enabled", False)
+    judge({"applications": [{**app, "external_scaler_enabled": False}]}, "", True)
 
 
 @pytest.mark.parametrize("name", ["import_path", "runtime_env", "host", "port", "deployments", "args"])

@@ -81,6 +81,56 @@ def first_target(config: Mapping[str, Any]) -> int:
     return int(config["min_replicas"] if initial is None else initial)
 
 
+def at_capacity(count: int, percent: float | None) -> int:
+    """`percent` of a count, rounded half up, at least one of what is not zero unless that is 0; None = all.
+
+    Source: Ray Serve 2.60, target_capacity.
+    """
+    if percent is None or not count:
+        return count
+    return max(math.floor(count * percent / 100 + 0.5), 1) if percent else 0
+
+
+def bounds_at(config: Mapping[str, Any], percent: float | None) -> dict[str, Any]:
+    """A full autoscaling config whose counts are as of `at_capacity`."""
+    names = ("min_replicas", "max_replicas", "initial_replicas")
+    scaled = {name: at_capacity(config[name], percent) for name in names if config[name] is not None}
+    return {**config, **scaled}
+
+
+def loads_of(samples: Sequence[Samples], since: float, now: float, how: str) -> list[float]:
+    """Load of each replica over [since, now], requests, shape (n,) as `samples`, each of which has a point.
+
+    Args:
+        how: "mean"; or "max" or "min" of what they have all together, shared out evenly.
+    """
+    if how == "mean" or not samples:
+        return [sample.mean(since, now) for sample in samples]
+    changes = []
+    for sample in samples:
+        before = 0.0
+        for at, load in sample.points:
+            changes.append((max(at, since), load - before))
+            before = load
+    changes.sort()
+    totals, total = [], 0.0
+    for (at, change), (following, _) in zip(changes, [*changes[1:], (math.inf, 0.0)], strict=True):
+        total += change
+        if at != following:
+            totals.append(total)
+    found = max(totals) if how == "max" else min(totals)
+    # differences add up to a zero that is none
+    return [max(found, 0.0) / len(samples)] * len(samples)
+
+
+def factor(config: Mapping[str, Any], *, up: bool) -> float:
+    """Share of the error to correct at once in one direction, by the newest of its names that was given."""
+    names = (
+        ("upscaling_factor", "upscale_smoothing_factor") if up else ("downscaling_factor", "downscale_smoothing_factor")
+    )
+    return float(config.get(names[0]) or config.get(names[1]) or config["smoothing_factor"])
+
+
 def desired_replicas(ongoing: Sequence[float], target: float, *, low: int, high: int, smoothing: float = 1.0) -> int:
     """Replica count that brings the load per replica to its target.
 
@@ -110,6 +160,17 @@ def desired_replicas(ongoing: Sequence[float], target: float, *, low: int, high:
     return count - 1 if unsmoothed < count == wanted else wanted
 
 
+def _paced(config: Mapping[str, Any], current: int, wanted: int) -> tuple[int, float]:
+    """The next count on the way to another one, and for how long it must be wanted, seconds."""
+    if wanted > current:
+        return wanted, config["upscale_delay_s"]
+    to_zero_s = config.get("downscale_to_zero_delay_s")
+    if to_zero_s is None or wanted:
+        return wanted, config["downscale_delay_s"]
+    # the last one has a delay of its own, and so is alone before it goes
+    return (0, to_zero_s) if current == 1 else (1, config["downscale_delay_s"])
+
+
 def decide(
     config: Mapping[str, Any],
     current: int,
@@ -132,26 +193,27 @@ def decide(
         now: monotonic seconds.
         full_at: when the youngest replica's samples say enough to scale down, monotonic seconds.
     """
+    target = config["target_num_ongoing_requests_per_replica"]
     if not ongoing:
-        if queued and current < 1:
+        if queued and current < 1 <= config["max_replicas"]:
             return Decision(1, 0, now, f"{queued} requests wait and there is no replica", math.inf)
         bounded = max(config["min_replicas"], min(config["max_replicas"], current))
         return Decision(bounded, 0, now, "no samples", math.inf)
+    mean = sum(ongoing) / len(ongoing)
     wanted = desired_replicas(
         ongoing,
-        config["target_num_ongoing_requests_per_replica"],
+        target,
         low=config["min_replicas"],
         high=config["max_replicas"],
-        smoothing=config["smoothing_factor"],
+        smoothing=factor(config, up=mean > target),
     )
-    mean = sum(ongoing) / len(ongoing)
     direction = (wanted > current) - (wanted < current)
     if direction == 0:
         return Decision(current, 0, now, f"mean load {mean:.2f} fits {current} replicas", math.inf)
     if direction < 0 and now < full_at:
         return Decision(current, 0, now, f"mean load {mean:.2f}, with replicas that have just begun", full_at)
     since = lean_since if direction == lean else now
-    delay = config["upscale_delay_s"] if direction > 0 else config["downscale_delay_s"]
+    wanted, delay = _paced(config, current, wanted)
     reason = f"mean load {mean:.2f} over {len(ongoing)} replicas asks for {wanted}"
     if now < since + delay:  # the very sum that is the moment to wake: a difference may round below the delay for ever
         return Decision(

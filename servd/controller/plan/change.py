@@ -99,8 +99,20 @@ def put(
         snapshots: per application name, local directory as written -> directory of its snapshot.
     """
     wishes = (_wish(app, situation, snapshots.get(app.name, {})) for app in document.applications)
-    applications = (*_kept(goal, document), *wishes)
-    return Goal(goal.revision + 1, True, document.mode, http, applications, document.http, document.logging_config)
+    return Goal(
+        revision=goal.revision + 1,
+        running=True,
+        mode=document.mode,
+        http=http,
+        applications=_at(document.target_capacity, (*_kept(goal, document), *wishes)),
+        asked=document.http,
+        logging_config=document.logging_config,
+        target_capacity=document.target_capacity,
+    )
+
+
+def _at(capacity: float | None, applications: Iterable[ApplicationGoal]) -> tuple[ApplicationGoal, ...]:
+    return tuple(replace(app, target_capacity=capacity) for app in applications)
 
 
 def put_application(
@@ -121,7 +133,8 @@ def put_application(
     kept = [wish if app.name == wish.name else app for app in others]
     if wish not in kept:
         kept.append(wish)
-    return Goal(goal.revision + 1, True, goal.mode, http, tuple(kept), goal.asked, goal.logging_config)
+    applications = _at(goal.target_capacity, kept)
+    return replace(goal, revision=goal.revision + 1, running=True, http=http, applications=applications)
 
 
 def _check_name(name: str) -> None:
@@ -169,8 +182,9 @@ def rollback(goal: Goal, former: Goal, http: HttpGoal | None, situation: Situati
     """
     if not former.running:
         return Goal(revision=goal.revision + 1)
-    applications = tuple(_wish(app.document, situation, app.snapshots) for app in former.applications)
-    return Goal(goal.revision + 1, True, former.mode, http, applications, former.asked, former.logging_config)
+    wishes = (_wish(app.document, situation, app.snapshots) for app in former.applications)
+    applications = _at(former.target_capacity, wishes)
+    return replace(former, revision=goal.revision + 1, http=http, applications=applications)
 
 
 def delete_application(goal: Goal, name: str) -> Goal:

@@ -33,7 +33,7 @@ UNCHANGED, CHANGED = "unchanged", "changed"
 NEW_CODE = "the new code is not built: it may define other deployments"
 NOT_BUILT = "the application is not built: its deployments show once it is"
 
-_COUNTS = ("num_replicas", "autoscaling_config", "scale")
+_COUNTS = ("num_replicas", "autoscaling_config", "scale", "target_capacity")
 
 
 Files = Mapping[tuple[str, str], Mapping[str, str]]
@@ -139,6 +139,7 @@ def _deployments(
             continue
         fields = [*code, *_option_fields(old, target)]
         fields += [] if old.pinned == target.pinned else ["scale"]
+        fields += [] if old.capacity == target.capacity else ["target_capacity"]
         if old.version != target.version:
             action = RESTARTED
             fields += _environment_fields(old, target) if not code else []

@@ -25,6 +25,7 @@ class ApplicationGoal:
 
     deploy_id grows with every accepted change that names the application; each one builds anew. snapshots: local directory as
     written -> directory of its snapshot. deployed_at: wall time, seconds. scale: bare name -> pinned replica count.
+    target_capacity: percent of every count that is wanted, 0 to 100; None = all.
     """
 
     document: ApplicationDocument
@@ -32,11 +33,17 @@ class ApplicationGoal:
     deployed_at: float
     snapshots: dict[str, str] = field(default_factory=dict)
     scale: dict[str, int] = field(default_factory=dict)
+    target_capacity: float | None = None
 
     @property
     def name(self) -> str:
         """The application's name."""
         return self.document.name
+
+    @property
+    def counts(self) -> tuple[tuple[tuple[str, int], ...], float | None]:
+        """What says how many replicas there shall be, beside the code and the document; no change of it needs a build."""
+        return tuple(sorted(self.scale.items())), self.target_capacity
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +51,7 @@ class Goal:
     """Everything that is wanted. http: None until Serve first ran with options of its own.
 
     asked: the HTTP options that its documents sent; a rollback compares these and no others. logging_config: of the top level,
-    for the proxies and the controller; applications have their own.
+    for the proxies and the controller; applications have their own. target_capacity: as its applications have it.
     """
 
     revision: int = 0
@@ -54,6 +61,7 @@ class Goal:
     applications: tuple[ApplicationGoal, ...] = ()
     asked: HttpWish = field(default_factory=HttpWish)
     logging_config: dict[str, Any] = field(default_factory=dict)
+    target_capacity: float | None = None
 
     def application(self, name: str) -> ApplicationGoal | None:
         """The wanted application of that name, if any."""

@@ -11,11 +11,11 @@ from servd.controller.plan.facts import ApplicationFact, DeploymentFact, Replica
 from servd.controller.plan.observed import Observed
 from servd.controller.plan.ranks import free_ranks, ranks_of
 from servd.controller.plan.resources import Held, Pool, place
-from servd.controller.plan.restarts import PROBATION_S, BackOff, failure_threshold, retry_delay_s
+from servd.controller.plan.restarts import PROBATION_S, BackOff, retry_delay_s
 from servd.controller.plan.rollout import next_step
 from servd.controller.plan.settle import is_replaced
 from servd.controller.plan.silence import is_spawned
-from servd.controller.plan.targets import DeploymentTarget, wanted_count
+from servd.controller.plan.targets import DeploymentTarget, failures_allowed, wanted_count
 from servd.controller.plan.templates import template_for
 from servd.ground.ids import ReplicaID, random_hex, random_letters
 from servd.ground.settings import Settings, replica_address
@@ -79,6 +79,8 @@ def _to_goal(
         target.version,
         target.config_version,
         wanted,
+        share=target.rolling_share,
+        surge_percent=target.surge_percent,
         scarce=scarce,
         failing=fact.failures > 0,
         stalled=fact.is_stalled,
@@ -136,7 +138,7 @@ def _start(
     rng: random.Random,
     ranks: Iterator[int],
 ) -> Iterator[actions.Action | float]:
-    threshold = failure_threshold(wanted_count(target, fact))
+    threshold = failures_allowed(target, fact)
     retry_at = fact.failed_at + retry_delay_s(
         target.id.full_name, fact.failures, threshold, BackOff(), is_host_limit=fact.is_host_limit
     )

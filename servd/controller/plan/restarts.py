@@ -32,9 +32,9 @@ class BackOff:
     limit_s: float = float(variable("MAX_BACKOFF_TIME_S", "64.0"))
 
 
-def failure_threshold(target: int) -> int:
-    """Consecutive failed starts after which the deployment counts as failing, for a target of replicas >= 0."""
-    return min(MAX_FAILURES, FAILURES_PER_REPLICA * max(target, 1))
+def failure_threshold(target: int, most: int = MAX_FAILURES) -> int:
+    """Consecutive failed starts after which the deployment counts as failing, for a target of replicas >= 0; at most `most`."""
+    return min(most, FAILURES_PER_REPLICA * max(target, 1))
 
 
 def retry_delay_s(name: str, failures: int, threshold: int, back_off: BackOff, *, is_host_limit: bool = False) -> float:

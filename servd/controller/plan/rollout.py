@@ -1,17 +1,21 @@
 """One deployment, one moment: which replicas to start, drain, reconfigure or kill.
 
-How this works: T is the wanted count, R = max(floor(0.2 T), 1) the step. A new replica is RUNNING and routed before an old one
-drains: at most T + R processes that are not STOPPING, and at no moment fewer routed than the lower of old and new goal.
+How this works: T is the wanted count, R = max(floor(share T), 1) the step, S the surge, R unless it is given in percent. A new
+replica is RUNNING and routed before an old one drains: at most T + S processes that are not STOPPING, and at no moment fewer
+routed than the lower of old and new goal. With a surge of 0 old ones stop first, R at a time, and at most T processes live.
 
-Source: Ray Serve 2.5 rolling steps; start-first order is servd's.
+Source: Ray Serve 2.5 rolling steps, 2.60 shares and surges; start-first order is servd's.
 """
 
+import math
 from collections.abc import Collection, Sequence
 
 from servd.controller.plan.facts import ReplicaFact
 from servd.ground.quick_dataclass import dataclass
 from servd.ground.states import ROUTABLE, ReplicaState
 
+ROLLING_SHARE = 0.2
+"""Share of the replicas that an update takes at a time, unless the deployment says another one."""
 STOP_ORDER = (ReplicaState.STARTING, ReplicaState.UPDATING, ReplicaState.RECOVERING, ReplicaState.RUNNING)
 
 
@@ -24,9 +28,18 @@ class Step:
     reconfigure: tuple[ReplicaFact, ...]
 
 
-def rolling_step(target: int) -> int:
-    """Replicas that may be replaced or updated at a time, for a target >= 0."""
-    return max(target // 5, 1)
+def rolling_step(target: int, share: float = ROLLING_SHARE) -> int:
+    """Replicas that may be replaced or updated at a time, at least 1, for a target >= 0 and a share in (0, 1]."""
+    # shares are decimals as people write them: 0.29 of 100 are 29
+    return max(math.floor(target * share + 1e-9), 1)
+
+
+def surge(target: int, step: int, percent: int | None) -> int:
+    """Replicas that may live beyond the target >= 0 during an update: `percent` of it, rounded up, else as many as `step`.
+
+    percent: in [0, 100], 0 = old ones stop first; None = not given.
+    """
+    return step if percent is None else -(-target * percent // 100)
 
 
 def next_step(
@@ -35,6 +48,8 @@ def next_step(
     config_version: str,
     target: int,
     *,
+    share: float = ROLLING_SHARE,
+    surge_percent: int | None = None,
     scarce: bool = False,
     failing: bool = False,
     stalled: bool = False,
@@ -46,6 +61,8 @@ def next_step(
         replicas: all replicas of the deployment, any state.
         version, config_version: of the target. A replica that has outgrown its memory counts as one of another version.
         target: wanted replicas, >= 0.
+        share: of the target that may be replaced or updated at a time, in (0, 1].
+        surge_percent: as `surge`; with 0 what still stops holds its place.
         scarce: the host has no room for one more replica, so old ones stop first. The target counts as no more than the
             replicas there are then, STOPPING ones included: with less room than wanted nothing could move else.
         failing: a start or reconfigure of this target has failed. What is missing then counts as being updated, so that a bad
@@ -60,10 +77,11 @@ def next_step(
     alive = [replica for replica in replicas if replica.state is not ReplicaState.STOPPING]
     new = [replica for replica in alive if replica.version == version and not replica.outgrown]
     old = [replica for replica in alive if replica.version != version or replica.outgrown]
-    step = rolling_step(target)
-    stops_first = scarce and bool(old) and not stalled
-    surplus = 0 if stops_first or stalled else step
-    start = max(min(target - len(new), target + surplus - len(alive)), 0) if target else 0
+    step = rolling_step(target, share)
+    stops_first = (scarce or surge_percent == 0) and bool(old) and not stalled
+    surplus = 0 if stops_first or stalled else surge(target, step, surge_percent)
+    room = target + surplus - len(alive) - _held(replicas, version, surge_percent)
+    start = max(min(target - len(new), room), 0) if target else 0
     reachable = min(target, len(replicas)) if scarce else target
     keep = max(reachable - step, 0) if stops_first else target
     place_for_new = max(target - len(old), 0) if stalled else target
@@ -83,6 +101,13 @@ def next_step(
         and replica.replica_id not in leaving
     ]
     return Step(start, tuple(drain), tuple(behind[: 0 if stalled else max(step - updating, 0)]))
+
+
+def _held(replicas: Sequence[ReplicaFact], version: str, surge_percent: int | None) -> int:
+    """Places that old ones still hold while they stop."""
+    if surge_percent != 0:
+        return 0
+    return sum(r.state is ReplicaState.STOPPING and (r.version != version or bool(r.outgrown)) for r in replicas)
 
 
 def _drain_old(

@@ -5,15 +5,15 @@ from collections.abc import Collection, Iterator
 
 from servd.controller.plan.facts import ApplicationFact, DeploymentFact, ReplicaFact
 from servd.controller.plan.observed import Observed
-from servd.controller.plan.restarts import failure_threshold
 from servd.controller.plan.settle import route_prefix, serving_ingress
 from servd.controller.plan.start_verdict import failing_message
-from servd.controller.plan.targets import DEFAULTS, DeploymentTarget, likely_prefix, wanted_count
+from servd.controller.plan.targets import DEFAULTS, DeploymentTarget, failures_allowed, likely_prefix, wanted_count
 from servd.ground.ids import DeploymentID
 from servd.ground.states import ROUTABLE, ReplicaState
 from servd.wire.messages import DeploymentTargets, Endpoint, Route, Routing
 
 _STARTING = "it starts again with the daemon; ask again in a moment"
+_NO_CAPACITY = "target_capacity is 0, so it has no replica; send the document with more"
 
 
 def routing(observed: Observed, leaving: Collection[str]) -> Routing:
@@ -73,7 +73,7 @@ def _targets_of(key: tuple[str, str], observed: Observed, leaving: Collection[st
     fact = observed.deployments.get(key)
     if not replicas and target is not None and fact is not None:
         # only failing starts: after a mere death the successor is on its way, so requests wait for it
-        unavailable = failing_message(target, fact, observed)
+        unavailable = _NO_CAPACITY if target.capacity == 0 else failing_message(target, fact, observed)
     return DeploymentTargets(
         deployment=DeploymentID(*key).full_name,
         app=key[0],
@@ -97,7 +97,7 @@ def _may_grow(target: DeploymentTarget, fact: DeploymentFact | None, routed: int
     if fact is not None and fact.failures:
         # what died soon after its start did start, and so may its successor, until that is tried ever more seldom
         has_started = fact.died_early_at > -math.inf
-        if not has_started or fact.failures >= failure_threshold(wanted_count(target, fact)):
+        if not has_started or fact.failures >= failures_allowed(target, fact):
             return False
     scaling = target.autoscaling
     if scaling is None or target.pinned is not None:

@@ -6,7 +6,7 @@ Called once per turn, before `reconcile`. It has no effects and mints no ids.
 import math
 from dataclasses import asdict, replace
 
-from servd.controller.plan.autoscaler import decide, first_target, look_again_at
+from servd.controller.plan.autoscaler import decide, first_target, loads_of, look_again_at
 from servd.controller.plan.data_plane import settle_data_plane
 from servd.controller.plan.differences import code_fields, differences
 from servd.controller.plan.facts import ApplicationFact, DeploymentFact, ForkServerFact
@@ -73,6 +73,7 @@ def deployment_status(
 
 def _take_wish(wish: ApplicationGoal, observed: Observed) -> None:
     fact = observed.applications.get(wish.name)
+    active = fact.active_goal if fact is not None else None
     if fact is None:
         ordinal = 1 + max((a.ordinal for a in observed.applications.values()), default=0)
         observed.put(ApplicationFact(wish.name, ordinal, wish))
@@ -88,12 +89,12 @@ def _take_wish(wish: ApplicationGoal, observed: Observed) -> None:
                 message="",
                 deleting=False,
                 active=None if fact.deleting else fact.active,
-                active_goal=None if fact.deleting else fact.active_goal,
+                active_goal=None if fact.deleting else active and replace(active, target_capacity=wish.target_capacity),
             )
         )
-    elif fact.goal.scale != wish.scale:
-        active = fact.active_goal
-        observed.put(replace(fact, goal=wish, active_goal=active and replace(active, scale=wish.scale)))
+    elif fact.goal.counts != wish.counts:
+        counted = active and replace(active, scale=wish.scale, target_capacity=wish.target_capacity)
+        observed.put(replace(fact, goal=wish, active_goal=counted))
 
 
 def _settle_deletion(app: ApplicationFact, observed: Observed, now: float) -> None:
@@ -271,7 +272,7 @@ def _targets(observed: Observed) -> dict[tuple[str, str], DeploymentTarget]:
     for app in observed.applications.values():
         if app.deleting or app.active is None or app.active_goal is None:
             continue
-        key = (app.active_goal.deploy_id, app.code_version, tuple(sorted(app.active_goal.scale.items())))
+        key = (app.active_goal.deploy_id, app.code_version, app.active_goal.counts)
         cached = observed.resolved.get(app.name)
         if cached is None or cached[0] != key:
             cached = (key, resolve(app.active_goal, app.active, app.code_version))
@@ -332,7 +333,7 @@ def _autoscale(
     window = config["look_back_period_s"]
     running = [r for r in observed.replicas_of(target.id.app, target.id.name) if r.state is ReplicaState.RUNNING]
     samples = [observed.samples[r.replica_id] for r in running if r.replica_id in observed.samples]
-    loads = [sample.mean(now - window, now) for sample in samples]
+    loads = loads_of(samples, now - window, now, config.get("aggregation_function", "mean"))
     current = wanted_count(target, fact)
     decision = decide(
         config,

@@ -11,8 +11,8 @@ from dataclasses import replace
 from servd.controller.plan.facts import DeploymentFact, ForkServerFact, ReplicaFact
 from servd.controller.plan.observed import Observed
 from servd.controller.plan.outgrown import is_ready_to_fork
-from servd.controller.plan.restarts import PROBATION_S, back_off_text, failure_threshold
-from servd.controller.plan.targets import DeploymentTarget, wanted_count
+from servd.controller.plan.restarts import PROBATION_S, back_off_text
+from servd.controller.plan.targets import DeploymentTarget, failures_allowed, wanted_count
 from servd.ground.settings import SLOW_START_S, variable
 from servd.ground.states import ROUTABLE, ReplicaState
 
@@ -32,7 +32,7 @@ def judge_starts(
             fact = replace(fact, trouble="", trigger="UNSPECIFIED" if by_itself else "CONFIG_UPDATE_COMPLETED")
         # one whose template does not come up has all that it wants for now, and is not to try without end
         return fact if dies_early or not is_ready_to_fork(target, observed) else fact.without_failures()
-    threshold = failure_threshold(wanted_count(target, fact))
+    threshold = failures_allowed(target, fact)
     if fact.failures < threshold:
         return fact
     # while new ones die early, only one that stayed says that the others may come up
@@ -48,7 +48,7 @@ def judge_starts(
 def failing_message(target: DeploymentTarget, fact: DeploymentFact, observed: Observed) -> str:
     """Why the deployment does not get the replicas that it shall have, "" while it may: too many starts have failed."""
     wanted = wanted_count(target, fact)
-    threshold = failure_threshold(wanted)
+    threshold = failures_allowed(target, fact)
     if fact.failures < threshold:
         return ""
     reason = "The host gives no more" if fact.is_host_limit else "It may be wrong code or a wrong environment"

@@ -13,10 +13,12 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from servd.controller.plan.autoscaler import first_target
+from servd.controller.plan.autoscaler import at_capacity, bounds_at, first_target
 from servd.controller.plan.facts import DeploymentFact
 from servd.controller.plan.goal import ApplicationGoal
 from servd.controller.plan.resources import Need
+from servd.controller.plan.restarts import MAX_FAILURES, failure_threshold
+from servd.controller.plan.rollout import ROLLING_SHARE
 from servd.documents.control_plane import ApplicationDocument
 from servd.exceptions import DeployError
 from servd.ground.ids import DeploymentID
@@ -51,6 +53,9 @@ OWN_OPTIONS = (
     "start_method",
     "preload",
     "logging_config",
+    "rolling_update_percentage",
+    "max_surge_percent",
+    "max_constructor_retry_count",
 )
 LONGEST_REPORT_PERIOD_S, SHORTEST_REPORT_PERIOD_S = 0.25, 0.02
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -73,6 +78,7 @@ class DeploymentTarget:
 
     autoscaling: full config, None when the count is fixed. pinned: count set by `scale`, None if not. options: effective
     values by 2.5 names. shown: `deployment_config` of GET V2, without the count keys' conditions applied yet.
+    capacity: percent of its counts that is wanted, 0 to 100, None = all; the bounds of `autoscaling` have it applied.
     imports_anew: its replicas are forked from an import with its own thread counts: one with the host's left threads that forbid
     to fork, which may have been pools.
     """
@@ -89,11 +95,22 @@ class DeploymentTarget:
     shown: dict[str, Any]
     key: str
     imports_anew: bool = False
+    capacity: float | None = None
 
     @property
     def drain_timeout_s(self) -> float:
         """Seconds a draining replica may take before it is killed."""
         return float(self.options["graceful_shutdown_timeout_s"])
+
+    @property
+    def rolling_share(self) -> float:
+        """Share of its replicas that an update takes at a time, in (0, 1]."""
+        return float(self.options.get("rolling_update_percentage", ROLLING_SHARE))
+
+    @property
+    def surge_percent(self) -> int | None:
+        """Replicas that may live beyond the target during an update, percent of it; 0 = old ones stop first, None = a step."""
+        return self.options.get("max_surge_percent")
 
     @property
     def need(self) -> Need:
@@ -145,11 +162,16 @@ class DeploymentTarget:
 
 def wanted_count(target: DeploymentTarget, fact: DeploymentFact | None) -> int:
     """Replicas that the deployment shall have now."""
-    if target.pinned is not None:
-        return target.pinned
-    if target.autoscaling is None:
-        return target.num_replicas
+    if target.autoscaling is None or target.pinned is not None:
+        return at_capacity(target.num_replicas if target.pinned is None else target.pinned, target.capacity)
     return first_target(target.autoscaling) if fact is None or fact.desired is None else fact.desired
+
+
+def failures_allowed(target: DeploymentTarget, fact: DeploymentFact | None) -> int:
+    """Failed starts in a row after which the deployment counts as failing."""
+    return failure_threshold(
+        wanted_count(target, fact), target.options.get("max_constructor_retry_count", MAX_FAILURES)
+    )
 
 
 def thread_variables(num_cpus: float | None) -> dict[str, str]:
@@ -202,7 +224,7 @@ def resolve(app: ApplicationGoal, build: BuildResult, code_version: str) -> tupl
 
     Raises:
         DeployError: an override names a deployment that the build does not have, or gives a prefix to another one than the
-            ingress.
+            ingress; or a deployment scales by itself where the document gives that to somebody else.
     """
     overrides = {override["name"]: override for override in app.document.deployments}
     unknown = [name for name in overrides if name not in {d.name for d in build.deployments}]
@@ -215,9 +237,13 @@ def resolve(app: ApplicationGoal, build: BuildResult, code_version: str) -> tupl
         if name != build.ingress:
             raise DeployError(f"only the ingress {build.ingress} can have a route_prefix, {name} has {prefix!r}")
     is_unsafe = bool(build.fork_unsafe)
-    return tuple(
+    targets = tuple(
         _target(app, built, overrides.get(built.name), code_version, is_unsafe=is_unsafe) for built in build.deployments
     )
+    scaled = [target.id.name for target in targets if target.autoscaling is not None]
+    if app.document.external_scaler_enabled and scaled:
+        raise DeployError(f"external_scaler_enabled excludes autoscaling, which {', '.join(scaled)} has in the code")
+    return targets
 
 
 def wanted_prefix(document: ApplicationDocument, build: BuildResult) -> str | None:
@@ -273,7 +299,7 @@ def _target(
         *(["preload"] if options["preload"] else []),
     )
     config_version = digest(options["user_config"], float(options["graceful_shutdown_wait_loop_s"]))
-    pinned = app.scale.get(built.name)
+    pinned, capacity = app.scale.get(built.name), app.target_capacity
     variables = thread_variables(actor_options.get("num_cpus"))
     imports_anew = bool(variables and is_unsafe and options["start_method"] == "fork")
     return DeploymentTarget(
@@ -283,13 +309,21 @@ def _target(
         env_key=digest(without_empty_variables(resolved), *([variables] if imports_anew else [])),
         runtime_env=resolved,
         num_replicas=options["num_replicas"],
-        autoscaling=autoscaling,
+        autoscaling=autoscaling and bounds_at(autoscaling, capacity),
         pinned=pinned,
         options=options,
         shown=_shown(identifier, options, shown_options, autoscaling, pinned, built, override or {}),
-        key=digest(version, config_version, autoscaling, options["num_replicas"], pinned, options),
+        key=digest(
+            version, config_version, autoscaling, options["num_replicas"], pinned, options, *_if_given(capacity)
+        ),
         imports_anew=imports_anew,
+        capacity=capacity,
     )
+
+
+def _if_given(value: Any) -> list[Any]:
+    # a digest must not change for what nobody wrote: facts of before an upgrade are compared with it
+    return [] if value is None else [value]
 
 
 def _effective_options(app: ApplicationGoal, built: BuiltDeployment, override: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from servd.controller.plan import actions
 from servd.controller.plan.facts import ApplicationFact, ForkServerFact
 from servd.controller.plan.observed import Observed
 from servd.controller.plan.outgrown import is_outdated
-from servd.controller.plan.restarts import BackOff, failure_threshold, retry_delay_s
+from servd.controller.plan.restarts import BackOff, retry_delay_s
 from servd.controller.plan.settle import builder_of
-from servd.controller.plan.targets import DeploymentTarget, base_environment, wanted_count
+from servd.controller.plan.targets import DeploymentTarget, base_environment, failures_allowed
 from servd.documents.runtime_env import local_path
 from servd.ground.ids import random_hex
 from servd.ground.settings import Settings, fork_server_socket
@@ -88,7 +88,7 @@ def _templates(
         if staying:
             yield min(staying, key=lambda s: s.created_at).fork_server_id
         elif (target.env_key, observed.preload_key(target)) not in started and fact is not None:
-            threshold = failure_threshold(wanted_count(target, fact))
+            threshold = failures_allowed(target, fact)
             retry_at = fact.failed_at + retry_delay_s(
                 target.id.full_name, fact.failures, threshold, BackOff(), is_host_limit=fact.is_host_limit
             )

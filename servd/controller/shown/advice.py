@@ -3,9 +3,9 @@
 from servd.controller.plan.facts import ApplicationFact, DeploymentFact, ReplicaFact
 from servd.controller.plan.observed import Observed
 from servd.controller.plan.resources import Pool, place, shortage
-from servd.controller.plan.restarts import back_off_text, failure_threshold
+from servd.controller.plan.restarts import back_off_text
 from servd.controller.plan.start_verdict import MUTE, slow_templates
-from servd.controller.plan.targets import DeploymentTarget, wanted_count
+from servd.controller.plan.targets import DeploymentTarget, failures_allowed, wanted_count
 from servd.controller.plan.templates import template_for
 from servd.ground.settings import SLOW_START_S, fork_server_log
 from servd.ground.states import DeploymentStatus, ReplicaState
@@ -108,11 +108,7 @@ def _without_fork(
 
 def _waits(target: DeploymentTarget | None, fact: DeploymentFact) -> str:
     """When the next start is tried, "" if at once."""
-    if (
-        target is None
-        or fact.is_stalled
-        or fact.failures < (threshold := failure_threshold(wanted_count(target, fact)))
-    ):
+    if target is None or fact.is_stalled or fact.failures < (threshold := failures_allowed(target, fact)):
         return ""
     return back_off_text(target.id.full_name, fact, threshold)
 

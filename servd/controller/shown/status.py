@@ -110,6 +110,7 @@ def instance_view(
         edition=identity.edition,
         upgrade=_upgrade(observed),
         health=health or ControllerHealth(),
+        target_capacity=goal.target_capacity,
     )
 
 
@@ -195,6 +196,7 @@ def _application(app: ApplicationFact, observed: Observed, pool: Pool, now: floa
         standing_message=standing_message,
         is_declarative=app.goal.document.stored is not None,
         ingress=app.active.ingress if app.active and not app.deleting else "",
+        external_scaler_enabled=app.goal.document.external_scaler_enabled,
     )
 
 
