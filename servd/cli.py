@@ -34,7 +34,7 @@ from servd.commands.cli_options import (
     state_dir_of,
 )
 from servd.engines import cli as engine_cli
-from servd.engines.cli import Engine, Force, NoBuild, WithEngine, cluster_at, ray_commands
+from servd.engines.cli import Engine, Force, NoBuild, WithEngine, check_engine, cluster_at, ray_commands
 from servd.exceptions import ServdError
 from servd.ground.host_limits import told
 from servd.ground.settings import (
@@ -355,11 +355,13 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def _common(
+    context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
     _: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
+    check_engine(context.invoked_subcommand)
     if debug:
         os.environ["SERVD_DEBUG"] = "1"
 

@@ -1,5 +1,6 @@
 """The commands that know other engines. Each one imports what it needs when it runs."""
 
+import os
 import sys
 from collections.abc import Iterable
 from enum import StrEnum
@@ -19,6 +20,11 @@ EXIT_DIFFERS = 3
 """1 and 2 are errors whatever the command."""
 
 
+ENGINE_VARIABLE = "SERVD_ENGINE"
+OWN_COMMANDS = frozenset({"run", "history", "prune", "rollback", "upgrade", "scale", "logs", "errors", "stack"})
+"""Commands that ask a daemon and know no other engine."""
+
+
 class Engine(StrEnum):
     """What runs an application."""
 
@@ -28,7 +34,7 @@ class Engine(StrEnum):
 
 WithEngine = Annotated[
     Engine,
-    typer.Option("--engine", envvar="SERVD_ENGINE", show_envvar=False, help="What runs it."),
+    typer.Option("--engine", envvar=ENGINE_VARIABLE, show_envvar=False, help="What runs it."),
 ]
 NoBuild = Annotated[bool, typer.Option("--no-build", help="For ray: list only the deployments that the file names.")]
 Force = Annotated[bool, typer.Option("--force", help="For ray: also what would fail there.")]
@@ -41,6 +47,14 @@ def cluster_at(address: str | None, state_dir: str | None) -> "Cluster":
     if state_dir is not None:
         fail("--state-dir is about a daemon of servd; a Ray cluster is named by -a http://HEAD:8265")
     return Cluster(cluster_address(address))
+
+
+def check_engine(command: str | None) -> None:
+    """End a command that is about servd's daemon alone where the environment means another engine."""
+    if command in OWN_COMMANDS and os.environ.get(ENGINE_VARIABLE, "") not in ("", Engine.SERVD):
+        fail(
+            f"`servd {command}` is about a daemon of servd, and {ENGINE_VARIABLE} says otherwise: unset it for this command"
+        )
 
 
 def ray_commands() -> Any:

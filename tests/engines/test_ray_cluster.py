@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
+from servd import cli
+from servd.engines.cli import OWN_COMMANDS, check_engine
 from servd.engines.ray import cluster_commands as commands
 from servd.engines.ray.cluster import Cluster, ClusterRefusedError, NoClusterError, cluster_address
 from servd.engines.ray.cluster_document import differing_http
@@ -195,6 +198,17 @@ def test_status_and_config(cluster: Cluster, path: str, capsys: pytest.CaptureFi
         ({"a": an_app("DEPLOYING")}, {}, ["application 'a' is DEPLOYING"], []),
         ({"a": an_app("DEPLOYING", "", "no CPU")}, {}, ["application 'a' is DEPLOYING: no CPU"], []),
         ({"a": an_app("UNHEALTHY")}, {}, ["application 'a' is UNHEALTHY"], []),
+        (
+            {
+                "a": an_app(
+                    "DEPLOY_FAILED",
+                    "Traceback (most recent call last):\n  long\nRay: Traceback (most recent call last):\nWhy\n",
+                )
+            },
+            {},
+            [],
+            ["application 'a' failed to deploy: Traceback (most recent call last):\nWhy"],
+        ),
         ({"a": an_app("DEPLOY_FAILED", "why ")}, {}, [], ["application 'a' failed to deploy: why"]),
         ({}, {}, [], ["application 'a' was removed while it was deployed"]),
         ({"a": an_app("DELETING")}, {}, [], ["application 'a' was removed while it was deployed"]),
@@ -235,3 +249,13 @@ def test_which_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
         cluster_address("unix:///run/x.sock")
     with pytest.raises(NoClusterError, match="dashboard port"):
         Cluster("http://127.0.0.1:1").details()
+
+
+def test_commands_of_a_daemon_are_not_sent_to_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_engine("history")
+    monkeypatch.setenv("SERVD_ENGINE", "ray")
+    check_engine("deploy")
+    with pytest.raises(typer.Exit):
+        check_engine("history")
+    own = {command.callback.__name__ for command in [*cli.app.registered_commands] if command.callback}
+    assert own >= OWN_COMMANDS

@@ -114,6 +114,11 @@ def test_all_deployments_are_listed_with_what_servd_has_by_default() -> None:
     assert one_app({"deployments": [{"name": "D", "route_prefix": "/y"}]}, code)["route_prefix"] == "/y"
 
 
+def test_a_name_that_the_code_has_not_is_refused() -> None:
+    with pytest.raises(ConfigError, match="'default' has no deployment 'E'; it has D"):
+        one_app({"deployments": [{"name": "E"}]}, DescribedApplication("/", {"D": {}}))
+
+
 def test_a_single_application_becomes_a_list_of_one() -> None:
     found = todays_document({"import_path": "m:a", "port": 9000, "runtime_env": {"excludes": ["x"], "pip": None}}, {})
     assert found == {

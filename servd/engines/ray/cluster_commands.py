@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from servd.commands.console import STATUS_HEAD, ProgressRow, progress_on, say, status_rows, table, warn
+from servd.commands.console import STATUS_HEAD, ProgressRow, progress_on, say, status_rows, table, warn, without_colours
 from servd.commands.operations import TABLE, show
 from servd.documents.files import dump_yaml
 from servd.engines.ray.check import ReadFile, check_document, read
@@ -120,7 +120,7 @@ def unfinished(details: Mapping[str, Any], names: Iterable[str]) -> tuple[list[s
         if app is None or app["status"] == "DELETING":
             failures.append(f"application {name!r} was removed while it was deployed")
         elif app["status"] == "DEPLOY_FAILED":
-            failures.append(f"application {name!r} failed to deploy: {app['message'].strip()}")
+            failures.append(f"application {name!r} failed to deploy: {_innermost(app['message'])}")
         elif app["status"] != "RUNNING":
             messages = [one["message"] for one in app["deployments"].values() if one.get("message")]
             waiting.append(": ".join([f"application {name!r} is {app['status']}", *messages]))
@@ -132,6 +132,12 @@ def unfinished(details: Mapping[str, Any], names: Iterable[str]) -> tuple[list[s
             if one["status"] != "HEALTHY"
         ]
     return waiting, failures
+
+
+def _innermost(message: str) -> str:
+    """Of tracebacks that quote each other the one that the others are about."""
+    text = without_colours(message).strip()
+    return text[max(text.rfind("Traceback (most recent call last):"), 0) :]
 
 
 def rows_of(details: Mapping[str, Any], names: Iterable[str]) -> list[ProgressRow]:

@@ -48,6 +48,7 @@ def code_findings(files: Iterable[CodeFile], around: Surroundings) -> Rule:
         yield from _calls(file)
         yield from _applications(file)
         yield from _strings(file, full_names)
+        yield from _late_routes(file)
         for deployment in file.deployments.values():
             yield from _options(file, deployment, around)
         yield from handler_findings(file)
@@ -162,6 +163,23 @@ def _applications(file: CodeFile) -> Rule:
 
 def _is_bind(node: ast.AST) -> bool:
     return isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "bind"
+
+
+def _late_routes(file: CodeFile) -> Rule:
+    """What is added to an ASGI app after `ingress` has taken it: on a cluster that was a copy."""
+    taken: set[str] = set()
+    for node in file.tree.body:
+        expression = node.value if isinstance(node, ast.Expr) else None
+        decorators = node.decorator_list if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) else []
+        for call in [expression, *decorators]:
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute):
+                owner = call.func.value
+                if isinstance(owner, ast.Name) and owner.id in taken:
+                    what = f"`{owner.id}.{call.func.attr}` has no effect there after `ingress({owner.id})`"
+                    yield Finding(file.path, call.lineno, _FAILS, what, "move it above the class")
+        for one in node.decorator_list if isinstance(node, ast.ClassDef) else []:
+            if isinstance(one, ast.Call) and file.dotted(one.func) in ("ray.serve.ingress", "servd.ingress"):
+                taken |= {name.id for name in one.args if isinstance(name, ast.Name)}
 
 
 def _full_names(files: Iterable[CodeFile], apps: Iterable[str]) -> dict[str, str]:

@@ -10,6 +10,7 @@ from typing import Any
 from servd.documents import runtime_env
 from servd.engines.ray import removed
 from servd.engines.ray.described import DescribedApplication
+from servd.exceptions import ConfigError
 
 DEFAULT_ONGOING, DEFAULT_QUEUED, DEFAULT_TARGET = 100, 10_000, 1.0
 DEFAULT_HOST = "127.0.0.1"
@@ -32,6 +33,9 @@ def todays_document(
     working_dir: str | None = None,
 ) -> dict[str, Any]:
     """The document there.
+
+    Raises:
+        ConfigError: the document names a deployment that the code has not.
 
     Args:
         value: as written, valid for servd, single-app or multi-app, with absolute paths.
@@ -73,6 +77,11 @@ class _Translation:
             if key not in ("name", "route_prefix", "import_path", "args", "runtime_env", "deployments", "host", "port")
         }
         listed = {entry["name"] for entry in entries}
+        if code and (unknown := sorted(listed - known.keys())):
+            name = app.get("name") or "default"
+            raise ConfigError(
+                f"application {name!r} has no deployment {', '.join(map(repr, unknown))}; it has {', '.join(sorted(known))}"
+            )
         entries += [{"name": name} for name in known if name not in listed]
         return {
             "name": app.get("name") or "default",
