@@ -294,7 +294,7 @@ def status(
     name: Name = None,
     form: Format = None,
     verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="A table, also with how replicas were started: fork or spawn.")
+        bool, typer.Option("--verbose", "-v", help="A table, with requests, memory and CPU of each replica.")
     ] = False,
     engine: WithEngine = Engine.SERVD,
 ) -> None:

@@ -6,9 +6,12 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from servd.ground.clock import SystemClock
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 _COLOUR_CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _BLOCKED = re.compile(r"blocked \d+ s")
@@ -104,19 +107,21 @@ def status_rows(
     rows: list[tuple[str, ...]] = []
     for name in apps:
         app = status["applications"][name]
-        age = _age(now - app["last_deployed_time_s"])
+        since = age(now - app["last_deployed_time_s"])
         started = [""] if is_verbose else []
-        rows.append((name, "", app["route_prefix"] or "none", app["status"], age, "", *started, _gist(app["message"])))
+        rows.append(
+            (name, "", app["route_prefix"] or "none", app["status"], since, "", *started, _gist(app["message"]))
+        )
         for deployment in app["deployments"].values():
             replicas = deployment["replicas"]
             running = [replica for replica in replicas if replica["state"] == "RUNNING"]
             count = f"{len(running)}/{deployment['target_num_replicas']}"
             others = [replica["state"] for replica in replicas if replica["state"] != "RUNNING"]
             states = [f"{others.count(state)} {state}" for state in dict.fromkeys(others)]
-            age = _age(now - min(replica["start_time_s"] for replica in replicas)) if replicas else ""
+            since = age(now - min(replica["start_time_s"] for replica in replicas)) if replicas else ""
             shown = " ".join([count, *states])
             started = [_start_methods(replicas)] if is_verbose else []
-            rows.append(("", deployment["name"], "", deployment["status"], age, shown, *started, _reason(deployment)))
+            rows.append(("", deployment["name"], "", deployment["status"], since, shown, *started, _reason(deployment)))
     return rows
 
 
@@ -154,7 +159,7 @@ def _gist(message: str) -> str:
     return next(iter(lines[quoted[-1] + 1 :] if quoted else lines), "").strip()
 
 
-def _age(seconds: float) -> str:
+def age(seconds: float) -> str:
     """A duration for people: 5s, 3m, 2h, 4d."""
     for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
         if seconds >= length:
@@ -176,13 +181,45 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
 def _coloured_table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
     # here and not above: most commands show no table, and rich is slow to import
     from rich.console import Console
+
+    Console().print(_drawn(head, rows))
+
+
+def _drawn(head: Iterable[str], rows: Iterable[tuple[str, ...]]) -> "Table":
     from rich.table import Table
     from rich.text import Text
 
     drawn = Table(*head, box=None, pad_edge=False)
     for row in rows:
         drawn.add_row(*(Text(cell, style=_COLOURS.get(cell, "")) for cell in row))
-    Console().print(drawn)
+    return drawn
+
+
+class Screen:
+    """The whole terminal, drawn again and again; what was there comes back at its close."""
+
+    def __init__(self, stream: TextIO) -> None:
+        from rich.console import Console, Group
+        from rich.live import Live
+        from rich.text import Text
+
+        self._group, self._text = Group, Text
+        self._live = Live(console=Console(file=stream), screen=True, auto_refresh=False)
+        self._live.start()
+
+    def update(self, headline: str, head: Iterable[str], rows: Iterable[tuple[str, ...]], below: Iterable[str]) -> None:
+        """Show a line, a table and further lines."""
+        lines = [self._text(line) for line in below]
+        self._live.update(self._group(self._text(headline), _drawn(head, rows), *lines), refresh=True)
+
+    def close(self) -> None:
+        """Give the terminal back."""
+        self._live.stop()
+
+
+def screen_on(stream: TextIO) -> Screen | None:
+    """The terminal that this stream goes to; None where it goes to none that can be drawn on."""
+    return Screen(stream) if stream.isatty() and os.environ.get("TERM") != "dumb" else None
 
 
 class Progress(Protocol):

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -20,6 +21,17 @@ from servd.commands.cli_options import (
 )
 
 app = typer.Typer()
+
+
+class Order(StrEnum):
+    """By what `top` sorts, as `figures.ORDERS`."""
+
+    CPU = "cpu"
+    MEMORY = "memory"
+    RATE = "rate"
+    LATENCY = "latency"
+    ERRORS = "errors"
+
 
 LOG_TARGETS = "controller, proxy, fork_server, daemon, APP, APP/DEPLOYMENT or a replica id."
 DEFAULT_LINES = 50
@@ -171,6 +183,26 @@ def errors(
         show_error(client, error_id, form)
     else:
         show_errors(client, target or "", form)
+
+
+@app.command(help="Watch requests, memory and CPU of replicas.")
+def top(
+    target: Annotated[
+        str | None, typer.Argument(metavar="[APP[/DEPLOYMENT]]", help="Only these.", show_default=False)
+    ] = None,
+    order: Annotated[
+        Order | None, typer.Option("--sort", help="The most of it first [as deployed].", show_default=False)
+    ] = None,
+    interval: Annotated[float, typer.Option(min=0.5, max=3600, metavar="SECONDS", help="Between two looks.")] = 2.0,
+    form: TableFormat = Form.TABLE,
+    address: Address = None,
+    state_dir: StateDir = None,
+) -> None:
+    """Until Ctrl-C; once, where the output is no terminal."""
+    from servd.commands.top import watch
+    from servd.daemon.admin_client import AdminClient, find_address
+
+    watch(AdminClient(find_address(address, state_dir)), target or "", form, order=order or "", interval_s=interval)
 
 
 @app.command(help="Print the Python stacks of live replicas.")

@@ -18,7 +18,8 @@ from servd.commands.console import (
     warn,
     without_colours,
 )
-from servd.daemon.admin_client import AdminClient
+from servd.commands.figures import show_figures
+from servd.daemon.admin_client import AdminClient, RefusedError
 from servd.documents.files import DocumentFile, dump_yaml, load_document, resolve_paths
 from servd.exceptions import ConfigError, DeployError, ServdError
 from servd.ground.clock import SystemClock
@@ -171,7 +172,7 @@ def show_status(client: AdminClient, name: str | None, form: str = "yaml", *, is
     """Print the applications' status: form "yaml" or "json" as the contract has it, or "table" for people.
 
     Args:
-        is_verbose: the table also says whether replicas were forked or spawned.
+        is_verbose: the table also says whether replicas were forked or spawned; their figures follow in another one.
 
     Raises:
         ConfigError: there is no application of that name.
@@ -192,6 +193,8 @@ def show_status(client: AdminClient, name: str | None, form: str = "yaml", *, is
         there = [app for app in names if app in status["applications"]]
         head = VERBOSE_HEAD if is_verbose else STATUS_HEAD
         table(head, status_rows(status, there, SystemClock().wall_time(), is_verbose=is_verbose))
+        if is_verbose:
+            _show_figures(client, name)
         return
     bare = details["deploy_mode"] == "SINGLE_APP"
     crashes = _crashes(status)
@@ -200,6 +203,17 @@ def show_status(client: AdminClient, name: str | None, form: str = "yaml", *, is
         print(json.dumps(documents[0] if name is not None else documents, indent=2))
     else:
         print(SEPARATOR.join(dump_yaml(document) for document in documents))
+
+
+def _show_figures(client: AdminClient, name: str | None) -> None:
+    try:
+        figures = client.figures(name or "")
+    except RefusedError:
+        # a daemon of an edition that has none, or another server that speaks this API
+        return
+    if figures["applications"]:
+        print()
+        show_figures(figures)
 
 
 def _own_status(client: AdminClient) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from servd.controller.plan.data_plane import boot, is_served
 from servd.controller.plan.goal import Goal
 from servd.controller.plan.observed import Observed
 from servd.controller.process_news import ProcessNews
+from servd.controller.shown.figures import FiguresDesk
 from servd.controller.shown.outcome import is_serving
 from servd.controller.shown.status import Identity
 from servd.controller.stack_requests import StackRequests
@@ -146,6 +147,7 @@ class _Controller:
         self._metrics: MetricsDesk
         self._facts: FactStore
         self._observed: Observed
+        self._figures: FiguresDesk
         self._errors = ErrorDesk(os.path.join(settings.state_dir, ERRORS_FILE), renewal)
 
     async def run(self) -> None:
@@ -163,6 +165,7 @@ class _Controller:
         now = self._clock.now()
         observed = self._observed = Observed.restore(facts.load(), self._clock.wall_time() - now, now)
         observed.edition = edition.own_edition().text
+        self._figures = FiguresDesk(observed, self._clock)
         goal = self._goal = boot(store.latest(), observed, settings)
         control = ControlLoop(
             loop, settings, self._clock, self._rng, self._identity(), goal, observed, store, facts, _fail
@@ -185,7 +188,7 @@ class _Controller:
         self._executor = executor
         stacks = StackRequests(loop, lambda replica_id, wish: server.send(REPLICA, replica_id, wish))
         metrics = self._metrics = self._metrics_desk(server, observed)
-        news.start(executor, supervisor, server, stacks, metrics, self._errors.book)
+        news.start(executor, supervisor, server, stacks, metrics, self._errors.book, self._figures)
         # Hellos need an answer at once, admin requests may wait for the imports below
         await server.open(self._control)
         http = observed.data_plane.http or (goal.http if goal.running else None)
@@ -211,7 +214,7 @@ class _Controller:
         asked = asyncio.create_task(self._stop_asked.wait())
         announcing = asyncio.create_task(self._announce(control))
         measuring = asyncio.create_task(self._serve_metrics())
-        tending = asyncio.create_task(_tend(self._facts, control, self._errors, self._observed))
+        tending = asyncio.create_task(_tend(self._facts, control, self._errors, self._figures, self._observed))
         rising = asyncio.create_task(self._rise(control))
         await asyncio.wait([asked, serving], return_when=asyncio.FIRST_COMPLETED)
         if serving.done():
@@ -246,7 +249,8 @@ class _Controller:
             return
         app = await event_loop.load("servd.rest.app")
         code_dir = os.path.join(settings.state_dir, "code")
-        self._plane = app.create_app(control, self._rules, code_dir, self._metrics.text, self._errors.book)
+        errors, figures = self._errors.book, self._figures
+        self._plane = app.create_app(control, self._rules, code_dir, self._metrics.text, errors, figures)
         await app.serve(self._plane, [self._admin], shutdown, self._tls, self._local_admins, today)
 
     def _moved(self, control: socket.socket, local_admin: socket.socket) -> None:
@@ -333,12 +337,15 @@ class _Controller:
         self._stop_asked.set()
 
 
-async def _tend(facts: FactStore, control: ControlLoop, errors: ErrorDesk, observed: Observed) -> None:
+async def _tend(
+    facts: FactStore, control: ControlLoop, errors: ErrorDesk, figures: FiguresDesk, observed: Observed
+) -> None:
     """Every second, also when nothing happens: bring facts on disk that could not be written, and look after the rest."""
     while True:
         await asyncio.sleep(_TEND_S)
         facts.save({})
         control.tend()
+        figures.tend()
         await errors.tend(observed.replicas.keys(), asyncio.get_running_loop().time())
 
 

@@ -11,10 +11,12 @@ from servd.controller.metrics_desk import MetricsDesk
 from servd.controller.plan import actions, events
 from servd.controller.plan.facts import UpgradeFact
 from servd.controller.plan.observed import Observed
+from servd.controller.shown.figures import FiguresDesk
 from servd.controller.stack_requests import StackRequests
 from servd.controller.supervisor import Key, Supervisor
 from servd.ground.states import UpgradeStage
 from servd.observability.error_groups import ErrorBook, ErrorsReport
+from servd.observability.figures import FiguresReport
 from servd.wire.daemon_messages import OrphanExited, Upgraded
 from servd.wire.messages import (
     FORK_SERVER,
@@ -52,6 +54,7 @@ class ProcessNews:
         self._stacks: StackRequests | None = None
         self._metrics: MetricsDesk | None = None
         self._errors: ErrorBook | None = None
+        self._figures: FiguresDesk | None = None
 
     def __repr__(self) -> str:
         return f"ProcessNews({len(self._observed.replicas)} replicas)"
@@ -64,6 +67,7 @@ class ProcessNews:
         stacks: StackRequests | None = None,
         metrics: MetricsDesk | None = None,
         errors: ErrorBook | None = None,
+        figures: FiguresDesk | None = None,
     ) -> None:
         """Say who answers; before the first news."""
         self._executor = executor
@@ -72,6 +76,7 @@ class ProcessNews:
         self._stacks = stacks
         self._metrics = metrics
         self._errors = errors
+        self._figures = figures
 
     def greeted(self, hello: Hello, pid: int) -> bool:
         """A process said Hello on its control line; False refuses it."""
@@ -116,6 +121,10 @@ class ProcessNews:
             fact = self._observed.replicas.get(peer_id)
             if fact is not None and message.replica_id == peer_id and self._errors is not None:
                 self._errors.heard(fact.app, fact.deployment, message)
+        elif isinstance(message, FiguresReport):
+            fact = self._observed.replicas.get(peer_id)
+            if fact is not None and message.replica_id == peer_id and self._figures is not None:
+                self._figures.heard(fact, message)
         else:
             logger.warning("message_ignored role=%s id=%s message=%s", role, peer_id, type(message).__name__)
 

@@ -261,6 +261,12 @@ class AdminClient:
         """One of them with its traceback."""
         return dict(self.request("GET", f"/api/servd/v1/errors/{quote(error_id, safe='')}").json())
 
+    def figures(self, application: str = "", deployment: str = "") -> dict[str, Any]:
+        """Requests, memory and CPU of deployments and replicas now; only of these, where they are named."""
+        wanted = {"application": application, "deployment": deployment}
+        query = urlencode({key: value for key, value in wanted.items() if value})
+        return dict(self.request("GET", f"/api/servd/v1/figures?{query}").json())
+
     def revision(self, number: int) -> dict[str, Any]:
         """One revision with its document."""
         return dict(self.request("GET", f"/api/servd/v1/revisions/{number}").json())

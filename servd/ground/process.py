@@ -12,9 +12,23 @@ from typing import Any
 import setproctitle
 
 from servd.ground.names import on_one_line
+from servd.ground.quick_dataclass import dataclass
 
 LIFETIME_DRAIN_S = 4.0
 """How long a process may go on after the daemon is gone, seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a process uses. cpu_s: so far, of all its threads, seconds. memory_bytes: resident, shared parts included.
+
+    descriptors, threads: how many it has now.
+    """
+
+    cpu_s: float = 0.0
+    memory_bytes: int = 0
+    descriptors: int = 0
+    threads: int = 0
 
 
 def begin(title: str, state_dir: str, *inherited_fds: int) -> None:
@@ -37,6 +51,23 @@ def resident_bytes() -> int:
     """Memory of this process that is in use now, shared parts included."""
     with open("/proc/self/statm", encoding="ascii") as file:
         return int(file.read().split()[1]) * resource.getpagesize()
+
+
+def own_usage() -> Usage:
+    """What this process uses now.
+
+    Raises:
+        OSError: no descriptor is left to look with.
+    """
+    with open("/proc/self/stat", "rb") as file:
+        # the second field is the name in brackets and may hold anything, brackets included
+        fields = file.read().rpartition(b")")[2].split()
+    ticks = int(fields[11]) + int(fields[12])
+    # the one that lists them is among them
+    descriptors = len(os.listdir("/proc/self/fd")) - 1
+    return Usage(
+        ticks / os.sysconf("SC_CLK_TCK"), int(fields[21]) * resource.getpagesize(), descriptors, int(fields[17])
+    )
 
 
 def show_title(title: str) -> None:

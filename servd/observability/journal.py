@@ -15,6 +15,7 @@ from typing import Any
 from servd.ground.clock import Clock, SystemClock
 from servd.ground.settings import is_on
 from servd.observability.access_log import SHORT_TENTHS, AccessLog, Key, Labels
+from servd.observability.latency_buckets import bucket_of
 from servd.observability.logs import Style
 
 LATENCY_BOUNDS_MS = (
@@ -66,15 +67,17 @@ class Series:
     """Requests of one key.
 
     tenths: how many took that many tenths of a millisecond, cut to whole ones. long: as `buckets`, of those that took longer than
-    `tenths` is long; long_tenths: their sum. words, before_path, after_path: in the access lines of all of them.
+    `tenths` is long; long_tenths: their sum; slow: how many of them by `latency_buckets.bucket_of`. words, before_path,
+    after_path: in the access lines of all of them.
     """
 
-    __slots__ = ("after_path", "before_path", "long", "long_tenths", "tenths", "words")
+    __slots__ = ("after_path", "before_path", "long", "long_tenths", "slow", "tenths", "words")
 
     def __init__(self, words: bytes = b"", before_path: bytes = b"", after_path: bytes = b"") -> None:
         self.tenths = [0] * SHORT_TENTHS
         self.long = [0] * (len(LATENCY_BOUNDS_MS) + 1)
         self.long_tenths = 0
+        self.slow: dict[int, int] = {}
         self.words = words
         self.before_path = before_path
         self.after_path = after_path
@@ -91,6 +94,8 @@ class Series:
         """Count one that took longer than `tenths` is long."""
         self.long[_bucket_of(tenths)] += 1
         self.long_tenths += tenths
+        bucket = bucket_of(tenths)
+        self.slow[bucket] = self.slow.get(bucket, 0) + 1
 
     def buckets(self) -> list[int]:
         """How many were at most each of `LATENCY_BOUNDS_MS` and more than the one before, then the rest."""
@@ -205,6 +210,11 @@ class Journal:
                 self._second, self._milli_end = 0, 0.0
                 for key, series in self._series.items():
                     series.words, series.before_path, series.after_path = access.words(key)
+
+    @property
+    def is_counting(self) -> bool:
+        """Whether it keeps series."""
+        return self._counts
 
     def series(self) -> dict[Key, Series]:
         """What was counted, all notes settled. The series go on counting."""

@@ -24,6 +24,7 @@ from servd.ground.states import ReplicaPhase
 from servd.observability import logs
 from servd.observability.access_log import AccessLog
 from servd.observability.error_groups import ErrorGroups
+from servd.observability.figures import counted
 from servd.observability.journal import Journal
 from servd.observability.measures import LoopLag
 from servd.observability.tracebacks import user_traceback
@@ -272,6 +273,11 @@ class Replica:
     def metrics(self) -> list[MetricFamily]:
         """What this process has counted."""
         return replica_metrics(self._start, self._journal, self.ongoing, self._caller, self._lag, self._warden.health)
+
+    def requests(self) -> tuple[int | None, int, tuple[int, ...], int]:
+        """Requests that ended, None where nobody counts, errors, latencies by bucket, and how many wait for a thread."""
+        waiting = 0 if self._user is None else self._user.threads.waiting
+        return (*counted(self._journal.series()), waiting) if self._journal.is_counting else (None, 0, (), waiting)
 
     def apply_routing(self, routing: Routing) -> None:
         """Take over the controller's routing."""

@@ -18,6 +18,10 @@ class Ward(Protocol):
     def metrics(self) -> list[MetricFamily]:
         """What was counted; called on the warden's thread."""
 
+    def requests(self) -> tuple[int | None, int, tuple[int, ...], int]:
+        """Requests that ended, None where nobody counts, errors, latencies by bucket, and how many wait for a thread; called on
+        the warden's thread."""
+
     def set_goal(self, goal: ReplicaGoal) -> None:
         """The controller's present goal."""
 

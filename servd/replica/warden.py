@@ -15,9 +15,10 @@ from servd.ground import descendants, settings
 from servd.ground.edition import own_edition
 from servd.ground.event_loop import run
 from servd.ground.pidfd import start_ticks
-from servd.ground.process import resident_bytes, watch_lifetime
+from servd.ground.process import own_usage, resident_bytes, watch_lifetime
 from servd.ground.states import ReplicaPhase
 from servd.observability.error_groups import ErrorGroups
+from servd.observability.figures import OwnFigures
 from servd.observability.loop_watch import LoopWatch, stacks
 from servd.observability.measures import LoopLag
 from servd.replica.health import HealthChecks
@@ -85,6 +86,7 @@ class Warden:
         self._main_loop = main_loop
         self._ward = ward
         self._errors = errors or ErrorGroups()
+        self._figures = OwnFigures(start.replica_id, ward.requests, own_usage)
         self._lifetime_fd = lifetime_fd
         self._loop: asyncio.AbstractEventLoop
         self._is_up = threading.Event()
@@ -125,6 +127,7 @@ class Warden:
         """Something has begun, and the ward's counts show it: look often from now on."""
         if self._is_resting:
             self._is_resting = False
+            self._figures.stir()
             # not at once: what has begun has the interpreter to itself first
             self._in_loop(self._loop.call_later, self.report_period_s, self._roused.set)
 
@@ -215,11 +218,12 @@ class Warden:
             self._roused.clear()
             self._asks_main = True
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(IDLE_PERIOD_S):
+                async with asyncio.timeout(self._figures.rest_s(asyncio.get_running_loop().time(), IDLE_PERIOD_S)):
                     await self._roused.wait()
             self._is_resting = False
             return
         self._is_resting = False
+        self._figures.stir()
         await asyncio.sleep(self.report_period_s)
 
     def _is_still(self) -> bool:
@@ -240,6 +244,7 @@ class Warden:
     def _on_connect(self) -> None:
         self._said = self._caller_said = None
         self._errors.forget_said()
+        self._figures.forget_said()
         if self._subscribed.deployments:
             self._link.send(self._subscribed)
         self._send()
@@ -312,10 +317,12 @@ class Warden:
             self._said_at = asyncio.get_running_loop().time()
         if self._caller_report != self._caller_said and self._link.send(self._caller_report):
             self._caller_said = self._caller_report
+        self._figures.say(self._link.send, asyncio.get_running_loop().time())
 
     async def _flush(self, limit_s: float) -> None:
         loop = asyncio.get_running_loop()
         limit = loop.time() + limit_s
+        self._figures.say(self._link.send, loop.time(), at_once=True)
         while loop.time() < limit:
             self._send(is_last=True)
             if self._said == self._report and self._errors.is_said and self._link.is_idle:

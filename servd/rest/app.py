@@ -16,6 +16,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from servd.documents.control_plane import ControlPlane
+from servd.documents.figure_views import Figures
 from servd.exceptions import HostLimitError
 from servd.ground.host_limits import descriptors_left, no_descriptor
 from servd.observability.error_groups import ErrorBook
@@ -28,6 +29,7 @@ from servd.rest.documents import (
     version_resource,
 )
 from servd.rest.exchange import PEER_KEY, STRANGER, BodyWatch, Endpoint, Resource, json_answer
+from servd.rest.figures import figures_resource, history_resource
 from servd.rest.openapi import openapi_document
 from servd.rest.own_endpoints import (
     Metrics,
@@ -59,10 +61,16 @@ class AdminApp:
     """The whole admin plane as an ASGI application. The server puts the peer into the scope under `servd.peer`."""
 
     def __init__(
-        self, plane: ControlPlane, access: AccessRules, code_dir: str, metrics: Metrics, errors: ErrorBook
+        self,
+        plane: ControlPlane,
+        access: AccessRules,
+        code_dir: str,
+        metrics: Metrics,
+        errors: ErrorBook,
+        figures: Figures,
     ) -> None:
         self._access = access
-        self._routes = Routes(routes(plane, code_dir, metrics, errors))
+        self._routes = Routes(routes(plane, code_dir, metrics, errors, figures))
 
     def admit_by(self, access: AccessRules) -> None:
         """Use these rules from now on."""
@@ -102,7 +110,9 @@ class AdminApp:
         return await endpoint(request)
 
 
-def routes(plane: ControlPlane, code_dir: str, metrics: Metrics, errors: ErrorBook) -> dict[str, Maker]:
+def routes(
+    plane: ControlPlane, code_dir: str, metrics: Metrics, errors: ErrorBook, figures: Figures
+) -> dict[str, Maker]:
     """Every path of the admin plane."""
     return {
         "/api/serve/deployments/": lambda: deployments_resource(plane),
@@ -119,6 +129,8 @@ def routes(plane: ControlPlane, code_dir: str, metrics: Metrics, errors: ErrorBo
         "/api/servd/v1/revisions/{revision}": lambda number: revision_resource(plane, number),
         "/api/servd/v1/errors": lambda: errors_resource(errors),
         "/api/servd/v1/errors/{id}": lambda error_id: error_resource(errors, error_id),
+        "/api/servd/v1/figures": lambda: figures_resource(figures),
+        "/api/servd/v1/figures/history": lambda: history_resource(figures),
         "/api/servd/v1/prune": lambda: prune_resource(plane),
         "/api/servd/v1/revisions/{revision}/rollback": lambda number: rollback_resource(plane, number),
         # the application without a name
@@ -144,10 +156,10 @@ async def _openapi(_: Request) -> Response:
 
 
 def create_app(
-    plane: ControlPlane, access: AccessRules, code_dir: str, metrics: Metrics, errors: ErrorBook
+    plane: ControlPlane, access: AccessRules, code_dir: str, metrics: Metrics, errors: ErrorBook, figures: Figures
 ) -> AdminApp:
     """The admin plane over `plane`; shipped applications are kept in `code_dir`; `metrics` gives Prometheus' text."""
-    return AdminApp(plane, access, code_dir, metrics, errors)
+    return AdminApp(plane, access, code_dir, metrics, errors, figures)
 
 
 async def serve(

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from servd.documents.orders import ApplicationOrder, ScaleOrder, StartOrder
-from servd.rest import shapes, today_shapes
+from servd.rest import figure_shapes, shapes, today_shapes
 from servd.schema import ServeApplicationSchema, ServeDeploySchema, ServeInstanceDetails, ServeStatusSchema
 
 Json = dict[str, Any]
@@ -99,6 +99,12 @@ def _ref(model: type[BaseModel]) -> Json:
 
 def _query(name: str, schema: Json, description: str) -> Json:
     return {"name": name, "in": "query", "schema": schema, "description": description}
+
+
+_WHOSE = (
+    _query("application", {"type": "string"}, "Only of this application."),
+    _query("deployment", {"type": "string"}, "Only of deployments of this name, without the application's."),
+)
 
 
 def _documents() -> list[Operation]:
@@ -204,6 +210,7 @@ def _own() -> list[Operation]:
             shapes.Changed | shapes.Plan, app_errors, parameters=back, path_schemas=number,
         ),
         *_errors(f"{own}/errors"),
+        *_figures(f"{own}/figures"),
         Operation(
             "post", f"{own}/prune", "prune", "Remove code that no revision within reach needs.", shapes.Pruned,
             ("400", *_READ, "507"), parameters=(_query("keep", {"type": "integer"}, "So many revisions, default 10."), _DRY_RUN),
@@ -223,17 +230,27 @@ def _own() -> list[Operation]:
 
 
 def _errors(path: str) -> list[Operation]:
-    whose = (
-        _query("application", {"type": "string"}, "Only of this application."),
-        _query("deployment", {"type": "string"}, "Only of deployments of this name, without the application's."),
-    )
     return [
         Operation(
             "get", path, "listErrors", "What applications raised, by type and place, the latest first.", shapes.Errors,
-            parameters=whose,
+            parameters=_WHOSE,
         ),
         Operation(
             "get", f"{path}/{{id}}", "getError", "One of them, with its traceback.", shapes.ErrorDetail, (*_READ, "404")
+        ),
+    ]  # fmt: skip
+
+
+def _figures(path: str) -> list[Operation]:
+    since = _query("since", _NUMBER, "Only samples later than this, wall time in seconds: `at` of the answer before.")
+    return [
+        Operation(
+            "get", path, "getFigures", "Requests, memory and CPU of replicas and deployments now.", figure_shapes.Figures,
+            parameters=_WHOSE,
+        ),
+        Operation(
+            "get", f"{path}/history", "getFiguresHistory", "The last 15 minutes of deployments.", figure_shapes.FiguresHistory,
+            ("400", *_READ), parameters=(*_WHOSE, since),
         ),
     ]  # fmt: skip
 

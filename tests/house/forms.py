@@ -9,6 +9,7 @@ from typing import Any
 import servd.controller.metrics_desk
 import servd.controller.plan.facts
 import servd.observability.error_groups
+import servd.observability.figures
 import servd.wire.daemon_messages  # noqa: F401 - all of them make their messages known
 from servd.ground.package import PROTOCOL
 from servd.ground.settings import Settings

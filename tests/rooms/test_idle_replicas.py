@@ -13,6 +13,8 @@ import pytest
 
 from servd.calls.request_context import RequestContext
 from servd.ground import settings
+from servd.observability import figures
+from servd.observability.figures import FiguresReport
 from servd.observability.journal import Journal
 from servd.replica import warden as module
 from servd.replica.warden import Warden
@@ -29,6 +31,7 @@ class Ward:
 
     def __init__(self) -> None:
         self.ongoing = 0
+        self.ended = 0
         self.line: dict[str, int] = {}
         self.goals: list[ReplicaGoal] = []
         self.is_gone = False
@@ -38,6 +41,9 @@ class Ward:
 
     def metrics(self) -> list[MetricFamily]:
         return []
+
+    def requests(self) -> tuple[int | None, int, tuple[int, ...], int]:
+        return self.ended, 0, (self.ended,), 0
 
     def set_goal(self, goal: ReplicaGoal) -> None:
         self.goals.append(goal)
@@ -71,6 +77,7 @@ class Idle:
 @pytest.fixture
 async def idle(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Idle]:
     monkeypatch.setattr(module, "IDLE_PERIOD_S", 3600.0)
+    monkeypatch.setattr(figures, "SAY_EVERY_S", 0.02)
     with tempfile.TemporaryDirectory(prefix="servd-") as home:
         room = Room(Path(home))
         room.socket_dir.chmod(0o700)
@@ -110,6 +117,18 @@ async def test_a_request_rouses_the_warden_and_its_end_is_told(idle: Idle) -> No
     idle.ward.ongoing = 0
     await idle.line.next(ReplicaReport, lambda report: report.ongoing == 0)
     await idle.rests()
+
+
+async def test_requests_that_ended_are_told_and_then_it_rests(idle: Idle) -> None:
+    await idle.rests()
+    idle.ward.ended = 3
+    idle.warden.rouse()
+    told = await idle.line.next(FiguresReport, lambda report: report.requests == 3)
+    assert told.latencies == (3,)
+    assert told.memory_bytes > 0
+    assert told.descriptors > 0
+    assert told.threads >= 2
+    await wait_until(lambda: idle.warden._is_resting and not idle.warden._figures._looks)
 
 
 @pytest.mark.parametrize("counts", ["ongoing", "line"])

@@ -8,6 +8,7 @@ import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -146,6 +147,48 @@ def test_requests_are_counted_at_once_by_every_process(daemon: RunningDaemon) ->
     # the user's
     assert grown("shop_sold", route="/", **shop) == 3
     assert grown("shop_wait_sum", **shop) == 9
+
+
+def figures_of(daemon: RunningDaemon, name: str) -> dict[str, Any]:
+    code, body = daemon.ask("GET", f"/api/servd/v1/figures?deployment={name}")
+    assert code == 200
+    return dict(body["applications"]["default"]["deployments"][f"default_{name}"])
+
+
+def test_every_replica_tells_what_it_uses(daemon: RunningDaemon) -> None:
+    def told() -> list[dict[str, Any]]:
+        return [one for one in figures_of(daemon, "Price")["replicas"].values() if one["memory_bytes"]]
+
+    [replica] = eventually(told)
+    assert replica["memory_bytes"] > 10 * 2**20
+    assert replica["descriptors"] > 5
+    assert replica["threads"] >= 2
+    assert replica["pid"] in daemon.pids("replica")
+    code, past = daemon.ask("GET", "/api/servd/v1/figures/history")
+    assert (code, past["step_s"]) == (200, 5.0)
+
+
+@pytest.mark.long
+def test_figures_follow_the_requests(daemon: RunningDaemon) -> None:
+    before = figures_of(daemon, "Shop")
+    for path in ("/", "/", "/", "/fail"):
+        request(daemon, path)
+
+    def grown() -> dict[str, Any] | None:
+        found = figures_of(daemon, "Shop")
+        # what tests before this one asked for may be told just now
+        is_told = found["requests"] >= before["requests"] + 4 and found["errors"] > before["errors"]
+        return found if is_told else None
+
+    found = eventually(grown)
+    assert 0 < found["p50_ms"] <= found["p95_ms"] <= found["p99_ms"]
+    assert found["requests_per_s"] > 0
+
+    def sampled() -> bool:
+        past = daemon.ask("GET", "/api/servd/v1/figures/history")[1]["deployments"].get("default_Shop")
+        return past is not None and any(past["errors_per_s"]) and past["wanted_replicas"][-1] == 1
+
+    eventually(sampled)
 
 
 def test_models_are_counted(daemon: RunningDaemon) -> None:

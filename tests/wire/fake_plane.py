@@ -29,6 +29,7 @@ from servd.documents.control_plane import (
     check_match,
 )
 from servd.documents.controller_views import UpgradeOffer
+from servd.documents.figure_views import DeploymentFigures, DeploymentHistory
 from servd.exceptions import NoAnswerError, UnknownNameError
 from servd.ground.states import (
     ApplicationStatus,
@@ -120,6 +121,28 @@ def a_revision(number: int, *apps: str, mode: DeployMode = DeployMode.MULTI_APP,
 
 
 @dataclass
+class FakeFigures:
+    """Gives what the test has put there."""
+
+    found: dict[str, DeploymentFigures] = field(default_factory=dict)
+    past: dict[str, DeploymentHistory] = field(default_factory=dict)
+    asked: list[tuple[Any, ...]] = field(default_factory=list)
+
+    def at(self) -> float:
+        return 1000.0
+
+    def deployments(self, app: str | None = None, name: str | None = None) -> dict[str, DeploymentFigures]:
+        self.asked.append((app, name))
+        return {key: one for key, one in self.found.items() if app in (None, one.app) and name in (None, one.name)}
+
+    def history(
+        self, app: str | None = None, name: str | None = None, since: float = 0.0
+    ) -> dict[str, DeploymentHistory]:
+        self.asked.append((app, name, since))
+        return self.past
+
+
+@dataclass
 class FakePlane:
     """Takes every change and remembers it; `error` is raised instead, if set. `running_at`: views to show next."""
 
@@ -130,6 +153,7 @@ class FakePlane:
     history: tuple[RevisionView, ...] = ()
     change: ChangePlan = field(default_factory=lambda: A_CHANGE)
     book: ErrorBook = field(default_factory=ErrorBook)
+    figures: FakeFigures = field(default_factory=FakeFigures)
     offer: UpgradeOffer = field(default_factory=lambda: AN_OFFER)
 
     def view(self) -> InstanceView:
@@ -235,7 +259,7 @@ class Server:
         self.plane = plane
         self.unix_path = str(folder / "admin.sock")
         self.code_dir = folder / "code"
-        self._app = create_app(plane, access, str(self.code_dir), plane.metrics, plane.book)
+        self._app = create_app(plane, access, str(self.code_dir), plane.metrics, plane.book, plane.figures)
         self._tcp = socket.create_server((access.bind_host, 0))
         self._today = socket.create_server((access.bind_host, 0))
         self._unix = bind_unix(self.unix_path)

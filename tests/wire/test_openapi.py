@@ -19,7 +19,7 @@ def test_it_has_every_route_and_no_other() -> None:
     plane = FakePlane()
     served = {
         path: {verb.lower() for verb in make(*("1" for _ in range(path.count("{"))))}
-        for path, make in routes(plane, "code", plane.metrics, plane.book).items()
+        for path, make in routes(plane, "code", plane.metrics, plane.book, plane.figures).items()
     }
     assert {path: set(verbs) for path, verbs in described().items()} == served
 

@@ -7,6 +7,7 @@ import pty
 import pwd
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,7 +20,9 @@ import yaml
 from servd.commands.console import without_colours
 from servd.commands.service_unit import quoted
 from servd.documents.control_plane import ApplicationChange, ChangePlan
-from servd.ground.states import ApplicationStatus, DeployMode, RevisionOutcome
+from servd.documents.controller_views import ScalingView
+from servd.documents.figure_views import DeploymentFigures, ReplicaFigures, RequestFigures
+from servd.ground.states import ApplicationStatus, DeployMode, ReplicaState, RevisionOutcome
 from servd.observability.error_groups import ErrorGroup, ErrorsReport
 from servd.rest.access import AccessRules
 from tests.wire.fake_plane import FakePlane, Server, a_revision, an_application, an_instance
@@ -31,6 +34,7 @@ CONFIG = ROOT / "configs" / "fruit.yaml"
 NAMES = (
     "start", "stop", "deploy", "run", "config", "status", "shutdown", "delete", "history", "rollback", "diff", "validate",
     "scale", "prune", "logs", "stack", "build", "exec", "version", "schema", "systemd-unit", "upgrade", "errors", "export",
+    "top",
 )  # fmt: skip
 
 ME = pwd.getpwuid(os.getuid()).pw_name
@@ -106,6 +110,58 @@ def test_errors_are_listed_and_shown(servd: Command, server: Server) -> None:
     assert out.endswith("requests: r-1\n\nTraceback\n  no\n")
     assert "there is no error 'nix'" in servd("errors", "show", "nix", "-a", server.url)[2]
     assert servd("errors", "a", "abc", "-a", server.url)[0] == 2
+
+
+CALLS = RequestFigures(3, 1, 740, 2, 12.33, (1.2, 4.0, 9.1))
+
+
+def some_figures() -> dict[str, DeploymentFigures]:
+    replicas = {
+        "a_D#1": ReplicaFigures(ReplicaState.RUNNING, 12, 75.0, CALLS, 3 * 2**20, 0.25, 31, 4),
+        "a_D#2": ReplicaFigures(ReplicaState.RUNNING, 13, 7.0, CALLS, 2**30, 1.0, 31, 4),
+        "a_D#3": ReplicaFigures(ReplicaState.STARTING, None, 0.1, RequestFigures()),
+    }
+    decision = ScalingView(940.0, 1, 3, "mean load 5.00 asks for 3")
+    return {"a_D": DeploymentFigures("a", "D", 3, 2, 5, CALLS, 3 * 2**20, 1.25, decision, replicas)}
+
+
+def test_figures_are_shown_by_top_and_by_a_verbose_status(servd: Command, server: Server) -> None:
+    assert "There are no applications" in servd("top", "-a", server.url)[1]
+    server.plane.figures.found = some_figures()
+    for arguments in (("top",), ("status", "-v"), ("top", "a/D", "--sort", "memory")):
+        code, out, err = servd(*arguments, "-a", server.url)
+        assert (code, err) == (0, "")
+        lines = [line.split() for line in out.splitlines()]
+        assert ["a_D", "2/3", "5", "125%", "3M", "3", "1", "12.3", "1.2", "4.0", "9.1", "2"] in lines
+        row = ["a_D#1", "RUNNING", "1m", "25%", "3M", "31", "4", "3", "1", "12.3", "1.2", "4.0", "9.1", "2"]
+        assert row in lines
+        assert "a_D: 1 -> 3 replicas, 1m ago: mean load 5.00 asks for 3" in out
+        order = [line[0] for line in lines if line and line[0].startswith("a_D#")]
+        assert order == (["a_D#2", "a_D#1", "a_D#3"] if "--sort" in arguments else ["a_D#1", "a_D#2", "a_D#3"])
+    assert json.loads(servd("top", "--format", "json", "-a", server.url)[1])["window_s"] == 60
+    assert "called 'zoo'" in servd("top", "zoo", "-a", server.url)[2]
+
+
+@pytest.mark.long
+def test_top_goes_on_on_a_terminal_until_ctrl_c(servd: Command, server: Server) -> None:
+    server.plane.figures.found = some_figures()
+    primary, secondary = pty.openpty()
+    command = [sys.executable, "-m", "servd", "top", "--interval", "0.5", "-a", server.url]
+    environment = {**servd.environment, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "200", "LINES": "20"}
+    with subprocess.Popen(command, stdin=secondary, stdout=secondary, env=environment) as process:
+        os.close(secondary)
+        shown = ""
+        while shown.count("requests/s") < 2:
+            shown += os.read(primary, 65536).decode()
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(OSError):
+            while data := os.read(primary, 65536):
+                shown += data.decode()
+    os.close(primary)
+    assert process.returncode == 0
+    found = without_colours(shown)
+    assert "deployments 1, replicas 2, requests/s 12.3, CPU 125%, memory 3M" in found
+    assert re.search(r"a_D#1 +RUNNING +1m +25%", found)
 
 
 def test_rollback_goes_to_the_last_revision_that_ran(servd: Command, server: Server) -> None:

@@ -190,7 +190,7 @@ class DeploymentFact:
     forked, and why. spawned_version / spawned_reason: version whose replicas are spawned because a forked one waited for a
     thread that the fork had left behind, and which that was. template_error: why the last fork server or template of its did
     not come up, "" once one stands ready. is_host_limit: the last start failed because the host gave no
-    more. decisions: the autoscaler's last ones, oldest first.
+    more. decisions: the autoscaler's last ones, oldest first. restarts: how many of its replicas died or had to be ended.
     """
 
     app: str
@@ -218,6 +218,7 @@ class DeploymentFact:
     template_error: str = ""
     is_host_limit: bool = False
     decisions: tuple[ScalingFact, ...] = ()
+    restarts: int = 0
 
     def after_failed_start(self, error: str, now: float, *, is_host_limit: bool = False) -> "DeploymentFact":
         """With one failed start more; error: its reason, for people."""

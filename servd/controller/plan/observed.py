@@ -352,10 +352,14 @@ class Observed:
         self.put(replace(failed, died_early_at=now) if is_early_death else failed)
 
     def blame(self, fact: ReplicaFact, message: str) -> None:
-        """Make the deployment UNHEALTHY because of this replica, if it was of the target version."""
+        """Count a replica that failed while it served, and make the deployment UNHEALTHY if it was of the target version."""
         deployment = self.deployments.get(fact.key)
         target = self.targets.get(fact.key)
-        if deployment is None or (target is not None and target.version != fact.version):
+        if deployment is None:
+            return
+        deployment = replace(deployment, restarts=deployment.restarts + 1)
+        if target is not None and target.version != fact.version:
+            self.put(deployment)
             return
         text = f"{message}. It stays UNHEALTHY until the replica is replaced or the deployment is deployed again."
         self.put(replace(deployment, trouble=text, trigger="REPLICA_FAILED"))

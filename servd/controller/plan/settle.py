@@ -5,6 +5,7 @@ Called once per turn, before `reconcile`. It has no effects and mints no ids.
 
 import math
 from dataclasses import asdict, replace
+from typing import Any
 
 from servd.controller.plan.autoscaler import decide, first_target, loads_of, look_again_at
 from servd.controller.plan.data_plane import settle_data_plane
@@ -32,6 +33,8 @@ BUILD_RETRIES = 4
 """How often a build that failed is tried again, 1, 2, 4 and 8 s later."""
 WARM_UP_S = 2.0
 """A replica that has just begun to report has done nothing yet: for so long its samples shrink nothing."""
+# a verdict on a version holds for it whatever its counts and options
+_KEPT = ("dead", "unfit_version", "unfit_reason", "spawned_version", "spawned_reason", "decisions", "restarts")
 RUNNING = ApplicationStatus.RUNNING.value
 DEPLOY_FAILED = ApplicationStatus.DEPLOY_FAILED.value
 
@@ -310,19 +313,8 @@ def fresh_fact(target: DeploymentTarget, old: DeploymentFact | None) -> Deployme
             desired = max(low, min(high, old.desired))
         if target.pinned is not None:
             desired = target.pinned  # where the autoscaler goes on from, once the pin is gone
-    dead = old.dead if old is not None else ()
-    fresh = DeploymentFact(target.id.app, target.id.name, target.key, desired=desired, dead=dead)
-    # a verdict on a version holds for it whatever its counts and options
-    if old is None:
-        return fresh
-    return replace(
-        fresh,
-        unfit_version=old.unfit_version,
-        unfit_reason=old.unfit_reason,
-        spawned_version=old.spawned_version,
-        spawned_reason=old.spawned_reason,
-        decisions=old.decisions,
-    )
+    kept: dict[str, Any] = {} if old is None else {name: getattr(old, name) for name in _KEPT}
+    return DeploymentFact(target.id.app, target.id.name, target.key, desired=desired, **kept)
 
 
 def _autoscale(
