@@ -324,6 +324,28 @@ def find_or_start(*, host: str | None, port: int | None, detached: bool = False)
     return _client_of(made)
 
 
+def start_own(state_dir: str) -> Client:
+    """The client of a daemon that is started for this process alone, and that ends with it or with `close`; its data plane is
+    still closed.
+
+    Raises:
+        ServdError: this process has one already, or is a replica; or it cannot start.
+    """
+    connection.leave()
+    settings = Settings(
+        state_dir=state_dir,
+        socket_dir=socket_dir_for(state_dir),
+        admin_port=0,
+        open_http=False,
+        start_dir=os.getcwd(),
+        python_path=os.environ.get("PYTHONPATH", ""),
+    )
+    made = Connection(AdminClient(f"unix://{admin_socket(settings.socket_dir)}"), start_tied(settings))
+    connection.install(made)
+    atexit.register(made.close)
+    return _client_of(made)
+
+
 def _start(settings: Settings, detached: bool) -> TiedDaemon | None:
     if not detached:
         return start_tied(settings)

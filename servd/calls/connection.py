@@ -34,6 +34,11 @@ class Connection:
     def __repr__(self) -> str:
         return f"Connection({self.admin.address}{', closed' if self.is_closed else ''})"
 
+    @property
+    def owns_daemon(self) -> bool:
+        """Whether this process started the daemon, and ends it."""
+        return self._daemon is not None and not self.is_closed
+
     def status(self, seen: int | None = None, timeout_s: float = 0.0) -> dict[str, Any]:
         """The daemon's status as `/api/servd/v1/status` gives it.
 
@@ -71,6 +76,20 @@ def install(connection: Connection) -> None:
     """Make this the process's connection."""
     global _connection
     _connection = connection
+
+
+def leave() -> None:
+    """End this process's connection to a daemon that others started, if it has one; that goes on.
+
+    Raises:
+        ServdError: this process has started one itself, or is a replica.
+    """
+    if _connection is None and installed_process() is not None:
+        raise ServdError("code in a replica belongs to its own daemon: no other can be started for it")
+    if _connection is not None and _connection.owns_daemon:
+        raise ServdError("this process has started a daemon already: `servd.shutdown()` ends it")
+    if _connection is not None:
+        _connection.close()
 
 
 def find() -> Connection | None:

@@ -25,6 +25,7 @@ from servd.replica.methods import takes_rank
 from servd.replica.user_callable import UserCallable
 
 _END = object()
+_CANCEL_LIMIT_S = 5.0
 _made: "dict[int, list[LocalTicket]]" = {}
 """Calls that were made for each request that runs, by the identity of its context."""
 
@@ -70,11 +71,12 @@ class LocalCaller:
 
     def __init__(self) -> None:
         self._replicas: dict[str, tuple[UserCallable, ReplicaContext, LocalSlots]] = {}
-        self.ingress_name = ""
+        self.app_name = self.ingress_name = ""
+        self.route_prefix: str | None = None
 
     async def start(self, built: BuiltApplication) -> None:
         """Construct every deployment, dependencies first; whatever user code raises comes out."""
-        self.ingress_name = built.ingress_name
+        self.app_name, self.ingress_name, self.route_prefix = built.name, built.ingress_name, built.route_prefix
         for name, deployment in built.deployments.items():
             target = DeploymentID(built.name, name)
             about = ReplicaContext(ReplicaID(target, random_letters(6)))
@@ -180,6 +182,20 @@ class LocalCaller:
             if task is not None and not task.cancelling():
                 await items.put(_END)
 
+    @asynccontextmanager
+    async def ingress(self, context: RequestContext) -> AsyncIterator[UserCallable]:
+        """The ingress, with a slot for one HTTP request or WebSocket, which it is told to serve.
+
+        Raises:
+            ServdError: the application has ended. BackPressureError: too many wait.
+        """
+        replica, about, slots = self._find(DeploymentID(self.app_name, self.ingress_name).full_name)
+        context.app_name, context.ancestors = about.app_name, (about.replica_tag,)
+        async with _slot(slots, RequestContext(), context):
+            current_request.set(context)
+            local_replica.set(about)
+            yield replica
+
     def _find(self, deployment: str) -> tuple[UserCallable, ReplicaContext, LocalSlots]:
         if deployment not in self._replicas:
             raise NoRouteError(f"deployment {deployment} does not exist")
@@ -239,8 +255,8 @@ class LocalRuns:
 
     def prepare(self, name: str) -> LocalCaller:
         """Make handles to the application stay here; before it is built."""
-        if asyncio._get_running_loop() is not None:
-            raise ServdError("an application is started from a thread without event loop")
+        if self._loop is not None and asyncio._get_running_loop() is self._loop:
+            raise ServdError("code of a local application cannot start one: it would wait for itself")
         self.delete(name)
         loop = self._started_loop()
         caller = self._callers[name] = LocalCaller()
@@ -251,6 +267,16 @@ class LocalRuns:
         """Bare name of an application's ingress, "" when there is no such application here."""
         caller = self._callers.get(name)
         return caller.ingress_name if caller is not None else ""
+
+    def caller_of(self, name: str) -> tuple[LocalCaller, asyncio.AbstractEventLoop]:
+        """What sends requests to an application, and the loop on which it does.
+
+        Raises:
+            ServdError: there is no such application here.
+        """
+        if name not in self._callers or self._loop is None:
+            raise ServdError(f"no application {name!r} runs in this process any more")
+        return self._callers[name], self._loop
 
     def delete(self, name: str) -> bool:
         """End an application; False when there is none of that name."""
@@ -266,6 +292,7 @@ class LocalRuns:
         for name in list(self._callers):
             self.delete(name)
         if self._loop is not None and self._thread is not None:
+            asyncio.run_coroutine_threadsafe(_end_others(), self._loop).result()
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
             self._loop.close()
@@ -277,6 +304,15 @@ class LocalRuns:
             self._thread = threading.Thread(target=self._loop.run_forever, name="servd-local", daemon=True)
             self._thread.start()
         return self._loop
+
+
+async def _end_others() -> None:
+    """Cancel what still runs on this loop: whoever waits for it, on whatever thread, hears so."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    if others:
+        await asyncio.wait(others, timeout=_CANCEL_LIMIT_S)
 
 
 def _thread_of(loop: asyncio.AbstractEventLoop) -> int:

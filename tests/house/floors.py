@@ -33,7 +33,7 @@ FLOORS = (
     Floor(("controller.shown",)),
     Floor(("controller", "replica")),
     Floor(("local", "engines.ray")),
-    Floor(("engines",), ("api", "run_targets")),
+    Floor(("engines",), ("api", "run_targets", "testing")),
     Floor((), ("cli", "__main__", "")),
 )
 FLOOR_OF = {name: number for number, floor in enumerate(FLOORS) for name in (*floor.rooms, *floor.public)}
