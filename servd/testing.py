@@ -1,6 +1,6 @@
 """Test an application: in the test's own process with an HTTP client, or on a daemon of its own.
 
-Needs httpx: `pip install httpx`, or servd's extra "testing". With `pytest_plugins = ["servd.testing"]` in a `conftest.py` tests have
+Needs httpx (`pip install httpx`). With `pytest_plugins = ["servd.testing"]` in a `conftest.py` tests have
 the fixture `servd_daemon`. Source of the names: Starlette's `TestClient`, httpx.
 """
 
