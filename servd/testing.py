@@ -17,7 +17,6 @@ from starlette.websockets import WebSocketDisconnect
 from servd.api import delete, run
 from servd.app.built import BuiltApplication
 from servd.app.deployment import Application
-from servd.calls import connection
 from servd.calls.route_table import decoded_path
 from servd.client import concrete_port, start_own
 from servd.exceptions import ServdError
@@ -59,7 +58,9 @@ class _Door:
         self._name, self._raises = name, raises
         self.prefix = (RUNS.caller_of(name)[0].route_prefix or "").rstrip("/")
 
-    def call(self, kind: str, method: str, url: httpx.URL, headers: httpx.Headers, body: bytes = b"") -> LocalCall | None:
+    def call(
+        self, kind: str, method: str, url: httpx.URL, headers: httpx.Headers, body: bytes = b""
+    ) -> LocalCall | None:
         """The request on its way; None: its path is not the application's."""
         raw_path, _, query = url.raw_path.partition(b"?")
         path = decoded_path(raw_path)
@@ -67,7 +68,7 @@ class _Door:
             return None
         scope: dict[str, Any] = {
             "type": kind,
-            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "asgi": {"version": "3.0", "spec_version": "2.4"},
             "http_version": "1.1",
             "method": method,
             "scheme": url.scheme,
@@ -137,7 +138,9 @@ class _Transport(httpx.BaseTransport, httpx.AsyncBaseTransport):
         return self._not_found(request) if call is None else _response(call, request, await _next_async(call, request))
 
     def _not_found(self, request: httpx.Request) -> httpx.Response:
-        return httpx.Response(404, text=f"Path {request.url.path!r} is not below {self._door.prefix!r}, where the application is.")
+        return httpx.Response(
+            404, text=f"Path {request.url.path!r} is not below {self._door.prefix!r}, where the application is."
+        )
 
 
 def _response(call: LocalCall, request: httpx.Request, head: Message) -> httpx.Response:
@@ -248,7 +251,9 @@ async def async_client(
 
 def _started(app: Application | BuiltApplication, name: str) -> RayServeSyncHandle:
     if RUNS.ingress_of(name):
-        raise ServdError(f"an application {name!r} runs in this process: end it with `servd.delete({name!r})`, or give another name")
+        raise ServdError(
+            f"an application {name!r} runs in this process: end it with `servd.delete({name!r})`, or give another name"
+        )
     return run(app, name=name, local=True)
 
 

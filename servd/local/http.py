@@ -128,7 +128,7 @@ class LocalCall:
             self._to_app.put_nowait({"type": "http.request", "body": body, "more_body": False})
         else:
             self._to_app.put_nowait({"type": "websocket.connect"})
-        self._has_left = False
+        self._has_left = self._is_told = False
         # made on the loop, ahead of whatever is asked of it
         self._task: asyncio.Task[None]
         loop.call_soon_threadsafe(self._begin, caller)
@@ -167,10 +167,13 @@ class LocalCall:
     async def _next(self) -> Message:
         if self._from_app.empty() and not self._task.done():
             piece = asyncio.ensure_future(self._from_app.get())
-            await asyncio.wait((piece, self._task), return_when=asyncio.FIRST_COMPLETED)
-            if piece.done():
-                return piece.result()
-            piece.cancel()
+            try:
+                await asyncio.wait((piece, self._task), return_when=asyncio.FIRST_COMPLETED)
+                if piece.done():
+                    return piece.result()
+            finally:
+                # also where whoever asked waits no longer
+                piece.cancel()
         if not self._from_app.empty():
             return self._from_app.get_nowait()
         return self._end()
@@ -178,16 +181,27 @@ class LocalCall:
     def _end(self) -> Message:
         if self._task.cancelled():
             raise RuntimeError("the handler was cancelled")
-        if (error := self._task.exception()) is not None:
-            raise error
+        self._raise_once()
         return {"type": OVER}
+
+    def _raise_once(self) -> None:
+        error = None if self._task.cancelled() or self._is_told else self._task.exception()
+        if error is not None:
+            self._is_told = True
+            raise error
 
     async def _leave(self, code: int, reason: str) -> None:
         is_http = self._scope["type"] == "http"
-        if self._task.done():
-            return
+        if not self._task.done():
+            await self._end_task(code, reason, is_http=is_http)
+        if self._task.done() and not is_http:
+            self._raise_once()
+
+    async def _end_task(self, code: int, reason: str, *, is_http: bool) -> None:
         self._has_left = True
-        left = {"type": "http.disconnect"} if is_http else {"type": "websocket.disconnect", "code": code, "reason": reason}
+        left = (
+            {"type": "http.disconnect"} if is_http else {"type": "websocket.disconnect", "code": code, "reason": reason}
+        )
         self._to_app.put_nowait(left)
         # whoever waits to send goes on, and finds that nobody reads
         while not self._from_app.empty():
@@ -198,8 +212,6 @@ class LocalCall:
         if not self._task.done():
             self._task.cancel()
             await asyncio.wait((self._task,), timeout=_LEAVE_LIMIT_S)
-        if self._task.done() and not self._task.cancelled() and not is_http and (error := self._task.exception()):
-            raise error
 
     async def _send(self, message: Message) -> None:
         if not self._has_left:

@@ -67,8 +67,8 @@ def _as(kind: type[Found], data: Any) -> Found:
 class WebSocket(_End):
     """For code without event loop; a context manager that closes it, and waits for the end of its handler.
 
-    All that receive raise `starlette.websockets.WebSocketDisconnect` with code and reason once the application has closed it, what
-    its handler raised, and `TimeoutError`.
+    All that receive raise `starlette.websockets.WebSocketDisconnect` with code and reason once the application has closed it,
+    what its handler raised, and `TimeoutError`.
     """
 
     def __enter__(self) -> "WebSocket":

@@ -37,9 +37,23 @@ def test_every_block_of_the_page_is_run() -> None:
 
 @pytest.mark.long
 def test_the_tests_of_the_page_pass(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider"]
+    # no plugins but the one that the page names
+    options = [
+        "-p",
+        "pytest_asyncio.plugin",
+        "-o",
+        "asyncio_default_fixture_loop_scope=function",
+        "-p",
+        "no:cacheprovider",
+    ]
+    command = [sys.executable, "-m", "pytest", "-q", "-W", "error", *options]
     done = subprocess.run(
-        command, cwd=written_to(tmp_path), env={**os.environ, "PYTEST_ADDOPTS": ""}, capture_output=True, text=True, timeout=60
+        command,
+        cwd=written_to(tmp_path),
+        env={**os.environ, "PYTEST_ADDOPTS": "", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{sum(text.count('def test_') for _, text in BLOCKS)} passed" in done.stdout
