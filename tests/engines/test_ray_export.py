@@ -73,6 +73,8 @@ def deployment(entry: Mapping[str, Any], options: Mapping[str, Any] | None = Non
         ({"max_ongoing_requests": 7}, {"max_concurrent_queries": 9}, {"max_ongoing_requests": 7}),
         ({}, {"max_concurrent_queries": 320}, {"max_ongoing_requests": 320}),
         ({}, {"max_queued_requests": 4}, {"max_queued_requests": 4}),
+        ({"max_surge_percent": 0}, {"max_surge_percent": 50}, {"max_surge_percent": 0}),
+        ({"max_constructor_retry_count": 3}, {"max_surge_percent": 50}, {"max_surge_percent": 50}),
         ({"max_queued_requests": -1}, {}, {"max_queued_requests": -1}),
         (
             {"autoscaling_config": {"max_replicas": 3}}, {},

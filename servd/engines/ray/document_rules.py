@@ -18,7 +18,7 @@ _ERA_KEYS = {
     "max_concurrent_queries": "max_ongoing_requests",
     "target_num_ongoing_requests_per_replica": "target_ongoing_requests",
 }
-_OWN_KEYS = {**removed.OWN_OPTIONS, "is_driver_deployment": "leave it out"}
+_OWN_KEYS = {**removed.OWN_OPTIONS, **removed.CODE_OPTIONS, "is_driver_deployment": "leave it out"}
 
 Place = tuple[str | int, ...]
 Findings = Iterator[Finding]

@@ -23,7 +23,6 @@ def handler_findings(file: CodeFile) -> Iterator[Finding]:
         if isinstance(node, Function):
             yield from _two_steps(file, node)
             yield from _requests_through_handles(file, node)
-    yield from _contexts(file)
 
 
 def _deployment(file: CodeFile, deployment: DeploymentCode) -> Iterator[Finding]:
@@ -151,27 +150,3 @@ def _requests_through_handles(file: CodeFile, function: Function) -> Iterator[Fi
         if any(isinstance(one, ast.Name) and one.id in requests for one in given):
             what = "a request does not travel through a handle there"
             yield Finding(file.path, node.lineno, Severity.FAILS, what, "pass what the other deployment needs of it")
-
-
-def _contexts(file: CodeFile) -> Iterator[Finding]:
-    """What `get_replica_context()` says of names."""
-    homes = ("ray.serve.get_replica_context", "servd.get_replica_context")
-
-    def is_context(node: ast.AST) -> bool:
-        return isinstance(node, ast.Call) and file.dotted(node.func) in homes
-
-    held = {
-        target.id
-        for node in ast.walk(file.tree)
-        if isinstance(node, ast.Assign) and is_context(node.value)
-        for target in node.targets
-        if isinstance(target, ast.Name)
-    }
-    for node in ast.walk(file.tree):
-        if isinstance(node, ast.Attribute) and node.attr in ("deployment", "replica_tag"):
-            owner = node.value
-            if is_context(owner) or (isinstance(owner, ast.Name) and owner.id in held):
-                what = f"`{node.attr}` of the replica context is the bare name there, `APP_NAME` here"
-                if node.attr == "replica_tag":
-                    what = "`replica_tag` of the replica context is a random word there, `APP_NAME#id` here"
-                yield Finding(file.path, node.lineno, Severity.DIFFERS, what)

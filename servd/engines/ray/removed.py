@@ -71,6 +71,9 @@ OWN_OPTIONS: Mapping[str, str] = {
 }
 """servd's own options of a deployment."""
 
+CODE_OPTIONS: Mapping[str, str] = {"max_constructor_retry_count": "give it in code: `@serve.deployment(...)`"}
+"""Options that only code can give there."""
+
 DEPLOYMENT_ATTRIBUTES: Mapping[str, str] = {
     "deploy": "use `serve.run(DEPLOYMENT.bind(...))`",
     "delete": "use `serve.delete(APP)`",

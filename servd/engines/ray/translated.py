@@ -19,7 +19,7 @@ NEW_FIRST = 100
 _AUTO = "auto"
 _ERA_CAP, _CAP = "max_concurrent_queries", "max_ongoing_requests"
 _ERA_TARGET, _TARGET = "target_num_ongoing_requests_per_replica", "target_ongoing_requests"
-_NOT_THERE = frozenset({*removed.OWN_OPTIONS, "is_driver_deployment", "route_prefix"})
+_NOT_THERE = frozenset({*removed.OWN_OPTIONS, *removed.CODE_OPTIONS, "is_driver_deployment", "route_prefix"})
 Move = Callable[[str], str]
 """From a `working_dir` or an item of `py_modules`, absolute, to what is written in its place."""
 
@@ -101,7 +101,9 @@ class _Translation:
             found[_CAP] = cap if cap is not None else code.get(_ERA_CAP, DEFAULT_ONGOING)
         if found.get("max_queued_requests") is None:
             found["max_queued_requests"] = code.get("max_queued_requests", DEFAULT_QUEUED)
-        found["max_surge_percent"] = NEW_FIRST
+        if found.get("max_surge_percent") is None:
+            surge = code.get("max_surge_percent")
+            found["max_surge_percent"] = NEW_FIRST if surge is None else surge
         if found.get("autoscaling_config"):
             found["autoscaling_config"] = _scaling(found["autoscaling_config"], found.get("num_replicas") == _AUTO)
         elif code.get("autoscaling_config") and found.get("num_replicas") is None:
