@@ -7,6 +7,8 @@ from typing import Any
 
 ROOM_BYTES = 64 * 1024
 """More than this waits only as the last message."""
+_MESSAGE_BYTES = 400
+"""What a message costs beside its content: empty ones are not free."""
 
 
 async def _nothing() -> None:
@@ -14,7 +16,7 @@ async def _nothing() -> None:
 
 
 class AppQueue:
-    """Messages of one request or WebSocket.
+    """Messages of one request or WebSocket. Pieces of a body that wait are one message.
 
     Args:
         is_patient: `put` waits while there is no room; otherwise whoever puts looks at `has_room`.
@@ -41,8 +43,9 @@ class AppQueue:
         """Add a message; the news that the client is gone is always taken at once."""
         if message["type"].endswith(".disconnect"):
             self._is_over = True
-        self._messages.append(message)
-        self._bytes += _size(message)
+        if message["type"] != "http.request" or not self._merge(message):
+            self._messages.append(message)
+            self._bytes += _size(message)
         self._changed.set()
         if self._is_over and self._on_over is not None:
             self._on_over()
@@ -70,10 +73,21 @@ class AppQueue:
         self._is_over = True
         self._changed.set()
 
+    def _merge(self, piece: dict[str, Any]) -> bool:
+        if not self._messages or self._messages[-1]["type"] != "http.request":
+            return False
+        last = self._messages[-1]
+        if type(last["body"]) is bytes:
+            last["body"] = bytearray(last["body"])
+        last["body"] += piece["body"]
+        last["more_body"] = piece["more_body"]
+        self._bytes += len(piece["body"])
+        return True
+
     async def _change(self) -> None:
         self._changed.clear()
         await self._changed.wait()
 
 
 def _size(message: dict[str, Any]) -> int:
-    return len(message.get("body") or message.get("bytes") or message.get("text") or b"")
+    return len(message.get("body") or message.get("bytes") or message.get("text") or b"") + _MESSAGE_BYTES

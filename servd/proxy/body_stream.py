@@ -23,7 +23,7 @@ class BodyStream:
     def __init__(self, call: Outgoing, on_room: Callable[[], None]) -> None:
         self._call = call
         self._on_room = on_room
-        self._pieces: deque[bytes] = deque()
+        self._pieces: deque[bytes | bytearray] = deque()
         self._waiting = 0
         self.received = 0
         self._credit = 0
@@ -42,7 +42,7 @@ class BodyStream:
         """The client has sent everything."""
         return self._is_closed
 
-    def feed(self, data: bytes) -> None:
+    def feed(self, data: bytes | bytearray) -> None:
         """Further bytes of the client."""
         self._pieces.append(data)
         self._waiting += len(data)

@@ -4,8 +4,9 @@ import struct
 from typing import Any
 
 from h2.errors import ErrorCodes
-from h2.events import DataReceived, PriorityUpdated, StreamReset
+from h2.events import DataReceived, PriorityUpdated, RemoteSettingsChanged, RequestReceived, StreamReset
 from h2.exceptions import ProtocolError
+from h2.utilities import SizeLimitDict
 from hypercorn.asyncio.worker_context import EventWrapper
 from hypercorn.events import Closed, Event
 from hypercorn.protocol.events import Body
@@ -14,6 +15,14 @@ from hypercorn.protocol.h2 import BUFFER_HIGH_WATER, BUFFER_LOW_WATER, BufferCom
 from servd.proxy.app_queue import AppQueue
 
 _STREAM_WINDOW_BYTES = 65_535
+_HEADS_BYTES = 1024 * 1024
+_HEADER_BYTES = 200
+"""The heads of all requests under way together, and what a header costs beside its bytes. A request beyond is refused so that
+its client sends it again."""
+_TABLE_BYTES = 4096
+_CHANGES_TO_TELL = 2
+"""Of the table's size: the least and the last (RFC 7541, 4.2)."""
+_CLOSED_STREAMS = 1000
 _FREE_RESETS = 1_000
 """So many requests of a connection may be taken back; beyond, no more than half of them all."""
 
@@ -55,6 +64,9 @@ class LaneHttp2(H2Protocol):
         self.stream_buffers = _LaneBuffers()
         self._queues: dict[int, AppQueue] = {}
         self._untold: dict[int, int] = {}
+        self.connection._closed_streams = SizeLimitDict(size_limit=_CLOSED_STREAMS)
+        self._heads: dict[int, int] = {}
+        self._heads_bytes = 0
         self._resets = 0
 
     async def initiate(self, headers: Any = None, settings: bytes | None = None) -> None:
@@ -119,7 +131,8 @@ class LaneHttp2(H2Protocol):
                 return
             if isinstance(event, DataReceived):
                 stream = self.streams.get(event.stream_id)
-                if stream is not None:
+                # empty ones cost their client no window
+                if stream is not None and event.data:
                     await stream.handle(Body(stream_id=event.stream_id, data=event.data))
                 self._untold[event.stream_id] = self._untold.get(event.stream_id, 0) + event.flow_controlled_length
                 queue = self._queues.get(event.stream_id)
@@ -134,10 +147,30 @@ class LaneHttp2(H2Protocol):
                 if self._resets > max(_FREE_RESETS, event.stream_id // 4):
                     await self._send_away()
                     return
+            elif isinstance(event, RequestReceived) and not self._has_room_for(event):
+                await self.break_off(event.stream_id, ErrorCodes.REFUSED_STREAM)
             elif not isinstance(event, PriorityUpdated):
                 # priorities are deprecated, and a tree of streams that are not there costs memory
                 await super()._handle_events([event])
+            if isinstance(event, RemoteSettingsChanged):
+                self._bound_table()
         await self._flush()
+
+    def _has_room_for(self, request: RequestReceived) -> bool:
+        size = sum(len(name) + len(value) + _HEADER_BYTES for name, value in request.headers)
+        if self._heads and self._heads_bytes + size > _HEADS_BYTES:
+            return False
+        self._heads[request.stream_id] = size
+        self._heads_bytes += size
+        return True
+
+    def _bound_table(self) -> None:
+        # a larger table for what is sent here would only cost memory, and so would a list of all changes
+        encoder = self.connection.encoder
+        encoder.header_table_size = min(_TABLE_BYTES, encoder.header_table_size)
+        changes = encoder.table_size_changes
+        if len(changes) > _CHANGES_TO_TELL:
+            changes[:] = [min(changes), changes[-1]]
 
     async def _send_away(self) -> None:
         # requests taken back at once cost a client next to nothing
@@ -161,5 +194,6 @@ class LaneHttp2(H2Protocol):
 
     async def _close_stream(self, stream_id: int) -> None:
         self._queues.pop(stream_id, None)
+        self._heads_bytes -= self._heads.pop(stream_id, 0)
         await super()._close_stream(stream_id)
         self._acknowledge(stream_id)

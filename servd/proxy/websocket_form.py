@@ -9,7 +9,7 @@ from servd.proxy.forwarded_call import ForwardedCall, NotedSend, response_header
 from servd.proxy.forwarder import CLIENT_GONE, Forwarder, answer_failure, answer_timeout
 from servd.proxy.probes import Answer
 from servd.wire.http_answers import framing
-from servd.wire.records import WEBSOCKET
+from servd.wire.records import EVENT_COST_BYTES, WEBSOCKET
 
 RESTARTING = 1012
 GOODBYE_S = 5.0
@@ -18,7 +18,6 @@ GOODBYE_S = 5.0
 _GOING_WRONG = 1011
 _CLOSE = (b"connection", b"close")
 """After a refused handshake the connection is no good for anything else."""
-_EVENT_COST_BYTES = 64
 
 
 class NotedHandshake(NotedSend):
@@ -156,7 +155,7 @@ async def _read(queue: AppQueue, call: ForwardedCall, credit: _Credit) -> None:
             # the handler has not taken what came before, and will not be asked to
             continue
         data = message.get("bytes")
-        size = (len(data) if data is not None else len(message.get("text") or "")) + _EVENT_COST_BYTES
+        size = (len(data) if data is not None else len(message.get("text") or "")) + EVENT_COST_BYTES
         credit.left -= size
         if call.peer is not None:
             call.peer.send_event(call, message, size)

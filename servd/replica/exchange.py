@@ -10,7 +10,18 @@ from servd.ground.clock import SystemClock
 from servd.ground.settings import is_on
 from servd.replica.caller_peer import CallerPeer
 from servd.wire.http_answers import check_final, has_content
-from servd.wire.records import BODY, CREDIT, CREDIT_BYTES, END, EVENT, HEAD, REPLICA_TIMING, RESPONSE, duration
+from servd.wire.records import (
+    BODY,
+    CREDIT,
+    CREDIT_BYTES,
+    END,
+    EVENT,
+    EVENT_COST_BYTES,
+    HEAD,
+    REPLICA_TIMING,
+    RESPONSE,
+    duration,
+)
 
 _GRANT_BYTES = CREDIT_BYTES // 4
 WHOLE_BYTES = CREDIT_BYTES
@@ -20,7 +31,6 @@ _PIECE_BYTES = CREDIT_BYTES // 4
 _DROPPED_HEADERS = frozenset(
     (b"content-length", b"transfer-encoding", b"connection", b"keep-alive", b"upgrade", b"date", b"x-request-id")
 )
-_EVENT_COST_BYTES = 64
 _MAX_BLOCKS = 512
 _IS_TIMED = is_on("HTTP_SERVER_TIMING")
 _now = SystemClock().now
@@ -295,7 +305,7 @@ class HttpExchange:
 
     async def _send_event(self, message: Message) -> None:
         data = message.get("bytes") or message.get("text") or message.get("body") or b""
-        cost = len(data) + _EVENT_COST_BYTES
+        cost = len(data) + EVENT_COST_BYTES
         await self._wait_for_credit()
         if self._is_unheard:
             # nothing holds it up any more, so let others have their turn

@@ -18,6 +18,9 @@ FRAME_BYTES = 64 * 1024
 CREDIT_BYTES = 1024 * 1024
 """What a stream's sender may have outstanding."""
 
+EVENT_COST_BYTES = 512
+"""What a message of a WebSocket counts beside its bytes: many small ones cost more memory than they have bytes."""
+
 # both ways
 BODY = 2  # id, data, more
 CREDIT = 3  # id, bytes: the reader took so many

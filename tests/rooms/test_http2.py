@@ -4,6 +4,7 @@ import asyncio
 import socket
 import struct
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 from h2.errors import ErrorCodes
@@ -168,6 +169,47 @@ async def test_a_body_that_nobody_reads_does_not_hold_up_other_streams() -> None
             await sending
             status, body = await client.answer(stalled)
             assert (status, len(body)) == (200, 8_000_000)
+
+
+def connection_of(room: Room) -> Any:
+    """The only connection of the lane."""
+    (connection,) = room.lane._lane.connections
+    return connection
+
+
+async def test_heads_that_do_not_fit_together_are_to_be_sent_again() -> None:
+    go_on = asyncio.Event()
+
+    async def late(exchange: HttpExchange) -> None:
+        await go_on.wait()
+        await echo(exchange)
+
+    async with Room(hand_over=True) as room:
+        room.route(room.replica(late))
+        async with Http2Client(room.port) as client:
+            await client.get("/-/healthz")
+            pairs = {f"x-{number}": "y" for number in range(600)}
+            streams = [client.ask("/", **pairs) for _ in range(20)]
+            await wait_until(lambda: len(client.reset) > 5)
+            assert set(client.reset.values()) == {ErrorCodes.REFUSED_STREAM}
+            go_on.set()
+            statuses = [(await client.answer(stream))[0] for stream in streams]
+            assert 5 < statuses.count(200) == 20 - len(client.reset)
+            assert connection_of(room).protocol.protocol._heads_bytes == 0
+
+
+async def test_a_client_has_no_say_in_the_size_of_tables() -> None:
+    async with Room(hand_over=True) as room:
+        async with Http2Client(room.port) as client:
+            await client.get("/-/healthz")
+            connection = connection_of(room).protocol.protocol.connection
+            # SETTINGS_HEADER_TABLE_SIZE
+            sizes = (frame(4, 0, 0, b"\0\1" + size.to_bytes(4, "big")) for size in (100, 2**31, 50, 2**31))
+            client.flush(b"".join(sizes) * 100)
+            await wait_until(lambda: connection.encoder.table_size_changes == [50, 4096])
+            client.h2.decoder.max_allowed_table_size = 2**31
+            assert (await client.get("/-/healthz"))[0] == 200
+            assert connection.encoder.header_table.maxsize == 4096
 
 
 async def test_a_body_that_stops_is_ended() -> None:
