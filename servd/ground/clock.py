@@ -24,6 +24,11 @@ class SystemClock:
     wall_time = staticmethod(time.time)
 
 
+def worked() -> float:
+    """CPU time of this thread, seconds: what others do meanwhile does not count."""
+    return time.thread_time()
+
+
 def block_for(seconds: float) -> None:
     """Block this thread; for processes without an event loop."""
     time.sleep(seconds)

@@ -9,6 +9,8 @@ ROOM_BYTES = 64 * 1024
 """More than this waits only as the last message."""
 _MESSAGE_BYTES = 400
 """What a message costs beside its content: empty ones are not free."""
+_SMALL_BYTES = 1024
+"""Pieces of a body up to this size are put together; to copy larger ones costs more than it saves."""
 
 
 async def _nothing() -> None:
@@ -16,7 +18,7 @@ async def _nothing() -> None:
 
 
 class AppQueue:
-    """Messages of one request or WebSocket. Pieces of a body that wait are one message.
+    """Messages of one request or WebSocket. Small pieces of a body that wait are one message.
 
     Args:
         is_patient: `put` waits while there is no room; otherwise whoever puts looks at `has_room`.
@@ -74,14 +76,16 @@ class AppQueue:
         self._changed.set()
 
     def _merge(self, piece: dict[str, Any]) -> bool:
-        if not self._messages or self._messages[-1]["type"] != "http.request":
+        data = piece["body"]
+        if len(data) > _SMALL_BYTES or not self._messages or self._messages[-1]["type"] != "http.request":
             return False
         last = self._messages[-1]
-        if type(last["body"]) is bytes:
-            last["body"] = bytearray(last["body"])
-        last["body"] += piece["body"]
+        if data:
+            if type(last["body"]) is bytes:
+                last["body"] = bytearray(last["body"])
+            last["body"] += data
+            self._bytes += len(data)
         last["more_body"] = piece["more_body"]
-        self._bytes += len(piece["body"])
         return True
 
     async def _change(self) -> None:

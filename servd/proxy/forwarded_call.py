@@ -3,6 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import nullcontext
 from typing import Any
 
 from servd.calls.outgoing import Outgoing
@@ -10,9 +11,11 @@ from servd.observability.access_log import Labels
 from servd.proxy.body_stream import BodyStream
 from servd.proxy.forwarder import CLIENT_GONE, Forwarder, Target
 from servd.proxy.http1_rules import outlives_client
-from servd.wire.records import FRAME_BYTES, HTTP, Outbox
+from servd.wire.records import CREDIT_BYTES, FRAME_BYTES, HTTP, Outbox
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+_GRANT_BYTES = CREDIT_BYTES // 4
 
 
 class ForwardedCall(Outgoing):
@@ -29,6 +32,7 @@ class ForwardedCall(Outgoing):
         "_news",
         "_now",
         "_tail",
+        "_taken_bytes",
         "_waiter",
         "client",
         "deadline",
@@ -54,6 +58,7 @@ class ForwardedCall(Outgoing):
         self._tail: tuple[Any, ...] = ()
         self._flags = 0
         self._is_unheard = False
+        self._taken_bytes = 0
         self.peer = None
         self.model_id = ""
         self.is_idempotent = False
@@ -88,16 +93,25 @@ class ForwardedCall(Outgoing):
         """Nobody reads its news any more, and it goes on."""
         self._is_unheard = True
 
+    def take(self, size: int) -> None:
+        """The client took so many bytes of the answer. The replica hears of many small parts at once: each message costs."""
+        self._taken_bytes += size
+        if self._taken_bytes >= _GRANT_BYTES and self.peer is not None:
+            self.peer.grant(self, self._taken_bytes)
+            self._taken_bytes = 0
+
     async def next_news(self) -> tuple[Any, ...]:
         """What happened next.
 
         Raises:
             TimeoutError: the time limit passed.
         """
-        async with asyncio.timeout_at(self.deadline):
-            while not self._news:
-                self._waiter = self._loop.create_future()
-                await self._waiter
+        if not self._news:
+            # most have no limit, and its clock costs as much as the wait
+            async with nullcontext() if self.deadline is None else asyncio.timeout_at(self.deadline):
+                while not self._news:
+                    self._waiter = self._loop.create_future()
+                    await self._waiter
         return self._news.popleft()
 
     def tell(self, *news: Any) -> None:
@@ -115,8 +129,8 @@ class ForwardedCall(Outgoing):
         self.tell("head", abs(status), block)
 
     def on_piece(self, data: bytes) -> None:
-        if self._is_unheard and self.peer is not None:
-            self.peer.grant(self, len(data))
+        if self._is_unheard:
+            self.take(len(data))
         self.tell("body", data)
 
     def on_end(self, error: str | None) -> None:

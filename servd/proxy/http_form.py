@@ -131,8 +131,7 @@ class HttpForm(AsgiForm):
             elif kind == "body":
                 if not is_mute:
                     await send({"type": "http.response.body", "body": news[1], "more_body": True})
-                if call.peer is not None:
-                    call.peer.grant(call, len(news[1]))
+                call.take(len(news[1]))
                 continue
             elif kind == "end" and news[1] is None:
                 await send({"type": "http.response.body", "body": b"", "more_body": False})

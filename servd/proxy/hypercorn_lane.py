@@ -19,6 +19,7 @@ from hypercorn.protocol.http_stream import HTTPStream
 from hypercorn.protocol.ws_stream import ASGIWebsocketState, WSStream
 from hypercorn.typing import ConnectionState
 
+from servd.ground.clock import worked
 from servd.proxy.app_queue import AppQueue
 from servd.proxy.client_host import Silence, is_reset
 from servd.proxy.forwarded_call import Send
@@ -31,8 +32,24 @@ from servd.proxy.websocket_form import WebSocketForm
 
 _PREFACE = b"PRI * HTTP/2.0\r\n"
 _AFTER_END_S = 1.0
+_LONG_S = 0.005
+_LEAST_READ_BYTES = 1024
+_MOST_READ_BYTES = 64 * 1024
 
 logger = logging.getLogger(__name__)
+
+
+def next_read(read_bytes: int, took_s: float) -> int:
+    """How much of a client to read next: what will not take long if it is like the last.
+
+    Frames of a few bytes take a thousand times as long as a large body.
+
+    Args:
+        read_bytes: what was read last.
+        took_s: what that took, seconds.
+    """
+    likely = int(read_bytes * _LONG_S / took_s) if took_s > 0 else _MOST_READ_BYTES
+    return min(max(likely, _LEAST_READ_BYTES), _MOST_READ_BYTES)
 
 
 class HypercornLane:
@@ -328,13 +345,29 @@ class LaneConnection(TCPServer):
         else:
             if rest:
                 await self.protocol.handle(RawData(rest))
-            await super()._read_data()
+            await self._read_on()
         self._is_ended = True
         # else the descriptor waits for the idle time-out
         await self.idle_task.stop()
         if self.task is not None:
             # an application that never hears of the end
             self.loop.call_later(_AFTER_END_S, self.task.cancel)
+
+    async def _read_on(self) -> None:
+        # the base class works off all that was read before others have their turn
+        size = _MOST_READ_BYTES
+        while not self.reader.at_eof():
+            try:
+                data = await self.reader.read(size)
+            except OSError:
+                break
+            began = worked()
+            await self.protocol.handle(RawData(data))
+            is_all = len(data) < size
+            size = next_read(len(data), worked() - began)
+            if not is_all:
+                await asyncio.sleep(0)
+        await self.protocol.handle(Closed())
 
     async def _is_handshake_over(self) -> bool:
         # bytes before the answer to the handshake would be refused in a way that leaves task and descriptor behind

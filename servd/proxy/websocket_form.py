@@ -96,8 +96,7 @@ class WebSocketForm(AsgiForm):
                 call.deadline = None
                 is_accepted = is_accepted or message["type"] == "websocket.accept"
                 await send(_for_client(message, send.request_id))
-                if call.peer is not None:
-                    call.peer.grant(call, cost)
+                call.take(cost)
                 if message["type"] == "websocket.close" or _is_end_of_refusal(message):
                     return
             elif kind == "close":
