@@ -117,7 +117,12 @@ class WebSocketForm(AsgiForm):
 
 
 class _Credit:
-    """What the replica still takes of the client's messages."""
+    """What the replica still takes of the client's messages.
+
+    is_complete: no WebSocket goes on without its client, as a request may whose body has come.
+    """
+
+    is_complete = False
 
     def __init__(self, call: ForwardedCall) -> None:
         self.left = 0

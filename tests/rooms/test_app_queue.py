@@ -8,6 +8,7 @@ import pytest
 from servd.proxy.app_queue import ROOM_BYTES, AppQueue
 from servd.proxy.forwarded_call import ForwardedCall
 from servd.proxy.hypercorn_lane import next_read
+from servd.proxy.websocket_form import _Credit
 
 KIB = 1024
 
@@ -90,3 +91,12 @@ def test_a_replica_hears_of_many_small_parts_at_once() -> None:
         call.take(512)
     call.take(300 * KIB)
     assert granted == [256 * KIB, 488 * 512 + 300 * KIB]
+
+
+def test_a_websocket_whose_client_left_while_it_waited_does_not_begin() -> None:
+    call = ForwardedCall(cast(Any, None), lambda: 0.0, {"client": None}, cast(Any, None))
+    call.prepare((b"GET", b"/", b"", [(b"x-request-disconnect-disabled", b"?1")]), 0)
+    call.stream = cast(Any, _Credit(call))
+    assert not call.is_abandoned()
+    call.tell("disconnect")
+    assert call.is_abandoned()
