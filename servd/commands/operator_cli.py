@@ -287,6 +287,16 @@ def schema(
     typer.echo(json.dumps(found, indent=2))
 
 
+@app.command(help="Print a Grafana dashboard for the metrics.")
+def grafana() -> None:
+    """To be imported in Grafana, which asks for the Prometheus that scrapes `/metrics`."""
+    import json
+
+    from servd.commands.grafana import dashboard
+
+    typer.echo(json.dumps(dashboard(), indent=2))
+
+
 @app.command(
     name="systemd-unit",
     help="Print a systemd unit that runs the daemon.",

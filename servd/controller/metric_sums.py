@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from servd.observability.measures import CONTRACT, GAUGE, HISTOGRAM, MAXIMA, Pairs
+from servd.observability.measures import CONTRACT, COUNTER, GAUGE, HISTOGRAM, MAXIMA, Pairs
 from servd.wire.messages import MetricFamily
 
 KEEP_S = 3600.0
@@ -46,20 +46,37 @@ class MetricSums:
             if name in self._samples
         )
 
-    def text(self) -> str:
-        """Prometheus' text format; metrics of the contract without samples are named all the same."""
+    def text(self, *, is_todays: bool = False) -> str:
+        """Prometheus' text format; metrics of the contract without samples are named all the same.
+
+        is_todays: with the names and labels of today's Ray, see `_todays_name` and `_todays_labels`.
+        """
         lines: list[str] = []
-        for name in sorted({*self._heads, *CONTRACT}):
-            head = self._heads.get(name)
-            kind, text = (head.kind, head.text) if head is not None else CONTRACT[name]
+        for known in sorted({*self._heads, *CONTRACT}):
+            head = self._heads.get(known)
+            kind, text = (head.kind, head.text) if head is not None else CONTRACT[known]
+            name = _todays_name(known, kind) if is_todays else known
             lines.append(f"# HELP {name} {_escaped_help(text)}")
             lines.append(f"# TYPE {name} {kind}")
-            for pairs, value in sorted(self._samples.get(name, {}).items(), key=_pairs):
+            for pairs, value in sorted(self._samples.get(known, {}).items(), key=_pairs):
+                labels = _todays_labels(pairs) if is_todays else pairs
                 if kind == HISTOGRAM and head is not None:
-                    lines += _histogram_lines(name, pairs, value, head.bounds)
+                    lines += _histogram_lines(name, labels, value, head.bounds)
                 else:
-                    lines.append(f"{name}{_labels(pairs)} {_number(value)}")
+                    lines.append(f"{name}{_labels(labels)} {_number(value)}")
         return "\n".join(lines) + "\n"
+
+
+def _todays_name(name: str, kind: str) -> str:
+    """As Ray's exporter has it, and so its dashboards ask for it."""
+    suffix = "_total" if kind == COUNTER and not name.endswith("_total") else ""
+    return f"ray_{name}{suffix}"
+
+
+def _todays_labels(pairs: Pairs) -> Pairs:
+    """Deployments by their bare names: the application has a label of its own."""
+    prefix = next((f"{value}_" for name, value in pairs if name == "application"), "")
+    return tuple((name, value.removeprefix(prefix) if name == "deployment" else value) for name, value in pairs)
 
 
 def _added(family: MetricFamily, known: Any, value: Any) -> Any:

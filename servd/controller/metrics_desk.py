@@ -86,7 +86,7 @@ class MetricsDesk:
         self._lag = LoopLag(clock.now)
         self._number = 0
         self._asked: dict[_Who, asyncio.Future[None]] = {}
-        self._collecting: asyncio.Task[str] | None = None
+        self._collecting: asyncio.Task[MetricSums] | None = None
         state = _read(path)
         self._known = {(one.role, one.id): one for one in state.processes}
         self._bury_above = _UNBURIED
@@ -104,12 +104,12 @@ class MetricsDesk:
             await asyncio.sleep(_LAG_PERIOD_S)
             self._lag.note(max(self._clock.now() - due, 0.0))
 
-    async def text(self) -> str:
-        """All metrics as they are now, in Prometheus' text format."""
+    async def text(self, is_todays: bool = False) -> str:
+        """All metrics as they are now, in Prometheus' text format; is_todays: as `MetricSums.text` has it."""
         # whoever asks while others wait gets the same answer
         if self._collecting is None or self._collecting.done():
             self._collecting = asyncio.get_running_loop().create_task(self._collect())
-        return await asyncio.shield(self._collecting)
+        return (await asyncio.shield(self._collecting)).text(is_todays=is_todays)
 
     def heard(self, role: str, peer_id: str, report: MetricsReport) -> None:
         """A process has answered, or says its last words."""
@@ -126,7 +126,7 @@ class MetricsDesk:
         if waiting is not None and report.request_id == self._number and not waiting.done():
             waiting.set_result(None)
 
-    async def _collect(self) -> str:
+    async def _collect(self) -> MetricSums:
         self._number += 1
         loop = asyncio.get_running_loop()
         asked: dict[_Who, asyncio.Future[None]] = {}
@@ -153,7 +153,7 @@ class MetricsDesk:
         except RuntimeError as error:
             # no thread is left: only the next controller would need it
             logger.warning("metrics_not_kept reason=%s", told(error))
-        return sums.text()
+        return sums
 
     def _bury(self) -> None:
         now = self._clock.now()

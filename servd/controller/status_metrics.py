@@ -1,6 +1,7 @@
 """What the controller itself knows, as metrics: statuses, what the autoscaler wants, how replicas are."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 
 from servd.controller.plan.autoscaler import desired_replicas
@@ -37,6 +38,7 @@ def status_metrics(observed: Observed, now: float) -> list[MetricFamily]:
         (_tags(target), _deployment_code(target, observed.deployments.get(key), observed))
         for key, target in observed.targets.items()
     ]
+    running = Counter(one.key for one in observed.replicas.values() if one.state in ROUTABLE)
     proxies = [
         (labelled(proxy=proxy.proxy_id), PROXY_DRAINING if proxy.draining else PROXY_CODES[proxy_status(proxy, now)])
         for proxy in observed.proxies.values()
@@ -44,6 +46,21 @@ def status_metrics(observed: Observed, now: float) -> list[MetricFamily]:
     return [
         family("serve_application_status", apps),
         family("serve_deployment_status", deployments),
+        family(
+            "serve_deployment_wanted_replicas",
+            [(_tags(one), wanted_count(one, observed.deployments.get(key))) for key, one in observed.targets.items()],
+        ),
+        family(
+            "serve_deployment_running_replicas", [(_tags(one), running[key]) for key, one in observed.targets.items()]
+        ),
+        family(
+            "serve_deployment_replica_failures_total",
+            [
+                (_tags(one), observed.deployments[key].restarts)
+                for key, one in observed.targets.items()
+                if key in observed.deployments
+            ],
+        ),
         family("serve_proxy_status", proxies),
         *_replica_families(observed),
         *_autoscaling_families(observed, now),

@@ -61,14 +61,26 @@ CONTRACT: dict[str, tuple[str, str]] = {
     "serve_batch_wait_time_ms": (HISTOGRAM, "How long the oldest item of a batch waited until it was run."),
     "serve_batch_execution_time_ms": (HISTOGRAM, "How long batches took to run."),
     "serve_batch_queue_length": (GAUGE, "Items that wait for a batch."),
-    "serve_deployment_queue_age_s": (GAUGE, "How long the oldest of the waiting requests has waited."),
-    "serve_event_loop_lag_ms": (GAUGE, "Longest delay of a process's event loop within the last 10 to 20 s."),
+    "serve_num_ongoing_http_requests": (GAUGE, "HTTP requests that the proxies have not answered yet."),
+    "serve_deployment_queue_age_seconds": (GAUGE, "How long the oldest of the waiting requests has waited."),
+    "serve_event_loop_lag_seconds": (GAUGE, "Longest delay of a process's event loop within the last 10 to 20 s."),
     "serve_proxy_connections": (GAUGE, "Client connections that are open."),
-    "serve_proxy_accept_pauses": (COUNTER, "Times that a proxy let new clients wait, for want of descriptors."),
+    "serve_proxy_accept_pauses_total": (COUNTER, "Times that a proxy let new clients wait, for want of descriptors."),
+    "serve_deployment_wanted_replicas": (GAUGE, "Replicas that the deployment shall have now."),
+    "serve_deployment_running_replicas": (GAUGE, "Replicas of the deployment that take requests."),
+    "serve_deployment_replica_failures_total": (
+        COUNTER,
+        "Replicas of the deployment that died or had to be ended while they served.",
+    ),
+    "serve_replica_memory_bytes": (GAUGE, "Memory of the replica's process that is resident, shared parts included."),
+    "serve_replica_cpu_seconds_total": (COUNTER, "CPU time that the replica's process has used."),
+    "serve_replica_open_descriptors": (GAUGE, "Descriptors that the replica's process has open."),
+    "serve_replica_threads": (GAUGE, "Threads of the replica's process."),
 }
-"""Name -> kind and help. Those from `serve_application_status` on are of later releases, the last four servd's own."""
+"""Name -> kind and help. Those from `serve_application_status` on are of later releases, and from
+`serve_deployment_queue_age_seconds` on servd's own."""
 
-MAXIMA = frozenset(("serve_deployment_queue_age_s", "serve_event_loop_lag_ms"))
+MAXIMA = frozenset(("serve_deployment_queue_age_seconds", "serve_event_loop_lag_seconds"))
 """Gauges of which the greatest counts where several processes give one; others are added."""
 
 Pairs = tuple[tuple[str, str], ...]
@@ -124,7 +136,9 @@ def http_families(found: Mapping[Key, Series]) -> list[MetricFamily]:
         sums.count("serve_num_http_requests", number, route=route, method=method, application=app, status_code=code)
         sums.measure("serve_http_request_latency_ms", series, route=route, application=app, status_code=code)
         if status != 200:
-            sums.count("serve_num_http_error_requests", number, route=route, error_code=code, method=method)
+            sums.count(
+                "serve_num_http_error_requests", number, route=route, error_code=code, method=method, application=app
+            )
         if not deployment:
             continue
         if status != 200:
@@ -172,7 +186,7 @@ def queue_families(waiting: Iterable[tuple[str, str, int, float]]) -> list[Metri
     tags = [labelled(deployment=deployment, application=app) for deployment, app, _, _ in lines]
     return [
         family("serve_deployment_queued_queries", zip(tags, (line[2] for line in lines), strict=True)),
-        family("serve_deployment_queue_age_s", zip(tags, (line[3] for line in lines), strict=True)),
+        family("serve_deployment_queue_age_seconds", zip(tags, (line[3] for line in lines), strict=True)),
     ]
 
 
@@ -203,7 +217,7 @@ class LoopLag:
 
     def family(self, **tags: str) -> MetricFamily:
         """The delay as a sample."""
-        return family("serve_event_loop_lag_ms", [(labelled(**tags), self.worst_ms())])
+        return family("serve_event_loop_lag_seconds", [(labelled(**tags), self.worst_ms() / 1000)])
 
     def _turn(self) -> None:
         now = self.now()

@@ -181,8 +181,9 @@ class Proxy:
         found = [
             *http_families(self._journal.series()),
             *self._caller.metrics(),
+            family("serve_num_ongoing_http_requests", [((), self._listener.ongoing)]),
             family("serve_proxy_connections", [((), self._connections)]),
-            family("serve_proxy_accept_pauses", [((), self._accept_pauses)]),
+            family("serve_proxy_accept_pauses_total", [((), self._accept_pauses)]),
             self._lag.family(component="http_proxy", proxy=str(self._start.slot)),
         ]
         self._link.send(MetricsReport(request_id, tuple(found)))

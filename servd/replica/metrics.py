@@ -1,9 +1,11 @@
 """Everything that a replica has counted, as families of samples."""
 
+import contextlib
 import sys
 
 from servd.calls.caller import Caller
 from servd.ground.ids import DeploymentID
+from servd.ground.process import own_usage
 from servd.observability.journal import Journal
 from servd.observability.measures import LoopLag, family, labelled, replica_families
 from servd.replica.health import HealthChecks
@@ -24,6 +26,15 @@ def replica_metrics(
         *replica_families(journal.series(), **tags),
         *caller.metrics(),
     ]
+    # without a descriptor nobody can look
+    with contextlib.suppress(OSError):
+        usage = own_usage()
+        found += [
+            family("serve_replica_memory_bytes", [(pairs, usage.memory_bytes)]),
+            family("serve_replica_cpu_seconds_total", [(pairs, usage.cpu_s)]),
+            family("serve_replica_open_descriptors", [(pairs, usage.descriptors)]),
+            family("serve_replica_threads", [(pairs, usage.threads)]),
+        ]
     if health is not None and health.last_s is not None:
         found.append(family("serve_health_check_latency_ms", [(pairs, 1000 * health.last_s)]))
         found.append(family("serve_health_check_failures", [(pairs, health.failed)] if health.failed else []))

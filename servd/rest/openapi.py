@@ -163,10 +163,14 @@ def _documents() -> list[Operation]:
             parameters=(_DIALECT,),
         ),
         Operation("get", "/api/openapi.json", "getOpenapi", "This document.", _OBJECT),
-        Operation(
-            "get", "/metrics", "getMetrics", "Prometheus' text format.", {"type": "string"}, ok_type="text/plain"
-        ),
     ]
+
+
+def _metrics() -> Operation:
+    return Operation(
+        "get", "/metrics", "getMetrics", "Prometheus' text format.", {"type": "string"}, ("400", *_READ),
+        parameters=(_DIALECT,), ok_type="text/plain",
+    )  # fmt: skip
 
 
 def _own() -> list[Operation]:
@@ -272,7 +276,7 @@ def _one_application(path: str, suffix: str, which: str) -> list[Operation]:
 def openapi_document() -> Json:
     """OpenAPI 3.1 of the admin plane."""
     paths: Json = {}
-    operations = [*_documents(), *_own()]
+    operations = [*_documents(), _metrics(), *_own()]
     wanted = {
         thing for op in operations for thing in (op.ok, op.body) if thing is not None and not isinstance(thing, dict)
     }

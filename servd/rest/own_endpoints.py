@@ -39,8 +39,8 @@ from servd.rest.problems import problem
 
 LONGEST_POLL_S = 60.0
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-Metrics = Callable[[], Awaitable[str]]
-"""Gives the metrics of the instance as Prometheus' text."""
+Metrics = Callable[[bool], Awaitable[str]]
+"""Gives the metrics of the instance as Prometheus' text, where it is told so with the names of today's Ray."""
 
 _DIGITS = set("0123456789abcdef")
 
@@ -173,8 +173,8 @@ def error_resource(book: ErrorBook, error_id: str) -> Resource:
 def metrics_resource(text: Metrics) -> Resource:
     """GET: the metrics of all processes."""
 
-    async def get(_: Request) -> Response:
-        return Response(await text(), media_type=METRICS_TYPE)
+    async def get(request: Request) -> Response:
+        return Response(await text(dialect_of(request) is Dialect.TODAY), media_type=METRICS_TYPE)
 
     return {"GET": get}
 

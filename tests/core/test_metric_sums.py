@@ -50,7 +50,7 @@ def test_requests_of_two_proxies_are_one_sum() -> None:
         (("method", "GET"), ("status_code", "404")): 1,
     }
     assert values(text, "serve_num_http_error_requests") == {
-        (("error_code", "503"), ("method", "GET"), ("route", "/x")): 1,
+        (("application", "a"), ("error_code", "503"), ("method", "GET"), ("route", "/x")): 1,
         (("error_code", "404"), ("method", "GET")): 1,
     }
     assert total(sums, "serve_num_deployment_http_error_requests") == 1
@@ -71,7 +71,7 @@ def test_gauges_add_up_and_ages_do_not() -> None:
     assert [total(sums, name) for name in QUEUE] == [5.0, 3.0]
 
 
-QUEUE = ("serve_deployment_queued_queries", "serve_deployment_queue_age_s")
+QUEUE = ("serve_deployment_queued_queries", "serve_deployment_queue_age_seconds")
 
 
 def test_the_dead_leave_counters_and_no_gauges() -> None:
@@ -106,3 +106,17 @@ def test_odd_values_and_families_that_do_not_fit() -> None:
     assert values(text, "mine")[()] == float("-inf")
     (key,) = [labels for labels in values(text, "mine") if labels]
     assert key == (("k", 'a"b\\c\nd'),)
+
+
+def test_todays_names_and_labels() -> None:
+    sums = MetricSums()
+    sums.add(http_families({(("/x", "a", "a_D"), "GET", 503): counted(0.5)}))
+    sums.add([MetricFamily("own_total", "counter", "", (((), 2),)), MetricFamily("level", "gauge", "", (((), 1),))])
+    lines = sums.text(is_todays=True).splitlines()
+    tags = 'deployment="D",error_code="503",method="GET",route="/x",application="a"'
+    assert f"ray_serve_num_deployment_http_error_requests_total{{{tags}}} 1.0" in lines
+    assert "# TYPE ray_serve_num_deployment_http_error_requests_total counter" in lines
+    assert 'ray_serve_http_request_latency_ms_count{route="/x",application="a",status_code="503"} 1.0' in lines
+    assert {"ray_own_total 2.0", "ray_level 1.0"} <= {*lines}
+    assert not [line for line in lines if line.startswith("serve_")]
+    assert sums.text().count("\n") == len(lines)

@@ -44,6 +44,18 @@ def test_statuses_are_told_as_codes() -> None:
     assert statuses(world)[0] == 4
 
 
+def test_counts_of_replicas() -> None:
+    world = deployed(num_replicas=2)
+    names = ("wanted_replicas", "running_replicas", "replica_failures_total")
+
+    def counts() -> list[int]:
+        return [values(world, f"deployment_{name}")["app_D/app"] for name in names]
+
+    assert counts() == [2, 2, 0]
+    world.turn(events.Exited("replica", world.replicas()[0].replica_id, -9))
+    assert counts() == [2, 1, 1]
+
+
 def test_proxies() -> None:
     world = World(a_goal())
     [start] = [action for action in world.turn().actions if type(action).__name__ == "StartProxy"]

@@ -97,7 +97,9 @@ def crowd(directory: Path) -> Outcome:
         outcome = under_load(stage, 1, once, post_pause_s=0.1)
         outcome.notes += [f"{len(failures)} of {CROWD} were not served, as: {failures[0]}"] if failures else []
         outcome.explained += notices
-        pauses = [line for line in stage.daemon.ask("GET", "/metrics")[1].splitlines() if "accept_pauses " in line]
+        pauses = [
+            line for line in stage.daemon.ask("GET", "/metrics")[1].splitlines() if "accept_pauses_total " in line
+        ]
         if not float(pauses[-1].split()[1]) > 0:
             outcome.notes.append(f"no pause was counted: {pauses}")
         said = (directory / "state" / "logs" / "serve" / "http_proxy_127.0.0.1.log").read_text().count("accept_paused")

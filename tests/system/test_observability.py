@@ -143,7 +143,7 @@ def test_requests_are_counted_at_once_by_every_process(daemon: RunningDaemon) ->
     assert total(text, "serve_deployment_replica_starts", **shop) >= 1
     # it ends a moment after its answer has left
     eventually(lambda: total(metrics(daemon), "serve_replica_processing_queries") == 0)
-    assert "serve_event_loop_lag_ms{" in text
+    assert "serve_event_loop_lag_seconds{" in text
     # the user's
     assert grown("shop_sold", route="/", **shop) == 3
     assert grown("shop_wait_sum", **shop) == 9
@@ -203,7 +203,7 @@ def test_models_are_counted(daemon: RunningDaemon) -> None:
 REPLICA = {"deployment", "replica", "application"}
 ROWS = {
     "serve_num_http_requests": ("counter", {"route", "method", "application", "status_code"}),
-    "serve_num_http_error_requests": ("counter", {"route", "error_code", "method"}),
+    "serve_num_http_error_requests": ("counter", {"route", "error_code", "method", "application"}),
     "serve_num_deployment_http_error_requests": (
         "counter",
         {"deployment", "error_code", "method", "route", "application"},

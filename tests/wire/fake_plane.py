@@ -245,8 +245,8 @@ class FakePlane:
     async def begin_upgrade(self) -> None:
         self.calls.append(("begin_upgrade",))
 
-    async def metrics(self) -> str:
-        return "# TYPE serve_num_http_requests counter\n"
+    async def metrics(self, is_todays: bool = False) -> str:
+        return f"# TYPE {'ray_' if is_todays else ''}serve_num_http_requests counter\n"
 
     async def delete(self, *, if_match: str | None = None, origin: str = "") -> None:
         self._take("delete", origin, if_match=if_match)

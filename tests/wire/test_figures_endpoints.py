@@ -71,6 +71,13 @@ def test_figures_as_they_are_now(server: Server) -> None:
     assert ask(server, f"{FIGURES}?application=zoo")["applications"] == {}
 
 
+def test_metrics_have_the_names_that_the_client_wants(server: Server) -> None:
+    own, todays = (f"# TYPE {prefix}serve_num_http_requests counter\n" for prefix in ("", "ray_"))
+    assert server.ask("GET", "/metrics")[2] == server.ask("GET", "/metrics?dialect=2.5", today=True)[2] == own
+    assert server.ask("GET", "/metrics", today=True)[2] == server.ask("GET", "/metrics?dialect=today")[2] == todays
+    assert server.ask("GET", "/metrics?dialect=french")[0] == 400
+
+
 def test_the_last_minutes_in_columns(server: Server, figures: FakeFigures) -> None:
     body = ask(server, f"{FIGURES}/history?application=a&since=900.5")
     assert figures.asked == [("a", None, 900.5)]
