@@ -11,12 +11,18 @@ STATE_DIR ?= .cache/state
 SOAK_MINUTES ?= 10
 BENCH ?=
 
-.PHONY: run test compiled test-all test-models test-engine faults soak lint types bench clean
+.PHONY: run wheel test compiled test-all test-models test-engine faults soak lint types bench clean
 
 run: $(VENV)/installed
 	@$(BIN)/python tools/quickstart.py --http-port $(HTTP_PORT) --admin-port $(ADMIN_PORT) --state-dir $(STATE_DIR)
 
 # three processes: tests wait for other processes more than they compute
+# what `pip install` of another project takes: dist/servd_serve-VERSION-py3-none-any.whl
+wheel: $(VENV)/bin/python
+	rm -rf build dist
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	@ls dist/*.whl
+
 test: $(VENV)/installed-dev compiled
 	$(BIN)/python -m pytest -q -m "not long and not models" -n 3 --dist loadfile --no-loadscope-reorder
 
@@ -51,7 +57,7 @@ bench: $(VENV)/installed-bench
 	$(BIN)/python -m benchmarks.compare --json .cache/bench.json --picture .cache/bench.png $(BENCH)
 
 clean:
-	rm -rf $(VENV) $(VENV_MODELS) $(VENV_RAY) .cache build *.egg-info
+	rm -rf $(VENV) $(VENV_MODELS) $(VENV_RAY) .cache build dist *.egg-info
 
 $(VENV)/bin/python $(VENV_MODELS)/bin/python $(VENV_RAY)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "servd needs Python 3.11 or newer; choose one with PYTHON=..." >&2; exit 1; }

@@ -6,7 +6,6 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import Any
 
 from servd.app.built import BuiltApplication, build_application
@@ -15,6 +14,7 @@ from servd.compat import ray_names
 from servd.dag import HandleMaker
 from servd.documents.files import dump_spaced_yaml, resolve_paths
 from servd.exceptions import ConfigError
+from servd.ground.package import VERSION
 from servd.schema import DeploymentSchema, check_import_path, parse_v1, parse_v2
 
 SINGLE_LEVELS, MULTI_LEVELS = 2, 4
@@ -59,7 +59,7 @@ def build(import_paths: Sequence[str], *, app_dir: str, folder: str, multi_app: 
         parse_v1(resolve_paths(document, folder))
     if kubernetes:
         document = _kubernetes(document)
-    head = f"# This file was generated using the `servd build` command on servd v{version('servd')}.\n\n"
+    head = f"# This file was generated using the `servd build` command on servd v{VERSION}.\n\n"
     return head + dump_spaced_yaml(document, MULTI_LEVELS if multi_app else SINGLE_LEVELS) + "\n"
 
 

@@ -19,6 +19,7 @@ from servd.commands.cli_options import (
     fail,
     state_dir_of,
 )
+from servd.ground.package import VERSION
 
 app = typer.Typer()
 
@@ -268,9 +269,7 @@ def execute(command: Annotated[list[str], typer.Argument(metavar="COMMAND...", s
 @app.command(help="Print the version.")
 def version() -> None:
     """Of this program, not of a daemon."""
-    from importlib.metadata import version as version_of
-
-    typer.echo(f"servd {version_of('servd')}")
+    typer.echo(f"servd {VERSION}")
 
 
 @app.command(help="Print the JSON Schema of config files.")

@@ -4,7 +4,10 @@ import os
 
 PACKAGE_DIR = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 """Directory of the package `servd`; its parent has to be on the import path of every process."""
+DISTRIBUTION = "servd-serve"
+"""What pip calls servd: `servd` on the package index is somebody else's."""
 VERSION = "0.1.0"
+"""The one place where it stands."""
 PROTOCOL = 1
 """Number of the form of everything that processes of servd say to each other, and of the facts on disk.
 

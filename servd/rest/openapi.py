@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.metadata import version
 from typing import Any
 
 from pydantic import BaseModel
 
 from servd.documents.orders import ApplicationOrder, ScaleOrder, StartOrder
+from servd.ground.package import VERSION
 from servd.rest import figure_shapes, shapes, today_shapes
 from servd.schema import ServeApplicationSchema, ServeDeploySchema, ServeInstanceDetails, ServeStatusSchema
 
@@ -287,7 +287,7 @@ def openapi_document() -> Json:
         "openapi": "3.1.0",
         "info": {
             "title": "servd admin API",
-            "version": version("servd"),
+            "version": VERSION,
             "description": "Loopback and the Unix socket serve the daemon's own user; elsewhere a bearer token is needed.",
         },
         "paths": paths,

@@ -24,6 +24,7 @@ from typing import Any
 from servd.exceptions import DeployError
 from servd.ground.clock import Clock
 from servd.ground.durable import sync_tree
+from servd.ground.package import DISTRIBUTION
 from servd.ground.quick_dataclass import dataclass
 from servd.replica.code.code_cache import cache_dir, locked
 from servd.replica.code.requirements import names_paths, requirements
@@ -86,7 +87,7 @@ class VirtualEnvironment:
 def own_requirements() -> list[str]:
     """What servd itself requires; [] where it was not installed."""
     try:
-        lines = requires("servd") or []
+        lines = requires(DISTRIBUTION) or []
     except PackageNotFoundError:
         return []
     return [line for line in lines if "extra ==" not in line]
