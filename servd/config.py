@@ -16,6 +16,7 @@ from servd.ground.absent import stand_in
 
 __all__ = [
     "AutoscalingConfig",
+    "BackpressureConfig",
     "DeploymentMode",
     "HTTPOptions",
     "LoggingConfig",
@@ -110,6 +111,13 @@ class LoggingConfig(Document):
         return []
 
 
+class BackpressureConfig(Document):
+    """How HTTP requests are refused that find `max_queued_requests` waiting."""
+
+    status_code: Literal[503, 429] = 503
+    retry_after_s: NotNegative | None = None
+
+
 class DeploymentOptions(Document):
     """What a decorator and a document's override have in common."""
 
@@ -130,6 +138,7 @@ class DeploymentOptions(Document):
     rolling_update_percentage: Annotated[float, Field(gt=0, le=1)] = 0.2
     max_surge_percent: Annotated[int, Field(ge=0, le=100)] | None = None
     max_constructor_retry_count: Count = 100
+    backpressure_config: BackpressureConfig | None = None
 
     later_names: ClassVar[Mapping[str, str]] = {"max_ongoing_requests": "max_concurrent_queries"}
     also: ClassVar[Mapping[str, Mapping[str, Any]]] = {"num_replicas": {"const": "auto"}}
@@ -138,7 +147,6 @@ class DeploymentOptions(Document):
         "placement_group_strategy": "all replicas run on this host",
         "placement_group_bundle_label_selector": "all replicas run on this host",
         "placement_group_fallback_strategy": "all replicas run on this host",
-        "backpressure_config": "max_queued_requests bounds who waits, and the answer is 503",
         "max_replicas_per_node": "there is one host; num_replicas bounds it",
         "request_router_config": "requests go to the less busy of two replicas or a holder of the model",
         "gang_scheduling_config": "replicas start one by one",
@@ -181,6 +189,12 @@ class DeploymentConfig(DeploymentOptions):
         if raw.get("num_replicas", 1) is None:
             raw.pop("num_replicas")
         return super().prepare(raw)
+
+    @property
+    def backpressure(self) -> tuple[int, float | None]:
+        """As of `DeploymentTargets`."""
+        config = self.backpressure_config or BackpressureConfig()
+        return config.status_code, config.retry_after_s
 
     def given(self) -> dict[str, Any]:
         """Options that were set, by their 2.5 names, as JSON values."""

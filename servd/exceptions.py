@@ -137,9 +137,14 @@ class BackPressureError(RequestError):
     retry_after_s: float | None = None
     """When another try may help, seconds; None: it is not known."""
 
-    def __init__(self, deployment: str, queued: int, limit: int) -> None:
-        super().__init__(deployment, queued, limit)
+    def __init__(
+        self, deployment: str, queued: int, limit: int, status_code: int = 503, retry_after_s: float | None = None
+    ) -> None:
+        # what nobody configured is left out: an edition before this one reads no more
+        is_usual = (status_code, retry_after_s) == (503, None)
+        super().__init__(deployment, queued, limit, *(() if is_usual else (status_code, retry_after_s)))
         self.deployment, self.queued, self.limit = deployment, queued, limit
+        self.status_code, self.retry_after_s = status_code, retry_after_s
 
     def __str__(self) -> str:
         return f"{self.deployment}: {self.queued} requests waiting, {self.limit} allowed"

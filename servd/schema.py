@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field
 
 from servd.config import (
     AutoscalingConfig,
+    BackpressureConfig,
     DeploymentMode,
     DeploymentOptions,
     LoggingConfig,
@@ -42,6 +43,7 @@ __all__ = [
     "ApplicationDetails",
     "ApplicationStatus",
     "ApplicationStatusOverview",
+    "BackpressureConfig",
     "DeploymentDetails",
     "DeploymentSchema",
     "DeploymentStatusOverview",

@@ -10,7 +10,7 @@ from typing import Any, TypedDict
 
 from pydantic import ValidationError
 
-from servd.config import AutoscalingConfig, DeploymentConfig, RayActorOptions, check_route_prefix
+from servd.config import AutoscalingConfig, BackpressureConfig, DeploymentConfig, RayActorOptions, check_route_prefix
 from servd.documents import runtime_env
 from servd.ground.names import check_name
 
@@ -61,6 +61,7 @@ class DeploymentArguments(TypedDict, total=False):
     rolling_update_percentage: float
     max_surge_percent: int | None
     max_constructor_retry_count: int
+    backpressure_config: dict[str, Any] | BackpressureConfig | None
 
 
 logger = logging.getLogger(__name__)

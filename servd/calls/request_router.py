@@ -186,8 +186,10 @@ class RequestRouter(Generic[WorkT]):
         return None if has_room else self.refusal() or self._overflow()
 
     def _overflow(self) -> BackPressureError | None:
-        limit = self.targets.max_queued_requests
-        return BackPressureError(self.deployment, len(self.line), limit) if 0 <= limit <= len(self.line) else None
+        limit, waiting = self.targets.max_queued_requests, len(self.line)
+        if 0 <= limit <= waiting:
+            return BackPressureError(self.deployment, waiting, limit, *self.targets.backpressure)
+        return None
 
     def limits(self) -> dict[str, int]:
         """Slots of each candidate, by replica id; 0 = not known yet."""

@@ -7,7 +7,6 @@ _GANGS = "replicas start one by one"
 _GRPC = "there is no gRPC: use HTTP, or a handle"
 _HEALTH = "`GET /api/servd/v1/status`, or `?dialect=today` of the admin API, has it as JSON"
 _POLICY = "replicas follow `target_ongoing_requests`; set counts from outside with `servd scale`"
-_QUEUE = "`max_queued_requests` bounds who waits, and the answer is 503"
 _ROUTER = "requests go to the less busy of two replicas, or to one that holds the model"
 _TASKS = "let the consumer of your queue call a handle"
 _TRACES = "set OpenTelemetry up in the module of the application; it starts anew in each replica"
@@ -19,7 +18,6 @@ INSTEAD = {
     "AutoscalingMetricsHealth": _HEALTH,
     "AutoscalingPolicy": _POLICY,
     "AutoscalingStatus": _HEALTH,
-    "BackpressureConfig": _QUEUE,
     "CeleryAdapterConfig": _TASKS,
     "ControllerHealthMetrics": _HEALTH,
     "ControllerOptions": "the controller has options of `servd start` alone",
@@ -71,7 +69,7 @@ INSTEAD = {
 """Name -> what to use instead."""
 
 _CONFIG = (
-    "AggregationFunction AutoscalingContext AutoscalingPolicy BackpressureConfig ControllerOptions DeploymentActorConfig "
+    "AggregationFunction AutoscalingContext AutoscalingPolicy ControllerOptions DeploymentActorConfig "
     "GangPlacementStrategy GangRuntimeFailurePolicy GangSchedulingConfig RequestRouterConfig gRPCOptions"
 )
 NAMES = {
@@ -81,7 +79,7 @@ NAMES = {
     "servd.exceptions": "gRPCStatusError",
     "servd.handle": "DeploymentBroadcastResponse",
     "servd.schema": (
-        "APIType AutoscalingMetricsHealth AutoscalingPolicy AutoscalingStatus BackpressureConfig CeleryAdapterConfig "
+        "APIType AutoscalingMetricsHealth AutoscalingPolicy AutoscalingStatus CeleryAdapterConfig "
         "ControllerHealthMetrics ControllerOptions DeploymentActorConfig DeploymentAutoscalingDetail DeploymentNode "
         "DeploymentTopology DurationStats GangSchedulingConfig ProxyDetails RequestRouterConfig "
         "ScaleDeploymentRequest ScalingDecision Target TargetGroup TaskProcessorAdapter TaskProcessorConfig TaskResult "

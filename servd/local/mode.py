@@ -84,7 +84,8 @@ class LocalCaller:
             replica = UserCallable(deployment, about, max_sync_threads=threads)
             with changes_undone(deployment.func_or_class):
                 await asyncio.create_task(self._construct(replica, about, deployment.user_config))
-            limits = deployment.config.max_concurrent_queries, deployment.config.max_queued_requests
+            config = deployment.config
+            limits = config.max_concurrent_queries, config.max_queued_requests, config.backpressure
             self._replicas[target.full_name] = (
                 replica,
                 about,

@@ -15,9 +15,18 @@ class LocalSlots:
         replica_id: of the only replica.
         limit: requests that run at a time.
         max_queued: requests that may wait; -1 = no bound.
+        backpressure: as of `DeploymentTargets`.
     """
 
-    def __init__(self, deployment: str, replica_id: str, limit: int, max_queued: int) -> None:
+    def __init__(
+        self,
+        deployment: str,
+        replica_id: str,
+        limit: int,
+        max_queued: int,
+        backpressure: tuple[int, float | None] = (503, None),
+    ) -> None:
+        self._backpressure = backpressure
         self._deployment = deployment
         self._limits = {replica_id: limit}
         self._max_queued = max_queued
@@ -43,7 +52,7 @@ class LocalSlots:
         if refused is not None:
             raise refused
         if 0 <= self._max_queued <= len(self._waiting):
-            raise BackPressureError(self._deployment, len(self._waiting), self._max_queued)
+            raise BackPressureError(self._deployment, len(self._waiting), self._max_queued, *self._backpressure)
         waiting = [*((other.request_id, other.ancestors) for other, _ in self._waiting)]
         refused = knot(self._deployment, self._limits, [*waiting, (context.request_id, context.ancestors)])
         # somebody who holds no slot here cannot be the one who holds up the others

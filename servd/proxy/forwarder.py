@@ -10,7 +10,7 @@ from http import HTTPStatus
 from servd.calls.caller import Caller
 from servd.calls.replica_peer import Router
 from servd.calls.route_table import RouteTable, decoded_path
-from servd.exceptions import RequestError
+from servd.exceptions import BackPressureError, RequestError
 from servd.ground.clock import Clock, SystemClock
 from servd.ground.settings import DEFAULT_FORWARDED_ALLOW_IPS
 from servd.observability.access_log import Labels
@@ -18,11 +18,10 @@ from servd.observability.journal import NOWHERE, Journal
 from servd.proxy.forwarded_for import TrustedProxies
 from servd.proxy.limits import Limits
 from servd.proxy.probes import TEXT, Answer, answer_unrouted, is_probe
-from servd.wire.http_answers import text_for_clients
+from servd.wire.http_answers import retry_after, text_for_clients
 from servd.wire.messages import Routing
 from servd.wire.records import REPLICA_TIMING, duration
 
-RETRY_AFTER_S = 1
 CLIENT_GONE = 499
 """What a request counts as whose client went before the whole answer was written; nobody is sent this."""
 
@@ -207,9 +206,8 @@ class Forwarder:
 def answer_failure(error: Exception) -> Answer:
     """The response to a request that failed before a response began."""
     status = error.status_code if isinstance(error, RequestError) else 500
-    block = TEXT
-    if status == 503:
-        block += b"retry-after: %d\r\n" % RETRY_AFTER_S
+    later = retry_after(status, error.retry_after_s if isinstance(error, BackPressureError) else None)
+    block = TEXT if later is None else b"%bretry-after: %b\r\n" % (TEXT, later)
     return status, block, text_for_clients(str(error)).encode()
 
 

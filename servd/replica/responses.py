@@ -6,9 +6,9 @@ from typing import Any
 from servd.app.json_text import json_text
 from servd.exceptions import BackPressureError, DeploymentUnavailableError, UserCodeError
 from servd.ground.settings import SHOW_TRACEBACKS, is_on
-from servd.observability.described import summary_of, text_of
+from servd.observability.described import slot, summary_of, text_of
 from servd.observability.tracebacks import user_traceback
-from servd.wire.http_answers import text_for_clients
+from servd.wire.http_answers import retry_after, text_for_clients
 
 Headers = tuple[tuple[bytes, bytes], ...]
 Answer = tuple[int, Headers, bytes]
@@ -17,7 +17,6 @@ Answer = tuple[int, Headers, bytes]
 RAW_TEXT: Headers = ((b"content-type", b"text/plain"),)
 UTF8_TEXT: Headers = ((b"content-type", b"text/plain; charset=utf-8"),)
 JSON: Headers = ((b"content-type", b"application/json"),)
-_RETRY_LATER: Headers = (*UTF8_TEXT, (b"retry-after", b"1"))
 
 
 def value_response(value: Any) -> Answer:
@@ -55,14 +54,18 @@ TIME_OUT: Answer = (408, UTF8_TEXT, b"The time limit of the request passed while
 
 
 def error_response(error: BaseException, request_id: str = "") -> Answer:
-    """Response for an exception out of user code: 500, or 503 when a deployment it called is too busy or away.
+    """Response for an exception out of user code: 500, or what its callers get where a deployment it called is too busy or away.
 
     What was raised is the operator's to see; the client gets the id that leads there.
     """
     # of the type alone: `isinstance` asks the object too, which may raise
     kind = type(error)
     if issubclass(kind, BackPressureError | DeploymentUnavailableError):
-        return kind.status_code, _RETRY_LATER, text_for_clients(text_of(error)).encode(errors="replace")
+        said = slot(error, "__dict__")
+        status = said.get("status_code", kind.status_code)
+        later = retry_after(status, said.get("retry_after_s"))
+        headers = UTF8_TEXT if later is None else (*UTF8_TEXT, (b"retry-after", later))
+        return status, headers, text_for_clients(text_of(error)).encode(errors="replace")
     text = f"Internal Server Error (request id {request_id})" if request_id else "Internal Server Error"
     if is_on(SHOW_TRACEBACKS):
         text = f"{text}\n\n{user_traceback(error)}"

@@ -227,7 +227,11 @@ def _config(one: DeploymentView) -> dict[str, Any]:
     config = _option_names(one.config)
     config["name"] = one.bare_name
     config["max_queued_requests"] = one.max_queued_requests
-    config["backpressure_config"] = {"status_code": 503, "retry_after_s": None}
+    config["backpressure_config"] = {
+        "status_code": 503,
+        "retry_after_s": None,
+        **(config.get("backpressure_config") or {}),
+    }
     return config
 
 

@@ -1,5 +1,6 @@
 """What the method, the status and the version of HTTP allow an answer to have. Pure; replicas and every lane ask here."""
 
+import math
 import re
 from typing import NamedTuple
 
@@ -26,6 +27,13 @@ class Framing(NamedTuple):
     content_bytes: int | None
     is_chunked: bool = False
     ends_connection: bool = False
+
+
+def retry_after(status: int, seconds: float | None = None) -> bytes | None:
+    """Value of `Retry-After`, whole seconds, rounded up; 1 where a 503 does not say, None = no such header."""
+    if seconds is None:
+        return b"1" if status == 503 else None
+    return b"%d" % math.ceil(seconds)
 
 
 def has_content(method: str, status: int) -> bool:

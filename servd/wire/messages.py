@@ -155,7 +155,8 @@ class DeploymentTargets:
 
     deployment: full name. exists: False for a subscribed name that nothing serves. unavailable: message to refuse
     requests with at once; "" means wait when there is no replica. request_timeout_s: None = no limit. may_grow: further
-    replicas are on their way, or will be when requests wait.
+    replicas are on their way, or will be when requests wait. backpressure: status and seconds of `Retry-After` (None = not said)
+    of requests that find the line full.
     """
 
     deployment: str
@@ -166,6 +167,7 @@ class DeploymentTargets:
     request_timeout_s: float | None = None
     unavailable: str = ""
     may_grow: bool = False
+    backpressure: tuple[int, float | None] = (503, None)
 
 
 @dataclass(frozen=True, slots=True)

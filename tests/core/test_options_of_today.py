@@ -1,10 +1,12 @@
 """What options of today's documents do to counts and to updates."""
 
+import random
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from servd.calls.request_router import RequestRouter
 from servd.controller.plan.autoscaler import Samples, at_capacity, decide, factor, loads_of
 from servd.controller.plan.change import put, put_application
 from servd.controller.plan.facts import ReplicaFact
@@ -15,6 +17,8 @@ from servd.controller.plan.targets import AUTOSCALING_DEFAULTS, resolve, wanted_
 from servd.documents.control_plane import ApplicationDocument, GoalDocument, HttpWish
 from servd.exceptions import DeployError
 from servd.ground.states import ApplicationStatus, DeployMode, ReplicaState
+from servd.proxy.forwarder import answer_failure
+from servd.wire.messages import DeploymentTargets
 from tests.core.build import (
     HTTP,
     World,
@@ -243,6 +247,38 @@ def test_options_of_today_restart_nothing() -> None:
     redeploy(world, rolling_update_percentage=0.5, max_surge_percent=0, max_constructor_retry_count=7).run()
     assert {replica.replica_id for replica in world.replicas()} == before
     assert not {"StartReplica", "DrainReplica", "SetReplicaGoal"} & set(verbs(world.log))
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({}, (503, None)),
+        ({"backpressure_config": {"status_code": 429}}, (429, None)),
+        ({"backpressure_config": {"retry_after_s": 2.5}}, (503, 2.5)),
+        ({"backpressure_config": None, "max_surge_percent": None}, (503, None)),
+    ],
+)
+def test_callers_are_told_how_to_refuse(given: dict[str, Any], told: tuple[int, float | None]) -> None:
+    [targets] = routing(deployed(**given).observed, ()).targets
+    assert targets.backpressure == told
+
+
+@pytest.mark.parametrize(
+    ("status", "seconds", "line"),
+    [
+        (503, None, b"retry-after: 1\r\n"),
+        (503, 0.0, b"retry-after: 0\r\n"),
+        (429, 2.6, b"retry-after: 3\r\n"),
+        (429, None, b""),
+    ],
+)
+def test_a_full_line_is_refused_as_configured(status: int, seconds: float | None, line: bytes) -> None:
+    router: RequestRouter[Any] = RequestRouter("app_D", random.Random(1))
+    router.update(DeploymentTargets("app_D", max_queued_requests=0, backpressure=(status, seconds)))
+    error = router.refused_now()
+    assert error is not None
+    found, block, _ = answer_failure(error)
+    assert (found, block.partition(b"\r\n")[2]) == (status, line)
 
 
 def test_an_empty_goal_has_no_capacity() -> None:

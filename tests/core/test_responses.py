@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 import decimal
+import pickle
 import sys
 import uuid
 from enum import Enum, IntEnum
@@ -181,6 +182,23 @@ def test_a_busy_deployment_behind_is_a_503() -> None:
     assert status == 503
     assert (b"retry-after", b"1") in headers
     assert b"app_x: 10 requests waiting" in body
+
+
+@pytest.mark.parametrize(
+    ("status", "seconds", "header"),
+    [(503, 2.5, [b"3"]), (503, 0, [b"0"]), (429, None, []), (429, 7, [b"7"])],
+)
+def test_a_busy_deployment_behind_is_told_as_its_own_callers_are(
+    status: int, seconds: float | None, header: list[bytes]
+) -> None:
+    error = pickle.loads(pickle.dumps(BackPressureError("app_x", 10, 10, status, seconds)))
+    assert (error.status_code, error.retry_after_s) == (status, seconds)
+    found, headers, _ = error_response(error)
+    assert (found, [value for name, value in headers if name == b"retry-after"]) == (status, header)
+
+
+def test_an_edition_before_backpressure_configs_reads_the_usual_refusal() -> None:
+    assert BackPressureError("app_x", 10, 10).args == ("app_x", 10, 10)
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ DEPLOYMENT_OPTIONS: dict[str, tuple[list[Any], list[Any]]] = {
     "rolling_update_percentage": ([0.1, 1], [0, -1, 1.1, None]),
     "max_surge_percent": ([0, 50, 100, None], [-1, 101, 0.5]),
     "max_constructor_retry_count": ([1, 100], [0, -1, None]),
+    "backpressure_config": ([{}, {"status_code": 429, "retry_after_s": 0}], [{"retry_after_s": -1}, [], 429]),
 }
 AUTOSCALING_OPTIONS: dict[str, tuple[list[Any], list[Any]]] = {
     "min_replicas": ([0, 1], [-1, None]),

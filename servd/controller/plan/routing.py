@@ -81,6 +81,7 @@ def _targets_of(key: tuple[str, str], observed: Observed, leaving: Collection[st
         max_queued_requests=options["max_queued_requests"],
         request_timeout_s=_time_limit(options["request_timeout_s"], observed),
         unavailable=unavailable,
+        backpressure=target.backpressure if target is not None else (503, None),
         may_grow=target is not None and _may_grow(target, fact, len(replicas)),
     )
 

@@ -56,6 +56,7 @@ OWN_OPTIONS = (
     "rolling_update_percentage",
     "max_surge_percent",
     "max_constructor_retry_count",
+    "backpressure_config",
 )
 LONGEST_REPORT_PERIOD_S, SHORTEST_REPORT_PERIOD_S = 0.25, 0.02
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -111,6 +112,12 @@ class DeploymentTarget:
     def surge_percent(self) -> int | None:
         """Replicas that may live beyond the target during an update, percent of it; 0 = old ones stop first, None = a step."""
         return self.options.get("max_surge_percent")
+
+    @property
+    def backpressure(self) -> tuple[int, float | None]:
+        """Status and seconds of `Retry-After` of requests that find the line full."""
+        config = self.options.get("backpressure_config") or {}
+        return config.get("status_code", 503), config.get("retry_after_s")
 
     @property
     def need(self) -> Need:
@@ -382,6 +389,6 @@ def _shown(
     shown["ray_actor_options"] = dict(actor_options)
     shown["is_driver_deployment"] = options["is_driver_deployment"]
     for name in OWN_OPTIONS:
-        if name in override or name in built.options:
+        if name in options and (name in override or name in built.options):
             shown[name] = options[name]
     return shown
