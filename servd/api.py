@@ -22,6 +22,7 @@ from servd.config import HTTPOptions, LoggingConfig
 from servd.daemon.presence import stay
 from servd.dag import HandleMaker
 from servd.exceptions import ServdError
+from servd.ground.absent import refuse_options
 from servd.ground.ids import DeploymentID
 from servd.ground.names import check_name
 from servd.handle import DeploymentHandle, RayServeHandle, RayServeSyncHandle
@@ -73,8 +74,10 @@ def run(
     *,
     host: str | None = None,
     port: int | None = None,
+    external_scaler_enabled: bool = False,  # noqa: ARG001
     _blocking: bool = True,
     _local_testing_mode: bool = False,
+    **further: Any,
 ) -> RayServeSyncHandle:
     """Deploy an application and wait until it is healthy; a daemon is started where none runs.
 
@@ -86,6 +89,7 @@ def run(
         logging_config: as in documents.
         local: run it in this process, without daemon and sockets.
         host, port: of the data plane; ignored with a warning where Serve runs with others.
+        external_scaler_enabled: what it allows is always allowed.
         _blocking: False = do not wait.
 
     Returns:
@@ -96,6 +100,7 @@ def run(
         ServdError: the daemon refuses it, say because the prefix is taken; nothing is changed then.
         RuntimeError: a deployment is UNHEALTHY, with its message; the application stays and goes on trying.
     """
+    refuse_options("run", further)
     root = _root_of(target)
     check_name(name)
     if local or _local_testing_mode:
@@ -153,8 +158,7 @@ def start(
     for key in ("http_host", "http_port", "http_middlewares"):
         if key in kwargs:
             raise ValueError(f"{key} is gone: use http_options={{{key.removeprefix('http_')!r}: ...}}")
-    if kwargs:
-        raise TypeError(f"start() has no argument {', '.join(map(repr, kwargs))}")
+    refuse_options("start", kwargs)
     options = http_options if isinstance(http_options, HTTPOptions) else HTTPOptions(**(http_options or {}))
     if proxy_location is not None:
         options = HTTPOptions(**{**options.model_dump(exclude_unset=True), "location": str(proxy_location)})

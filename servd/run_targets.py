@@ -8,6 +8,7 @@ from servd import api
 from servd.app.options import UNSET, Unset
 from servd.context import get_global_client
 from servd.daemon.presence import stay
+from servd.ground.absent import refuse_options
 from servd.handle import RayServeSyncHandle
 
 
@@ -19,19 +20,23 @@ class RunTarget:
     name: str = api.DEFAULT_APP
     route_prefix: str | Unset | None = UNSET
     logging_config: Any = None
+    external_scaler_enabled: bool = False
 
 
 def run_many(
     targets: Sequence[RunTarget],
     *,
     blocking: bool = False,
+    wait_for_ingress_deployment_creation: bool = True,  # noqa: ARG001
     wait_for_applications_running: bool = True,
     _local_testing_mode: bool = False,
+    **further: Any,
 ) -> list[RayServeSyncHandle]:
     """Deploy applications side by side and wait until all are healthy.
 
     Args:
         blocking: stay until Ctrl-C after that.
+        wait_for_ingress_deployment_creation: no effect: a handle may be used at once.
         wait_for_applications_running: False = do not wait.
 
     Returns:
@@ -40,6 +45,7 @@ def run_many(
     Raises:
         ValueError: no targets, or a name twice. Otherwise as `run`; what was deployed stays.
     """
+    refuse_options("run_many", further)
     names = [target.name for target in targets]
     if not targets or len(set(names)) != len(names):
         raise ValueError(f"run_many needs targets of different names, got {', '.join(names) or 'none'}")
@@ -49,6 +55,7 @@ def run_many(
             name=one.name,
             route_prefix=one.route_prefix,
             logging_config=one.logging_config,
+            external_scaler_enabled=one.external_scaler_enabled,
             _blocking=False,
             _local_testing_mode=_local_testing_mode,
         )

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 DEFAULT_ADDRESS = f"http://localhost:{DEFAULT_ADMIN_PORT}"
 ADDRESS_VARIABLES = ("SERVD_ADDRESS", "RAY_AGENT_ADDRESS", "RAY_DASHBOARD_ADDRESS")
+AUTO = "auto"
+"""Address that names none: whichever daemon is found, as Ray's programs say it."""
 TOKEN_FILE_VARIABLE = "SERVD_ADMIN_TOKEN_FILE"
 CA_FILE_VARIABLE = "SERVD_ADMIN_CA_FILE"
 """Certificate(s) in PEM form that an https: admin address is checked against; the system's if unset."""
@@ -73,7 +75,7 @@ class NoDaemonError(UnreachableError):
 
 
 def named_address(given: str | None = None, state_dir: str | None = None) -> str | None:
-    """The address that somebody named: `given`, else the first set variable of `ADDRESS_VARIABLES`; None without one.
+    """The address that somebody named: `given`, else the first set variable of `ADDRESS_VARIABLES`; None without one. See `AUTO`.
 
     Args:
         state_dir: of the command line, None if not given: it beats the variables.
@@ -82,7 +84,7 @@ def named_address(given: str | None = None, state_dir: str | None = None) -> str
         ConfigError: that address is malformed.
     """
     variables = () if state_dir else (os.environ.get(name) for name in ADDRESS_VARIABLES)
-    address = next((address for address in (given, *variables) if address), None)
+    address = next((address for address in (given, *variables) if address and address != AUTO), None)
     return check_address(address) if address else None
 
 

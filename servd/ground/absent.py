@@ -1,5 +1,6 @@
 """Names of today's Ray Serve that servd does not have: importing them works, using them tells what to use instead."""
 
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 _ACTORS = "a deployment of its own that the others hold a handle to does the same"
@@ -96,6 +97,26 @@ NAMES = {
     ),
 }
 """Module -> the names that it gives, separated by spaces."""
+
+
+_OPTIONS = {
+    "controller_options": "ControllerOptions",
+    "grpc_options": "gRPCOptions",
+    "tracing_config": "TracingConfig",
+}
+
+
+def refuse_options(function: str, given: Mapping[str, Any]) -> None:
+    """Refuse further options of a function; None in place of one that servd does not have is fine.
+
+    Raises:
+        ValueError: of today's Ray Serve; says what to use instead. TypeError: of nobody.
+    """
+    for name, value in given.items():
+        if name not in _OPTIONS:
+            raise TypeError(f"{function}() has no argument {name!r}")
+        if value is not None:
+            raise ValueError(f"servd has no {name}: {INSTEAD[_OPTIONS[name]]}")
 
 
 class _Absent(type):

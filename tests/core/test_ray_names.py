@@ -5,9 +5,11 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import servd
 from servd import context, exceptions, schema
 from servd.config import AutoscalingPolicy, HTTPOptions, ProxyLocation
 from servd.exceptions import gRPCStatusError
@@ -265,6 +267,28 @@ def test_a_rank_is_one_of_both_modules() -> None:
     assert schema.ReplicaRank is context.ReplicaRank
     rank = context.ReplicaRank(rank=1, node_rank=0, local_rank=1)
     assert (rank.rank, rank.node_rank, rank.local_rank) == (1, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "said"),
+    [
+        (
+            lambda: servd.run(None, controller_options={}),
+            ValueError,
+            "servd has no controller_options: the controller has",
+        ),
+        (lambda: servd.run(None, color=1), TypeError, r"run\(\) has no argument 'color'"),
+        (lambda: servd.run(None, external_scaler_enabled=True, controller_options=None), TypeError, "an Application"),
+        (lambda: servd.start(grpc_options={"port": 9}), ValueError, "servd has no grpc_options: there is no gRPC"),
+        (lambda: servd.start(tracing_config={}, http_options={}), ValueError, "servd has no tracing_config: set OpenT"),
+        (lambda: servd.start(color=1), TypeError, r"start\(\) has no argument 'color'"),
+        (lambda: servd.run_many([], wait_for_ingress_deployment_creation=False), ValueError, "needs targets"),
+        (lambda: servd.run_many([], controller_options={}), ValueError, "servd has no controller_options"),
+    ],
+)
+def test_options_of_today_work_or_say_what_to_use_instead(call: Any, error: type[Exception], said: str) -> None:
+    with pytest.raises(error, match=said):
+        call()
 
 
 def test_names_that_nobody_has_are_not_there() -> None:

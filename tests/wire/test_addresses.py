@@ -37,7 +37,10 @@ def test_the_first_that_is_given_wins(tmp_path: Path, monkeypatch: pytest.Monkey
         if name:
             monkeypatch.setenv(name, str(folder))
         assert find_address() == address
+        assert find_address("auto") == address
     monkeypatch.setenv("RAY_ADDRESS", "http://never.read:1")
+    monkeypatch.setenv("RAY_AGENT_ADDRESS", "auto")
+    assert find_address() == address
     for name in ("RAY_DASHBOARD_ADDRESS", "RAY_AGENT_ADDRESS", "SERVD_ADDRESS"):
         monkeypatch.setenv(name, f"http://{name.lower()}:1///")
         assert find_address() == f"http://{name.lower()}:1"
