@@ -107,12 +107,7 @@ def run(
         return _run_locally(root, name)
     built = build_application(root, name, HandleMaker())
     client = _client_module().find_or_start(host=host, port=port)
-    order: dict[str, Any] = {}
-    if client.status()["running"]:
-        _warn_of_other_options(client, {"host": host, "port": port})
-    else:
-        port = None if port is None else _client_module().concrete_port(host, port)
-        order = {key: value for key, value in (("host", host), ("port", port)) if value is not None}
+    order = _order_for(client, host, port)
     # the code's own too: where it is taken shows before anything is changed
     order["route_prefix"] = built.route_prefix if isinstance(route_prefix, Unset) else route_prefix
     logging_config = client.logging_config if logging_config is None else logging_config
@@ -326,6 +321,15 @@ class _Legacy:
 
 
 verbs.hand_in(_Legacy())
+
+
+def _order_for(client: "Client", host: str | None, port: int | None) -> dict[str, Any]:
+    """What an order says of the data plane."""
+    if client.status()["running"]:
+        _warn_of_other_options(client, {"host": host, "port": port})
+        return {}
+    port = None if port is None else _client_module().concrete_port(host, port)
+    return {key: value for key, value in (("host", host), ("port", port)) if value is not None}
 
 
 def _plain_logging(given: Mapping[str, Any] | LoggingConfig) -> dict[str, Any]:
