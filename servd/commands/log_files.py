@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from servd.commands.log_lines import Line, Source, Wish, in_order
 from servd.exceptions import ConfigError
 from servd.ground import process
 from servd.ground.clock import SystemClock, block_for, local_stamp
 from servd.ground.names import in_file_name, without_controls
 from servd.ground.settings import FORK_SERVER_FILE
+from servd.observability.log_lines import Line, Source, Wish, in_order
 
 POLL_S = 0.2
 _ROOTS = {

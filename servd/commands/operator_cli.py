@@ -206,6 +206,19 @@ def top(
     watch(AdminClient(find_address(address, state_dir)), target or "", form, order=order or "", interval_s=interval)
 
 
+@app.command(name="open", help="Print the URL of the live page; on a desktop open it.")
+def open_page(
+    address: Address = None,
+    state_dir: StateDir = None,
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Only print it.")] = False,
+) -> None:
+    """With a token the page asks for it."""
+    from servd.commands.page import open_page as open_url
+    from servd.daemon.admin_client import AdminClient, find_address
+
+    open_url(AdminClient(find_address(address, state_dir)), may_open=not no_browser)
+
+
 @app.command(help="Print the Python stacks of live replicas.")
 def stack(
     target: Annotated[str, typer.Argument(metavar="TARGET", help=STACK_TARGETS, show_default=False)],

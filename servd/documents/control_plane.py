@@ -186,8 +186,8 @@ class HttpView:
 class InstanceView:
     """Everything that statuses show, computed from the goal and the facts of one moment.
 
-    version grows with every visible change; see `ControlPlane.changed`. notice: what people should know of the daemon itself,
-    "" for nothing. edition: which servd the controller is. upgrade: the latest one of this daemon, if any.
+    version grows with every visible change; see `changed`. notice: what people should know of the daemon itself, "" for nothing.
+    edition: which servd the controller is. upgrade: the latest one, if any. page_url: of the live page, on this host.
     """
 
     revision: int
@@ -208,6 +208,7 @@ class InstanceView:
     upgrade: UpgradeView | None = None
     health: ControllerHealth = field(default_factory=ControllerHealth)
     target_capacity: float | None = None
+    page_url: str = ""
 
     def application(self, name: str) -> ApplicationView | None:
         """The application of that name, if there is one."""

@@ -21,6 +21,8 @@ EXIT_OTHER_PROTOCOL = 79
 WAY_OUT = "`servd stop && servd start` ends this"
 COMPILED = "__pycache__"
 """Name of the directories of what the interpreter compiles."""
+SUFFIXES = (".py", ".html", ".css", ".js", ".svg")
+"""What a package is made of: modules, and what the page that shows an instance is made of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +134,7 @@ def content_of(path: str) -> bytes:
 
 
 def files_at(package_dir: str) -> dict[str, tuple[int, int]]:
-    """A package's modules: name below its directory -> size (bytes), time of change (ns).
+    """A package's files: name below its directory -> size (bytes), time of change (ns).
 
     Raises:
         OSError: they cannot be looked at.
@@ -142,8 +144,8 @@ def files_at(package_dir: str) -> dict[str, tuple[int, int]]:
     for folder in folders:
         with os.scandir(f"{package_dir}/{folder}") as entries:
             for entry in entries:
-                # what editors put beside a file is no module
-                if entry.name.endswith(".py") and entry.name[0] != ".":
+                # what editors put beside a file is none of them
+                if entry.name.endswith(SUFFIXES) and entry.name[0] != ".":
                     about = entry.stat()
                     found[f"{folder}{entry.name}"] = (about.st_size, about.st_mtime_ns)
                 elif entry.name != COMPILED and entry.is_dir():

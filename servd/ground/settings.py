@@ -61,6 +61,12 @@ class Settings:
         """Root of the log files."""
         return str(Path(self.state_dir) / "logs")
 
+    @property
+    def page_url(self) -> str:
+        """The live page, for a browser on this host. The port must be the real one."""
+        host = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(self.admin_host, self.admin_host)
+        return f"{url_of(host, self.admin_port, is_tls=self.admin_tls_cert is not None)}/"
+
     def places(self) -> tuple[str, ...]:
         """Lines for people: where the daemon answers and keeps things. The ports must be the real ones."""
         is_tls = self.admin_tls_cert is not None
@@ -69,6 +75,7 @@ class Settings:
         today = () if port is None else (f"as today's Ray Serve: {url_of(self.admin_host, port, is_tls=is_tls)}",)
         return (
             f"admin API: {admin} and unix://{admin_socket(self.socket_dir)}",
+            f"live page: {self.page_url}",
             *today,
             f"state: {self.state_dir}",
             f"logs: {self.log_dir}",

@@ -1,4 +1,4 @@
-"""Who may speak to the admin plane: the bearer token, the user behind a loopback connection, the browser's marks."""
+"""Who may speak to the admin plane: the bearer token or a session, the user behind a loopback connection, the browser's marks."""
 
 import hmac
 from collections.abc import Iterable, Mapping
@@ -11,6 +11,9 @@ from servd.exceptions import StateError
 from servd.ground.quick_dataclass import dataclass
 from servd.ground.settings import Settings
 from servd.rest.peers import Peer, own_uids
+from servd.rest.sessions import has_session
+
+_READS = ("GET", "HEAD")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,30 +38,45 @@ class AccessRules:
         """Whether the owner of the client's socket matters."""
         return is_loopback(self.bind_host)
 
-    def refusal(self, peer: Peer, headers: Mapping[str, str], local_host: str = "") -> Refusal | None:
+    def refusal(
+        self, peer: Peer, headers: Mapping[str, str], local_host: str = "", *, method: str = "GET", at: float = 0.0
+    ) -> Refusal | None:
         """Why this request is refused, or None.
 
         Args:
             peer: who sent it, as found when the connection was accepted.
             headers: by lower-case name.
             local_host: address at which the connection was accepted.
+            at: wall time, seconds.
         """
         if peer.is_unix:
             return None
+        return self._token_refusal(headers, method, at) or self.refusal_beside_token(peer, headers, local_host)
+
+    def refusal_beside_token(self, peer: Peer, headers: Mapping[str, str], local_host: str = "") -> Refusal | None:
+        """Why this request would be refused with any token, or None: what may be shown to somebody who is about to give one."""
+        if peer.is_unix:
+            return None
         return (
-            self._token_refusal(headers.get("authorization", ""))
-            or self._user_refusal(peer)
+            self._user_refusal(peer)
             or self._host_refusal(headers.get("host"), local_host)
             or self._origin_refusal(headers)
         )
 
-    def _token_refusal(self, authorization: str) -> Refusal | None:
+    def is_token(self, given: str) -> bool:
+        """Whether this is the bearer token."""
+        return bool(self.token) and hmac.compare_digest(given.strip().encode(), self.token.encode())
+
+    def _token_refusal(self, headers: Mapping[str, str], method: str, at: float) -> Refusal | None:
         if not self.token:
             return None
+        authorization = headers.get("authorization", "")
         scheme, _, given = authorization.partition(" ")
-        right = hmac.compare_digest(given.strip().encode(), self.token.encode())
-        if scheme.lower() == "bearer" and right:
+        if scheme.lower() == "bearer" and self.is_token(given):
             return None
+        if not authorization and has_session(self.token, headers.get("cookie", ""), at):
+            # a browser sends the cookie by itself, also for whoever serves a page on another port of this host
+            return None if method in _READS or is_same_origin(headers) else _NOT_FROM_THE_PAGE
         how = "wrong" if authorization else "missing"
         text = f"401: bearer token {how}; send 'Authorization: Bearer <content of the daemon's --admin-token-file>'"
         return Refusal(401, text)
@@ -94,6 +112,19 @@ class AccessRules:
             return None
         text = f"403: request from another site refused (Origin: {origin}); send it without Origin, or from this host"
         return Refusal(403, text)
+
+
+_NOT_FROM_THE_PAGE = Refusal(
+    403, "403: a change in a session must come from the page itself (Sec-Fetch-Site: same-origin, or its Origin)"
+)
+
+
+def is_same_origin(headers: Mapping[str, str]) -> bool:
+    """Whether a browser says that a page of this very host and port sent the request."""
+    site, origin = headers.get("sec-fetch-site", "").strip().lower(), headers.get("origin")
+    if origin is not None and _netloc(origin) != headers.get("host", "").lower():
+        return False
+    return site == "same-origin" or (not site and origin is not None)
 
 
 def _netloc(origin: str) -> str:

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from servd.documents.control_plane import ControlPlane
 from servd.documents.figure_views import Figures
 from servd.exceptions import HostLimitError
+from servd.ground.clock import SystemClock
 from servd.ground.host_limits import descriptors_left, no_descriptor
 from servd.observability.error_groups import ErrorBook
 from servd.rest.access import AccessRules
@@ -30,6 +31,7 @@ from servd.rest.documents import (
 )
 from servd.rest.exchange import PEER_KEY, STRANGER, BodyWatch, Endpoint, Resource, json_answer
 from servd.rest.figures import figures_resource, history_resource
+from servd.rest.logs import logs_resource
 from servd.rest.openapi import openapi_document
 from servd.rest.own_endpoints import (
     Metrics,
@@ -44,6 +46,7 @@ from servd.rest.own_endpoints import (
     status_resource,
     upgrade_resource,
 )
+from servd.rest.pages import ABORT_KEY, OPEN_PATHS, PAGE, login_page, open_pages, page_routes
 from servd.rest.peers import Peer, peer_of
 from servd.rest.problems import not_allowed, not_found, problem, problem_of
 from servd.rest.revisions import prune_resource, revision_resource, revisions_resource, rollback_resource
@@ -70,11 +73,17 @@ class AdminApp:
         figures: Figures,
     ) -> None:
         self._access = access
-        self._routes = Routes(routes(plane, code_dir, metrics, errors, figures))
+        self._pages = open_pages(plane, errors, figures)
+        own = page_routes(plane, self._pages, lambda: self._access)
+        self._routes = Routes({**routes(plane, code_dir, metrics, errors, figures), **own})
 
     def admit_by(self, access: AccessRules) -> None:
         """Use these rules from now on."""
         self._access = access
+
+    def end_pages(self) -> None:
+        """Whoever looks at the page shall not hold up the end."""
+        self._pages.end()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -94,20 +103,34 @@ class AdminApp:
         await response(scope, body, send)
 
     async def _respond(self, request: Request) -> Response:
-        peer = request.scope.get(PEER_KEY, STRANGER)
-        local = request.scope.get("server") or ("", 0)
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in request.scope["headers"]}
-        refusal = self._access.refusal(peer, headers, local[0])
-        if refusal is not None:
-            extra = {"WWW-Authenticate": "Bearer"} if refusal.status == 401 else None
-            return problem(refusal.status, refusal.text, extra)
-        resource = self._routes.find(_spelled(request.scope))
+        path = _spelled(request.scope)
+        refused = self._refused(request, path)
+        if refused is not None:
+            return refused
+        resource = self._routes.find(path)
         if resource is None:
             return not_found()
         endpoint = _endpoint(resource, request.method)
         if endpoint is None:
             return not_allowed([*resource, "HEAD"] if "GET" in resource else [*resource])
         return await endpoint(request)
+
+    def _refused(self, request: Request, path: str) -> Response | None:
+        peer = request.scope.get(PEER_KEY, STRANGER)
+        local = (request.scope.get("server") or ("", 0))[0]
+        headers = _headers(request.scope)
+        anyway = self._access.refusal_beside_token(peer, headers, local)
+        if path in OPEN_PATHS:
+            refusal = anyway
+        else:
+            at = SystemClock().wall_time()
+            refusal = self._access.refusal(peer, headers, local, method=request.method, at=at)
+        if refusal is None:
+            return None
+        if refusal.status == 401 and path == PAGE and anyway is None:
+            return login_page()
+        extra = {"WWW-Authenticate": "Bearer"} if refusal.status == 401 else None
+        return problem(refusal.status, refusal.text, extra)
 
 
 def routes(
@@ -131,6 +154,7 @@ def routes(
         "/api/servd/v1/errors/{id}": lambda error_id: error_resource(errors, error_id),
         "/api/servd/v1/figures": lambda: figures_resource(figures),
         "/api/servd/v1/figures/history": lambda: history_resource(figures),
+        "/api/servd/v1/logs": lambda: logs_resource(plane),
         "/api/servd/v1/prune": lambda: prune_resource(plane),
         "/api/servd/v1/revisions/{revision}/rollback": lambda number: rollback_resource(plane, number),
         # the application without a name
@@ -145,6 +169,13 @@ def _spelled(scope: Scope) -> str:
     """The path as the client wrote it."""
     path: bytes = scope.get("raw_path") or scope["path"].encode()
     return path.partition(b"?")[0].decode("latin-1")
+
+
+def _headers(scope: Scope) -> dict[str, str]:
+    """By lower-case name; of one that comes twice the last. The cookies of HTTP/2 come one by one."""
+    pairs = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"]]
+    cookies = "; ".join(value for name, value in pairs if name == "cookie")
+    return {**dict(pairs), **({"cookie": cookies} if cookies else {})}
 
 
 def _endpoint(resource: Resource, method: str) -> Endpoint | None:
@@ -163,7 +194,7 @@ def create_app(
 
 
 async def serve(
-    app: ASGIApp,
+    app: AdminApp,
     sockets: list[socket.socket],
     shutdown: asyncio.Event,
     tls: ssl.SSLContext | None = None,
@@ -182,16 +213,15 @@ async def serve(
     todays = {listener.getsockname()[1] for listener in today}
 
     async def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        if task is not None:
+        if (task := asyncio.current_task()) is not None:
             tasks.add(task)
             task.add_done_callback(tasks.discard)
         if descriptors_left() < SPARE_DESCRIPTORS:
             await _turn_away(reader, writer)
             return
         peer = peer_of(writer.get_extra_info("socket"))
-        wrapper = ASGIWrapper(_with_peer(app, peer, _dialect_at(writer, todays)))  # type: ignore[arg-type]
-        await _Connection(wrapper, loop, config, context, {}, reader, writer)
+        wrapper = _with_peer(app, peer, _dialect_at(writer, todays), writer)
+        await _Connection(ASGIWrapper(wrapper), loop, config, context, {}, reader, writer)  # type: ignore[arg-type]
 
     servers = [
         await asyncio.start_server(
@@ -216,6 +246,7 @@ async def serve(
             task.cancel()
         for server in (*servers, *newest):
             server.close()
+        app.end_pages()
         await context.terminated.set()
         if tasks:
             _, late = await asyncio.wait(set(tasks), timeout=GRACEFUL_TIMEOUT_S)
@@ -260,10 +291,13 @@ class _Connection(TCPServer):
         await self.idle_task.stop()
 
 
-def _with_peer(app: ASGIApp, peer: Peer, dialect: Dialect) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
+def _with_peer(
+    app: ASGIApp, peer: Peer, dialect: Dialect, writer: asyncio.StreamWriter
+) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
         scope[PEER_KEY] = peer
         scope[DIALECT_KEY] = dialect
+        scope[ABORT_KEY] = writer.transport.abort
         await app(scope, receive, send)
 
     return application

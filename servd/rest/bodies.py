@@ -80,6 +80,7 @@ def own_status(view: InstanceView) -> shapes.Status:
         "running": view.running,
         "notice": view.notice,
         "log_dir": view.log_dir,
+        "page_url": view.page_url,
         "edition": view.edition,
         "upgrade": None if view.upgrade is None else _upgrade(view.upgrade),
         "deploy_mode": view.mode,

@@ -67,6 +67,17 @@ _API_TYPE: Json = {
 }
 _ETAG: Json = {"schema": {"type": "string"}, "description": "The revision of the goal, quoted."}
 _NUMBER: Json = {"type": "number"}
+_LOGS: tuple[Json, ...] = tuple(
+    {"name": name, "in": "query", "schema": schema, "description": text}
+    for name, schema, text in (
+        ("application", {"type": "string"}, "Only of this application; without one of proxies and controller too."),
+        ("deployment", {"type": "string"}, "Only of its deployments of this name."),
+        ("replica", {"type": "string"}, "Only of this replica."),
+        ("level", {"type": "string"}, "Only of this level and above."),
+        ("request", {"type": "string"}, "Only of the request with this id."),
+        ("limit", {"type": "integer"}, "At most so many, default 200, 2000 at most."),
+    )
+)  # fmt: skip
 _REFERENCE = "#/components/schemas/{model}"
 
 
@@ -215,6 +226,7 @@ def _own() -> list[Operation]:
         ),
         *_errors(f"{own}/errors"),
         *_figures(f"{own}/figures"),
+        _logs(f"{own}/logs"),
         Operation(
             "post", f"{own}/prune", "prune", "Remove code that no revision within reach needs.", shapes.Pruned,
             ("400", *_READ, "507"), parameters=(_query("keep", {"type": "integer"}, "So many revisions, default 10."), _DRY_RUN),
@@ -231,6 +243,11 @@ def _own() -> list[Operation]:
             ("400", *_READ, "507"), {"type": "string", "format": "binary"}, path_schemas={"sha256": digest},
         ),
     ]  # fmt: skip
+
+
+def _logs(path: str) -> Operation:
+    summary = "The last lines of log files, in order of time."
+    return Operation("get", path, "getLogs", summary, shapes.LogLines, ("400", *_READ), parameters=_LOGS)
 
 
 def _errors(path: str) -> list[Operation]:

@@ -157,6 +157,7 @@ class Status(TypedDict):
     running: bool
     notice: str
     log_dir: str
+    page_url: str
     edition: str
     upgrade: Upgrade | None
     deploy_mode: DeployMode
@@ -260,6 +261,22 @@ class ErrorDetail(ErrorEntry):
     """With the traceback of the last time."""
 
     traceback: str
+
+
+class LogLine(TypedDict):
+    """One line. time: local; that of the line before, like level, where it has no head of its own. source: the file's name."""
+
+    time: str
+    level: str
+    source: str
+    text: str
+
+
+class LogLines(TypedDict):
+    """The last lines of some log files, the oldest first. is_all: whether the files were read to their begin."""
+
+    lines: list[LogLine]
+    is_all: bool
 
 
 class DeploymentChange(TypedDict):

@@ -16,7 +16,16 @@ from servd.daemon import program
 from servd.daemon.edition_watch import EditionWatch, notice_of
 from servd.ground import edition
 from servd.ground.clock import SystemClock
-from servd.ground.edition import EXIT_OTHER_PROTOCOL, UNMARKED, Edition, Stamp, difference, edition_at, edition_of
+from servd.ground.edition import (
+    EXIT_OTHER_PROTOCOL,
+    SUFFIXES,
+    UNMARKED,
+    Edition,
+    Stamp,
+    difference,
+    edition_at,
+    edition_of,
+)
 from servd.ground.package import PACKAGE_DIR, PROTOCOL, VERSION
 from servd.wire.messages import Hello
 
@@ -58,6 +67,18 @@ def test_an_edition_is_its_files_whatever_was_compiled(package: Path) -> None:
     assert edition_at(str(package)) not in (first, changed)
 
 
+def test_the_files_of_the_page_belong_to_the_edition_and_to_the_copy(tmp_path: Path, package: Path) -> None:
+    before = edition_at(str(package))
+    (package / "page").mkdir()
+    (package / "page" / "page.js").write_text("1")
+    changed = edition_at(str(package))
+    assert changed != before
+    code_dir = Path(program.copy_in(str(tmp_path), str(package)))
+    assert (code_dir / "page" / "page.js").read_text() == "1"
+    (package / "page" / "page.js").write_text("2")
+    assert edition_at(str(package)) not in (before, changed)
+
+
 def test_what_editors_leave_beside_a_module_is_nothing(package: Path) -> None:
     before = edition_at(str(package))
     (package / ".a.py.swp").write_text("vim")
@@ -66,11 +87,10 @@ def test_what_editors_leave_beside_a_module_is_nothing(package: Path) -> None:
     assert edition_at(str(package)) == before
 
 
-def test_the_real_package_knows_itself_and_holds_nothing_but_modules() -> None:
-    others = {
-        path.name for path in Path(PACKAGE_DIR).rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")
-    }
-    assert others <= {"py.typed"}, "a copy that a daemon runs from has modules alone"
+def test_the_real_package_knows_itself_and_holds_nothing_that_a_copy_would_not() -> None:
+    known = (*SUFFIXES, ".pyc")
+    others = {path.name for path in Path(PACKAGE_DIR).rglob("*") if path.is_file() and path.suffix not in known}
+    assert others <= {"py.typed"}, "a copy that a daemon runs from has no such file"
     assert edition_at(PACKAGE_DIR) == Edition(PROTOCOL, VERSION, edition_at(PACKAGE_DIR).digest)
 
 

@@ -27,7 +27,7 @@ FLOORS = (
     Floor(("wire",)),
     Floor(("documents", "observability", "daemon"), ("config", "schema")),
     Floor(("calls",), ("handle", "metrics", "client", "context")),
-    Floor(("app", "compat"), ("batching", "multiplex", "dag", "deployment_graph", "drivers", "http_adapters")),
+    Floor(("app", "compat", "page"), ("batching", "multiplex", "dag", "deployment_graph", "drivers", "http_adapters")),
     Floor(("proxy", "rest", "commands")),
     Floor(("controller.plan", "replica.code")),
     Floor(("controller.shown",)),

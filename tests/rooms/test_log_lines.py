@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from servd.commands.log_files import files, patterns, seconds_of, show_logs, wish_of
-from servd.commands.log_lines import LONGEST_LINE, Head, Source, Wish, _begin_of_time, head_of
 from servd.exceptions import ConfigError
+from servd.observability.log_lines import LONGEST_LINE, Head, Source, Wish, _begin_of_time, head_of
 
 DAY = "2026-11-28"
 

@@ -94,6 +94,7 @@ def test_from_start_to_stop(fresh: Shell) -> None:
     pid = running_pid(fresh.state_dir)
     assert f"pid {pid}; `servd stop` ends it" in out
     assert f"admin API: http://127.0.0.1:{fresh.admin_port} and unix:///" in out
+    assert f"live page: http://127.0.0.1:{fresh.admin_port}/\n" in out
     assert f"HTTP: http://127.0.0.1:{fresh.http_port}\n" in out
     assert f"state: {fresh.state_dir}\n" in out
     log = Path(fresh.state_dir) / "logs" / "daemon.log"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from servd.commands.log_lines import Source, Wish
+from servd.observability.log_lines import Source, Wish
 
 PRINTS = """
 import os, subprocess, sys

@@ -14,6 +14,7 @@ from servd.exceptions import StateError
 from servd.ground.settings import Settings
 from servd.rest.access import AccessRules, rules_for
 from servd.rest.peers import Peer, peer_of
+from servd.rest.sessions import COOKIE, SESSION_S, cookie, is_session, new_session
 from tests.wire.fake_plane import FakePlane, Server
 
 NOBODY = 65534
@@ -79,6 +80,72 @@ def test_rules_elsewhere(peer: Peer, headers: dict[str, str], status: int | None
     refusal = rules.refusal(peer, headers, "10.0.0.1")
     assert (refusal.status if refusal else None) == status
     assert "secret" not in repr(rules)
+
+
+SESSION = new_session("secret", 1000.0)
+BEFORE_ITS_END, AFTER_ITS_END = 1000.0 + SESSION_S - 1, 1000.0 + SESSION_S
+LOCAL = {"host": "localhost:1"}
+OF_THE_PAGE = {**LOCAL, "sec-fetch-site": "same-origin"}
+
+
+@pytest.mark.parametrize(
+    ("method", "session", "headers", "at", "status"),
+    [
+        ("GET", SESSION, LOCAL, BEFORE_ITS_END, None),
+        ("HEAD", SESSION, LOCAL, BEFORE_ITS_END, None),
+        ("GET", SESSION, LOCAL, AFTER_ITS_END, 401),
+        ("POST", SESSION, OF_THE_PAGE, 1000.0, None),
+        ("DELETE", SESSION, {**LOCAL, "origin": "http://localhost:1"}, 1000.0, None),
+        # a browser sends the cookie with the requests of pages on other ports of this host too
+        ("DELETE", SESSION, LOCAL, 1000.0, 403),
+        ("POST", SESSION, {**LOCAL, "sec-fetch-site": "same-site"}, 1000.0, 403),
+        ("POST", SESSION, {**LOCAL, "sec-fetch-site": "none"}, 1000.0, 403),
+        ("POST", SESSION, {**OF_THE_PAGE, "origin": "http://localhost:2"}, 1000.0, 403),
+        ("POST", SESSION, {**LOCAL, "sec-fetch-site": "same-site", "origin": "http://localhost:1"}, 1000.0, 403),
+        ("GET", SESSION, {"host": "evil.example"}, 1000.0, 403),
+        ("GET", SESSION, {**LOCAL, "sec-fetch-site": "cross-site"}, 1000.0, 403),
+        ("GET", SESSION, {**LOCAL, "authorization": "Bearer wrong"}, 1000.0, 401),
+        ("GET", new_session("another", 1000.0), LOCAL, 1000.0, 401),
+        ("GET", f"9{SESSION}", LOCAL, 1000.0, 401),
+        ("GET", SESSION[:-1], LOCAL, 1000.0, 401),
+        ("GET", f"²{SESSION}", LOCAL, 1000.0, 401),
+        ("GET", ".", LOCAL, 1000.0, 401),
+        ("GET", "", LOCAL, 1000.0, 401),
+        ("GET", "secret", LOCAL, 1000.0, 401),
+    ],
+)
+def test_a_session_stands_for_the_token(
+    method: str, session: str, headers: dict[str, str], at: float, status: int | None
+) -> None:
+    cookies = f"other=1; {COOKIE}_52365={session}; {COOKIE}_1=x.y"
+    rules = AccessRules("127.0.0.1", token="secret")
+    refusal = rules.refusal(OWN, {**headers, "cookie": cookies}, method=method, at=at)
+    assert (refusal.status if refusal else None) == status
+
+
+def test_a_session_lets_nobody_in_who_could_not_with_the_token() -> None:
+    rules = AccessRules("127.0.0.1", token="secret")
+    headers = {**OF_THE_PAGE, "cookie": f"{COOKIE}_1={SESSION}"}
+    for uid in (NOBODY, None):
+        refusal = rules.refusal(Peer(is_unix=False, uid=uid), headers, at=1000.0)
+        assert refusal is not None
+        assert refusal.status == 403
+
+
+def test_no_session_is_good_where_there_is_no_token() -> None:
+    assert not is_session("", ".", 0.0)
+    rules = AccessRules("127.0.0.1")
+    headers = {**LOCAL, "cookie": f"{COOKIE}_1={new_session('', 1000.0)}"}
+    assert rules.refusal(Peer(is_unix=False, uid=NOBODY), headers, at=1000.0) is not None
+    assert not rules.is_token("")
+
+
+def test_the_cookie_is_for_this_daemons_page_alone() -> None:
+    assert (
+        cookie(52365, "s", is_tls=False) == f"{COOKIE}_52365=s; Path=/; Max-Age={SESSION_S}; HttpOnly; SameSite=Strict"
+    )
+    assert cookie(1, "s", is_tls=True).endswith("; Secure")
+    assert "Max-Age=0" in cookie(1, "", is_tls=True)
 
 
 def test_a_host_beyond_loopback_needs_a_token(tmp_path: Path) -> None:

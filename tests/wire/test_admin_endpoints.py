@@ -27,7 +27,6 @@ def server(tmp_path: Path) -> Iterator[Server]:
 @pytest.mark.parametrize(
     "path",
     [
-        "/",
         "/api/serve/deployments",
         "/api/serve/applications",
         "/api/serve/deployments/status/",
@@ -36,6 +35,10 @@ def server(tmp_path: Path) -> Iterator[Server]:
         "//api/serve/applications/",
         "/api/servd/v1/applications",
         "/api/servd/v1/applications/a/b",
+        "/page",
+        "/page/index.html",
+        "/page/../access.py",
+        "/index.html",
     ],
 )
 @pytest.mark.parametrize("method", ["GET", "PUT"])

@@ -128,7 +128,7 @@ def test_a_body_of_100_megabytes_is_refused_without_being_kept(server: Server) -
         b"\r\n\r\n\r\n",
         b"GET\r\n\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
-        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET /nothing HTTP/9.9\r\n\r\n",
         b"GET /\xff\xfe HTTP/1.1\r\nHost: localhost\r\n\r\n",
         b"PUT " + V2.encode() + b" HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n",
         b"PUT " + V2.encode() + b" HTTP/1.1\r\nHost: localhost\r\nContent-Length: 20\r\nContent-Length: 21\r\n\r\n" + DOCUMENT,

@@ -34,7 +34,7 @@ CONFIG = ROOT / "configs" / "fruit.yaml"
 NAMES = (
     "start", "stop", "deploy", "run", "config", "status", "shutdown", "delete", "history", "rollback", "diff", "validate",
     "scale", "prune", "logs", "stack", "build", "exec", "version", "schema", "systemd-unit", "upgrade", "errors", "export",
-    "top", "grafana",
+    "top", "grafana", "open",
 )  # fmt: skip
 
 ME = pwd.getpwuid(os.getuid()).pw_name
@@ -285,6 +285,15 @@ def test_validate_needs_no_daemon(servd: Command) -> None:
     (servd.folder / "v.yaml").write_text("import_path: m:a\nruntime_env: {working_dir: nowhere}\n")
     assert f"there is no {servd.folder}/nowhere" in servd("validate", "v.yaml")[2]
     assert servd("validate", "missing.yaml")[0] == 1
+
+
+def test_open_prints_where_the_page_is(servd: Command, server: Server) -> None:
+    assert servd("open", "-a", server.url, DISPLAY="", WAYLAND_DISPLAY="")[:2] == (0, f"{server.url}/\n")
+    unix = ("open", "--no-browser", "-a", f"unix://{server.unix_path}")
+    code, _, err = servd(*unix)
+    assert (code, "without a live page" in err) == (1, True)
+    server.plane.instance = replace(server.plane.instance, page_url="http://127.0.0.1:52365/")
+    assert servd(*unix)[:2] == (0, "http://127.0.0.1:52365/\n")
 
 
 def test_logs_of_a_directory(servd: Command, server: Server) -> None:

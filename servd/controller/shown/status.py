@@ -111,6 +111,7 @@ def instance_view(
         upgrade=_upgrade(observed),
         health=health or ControllerHealth(),
         target_capacity=goal.target_capacity,
+        page_url=settings.page_url,
     )
 
 

@@ -1,0 +1,49 @@
+"""What a browser carries after a login in place of the bearer token: a cookie that the token signs, and that ends. Pure."""
+
+import hmac
+from collections.abc import Iterator
+
+COOKIE = "servd_session"
+"""Begin of the cookie's name; the port follows, for browsers keep the cookies of all ports of a host together."""
+SESSION_S = 12 * 3600
+_LONGEST_NUMBER = 12
+
+
+def new_session(token: str, at: float) -> str:
+    """A session from now on. at: wall time, seconds.
+
+    It holds until its time is over, or the daemon has another token.
+    """
+    until = str(int(at) + SESSION_S)
+    return f"{until}.{_mark(token, until)}"
+
+
+def is_session(token: str, session: str, at: float) -> bool:
+    """Whether somebody who knew this token began that session, and it is not over. at: wall time, seconds."""
+    until, _, mark = session.partition(".")
+    if not (until.isascii() and until.isdigit()) or len(until) > _LONGEST_NUMBER:
+        return False
+    return hmac.compare_digest(mark.encode(), _mark(token, until).encode()) and at < int(until)
+
+
+def has_session(token: str, cookies: str, at: float) -> bool:
+    """Whether a `Cookie` header carries such a session. at: wall time, seconds."""
+    return any(is_session(token, session, at) for session in _sessions(cookies))
+
+
+def cookie(port: int, session: str, *, is_tls: bool) -> str:
+    """The `Set-Cookie` header of a session; of "": forget it. Scripts cannot read it, and other sites' pages not send it."""
+    last_s = SESSION_S if session else 0
+    secure = "; Secure" if is_tls else ""
+    return f"{COOKIE}_{port}={session}; Path=/; Max-Age={last_s}; HttpOnly; SameSite=Strict{secure}"
+
+
+def _sessions(cookies: str) -> Iterator[str]:
+    for part in cookies.split(";"):
+        name, _, value = part.strip().partition("=")
+        if name.startswith(f"{COOKIE}_"):
+            yield value
+
+
+def _mark(token: str, until: str) -> str:
+    return hmac.new(token.encode(), f"servd page session until {until}".encode(), "sha256").hexdigest()
