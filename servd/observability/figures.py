@@ -18,6 +18,8 @@ from servd.observability.latency_buckets import added, bucketed, taken
 from servd.wire.codec import register_message
 
 SAY_EVERY_S = 2.0
+IDLE_LOOK_S = 30.0
+"""How often at most to look at what a process uses in which no request is under way: a look costs a tenth of a millisecond."""
 WINDOW_S = 60.0
 """What figures of the last minute are of."""
 MARK_EVERY_S = 5.0
@@ -120,7 +122,7 @@ class OwnFigures:
         self._look = look
         self._use = use
         self._said: FiguresReport | None = None
-        self._due_at = float("-inf")
+        self._looked_at = float("-inf")
         self._looks = _LOOKS
         self._requests: tuple[int | None, int, tuple[int, ...], int] = (None, 0, (), 0)
         self._used: tuple[float, float] | None = None
@@ -136,22 +138,30 @@ class OwnFigures:
         """How long nobody needs to look, where nothing is under way any more, at most `longest_s`. now: monotonic seconds."""
         return min(max(self._due_at - now, 0.0), longest_s) if self._looks else longest_s
 
+    @property
+    def _due_at(self) -> float:
+        return self._looked_at + (SAY_EVERY_S if self._looks else IDLE_LOOK_S)
+
     def forget_said(self) -> None:
         """Whoever was told is gone: all is to be said again."""
         self._said = None
-        self._due_at = float("-inf")
+        self._looked_at = float("-inf")
 
     def say(self, send: Callable[[FiguresReport], bool], now: float, *, at_once: bool = False) -> None:
         """Report what changed, every `SAY_EVERY_S` at most. send: False if it could not be sent. now: monotonic seconds."""
         if now < self._due_at and not at_once:
             return
-        self._due_at = now + SAY_EVERY_S
+        self._looked_at = now
         if self._looks or at_once:
             self._looks = max(self._looks - 1, 0)
             self._requests = self._look()
         found = self._report(now)
-        if (self._said is None or is_news(self._said, found)) and send(found):
+        if self._said is not None and not is_news(self._said, found):
+            return
+        if send(found):
             self._said = found
+        else:
+            self.stir()
 
     def _report(self, now: float) -> FiguresReport:
         requests, errors, latencies, waiting = self._requests

@@ -15,6 +15,7 @@ from servd.ground.process import Usage
 from servd.observability import figures
 from servd.observability.access_log import SHORT_TENTHS
 from servd.observability.figures import (
+    IDLE_LOOK_S,
     MARK_EVERY_S,
     SAY_EVERY_S,
     STEP_S,
@@ -173,7 +174,9 @@ def test_cpu_is_what_was_used_since_the_last_look() -> None:
     process.usage = Usage(2.0, 50_000_000, 20, 3)
     assert process.say(4.0)
     assert (process.told[-1].cpu_share, process.told[-1].cpu_s) == (0.25, 2.0)
-    assert process.say(4.0)
+    # nothing is under way any more
+    assert not process.say(4.0)
+    assert process.say(IDLE_LOOK_S)
     assert process.told[-1].cpu_share == 0.0
 
 
