@@ -10,6 +10,7 @@ import typer
 from servd.commands.cli_options import (
     Address,
     AppDir,
+    DashboardPort,
     Form,
     PlanOnly,
     StateDir,
@@ -20,6 +21,13 @@ from servd.commands.cli_options import (
     state_dir_of,
 )
 from servd.ground.package import VERSION
+from servd.ground.settings import (
+    DEFAULT_ADMIN_HOST,
+    DEFAULT_ADMIN_PORT,
+    DEFAULT_DASHBOARD_PORT,
+    DEFAULT_HTTP_HOST,
+    DEFAULT_HTTP_PORT,
+)
 
 app = typer.Typer()
 
@@ -277,6 +285,36 @@ def execute(command: Annotated[list[str], typer.Argument(metavar="COMMAND...", s
         typer.echo(f"Error: cannot run {command[0]}: {error.strerror}", err=True)
         # as shells have it: not there, or there and no program
         raise typer.Exit(127 if isinstance(error, FileNotFoundError) else 126) from error
+
+
+@app.command(help="Write a small application, with its config, test and image.")
+def init(name: Annotated[str, typer.Argument(metavar="NAME", help="A new folder.", show_default=False)]) -> None:
+    """Its test passes at once."""
+    from servd.commands.new_project import write_project
+
+    for file in write_project(name):
+        typer.echo(os.path.join(name, file))
+    typer.echo(f"Next: cd {name}; pip install httpx pytest; pytest; servd run serve.yaml")
+    typer.echo("then: curl 'http://127.0.0.1:8000/score?text=a+great+day'")
+
+
+@app.command(help="Look for what is wrong with the host or the set-up.")
+def doctor(
+    state_dir: StateDir = None,
+    admin_host: Annotated[str, typer.Option(help="Host of the admin API.")] = DEFAULT_ADMIN_HOST,
+    http_host: Annotated[str, typer.Option(help="Host of the data plane.")] = DEFAULT_HTTP_HOST,
+    http_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the data plane.")] = DEFAULT_HTTP_PORT,
+    admin_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the admin API.")] = DEFAULT_ADMIN_PORT,
+    dashboard_port: DashboardPort = DEFAULT_DASHBOARD_PORT,
+) -> None:
+    """Says of each fault what to do; exit 1 if there is one."""
+    from servd.commands.doctor import Port, findings, show
+
+    ports = [Port(http_host, http_port, "--http-port"), Port(admin_host, admin_port, "--admin-port")]
+    if dashboard_port:
+        ports.append(Port(admin_host, dashboard_port, "--dashboard-port"))
+    if not show(findings(state_dir_of(state_dir), ports)):
+        raise typer.Exit(1)
 
 
 @app.command(help="Print the version.")

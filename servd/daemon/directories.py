@@ -21,7 +21,7 @@ def make_directories(settings: Settings) -> None:
     Raises:
         StateError: one cannot be used, and why.
     """
-    _check_socket_paths(settings.socket_dir)
+    check_socket_paths(settings.socket_dir)
     for directory in (settings.state_dir, settings.socket_dir):
         make_private_dir(directory)
     _make_log_dir(settings.log_dir)
@@ -45,7 +45,12 @@ def _make_log_dir(log_dir: str) -> None:
         say(f"{error}; nothing is logged until it can be used")
 
 
-def _check_socket_paths(socket_dir: str) -> None:
+def check_socket_paths(socket_dir: str) -> None:
+    """Check that sockets can lie in it.
+
+    Raises:
+        StateError: its path is too long.
+    """
     longest = replica_address(socket_dir, "0" * 12).removeprefix("ipc://")
     if len(os.fsencode(longest)) > MAX_SOCKET_PATH_BYTES:
         raise StateError(
