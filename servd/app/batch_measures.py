@@ -1,37 +1,10 @@
 """What is counted of batches, per batched function of this process."""
 
-from bisect import bisect_left
 from collections.abc import Sized
 from weakref import WeakSet
 
-from servd.observability.journal import LATENCY_BOUNDS_MS
-from servd.observability.measures import family, labelled
+from servd.observability.measures import Distribution, family, labelled
 from servd.wire.messages import MetricFamily
-
-
-class Distribution:
-    """Values in the buckets that all histograms have."""
-
-    def __init__(self) -> None:
-        self._total = 0.0
-        self._buckets = [0] * (len(LATENCY_BOUNDS_MS) + 1)
-
-    def __repr__(self) -> str:
-        return f"Distribution({self.count})"
-
-    @property
-    def count(self) -> int:
-        """How many there are."""
-        return sum(self._buckets)
-
-    def add(self, value: float) -> None:
-        """Note one value, at least 0."""
-        self._total += value
-        self._buckets[bisect_left(LATENCY_BOUNDS_MS, value)] += 1
-
-    def sample(self) -> tuple[float, tuple[int, ...]]:
-        """Their sum, and how many are in each bucket."""
-        return self._total, tuple(self._buckets)
 
 
 class BatchMeasures:

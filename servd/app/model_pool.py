@@ -20,7 +20,7 @@ from servd.calls.request_context import NO_REQUEST, RequestContext, current_requ
 from servd.exceptions import UserCodeError
 from servd.ground.clock import SystemClock
 from servd.observability.described import summary_of
-from servd.observability.measures import family, labelled
+from servd.observability.measures import Distribution, family, labelled
 from servd.wire.messages import MetricFamily
 
 LONGEST_WAIT_S = 5.0
@@ -51,6 +51,9 @@ def model_metrics(**tags: str) -> list[MetricFamily]:
         family("serve_num_multiplexed_models", [(pairs, held)]),
         family("serve_multiplexed_models_load_counter", [(pairs, _times.loads)]),
         family("serve_multiplexed_models_unload_counter", [(pairs, _times.unloads)]),
+        family("serve_multiplexed_get_model_requests_counter", [(pairs, _times.gets)]),
+        family("serve_multiplexed_model_load_latency_ms", [(pairs, _times.loads_ms.sample())]),
+        family("serve_multiplexed_model_unload_latency_ms", [(pairs, _times.unloads_ms.sample())]),
     ]
     if _times.loads:
         found.append(family("serve_multiplexed_model_load_latency_s", [(pairs, _times.last_load_s)]))
@@ -68,12 +71,12 @@ async def unload_all() -> None:
 
 
 class _Times:
-    """Loads and unloads in this process, and how long the last of each took, seconds."""
+    """Loads and unloads in this process, how often one was asked for, and how long the last of each took, seconds."""
 
-    loads = 0
-    unloads = 0
-    last_load_s = 0.0
-    last_unload_s = 0.0
+    def __init__(self) -> None:
+        self.loads = self.unloads = self.gets = 0
+        self.last_load_s = self.last_unload_s = 0.0
+        self.loads_ms, self.unloads_ms = Distribution(), Distribution()
 
 
 _times = _Times()
@@ -113,6 +116,7 @@ class ModelPool:
             Exception: what the loader raises; nothing is kept then.
             TimeoutError: the request's deadline passed before the model was there.
         """
+        _times.gets += 1
         self._use(model_id)
         while model_id not in self._models:
             load = self._loads.get(model_id)
@@ -175,6 +179,7 @@ class ModelPool:
             model = await _loaded(self._load, model_id)
             _times.loads += 1
             _times.last_load_s = _now() - began
+            _times.loads_ms.add(1000 * _times.last_load_s)
             if self._loads.get(model_id) is load:
                 self._models[model_id] = model
             else:
@@ -269,6 +274,7 @@ class ModelPool:
         await self._finalize(model_id, model)
         _times.unloads += 1
         _times.last_unload_s = _now() - began
+        _times.unloads_ms.add(1000 * _times.last_unload_s)
 
     async def _finalize(self, model_id: str, model: Any) -> None:
         finalizer = getattr(type(model), "__del__", None)

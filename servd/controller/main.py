@@ -33,7 +33,7 @@ from servd.controller.shown.figures import FiguresDesk
 from servd.controller.shown.outcome import is_serving
 from servd.controller.shown.status import Identity
 from servd.controller.stack_requests import StackRequests
-from servd.controller.status_metrics import status_metrics
+from servd.controller.status_metrics import loop_metrics, status_metrics
 from servd.controller.supervisor import Supervisor
 from servd.daemon import tls
 from servd.daemon.edition_watch import EditionWatch
@@ -187,7 +187,7 @@ class _Controller:
         executor = Executor(loop, settings, observed, supervisor, server, lines, channel, control.emit, self._devices)
         self._executor = executor
         stacks = StackRequests(loop, lambda replica_id, wish: server.send(REPLICA, replica_id, wish))
-        metrics = self._metrics = self._metrics_desk(server, observed)
+        metrics = self._metrics = self._metrics_desk(server, control)
         news.start(executor, supervisor, server, stacks, metrics, self._errors.book, self._figures)
         # Hellos need an answer at once, admin requests may wait for the imports below
         await server.open(self._control)
@@ -265,14 +265,14 @@ class _Controller:
         self._facts.save({})
         self._wanted.set()
 
-    def _metrics_desk(self, server: ControlServer, observed: Observed) -> MetricsDesk:
+    def _metrics_desk(self, server: ControlServer, control: ControlLoop) -> MetricsDesk:
         path = os.path.join(self._settings.socket_dir, METRICS_FILE)
         return MetricsDesk(
             path,
             self._clock,
             server.hellos,
             server.send,
-            lambda: status_metrics(observed, self._clock.now()),
+            lambda: [*status_metrics(self._observed, self._clock.now()), *loop_metrics(control.health(0.0))],
         )
 
     async def _serve_metrics(self) -> None:

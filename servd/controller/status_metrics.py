@@ -10,6 +10,7 @@ from servd.controller.plan.observed import Observed
 from servd.controller.plan.settle import deployment_status
 from servd.controller.plan.targets import DeploymentTarget, wanted_count
 from servd.controller.shown.status import application_status, proxy_status
+from servd.documents.controller_views import ControllerHealth
 from servd.ground.states import ROUTABLE, ApplicationStatus, DeploymentStatus, ProxyStatus, ReplicaState
 from servd.observability.measures import Pairs, family, labelled
 from servd.wire.messages import MetricFamily
@@ -67,6 +68,14 @@ def status_metrics(observed: Observed, now: float) -> list[MetricFamily]:
     ]
 
 
+def loop_metrics(health: ControllerHealth) -> list[MetricFamily]:
+    """How the controller's own loop does."""
+    return [
+        family("serve_controller_num_control_loops", [((), health.turns)]),
+        family("serve_controller_control_loop_duration_s", [((), health.turn.mean)]),
+    ]
+
+
 def _tags(target: DeploymentTarget) -> Pairs:
     return labelled(deployment=target.id.full_name, application=target.id.app)
 
@@ -105,6 +114,8 @@ def _autoscaling_families(observed: Observed, now: float) -> Iterable[MetricFami
         if target.autoscaling is not None
     ]
     yield family("serve_autoscaling_target_replicas", [(_tags(t), wanted_count(t, fact)) for t, _, fact in scaled])
+    aims = [(_tags(t), config["target_num_ongoing_requests_per_replica"]) for t, config, _ in scaled]
+    yield family("serve_autoscaling_target_ongoing_requests", aims)
     wanted, requests = [], []
     for target, config, _ in scaled:
         since = now - config["look_back_period_s"]

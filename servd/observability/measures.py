@@ -3,6 +3,7 @@
 Source: runtime.md section 14.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -62,6 +63,12 @@ CONTRACT: dict[str, tuple[str, str]] = {
     "serve_batch_execution_time_ms": (HISTOGRAM, "How long batches took to run."),
     "serve_batch_queue_length": (GAUGE, "Items that wait for a batch."),
     "serve_num_ongoing_http_requests": (GAUGE, "HTTP requests that the proxies have not answered yet."),
+    "serve_multiplexed_model_load_latency_ms": (HISTOGRAM, "How long loads of models took."),
+    "serve_multiplexed_model_unload_latency_ms": (HISTOGRAM, "How long unloads of models took."),
+    "serve_multiplexed_get_model_requests_counter": (COUNTER, "Times that a model was asked for."),
+    "serve_autoscaling_target_ongoing_requests": (GAUGE, "Requests that each replica of the deployment shall have."),
+    "serve_controller_num_control_loops": (GAUGE, "Turns of the controller since it started."),
+    "serve_controller_control_loop_duration_s": (GAUGE, "How long its last hundred turns took, on average."),
     "serve_deployment_queue_age_seconds": (GAUGE, "How long the oldest of the waiting requests has waited."),
     "serve_event_loop_lag_seconds": (GAUGE, "Longest delay of a process's event loop within the last 10 to 20 s."),
     "serve_proxy_connections": (GAUGE, "Client connections that are open."),
@@ -188,6 +195,31 @@ def queue_families(waiting: Iterable[tuple[str, str, int, float]]) -> list[Metri
         family("serve_deployment_queued_queries", zip(tags, (line[2] for line in lines), strict=True)),
         family("serve_deployment_queue_age_seconds", zip(tags, (line[3] for line in lines), strict=True)),
     ]
+
+
+class Distribution:
+    """Values in the buckets that all histograms have."""
+
+    def __init__(self) -> None:
+        self._total = 0.0
+        self._buckets = [0] * (len(LATENCY_BOUNDS_MS) + 1)
+
+    def __repr__(self) -> str:
+        return f"Distribution({self.count})"
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return sum(self._buckets)
+
+    def add(self, value: float) -> None:
+        """Note one value, at least 0."""
+        self._total += value
+        self._buckets[bisect_left(LATENCY_BOUNDS_MS, value)] += 1
+
+    def sample(self) -> tuple[float, tuple[int, ...]]:
+        """Their sum, and how many are in each bucket."""
+        return self._total, tuple(self._buckets)
 
 
 class LoopLag:

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from servd.controller.plan import events
-from servd.controller.status_metrics import status_metrics
+from servd.controller.status_metrics import loop_metrics, status_metrics
+from servd.documents.controller_views import ControllerHealth, Spread
 from servd.wire.messages import BuildResult, ProxyReport
 from tests.core.build import World, a_goal, an_app, deployed, fail_starts, redeploy, report, starting_world
 
@@ -56,6 +57,11 @@ def test_counts_of_replicas() -> None:
     assert counts() == [2, 1, 1]
 
 
+def test_the_controllers_own_loop() -> None:
+    turns, duration = loop_metrics(ControllerHealth(turns=7, turn=Spread(0.25)))
+    assert (turns.samples, duration.samples) == ((((), 7),), (((), 0.25),))
+
+
 def test_proxies() -> None:
     world = World(a_goal())
     [start] = [action for action in world.turn().actions if type(action).__name__ == "StartProxy"]
@@ -75,6 +81,7 @@ SCALED = {"min_replicas": 1, "max_replicas": 4, "target_num_ongoing_requests_per
 def test_what_is_autoscaled(low: int, code: int) -> None:
     world = deployed(autoscaling_config={**SCALED, "min_replicas": low, "downscale_delay_s": 0.0})
     assert values(world, "autoscaling_target_replicas") == {"app_D/app": low}
+    assert values(world, "autoscaling_target_ongoing_requests") == {"app_D/app": 2}
     plan = world.turn(*(report(replica, ongoing=11) for replica in world.replicas()))
     assert values(world, "autoscaling_desired_replicas")["app_D/app"] == -(-11 * low // 2)
     assert values(world, "autoscaling_total_requests") == {"app_D/app": 11.0 * low}

@@ -198,6 +198,9 @@ def test_models_are_counted(daemon: RunningDaemon) -> None:
     assert total(text, "serve_multiplexed_models_load_counter") == 2
     assert total(text, "serve_multiplexed_models_unload_counter") == 1
     assert total(text, "serve_num_multiplexed_models") == 1
+    assert total(text, "serve_multiplexed_get_model_requests_counter") == 3
+    assert total(text, "serve_multiplexed_model_load_latency_ms_count") == 2
+    assert total(text, "serve_multiplexed_model_unload_latency_ms_count") == 1
 
 
 REPLICA = {"deployment", "replica", "application"}

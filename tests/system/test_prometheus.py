@@ -55,6 +55,8 @@ OF_RAY = (
     "histogram_quantile(0.99, sum by (deployment, le) (rate(ray_serve_deployment_processing_latency_ms_bucket[20s])))",
     "sum by (application, deployment) (ray_serve_deployment_queued_queries)",
     "ray_serve_num_ongoing_http_requests",
+    "ray_serve_controller_control_loop_duration_s",
+    "rate(ray_serve_controller_num_control_loops[20s])",
     'ray_serve_replica_processing_queries{deployment="Shop",application="default"}',
 )
 """What dashboards of Ray Serve 2.60 ask of a service that speaks HTTP."""
