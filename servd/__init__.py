@@ -93,6 +93,7 @@ _MODULES = (
     "deployment_graph",
     "drivers",
     "exceptions",
+    "grpc_util",
     "handle",
     "http_adapters",
     "metrics",

@@ -18,7 +18,7 @@ from servd.calls.process import installed_process
 from servd.calls.program_environment import program_environment
 from servd.calls.replica_context import replica_context
 from servd.compat.companions import offer_companions
-from servd.config import HTTPOptions, LoggingConfig
+from servd.config import HTTPOptions, LoggingConfig, gRPCOptions
 from servd.daemon.presence import stay
 from servd.dag import HandleMaker
 from servd.exceptions import ServdError
@@ -132,6 +132,7 @@ def start(
     *,
     proxy_location: str | None = None,
     logging_config: Mapping[str, Any] | LoggingConfig | None = None,
+    grpc_options: Mapping[str, Any] | gRPCOptions | None = None,
     **kwargs: Any,
 ) -> "Client":
     """Make Serve run; without a daemon one is started, which ends with this process unless `detached`.
@@ -142,6 +143,7 @@ def start(
         dedicated_cpu: no effect.
         proxy_location: `location` of the http_options, as later releases spell it.
         logging_config: of the applications that this process runs, unless `run` gets another.
+        grpc_options: port and servicer functions of gRPC; no effect where Serve runs already.
 
     Returns:
         The client of this process.
@@ -157,6 +159,7 @@ def start(
     options = http_options if isinstance(http_options, HTTPOptions) else HTTPOptions(**(http_options or {}))
     if proxy_location is not None:
         options = HTTPOptions(**{**options.model_dump(exclude_unset=True), "location": str(proxy_location)})
+    grpc = gRPCOptions(**grpc_options) if isinstance(grpc_options, Mapping) else grpc_options
     given = {key: getattr(options, key) for key in options.model_fields_set}
     client = _client_module().find_or_start(host=given.get("host"), port=given.get("port"), detached=detached)
     if logging_config is not None:
@@ -164,13 +167,15 @@ def start(
     if options.root_url:
         client.given_root_url = options.root_url
     if client.status()["running"]:
-        _warn_of_other_options(client, given)
+        _warn_of_other_options(client, given | ({} if grpc is None else {"grpc_port": grpc.port}))
         return client  # type: ignore[no-any-return]
     if given.get("port") == 0:
         given["port"] = _client_module().concrete_port(given.get("host"), 0)
     wish = {key: given[key] for key in ("host", "port", "root_path", "request_timeout_s") if given.get(key) is not None}
     if options.location is not None and {"location", "host"} & given.keys():
         wish["proxy_location"] = str(options.location)
+    if grpc is not None:
+        wish["grpc_options"] = grpc.model_dump(mode="json", exclude_unset=True)
     client.start_instance(wish)
     if not detached:
         atexit.register(_shut_down_quietly, client)
@@ -383,13 +388,8 @@ def _warn_of_other_options(client: Any, given: Mapping[str, Any]) -> None:
     for key, value in given.items():
         current = status["http"].get(key)
         if value is not None and current is not None and str(value) != str(current):
-            logger.warning(
-                "%s=%r has no effect: Serve runs already, with %s=%r; shut it down first to change that",
-                key,
-                value,
-                key,
-                current,
-            )
+            said = "%s=%r has no effect: Serve runs already, with %s=%r; shut it down first to change that"
+            logger.warning(said, key, value, key, current)
 
 
 def _shut_down_quietly(client: Any) -> None:

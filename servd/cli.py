@@ -9,6 +9,7 @@ import typer
 from servd.commands import operator_cli as cli_operations
 from servd.commands.cli_options import (
     Address,
+    AllowedHosts,
     AppDir,
     AppName,
     Arguments,
@@ -16,6 +17,8 @@ from servd.commands.cli_options import (
     Form,
     Format,
     ForwardedAllowIps,
+    GrpcPort,
+    GrpcServicers,
     LogToStderr,
     MetricsPort,
     Name,
@@ -29,7 +32,9 @@ from servd.commands.cli_options import (
     absolute,
     fail,
     form_of,
+    grpc_settings,
     let_clients_see_tracebacks,
+    look_at,
     must_exist,
     state_dir_of,
 )
@@ -65,15 +70,16 @@ def start(
     http_host: Annotated[str | None, typer.Option(help="Host of the data plane [127.0.0.1].")] = None,
     http_port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port of the data plane [8000].")] = None,
     http_location: Annotated[ProxyLocation | None, typer.Option(help="Where proxies run [EveryNode].")] = None,
+    grpc_port: GrpcPort = None,
+    grpc_servicer_functions: GrpcServicers = None,
+    grpc_tls_ca: TlsFile = None,
     no_http: Annotated[bool, typer.Option("--no-http", help="Open the data plane with the first config.")] = False,
     proxies: Annotated[int, typer.Option(min=1, max=256, help="Proxies that share the data-plane port.")] = 1,
     detach: Annotated[bool, typer.Option("--detach", help="Return when the daemon answers.")] = False,
     admin_host: Annotated[str, typer.Option(help="Host of the admin API.")] = DEFAULT_ADMIN_HOST,
     admin_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the admin API.")] = DEFAULT_ADMIN_PORT,
     dashboard_port: DashboardPort = DEFAULT_DASHBOARD_PORT,
-    admin_allowed_host: Annotated[
-        list[str] | None, typer.Option(help="Further Host value that is let in; may be repeated.")
-    ] = None,
+    admin_allowed_host: AllowedHosts = None,
     admin_token_file: Annotated[str | None, typer.Option(metavar="FILE", help="Bearer token of the admin API.")] = None,
     admin_tls_cert: TlsFile = None,
     admin_tls_key: TlsFile = None,
@@ -88,10 +94,7 @@ def start(
     log_to_stderr: LogToStderr = False,
 ) -> None:
     """Become the daemon, or start it in the background."""
-    if address is not None:
-        typer.echo("Warning: --address has no effect: servd start is the daemon itself", err=True)
-    if http_location == ProxyLocation.FIXED_NUMBER:
-        fail("--http-location FixedNumber needs a number, which no option gives; use NoServer, HeadOnly or EveryNode")
+    look_at(address, http_location)
     folder = state_dir_of(state_dir)
     settings = Settings(
         state_dir=folder,
@@ -116,6 +119,7 @@ def start(
         start_dir=os.getcwd(),
         python_path=os.environ.get("PYTHONPATH", ""),
         dashboard_port=dashboard_port or None,
+        **grpc_settings(grpc_port, grpc_servicer_functions, grpc_tls_ca, http_tls_cert),
     )
     _begin(settings, detach=detach, log_to_stderr=log_to_stderr)
 
@@ -154,8 +158,7 @@ def _begin(settings: Settings, *, detach: bool, log_to_stderr: bool) -> None:
     if log_to_stderr:
         # it is so without the option, unless the environment says otherwise
         os.environ["SERVD_LOG_TO_STDERR"] = "1"
-    command = daemon_command(settings)
-    os.execv(command[0], command)
+    os.execv((command := daemon_command(settings))[0], command)
 
 
 @app.command(help="Stop the daemon; the goal is kept.")

@@ -13,6 +13,7 @@ from servd.documents.autoscaling import AutoscalingConfig, expand_auto, warn_of_
 from servd.documents.bounds import MAX_COUNT, MAX_THREADS, Count, NotNegative, Positive, Replicas, whole
 from servd.documents.checked import Document, Fault
 from servd.ground.absent import stand_in
+from servd.ground.settings import DEFAULT_GRPC_PORT
 
 __all__ = [
     "AutoscalingConfig",
@@ -21,6 +22,7 @@ __all__ = [
     "HTTPOptions",
     "LoggingConfig",
     "ProxyLocation",
+    "gRPCOptions",
 ]
 
 logger = logging.getLogger(__name__)
@@ -276,6 +278,19 @@ class HTTPOptions(Document):
         if raw.get("location") == "FixedNumber" and not raw.get("fixed_number_replicas"):
             faults.append((("fixed_number_replicas",), "is required with location FixedNumber"))
         return faults
+
+
+class gRPCOptions(Document):
+    """Options of gRPC in Python's `start`. Without servicer functions no port is opened.
+
+    port: at the host of the data plane. grpc_servicer_functions: import paths of generated `add_...Servicer_to_server`.
+    request_timeout_s: of every call. enable_reflection: tools may ask for the message types. Source: Ray Serve 2.60.
+    """
+
+    port: Annotated[int, Field(ge=1, le=65535)] = DEFAULT_GRPC_PORT
+    grpc_servicer_functions: list[str] = Field(default_factory=list)
+    request_timeout_s: Positive | None = None
+    enable_reflection: bool = True
 
 
 def __getattr__(name: str) -> Any:

@@ -6,11 +6,19 @@ from servd.calls.replica_context import ReplicaContext, get_replica_context
 from servd.calls.request_context import get_multiplexed_model_id
 from servd.ground.absent import stand_in
 from servd.ground.ids import ReplicaRank
+from servd.grpc_util import RayServegRPCContext
 
 if TYPE_CHECKING:
     from servd.client import Client
 
-__all__ = ["ReplicaContext", "ReplicaRank", "get_global_client", "get_multiplexed_model_id", "get_replica_context"]
+__all__ = [
+    "RayServegRPCContext",
+    "ReplicaContext",
+    "ReplicaRank",
+    "get_global_client",
+    "get_multiplexed_model_id",
+    "get_replica_context",
+]
 
 
 def get_global_client() -> "Client":

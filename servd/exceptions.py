@@ -15,6 +15,7 @@ __all__ = [
     "ServdError",
     "UnknownDeploymentError",
     "UserCodeError",
+    "gRPCStatusError",
 ]
 
 
@@ -198,6 +199,21 @@ class UserCodeError(ServdError):
 
     def __str__(self) -> str:
         return f"{self.summary}\n{self.remote_traceback}" if self.remote_traceback else self.summary
+
+
+class gRPCStatusError(ServdError):
+    """Raised by a method that serves gRPC: the call ends with this status.
+
+    original_exception: what went wrong. grpc_code: a `grpc.StatusCode` or its number, None = INTERNAL. grpc_details: text for the
+    client, None = that of the original.
+    """
+
+    def __init__(self, original_exception: BaseException, code: Any = None, details: str | None = None) -> None:
+        super().__init__(original_exception, code, details)
+        self.original_exception, self.grpc_code, self.grpc_details = original_exception, code, details
+
+    def __str__(self) -> str:
+        return self.grpc_details or str(self.original_exception)
 
 
 class RemoteFailure(ServdError):

@@ -1,6 +1,7 @@
 """REST documents, V1 and V2: what a PUT may hold, its 2.5 form for storage, and the shapes of the answers."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar
 
@@ -15,6 +16,7 @@ from servd.config import (
     ProxyLocation,
     RayActorOptions,
     RoutePrefix,
+    gRPCOptions,
 )
 from servd.documents import runtime_env
 from servd.documents.answers import (
@@ -62,6 +64,7 @@ __all__ = [
     "ServeInstanceDetails",
     "ServeStatus",
     "ServeStatusSchema",
+    "gRPCOptionsSchema",
 ]
 
 
@@ -103,6 +106,24 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 
 class RayActorOptionsSchema(RayActorOptions):
     """`ray_actor_options` of a document."""
+
+
+class gRPCOptionsSchema(gRPCOptions):
+    """`grpc_options` of a V2 document: later releases write them into every one."""
+
+    grpc_servicer_functions: list[ImportPath] = Field(default_factory=list)
+
+    def added_to(self, http: HttpWish) -> HttpWish:
+        """The wish with those of these options that were sent."""
+        sent = self.model_fields_set
+        has_functions = bool(self.grpc_servicer_functions)
+        return replace(
+            http,
+            grpc_port=self.port if has_functions and "port" in sent else None,
+            grpc_servicers=tuple(self.grpc_servicer_functions) if "grpc_servicer_functions" in sent else None,
+            grpc_request_timeout_s=(self.request_timeout_s or 0.0) if "request_timeout_s" in sent else None,
+            grpc_reflection=self.enable_reflection if "enable_reflection" in sent else None,
+        )
 
 
 class HTTPOptionsSchema(Document):
@@ -237,21 +258,6 @@ class ServeApplicationSchema(Document):
         return GoalDocument(DeployMode.SINGLE_APP, http, (app,), self.stored(), app.logging_config or {})
 
 
-def _check_no_servicers(functions: list[str]) -> list[str]:
-    if functions:
-        raise ValueError("servd has no grpc_options with servicer functions: it serves HTTP")
-    return functions
-
-
-class _GrpcOptions(Document):
-    """`grpc_options` as later releases write them into every document."""
-
-    port: Port = 9000
-    grpc_servicer_functions: Annotated[list[str], AfterValidator(_check_no_servicers)] = []
-    request_timeout_s: Positive | None = None
-    enable_reflection: bool = True
-
-
 class ServeDeploySchema(Document):
     """The V2 document."""
 
@@ -260,6 +266,7 @@ class ServeDeploySchema(Document):
     applications: list[ServeApplicationSchema]
     logging_config: LoggingConfig | None = None
     target_capacity: Annotated[float, Field(ge=0, le=100)] | None = None
+    grpc_options: gRPCOptionsSchema | None = None
 
     hints: ClassVar[Mapping[str, str]] = {
         "controller_options": "the controller has options of `servd start` alone",
@@ -271,7 +278,6 @@ class ServeDeploySchema(Document):
     also: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "proxy_location": {"const": "Disabled"},
     }
-    without_effect: ClassVar[Mapping[str, Any]] = {"grpc_options": _GrpcOptions}
 
     @classmethod
     def prepare(cls, raw: dict[str, Any]) -> list[Fault]:
@@ -306,6 +312,8 @@ class ServeDeploySchema(Document):
         """The goal behind a V2 document."""
         location = str(self.proxy_location) if "proxy_location" in self.model_fields_set else None
         http = self.http_options.http_wish(location)
+        if self.grpc_options is not None:
+            http = self.grpc_options.added_to(http)
         apps = tuple(app.to_application(self.logging_config) for app in self.applications)
         log = self.logging_config.model_dump(mode="json", exclude_unset=True) if self.logging_config else {}
         return GoalDocument(DeployMode.MULTI_APP, http, apps, self.stored(), log, target_capacity=self.target_capacity)

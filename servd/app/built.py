@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from servd.app.deployment import DOCS_PATH_ATTRIBUTE, DRIVER_ATTRIBUTE, Application, Deployment, own_member, parts_of
 from servd.app.graph_nodes import GraphNode, InputNode, InputPart, MethodNode
+from servd.app.grpc_servicers import Codec
 from servd.app.options import checked_for_bind
 from servd.calls.pickling import with_replaced
 from servd.ground.ids import DeploymentID
@@ -69,7 +70,8 @@ class BuiltApplication:
 
     deployments: bare name -> deployment with handles in its init arguments; dependencies first, ingress last.
     ingress_name: bare name. route_prefix: of the ingress, from code. docs_path: of the deployment that has one.
-    root: what it was built from. outbound: bare name -> those of the deployments that it holds handles to.
+    root: what it was built from. outbound: bare name -> those of the deployments that it holds handles to. grpc: methods of the
+    ingress that gRPC calls, by full name.
     """
 
     name: str
@@ -79,6 +81,7 @@ class BuiltApplication:
     docs_path: str | None = None
     root: Application | None = field(default=None, repr=False)
     outbound: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    grpc: Mapping[str, Codec] = field(default_factory=dict)
 
     @property
     def ingress(self) -> Deployment:

@@ -4,11 +4,13 @@ import os
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
-from servd.ground.settings import SHOW_TRACEBACKS, default_state_dir
+from servd.ground.extras import GRPC_MISSING, is_there
+from servd.ground.settings import DEFAULT_GRPC_PORT, SHOW_TRACEBACKS, default_state_dir
+from servd.ground.states import ProxyLocation
 
 
 class Form(StrEnum):
@@ -46,6 +48,12 @@ Timeout = Annotated[
     float | None, typer.Option(min=0, metavar="SECONDS", help="Give up waiting after this time.", show_default=False)
 ]
 PlanOnly = Annotated[bool, typer.Option("--plan", help="Only say what would happen to each deployment.")]
+AllowedHosts = Annotated[list[str] | None, typer.Option(help="Further Host value that is let in; may be repeated.")]
+GrpcPort = Annotated[int | None, typer.Option(min=1, max=65535, help="Port of gRPC, at the same host.")]
+GrpcServicers = Annotated[
+    list[str] | None,
+    typer.Option(metavar="PATH", help="Import path of a generated add_...Servicer_to_server; may be repeated."),
+]
 TlsFile = Annotated[
     str | None, typer.Option(metavar="FILE", help="PEM file; the port then speaks TLS.", show_default=False)
 ]
@@ -117,3 +125,26 @@ def fail(message: str) -> NoReturn:
     """End the command: one line on stderr, exit 1."""
     typer.echo(f"Error: {message}", err=True)
     raise typer.Exit(1)
+
+
+def look_at(address: str | None, http_location: ProxyLocation | None) -> None:
+    """Warn of what has no effect in `servd start`, and refuse what cannot be meant."""
+    if address is not None:
+        typer.echo("Warning: --address has no effect: servd start is the daemon itself", err=True)
+    if http_location == ProxyLocation.FIXED_NUMBER:
+        fail("--http-location FixedNumber needs a number, which no option gives; use NoServer, HeadOnly or EveryNode")
+
+
+def grpc_settings(
+    port: int | None, functions: list[str] | None, client_ca: str | None, certificate: str | None
+) -> dict[str, Any]:
+    """Settings of gRPC behind the options of `servd start`. certificate: the data port's."""
+    if client_ca is not None and (not certificate or not os.path.isfile(client_ca)):
+        fail("--grpc-tls-ca needs a file that is there, and --http-tls-cert and --http-tls-key beside it")
+    if (port or functions) and not is_there("grpc"):
+        fail(f"--grpc-port: {GRPC_MISSING}")
+    return {
+        "grpc_port": DEFAULT_GRPC_PORT if functions and port is None else port,
+        "grpc_servicers": tuple(functions or ()),
+        "grpc_tls_ca": absolute(client_ca),
+    }

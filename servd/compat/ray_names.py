@@ -28,6 +28,7 @@ _SERVE_MODULES = (
     "deployment_graph",
     "drivers",
     "exceptions",
+    "grpc_util",
     "handle",
     "http_adapters",
     "metrics",
@@ -43,7 +44,7 @@ _OTHER_MODULES = {
     "ray.cloudpickle": "cloudpickle",
 }
 _ALIASES = {**_OTHER_MODULES, **{f"ray.serve.{name}": f"servd.{name}" for name in _SERVE_MODULES}}
-_PACKAGES = ("ray", "ray.dag", "ray.util", "ray.serve", "ray.serve._private")
+_PACKAGES = ("ray", "ray.dag", "ray.util", "ray.serve", "ray.serve._private", "ray.serve.generated")
 _INSTEAD = {
     "remote": "make a deployment and call it through a handle",
     "put": "pass the value itself: handle calls do not copy large arrays into the pickle",
@@ -222,6 +223,14 @@ def _fill_constants(module: ModuleType) -> None:
     module.__dict__.update(SERVE_LOGGER_NAME="ray.serve")
 
 
+def _fill_messages(module: ModuleType) -> None:
+    importlib.import_module("servd.compat.ray_generated").fill_messages(module)
+
+
+def _fill_stubs(module: ModuleType) -> None:
+    importlib.import_module("servd.compat.ray_generated").fill_stubs(module)
+
+
 def _fill_absent(module: ModuleType) -> None:
     module.__dict__.update({name: stand_in(module.__name__, name) for name in NAMES[module.__name__].split()})
 
@@ -235,4 +244,7 @@ _MAKERS: dict[str, Callable[[ModuleType], None]] = {
     "ray.util": _fill_nothing,
     "ray.serve._private": _fill_nothing,
     "ray.serve._private.constants": _fill_constants,
+    "ray.serve.generated": _fill_nothing,
+    "ray.serve.generated.serve_pb2": _fill_messages,
+    "ray.serve.generated.serve_pb2_grpc": _fill_stubs,
 }

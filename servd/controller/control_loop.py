@@ -27,6 +27,7 @@ from servd.controller.snapshots import prune, take_snapshots
 from servd.controller.stack_requests import StackRequests
 from servd.controller.supervisor import Supervisor
 from servd.daemon.edition_watch import EditionWatch
+from servd.daemon.listeners import check_grpc
 from servd.daemon.upgrade import Upgrader
 from servd.documents.control_plane import (
     ApplicationDocument,
@@ -364,10 +365,10 @@ class ControlLoop(Circle):
         if http is None or not is_served(http) or self._channel is None:
             return None
         address = (http.host, http.port)
-        current = self._observed.data_plane.http
-        in_use = address in self._observed.listeners or (
-            current is not None and address == (current.host, current.port)
-        )
+        old = self._observed.data_plane.http
+        if http.grpc_port and (old is None or not is_served(old) or not old.grpc_port):
+            check_grpc(http.host, http.grpc_port)
+        in_use = address in self._observed.listeners or (old is not None and address == (old.host, old.port))
         try:
             await self._channel.open_listeners(*address, self._settings.proxies)
         except ListenError as error:

@@ -5,6 +5,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Protocol
 
 from servd.exceptions import ProtocolError
@@ -262,7 +263,7 @@ class _Part:
         """One record of it, as of this generation; worded once."""
         if generation != self._generation:
             self._generation = generation
-            self._record = record(Routing(generation, self.routing.routes, self.routing.targets))
+            self._record = record(replace(self.routing, generation=generation))
         return self._record
 
 
@@ -358,10 +359,10 @@ def _part(routing: Routing, is_proxy: bool, subscribed: tuple[str, ...]) -> Rout
 
     Calls to a deployment that a build may still bring shall wait.
     """
-    routes = routing.routes if is_proxy else ()
-    wanted = {*subscribed, *(route.deployment for route in routes)}
+    routes, grpc = (routing.routes, routing.grpc) if is_proxy else ((), ())
+    wanted = {*subscribed, *(route.deployment for route in routes), *(route.deployment for route in grpc)}
     found = tuple(target for target in routing.targets if target.deployment in wanted)
     missing = sorted(wanted - {target.deployment for target in found})
     prefixes = tuple(f"{app}_" if app else "" for app in routing.building)
     others = (DeploymentTargets(name, exists=name.startswith(prefixes)) for name in missing)
-    return Routing(0, routes, (*found, *others))
+    return Routing(0, routes, (*found, *others), grpc=grpc)

@@ -208,6 +208,8 @@ class Executor:
             tls_key=settings.http_tls_key or "",
             forwarded_allow_ips=settings.forwarded_allow_ips,
             believes_forwarded_host=settings.believes_forwarded_host,
+            grpc_port=fact.grpc_port,
+            grpc_tls_ca=settings.grpc_tls_ca or "",
         )
         try:
             sockets = await self._channel.open_listeners(fact.host, fact.port, settings.proxies)

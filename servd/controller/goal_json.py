@@ -24,12 +24,18 @@ def goal_from_json(text: str | bytes) -> Goal:
     """
     value = json.loads(text)
     applications = tuple(
-        _build(ApplicationGoal, {**app, "document": _document(app["document"])}) for app in value["applications"]
+        _build(ApplicationGoal, {**_with_servicers(app), "document": _document(app["document"])})
+        for app in value["applications"]
     )
-    http = _build(HttpGoal, value["http"]) if value.get("http") else None
-    asked = _build(HttpWish, value.get("asked") or {})
+    http = _build(HttpGoal, _with_servicers(value["http"])) if value.get("http") else None
+    asked = _build(HttpWish, _with_servicers(value.get("asked") or {}))
     mode = DeployMode(value["mode"])
     return _build(Goal, {**value, "mode": mode, "http": http, "applications": applications, "asked": asked})
+
+
+def _with_servicers(value: dict[str, Any]) -> dict[str, Any]:
+    found = value.get("grpc_servicers")
+    return value if found is None else {**value, "grpc_servicers": tuple(found)}
 
 
 def _document(value: dict[str, Any]) -> ApplicationDocument:

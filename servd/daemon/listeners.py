@@ -3,8 +3,9 @@
 import errno
 import socket
 
-from servd.exceptions import ListenError
+from servd.exceptions import ConfigError, ListenError
 from servd.ground.clock import Clock, SystemClock, block_for
+from servd.ground.extras import GRPC_MISSING, is_there
 from servd.ground.keep_alive import KeepAlive
 
 BACKLOG = 4096
@@ -112,6 +113,21 @@ class Listeners:
                 if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
                     option = option.replace("-port", "-host")
                 raise ListenError(host, port, (error.strerror or str(error)).lower(), option) from error
+
+
+def check_grpc(host: str, port: int) -> None:
+    """See that proxies could take calls of gRPC at an address: they share it by reuse-port, also with a stranger.
+
+    Raises:
+        ConfigError: the library is missing.
+        ListenError: somebody else listens there.
+    """
+    if not is_there("grpc"):
+        raise ConfigError(f"grpc_options: {GRPC_MISSING}")
+    try:
+        _listen(host, port, KeepAlive(), reuse_port=False).close()
+    except OSError as error:
+        raise ListenError(host, port, (error.strerror or str(error)).lower(), "grpc_options.port") from error
 
 
 def _listen(host: str, port: int, keep_alive: KeepAlive, *, reuse_port: bool) -> socket.socket:

@@ -21,13 +21,17 @@ from servd.ground.states import (
 
 @dataclass(frozen=True, slots=True)
 class HttpWish:
-    """HTTP options that a document sent; None = not sent, so it never conflicts. request_timeout_s: 0 = no limit."""
+    """Options of HTTP and gRPC that a document sent; None = not sent, so it never conflicts. A limit or port of 0 is none."""
 
     host: str | None = None
     port: int | None = None
     root_path: str | None = None
     location: str | None = None
     request_timeout_s: float | None = None
+    grpc_port: int | None = None
+    grpc_servicers: tuple[str, ...] | None = None
+    grpc_request_timeout_s: float | None = None
+    grpc_reflection: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +62,6 @@ class ApplicationDocument:
 @dataclass(frozen=True, slots=True)
 class GoalDocument:
     """A whole validated PUT: V1 (mode SINGLE_APP, one application "default") or V2 (MULTI_APP).
-
     config_file: absolute path of the file that it was read from, which is no code; "" = unknown. keeps_others: applications that
     came without a document (`run`) stay, unless it names them. target_capacity: percent of every count, 0 to 100; None = all.
     """
@@ -91,7 +94,6 @@ class ReplicaView:
 @dataclass(frozen=True, slots=True)
 class DeadReplicaView:
     """A replica that is gone. exit_code negative = killed by that signal; None = unknown. start_time_s: wall time.
-
     ongoing: its open requests by its last report. log_lines: its last ones. stack: of its main thread, if that was stuck.
     """
 
@@ -170,8 +172,7 @@ class ProxyView:
 
 @dataclass(frozen=True, slots=True)
 class HttpView:
-    """Options of the data plane in force; listening: at least one proxy accepts; is_tls: it speaks https; request_timeout_s: 0 =
-    no limit."""
+    """Options of the data plane in force; listening: a proxy accepts; request_timeout_s: 0 = none; grpc: its options."""
 
     host: str
     port: int
@@ -180,6 +181,7 @@ class HttpView:
     listening: bool
     is_tls: bool = False
     request_timeout_s: float = 0.0
+    grpc: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,9 +220,7 @@ class InstanceView:
 @dataclass(frozen=True, slots=True)
 class RevisionView:
     """One accepted change of the goal. at: wall time, seconds. origin: who asked for it, how and from where.
-
-    applications: name -> stored config, None for one without (`run`). http: the HTTP options its document sent.
-    outcome: what became of it.
+    applications: name -> stored config, None without one (`run`). http: options its document sent. outcome: what became of it.
     """
 
     revision: int

@@ -10,7 +10,7 @@ from servd.documents import runtime_env
 from servd.documents.bounds import MAX_REPLICAS
 from servd.documents.checked import Document, Fault
 from servd.documents.control_plane import ApplicationDocument, HttpWish
-from servd.schema import HTTPOptionsSchema, Port, check_import_path
+from servd.schema import HTTPOptionsSchema, Port, check_import_path, gRPCOptionsSchema
 
 
 class ApplicationOrder(Document):
@@ -83,7 +83,9 @@ class StartOrder(HTTPOptionsSchema):
     """Body of `POST /api/servd/v1/start`."""
 
     proxy_location: DeploymentMode | None = None
+    grpc_options: gRPCOptionsSchema | None = None
 
     def wish(self) -> HttpWish:
         """Options of the data plane that were given."""
-        return self.http_wish(str(self.proxy_location) if self.proxy_location else None)
+        http = self.http_wish(str(self.proxy_location) if self.proxy_location else None)
+        return http if self.grpc_options is None else self.grpc_options.added_to(http)

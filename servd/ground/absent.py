@@ -5,7 +5,6 @@ from typing import Any, NoReturn
 
 _ACTORS = "a deployment of its own that the others hold a handle to does the same"
 _GANGS = "replicas start one by one"
-_GRPC = "there is no gRPC: use HTTP, or a handle"
 _HEALTH = "`GET /api/servd/v1/status`, or `?dialect=today` of the admin API, has it as JSON"
 _POLICY = "replicas follow `target_ongoing_requests`; set counts from outside with `servd scale`"
 _ROUTER = "requests go to the less busy of two replicas, or to one that holds the model"
@@ -42,7 +41,6 @@ INSTEAD = {
     "PrometheusScalar": _POLICY,
     "PrometheusVector": _POLICY,
     "ProxyDetails": _HEALTH,
-    "RayServegRPCContext": _GRPC,
     "RequestRouter": _ROUTER,
     "RequestRouterConfig": _ROUTER,
     "RunningReplica": _ROUTER,
@@ -55,10 +53,6 @@ INSTEAD = {
     "TaskResult": _TASKS,
     "TracingConfig": _TRACES,
     "default_autoscaling_policy": _POLICY,
-    "gRPCInputStream": _GRPC,
-    "gRPCOptions": _GRPC,
-    "gRPCOptionsSchema": _GRPC,
-    "gRPCStatusError": _GRPC,
     "get_deployment_actor": _ACTORS,
     "get_deployment_actor_context": _ACTORS,
     "get_trace_context": _TRACES,
@@ -71,26 +65,24 @@ INSTEAD = {
 
 _CONFIG = (
     "AggregationFunction AutoscalingContext AutoscalingPolicy ControllerOptions DeploymentActorConfig "
-    "GangPlacementStrategy GangRuntimeFailurePolicy GangSchedulingConfig RequestRouterConfig gRPCOptions"
+    "GangPlacementStrategy GangRuntimeFailurePolicy GangSchedulingConfig RequestRouterConfig"
 )
 NAMES = {
     "servd": "ControllerOptions TracingConfig get_deployment_actor get_deployment_actor_context get_trace_context",
     "servd.config": _CONFIG,
-    "servd.context": "DeploymentActorContext GangContext RayServegRPCContext",
-    "servd.exceptions": "gRPCStatusError",
+    "servd.context": "DeploymentActorContext GangContext",
     "servd.handle": "DeploymentBroadcastResponse",
     "servd.schema": (
         "APIType AutoscalingMetricsHealth AutoscalingPolicy AutoscalingStatus CeleryAdapterConfig "
         "ControllerHealthMetrics ControllerOptions DeploymentActorConfig DeploymentAutoscalingDetail DeploymentNode "
         "DeploymentTopology DurationStats GangSchedulingConfig ProxyDetails RequestRouterConfig "
         "ScaleDeploymentRequest ScalingDecision Target TargetGroup TaskProcessorAdapter TaskProcessorConfig TaskResult "
-        "TracingConfig gRPCOptionsSchema"
+        "TracingConfig"
     ),
     "ray.serve.autoscaling_policy": (
         "AutoscalingContext PrometheusQueryMixin PrometheusSample PrometheusScalar PrometheusVector "
         "default_autoscaling_policy replica_queue_length_autoscaling_policy"
     ),
-    "ray.serve.grpc_util": "RayServegRPCContext gRPCInputStream",
     "ray.serve.request_router": "FIFOMixin LocalityMixin MultiplexMixin PendingRequest RequestRouter RunningReplica",
     "ray.serve.task_consumer": (
         "TaskProcessorAdapter TaskProcessorConfig instantiate_adapter_from_config task_consumer task_handler"
@@ -101,7 +93,6 @@ NAMES = {
 
 _OPTIONS = {
     "controller_options": "ControllerOptions",
-    "grpc_options": "gRPCOptions",
     "tracing_config": "TracingConfig",
 }
 

@@ -10,6 +10,7 @@ from servd.ground.quick_dataclass import dataclass
 
 DEFAULT_HTTP_HOST = "127.0.0.1"
 DEFAULT_HTTP_PORT = 8000
+DEFAULT_GRPC_PORT = 9000
 DEFAULT_ADMIN_HOST = "127.0.0.1"
 DEFAULT_ADMIN_PORT = 52365
 DEFAULT_DASHBOARD_PORT = 8265
@@ -30,6 +31,8 @@ class Settings:
 
     dashboard_port: where the admin API answers as today's Ray Serve does; None = nowhere.
     believes_forwarded_host: the proxies of `forwarded_allow_ips` say the host too: those that somebody named, not the default.
+    grpc_servicers: import paths of functions that say which methods of gRPC there are. grpc_tls_ca: file of what vouches for its
+    clients.
     """
 
     state_dir: str
@@ -55,6 +58,9 @@ class Settings:
     dashboard_port: int | None = None
     forwarded_allow_ips: str = DEFAULT_FORWARDED_ALLOW_IPS
     believes_forwarded_host: bool = False
+    grpc_port: int | None = None
+    grpc_servicers: tuple[str, ...] = ()
+    grpc_tls_ca: str | None = None
 
     @property
     def log_dir(self) -> str:

@@ -23,7 +23,7 @@ Labels = tuple[str, str, str]
 """Route prefix, application, deployment (full name); "" where a request had none."""
 
 Key = tuple[Labels, str, "int | str"]
-"""Labels, method, and the HTTP status, or "OK" or "ERROR"."""
+"""Labels, method, and the HTTP status; or the name of one of gRPC, and in replicas "OK" or "ERROR"."""
 
 
 def place_of(function: Callable[..., Any]) -> tuple[str, int]:

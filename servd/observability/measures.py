@@ -20,6 +20,13 @@ CONTRACT: dict[str, tuple[str, str]] = {
         COUNTER,
         "HTTP requests to a deployment answered with another status than 200.",
     ),
+    "serve_num_grpc_requests": (COUNTER, "Calls of gRPC answered."),
+    "serve_num_grpc_error_requests": (COUNTER, "Calls of gRPC that ended with another status than OK."),
+    "serve_num_deployment_grpc_error_requests": (
+        COUNTER,
+        "Calls of gRPC to a deployment that ended with another status than OK.",
+    ),
+    "serve_grpc_request_latency_ms": (HISTOGRAM, "Time from a call's metadata to its status."),
     "serve_http_request_latency_ms": (HISTOGRAM, "Time from the end of a request's head to the end of its answer."),
     "serve_num_router_requests": (COUNTER, "Requests that were routed to a deployment."),
     "serve_deployment_queued_queries": (GAUGE, "Requests that wait for a replica of the deployment."),
@@ -136,9 +143,11 @@ class Sums:
 
 
 def http_families(found: Mapping[Key, Series]) -> list[MetricFamily]:
-    """What a proxy's journal says."""
+    """What a proxy's journal says of HTTP."""
     sums = Sums()
     for ((route, app, deployment), method, status), series in found.items():
+        if isinstance(status, str):
+            continue
         number, code = series.count, str(status)
         sums.count("serve_num_http_requests", number, route=route, method=method, application=app, status_code=code)
         sums.measure("serve_http_request_latency_ms", series, route=route, application=app, status_code=code)
@@ -159,6 +168,27 @@ def http_families(found: Mapping[Key, Series]) -> list[MetricFamily]:
                 application=app,
             )
         _count_routed(sums, number, deployment, route, app)
+    return sums.families()
+
+
+def grpc_families(found: Mapping[Key, Series]) -> list[MetricFamily]:
+    """What a proxy's journal says of gRPC, whose statuses are names; the route of a call is its method."""
+    sums = Sums()
+    for ((method, app, deployment), _, code), series in found.items():
+        if not isinstance(code, str):
+            continue
+        number = series.count
+        tags = {"route": method, "method": method, "application": app}
+        sums.count("serve_num_grpc_requests", number, **tags, status_code=code)
+        sums.measure("serve_grpc_request_latency_ms", series, **tags, status_code=code)
+        if code != "OK":
+            sums.count("serve_num_grpc_error_requests", number, **tags, error_code=code)
+        if not deployment:
+            continue
+        if code != "OK":
+            name = "serve_num_deployment_grpc_error_requests"
+            sums.count(name, number, **tags, deployment=deployment, error_code=code)
+        _count_routed(sums, number, deployment, method, app)
     return sums.families()
 
 

@@ -1,12 +1,18 @@
-"""The Hypercorn lane, loaded when the first connection needs it: it weighs 4 MB and 0.1 s of CPU in every proxy."""
+"""The lanes that are loaded where somebody needs them: Hypercorn's weighs 4 MB and 0.1 s of CPU in every proxy, gRPC's more."""
 
 import asyncio
+import logging
 from typing import Any
 
 from servd.ground.event_loop import load
 from servd.proxy.forwarder import Forwarder
+from servd.wire.grpc_messages import GrpcRoute
+from servd.wire.messages import ProxyStart
 
 _LANE = "servd.proxy.hypercorn_lane"
+_GRPC_LANE = "servd.proxy.grpc.lane"
+
+logger = logging.getLogger(__name__)
 
 
 class LateLane:
@@ -83,3 +89,65 @@ class _Waiting(asyncio.Protocol):
 
     def connection_lost(self, _: Exception | None) -> None:
         self.is_lost = True
+
+
+class LateGrpc:
+    """Stands for the lane of gRPC, which is loaded where there is a port for it.
+
+    Attributes:
+        trouble: why it takes none though it shall, "" while it does.
+    """
+
+    def __init__(self, start: ProxyStart, forwarder: Forwarder) -> None:
+        self._start = start
+        self._forwarder = forwarder
+        self._lane: Any = None
+        self._routes: tuple[GrpcRoute, ...] = ()
+        self.trouble = ""
+
+    def __repr__(self) -> str:
+        return f"LateGrpc(port={self._start.grpc_port}, lane={self._lane})"
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is to be opened."""
+        return bool(self._start.grpc_port) and self._lane is None
+
+    @property
+    def ongoing(self) -> int:
+        """Calls under way."""
+        return self._lane.ongoing if self._lane is not None else 0
+
+    def apply_routing(self, routes: tuple[GrpcRoute, ...]) -> None:
+        """Know these applications from now on."""
+        self._routes = routes
+        if self._lane is not None:
+            self._lane.apply_routing(routes)
+
+    async def open(self) -> None:
+        """Take calls, if it is due; what hinders it is `trouble` then, and HTTP goes on."""
+        if not self.is_due:
+            return
+        start = self._start
+        try:
+            module = await load(_GRPC_LANE)
+            lane = module.GrpcLane(self._forwarder)
+            lane.apply_routing(self._routes)
+            files = (start.tls_cert, start.tls_key, start.grpc_tls_ca)
+            certificate = module.GrpcCertificate(*files) if start.tls_cert else None
+            await lane.open(start.host, start.grpc_port, certificate, self._forwarder.limits.keep_alive)
+        except (ImportError, OSError, RuntimeError, ValueError) as error:
+            said = f"no gRPC on port {start.grpc_port}: {error}"
+            if said != self.trouble:
+                logger.error("grpc_not_opened port=%d reason=%s", start.grpc_port, error)
+            self.trouble = said
+            return
+        self._lane, self.trouble = lane, ""
+        # what came while it was loaded
+        lane.apply_routing(self._routes)
+        logger.info("proxy_listening_grpc host=%s port=%d", start.host, start.grpc_port)
+
+    async def close(self, grace_s: float) -> None:
+        """Take nothing more; what is under way has so many seconds to end."""
+        if self._lane is not None:
+            await self._lane.close(grace_s)

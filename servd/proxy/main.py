@@ -20,12 +20,12 @@ from servd.ground.settings import control_socket
 from servd.observability import logs
 from servd.observability.access_log import AccessLog, place_of
 from servd.observability.journal import Journal
-from servd.observability.measures import LoopLag, family, http_families
+from servd.observability.measures import LoopLag, family, grpc_families, http_families
 from servd.proxy.door import Door
 from servd.proxy.forwarded_for import TrustedProxies
 from servd.proxy.forwarder import Forwarder
 from servd.proxy.http1 import HttpConnection
-from servd.proxy.late_lane import LateLane
+from servd.proxy.late_lane import LateGrpc, LateLane
 from servd.proxy.limits import Limits
 from servd.proxy.listener import Listener
 from servd.wire.allocator import keep_freed_memory
@@ -92,6 +92,7 @@ class Proxy:
         limits = Limits.from_environment()
         self._forwarder = Forwarder(self._caller, start.root_path, limits, journal=self._journal, trusted=trusted)
         self._lane = LateLane(self._forwarder)
+        self._grpc = LateGrpc(start, self._forwarder)
         self._listener = Listener(self._forwarder, self._lane.hand_over, lambda: self._lane.connections)
         self._certificate = Certificate(start.tls_cert, start.tls_key, "--http-tls") if start.tls_cert else None
         self._doors: dict[int, Door] = {}
@@ -140,9 +141,11 @@ class Proxy:
         self._listener.drain()
         self._lane.drain()
         self._report()
+        ending = self._loop.create_task(self._grpc.close(self._drain_s))
         # many small ends, none of them worth an event
         while self._connections and self._loop.time() < end:  # noqa: ASYNC110
             await asyncio.sleep(_LOOK_S)
+        await ending
         self._lane.close()
         self._send_metrics(0)
         logger.info("proxy_drained connections=%d", self._connections)
@@ -161,6 +164,7 @@ class Proxy:
 
     def _on_message(self, message: Any) -> None:
         if isinstance(message, Routing):
+            self._grpc.apply_routing(message.grpc)
             self._forwarder.apply_routing(message)
             self._has_routes = True
             self._open_soon()
@@ -178,8 +182,10 @@ class Proxy:
             logger.warning("unexpected_message kind=%s", type(message).__name__)
 
     def _send_metrics(self, request_id: int) -> None:
+        series = self._journal.series()
         found = [
-            *http_families(self._journal.series()),
+            *http_families(series),
+            *grpc_families(series),
             *self._caller.metrics(),
             family("serve_num_ongoing_http_requests", [((), self._listener.ongoing)]),
             family("serve_proxy_connections", [((), self._connections)]),
@@ -204,8 +210,8 @@ class Proxy:
     def _report(self) -> None:
         own = self._doors.get(self._start.slot)
         is_listening = own is not None and own.has_opened and self._drain_s is None
-        ongoing = self._listener.ongoing
-        self._link.send(ProxyReport(self._start.proxy_id, is_listening, self._connections, ongoing, self._trouble))
+        ongoing, trouble = self._listener.ongoing + self._grpc.ongoing, self._trouble or self._grpc.trouble
+        self._link.send(ProxyReport(self._start.proxy_id, is_listening, self._connections, ongoing, trouble))
 
     @property
     def _trouble(self) -> str:
@@ -224,10 +230,12 @@ class Proxy:
     def _open_soon(self) -> None:
         # before the first routing everything would be 404
         is_open = self._has_routes and self._drain_s is None
-        if is_open and self._slots != self._doors.keys() and (self._opening is None or self._opening.done()):
+        is_short = self._slots != self._doors.keys() or self._grpc.is_due
+        if is_open and is_short and (self._opening is None or self._opening.done()):
             self._opening = self._loop.create_task(self._open())
 
     async def _open(self) -> None:
+        await self._grpc.open()
         while (missing := self._slots - self._doors.keys()) and self._drain_s is None:
             slot, sock = min(missing), self._socks[min(missing)]
             door = self._doors[slot] = Door(self._loop, sock, self._serve, lambda: HttpConnection(self._listener))

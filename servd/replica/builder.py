@@ -55,6 +55,7 @@ def built_from(order: BuildOrder, environment: Environment) -> tuple[BuildResult
         route_prefix=built.route_prefix,
         fork_unsafe=unsafe,
         is_pinned=is_pinned(order, environment),
+        grpc_methods=tuple(codec.described() for codec in built.grpc.values()),
     )
     return result, built, instance
 

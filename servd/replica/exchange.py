@@ -8,7 +8,9 @@ from typing import Any, Protocol
 from servd.calls.request_context import RequestContext
 from servd.ground.clock import SystemClock
 from servd.ground.settings import is_on
+from servd.observability.described import name_of, text_of
 from servd.replica.caller_peer import CallerPeer
+from servd.replica.responses import TIME_OUT, error_response
 from servd.wire.http_answers import check_final, has_content
 from servd.wire.records import (
     BODY,
@@ -189,6 +191,16 @@ class HttpExchange:
             await self._send_event(message)
         else:
             raise RuntimeError(f"unexpected ASGI message {kind!r}")
+
+    def fail(self, error: BaseException, now: float) -> None:
+        """End a request whose handler failed. now: by the loop's clock."""
+        if self.has_begun or self.scope["type"] == "websocket":
+            self.abort(text_of(error) or name_of(type(error)))
+            return
+        is_late = now >= (self.context.deadline or float("inf"))
+        # a call that failed at its request's time limit may tell so before the proxy's own clock does
+        status, headers, body = TIME_OUT if is_late else error_response(error, self.context.request_id)
+        self.finish(status, headers, body)
 
     def abort(self, reason: str) -> None:
         """End a response that has begun: the client's connection is closed early."""

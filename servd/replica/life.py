@@ -8,7 +8,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from servd.app.deployment import ASGI_ATTRIBUTE, Deployment
+from servd.app.built import BuiltApplication
+from servd.app.deployment import ASGI_ATTRIBUTE
 from servd.calls.caller import Caller
 from servd.calls.failure_log import Failures
 from servd.calls.failures import tell
@@ -28,6 +29,7 @@ from servd.observability.figures import counted
 from servd.observability.journal import Journal
 from servd.observability.measures import LoopLag
 from servd.observability.tracebacks import user_traceback
+from servd.replica.grpc.service import GrpcService
 from servd.replica.methods import needs_thread, takes_rank
 from servd.replica.metrics import replica_metrics
 from servd.replica.notes import noter, read_notes
@@ -50,7 +52,7 @@ class Replica:
     """One replica; made inside the main loop, whose thread all of it belongs on. It is its warden's ward.
 
     Args:
-        load: gives the deployment; raises what the application's status shall tell. May take long.
+        load: gives the application; raises what the application's status shall tell. May take long.
         lifetime_fd: read end of the lifetime pipe.
         access: where a line per request goes.
         preloaded: the instance, where the template has made it.
@@ -59,7 +61,7 @@ class Replica:
     def __init__(
         self,
         start: ReplicaStart,
-        load: Callable[[], Deployment],
+        load: Callable[[], BuiltApplication],
         lifetime_fd: int,
         access: AccessLog,
         preloaded: Any = None,
@@ -156,7 +158,8 @@ class Replica:
     async def _start_up(self) -> UserCallable:
         start = self._start
         descendants.hide_own_sockets()
-        deployment = self._load()
+        built = self._load()
+        deployment = built.deployments[start.deployment]
         logs.revive()
         context = ReplicaContext(
             ReplicaID.of_tag(DeploymentID(start.app, start.deployment), start.replica_id),
@@ -200,6 +203,7 @@ class Replica:
             on_cancelled=self._caller.cancel_calls_of,
             on_records=self._rouse,
             cancel_on_disconnect=start.goal.cancel_on_disconnect,
+            grpc=GrpcService(self._loop, user, built.grpc, start.app) if built.grpc else None,
         )
         self._server.start()
         return user

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from servd.app.built import BuiltApplication
-from servd.app.deployment import Deployment
 from servd.calls.failures import tell
 from servd.calls.request_context import current_request
 from servd.exceptions import DeployError
@@ -41,7 +40,7 @@ def run_forked(start: ReplicaStart, built: BuiltApplication, lifetime_fd: int, p
     """Be the replica, in a process just forked; its first lines (signals, descriptors, gc) are done
     already. preloaded: the instance, where the template has made it.
     """
-    _run(start, lambda: built.deployments[start.deployment], lifetime_fd, preloaded)
+    _run(start, lambda: built, lifetime_fd, preloaded)
 
 
 def run_spawned(
@@ -49,15 +48,17 @@ def run_spawned(
 ) -> NoReturn:
     """Be the replica, in a fresh interpreter; the build is part of its start. environment: the order's, or why there is none."""
 
-    def load() -> Deployment:
+    def load() -> BuiltApplication:
         if isinstance(environment, DeployError):
             raise environment
-        return load_application(order, environment).deployments[start.deployment]
+        return load_application(order, environment)
 
     _run(start, load, lifetime_fd)
 
 
-def _run(start: ReplicaStart, load: Callable[[], Deployment], lifetime_fd: int, preloaded: Any = None) -> NoReturn:
+def _run(
+    start: ReplicaStart, load: Callable[[], BuiltApplication], lifetime_fd: int, preloaded: Any = None
+) -> NoReturn:
     title = f"replica {start.replica_id}"
     process.begin(title, start.state_dir, lifetime_fd)
     descendants.lead(title, start.state_dir, start.socket_dir)

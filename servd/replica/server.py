@@ -11,12 +11,13 @@ from servd.calls.request_context import RequestContext, current_request
 from servd.calls.route_table import decoded_path
 from servd.exceptions import ProtocolError
 from servd.ground.ids import random_uuid
-from servd.observability.described import name_of, text_of
+from servd.ground.remembered import Remembered
 from servd.replica.admission import Admission
 from servd.replica.caller_peer import CallerPeer, Work
 from servd.replica.exchange import ClientGoneError, HttpExchange, UserCallable
+from servd.replica.grpc.exchange import GrpcExchange
+from servd.replica.grpc.service import GrpcService
 from servd.replica.handle_call import HandleCall
-from servd.replica.responses import TIME_OUT, error_response
 from servd.wire.began import BeganLog
 from servd.wire.link import Peer, ReplicaLink
 from servd.wire.records import (
@@ -28,6 +29,7 @@ from servd.wire.records import (
     CREDIT_BYTES,
     DECLINE,
     EVENT,
+    GRPC,
     HELLO,
     HTTP,
     LIMIT,
@@ -58,6 +60,7 @@ class ReplicaServer:
         replica_id: of this replica, for calls that run in circles.
         on_cancelled: called with the context of a request whose handler was cancelled: the calls it made end too.
         on_records: called after what a caller sent was taken in; keep it cheap.
+        grpc: serves calls of gRPC; None where the application has no servicers.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class ReplicaServer:
         cancel_on_disconnect: bool = True,
         on_cancelled: Callable[[RequestContext], None] | None = None,
         on_records: Callable[[], None] | None = None,
+        grpc: GrpcService | None = None,
     ) -> None:
         self._loop = loop
         self._address = address
@@ -85,9 +89,10 @@ class ReplicaServer:
         self._limit = limit
         self._is_held = False
         self._on_heard = on_records
+        self._grpc = grpc
         self._link: ReplicaLink | None = None
-        self._paths: dict[bytes, str] = {}
-        self._origins: dict[bytes, tuple[Any, Any, str, str, str]] = {}
+        self._paths = Remembered(decoded_path, most=_MAX_REMEMBERED, longest=_MAX_REMEMBERED_PATH_BYTES)
+        self._origins = Remembered(read_origin, most=_MAX_REMEMBERED)
         self._idle: asyncio.Future[None] | None = None
         self._began: BeganLog | None = None
         self._begun_ids = memoryview(bytearray(16)).cast("Q")
@@ -180,7 +185,7 @@ class ReplicaServer:
             except Exception:
                 # admitted, but it cannot begin; the link drops the peer
                 if self.admission.running > running:
-                    self._release()
+                    self.release()
                 raise
         if self._on_heard is not None:
             self._on_heard()
@@ -188,6 +193,9 @@ class ReplicaServer:
             peer.link.schedule(peer)
 
     def _on_other(self, peer: CallerPeer, kind: int, record: tuple[Any, ...], frames: list[Any]) -> None:
+        if kind == GRPC:
+            self._on_grpc(peer, record, frames)
+            return
         if kind in (DECLINE, WANT):
             if kind == DECLINE:
                 self.admission.decline(peer)
@@ -207,7 +215,7 @@ class ReplicaServer:
             if work is not None:
                 work.add_credit(record[2])
         elif kind == BODY:
-            if isinstance(work, HttpExchange):
+            if isinstance(work, HttpExchange | GrpcExchange):
                 work.feed_body(bytes(body_of(record[2], frames)), record[3])
         elif kind == EVENT:
             if isinstance(work, HttpExchange):
@@ -217,17 +225,16 @@ class ReplicaServer:
 
     def _on_http(self, peer: CallerPeer, record: tuple[Any, ...], frames: list[Any]) -> None:
         (_, call_id, flags, method, path, query, headers, body, request_id, route, origin, extra) = record
-        if not (self.admission.claim(peer) if flags & CLAIM else self.admission.admit(peer)):
-            self._reject(peer, call_id)
+        if not self._admit(peer, record):
             return
-        client, server, scheme, version, root_path = self._origins.get(origin) or self._learn(origin)
+        client, server, scheme, version, root_path = self._origins[origin]
         scope = {
             "type": "http",
             "asgi": _ASGI,
             "http_version": version,
             "method": method,
             "scheme": scheme,
-            "path": self._paths.get(path) or self._decode(path),
+            "path": self._paths[path],
             "raw_path": path,
             "query_string": query,
             "root_path": root_path if route == "/" else root_path + route,
@@ -261,8 +268,7 @@ class ReplicaServer:
 
     def _on_call(self, peer: CallerPeer, record: tuple[Any, ...], frames: list[Any]) -> None:
         _, call_id, flags, method, parts, about = record
-        if not (self.admission.claim(peer) if flags & CLAIM else self.admission.admit(peer)):
-            self._reject(peer, call_id)
+        if not self._admit(peer, record):
             return
         request_id, route, app, model_id, left, depth, ancestors = about
         if not request_id:
@@ -275,66 +281,58 @@ class ReplicaServer:
         peer.newest = call_id
         call.task = Task(self._answer(peer, call_id, call), loop=self._loop, name=request_id)
 
-    def _reject(self, peer: CallerPeer, call_id: int) -> None:
-        peer.send((REJECTED, call_id, self.admission.running, self.admission.is_leaving))
+    def _admit(self, peer: CallerPeer, record: tuple[Any, ...]) -> bool:
+        """Whether there is a slot for a request, which has it then; the caller is told where there is none."""
+        admission = self.admission
+        if admission.claim(peer) if record[2] & CLAIM else admission.admit(peer):
+            return True
+        peer.send((REJECTED, record[1], admission.running, admission.is_leaving))
+        return False
 
-    def _decode(self, path: bytes) -> str:
-        text = decoded_path(path)
-        if len(path) <= _MAX_REMEMBERED_PATH_BYTES:
-            if len(self._paths) >= _MAX_REMEMBERED:
-                self._paths.clear()
-            self._paths[path] = text
-        return text
+    def _on_grpc(self, peer: CallerPeer, record: tuple[Any, ...], frames: list[Any]) -> None:
+        if self._grpc is None:
+            raise ProtocolError("a call of gRPC to a replica whose application has no servicers")
+        if self._admit(peer, record):
+            self._grpc.start(self, peer, record, frames, self._own)
 
-    def _learn(self, origin: bytes) -> tuple[Any, Any, str, str, str]:
-        if len(self._origins) >= _MAX_REMEMBERED:
-            self._origins.clear()
-        known = self._origins[origin] = read_origin(origin)
-        return known
+    def begin(self, peer: CallerPeer, call_id: int) -> bool:
+        """Whether an admitted call shall run, which begins now: not where nobody waits for it any more."""
+        if call_id not in peer.open and self.cancel_on_disconnect:
+            self.release()
+            return False
+        self._begun_ids[peer.place] = call_id
+        return True
 
     async def _serve(self, peer: CallerPeer, call_id: int, exchange: HttpExchange) -> None:
         exchange.has_started = True
-        if call_id not in peer.open and self.cancel_on_disconnect:
-            self._release()
+        if not self.begin(peer, call_id):
             return
         try:
-            self._begun_ids[peer.place] = call_id
             current_request.set(exchange.context)
             await self._user.handle_http(exchange)
             if not exchange.is_finished and exchange.scope["type"] == "http" and not exchange.is_disconnected:
                 raise RuntimeError("the handler ended without a complete response")
         except (asyncio.CancelledError, ClientGoneError) as error:
-            self._take_back_calls(exchange.context)
+            self.take_back_calls(exchange.context)
             if not exchange.is_finished and not exchange.is_disconnected:
                 tell(error, "__call__")
-                self._fail(exchange, RuntimeError("the handler was cancelled"))
+                exchange.fail(RuntimeError("the handler was cancelled"), self._loop.time())
         # whatever user code raises belongs to its request
         except BaseException as error:
             tell(error, "__call__")
             if not exchange.is_finished:
-                self._fail(exchange, error)
+                exchange.fail(error, self._loop.time())
         finally:
             if not exchange.is_finished:
                 exchange.abort("")
             exchange.context.end()
-            self._release()
-
-    def _fail(self, exchange: HttpExchange, error: BaseException) -> None:
-        if exchange.has_begun or exchange.scope["type"] == "websocket":
-            exchange.abort(text_of(error) or name_of(type(error)))
-            return
-        is_late = self._loop.time() >= (exchange.context.deadline or float("inf"))
-        # a call that failed at its request's time limit may tell so before the proxy's own clock does
-        status, headers, body = TIME_OUT if is_late else error_response(error, exchange.context.request_id)
-        exchange.finish(status, headers, body)
+            self.release()
 
     async def _answer(self, peer: CallerPeer, call_id: int, call: HandleCall) -> None:
         call.has_started = True
-        if call_id not in peer.open and self.cancel_on_disconnect:
-            self._release()
+        if not self.begin(peer, call_id):
             return
         try:
-            self._begun_ids[peer.place] = call_id
             current_request.set(call.context)
             args, kwargs = loads(call.parts)
             call.parts = []
@@ -345,7 +343,7 @@ class ReplicaServer:
             else:
                 call.reply(True, dumps(await self._user.call(call.method, args, kwargs, call.context)))
         except asyncio.CancelledError as error:
-            self._take_back_calls(call.context)
+            self.take_back_calls(call.context)
             if call_id in peer.open:
                 tell(error, call.method)
             call.reply(False, dump_exception(error))
@@ -355,13 +353,15 @@ class ReplicaServer:
             call.reply(False, dump_exception(error))
         finally:
             call.context.end()
-            self._release()
+            self.release()
 
-    def _take_back_calls(self, context: RequestContext) -> None:
+    def take_back_calls(self, context: RequestContext) -> None:
+        """End the calls that a request has made, since it was cancelled."""
         if self._on_cancelled is not None:
             self._on_cancelled(context)
 
-    def _release(self) -> None:
+    def release(self) -> None:
+        """A request has ended."""
         admission = self.admission
         admission.running -= 1
         if admission.tickets:
@@ -387,7 +387,7 @@ class ReplicaServer:
         if work.has_started:
             # whatever the handler makes of its cancellation, the calls that it has made end now
             work.context.cancellations += 1
-            self._take_back_calls(work.context)
+            self.take_back_calls(work.context)
             work.task.cancel()
 
     def _on_gone(self, peer: Peer) -> None:

@@ -225,7 +225,7 @@ class UserCallable:
         self._running += 1
         began, succeeded = self._now(), False
         try:
-            found = self._methods.get(method) or self._find(method)
+            found = self._methods.get(method) or self.find(method)
             if found.kind in ("async", "sync"):
                 # most calls: spares them a coroutine
                 is_async = found.kind == "async"
@@ -263,7 +263,7 @@ class UserCallable:
         self._running += 1
         began, succeeded = self._now(), False
         try:
-            found = self._find(method)
+            found = self.find(method)
             # an async handler runs in this task's context: its generator sees what it has set there
             own = None if found.kind == "async" else contextvars.copy_context()
             result = await self._invoke(found, args, kwargs, own)
@@ -341,7 +341,8 @@ class UserCallable:
         result = method.function(*args, **kwargs)
         return await result if method.kind == "async" else result
 
-    def _find(self, name: str) -> Method:
+    def find(self, name: str) -> Method:
+        """The public method of that name; raises RayServeException where there is none."""
         found = self._methods.get(name)
         if found is None:
             found = self._methods[name] = self._look_up(name)

@@ -93,6 +93,7 @@ def own_status(view: InstanceView) -> shapes.Status:
             "listening": view.http.listening,
             "tls": view.http.is_tls,
             "request_timeout_s": view.http.request_timeout_s or None,
+            "grpc_port": view.http.grpc.get("port", 0),
         },
         "proxies": [_own_proxy(view, proxy) for proxy in view.proxies],
         "applications": {app.name: _own_application(view, app) for app in view.applications},

@@ -24,6 +24,12 @@ DEFAULT_LIMIT = 100
 DEFAULT_KEPT = 10
 MAX_LIMIT = 10_000
 _LONGEST_NUMBER = 15
+_GRPC_OPTIONS = {
+    "port": "grpc_port",
+    "grpc_servicer_functions": "grpc_servicers",
+    "request_timeout_s": "grpc_request_timeout_s",
+    "enable_reflection": "grpc_reflection",
+}
 
 
 def revisions_resource(plane: ControlPlane) -> Resource:
@@ -108,7 +114,9 @@ def document_of(revision: RevisionView) -> dict[str, Any] | None:
 def _options(http: HttpWish) -> dict[str, Any]:
     sent = {key: value for key, value in asdict(http).items() if value is not None}
     location = sent.pop("location", None)
-    return {**({"proxy_location": location} if location else {}), **({"http_options": sent} if sent else {})}
+    grpc = {name: sent.pop(key) for name, key in _GRPC_OPTIONS.items() if key in sent}
+    found = {"proxy_location": location, "http_options": sent, "grpc_options": grpc}
+    return {key: value for key, value in found.items() if value}
 
 
 def _head(revision: RevisionView) -> shapes.RevisionHead:

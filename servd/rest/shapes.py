@@ -106,7 +106,7 @@ class Application(ApplicationHead):
 
 
 class Http(TypedDict):
-    """Options of the data plane in force."""
+    """Options of the data plane in force. grpc_port: 0 = none."""
 
     host: str
     port: Count
@@ -115,6 +115,7 @@ class Http(TypedDict):
     listening: bool
     tls: bool
     request_timeout_s: float | None
+    grpc_port: Count
 
 
 class Proxy(Identity):

@@ -57,7 +57,7 @@ def details(view: InstanceView, source: str | None = None) -> shapes.TodayInstan
     applications = {app.name: _application(view, app) for app in view.applications if source in (None, _source(app))}
     log = f"/serve/controller_{view.controller_pid}.log"
     http = view.http
-    return {
+    found: shapes.TodayInstance = {
         "controller_info": _actor(view, view.controller_actor_id, CONTROLLER_NAME, view.controller_worker_id, log),
         "proxy_location": _location(http.location),
         "http_options": {
@@ -73,6 +73,9 @@ def details(view: InstanceView, source: str | None = None) -> shapes.TodayInstan
         "controller_health_metrics": _health(view.health),
         "restores_unset_config_options": True,
     }
+    if http.grpc:
+        found["grpc_options"] = http.grpc
+    return found
 
 
 def _location(location: str) -> ProxyLocation:

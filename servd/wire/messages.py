@@ -9,6 +9,7 @@ from typing import Any
 
 from servd.ground.quick_dataclass import dataclass
 from servd.ground.settings import DEFAULT_FORWARDED_ALLOW_IPS
+from servd.wire.grpc_messages import GrpcMethod, GrpcRoute
 
 FORK_SERVER, REPLICA, PROXY, CALLER = "fork_server", "replica", "proxy", "caller"
 """Kinds of processes that the controller hears of; a caller only holds handles."""
@@ -187,13 +188,14 @@ class Routing:
     Proxies get all routes and the targets of all ingress deployments; callers the targets of what they subscribed to.
     The receiver answers with a CallerReport of the same generation once its table holds exactly this.
 
-    building: applications whose build may bring deployments that nobody knows yet; inside the controller only.
+    building: applications whose build may bring deployments that nobody knows yet; inside the controller only. grpc: for proxies.
     """
 
     generation: int
     routes: tuple[Route, ...] = ()
     targets: tuple[DeploymentTargets, ...] = ()
     building: tuple[str, ...] = ()
+    grpc: tuple[GrpcRoute, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +215,7 @@ class CallerReport:
 
 @dataclass(frozen=True, slots=True)
 class ProxyStart:
-    """What a proxy process is started with (beside its listening socket)."""
+    """What a proxy process is started with, beside its listening socket. grpc_port: at that host, 0 = none. grpc_tls_ca: path."""
 
     proxy_id: str
     slot: int
@@ -228,6 +230,8 @@ class ProxyStart:
     tls_key: str = ""
     forwarded_allow_ips: str = DEFAULT_FORWARDED_ALLOW_IPS
     believes_forwarded_host: bool = False
+    grpc_port: int = 0
+    grpc_tls_ca: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,7 +270,7 @@ class BuildOrder:
     the daemon (runtime.md section 12, "no working_dir"). driver_path: sys.path of the shipping driver, by-value only.
     default_variables: set before the interpreter starts where neither the environment nor runtime_env has them (thread
     counts). origins: directory of a snapshot -> the user's directory that it shows; for texts only. preload: bare name of the
-    deployment whose instance is constructed before replicas are forked, "" for none.
+    deployment whose instance is constructed before replicas are forked, "" for none. grpc_servicers: import paths.
     """
 
     fork_server_id: str
@@ -287,6 +291,7 @@ class BuildOrder:
     default_variables: dict[str, str] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
     preload: str = ""
+    grpc_servicers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,7 +319,7 @@ class BuildResult:
     args, application runtime_env and the content of the modules imported from outside site-packages. deployments:
     dependencies first, ingress last. route_prefix: of the ingress, from code; None = not exposed. fork_unsafe: "" or why
     replicas must be spawned (of a `preload`: must construct their own instance). is_pinned: none of the modules can change under
-    the same snapshots and archives.
+    the same snapshots and archives. grpc_methods: those that the servicers of the order have.
     """
 
     build_id: str
@@ -325,6 +330,7 @@ class BuildResult:
     route_prefix: str | None = "/"
     fork_unsafe: str = ""
     is_pinned: bool = False
+    grpc_methods: tuple[GrpcMethod, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ starts with its kind and, but for a few, the id of its call (unique per caller).
 travel as frames of their own: the record holds their index then.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgpack
@@ -20,15 +20,18 @@ CREDIT_BYTES = 1024 * 1024
 
 EVENT_COST_BYTES = 512
 """What a message of a WebSocket counts beside its bytes: many small ones cost more memory than they have bytes."""
+MESSAGE_COST_BYTES = 64
+"""What a message of a gRPC stream costs beside its bytes."""
 
 # both ways
-BODY = 2  # id, data, more
+BODY = 2  # id, data, more; of a call of gRPC one message, and the end (without data) is another
 CREDIT = 3  # id, bytes: the reader took so many
 EVENT = 7  # id, ASGI message of a WebSocket, cost in bytes
 
 # caller -> replica
 HTTP = 0  # id, flags, method, path, query, pairs of headers, body, request id, route, origin, extra
 CALL = 1  # id, flags, method, parts, (request id, route, app, model id, seconds left, depth, ancestors)
+GRPC = 17  # id, flags, method, message, request id, (seconds left, model id, client, pairs of metadata)
 CANCEL = 4  # id
 DECLINE = 5  # the offered slot is not wanted
 HELLO = 14  # the caller's key, its edition: first record on a connection
@@ -38,6 +41,7 @@ WANT = 6  # number of requests that wait at the caller: its ticket
 RESPONSE = (
     0  # id, ongoing, status, header block, body: a whole HTTP response; a negative status: then close the connection
 )
+# of a call of gRPC: id, ongoing, status code, answer block, message (b"" where it streams)
 REPLY = 1  # id, ongoing, succeeded, parts: end of a handle call
 HEAD = 8  # id, status as above, header block: a response that streams
 ACCEPTED = 9  # ids
@@ -147,6 +151,26 @@ def origin(
 ) -> bytes:
     """What all requests of a connection have in common, as bytes: receivers decode each value once."""
     return msgpack.packb((client, server, scheme, version, root_path))  # type: ignore[no-any-return]
+
+
+def answer_block(details: str, trailing: Sequence[tuple[str, str | bytes]]) -> bytes:
+    """What an answer of gRPC says beside its code and message; b"" for nothing."""
+    return msgpack.packb((details, trailing)) if details or trailing else b""
+
+
+def read_answer_block(data: bytes) -> tuple[str, tuple[tuple[str, str | bytes], ...]]:
+    """Details, trailing metadata.
+
+    Raises:
+        ProtocolError: no answer block.
+    """
+    if not data:
+        return "", ()
+    try:
+        details, trailing = _unpackb(data, use_list=False)
+    except Exception as error:
+        raise ProtocolError(f"cannot decode answer: {error!r}") from error
+    return details, trailing
 
 
 def read_origin(data: bytes) -> tuple[Any, Any, str, str, str]:

@@ -279,7 +279,6 @@ def test_a_rank_is_one_of_both_modules() -> None:
         ),
         (lambda: servd.run(None, color=1), TypeError, r"run\(\) has no argument 'color'"),
         (lambda: servd.run(None, external_scaler_enabled=True, controller_options=None), TypeError, "an Application"),
-        (lambda: servd.start(grpc_options={"port": 9}), ValueError, "servd has no grpc_options: there is no gRPC"),
         (lambda: servd.start(tracing_config={}, http_options={}), ValueError, "servd has no tracing_config: set OpenT"),
         (lambda: servd.start(color=1), TypeError, r"start\(\) has no argument 'color'"),
         (lambda: servd.run_many([], wait_for_ingress_deployment_creation=False), ValueError, "needs targets"),

@@ -88,7 +88,10 @@ def test_v1_refusals_name_place_and_reason(document: dict[str, Any], fragments: 
         ({"applications": [], "controller_options": {}}, ["servd has no controller_options", "servd start"]),
         ({"applications": [], "tracing_config": {}}, ["servd has no tracing_config", "OpenTelemetry"]),
         ({"applications": [], "http_options": {"keep_alive_timeout_s": 5}}, ["SERVD_HTTP_IDLE_TIMEOUT_S"]),
-        ({"applications": [], "grpc_options": {"grpc_servicer_functions": ["f"]}}, ["servd has no grpc_options"]),
+        (
+            {"applications": [], "grpc_options": {"grpc_servicer_functions": ["f"]}},
+            ["grpc_servicer_functions.0", "form"],
+        ),
         ({"applications": [an_app(), an_app(route_prefix="/x")]}, ['"default"']),
         ({"applications": [an_app(name="a"), an_app(name="b")]}, ['"/"']),
         (
@@ -237,7 +240,7 @@ def test_route_prefix_counts_only_if_given() -> None:
 
 
 def test_keys_without_effect_are_accepted_and_not_stored() -> None:
-    goal = parse_v2({"applications": [], "grpc_options": {"port": 9000}, "target_capacity": None})
+    goal = parse_v2({"applications": [], "target_capacity": None})
     assert goal.stored == {"applications": []}
 
 

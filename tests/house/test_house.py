@@ -41,6 +41,7 @@ HOMES = {
         "rest.app",
         "rest.server",
     },
+    "grpc": {"proxy.grpc.lane", "proxy.grpc.served", "proxy.grpc.own_services", "proxy.grpc.certificate"},
     "typer": {"cli", "commands.operator_cli", "commands.cli_options", "engines.cli"},
     "yaml": {"documents.files"},
     "time": {"ground.clock"},

@@ -5,7 +5,18 @@ import sys
 
 import pytest
 
-HEAVY = {"pydantic", "fastapi", "starlette", "cloudpickle", "hypercorn", "typer", "rich", "yaml", "prometheus_client"}
+HEAVY = {
+    "pydantic",
+    "fastapi",
+    "starlette",
+    "cloudpickle",
+    "hypercorn",
+    "typer",
+    "rich",
+    "yaml",
+    "prometheus_client",
+    "grpc",
+}
 
 
 @pytest.mark.slow

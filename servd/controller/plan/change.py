@@ -16,7 +16,7 @@ from servd.exceptions import ConfigError
 from servd.ground.ids import DeploymentID
 from servd.ground.names import check_name
 from servd.ground.quick_dataclass import dataclass
-from servd.ground.settings import Settings
+from servd.ground.settings import DEFAULT_GRPC_PORT, Settings
 from servd.ground.states import DeployMode, ProxyLocation
 
 SCHEMAS = {DeployMode.SINGLE_APP: "ServeApplicationSchema", DeployMode.MULTI_APP: "ServeDeploySchema"}
@@ -98,7 +98,7 @@ def put(
         http: from `check_put`.
         snapshots: per application name, local directory as written -> directory of its snapshot.
     """
-    wishes = (_wish(app, situation, snapshots.get(app.name, {})) for app in document.applications)
+    wishes = (_wish(app, situation, snapshots.get(app.name, {}), http) for app in document.applications)
     return Goal(
         revision=goal.revision + 1,
         running=True,
@@ -129,7 +129,7 @@ def put_application(
         _check_prefix(document, [other.document for other in others], situation)
     check_application(document.name, document.runtime_env, document.deployments)
     _check_full_names([document], situation.deployed)
-    wish = _wish(document, situation, snapshots)
+    wish = _wish(document, situation, snapshots, http)
     kept = [wish if app.name == wish.name else app for app in others]
     if wish not in kept:
         kept.append(wish)
@@ -182,7 +182,7 @@ def rollback(goal: Goal, former: Goal, http: HttpGoal | None, situation: Situati
     """
     if not former.running:
         return Goal(revision=goal.revision + 1)
-    wishes = (_wish(app.document, situation, app.snapshots) for app in former.applications)
+    wishes = (_wish(app.document, situation, app.snapshots, http) for app in former.applications)
     applications = _at(former.target_capacity, wishes)
     return replace(former, revision=goal.revision + 1, http=http, applications=applications)
 
@@ -234,10 +234,14 @@ def merged_options(wish: HttpWish, situation: Situation, *, compare_all: bool = 
                 ("root path", current.root_path, wish.root_path),
                 ("location", _place(current.location), _place(wish.location)),
             ]
+        if current.grpc_port:
+            # it may be opened at any time
+            pairs.append(("gRPC port", current.grpc_port, wish.grpc_port))
         for name, there, sent in pairs:
             if sent is not None and sent != there:
+                title = name if name == "gRPC port" else f"HTTP option {name}"
                 raise ConfigError(
-                    f"HTTP option {name} is {there!r} and cannot be changed to {sent!r} while applications are deployed. "
+                    f"{title} is {there!r} and cannot be changed to {sent!r} while applications are deployed. "
                     "Shut down Serve first (DELETE, or `servd shutdown`), or leave the option out"
                 )
     return HttpGoal(
@@ -247,19 +251,35 @@ def merged_options(wish: HttpWish, situation: Situation, *, compare_all: bool = 
         location=current.location if wish.location is None else wish.location,
         # no address: it may change at any time
         request_timeout_s=current.request_timeout_s if wish.request_timeout_s is None else wish.request_timeout_s,
+        grpc_port=_grpc_port(current, wish),
+        grpc_servicers=current.grpc_servicers if wish.grpc_servicers is None else wish.grpc_servicers,
+        grpc_request_timeout_s=current.grpc_request_timeout_s
+        if wish.grpc_request_timeout_s is None
+        else wish.grpc_request_timeout_s,
+        grpc_reflection=current.grpc_reflection if wish.grpc_reflection is None else wish.grpc_reflection,
     )
+
+
+def _grpc_port(current: HttpGoal, wish: HttpWish) -> int:
+    """Who asks for servicers wants a port."""
+    if wish.grpc_port is not None:
+        return wish.grpc_port
+    return current.grpc_port or (DEFAULT_GRPC_PORT if wish.grpc_servicers else 0)
 
 
 def _place(location: str | None) -> str | None:
     return SAME_PLACE.get(location, location) if location is not None else None
 
 
-def _wish(document: ApplicationDocument, situation: Situation, snapshots: Mapping[str, str]) -> ApplicationGoal:
+def _wish(
+    document: ApplicationDocument, situation: Situation, snapshots: Mapping[str, str], http: HttpGoal | None
+) -> ApplicationGoal:
     return ApplicationGoal(
         document=document,
         deploy_id=situation.deploy_id,
         deployed_at=situation.deployed_at,
         snapshots=dict(snapshots),
+        grpc_servicers=http.grpc_servicers if http is not None and http.grpc_port else (),
     )
 
 

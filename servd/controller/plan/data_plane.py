@@ -30,6 +30,10 @@ def flag_options(settings: Settings, stored: HttpGoal | None = None) -> HttpGoal
         root_path=base.root_path,
         location=base.location if settings.http_location is None else settings.http_location,
         request_timeout_s=base.request_timeout_s,
+        grpc_port=base.grpc_port if settings.grpc_port is None else settings.grpc_port,
+        grpc_servicers=settings.grpc_servicers or base.grpc_servicers,
+        grpc_request_timeout_s=base.grpc_request_timeout_s,
+        grpc_reflection=base.grpc_reflection,
     )
 
 
@@ -42,7 +46,11 @@ def boot(goal: Goal, observed: Observed, settings: Settings) -> Goal:
     fact = observed.data_plane
     if fact.http is None and not fact.running:
         if goal.running:
-            goal = replace(goal, http=flag_options(settings, goal.http))
+            http = flag_options(settings, goal.http)
+            servicers = http.grpc_servicers if http.grpc_port else ()
+            # all of them are built anew
+            applications = tuple(replace(app, grpc_servicers=servicers) for app in goal.applications)
+            goal = replace(goal, http=http, applications=applications)
             observed.put(replace(fact, restored={app.name: app.deploy_id for app in goal.applications}))
         elif settings.open_http:
             observed.put(replace(fact, http=flag_options(settings)))
@@ -95,7 +103,8 @@ def proxy_actions(
 
 
 def _fits(proxy: ProxyFact, http: HttpGoal) -> bool:
-    return (proxy.host, proxy.port, proxy.root_path) == (http.host, http.port, http.root_path)
+    mine = (proxy.host, proxy.port, proxy.root_path, proxy.grpc_port)
+    return mine == (http.host, http.port, http.root_path, http.grpc_port)
 
 
 def _stand_in(fact: DataPlaneFact, settings: Settings, fitting: list[ProxyFact]) -> Iterator[actions.Action]:
@@ -138,5 +147,6 @@ def _start_missing(
                 created_at=now,
                 reported_at=now,
                 edition=observed.edition,
+                grpc_port=http.grpc_port,
             )
             yield actions.StartProxy(proxy, f"slot {slot} is empty")

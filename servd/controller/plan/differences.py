@@ -28,6 +28,7 @@ def code_fields(old: ApplicationGoal, new: ApplicationGoal) -> list[str]:
     fields: list[str] = []
     for name in ("import_path", "args", "python_path", "driver_path"):
         fields += differences(name, getattr(was, name), getattr(wish, name))
+    fields += differences("grpc_options.grpc_servicer_functions", old.grpc_servicers, new.grpc_servicers)
     if wish.application_hash or was.application_hash:
         fields.append("application (shipped by value)")
     fields += differences(

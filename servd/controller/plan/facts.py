@@ -308,6 +308,7 @@ class ProxyFact:
     slots: tuple[int, ...] = ()
     trouble: str = ""
     edition: str = ""
+    grpc_port: int = 0
 
 
 @dataclass(frozen=True, slots=True)

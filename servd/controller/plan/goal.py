@@ -10,13 +10,19 @@ from servd.ground.states import DeployMode
 
 @dataclass(frozen=True, slots=True)
 class HttpGoal:
-    """Stored HTTP options of the data plane. request_timeout_s: of every request, 0 = no limit."""
+    """Stored options of the data plane. request_timeout_s, grpc_request_timeout_s: of every request, 0 = no limit. grpc_port: 0 =
+    no gRPC. grpc_servicers: import paths of the functions that say which methods there are.
+    """
 
     host: str
     port: int
     root_path: str = ""
     location: str = "EveryNode"
     request_timeout_s: float = 0.0
+    grpc_port: int = 0
+    grpc_servicers: tuple[str, ...] = ()
+    grpc_request_timeout_s: float = 0.0
+    grpc_reflection: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +32,7 @@ class ApplicationGoal:
     deploy_id grows with every accepted change that names the application; each one builds anew. snapshots: local directory as
     written -> directory of its snapshot. deployed_at: wall time, seconds. scale: bare name -> pinned replica count.
     target_capacity: percent of every count that is wanted, 0 to 100; None = all.
+    grpc_servicers: those that its build imports.
     """
 
     document: ApplicationDocument
@@ -34,6 +41,7 @@ class ApplicationGoal:
     snapshots: dict[str, str] = field(default_factory=dict)
     scale: dict[str, int] = field(default_factory=dict)
     target_capacity: float | None = None
+    grpc_servicers: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:

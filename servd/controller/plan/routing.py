@@ -10,6 +10,7 @@ from servd.controller.plan.start_verdict import failing_message
 from servd.controller.plan.targets import DEFAULTS, DeploymentTarget, failures_allowed, likely_prefix, wanted_count
 from servd.ground.ids import DeploymentID
 from servd.ground.states import ROUTABLE, ReplicaState
+from servd.wire.grpc_messages import GrpcRoute
 from servd.wire.messages import DeploymentTargets, Endpoint, Route, Routing
 
 _STARTING = "it starts again with the daemon; ask again in a moment"
@@ -38,7 +39,24 @@ def routing(observed: Observed, leaving: Collection[str]) -> Routing:
     targets = [_targets_of(key, observed, leaving) for key in sorted(keys)]
     targets += [DeploymentTargets(_nameless(app), app, unavailable=_STARTING) for app in starting.values()]
     building = tuple(sorted(app.name for app in observed.applications.values() if _is_building(app)))
-    return Routing(0, tuple(sorted(routes, key=lambda route: route.prefix)), tuple(targets), building)
+    grpc = tuple(_grpc_routes(observed))
+    return Routing(0, tuple(sorted(routes, key=lambda route: route.prefix)), tuple(targets), building, grpc)
+
+
+def _grpc_routes(observed: Observed) -> Iterator[GrpcRoute]:
+    """Applications whose build knows methods of gRPC, exposed to HTTP or not."""
+    http = observed.data_plane.http
+    if http is None or not http.grpc_port:
+        return
+    for _, app in sorted(observed.applications.items()):
+        if app.deleting or app.active is None or not app.active.grpc_methods:
+            continue
+        key = (app.name, serving_ingress(app, observed))
+        target = observed.targets.get(key)
+        own_s = target.options["request_timeout_s"] if target is not None else None
+        limits = [limit for limit in (own_s, http.grpc_request_timeout_s) if limit]
+        limit_s = min(limits) if limits else None
+        yield GrpcRoute(app.name, DeploymentID(*key).full_name, app.active.grpc_methods, limit_s, http.grpc_reflection)
 
 
 def _starting(observed: Observed) -> Iterator[tuple[str, str]]:

@@ -156,6 +156,7 @@ def _fork_server(
         socket_dir=settings.socket_dir,
         log_dir=settings.log_dir,
         origins={snapshot: local_path(uri) for uri, snapshot in app.goal.snapshots.items()},
+        grpc_servicers=app.goal.grpc_servicers,
     )
     return ForkServerFact(
         fork_server_id=identifier,

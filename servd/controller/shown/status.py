@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from servd.controller.plan.data_plane import RETRY_S, flag_options, is_served
 from servd.controller.plan.facts import (
@@ -11,7 +12,7 @@ from servd.controller.plan.facts import (
     ProxyFact,
     ReplicaFact,
 )
-from servd.controller.plan.goal import Goal
+from servd.controller.plan.goal import Goal, HttpGoal
 from servd.controller.plan.observed import Observed
 from servd.controller.plan.outgrown import is_outdated
 from servd.controller.plan.resources import Pool
@@ -97,6 +98,7 @@ def instance_view(
             listening=is_served(http) and any(p.listening and not p.draining for p in observed.proxies.values()),
             is_tls=settings.http_tls_cert is not None,
             request_timeout_s=shown.request_timeout_s,
+            grpc=_grpc_options(shown),
         ),
         proxies=proxies,
         applications=tuple(_application(fact, observed, Pool.of(settings), now) for fact in applications),
@@ -302,3 +304,15 @@ def next_visible_change(observed: Observed, now: float) -> float:
     moments = [r.created_at + SLOW_START_S for r in observed.replicas.values() if r.state is ReplicaState.STARTING]
     moments += [server.created_at + SLOW_START_S for server in starting_templates(observed)]
     return min((m for m in moments if m > now), default=math.inf)
+
+
+def _grpc_options(http: HttpGoal) -> dict[str, Any]:
+    """As a document would have them."""
+    if not http.grpc_port:
+        return {}
+    return {
+        "port": http.grpc_port,
+        "grpc_servicer_functions": list(http.grpc_servicers),
+        "request_timeout_s": http.grpc_request_timeout_s or None,
+        "enable_reflection": http.grpc_reflection,
+    }

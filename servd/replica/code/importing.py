@@ -15,6 +15,7 @@ from typing import Any
 
 from servd.app.built import BuiltApplication, build_application
 from servd.app.deployment import Application, Deployment
+from servd.app.grpc_servicers import codecs_of
 from servd.calls import pickling
 from servd.compat import ray_names
 from servd.dag import HandleMaker
@@ -45,7 +46,9 @@ def load_application(order: BuildOrder, environment: Environment) -> BuiltApplic
             target = pickling.load_application(_read_shipped(order.application_file))
         else:
             target = import_target(order.import_path)
-        return build_application(as_application(target, order.args), order.app, HandleMaker())
+        built = build_application(as_application(target, order.args), order.app, HandleMaker())
+        built.grpc = codecs_of((path, import_target(path)) for path in order.grpc_servicers)
+        return built
     except DeployError:
         raise
     # whatever user code raises while it is imported or built, `sys.exit()` included, is the user's news
@@ -122,11 +125,12 @@ def code_version(order: BuildOrder, environment: Environment) -> str:
 
     Returns:
         SHA-256, hexadecimal, over the import path (or the shipped file), the arguments, the runtime
-        environment, and the content of the modules from outside the standard library, site-packages, archives
-        (their URI stands for them) and servd.
+        environment, the servicers of gRPC, and the content of the modules from outside the standard library,
+        site-packages, archives (their URI stands for them) and servd.
     """
     digest = hashlib.sha256()
     head = [order.import_path, order.args, runtime_env.fingerprint(order.runtime_env)]
+    head += [order.grpc_servicers] if order.grpc_servicers else []
     digest.update(json.dumps(head, sort_keys=True, default=str).encode())
     if order.application_file:
         digest.update(_file_digest(order.application_file))

@@ -1,0 +1,100 @@
+"""`ray.serve.generated`: what clients of Ray Serve's own gRPC service import, without generated code."""
+
+from collections.abc import Iterable
+from types import ModuleType
+from typing import Any, ClassVar
+
+from servd.calls.grpc_services import RAY_SERVE, applications_answer, healthz_answer
+from servd.wire.protobuf import fields
+
+
+class Empty:
+    """A message without fields."""
+
+    def SerializeToString(self) -> bytes:
+        """Its bytes."""
+        return b""
+
+    @classmethod
+    def FromString(cls, data: bytes) -> "Empty":  # noqa: ARG003
+        """The message behind the bytes."""
+        return cls()
+
+
+class ListApplicationsRequest(Empty):
+    """Asks for the applications."""
+
+
+class HealthzRequest(Empty):
+    """Asks whether the proxy serves."""
+
+
+class ListApplicationsResponse:
+    """Names of the applications."""
+
+    def __init__(self, application_names: Iterable[str] = ()) -> None:
+        self.application_names = list(application_names)
+
+    def __repr__(self) -> str:
+        return f"ListApplicationsResponse({self.application_names})"
+
+    def SerializeToString(self) -> bytes:
+        """Its bytes."""
+        return applications_answer(self.application_names)
+
+    @classmethod
+    def FromString(cls, data: bytes) -> "ListApplicationsResponse":
+        """The message behind the bytes."""
+        return cls(value.decode() for number, value in fields(data) if number == 1 and isinstance(value, bytes))
+
+
+class HealthzResponse:
+    """Says that the proxy serves."""
+
+    def __init__(self, message: str = "") -> None:
+        self.message = message
+
+    def __repr__(self) -> str:
+        return f"HealthzResponse({self.message!r})"
+
+    def SerializeToString(self) -> bytes:
+        """Its bytes."""
+        return healthz_answer(self.message)
+
+    @classmethod
+    def FromString(cls, data: bytes) -> "HealthzResponse":
+        """The message behind the bytes."""
+        found = [value.decode() for number, value in fields(data) if number == 1 and isinstance(value, bytes)]
+        return cls(found[-1] if found else "")
+
+
+class RayServeAPIServiceStub:
+    """Calls the service over a channel of `grpc`."""
+
+    _METHODS: ClassVar[dict[str, tuple[type[Any], type[Any]]]] = {
+        "ListApplications": (ListApplicationsRequest, ListApplicationsResponse),
+        "Healthz": (HealthzRequest, HealthzResponse),
+    }
+
+    ListApplications: Any
+    Healthz: Any
+
+    def __init__(self, channel: Any) -> None:
+        for name, (request, response) in self._METHODS.items():
+            call = channel.unary_unary(
+                f"/{RAY_SERVE}/{name}",
+                request_serializer=request.SerializeToString,
+                response_deserializer=response.FromString,
+            )
+            setattr(self, name, call)
+
+
+def fill_messages(module: ModuleType) -> None:
+    """Make a module `serve_pb2`."""
+    for kind in (ListApplicationsRequest, ListApplicationsResponse, HealthzRequest, HealthzResponse):
+        setattr(module, kind.__name__, kind)
+
+
+def fill_stubs(module: ModuleType) -> None:
+    """Make a module `serve_pb2_grpc`."""
+    module.RayServeAPIServiceStub = RayServeAPIServiceStub  # type: ignore[attr-defined]

@@ -1,0 +1,136 @@
+"""The server of gRPC in a proxy, on a port of its own: finds what serves a method."""
+
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from servd.ground.keep_alive import KeepAlive
+from servd.ground.settings import variable
+from servd.proxy.grpc.certificate import GrpcCertificate
+from servd.proxy.grpc.own_services import OwnServices
+from servd.proxy.grpc.served import Forwarder, Served
+from servd.proxy.grpc.table import GrpcTable
+from servd.wire.grpc_messages import GrpcMethod, GrpcRoute
+
+_MOST_BYTES = 2**31 - 1
+"""Largest message that gRPC can carry."""
+
+
+class GrpcLane:
+    """Takes calls of gRPC on a port of its own, which the proxies of a daemon share.
+
+    Attributes:
+        ongoing: calls under way.
+    """
+
+    def __init__(self, forwarder: Forwarder) -> None:
+        self.forwarder = forwarder
+        self.table = GrpcTable()
+        self.ongoing = 0
+        self._own = OwnServices(forwarder, self.table)
+        self._handlers: dict[str, Any] = {}
+        self._server: grpc.aio.Server | None = None
+
+    def __repr__(self) -> str:
+        return f"GrpcLane({self.table}, ongoing={self.ongoing})"
+
+    def apply_routing(self, routes: tuple[GrpcRoute, ...]) -> None:
+        """Know these applications from now on."""
+        self.table.update(routes)
+        self._handlers.clear()
+        self._own.tell()
+
+    async def open(
+        self, host: str, port: int, certificate: GrpcCertificate | None = None, keep_alive: KeepAlive | None = None
+    ) -> int:
+        """Take calls; gives the port.
+
+        Raises:
+            RuntimeError: the port cannot be bound.
+            OSError: the certificate cannot be read.
+            ValueError: a variable is no number.
+        """
+        server = grpc.aio.server(options=options(keep_alive or KeepAlive()))
+        server.add_generic_rpc_handlers((_Finder(self.handler),))
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        if certificate is None:
+            bound = server.add_insecure_port(address)
+        else:
+            bound = server.add_secure_port(address, certificate.credentials())
+        self._own.is_serving = True
+        await server.start()
+        self._server = server
+        return int(bound)
+
+    async def close(self, grace_s: float) -> None:
+        """Take nothing more; what is under way has so many seconds to end."""
+        server, self._server = self._server, None
+        self._own.is_serving = False
+        self._own.tell()
+        if server is not None:
+            await server.stop(grace_s)
+
+    def handler(self, name: str) -> Any:
+        """What serves a method, in gRPC's form; None for one that nobody has."""
+        handler = self._handlers.get(name)
+        if handler is None and (method := self.table.methods.get(name)) is not None:
+            handler = self._handlers[name] = self._handler_of(method)
+        return handler if handler is not None else self._own.handler(name)
+
+    def _handler_of(self, method: GrpcMethod) -> Any:
+        async def one(message: bytes, context: Any) -> bytes:
+            return await Served(self, method, context).run(message, None)
+
+        async def many(messages: AsyncIterator[bytes], context: Any) -> bytes:
+            return await Served(self, method, context).run(b"", messages)
+
+        async def one_to_many(message: bytes, context: Any) -> None:
+            await Served(self, method, context).run(message, None)
+
+        async def many_to_many(messages: AsyncIterator[bytes], context: Any) -> None:
+            await Served(self, method, context).run(b"", messages)
+
+        if method.streams_in:
+            if method.streams_out:
+                return grpc.stream_stream_rpc_method_handler(many_to_many)
+            return grpc.stream_unary_rpc_method_handler(many)
+        if method.streams_out:
+            return grpc.unary_stream_rpc_method_handler(one_to_many)
+        return grpc.unary_unary_rpc_method_handler(one)
+
+
+class _Finder(grpc.GenericRpcHandler):  # type: ignore[misc]
+    def __init__(self, find: Callable[[str], Any]) -> None:
+        self._find = find
+
+    def service(self, handler_call_details: Any) -> Any:
+        return self._find(handler_call_details.method)
+
+
+def options(keep_alive: KeepAlive) -> list[tuple[str, Any]]:
+    """What the server is made with.
+
+    Args:
+        keep_alive: when a client's host counts as gone; pings of HTTP/2 find that out here.
+
+    Raises:
+        ValueError: `SERVD_GRPC_MAX_MESSAGE_BYTES` is no positive number that gRPC can carry.
+    """
+    most = int(variable("GRPC_MAX_MESSAGE_BYTES", str(_MOST_BYTES)))
+    if not 0 < most <= _MOST_BYTES:
+        raise ValueError(f"SERVD_GRPC_MAX_MESSAGE_BYTES must be from 1 to {_MOST_BYTES}, got {most}")
+    found = [
+        ("grpc.so_reuseport", 1),
+        ("grpc.max_receive_message_length", most),
+        ("grpc.max_send_message_length", -1),
+    ]
+    if keep_alive.after_s:
+        found += [
+            ("grpc.keepalive_time_ms", keep_alive.after_s * 1000),
+            ("grpc.keepalive_timeout_ms", keep_alive.every_s * keep_alive.probes * 1000),
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.max_pings_without_data", 0),
+        ]
+    return found
