@@ -145,7 +145,9 @@ def a_browser(folder: Path) -> Iterator[Tab]:
         )
     try:
         port = eventually(lambda: _port(profile, process), 30.0)
-        with connect(eventually(lambda: _page_at(port), 30.0), max_size=None, compression=None) as line:
+        address = eventually(lambda: _page_at(port), 30.0)
+        # events that nobody reads yet stand in the way of pings
+        with connect(address, max_size=None, compression=None, ping_interval=None) as line:
             yield Tab(line)
     finally:
         process.terminate()

@@ -69,7 +69,7 @@ class OpenPages:
         self._clock = clock
         self._pages: set[OpenPage] = set()
         self._shown: Rows = {}
-        self._before: Rows | None = None
+        self._before: Rows = {}
         self._whole = self._step = b""
         self._took_s = 0.0
         self._showing: asyncio.Task[None] | None = None
@@ -127,10 +127,7 @@ class OpenPages:
             return self._whole
         if told is self._shown:
             return _BEAT
-        if told is self._before:
-            self._step = self._step or _some(told, self._shown)
-            return self._step
-        return _some(told, self._shown)
+        return self._step if told is self._before else _some(told, self._shown)
 
     async def _show(self) -> None:
         version = 0
@@ -158,8 +155,9 @@ class OpenPages:
         began_at = self._clock.now()
         found = self._rows()
         if found != self._shown:
-            self._before, self._shown = self._shown, found
-            self._whole = self._step = b""
+            # what most pages need now
+            self._step = _some(self._shown, found) if self._pages else b""
+            self._before, self._shown, self._whole = self._shown, found, b""
         self._took_s = self._clock.now() - began_at
 
 

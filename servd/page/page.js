@@ -262,6 +262,7 @@ function deploymentRow(one, columns) {
 }
 
 function toggle(key) {
+  hasChosen = true;
   opened.has(key) ? opened.delete(key) : opened.add(key);
   draw();
   readHistories();
@@ -935,10 +936,10 @@ function takeRows(found) {
   if (marks(before) !== marks(rows)) readRevisionsSoon();
   $("rest").hidden = $("parts").hidden = false;
   const deployments = [...rows.keys()].filter((key) => key.startsWith("d/"));
-  if (!hasChosen && deployments.length) {
+  const fresh = deployments.filter((key) => !before.has(key));
+  if (fresh.length && !hasChosen && deployments.length <= 3) {
     // where there are few, nobody has to ask for more
-    hasChosen = true;
-    if (deployments.length <= 3) deployments.forEach((key) => opened.add(key));
+    fresh.forEach((key) => opened.add(key));
     readHistories();
   }
   draw();

@@ -83,6 +83,10 @@ def test_an_operator_sees_everything_and_does_what_is_needed(page: Tab, daemon: 
     page.shows("RUNNING", "#apps")
     page.shows("2 of 2", "#apps")
 
+    # what it uses, and how that was
+    page.wait("/[1-9][0-9.]* MiB/.test(document.querySelector('#apps table').innerText)")
+    page.wait("!!document.querySelector('.plot path[d^=M]')")
+
     # a replica dies
     victim = replicas(daemon)[0]
     os.kill(victim["pid"], signal.SIGKILL)
@@ -226,6 +230,8 @@ def test_it_fits_on_every_screen(page: Tab, tmp_path: Path, width: int) -> None:
         page.go(f"{server.url}/")
         page.shows("RUNNING", "#apps")
         assert page.run("document.documentElement.scrollWidth") <= width
+        boxes = "[...document.querySelectorAll('.app, .detail, dialog, .events, .notice')]"
+        assert page.run(f"{boxes}.every((box) => box.getBoundingClientRect().right <= {width})")
 
 
 def a_large_instance() -> InstanceView:
