@@ -77,29 +77,60 @@ def _check_queue_bound(value: int) -> int:
 RoutePrefix = Annotated[str, AfterValidator(check_route_prefix)]
 
 
+LOG_ATTRIBUTES = (
+    "args",
+    "created",
+    "exc_info",
+    "exc_text",
+    "filename",
+    "funcName",
+    "levelname",
+    "levelno",
+    "lineno",
+    "message",
+    "module",
+    "msecs",
+    "msg",
+    "name",
+    "pathname",
+    "process",
+    "processName",
+    "relativeCreated",
+    "stack_info",
+    "taskName",
+    "thread",
+    "threadName",
+)
+"""Attributes of `logging.LogRecord`."""
+
+
+def _check_attribute(name: str) -> str:
+    if name not in LOG_ATTRIBUTES:
+        raise ValueError(f"unknown attribute of log records, one of {', '.join(LOG_ATTRIBUTES)}")
+    return name
+
+
 class LoggingConfig(Document):
-    """How an application or deployment logs; other keys of later releases only with empty values."""
+    """How an application or deployment logs."""
 
     encoding: Literal["TEXT", "JSON"] = "TEXT"
     log_level: str = "INFO"
     enable_access_log: bool = True
+    additional_log_standard_attrs: list[Annotated[str, AfterValidator(_check_attribute)]] = Field(default_factory=list)
 
-    empty_only: ClassVar[Mapping[str, tuple[Any, ...]]] = {
-        "logs_dir": ("", None),
-        "additional_log_standard_attrs": ([], None),
-    }
     also: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        **{key: {"enum": list(empty)} for key, empty in empty_only.items()},
+        "logs_dir": {"enum": ["", None]},
         "log_level": {"type": "integer"},
+        "additional_log_standard_attrs": {"type": "null"},
     }
     hints: ClassVar[Mapping[str, str]] = {
         "logs_dir": "log files are in <state directory>/logs, which `servd start --state-dir` sets",
-        "additional_log_standard_attrs": "",
     }
 
     @classmethod
     def prepare(cls, raw: dict[str, Any]) -> list[Fault]:
-        for key, empty in cls.empty_only.items():
+        # as if not said: clients of 2.5 do not know these
+        for key, empty in (("logs_dir", ("", None)), ("additional_log_standard_attrs", ([], None))):
             if key in raw and raw[key] in empty:
                 del raw[key]
         level = raw.get("log_level")
@@ -150,7 +181,7 @@ class DeploymentOptions(Document):
         "placement_group_bundle_label_selector": "all replicas run on this host",
         "placement_group_fallback_strategy": "all replicas run on this host",
         "max_replicas_per_node": "there is one host; num_replicas bounds it",
-        "request_router_config": "requests go to the less busy of two replicas or a holder of the model",
+        "request_router_config": "requests go to the less busy of two replicas, or to one that holds the model",
         "gang_scheduling_config": "replicas start one by one",
         "deployment_actors": "a deployment of its own that the others hold a handle to does the same",
     }

@@ -77,8 +77,13 @@ def _take_out_policy(raw: dict[str, Any]) -> list[Fault]:
     policy = raw.pop("policy", None)
     if policy is None:
         return []
-    function = policy.get("policy_function", DEFAULT_POLICY) if isinstance(policy, Mapping) else policy
-    return [] if function in (DEFAULT_POLICY, DEFAULT_POLICY.replace(":", ".")) else [(("policy",), _OWN_POLICY)]
+    given = policy if isinstance(policy, Mapping) else {"policy_function": policy}
+    known: dict[str, tuple[Any, ...]] = {
+        "policy_function": (None, DEFAULT_POLICY, DEFAULT_POLICY.replace(":", ".")),
+        # the default one takes none
+        "policy_kwargs": (None, {}),
+    }
+    return [(("policy", str(key)), _OWN_POLICY) for key, value in given.items() if value not in known.get(key, ())]
 
 
 def expand_auto(raw: dict[str, Any]) -> list[Fault]:

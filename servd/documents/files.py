@@ -34,6 +34,18 @@ class DocumentFile:
     def __init__(self, name: str, value: Any, root: yaml.Node) -> None:
         self.name, self.value = name, value
         self._root = root
+        self._shift = 0, 0
+
+    def lies_in(self, outer: "DocumentFile", data: bytes, text: str) -> None:
+        """This one is `text` at `spec.serveConfigV2` of another: say places of the whole file, where its lines are the file's."""
+        node = _value_at(_value_at(outer._root, "spec"), "serveConfigV2")
+        if not isinstance(node, yaml.ScalarNode) or node.style != "|":
+            return
+        first = node.start_mark.line + 1
+        number, written = next((number, line) for number, line in enumerate(text.splitlines()) if line.strip())
+        line = data.decode("utf-8-sig").splitlines()[first + number]
+        self._shift = first, line.index(written)
+        self.name = outer.name
 
     def place(self, loc: Sequence[str | int]) -> str:
         """`name:line:column` of the value at `loc` (keys and indexes), or of the nearest one around it."""
@@ -48,7 +60,12 @@ class DocumentFile:
             if found is None:
                 break
             mark, node = found[0].start_mark, found[1]
-        return f"{self.name}:{mark.line + 1}:{mark.column + 1}"
+        return f"{self.name}:{mark.line + 1 + self._shift[0]}:{mark.column + 1 + self._shift[1]}"
+
+
+def _value_at(node: yaml.Node, name: str) -> yaml.Node:
+    found: yaml.Node = next(value for key, value in node.value if key.value == name)
+    return found
 
 
 def load_document(path: str) -> DocumentFile:
@@ -66,7 +83,22 @@ def load_document(path: str) -> DocumentFile:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
     if len(data) > MAX_FILE_BYTES:
         raise ConfigError(f"{path} is larger than {MAX_FILE_BYTES} bytes")
-    return parse_document(data, path)
+    return _unwrapped(parse_document(data, path), data)
+
+
+def _unwrapped(file: DocumentFile, data: bytes) -> DocumentFile:
+    """The Serve config of a RayService of KubeRay; any other document itself."""
+    value = file.value
+    if not isinstance(value, dict) or value.get("kind") != "RayService":
+        return file
+    spec = value.get("spec")
+    text = spec.get("serveConfigV2") if isinstance(spec, dict) else None
+    if not isinstance(text, str):
+        place = file.place(("spec", "serveConfigV2"))
+        raise ConfigError(f"{place}: spec.serveConfigV2 of a RayService must be the text of a Serve config")
+    inner = parse_document(text.encode("utf-8", "surrogatepass"), f"{file.name}: spec.serveConfigV2")
+    inner.lies_in(file, data, text)
+    return inner
 
 
 def parse_document(data: bytes, name: str) -> DocumentFile:

@@ -22,6 +22,17 @@ FORMS = (
 REFUSED = {
     "conda": "servd has no conda environments: start the daemon in one, or use pip",
     "container": "servd has no containers: start the daemon in one",
+    "image_uri": "servd has no containers: start the daemon in one",
+    "java_jars": "servd runs Python alone",
+    "py_executable": "servd runs replicas with its own interpreter: start the daemon with another one",
+    "worker_process_setup_hook": "call it at the top of the module of the application: it is imported once per fork server",
+    "nsight": "profile the process: `servd stack`, or a profiler on the replica's pid",
+    "rocprof_sys": "profile the process: `servd stack`, or a profiler on the replica's pid",
+}
+UV_KEYS = ("packages", "uv_check")
+_UV_REFUSED = {
+    "uv_version": "pip installs the list: its packages are the same",
+    "uv_pip_install_options": "write option lines of pip into the list",
 }
 PIP_KEYS = ("packages", "pip_check", "pip_version")
 CONFIG_KEYS = ("setup_timeout_seconds", "eager_install")
@@ -123,6 +134,7 @@ def content_faults(env: Mapping[str, Any]) -> list[Fault]:
     found: list[Fault] = [((key,), reason) for key, reason in REFUSED.items() if env.get(key) is not None]
     found += _env_vars_faults(env.get("env_vars"))
     found += _pip_faults(env.get("pip"))
+    found += _uv_faults(env.get("uv"), env.get("pip"))
     excludes = env.get("excludes")
     if excludes is not None and not _is_strings(excludes):
         found.append((("excludes",), "must be a list of patterns (strings)"))
@@ -161,7 +173,7 @@ def _line(where: str, fault: Fault) -> str:
 
 def unknown_keys(env: Mapping[str, Any]) -> list[str]:
     """Keys without effect here; worth a warning."""
-    known = {"working_dir", "py_modules", "env_vars", "pip", "excludes", "config", *REFUSED}
+    known = {"working_dir", "py_modules", "env_vars", "pip", "uv", "excludes", "config", *REFUSED}
     config = [f"config.{key}" for key in env.get("config") or () if key not in CONFIG_KEYS]
     return [str(key) for key in env if key not in known] + config
 
@@ -254,6 +266,32 @@ def _pip_faults(pip: Any) -> list[Fault]:
     if not isinstance(pip.get("pip_version", ""), str):
         found.append((("pip", "pip_version"), "must be a string"))
     return found
+
+
+def pip_field(env: Mapping[str, Any]) -> Any:
+    """What is to be installed, as a `pip` field; an `uv` field asks for the same. None for nothing."""
+    uv = env.get("uv")
+    if not isinstance(uv, Mapping):
+        return env.get("pip") if uv is None else uv
+    return {"packages": uv["packages"], "pip_check": uv.get("uv_check", False)}
+
+
+def _uv_faults(uv: Any, pip: Any) -> list[Fault]:
+    if uv is None:
+        return []
+    if pip is not None:
+        return [(("uv",), "pip and uv exclude each other: give one list")]
+    if not isinstance(uv, Mapping):
+        return [(("uv", *loc[1:]), reason) for loc, reason in _pip_faults(uv)]
+    found: list[Fault] = [
+        (("uv", str(key)), _UV_REFUSED.get(str(key)) or f"unknown key; uv has {', '.join(UV_KEYS)}")
+        for key in uv
+        if key not in UV_KEYS
+    ]
+    as_pip = {{"uv_check": "pip_check"}.get(key, key): value for key, value in uv.items() if key in UV_KEYS}
+    return found + [
+        (("uv", {"pip_check": "uv_check"}.get(str(loc[1]), loc[1])), reason) for loc, reason in _pip_faults(as_pip)
+    ]
 
 
 def _config_faults(config: Any) -> list[Fault]:

@@ -53,11 +53,12 @@ _LIKE_A_LINE = re.compile(r'\n(?=[^ \n]+ \d{4}-\d\d-\d\d |\{"levelname": )')
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """How a process writes its lines."""
+    """How a process writes its lines. attributes: of `logging.LogRecord`, beside those that each line has."""
 
     is_json: bool
     level: int
     has_access_log: bool
+    attributes: tuple[str, ...] = ()
 
 
 def style_of(config: Mapping[str, Any]) -> Style:
@@ -68,7 +69,8 @@ def style_of(config: Mapping[str, Any]) -> Style:
     encoding = config.get("encoding") or ("JSON" if is_on("ENABLE_JSON_LOGGING") else "TEXT")
     default = "DEBUG" if is_on("DEBUG_LOG") else "INFO"
     level = logging.getLevelNamesMapping().get(config.get("log_level") or default, logging.INFO)
-    return Style(encoding == "JSON", level, bool(config.get("enable_access_log", True)) and level <= logging.INFO)
+    has_access_log = bool(config.get("enable_access_log", True)) and level <= logging.INFO
+    return Style(encoding == "JSON", level, has_access_log, tuple(config.get("additional_log_standard_attrs") or ()))
 
 
 def controller_file(pid: int) -> str:
@@ -255,6 +257,7 @@ def configure(config: Mapping[str, Any]) -> Style:
         for handler in logger.handlers:
             if isinstance(handler.formatter, LineFormatter):
                 handler.formatter.is_json = style.is_json
+                handler.formatter.attributes = style.attributes
     return style
 
 
@@ -307,6 +310,7 @@ class LineFormatter(logging.Formatter):
         self._component_id = component_id
         self._request_fields = request_fields
         self.is_json = False
+        self.attributes: tuple[str, ...] = ()
 
     def format(self, record: logging.LogRecord) -> str:
         """The line of one record, its traceback on the lines after it."""
@@ -320,7 +324,11 @@ class LineFormatter(logging.Formatter):
         known = on_one_line(" ".join(filter(None, (self._component, self._component_id, *request))))
         place = f"{record.filename}:{record.lineno}" if record.lineno else record.filename
         level = on_one_line(record.levelname)
-        return f"{level} {self.formatTime(record)} {known} {place} - {_as_text(message)}"
+        further = "".join(f" {name}={on_one_line(str(value))}" for name, value in self._further(record))
+        return f"{level} {self.formatTime(record)} {known} {place}{further} - {_as_text(message)}"
+
+    def _further(self, record: logging.LogRecord) -> list[tuple[str, Any]]:
+        return [(name, getattr(record, name, None)) for name in self.attributes]
 
     def formatException(self, ei: Any) -> str:
         """The whole traceback; whatever the exception's class does, the line is written."""
@@ -339,7 +347,8 @@ class LineFormatter(logging.Formatter):
             "lineno": record.lineno or "",
             "message": message,
         }
-        return json.dumps({key: value for key, value in fields.items() if value != ""})
+        found = {key: value for key, value in fields.items() if value != ""}
+        return json.dumps({**dict(self._further(record)), **found} if self.attributes else found, default=str)
 
 
 def _bounded(text: str) -> str:

@@ -134,3 +134,54 @@ def test_printed_yaml_is_block_style_and_reads_back() -> None:
     assert dump_yaml({"import_path": "", "runtime_env": {}, "deployments": []}) == (
         "import_path: ''\nruntime_env: {}\ndeployments: []"
     )
+
+
+RAY_SERVICE = """\
+apiVersion: ray.io/v1
+kind: RayService
+metadata:
+  name: fruit
+spec:
+  serveConfigV2: |
+    # the config of Serve
+    applications:
+      - name: fruit
+        import_path: fruit:app
+        colour: green
+  rayClusterConfig:
+    rayVersion: "2.60.0"
+"""
+
+
+def test_a_ray_service_of_kuberay_is_the_config_in_it(tmp_path: Path) -> None:
+    file = tmp_path / "service.yaml"
+    file.write_text(RAY_SERVICE)
+    found = load_document(str(file))
+    assert found.value == {"applications": [{"name": "fruit", "import_path": "fruit:app", "colour": "green"}]}
+    line = RAY_SERVICE.splitlines().index("        colour: green") + 1
+    assert found.place(("applications", 0, "colour")) == f"{file}:{line}:9"
+    with pytest.raises(ConfigError, match=rf"service\.yaml:{line}:9: applications\.0\.colour: unknown key"):
+        parse_v2(found.value, found.place)
+
+
+def test_a_ray_service_with_its_config_on_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "service.json"
+    file.write_text('{"kind": "RayService", "spec": {"serveConfigV2": "applications: []"}}')
+    found = load_document(str(file))
+    assert found.value == {"applications": []}
+    assert found.place(()) == f"{file}: spec.serveConfigV2:1:1"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("kind: RayService", "spec.serveConfigV2 of a RayService"),
+        ("kind: RayService\nspec: {serveConfigV2: {applications: []}}", "must be the text of a Serve config"),
+        ("kind: RayService\nspec:\n  serveConfigV2: 'a: [1'", "serveConfigV2:1:"),
+        ("kind: RayService\nspec:\n  serveConfigV2: ''", "the document is empty"),
+    ],
+)
+def test_a_ray_service_without_a_config_is_refused(text: str, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=reason):
+        load_document(str(tmp_path / "s.yaml"))

@@ -1,5 +1,7 @@
 """What options of today's documents do to counts and to updates."""
 
+import json
+import logging
 import random
 from dataclasses import replace
 from typing import Any
@@ -17,6 +19,7 @@ from servd.controller.plan.targets import AUTOSCALING_DEFAULTS, resolve, wanted_
 from servd.documents.control_plane import ApplicationDocument, GoalDocument, HttpWish
 from servd.exceptions import DeployError
 from servd.ground.states import ApplicationStatus, DeployMode, ReplicaState
+from servd.observability.logs import LineFormatter, style_of
 from servd.proxy.forwarder import answer_failure
 from servd.wire.messages import DeploymentTargets
 from tests.core.build import (
@@ -279,6 +282,22 @@ def test_a_full_line_is_refused_as_configured(status: int, seconds: float | None
     assert error is not None
     found, block, _ = answer_failure(error)
     assert (found, block.partition(b"\r\n")[2]) == (status, line)
+
+
+def test_lines_have_the_further_attributes_of_their_records() -> None:
+    style = style_of({"additional_log_standard_attrs": ["name", "process", "args"]})
+    formatter = LineFormatter("replica", "D", None)
+    record = logging.makeLogRecord(
+        {"name": "fruit\n", "process": 7, "msg": "ripe - %s", "args": ("yes",), "levelname": "INFO"}
+    )
+    plain = formatter.format(record)
+    formatter.attributes = style.attributes
+    shown = formatter.format(record)
+    assert shown.partition(" - ")[0] == plain.partition(" - ")[0] + r" name=fruit\n process=7 args=('yes',)"
+    assert shown.endswith(" - ripe - yes")
+    formatter.is_json = True
+    line = json.loads(formatter.format(record))
+    assert (line["name"], line["process"], line["args"], line["message"]) == ("fruit\n", 7, ["yes"], "ripe - yes")
 
 
 def test_an_empty_goal_has_no_capacity() -> None:

@@ -61,6 +61,15 @@ def test_uri_forms(uri: Any, accepted: bool) -> None:
         ({"pip": {"packages": [], "colour": 1}}, "pip.colour"),
         ({"pip": {"packages": [], "pip_check": "yes"}}, "pip.pip_check"),
         ({"pip": {"packages": [], "pip_version": 3}}, "pip.pip_version"),
+        ({"uv": 3}, "uv"),
+        ({"uv": [3]}, "uv"),
+        ({"uv": {}}, "uv.packages"),
+        ({"uv": {"packages": [], "uv_version": "1"}}, "uv.uv_version"),
+        ({"uv": {"packages": [], "uv_pip_install_options": ["--no-cache"]}}, "uv.uv_pip_install_options"),
+        ({"uv": {"packages": [], "uv_check": "yes"}}, "uv.uv_check"),
+        ({"uv": ["a"], "pip": ["a"]}, "uv"),
+        ({"image_uri": "x"}, "image_uri"),
+        ({"py_executable": "x"}, "py_executable"),
         ({"excludes": "x"}, "excludes"),
         ({"config": {"setup_timeout_seconds": 0}}, "config.setup_timeout_seconds"),
         ({"config": {"eager_install": 1}}, "config.eager_install"),
@@ -82,12 +91,29 @@ def test_faults_name_their_place(env: dict[str, Any], place: str) -> None:
         {"env_vars": {"A": "1"}, "pip": ["numpy"], "excludes": ["*.log"]},
         {"pip": "requirements.txt", "config": {"setup_timeout_seconds": -1, "eager_install": False}},
         {"pip": {"packages": ["a"], "pip_check": False, "pip_version": "==23"}},
+        {"uv": ["a"]},
+        {"uv": "requirements.txt", "pip": None},
+        {"uv": {"packages": ["a"], "uv_check": True}},
         {"working_dir": None, "py_modules": None, "env_vars": None, "pip": None, "config": None},
         {"nonsense": 1},
     ],
 )
 def test_good_environments_have_no_faults(env: dict[str, Any]) -> None:
     assert runtime_env.faults(env) == []
+
+
+@pytest.mark.parametrize(
+    ("env", "installed"),
+    [
+        ({}, None),
+        ({"pip": ["a"], "uv": None}, ["a"]),
+        ({"uv": ["a"]}, ["a"]),
+        ({"uv": "r.txt"}, "r.txt"),
+        ({"uv": {"packages": ["a"], "uv_check": True}}, {"packages": ["a"], "pip_check": True}),
+    ],
+)
+def test_a_list_for_uv_is_installed_as_one_for_pip(env: dict[str, Any], installed: Any) -> None:
+    assert runtime_env.pip_field(env) == installed
 
 
 def test_unknown_keys_are_named() -> None:

@@ -90,11 +90,16 @@ V2_OPTIONS: dict[str, tuple[list[Any], list[Any]]] = {
         [None, {"host": None}, {"port": -1}, {"port": 65536}, {"port": 1.5}, {"x": 1}, {"request_timeout_s": 0}],
     ),
     "logging_config": (
-        [{"encoding": "JSON", "log_level": "DEBUG", "enable_access_log": False}, {"logs_dir": None}],
+        [
+            {"encoding": "JSON", "log_level": "DEBUG", "enable_access_log": False},
+            {"logs_dir": None},
+            {"additional_log_standard_attrs": ["process", "threadName"]},
+        ],
         [
             {"logs_dir": "/x"},
             {"logs_dir": 0},
             {"additional_log_standard_attrs": ""},
+            {"additional_log_standard_attrs": ["colour"]},
             {"encoding": "XML"},
             {"log_level": 7},
             {"log_level": "LOUD"},

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from servd.documents import runtime_env
+from servd.documents.runtime_env import pip_field
 from servd.exceptions import DeployError
 from servd.ground.clock import Clock, SystemClock
 from servd.ground.package import PACKAGE_DIR
@@ -110,7 +111,7 @@ def _apply(order: BuildOrder, load: Callable[[], object], clock: Clock) -> Envir
     )
     own = [path for path in written if not _is_interpreter_dir(path)]
     # a list that names paths means the stored directory, whatever copy of it is used: one environment serves all
-    installed = virtual_environment(env.get("pip"), order.state_dir, stored or cwd, deadline=deadline, clock=clock)
+    installed = virtual_environment(pip_field(env), order.state_dir, stored or cwd, deadline=deadline, clock=clock)
     packages = installed.activate() if installed is not None else []
     if installed is not None and (shadowed := installed.shadowed()):
         logger.warning(
