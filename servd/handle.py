@@ -3,7 +3,7 @@
 import asyncio
 import concurrent.futures
 import threading
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from servd.calls import pickling
 from servd.calls.arguments import needs_waiting, resolve
@@ -85,6 +85,12 @@ class _Handle:
         if name.startswith("__") or (name.startswith("_") and name.endswith("_")):
             raise AttributeError(name)
         return self.options(method_name=name)
+
+    if not TYPE_CHECKING:
+
+        def __call__(self, *_args: Any, **_kwargs: Any) -> NoReturn:
+            call = "" if self._method == "__call__" else f".{self._method}"
+            raise TypeError(f"a handle is called with `.remote`: `await handle{call}.remote(...)`")
 
     def __eq__(self, other: object) -> bool:
         return type(other) is type(self) and other.__reduce__() == self.__reduce__()

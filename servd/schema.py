@@ -85,6 +85,13 @@ def check_import_path(path: str) -> str:
     Raises:
         ValueError: it is neither `module:attribute` nor `module.attribute`.
     """
+    file, _, attribute = path.partition(":")
+    if "/" in file or file.endswith(".py"):
+        example = f"{file.rpartition('/')[2].removesuffix('.py')}:{attribute or 'app'}"
+        raise ValueError(
+            f"import_path {path!r} names a file: give the module, as in {example!r}, and its folder as working_dir "
+            "of the runtime_env (`--app-dir` on the command line)"
+        )
     if path.count(":") > 1:
         raise ValueError(f"import_path {path!r} holds more than one ':'")
     if ":" in path:

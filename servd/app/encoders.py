@@ -1,10 +1,12 @@
 """FastAPI's encoder and its own responses with the types that models return: arrays, frames, exceptions."""
 
-from typing import Any
+from typing import Any, NoReturn
 
 from fastapi.encoders import encoders_by_class_tuples, jsonable_encoder
 
-from servd.app.json_text import foreign_encoders
+from servd.app.json_text import foreign_encoders, no_form
+from servd.calls.response import DeploymentResponse
+from servd.handle import DeploymentHandle, RayServeHandle, RayServeSyncHandle
 
 
 def encoded(value: Any) -> Any:
@@ -12,8 +14,13 @@ def encoded(value: Any) -> Any:
     return jsonable_encoder(value, custom_encoder={Exception: str, **foreign_encoders()})
 
 
+def _refused(value: Any) -> NoReturn:
+    raise no_form(value)
+
+
 def teach_fastapi() -> None:
-    """Make FastAPI's own responses encode these types too."""
+    """Make FastAPI's own responses encode these types too, and say of what is no value yet that it is none."""
+    encoders_by_class_tuples[_refused] = (DeploymentResponse, DeploymentHandle, RayServeHandle, RayServeSyncHandle)
     encoders_by_class_tuples[str] = (*encoders_by_class_tuples.get(str, ()), Exception)
     for kind, encode in foreign_encoders().items():
         encoders_by_class_tuples[encode] = (kind,)

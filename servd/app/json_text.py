@@ -128,14 +128,15 @@ def _jsonable(value: Any) -> Any:
         if not isinstance(error.args[0] if error.args else None, list):
             raise
         # the encoder's last attempts failed, dict() and vars(): their texts say nothing about the value
-        raise _no_form(value) from None
+        raise no_form(value) from None
     if isinstance(made, dict) and made and all(str(key).startswith("__") for key in made):
         # vars() of something that keeps no data there, as `pandas.NA`
-        raise _no_form(value)
+        raise no_form(value)
     return made
 
 
-def _no_form(value: Any) -> TypeError:
+def no_form(value: Any) -> TypeError:
+    """What to raise for a value that JSON has nothing for."""
     kind = f"{type(value).__module__}.{type(value).__qualname__}"
     return TypeError(f"a {kind} has no JSON form: return what has, or a Response")
 

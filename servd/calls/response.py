@@ -109,7 +109,7 @@ class DeploymentResponse:
         return settled_ref, (self._value,)
 
     def __repr__(self) -> str:
-        state = "waiting" if not self._is_settled else repr(self._error or self._value)
+        state = "not awaited" if not self._is_settled else repr(self._error or self._value)
         return f"{type(self).__name__}({state})"
 
     def _settle_here(self) -> Generator[Any, None, None]:

@@ -1,13 +1,13 @@
 """Tracebacks as users want to read them: their own frames only. Standard library only."""
 
 import os
-import re
 import sysconfig
 import traceback
 from collections.abc import Iterator, Mapping
 
 from servd.ground.package import PACKAGE_DIR
-from servd.observability.described import report_of, slot, text_of
+from servd.observability.described import report_of, slot
+from servd.observability.hints import hint_for
 
 _OWN = PACKAGE_DIR + os.sep
 _STDLIB = os.path.realpath(sysconfig.get_path("stdlib")) + os.sep
@@ -16,8 +16,6 @@ _NOISE = ("<frozen importlib", "<frozen runpy", os.path.join(_STDLIB, "importlib
 _MACHINERY = ("asyncio", "concurrent", "importlib", "multiprocessing", "contextvars.py", "runpy.py", "threading.py")
 _FRAMEWORKS = ("starlette", "fastapi", "anyio", "uvloop")
 _HEAD = "Traceback (most recent call last):\n"
-# "object int can't be used in 'await' expression" until Python 3.13, "'int' object can't be awaited" from 3.14 on
-_AWAITED = re.compile(r"can't be (used in 'await' expression|awaited)")
 
 _origins: dict[str, str] = {}
 """Directory that this process runs code from -> the user's directory that it is a copy of."""
@@ -50,7 +48,8 @@ def user_traceback(error: BaseException) -> str:
     if text.startswith("  File "):
         # of a SyntaxError the frames say nothing; its own place would follow whatever is written before
         text = _HEAD + text
-    return _storable(users_paths(text) + _await_hint(error))
+    hint = hint_for(error, _folder())
+    return _storable(users_paths(f"{text}\n{hint}" if hint else text))
 
 
 def users_place(error: BaseException) -> str:
@@ -76,16 +75,11 @@ def _storable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _await_hint(error: BaseException) -> str:
-    """What to do about `ref = await h.remote(); await ref` on a handle of one step."""
-    # of the type alone: `isinstance` asks the object too
-    if not issubclass(type(error), TypeError) or not _AWAITED.search(text_of(error)):
-        return ""
-    return (
-        "\nIf this awaits the result of a handle call a second time: handles give their value at the first await. "
-        "Annotate the parameter as RayServeDeploymentHandle, or set SERVD_LEGACY_HANDLES=1 in env_vars of the "
-        "application's runtime_env, for two steps."
-    )
+def _folder() -> str:
+    try:
+        return os.getcwd()
+    except OSError:
+        return "a folder that is gone"
 
 
 def _chain(report: traceback.TracebackException) -> Iterator[traceback.TracebackException]:

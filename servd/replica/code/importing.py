@@ -79,7 +79,9 @@ def import_target(import_path: str) -> Any:
     target: Any = importlib.import_module(module_name)
     for name in attribute.split("."):
         if not hasattr(target, name):
-            raise AttributeError(f"{_described(target)} has no attribute {name!r} (import path {import_path!r})")
+            raise AttributeError(
+                f"{_described(target)} has no attribute {name!r} (import path {import_path!r}); {_applications_in(target)}"
+            )
         target = getattr(target, name)
     return target
 
@@ -191,6 +193,14 @@ def _builder_argument(function: Any, parameter: str, args: Mapping[str, Any]) ->
             if hasattr(annotation, parse):
                 return getattr(annotation, parse)(dict(args))
     return dict(args)
+
+
+def _applications_in(target: Any) -> str:
+    # anybody may put anything there
+    found = [name for name, value in vars(target).items() if type(value) is Application] if hasattr(target, "__dict__") else []
+    if found:
+        return f"applications in it: {', '.join(sorted(found))}"
+    return "no application is in it: make one with `.bind(...)` of a deployment"
 
 
 def _described(target: Any) -> str:
