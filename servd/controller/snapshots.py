@@ -71,7 +71,7 @@ def snapshot(directory: str, excludes: Sequence[str], code_dir: str, where: str,
         HostLimitError: no descriptor is left for it.
     """
     if not os.path.isdir(directory):
-        raise ConfigError(f"{where}: there is no directory {directory}; paths in a config file are relative to its folder")
+        raise ConfigError(f"{where}: there is no directory {directory}")
     try:
         make_private_dir(code_dir, with_parents=False)
         draft = tempfile.mkdtemp(dir=code_dir, prefix=".draft-")

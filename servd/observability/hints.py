@@ -3,9 +3,11 @@
 import os
 import re
 
-from servd.observability.described import slot, text_of
+from servd.observability.described import text_of
 
 _LONGEST = 10_000
+# what the interpreter keeps there, past any code of the error's own class
+_NAME, _FILENAME = vars(ImportError)["name"], vars(OSError)["filename"]
 _AWAIT_TWICE = (
     "If this awaits the result of a handle call a second time: handles give their value at the first await. "
     "Annotate the parameter as RayServeDeploymentHandle, or set SERVD_LEGACY_HANDLES=1 in env_vars of the "
@@ -20,7 +22,11 @@ _HINTS: tuple[tuple[type[Exception], re.Pattern[str], str], ...] = (
     (TypeError, re.compile(r"can't be (used in 'await' expression|awaited)"), _AWAIT_TWICE),
     (Exception, re.compile(r"\bDeploymentResponseGenerator\b"), _ITERATE),
     (Exception, re.compile(r"\bDeploymentResponse\b"), _AWAIT),
-    (Exception, re.compile(r"\w+Handle has no JSON form|'\w+Handle' object|=(Deployment|RayServe\w*)Handle\("), _HANDLE),
+    (
+        Exception,
+        re.compile(r"\w+Handle has no JSON form|'\w+Handle' object|=(Deployment|RayServe\w*)Handle\("),
+        _HANDLE,
+    ),
     (Exception, re.compile(r"\bcoroutine has no JSON form|'coroutine' object"), _COROUTINE),
 )
 """Class of the error, what is in its text, what to do. The first that fits."""
@@ -35,11 +41,11 @@ def hint_for(error: BaseException, folder: str) -> str:
     # of the type alone: `isinstance` asks the object too
     kind, text = type(error), text_of(error)[:_LONGEST]
     if issubclass(kind, ModuleNotFoundError):
-        name = slot(error, "name")
+        name = _NAME.__get__(error)
         package = str(name).partition(".")[0] if name else "it"
-        return f"If {package} is a package: install it where the daemon runs, or name it in `pip` of the application's runtime_env."
+        return f"If {package} is a package: install it where the daemon runs, or name it in `pip` of the runtime_env."
     if issubclass(kind, FileNotFoundError):
-        path = slot(error, "filename")
+        path = _FILENAME.__get__(error)
         if isinstance(path, str) and path and not os.path.isabs(path):
             return (
                 f"The path is relative, to {folder}: name the folder that holds the file as working_dir of the application's "

@@ -95,15 +95,23 @@ def get() -> Iterator[Callable[[str], Any]]:
         ("await-forgotten-typed", "DeploymentResponse(not awaited)", "`await` it for its value"),
         ("await-forgotten-sum", "'DeploymentResponse' and 'int'", "`await` it for its value"),
         ("await-forgotten-use", "no attribute 'bit_length'", "`await` it for its value"),
-        ("handle-returned", "DeploymentHandle has no JSON form", "call it for a value, `await handle.method.remote(...)`"),
+        (
+            "handle-returned",
+            "DeploymentHandle has no JSON form",
+            "call it for a value, `await handle.method.remote(...)`",
+        ),
         ("stream-forgotten", "would block the event loop", "use `async for` instead of `for`"),
         ("blocks", "would block the event loop", "use `await` instead of `.result()`"),
         ("relative", "'weights.bin'", "name the folder that holds the file as working_dir"),
-        ("package", "No module named 'no_package_of_that_name'", "install it where the daemon runs, or name it in `pip`"),
+        (
+            "package",
+            "No module named 'no_package_of_that_name'",
+            "install it where the daemon runs, or name it in `pip`",
+        ),
     ],
 )
 def test_a_mistake_in_a_handler(get: Callable[[str], Any], path: str, cause: str, step: str) -> None:
-    with pytest.raises(Exception) as caught:  # noqa: PT011 - whichever it is, its text is what counts
+    with pytest.raises(Exception) as caught:
         get(f"/{path}")
     text = user_traceback(caught.value)
     assert cause in text
@@ -115,8 +123,16 @@ def _running_handle() -> Any:
 
 
 MISTAKES: dict[str, tuple[Callable[[], Any], str, str]] = {
-    "no module": (lambda: import_target("nothing_of_that_name:app"), "No module named 'nothing_of_that_name'", "install it"),
-    "a file": (lambda: check_import_path("src/hello.py:app"), "names a file", "'hello:app', and its folder as working_dir"),
+    "no module": (
+        lambda: import_target("nothing_of_that_name:app"),
+        "No module named 'nothing_of_that_name'",
+        "install it",
+    ),
+    "a file": (
+        lambda: check_import_path("src/hello.py:app"),
+        "names a file",
+        "'hello:app', and its folder as working_dir",
+    ),
     "a file alone": (lambda: check_import_path("hello.py"), "names a file", "'hello:app'"),
     "no attribute": (lambda: import_target(f"{__name__}:ap"), "has no attribute 'ap'", "applications in it: APP"),
     "no application": (lambda: import_target("json:app"), "has no attribute 'app'", "make one with `.bind(...)`"),
@@ -124,9 +140,21 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str, str]] = {
     "run unbound": (lambda: servd.run(Model, local=True), "got Deployment", "call its `.bind(...)`"),  # type: ignore[arg-type]
     "constructed": (lambda: Model(), "is a deployment and cannot be called", "servd.run(Model.bind())"),
     "handle called": (lambda: _running_handle()("x"), "a handle is called with `.remote`", "await handle.remote(...)"),
-    "handle returned": (lambda: json_text([_running_handle()]), "DeploymentHandle has no JSON form", "call it for a value"),
-    "no servd": (lambda: _raise(UnreachableError("http://localhost:52365", "refused")), "failed to connect", "`servd start`"),
-    "none there": (lambda: _raise(NoDaemonError("/s", "there is no socket")), "no daemon answers on /s", "servd start --state-dir /s"),
+    "handle returned": (
+        lambda: json_text([_running_handle()]),
+        "DeploymentHandle has no JSON form",
+        "call it for a value",
+    ),
+    "no servd": (
+        lambda: _raise(UnreachableError("http://localhost:52365", "refused")),
+        "failed to connect",
+        "`servd start`",
+    ),
+    "none there": (
+        lambda: _raise(NoDaemonError("/s", "there is no socket")),
+        "no daemon answers on /s",
+        "servd start --state-dir /s",
+    ),
     "two": (lambda: _raise(AlreadyRunningError("/s", 7)), "already runs on /s: pid 7", "servd stop --state-dir /s"),
     "port": (
         lambda: _raise(ListenError("127.0.0.1", 8000, "address already in use", "--http-port")),
@@ -143,7 +171,7 @@ def _raise(error: Exception) -> None:
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_before_there_is_a_request(mistake: str) -> None:
     make, cause, step = MISTAKES[mistake]
-    with pytest.raises(Exception) as caught:  # noqa: PT011 - whichever it is, its text is what counts
+    with pytest.raises(Exception) as caught:
         make()
     text = user_traceback(caught.value)
     assert cause in text

@@ -197,7 +197,11 @@ def _builder_argument(function: Any, parameter: str, args: Mapping[str, Any]) ->
 
 def _applications_in(target: Any) -> str:
     # anybody may put anything there
-    found = [name for name, value in vars(target).items() if type(value) is Application] if hasattr(target, "__dict__") else []
+    found = (
+        [name for name, value in vars(target).items() if type(value) is Application]
+        if hasattr(target, "__dict__")
+        else []
+    )
     if found:
         return f"applications in it: {', '.join(sorted(found))}"
     return "no application is in it: make one with `.bind(...)` of a deployment"
