@@ -34,7 +34,7 @@ CONFIG = ROOT / "configs" / "fruit.yaml"
 NAMES = (
     "start", "stop", "deploy", "run", "config", "status", "shutdown", "delete", "history", "rollback", "diff", "validate",
     "scale", "prune", "logs", "stack", "build", "exec", "version", "schema", "systemd-unit", "upgrade", "errors", "export",
-    "top", "grafana", "open",
+    "top", "grafana", "open", "init", "doctor",
 )  # fmt: skip
 
 ME = pwd.getpwuid(os.getuid()).pw_name
