@@ -357,6 +357,10 @@ def test_the_last_requests_of_a_replica_count_after_its_end_and_then_it_is_forgo
     desk.world.turn(events.Exited(REPLICA, first.replica_id, -9))
     desk.passes(5)
     assert 10 / STEP_S in [one.requests_per_s for one in desk.samples()]
+    assert desk.figures().calls.requests == 10
+    assert first.replica_id not in desk.figures().replicas
+    desk.passes(int(WINDOW_S))
+    assert not desk.figures().calls.requests
     assert first.replica_id not in desk.desk._told
     desk.world.goal = a_goal(revision=2)
     desk.world.run()

@@ -62,11 +62,11 @@ class FiguresDesk:
         self._sample_at = max(self._sample_at + STEP_S, now)
         steps: dict[Key, list[Ended]] = {}
         for replica_id, told in list(self._told.items()):
-            # one that is gone has its last requests counted
             step = told.step()
             if step.requests:
                 steps.setdefault((told.app, told.deployment), []).append(step)
-            if replica_id not in self._observed.replicas:
+            # requests of one that is gone are still those of the deployment
+            if replica_id not in self._observed.replicas and not told.lately(now).requests:
                 del self._told[replica_id]
         found = {one.key: one for one in self._states(None, None)}
         for key in self._samples.keys() - found.keys():
@@ -105,12 +105,23 @@ class FiguresDesk:
 
     def deployments(self, app: str | None = None, name: str | None = None) -> dict[str, DeploymentFigures]:
         """Full name -> its figures now."""
-        now = self._clock.now()
-        return {DeploymentID(*one.key).full_name: self._figures(one, now) for one in self._states(app, name)}
+        now, gone = self._clock.now(), self._gone()
+        return {
+            DeploymentID(*one.key).full_name: self._figures(one, gone.get(one.key, ()), now)
+            for one in self._states(app, name)
+        }
 
-    def _figures(self, state: "_State", now: float) -> DeploymentFigures:
+    def _gone(self) -> dict[Key, list[Told]]:
+        """Replicas that were there a moment ago."""
+        found: dict[Key, list[Told]] = {}
+        for replica_id in self._told.keys() - self._observed.replicas.keys():
+            told = self._told[replica_id]
+            found.setdefault((told.app, told.deployment), []).append(told)
+        return found
+
+    def _figures(self, state: "_State", gone: Iterable[Told], now: float) -> DeploymentFigures:
         ended = {one.replica_id: self._lately(one.replica_id, now) for one in state.replicas}
-        counting = [one for one in ended.values() if one is not None]
+        counting = [*(one for one in ended.values() if one is not None), *(one.lately(now) for one in gone)]
         whole, per_s, _ = together(counting)
         calls = _calls(state.ongoing, state.waiting, whole if counting or not ended else None)
         return DeploymentFigures(
