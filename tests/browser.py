@@ -18,7 +18,7 @@ from tests.system.running_daemon import eventually
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this host: apt-get install chromium")
-LIMIT_S = 20.0
+LIMIT_S = 60.0
 KEYS = {"Tab": 9, "Enter": 13, "Escape": 27}
 
 
