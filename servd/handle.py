@@ -9,13 +9,20 @@ from servd.calls import pickling
 from servd.calls.arguments import needs_waiting, resolve
 from servd.calls.process import Process, Ticket, installed_process, local_process
 from servd.calls.request_context import MAX_DEPTH, NO_REQUEST, RequestContext, current_request
-from servd.calls.response import DeploymentResponse, DeploymentResponseGenerator, Ref
-from servd.exceptions import RequestCancelledError, ServdError
-from servd.ground.absent import stand_in
+from servd.calls.response import (
+    DeploymentBroadcastResponse,
+    DeploymentResponse,
+    DeploymentResponseGenerator,
+    Ref,
+    call_error,
+    outcome_of,
+)
+from servd.exceptions import NoRouteError, RequestCancelledError, ServdError
 from servd.ground.ids import DeploymentID, random_uuid
 from servd.ground.settings import variable
 
 __all__ = [
+    "DeploymentBroadcastResponse",
     "DeploymentHandle",
     "DeploymentResponse",
     "DeploymentResponseGenerator",
@@ -120,10 +127,7 @@ class _Handle:
         sent: threading.Event | None = None,
     ) -> Any:
         """The call on its way, as a `kind` or a generator of results. sent: set when a replica is chosen, or it failed."""
-        to = self._process or installed_process() or _connected()
-        context = _named(current_request.get())
-        if context.depth >= MAX_DEPTH:
-            raise ServdError(f"{self._full_name}: handle calls are nested deeper than {MAX_DEPTH}")
+        to, context = self._way()
         waits = False
         for item in (*args, *kwargs.values()) if kwargs else args:
             waits = waits or isinstance(item, _WAITED_FOR)
@@ -154,6 +158,37 @@ class _Handle:
         )
         return kind(to, future=future, request_id=context.request_id)
 
+    def _call_all(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> DeploymentBroadcastResponse:
+        to, context = self._way()
+        parts = [] if needs_waiting(args, kwargs, _is_response) else pickling.dumps((args, kwargs))
+        outcomes = self._outcomes(to, method, args, kwargs, parts, context, context.cancellations)
+        return DeploymentBroadcastResponse(asyncio.run_coroutine_threadsafe(outcomes, to.loop))
+
+    async def _outcomes(
+        self,
+        to: Process,
+        method: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        parts: list[Any],
+        context: RequestContext,
+        made_at: int,
+    ) -> list[Any]:
+        parts = await _sendable(args, kwargs, parts, context, made_at)
+        try:
+            tickets = await to.caller.submit_to_all(self._full_name, method, parts, context, context.deadline)
+        except NoRouteError as error:
+            raise call_error(error) from None
+        return await asyncio.gather(*map(outcome_of, tickets))
+
+    def _way(self) -> tuple[Process, RequestContext]:
+        """The process's way to replicas, and the request that a call is made for."""
+        to = self._process or installed_process() or _connected()
+        context = _named(current_request.get())
+        if context.depth >= MAX_DEPTH:
+            raise ServdError(f"{self._full_name}: handle calls are nested deeper than {MAX_DEPTH}")
+        return to, context
+
     def _submit(self, to: Process, parts: list[Any], context: RequestContext) -> Ticket:
         return to.caller.submit_call(
             self._full_name,
@@ -174,12 +209,7 @@ class _Handle:
         context: RequestContext,
         made_at: int,
     ) -> Ticket:
-        if not parts:
-            args, kwargs = await resolve(args, kwargs, _is_response)
-            parts = pickling.dumps((args, kwargs))
-        if context.cancellations != made_at:
-            raise RequestCancelledError("the request for which the call was made was cancelled before it was sent")
-        return self._submit(to, parts, context)
+        return self._submit(to, await _sendable(args, kwargs, parts, context, made_at), context)
 
     async def _fetch(self, sent: threading.Event | None, *call: Any) -> Any:
         try:
@@ -190,6 +220,18 @@ class _Handle:
         finally:
             if sent is not None:
                 sent.set()
+
+
+async def _sendable(
+    args: tuple[Any, ...], kwargs: dict[str, Any], parts: list[Any], context: RequestContext, made_at: int
+) -> list[Any]:
+    """The pickled arguments, which may have had to wait for the results of other calls."""
+    if not parts:
+        args, kwargs = await resolve(args, kwargs, _is_response)
+        parts = pickling.dumps((args, kwargs))
+    if context.cancellations != made_at:
+        raise RequestCancelledError("the request for which the call was made was cancelled before it was sent")
+    return parts
 
 
 def _named(context: RequestContext) -> RequestContext:
@@ -235,6 +277,32 @@ class DeploymentHandle(_Handle):
             ServdError: this process has no way to Serve, or calls are nested too deep.
         """
         return self._start(args, kwargs, DeploymentResponse)
+
+    @property
+    def broadcast(self) -> "Broadcast":
+        """`broadcast(method_name, *args, **kwargs)` calls a method of every replica that runs now."""
+        return Broadcast(self)
+
+
+class Broadcast:
+    """Calls all replicas of a handle's deployment; for all else it is the handle to a method that is named `broadcast`."""
+
+    __slots__ = ("_handle",)
+
+    def __init__(self, handle: DeploymentHandle) -> None:
+        self._handle = handle
+
+    def __call__(self, method_name: str, *args: Any, **kwargs: Any) -> DeploymentBroadcastResponse:
+        """Call it on each, beside the waiting line and beyond `max_ongoing_requests`: for control, not for load.
+
+        Raises:
+            TypeError: an argument cannot be pickled.
+            ServdError: this process has no way to Serve, or calls are nested too deep.
+        """
+        return self._handle._call_all(method_name, args, kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._handle.options(method_name="broadcast"), name)
 
 
 class RayServeHandle(_Handle):
@@ -306,8 +374,3 @@ def bound_handle(deployment: DeploymentID, style: str) -> _Handle:
     if not style and variable("LEGACY_HANDLES", "0") == "1":
         style = "RayServeDeploymentHandle"
     return _STYLES[style or "DeploymentHandle"](deployment)
-
-
-def __getattr__(name: str) -> Any:
-    value = globals()[name] = stand_in(__name__, name)
-    return value

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from operator import attrgetter
 from typing import Any
 
+from servd.calls.broadcast import submit_to_all
 from servd.calls.circles import knot
 from servd.calls.outgoing import CallTicket, Outgoing, circle_of
 from servd.calls.replica_peer import ReplicaPeer, Router
@@ -155,6 +156,8 @@ class Caller:
         self._calls[key] = self._calls.get(key, 0) + 1
         self.submit(ticket, router)
         return ticket
+
+    submit_to_all = submit_to_all
 
     def submit(self, call: Outgoing, router: Router) -> None:
         """Send a request, or let it wait; everything that happens to it is told to `call`."""

@@ -4,6 +4,7 @@ import asyncio
 import os
 import sys
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 from servd.calls.caller import Caller
@@ -80,6 +81,10 @@ class DriverLine:
         if self._said is not None and not self._said.queued and self._caller.queued():
             self._report()
         return ticket
+
+    async def submit_to_all(self, *call: Any) -> Sequence[CallTicket]:
+        """As `Caller.submit_to_all`."""
+        return await self._caller.submit_to_all(*call)
 
     def _run(self, started: threading.Event) -> None:
         asyncio.set_event_loop(self._loop)

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Protocol
 
 from servd.calls.request_context import RequestContext
@@ -40,6 +40,12 @@ class Calls(Protocol):
         deadline: float | None = None,
     ) -> Ticket:
         """Send a call to a replica of the deployment."""
+        ...
+
+    async def submit_to_all(
+        self, deployment: str, method: str, parts: list[Any], context: RequestContext, deadline: float | None
+    ) -> Sequence[Ticket]:
+        """Send a call to each of its replicas."""
         ...
 
 

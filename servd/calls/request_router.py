@@ -81,6 +81,7 @@ class RequestRouter(Generic[WorkT]):
         "line",
         "refused",
         "targets",
+        "when_known",
     )
 
     def __init__(self, deployment: str, rng: random.Random) -> None:
@@ -92,6 +93,8 @@ class RequestRouter(Generic[WorkT]):
         self.candidates: list[Candidate] = []
         self.line: list[WorkT] = []
         self.refused = ""
+        # told once the controller has said where the replicas are
+        self.when_known: list[asyncio.Future[None]] = []
         self._chosen_for: dict[str, str] = {}
 
     def __repr__(self) -> str:
@@ -104,6 +107,10 @@ class RequestRouter(Generic[WorkT]):
             Candidates that are new (also those dropped before and announced again), and those that are gone.
         """
         self.is_known = True
+        while self.when_known:
+            known = self.when_known.pop()
+            if not known.done():
+                known.set_result(None)
         self.targets = targets
         self.refused = ""
         wanted = {endpoint.replica_id: endpoint for endpoint in targets.endpoints}

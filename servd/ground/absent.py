@@ -24,7 +24,6 @@ INSTEAD = {
     "DeploymentActorConfig": _ACTORS,
     "DeploymentActorContext": _ACTORS,
     "DeploymentAutoscalingDetail": _HEALTH,
-    "DeploymentBroadcastResponse": "call each deployment's handle; a broadcast to all replicas is `user_config`",
     "DeploymentNode": _HEALTH,
     "DeploymentTopology": _HEALTH,
     "DurationStats": _HEALTH,
@@ -71,7 +70,6 @@ NAMES = {
     "servd": "ControllerOptions TracingConfig get_deployment_actor get_deployment_actor_context get_trace_context",
     "servd.config": _CONFIG,
     "servd.context": "DeploymentActorContext GangContext",
-    "servd.handle": "DeploymentBroadcastResponse",
     "servd.schema": (
         "APIType AutoscalingMetricsHealth AutoscalingPolicy AutoscalingStatus CeleryAdapterConfig "
         "ControllerHealthMetrics ControllerOptions DeploymentActorConfig DeploymentAutoscalingDetail DeploymentNode "

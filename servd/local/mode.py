@@ -129,6 +129,13 @@ class LocalCaller:
             _made[id(context)].append(ticket)
         return ticket
 
+    async def submit_to_all(
+        self, deployment: str, method: str, parts: list[Any], context: RequestContext, deadline: float | None
+    ) -> list[LocalTicket]:
+        """There is one replica."""
+        self._find(deployment)
+        return [self.submit_call(deployment, method, parts, context, deadline=deadline)]
+
     async def _call(
         self, deployment: str, method: str, parts: list[Any], outer: RequestContext, context: RequestContext
     ) -> Any:

@@ -51,6 +51,13 @@ class Admission(Generic[CallerT]):
             self.tickets[caller] = self.tickets.get(caller, 0) + 1
         return False
 
+    def enter(self, caller: CallerT, is_claim: int, is_beyond: int) -> bool:
+        """As `claim` or `admit`; one that goes beyond the limit runs unless this replica leaves, and has no ticket."""
+        if not is_beyond:
+            return self.claim(caller) if is_claim else self.admit(caller)
+        self.running += not self.is_leaving
+        return not self.is_leaving
+
     def claim(self, caller: CallerT) -> bool:
         """As `admit`, for a request that answers an offer: it takes the slot that is held for it, also while
         leaving.

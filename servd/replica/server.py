@@ -24,6 +24,7 @@ from servd.wire.records import (
     BODY,
     CALL,
     CANCEL,
+    BEYOND,
     CLAIM,
     CREDIT,
     CREDIT_BYTES,
@@ -284,7 +285,7 @@ class ReplicaServer:
     def _admit(self, peer: CallerPeer, record: tuple[Any, ...]) -> bool:
         """Whether there is a slot for a request, which has it then; the caller is told where there is none."""
         admission = self.admission
-        if admission.claim(peer) if record[2] & CLAIM else admission.admit(peer):
+        if admission.enter(peer, record[2] & CLAIM, record[2] & BEYOND):
             return True
         peer.send((REJECTED, record[1], admission.running, admission.is_leaving))
         return False

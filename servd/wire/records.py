@@ -72,6 +72,7 @@ STREAMED_BODY = 1
 CLAIM = 2  # takes the offered slot
 WEBSOCKET = 4
 STREAM = 8  # the answer of a handle call comes item by item
+BEYOND = 16  # a call that runs whatever else does
 
 _unpackb = msgpack.unpackb
 
