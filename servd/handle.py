@@ -7,16 +7,10 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from servd.calls import pickling
 from servd.calls.arguments import needs_waiting, resolve
+from servd.calls.broadcast_response import DeploymentBroadcastResponse, outcome_of
 from servd.calls.process import Process, Ticket, installed_process, local_process
 from servd.calls.request_context import MAX_DEPTH, NO_REQUEST, RequestContext, current_request
-from servd.calls.response import (
-    DeploymentBroadcastResponse,
-    DeploymentResponse,
-    DeploymentResponseGenerator,
-    Ref,
-    call_error,
-    outcome_of,
-)
+from servd.calls.response import DeploymentResponse, DeploymentResponseGenerator, Ref, call_error
 from servd.exceptions import NoRouteError, RequestCancelledError, ServdError
 from servd.ground.ids import DeploymentID, random_uuid
 from servd.ground.settings import variable

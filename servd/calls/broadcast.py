@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-from collections.abc import Callable
 from typing import Any, Protocol
 
 from servd.calls.outgoing import CallTicket, Outgoing
@@ -17,7 +16,10 @@ class Sender(Protocol):
     """What is needed of the process's `Caller`."""
 
     loop: asyncio.AbstractEventLoop
-    cancel: Callable[[Outgoing], None]
+
+    def cancel(self, call: Outgoing) -> None:
+        """Take a request back."""
+        ...
 
     def subscribe(self, deployment: str) -> None:
         """Ask for the targets of a deployment."""

@@ -92,11 +92,10 @@ class Caller:
 
     def metrics(self) -> list[MetricFamily]:
         """Calls that were sent, requests that wait; any thread may ask."""
-        now = self._now()
         lines = []
         for name, router in self._routers.copy().items():
             oldest = next(iter(router.line.copy()), None)
-            age_s = max(now - oldest.waits_since, 0.0) if oldest is not None else 0.0
+            age_s = max(self._now() - oldest.waits_since, 0.0) if oldest is not None else 0.0
             lines.append((name, router.targets.app, len(router.line), age_s))
         return [*handle_families(self._calls.copy(), self._apps), *queue_families(lines)]
 

@@ -5,6 +5,7 @@ until an offer of it finds nobody waiting. A request goes to the better of two r
 when all are, it waits. The line is served oldest first, by offers only, so nothing overtakes.
 """
 
+import asyncio
 import random
 from bisect import insort
 from collections import deque
@@ -108,9 +109,9 @@ class RequestRouter(Generic[WorkT]):
         """
         self.is_known = True
         while self.when_known:
-            known = self.when_known.pop()
-            if not known.done():
-                known.set_result(None)
+            asked = self.when_known.pop()
+            if not asked.done():
+                asked.set_result(None)
         self.targets = targets
         self.refused = ""
         wanted = {endpoint.replica_id: endpoint for endpoint in targets.endpoints}

@@ -21,10 +21,10 @@ from servd.replica.handle_call import HandleCall
 from servd.wire.began import BeganLog
 from servd.wire.link import Peer, ReplicaLink
 from servd.wire.records import (
+    BEYOND,
     BODY,
     CALL,
     CANCEL,
-    BEYOND,
     CLAIM,
     CREDIT,
     CREDIT_BYTES,
@@ -272,9 +272,8 @@ class ReplicaServer:
         if not self._admit(peer, record):
             return
         request_id, route, app, model_id, left, depth, ancestors = about
-        if not request_id:
-            # a driver's call is no request yet; what it calls in turn belongs to it
-            request_id = random_uuid()
+        # drivers of earlier editions name none
+        request_id = request_id or random_uuid()
         deadline = None if left is None else self._loop.time() + left
         context = RequestContext(request_id, route, app, model_id, deadline, depth + 1, (*ancestors, self._replica_id))
         call = HandleCall(peer, call_id, method, bodies_of(parts, frames), bool(flags & STREAM), context)
