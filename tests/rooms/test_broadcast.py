@@ -11,7 +11,7 @@ import servd
 from servd.calls.pickling import dumps
 from servd.calls.process import install_process, remove_process
 from servd.calls.request_context import NO_REQUEST
-from servd.exceptions import DeploymentUnavailableError, ReplicaDiedError, UnknownDeploymentError
+from servd.exceptions import DeploymentUnavailableError, ReplicaDiedError, ServdError, UnknownDeploymentError
 from servd.ground.ids import DeploymentID
 from servd.handle import DeploymentHandle, RayServeSyncHandle
 from servd.wire.messages import DeploymentTargets, Routing
