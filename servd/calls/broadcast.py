@@ -79,10 +79,10 @@ async def submit_to_all(
     caller.subscribe(deployment)
     router = caller.router_of(deployment)
     if not router.is_known:
-        known: asyncio.Future[None] = caller.loop.create_future()
-        router.when_known.append(known)
+        known = asyncio.Event()
+        router.when_known.append(known.set)
         async with asyncio.timeout_at(deadline):
-            await known
+            await known.wait()
     if (refused := router.refusal()) is not None:
         raise refused
     tickets = []

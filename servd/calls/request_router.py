@@ -5,10 +5,10 @@ until an offer of it finds nobody waiting. A request goes to the better of two r
 when all are, it waits. The line is served oldest first, by offers only, so nothing overtakes.
 """
 
-import asyncio
 import random
 from bisect import insort
 from collections import deque
+from collections.abc import Callable
 from enum import Enum
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -95,7 +95,7 @@ class RequestRouter(Generic[WorkT]):
         self.line: list[WorkT] = []
         self.refused = ""
         # told once the controller has said where the replicas are
-        self.when_known: list[asyncio.Future[None]] = []
+        self.when_known: list[Callable[[], None]] = []
         self._chosen_for: dict[str, str] = {}
 
     def __repr__(self) -> str:
@@ -109,9 +109,7 @@ class RequestRouter(Generic[WorkT]):
         """
         self.is_known = True
         while self.when_known:
-            asked = self.when_known.pop()
-            if not asked.done():
-                asked.set_result(None)
+            self.when_known.pop()()
         self.targets = targets
         self.refused = ""
         wanted = {endpoint.replica_id: endpoint for endpoint in targets.endpoints}
