@@ -41,7 +41,7 @@ STATES: dict[str, dict[str, State]] = {
     "": {
         "proxy_location": Works("HeadOnly"),
         "http_options": Works({"port": 9}),
-        "grpc_options": Default({"port": 9000, "grpc_servicer_functions": []}, {"grpc_servicer_functions": ["m:f"]}),
+        "grpc_options": Works({"grpc_servicer_functions": ["m:f"]}),
         "controller_options": Refused({}),
         "logging_config": Works({"encoding": "JSON"}),
         "tracing_config": Refused({}),
@@ -60,10 +60,10 @@ STATES: dict[str, dict[str, State]] = {
         "ssl_ca_certs": Refused("/a"),
     },
     "grpc_options": {
-        "port": Default(9000, "x"),
-        "grpc_servicer_functions": Default([], ["m:f"]),
-        "request_timeout_s": Default(None, -1),
-        "enable_reflection": Default(True, "x"),
+        "port": Works(9001),
+        "grpc_servicer_functions": Works(["m:f"]),
+        "request_timeout_s": Works(3),
+        "enable_reflection": Works(False),
     },
     "controller_options": {"runtime_env": Refused({})},
     "logging_config": {
