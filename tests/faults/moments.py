@@ -73,7 +73,10 @@ def killed_together(groups: Sequence[Sequence[str]], directory: Path, times: int
             group = groups[number % len(groups)]
             victims: list[int] = []
             for title in group:
-                victim = next(pid for pid in sorted(stage.daemon.pids(title)) if pid not in victims)
+                if title == "controller":
+                    victim = stage.controller_to_kill()
+                else:
+                    victim = next(pid for pid in sorted(stage.daemon.pids(title)) if pid not in victims)
                 if title == "proxy":
                     own.update(stage.ports_of(victim))
                 victims.append(victim)

@@ -167,6 +167,14 @@ class Stage:
         """Pid of the controller."""
         return self.daemon.pids("controller")[0]
 
+    def controller_to_kill(self) -> int:
+        """Its pid, once it is old enough: many that die young are started ever more seldom, and that is not what is measured."""
+        pid = self.controller()
+        self._controller_kills += 1
+        if self._controller_kills % _QUICK_KILLS == 0:
+            eventually(lambda: SystemClock().wall_time() - psutil.Process(pid).create_time() > SETTLED_AFTER_S + 1.0)
+        return pid
+
     def kill(self, pid: int) -> None:
         """SIGKILL."""
         os.kill(pid, signal.SIGKILL)
@@ -181,11 +189,7 @@ class Stage:
 
     def kill_controller(self) -> None:
         """SIGKILL the controller; returns when its successor has all in its hands."""
-        old = self.controller()
-        self._controller_kills += 1
-        if self._controller_kills % _QUICK_KILLS == 0:
-            # many that die young are started ever more seldom, and that is not what is measured
-            eventually(lambda: SystemClock().wall_time() - psutil.Process(old).create_time() > SETTLED_AFTER_S + 1.0)
+        old = self.controller_to_kill()
         with self.recovery():
             self.kill(old)
             eventually(lambda: self.says(lambda status: status["controller_info"]["pid"] != old))
