@@ -17,10 +17,11 @@ from stand_pb2 import Order
 from stand_pb2_grpc import FruitStandStub
 
 
-async def main(address: str, in_flight: int, method: str) -> None:
+async def main(address: str, in_flight: int, method: str, is_patient: bool) -> None:
     """Call until told to stop."""
     counts: collections.Counter[str] = collections.Counter()
     is_over = asyncio.Event()
+    how = {"timeout": 30, "wait_for_ready": is_patient}
 
     async def one_after_another() -> None:
         # a channel each: some of them have a connection to each proxy
@@ -29,10 +30,10 @@ async def main(address: str, in_flight: int, method: str) -> None:
             while not is_over.is_set():
                 try:
                     if method == "Quotes":
-                        bills = [bill.cost async for bill in stand.Quotes(Order(fruit="pear", count=3), timeout=30)]
+                        bills = [bill.cost async for bill in stand.Quotes(Order(fruit="pear", count=3), **how)]
                         assert bills == [1.0, 2.0, 3.0]
                     else:
-                        bill = await stand.Price(Order(fruit="mango", count=2), timeout=30)
+                        bill = await stand.Price(Order(fruit="mango", count=2), **how)
                         assert bill.cost == 6.0
                     counts["OK"] += 1
                 except grpc.aio.AioRpcError as error:
@@ -47,4 +48,4 @@ async def main(address: str, in_flight: int, method: str) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], int(sys.argv[2]), sys.argv[3]))
+    asyncio.run(main(sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4:] == ["patient"]))
