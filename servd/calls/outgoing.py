@@ -35,6 +35,15 @@ class Target(Protocol):
         """Send a message of a WebSocket's client."""
         ...
 
+    def lend(self, call: "Outgoing", descriptor: int, left: int | None) -> bool:
+        """Let the replica write the body, of which so many bytes are left (None: in chunks), to this socket; False: it cannot be
+        told."""
+        ...
+
+    def keep(self, call: "Outgoing") -> None:
+        """Do not let it: the body shall come as records."""
+        ...
+
 
 class Outgoing:
     """One request on its way to a replica: what the `Caller` knows of it, and what it tells it.
@@ -94,6 +103,12 @@ class Outgoing:
 
     def on_piece(self, data: bytes) -> None:
         """A piece of a streamed response; grant credit as it is taken."""
+
+    def on_ask(self) -> None:
+        """The replica would like to write the body to the client itself; answer with `lend` or `keep`."""
+
+    def on_back(self, size: int) -> None:
+        """The replica writes no more to the client, and has written so many bytes of the body."""
 
     def on_end(self, error: str | None) -> None:
         """End of a streamed response; `error`: it was broken off."""

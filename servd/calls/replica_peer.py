@@ -9,8 +9,11 @@ from servd.calls.request_router import Candidate, RequestRouter
 from servd.ground.edition import own_edition
 from servd.wire.began import BeganReader
 from servd.wire.caller_link import CallerLink, LinkWatch
+from servd.wire.lending import LendingLine, Loan
 from servd.wire.records import (
     ACCEPTED,
+    ASK,
+    BACK,
     BODY,
     CREDIT,
     END,
@@ -18,6 +21,7 @@ from servd.wire.records import (
     HEAD,
     HELLO,
     ITEM,
+    KEEP,
     LIMIT,
     OFFER,
     REFUSED,
@@ -61,7 +65,19 @@ class ReplicaPeer:
     told_id: id of the last request sent before the replica was last told how many wait.
     """
 
-    __slots__ = ("_began", "candidate", "is_retired", "link", "owner", "pending", "replica_id", "router", "told_id")
+    __slots__ = (
+        "_began",
+        "_key",
+        "_lending",
+        "candidate",
+        "is_retired",
+        "link",
+        "owner",
+        "pending",
+        "replica_id",
+        "router",
+        "told_id",
+    )
 
     def __init__(self, owner: Owner, router: Router, candidate: Candidate) -> None:
         self.owner = owner
@@ -74,7 +90,9 @@ class ReplicaPeer:
         key = random.getrandbits(63) | 1
         # the link first: where there is no descriptor for it, nothing is left open
         self.link = CallerLink(owner.watch, candidate.address, self._on_records, self._on_lost)
+        self._key = key
         self._began = BeganReader(candidate.address, key)
+        self._lending: LendingLine | None = None
         self.link.send((HELLO, key, own_edition().text))
 
     def __repr__(self) -> str:
@@ -90,6 +108,7 @@ class ReplicaPeer:
         """Close at once."""
         self.link.close()
         self._began.close()
+        self._end_lending()
 
     def grant(self, call: Outgoing, size: int) -> None:
         """The reader of a call's answer took `size` bytes."""
@@ -106,6 +125,28 @@ class ReplicaPeer:
         """Send a message of a WebSocket's client."""
         if call.call_id in self.pending:
             self.link.send((EVENT, call.call_id, message, cost))
+
+    def lend(self, call: Outgoing, descriptor: int, left: int | None) -> bool:
+        """Let the replica write the body of a call's answer to this socket; False: it cannot be told now.
+
+        Args:
+            left: bytes of the body; None = it goes in chunks.
+        """
+        if call.call_id not in self.pending:
+            return False
+        if self._lending is None:
+            self._lending = LendingLine(self.candidate.address)
+        return self._lending.lend(Loan(self._key, call.call_id, left), descriptor)
+
+    def keep(self, call: Outgoing) -> None:
+        """Tell the replica to send the body of a call's answer."""
+        if call.call_id in self.pending:
+            self.link.send((KEEP, call.call_id))
+
+    def _end_lending(self) -> None:
+        if self._lending is not None:
+            self._lending.close()
+            self._lending = None
 
     def _on_records(self, records: list[Any], frames: list[Any]) -> None:
         pending = self.pending
@@ -173,6 +214,10 @@ class ReplicaPeer:
             call.on_piece(body_of(record[2], frames))
         elif kind == HEAD:
             call.on_head(record[2], record[3])
+        elif kind == ASK:
+            call.on_ask()
+        elif kind == BACK:
+            call.on_back(record[2])
         elif kind == ITEM:
             call.on_item(bodies_of(record[2], frames), record[3])
         elif kind == EVENT:
@@ -194,4 +239,5 @@ class ReplicaPeer:
         for call_id, call in self.pending.items():
             call.is_accepted = call.is_accepted or last is None or call_id <= last
         self._began.close(is_dead=True)
+        self._end_lending()
         self.owner.on_lost(self, reason)

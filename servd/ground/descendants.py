@@ -50,6 +50,8 @@ _leader: _Leader | None = None
 _masks = threading.local()
 _is_hooked = False
 _is_own_fork = False
+_hidden: set[int] = set()
+"""Descriptors of sockets that belong to others, for a while."""
 
 
 def lead(title: str, state_dir: str, socket_dir: str) -> None:
@@ -289,8 +291,18 @@ def _is_loops(handler: "Callable[..., object] | int | None") -> bool:
 
 def _close_own_sockets(leader: _Leader) -> None:
     for fd, inode in list(_sockets(_open_fds())):
-        if inode in leader.own_sockets or _is_below(fd, leader.socket_dir):
+        if fd in _hidden or inode in leader.own_sockets or _is_below(fd, leader.socket_dir):
             os.close(fd)
+
+
+def hide(fd: int) -> None:
+    """Keep this socket from forked children, until it is shown again or closed."""
+    _hidden.add(fd)
+
+
+def show(fd: int) -> None:
+    """The number may belong to something else from now on."""
+    _hidden.discard(fd)
 
 
 def _is_below(fd: int, directory: str) -> bool:

@@ -75,6 +75,7 @@ class HttpConnection(HttpOrder):
         # uvloop's transports are no subclass of asyncio's
         self._transport = cast(asyncio.Transport, transport)
         self._origin = self._make_origin("1.1")
+        self._allow_lending()
         self._peer_ip = self._client_ip
         self._listener.connections.add(self)
         if self._listener.is_overcrowded:

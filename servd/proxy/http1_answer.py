@@ -192,7 +192,7 @@ class HttpAnswering(asyncio.Protocol, Outgoing):
         self._note(self._status if self.has_begun else 500)
         if error is not None or not self.has_begun or (self._body_left or 0) > 0:
             self._end_request()
-            self._transport.close()
+            self._cut()
             return
         if self._is_chunked:
             self._transport.write(b"0\r\n\r\n")
@@ -210,7 +210,7 @@ class HttpAnswering(asyncio.Protocol, Outgoing):
         if self.has_begun:
             self._note(self._status)
             self._end_request()
-            self._transport.close()
+            self._cut()
         else:
             self.answer(answer_failure(error))
 
@@ -237,6 +237,10 @@ class HttpAnswering(asyncio.Protocol, Outgoing):
         if self._timer is None:
             self._limit_s = limit_s
             self._timer = self._loop.call_later(limit_s, self._on_time_out)
+
+    def _cut(self) -> None:
+        """End the connection in the midst of an answer."""
+        self._transport.close()
 
     def _note(self, status: int) -> None:
         """The request has ended."""
@@ -340,7 +344,7 @@ class HttpAnswering(asyncio.Protocol, Outgoing):
             if self.has_begun:
                 self._note(self._status)
                 self._end_request()
-                self._transport.close()
+                self._cut()
                 return
         else:
             stage = "reading the body"

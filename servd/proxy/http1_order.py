@@ -8,7 +8,7 @@ from servd.observability.journal import NOWHERE
 from servd.proxy.client_host import Silence, is_left, is_reset
 from servd.proxy.forwarded_for import HEADERS, NOTHING_SAID, Said, scheme_for, with_host
 from servd.proxy.forwarder import Target
-from servd.proxy.http1_answer import HttpAnswering
+from servd.proxy.http1_lending import HttpLending
 from servd.proxy.http1_rules import outlives_client, unusual_target
 from servd.proxy.limits import WHOLE_BODY_BYTES
 from servd.proxy.listener import Listener
@@ -27,7 +27,7 @@ _LOOK_S = 0.02
 Parsed = tuple[bytes, bytes, list[tuple[bytes, bytes]], "bytes | bytearray", dict[bytes, bytes], bool, bool]
 
 
-class HttpOrder(HttpAnswering):
+class HttpOrder(HttpLending):
     """One request at a time is under way; what came behind it waits."""
 
     __slots__ = (
@@ -44,7 +44,6 @@ class HttpOrder(HttpAnswering):
         "_origin",
         "_owes_continue",
         "_silence",
-        "_tail",
         "_upgrade",
     )
 
@@ -63,7 +62,6 @@ class HttpOrder(HttpAnswering):
         self._owes_continue = False
         self._is_half_closed = False
         self._silence = Silence(listener.forwarder.limits.keep_alive)
-        self._tail: tuple[Any, ...] = ()
         self._flags = 0
         self._origin = b""
 
@@ -76,7 +74,7 @@ class HttpOrder(HttpAnswering):
             tail = (*tail[:8], (left, self.model_id, ()))
         if self._is_timed:
             self._sent_at = self._now()
-        return (HTTP, call_id, flags | self._flags, *tail)
+        return (HTTP, call_id, flags | self._flags | self._lends, *tail)
 
     def is_abandoned(self) -> bool:
         if self._is_half_closed:

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from servd.calls.request_context import RequestContext
 from servd.ground.edition import difference, edition_of
 from servd.wire.began import BeganLog
+from servd.wire.lending import LendingDoor
 from servd.wire.link import Peer, ReplicaLink
 from servd.wire.records import ACCEPTED, LIMIT, REFUSED
 
@@ -39,14 +40,17 @@ class CallerPeer(Peer):
     """One caller with its open requests.
 
     newest: id of the request accepted last; ids grow. newest_said: the same, as far as the caller knows. place: where the
-    request begun last is noted for it. is_refused: it speaks another protocol, and nothing more of it is read.
+    request begun last is noted for it. key: it says so with what it lends. door: where it lends. is_refused: it speaks another
+    protocol, and nothing more of it is read.
     """
 
-    __slots__ = ("admission", "is_refused", "newest", "newest_said", "open", "place")
+    __slots__ = ("admission", "door", "is_refused", "key", "newest", "newest_said", "open", "place")
 
-    def __init__(self, link: ReplicaLink, identity: bytes, admission: Admission) -> None:
+    def __init__(self, link: ReplicaLink, identity: bytes, admission: Admission, door: LendingDoor) -> None:
         super().__init__(link, identity)
         self.admission = admission
+        self.door = door
+        self.key = 0
         self.open: dict[int, Work] = {}
         self.newest = self.newest_said = 0
         self.place = 1
@@ -65,6 +69,7 @@ class CallerPeer(Peer):
             self.send((REFUSED, reason))
             logger.warning("caller_refused reason=%s", reason)
             return
+        self.key = key
         self.place = began.open_place(key)
         self.send((LIMIT, limit))
 

@@ -11,7 +11,8 @@ from servd.ground.settings import is_on
 from servd.observability.described import name_of, text_of
 from servd.replica.caller_peer import CallerPeer
 from servd.replica.responses import TIME_OUT, error_response
-from servd.wire.http_answers import check_final, has_content
+from servd.wire.borrowing import Borrowing
+from servd.wire.http_answers import block_of, check_final, ends_connection, has_content
 from servd.wire.records import (
     BODY,
     CREDIT,
@@ -30,9 +31,11 @@ WHOLE_BYTES = CREDIT_BYTES
 """Up to this size a body goes out at once, however slow its reader is."""
 _PIECE_BYTES = CREDIT_BYTES // 4
 """Several pieces are on their way while the reader takes one."""
-_DROPPED_HEADERS = frozenset(
-    (b"content-length", b"transfer-encoding", b"connection", b"keep-alive", b"upgrade", b"date", b"x-request-id")
-)
+LENT_BYTES = 512 * 1024
+"""From this size on the replica writes a body to the client itself, where it may; below, asking costs more than it saves."""
+_LENT_PIECE_BYTES = 64 * 1024
+"""From the second piece of this size on it asks for streams too; smaller ones go together through the caller, with fewer calls of
+the kernel than they would cost here."""
 _MAX_BLOCKS = 512
 _IS_TIMED = is_on("HTTP_SERVER_TIMING")
 _now = SystemClock().now
@@ -69,7 +72,7 @@ class HttpExchange:
     Attributes:
         scope: ASGI scope, type "http" or "websocket"; path is the full external path, root_path root and
         prefix. context: the request's context, already current in the task that serves it.
-        has_begun: the response's head was sent.
+        has_begun: the response's head was sent. may_ask: the client's connection may be asked for.
         is_finished: the response is complete.
     """
 
@@ -81,6 +84,9 @@ class HttpExchange:
     _is_unheard = False
     _is_body_open = False
     _closes = False
+    may_ask = False
+    _has_sent = False
+    _borrowed: Borrowing | None = None
     task: asyncio.Task[None] | None = None
     _events: deque[Message] | None = None
     _held_head: tuple[int, Headers] | None = None
@@ -159,13 +165,16 @@ class HttpExchange:
         Raises:
             ClientGoneError: the client is gone.
         """
-        if len(body) <= WHOLE_BYTES or not has_content(self.scope["method"], status):
+        size = len(body)
+        is_small = size < LENT_BYTES if self.may_ask else size <= WHOLE_BYTES
+        if is_small or not has_content(self.scope["method"], status):
             self.finish(status, headers, body)
             return
         pairs = [(name, value) for name, value in headers if name.lower() != b"content-length"]
-        pairs.append((b"content-length", b"%d" % len(body)))
+        pairs.append((b"content-length", b"%d" % size))
         self._begin(status, pairs)
-        await self._send_pieces(body)
+        await self._ask()
+        await self._send_pieces(body, size <= WHOLE_BYTES)
         self._end()
 
     async def send(self, message: Message) -> None:
@@ -204,8 +213,7 @@ class HttpExchange:
 
     def abort(self, reason: str) -> None:
         """End a response that has begun: the client's connection is closed early."""
-        self.is_finished = True
-        self._peer.finish_exchange(self.call_id, (END, self.call_id, self._peer.ongoing_after(), reason))
+        self._end(reason)
 
     def expect_events(self) -> None:
         """The body, or a WebSocket's messages, come piece by piece."""
@@ -225,6 +233,8 @@ class HttpExchange:
         """The client is gone, and the handler shall complete all the same: it waits for nothing of the client any more, and what
         it sends is dropped."""
         self._is_unheard = True
+        if self._borrowed is not None:
+            self._borrowed.end()
         self._wake()
         self._wake_writer()
 
@@ -249,8 +259,16 @@ class HttpExchange:
         if self._credit > 0:
             self._wake_writer()
 
+    async def _ask(self) -> None:
+        if self.may_ask and not self._is_unheard and not self.is_disconnected:
+            self.may_ask = False
+            self._borrowed = Borrowing(self._peer, self.call_id)
+            await self._borrowed.ask()
+
     def _stop_sending(self) -> None:
         self.is_disconnected = True
+        if self._borrowed is not None:
+            self._borrowed.end()
         self._wake_writer()
 
     def _wake_writer(self) -> None:
@@ -281,6 +299,9 @@ class HttpExchange:
                 return
             self._begin(status, headers)
         if body:
+            if self.may_ask and len(body) >= (_LENT_PIECE_BYTES if self._has_sent else LENT_BYTES):
+                await self._ask()
+            self._has_sent = True
             await self._send_pieces(body)
         if not more:
             self._end()
@@ -291,12 +312,24 @@ class HttpExchange:
         self.has_begun = True
         self._peer.send((HEAD, self.call_id, -status if self._closes else status, block))
 
-    def _end(self) -> None:
+    def _end(self, error: str | None = None) -> None:
         self.is_finished = True
-        self.context.deadline = None
-        self._peer.finish_exchange(self.call_id, (END, self.call_id, self._peer.ongoing_after(), None))
+        if error is None:
+            self.context.deadline = None
+        if self._borrowed is not None:
+            self._borrowed.give_back()
+        self._peer.finish_exchange(self.call_id, (END, self.call_id, self._peer.ongoing_after(), error))
 
-    async def _send_pieces(self, body: bytes) -> None:
+    async def _send_pieces(self, body: bytes | memoryview, at_once: bool = False) -> None:
+        """at_once: what the kernel does not take now goes through the caller, who holds it while the request ends."""
+        if self._borrowed is not None:
+            body = await self._borrowed.write(memoryview(body), at_once)
+            if self._borrowed.is_lost:
+                self.is_disconnected = True
+            if self.is_disconnected:
+                raise ClientGoneError("the client is gone")
+            if not body:
+                return
         if len(body) <= _PIECE_BYTES:
             await self._send_piece(body)
             return
@@ -306,10 +339,7 @@ class HttpExchange:
             await self._send_piece(whole[start : start + _PIECE_BYTES])
 
     async def _send_piece(self, piece: bytes | memoryview) -> None:
-        await self._wait_for_credit()
-        if self._is_unheard:
-            # nothing holds it up any more, so let others have their turn
-            await asyncio.sleep(0)
+        if not await self._has_credit():
             return
         self._credit -= len(piece)
         peer = self._peer
@@ -318,10 +348,7 @@ class HttpExchange:
     async def _send_event(self, message: Message) -> None:
         data = message.get("bytes") or message.get("text") or message.get("body") or b""
         cost = len(data) + EVENT_COST_BYTES
-        await self._wait_for_credit()
-        if self._is_unheard:
-            # nothing holds it up any more, so let others have their turn
-            await asyncio.sleep(0)
+        if not await self._has_credit():
             return
         self._credit -= cost
         self.has_begun = True
@@ -329,7 +356,8 @@ class HttpExchange:
             message = {**message, "headers": [tuple(pair) for pair in message["headers"]]}
         self._peer.send((EVENT, self.call_id, message, cost))
 
-    async def _wait_for_credit(self) -> None:
+    async def _has_credit(self) -> bool:
+        """Wait until something may be sent; False where it shall be dropped."""
         # the last piece may exceed what is left: more is never outstanding than the credit and one piece
         while self._credit <= 0 and not self._is_unheard:
             # a handler that goes on although it was cancelled would wait for ever
@@ -338,6 +366,10 @@ class HttpExchange:
                 await self._writer
             if self.is_disconnected:
                 raise ClientGoneError("the client is gone")
+        if self._is_unheard:
+            # nothing holds it up any more, so let others have their turn
+            await asyncio.sleep(0)
+        return not self._is_unheard
 
     def _block(self, headers: Headers, keep_length: bool) -> bytes:
         keep_length = keep_length or self.scope["method"] == "HEAD"
@@ -350,10 +382,10 @@ class HttpExchange:
             pairs = tuple((bytes(name), bytes(value)) for name, value in pairs)
             block = None
         if block is None:
-            block = _block_of(pairs, keep_length)
+            block = block_of(pairs, keep_length)
             if len(known) >= _MAX_BLOCKS:
                 known.clear()
-            self._closes = _ends_connection(pairs)
+            self._closes = ends_connection(pairs)
             if not self._closes:
                 known[pairs] = block
         if _IS_TIMED:
@@ -364,22 +396,3 @@ class HttpExchange:
 _blocks: dict[tuple[Any, ...], bytes] = {}
 _kept_blocks: dict[tuple[Any, ...], bytes] = {}
 """Header blocks by their pairs, of answers that do not end their connection; those in the second keep content-length."""
-
-
-def _block_of(headers: tuple[tuple[bytes, bytes], ...], keep_length: bool) -> bytes:
-    parts = []
-    for name, value in headers:
-        lower = name.lower()
-        if lower not in _DROPPED_HEADERS or (keep_length and lower == b"content-length"):
-            parts.append(lower + b": " + value + b"\r\n")
-    block = b"".join(parts)
-    if block.count(b"\n") != len(parts) or block.count(b"\r") != len(parts):
-        raise ValueError("a response header holds a line break")
-    return block
-
-
-def _ends_connection(headers: tuple[tuple[bytes, bytes], ...]) -> bool:
-    return any(
-        name.lower() == b"connection" and b"close" in value.lower().replace(b" ", b"").split(b",")
-        for name, value in headers
-    )

@@ -19,6 +19,7 @@ from servd.replica.grpc.exchange import GrpcExchange
 from servd.replica.grpc.service import GrpcService
 from servd.replica.handle_call import HandleCall
 from servd.wire.began import BeganLog
+from servd.wire.lending import LendingDoor
 from servd.wire.link import Peer, ReplicaLink
 from servd.wire.records import (
     BEYOND,
@@ -33,6 +34,8 @@ from servd.wire.records import (
     GRPC,
     HELLO,
     HTTP,
+    KEEP,
+    LENDS,
     LIMIT,
     OFFER,
     REJECTED,
@@ -84,7 +87,7 @@ class ReplicaServer:
         self._app = app
         self._replica_id = replica_id
         self._own = (replica_id,)
-        self._on_cancelled = on_cancelled
+        self.take_back_calls: Callable[[RequestContext], None] = on_cancelled or (lambda _: None)
         self.cancel_on_disconnect = cancel_on_disconnect
         self.admission: Admission[CallerPeer] = Admission(limit)
         self._limit = limit
@@ -92,6 +95,7 @@ class ReplicaServer:
         self._on_heard = on_records
         self._grpc = grpc
         self._link: ReplicaLink | None = None
+        self._door = LendingDoor(loop, address)
         self._paths = Remembered(decoded_path, most=_MAX_REMEMBERED, longest=_MAX_REMEMBERED_PATH_BYTES)
         self._origins = Remembered(read_origin, most=_MAX_REMEMBERED)
         self._idle: asyncio.Future[None] | None = None
@@ -119,7 +123,7 @@ class ReplicaServer:
             self._address,
             self._on_records,
             self._on_gone,
-            lambda link, identity: CallerPeer(link, identity, self.admission),
+            lambda link, identity: CallerPeer(link, identity, self.admission, self._door),
         )
 
     def bind_again(self) -> None:
@@ -134,7 +138,7 @@ class ReplicaServer:
     def set_limits(self, limit: int, cancel_on_disconnect: bool) -> None:
         """Take over new values; what runs goes on."""
         self._limit = limit
-        self._apply_limit()
+        self.admission.limit = 0 if self._is_held else limit
         self.cancel_on_disconnect = cancel_on_disconnect
         for peer in self._link.peers.values() if self._link is not None else ():
             peer.send((LIMIT, limit))
@@ -143,11 +147,8 @@ class ReplicaServer:
     def hold(self, is_held: bool) -> None:
         """Refuse new requests as a full replica does, as long as those that run hold up all others."""
         self._is_held = is_held
-        self._apply_limit()
+        self.admission.limit = 0 if is_held else self._limit
         self._make_offers()
-
-    def _apply_limit(self) -> None:
-        self.admission.limit = 0 if self._is_held else self._limit
 
     def drain(self) -> None:
         """Take nothing new from now on; what runs goes on."""
@@ -166,6 +167,7 @@ class ReplicaServer:
             self._link.flush()
             self._link.close(linger_s)
             self._link = None
+        self._door.close()
         if self._began is not None:
             self._began.close()
 
@@ -221,6 +223,8 @@ class ReplicaServer:
         elif kind == EVENT:
             if isinstance(work, HttpExchange):
                 work.feed_event(record[2], record[3])
+        elif kind == KEEP:
+            peer.door.keep(peer.key, record[1])
         else:
             raise ProtocolError(f"unknown record kind {kind!r}")
 
@@ -245,7 +249,8 @@ class ReplicaServer:
         }
         context = RequestContext(request_id, route, self._app, "", None, 0, self._own)
         exchange = HttpExchange(peer, call_id, scope, context, body)
-        if flags or extra is not None or type(body) is int:
+        exchange.may_ask = bool(flags & LENDS)
+        if flags & ~LENDS or extra is not None or type(body) is int:
             self._add_rest(peer, exchange, flags, extra, frames)
         peer.open[call_id] = exchange
         peer.newest = call_id
@@ -354,11 +359,6 @@ class ReplicaServer:
         finally:
             call.context.end()
             self.release()
-
-    def take_back_calls(self, context: RequestContext) -> None:
-        """End the calls that a request has made, since it was cancelled."""
-        if self._on_cancelled is not None:
-            self._on_cancelled(context)
 
     def release(self) -> None:
         """A request has ended."""

@@ -19,7 +19,8 @@ _SLOT = struct.Struct("<QQ")
 _BYTES = _SLOTS * _SLOT.size
 _PREFIX = "ipc://"
 SUFFIX = ".began"
-"""Ends the name of the file, which begins as the socket's."""
+LENDING_SUFFIX = ".lend"
+"""End the names of the files, which begin as the socket's."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
@@ -38,6 +39,11 @@ def closed_path(address: str) -> str:
     return f"{address.removeprefix(_PREFIX)}.closed"
 
 
+def lending_path(address: str) -> str | None:
+    """Where callers lend the replica their clients' connections; None when the address is no path."""
+    return f"{address[len(_PREFIX) :]}{LENDING_SUFFIX}" if address.startswith(_PREFIX) else None
+
+
 def remove_files(address: str) -> None:
     """Remove what a replica leaves in the socket directory: its socket and this file.
 
@@ -45,7 +51,7 @@ def remove_files(address: str) -> None:
     """
     path = path_of(address)
     if path is not None:
-        for file in (path, closed_path(address), address[len(_PREFIX) :]):
+        for file in (path, closed_path(address), f"{address[len(_PREFIX) :]}{LENDING_SUFFIX}", address[len(_PREFIX) :]):
             _remove(file)
 
 

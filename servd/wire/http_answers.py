@@ -15,6 +15,11 @@ _CHUNKED = b"transfer-encoding: chunked\r\n"
 _TRACEBACK = re.compile(r"[ +|]*(?:Exception Group )?Traceback \(most recent call last\)")
 
 
+_DROPPED_HEADERS = frozenset(
+    (b"content-length", b"transfer-encoding", b"connection", b"keep-alive", b"upgrade", b"date", b"x-request-id")
+)
+
+
 class Framing(NamedTuple):
     """How an answer is put on its connection.
 
@@ -95,6 +100,34 @@ def _without_length(block: bytes) -> tuple[bytes, int | None]:
     given = [line[len(_LENGTH) :].strip() for line in lines if line.startswith(_LENGTH)]
     length = int(given[0]) if given and given[0].isdigit() else None
     return b"".join(line for line in lines if not line.startswith(_LENGTH)), length
+
+
+def block_of(headers: tuple[tuple[bytes, bytes], ...], keep_length: bool) -> bytes:
+    """Header lines of an answer, as replicas send them: names in lower case, without those that the proxy writes.
+
+    Args:
+        keep_length: with the application's own content-length.
+
+    Raises:
+        ValueError: a header holds a line break.
+    """
+    parts = []
+    for name, value in headers:
+        lower = name.lower()
+        if lower not in _DROPPED_HEADERS or (keep_length and lower == b"content-length"):
+            parts.append(lower + b": " + value + b"\r\n")
+    block = b"".join(parts)
+    if block.count(b"\n") != len(parts) or block.count(b"\r") != len(parts):
+        raise ValueError("a response header holds a line break")
+    return block
+
+
+def ends_connection(headers: tuple[tuple[bytes, bytes], ...]) -> bool:
+    """Whether the application wants the connection closed after this answer."""
+    return any(
+        name.lower() == b"connection" and b"close" in value.lower().replace(b" ", b"").split(b",")
+        for name, value in headers
+    )
 
 
 def text_for_clients(text: str) -> str:

@@ -35,6 +35,7 @@ GRPC = 17  # id, flags, method, message, request id, (seconds left, model id, cl
 CANCEL = 4  # id
 DECLINE = 5  # the offered slot is not wanted
 HELLO = 14  # the caller's key, its edition: first record on a connection
+KEEP = 20  # id: the replica may not write to the client itself; the body goes as records
 WANT = 6  # number of requests that wait at the caller: its ticket
 
 # replica -> caller
@@ -50,6 +51,8 @@ OFFER = 11  # ongoing: one slot is held for the caller
 ITEM = 12  # id, parts, cost in bytes: one item of a streaming handle call
 END = 13  # id, ongoing, error text or None: end of a stream
 LIMIT = 15  # requests that run at a time: answer to HELLO, and when it changes
+ASK = 18  # id: after HEAD; may the replica write the body to the client itself? Answered by a loan (`wire/lending.py`) or KEEP
+BACK = 19  # id, bytes: the replica writes no more, and has written so many of the body
 REFUSED = 16  # reason: answer to the HELLO of another protocol, and the last word. These two never change their form
 
 _durations: list[bytes] = []
@@ -71,6 +74,7 @@ REPLICA_TIMING = b"server-timing: replica;dur="
 STREAMED_BODY = 1
 CLAIM = 2  # takes the offered slot
 WEBSOCKET = 4
+LENDS = 16  # the client's connection can be lent to the replica
 STREAM = 8  # the answer of a handle call comes item by item
 BEYOND = 16  # a call that runs whatever else does
 

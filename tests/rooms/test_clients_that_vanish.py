@@ -224,7 +224,7 @@ def test_slots_of_clients_that_vanish_are_free_soon(tls: tuple[ssl.SSLContext, s
             # the other lane is loaded first
             await wait_until(lambda: handler.begun == ways + Counter(["/floods"]), 20)
             floods: set[Any] = set(room.listener.connections)
-            await wait_until(lambda: any(connection._is_write_paused for connection in floods))
+            await wait_until(lambda: any(connection._is_write_paused or connection._is_lent for connection in floods))
             vanish()
             for _ in range(100):
                 if handler.ended == ways and (connections(room), connections(secure)) == (1, 0):

@@ -196,7 +196,7 @@ async def stop_reading(serve: Callable[[HttpExchange], Awaitable[None]], produce
         await reader.read(1)
         (connection,) = room.listener.connections
         transport: Any = connection._transport
-        await wait_until(lambda: connection._is_write_paused)
+        await wait_until(lambda: connection._is_write_paused or connection._is_lent)
         await until_nothing_moves(transport, produced)
         writer.transport.abort()
         await wait_until(lambda: room.servers[address].ongoing == 0)

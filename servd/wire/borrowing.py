@@ -1,0 +1,141 @@
+"""The client's connection while a replica has it on loan for the body of one answer (`wire/lending.py`)."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from servd.wire.lending import LendingDoor, LentSocket
+from servd.wire.records import ASK, BACK
+
+_ASK_S = 1.0
+"""So long an answer waits to be lent its client, before it goes through the caller."""
+_WORD_S = 5.0
+"""So long a replica that finds its client gone waits for the caller to say what becomes of the request."""
+
+
+class Lender(Protocol):
+    """What is asked of the caller's peer."""
+
+    door: LendingDoor
+    key: int
+
+    def send(self, record: tuple[Any, ...]) -> None:
+        """Send one record at the end of this turn."""
+        ...
+
+
+class Borrowing:
+    """One loan, from the question on.
+
+    is_lost: the client is gone, and the caller has not said so.
+    """
+
+    __slots__ = ("_call_id", "_is_ended", "_lender", "_lent", "_loan", "_waiter", "is_lost")
+
+    def __init__(self, lender: Lender, call_id: int) -> None:
+        self._lender = lender
+        self._call_id = call_id
+        self._loan: asyncio.Future[LentSocket | None] | None = None
+        self._lent: LentSocket | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._is_ended = False
+        self.is_lost = False
+
+    def __repr__(self) -> str:
+        return f"Borrowing({self._lent or 'nothing lent'})"
+
+    def _take(self, lent: LentSocket | None) -> None:
+        if self._loan is not None and not self._loan.done():
+            self._loan.set_result(lent)
+        elif lent is not None:
+            lent.close()
+
+    async def ask(self) -> None:
+        """Ask for the client's connection, and wait for the answer."""
+        if not self._lender.door.open():
+            return
+        loop = asyncio.get_running_loop()
+        self._loan = loan = loop.create_future()
+        door, key = self._lender.door, self._lender.key
+        door.expect(key, self._call_id, self._take)
+        self._lender.send((ASK, self._call_id))
+        timer = loop.call_later(_ASK_S, self._take, None)
+        try:
+            self._lent = await loan
+        finally:
+            timer.cancel()
+            door.forget(key, self._call_id)
+            self._loan = None
+            if self._lent is None:
+                # also where the caller has lent it, and it has not come, or in the moment in which the handler was cancelled
+                if loan.done() and not loan.cancelled() and (late := loan.result()) is not None:
+                    late.close()
+                self._tell(0)
+            elif self._is_ended:
+                self.give_back()
+
+    async def write(self, body: memoryview, at_once: bool) -> memoryview:
+        """Write a piece of the body; gives what of it must go through the caller.
+
+        Args:
+            at_once: do not wait for the client: give the connection back with what the kernel did not take.
+
+        Raises:
+            ValueError: the body is longer than was said.
+        """
+        lent = self._lent
+        if lent is None:
+            return body
+        pieces = lent.frame(body)
+        while True:
+            try:
+                lent.write_some(pieces)
+            except OSError:
+                await self._wait_for_word()
+                return body[:0]
+            if not pieces:
+                lent.count(len(body))
+                return body[:0]
+            if at_once:
+                lent.count(len(body) - len(pieces[0]))
+                self.give_back()
+                return pieces[0]
+            await self._wait(lent.watch, lent.unwatch)
+            if self._is_ended:
+                return body[:0]
+
+    def give_back(self) -> None:
+        """Nothing more is written; tells the caller, where the request goes on."""
+        lent, self._lent = self._lent, None
+        if lent is not None:
+            lent.close()
+            self._tell(lent.written)
+
+    def end(self) -> None:
+        """The caller knows that the client is gone."""
+        self._is_ended = True
+        self.give_back()
+        self._wake()
+
+    def _tell(self, size: int) -> None:
+        if not self._is_ended:
+            self._lender.send((BACK, self._call_id, size))
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def _wait(self, begin: Callable[[Callable[[], None]], Any], end: Callable[[], None]) -> None:
+        self._waiter = asyncio.get_running_loop().create_future()
+        begin(self._wake)
+        try:
+            await self._waiter
+        finally:
+            end()
+
+    async def _wait_for_word(self) -> None:
+        """The client is gone; what becomes of the request is the caller's to say, who sees it, too."""
+        if not self._is_ended:
+            timer = asyncio.get_running_loop().call_later(_WORD_S, self._wake)
+            await self._wait(lambda _: None, timer.cancel)
+            self.is_lost = not self._is_ended

@@ -1,0 +1,301 @@
+"""The line for descriptors beside a link: how a caller lends a client's connection to a replica, which writes to it itself.
+
+ZeroMQ cannot carry descriptors, so there is a Unix socket of packets beside the replica's own, made when it is first needed. One
+packet is one loan. The states of a loan, of which each end holds its part:
+
+* asked: the replica has said ASK, behind the head of its answer, and sends nothing of the body meanwhile;
+* lent: the caller, who has nothing of its own left to write, has sent the descriptor, and writes nothing until it is back;
+* kept: the caller has said KEEP instead, and the body goes as records;
+* back: the replica has said BACK and how many bytes it has written. It may say so at any time after ASK, also of a loan that
+  it has not seen: a packet that comes later is closed unused.
+
+A call that ends otherwise (CANCEL, a lost link) ends the loan with it: both ends close their descriptor.
+"""
+
+import array
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import struct
+from collections.abc import Callable
+from typing import NamedTuple
+
+from servd.ground.descendants import hide, show
+from servd.wire.began import lending_path
+from servd.wire.credentials import peer_credentials
+
+_PACKET = struct.Struct("<QQq")
+_BACKLOG = 128
+_CHUNKED = -1
+_NO_SIGNAL = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+_MOST_AT_ONCE = 1024 * 1024
+"""A reader that is as fast as its writer must not keep the loop for itself."""
+
+logger = logging.getLogger(__name__)
+
+
+class Loan(NamedTuple):
+    """What a packet says.
+
+    key: of the caller, as in its HELLO. call_id: of the request. left: bytes that the body still has; None = it goes in chunks.
+    """
+
+    key: int
+    call_id: int
+    left: int | None
+
+
+class LendingLine:
+    """A caller's end, connected with the first loan."""
+
+    __slots__ = ("_path", "_socket")
+
+    def __init__(self, address: str) -> None:
+        self._path = lending_path(address)
+        self._socket: socket.socket | None = None
+
+    def __repr__(self) -> str:
+        return f"LendingLine({self._path})"
+
+    def lend(self, loan: Loan, descriptor: int) -> bool:
+        """Send it; False when it cannot be sent now, and nothing has happened then."""
+        packet = _PACKET.pack(loan.key, loan.call_id, _CHUNKED if loan.left is None else loan.left)
+        for _ in range(2):
+            try:
+                line = self._socket or self._connect()
+                if line is None:
+                    return False
+                socket.send_fds(line, [packet], [descriptor], _NO_SIGNAL)
+                return True
+            except BlockingIOError:
+                return False
+            except OSError:
+                # the replica's end was closed, and may have been opened again
+                self.close()
+        return False
+
+    def close(self) -> None:
+        """Close; a later loan connects again."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def _connect(self) -> socket.socket | None:
+        if self._path is None:
+            return None
+        line = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        try:
+            line.connect(self._path)
+            if peer_credentials(line)[1] != os.getuid():
+                raise PermissionError(f"{self._path} belongs to another user")
+        except OSError:
+            line.close()
+            raise
+        self._socket = line
+        return line
+
+
+class LendingDoor:
+    """A replica's end: opened when it first asks.
+
+    What comes is given to who expects it, and closed where nobody does.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, address: str) -> None:
+        self._loop = loop
+        self._path = lending_path(address)
+        self._door: socket.socket | None = None
+        self._lines: set[socket.socket] = set()
+        self._has_failed = False
+        self._expected: dict[tuple[int, int], Callable[[LentSocket | None], None]] = {}
+
+    def __repr__(self) -> str:
+        return f"LendingDoor({self._path}, {len(self._lines)} lines)"
+
+    def expect(self, key: int, call_id: int, take: "Callable[[LentSocket | None], None]") -> None:
+        """Give this the loan of that caller and call; None = loans that were sent may not arrive, so wait for none."""
+        self._expected[key, call_id] = take
+
+    def keep(self, key: int, call_id: int) -> None:
+        """That caller does not lend it for that call."""
+        take = self._expected.pop((key, call_id), None)
+        if take is not None:
+            take(None)
+
+    def forget(self, key: int, call_id: int) -> None:
+        """Expect it no longer."""
+        self._expected.pop((key, call_id), None)
+
+    def open(self) -> bool:
+        """Whether callers can lend."""
+        if self._door is not None:
+            return True
+        if self._path is None or self._has_failed:
+            return False
+        door = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._path)
+            door.bind(self._path)
+            door.listen(_BACKLOG)
+        except OSError as error:
+            door.close()
+            # asked for again with each large answer otherwise
+            self._has_failed = True
+            logger.warning("lending_door_failed path=%s reason=%s: bodies go through the proxy", self._path, error)
+            return False
+        self._door = door
+        self._loop.add_reader(door, self._accept)
+        return True
+
+    def close(self) -> None:
+        """Close; nobody can lend any more."""
+        for line in list(self._lines):
+            self._drop(line)
+        if self._door is not None:
+            self._loop.remove_reader(self._door)
+            self._door.close()
+            self._door = None
+            with contextlib.suppress(OSError):
+                os.unlink(self._path or "")
+
+    def _accept(self) -> None:
+        assert self._door is not None
+        try:
+            line, _ = self._door.accept()
+        except BlockingIOError:
+            return
+        except OSError as error:
+            # no descriptor, say: whoever waits at the door would wake the loop for ever
+            logger.warning("lending_door_closed reason=%s: bodies go through the proxy", error)
+            self.close()
+            self._give_up()
+            return
+        if peer_credentials(line)[1] != os.getuid():
+            line.close()
+            return
+        line.setblocking(False)
+        self._lines.add(line)
+        self._loop.add_reader(line, self._take, line)
+
+    def _take(self, line: socket.socket) -> None:
+        try:
+            while line in self._lines:
+                packet, descriptors, flags = _receive(line)
+                if len(packet) != _PACKET.size:
+                    self._drop(line)
+                if len(packet) != _PACKET.size or len(descriptors) != 1 or flags & socket.MSG_CTRUNC:
+                    for descriptor in descriptors:
+                        os.close(descriptor)
+                    # a loan that came without its descriptor: none was left for it
+                    self._give_up()
+                    continue
+                key, call_id, left = _PACKET.unpack(packet)
+                take = self._expected.pop((key, call_id), None)
+                if take is None:
+                    # the request has ended meanwhile, or waits no longer
+                    os.close(descriptors[0])
+                else:
+                    take(LentSocket(self._loop, descriptors[0], None if left == _CHUNKED else left))
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._drop(line)
+            self._give_up()
+
+    def _give_up(self) -> None:
+        expected, self._expected = self._expected, {}
+        for take in expected.values():
+            take(None)
+
+    def _drop(self, line: socket.socket) -> None:
+        self._loop.remove_reader(line)
+        self._lines.discard(line)
+        line.close()
+
+
+def _receive(line: socket.socket) -> tuple[bytes, list[int], int]:
+    """A packet, its descriptors, flags. `socket.recv_fds` would leave the descriptors to programs that are started."""
+    room = array.array("i", [0])
+    packet, ancillary, flags, _ = line.recvmsg(_PACKET.size, socket.CMSG_LEN(room.itemsize), socket.MSG_CMSG_CLOEXEC)
+    descriptors = array.array("i")
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            descriptors.frombytes(data[: len(data) - len(data) % room.itemsize])
+    return packet, list(descriptors), flags
+
+
+class LentSocket:
+    """A client's connection while it is lent: where the body of one answer goes.
+
+    written: bytes of the body so far, without what frames them. left: bytes that it still has; None = it goes in chunks.
+    """
+
+    __slots__ = ("_is_watched", "_loop", "_socket", "left", "written")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, descriptor: int, left: int | None) -> None:
+        self._loop = loop
+        # said, not looked up: that would cost three calls
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, descriptor)
+        hide(descriptor)
+        self._is_watched = False
+        self.left = left
+        self.written = 0
+
+    def __repr__(self) -> str:
+        return f"LentSocket({self.written} bytes written)"
+
+    def frame(self, body: memoryview) -> list[memoryview]:
+        """What is to be written for a piece of the body.
+
+        Raises:
+            ValueError: the body is longer than was said.
+        """
+        if self.left is None:
+            return [memoryview(b"%x\r\n" % len(body)), body, memoryview(b"\r\n")]
+        if len(body) > self.left:
+            raise ValueError("the body of the response is longer than its content-length")
+        return [body]
+
+    def write_some(self, pieces: list[memoryview]) -> None:
+        """Write of a frame what the kernel takes now, and take it off the list.
+
+        Raises:
+            OSError: the client is gone.
+        """
+        try:
+            size = self._socket.sendmsg([piece[:_MOST_AT_ONCE] for piece in pieces], (), _NO_SIGNAL)
+        except BlockingIOError:
+            return
+        while pieces and size >= len(pieces[0]):
+            size -= len(pieces.pop(0))
+        if size:
+            pieces[0] = pieces[0][size:]
+
+    def count(self, size: int) -> None:
+        """A piece of so many bytes is written."""
+        self.written += size
+        if self.left is not None:
+            self.left -= size
+
+    def watch(self, on_ready: Callable[[], None]) -> None:
+        """Call when more can be written."""
+        self._is_watched = True
+        self._loop.add_writer(self._socket, on_ready)
+
+    def unwatch(self) -> None:
+        """Call no more."""
+        if self._is_watched:
+            self._is_watched = False
+            self._loop.remove_writer(self._socket)
+
+    def close(self) -> None:
+        """Let go of it; the connection stays its owner's. Calling it again does nothing."""
+        # before the close: the kernel goes on watching what somebody else has open too
+        self.unwatch()
+        descriptor = self._socket.fileno()
+        if descriptor >= 0:
+            show(descriptor)
+            self._socket.close()
