@@ -25,7 +25,10 @@ from servd.ground.settings import admin_socket, socket_dir_for
 LEAST_PYTHON, NEWEST_PYTHON = (3, 11), (3, 14)
 """Tested: from the first to the second."""
 LEAST_FREE_BYTES = 100 << 20
-EXTRAS = {"testing": ("httpx", "servd.testing needs it to test applications over HTTP")}
+EXTRAS = {
+    "testing": ("httpx", "servd.testing needs it to test applications over HTTP"),
+    "grpc": ("grpcio", "applications that answer gRPC need it"),
+}
 """What users may want beside servd's own requirements: by extra, the distribution, and what it is for."""
 
 

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import tomllib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -45,7 +46,12 @@ def versions(**known: str) -> Callable[[str], str | None]:
             "httpx",
             "pip",
         ),
-        (doctor.of_requirements(["uvloop>=0.21"], versions(uvloop="1", httpx="1")), "ok", "all 1 packages", ""),
+        (
+            doctor.of_requirements(["uvloop>=0.21"], versions(uvloop="1", httpx="1", grpcio="1")),
+            "ok",
+            "all 1 packages",
+            "",
+        ),
         (
             doctor.of_requirements(["uvloop>=0.21", "pyzmq"], versions()),
             "fault",
@@ -65,6 +71,13 @@ def test_what_is_found_and_what_to_do(found: Finding, verdict: str, text: str, a
     finding = the(found)
     assert (finding.verdict, text in finding.text, advice in finding.advice) == (verdict, True, True), finding
     assert bool(finding.advice) == (finding.verdict != Verdict.OK)
+
+
+def test_every_extra_for_users_is_known() -> None:
+    extras = tomllib.loads((Path(HOME).parent / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert doctor.EXTRAS.keys() == extras.keys() - {"dev", "models", "bench"}
+    for extra, (name, _) in doctor.EXTRAS.items():
+        assert any(line.startswith(name) for line in extras[extra])
 
 
 def test_a_file_of_ones_own_that_hides_servd(tmp_path: Path) -> None:
