@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from servd.config import DEFAULT_ROUTER
 from servd.documents import runtime_env
 from servd.exceptions import ConfigError
 from servd.schema import parse_v2
@@ -105,7 +106,7 @@ STATES: dict[str, dict[str, State]] = {
         "placement_group_bundle_label_selector": Refused([]),
         "max_replicas_per_node": Refused(1),
         "logging_config": Works({"encoding": "JSON"}),
-        "request_router_config": Refused({"request_router_class": "m:f"}),
+        "request_router_config": Default(DEFAULT_ROUTER, {"request_router_class": "m:f"}),
         "gang_scheduling_config": Refused({"gang_size": 2}),
         "deployment_actors": Refused([]),
         "rolling_update_percentage": Works(0.5),
@@ -147,7 +148,7 @@ STATES: dict[str, dict[str, State]] = {
         "policy_kwargs": Default({}, {"a": 1}),
     },
     "backpressure_config": {"status_code": Works(429), "retry_after_s": Works(2)},
-    "request_router_config": dict.fromkeys(KEYS["request_router_config"], Refused(1)),
+    "request_router_config": {key: Default(value, 1) for key, value in DEFAULT_ROUTER.items()},
     "gang_scheduling_config": dict.fromkeys(KEYS["gang_scheduling_config"], Refused(1)),
     "runtime_env": {
         **{key: Refused("x") for key in ("conda", "container", "image_uri", "java_jars", "py_executable")},
