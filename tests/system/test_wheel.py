@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tomllib
 import venv
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,8 @@ import pytest
 
 import servd
 import servd_entry
-from servd.ground.package import DISTRIBUTION, VERSION
+from servd.ground.edition import files_at
+from servd.ground.package import DISTRIBUTION, PACKAGE_DIR, VERSION
 from tests.ports import free_port
 from tests.system.running_daemon import eventually
 from tests.wheels import a_wheel
@@ -88,6 +90,13 @@ def home(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
     subprocess.run(pip, check=True, capture_output=True, timeout=600)
     yield home
     shutil.rmtree(home)
+
+
+@pytest.mark.long
+def test_it_has_every_file_that_a_daemon_runs_from(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        there = {name.removeprefix("servd/") for name in archive.namelist()}
+    assert set(files_at(PACKAGE_DIR)) - there == set()
 
 
 @pytest.mark.long
