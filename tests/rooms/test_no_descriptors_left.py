@@ -256,14 +256,18 @@ async def test_a_death_is_told_also_where_there_is_no_descriptor_to_see_that_all
 async def test_a_client_of_the_admin_plane_is_told_the_limit_while_few_descriptors_are_left(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async def application(scope: Any, receive: Any, send: Any) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b"well"})
+    class Application:
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"well"})
+
+        def end_pages(self) -> None:
+            pass
 
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     shutdown = asyncio.Event()
-    serving = asyncio.create_task(admin.serve(application, [listener], shutdown))
+    serving = asyncio.create_task(admin.serve(Application(), [listener], shutdown))
 
     async def answer() -> bytes:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
