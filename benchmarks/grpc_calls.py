@@ -129,7 +129,7 @@ def served(folder: Path) -> Iterator[int]:
     try:
         document = folder / "echo.yaml"
         document.write_text(f"import_path: echo:app\nruntime_env:\n  working_dir: {folder / 'code'}\n")
-        subprocess.run([*command, "deploy", *where, str(document)], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([*command, "deploy", "--wait", *where, str(document)], check=True, stdout=subprocess.DEVNULL)
         yield port
     finally:
         subprocess.run([*command, "stop", *where], check=True, stdout=subprocess.DEVNULL)
@@ -145,7 +145,7 @@ def with_python(folder: Path, port: int, kind: str, in_flight: int, seconds: flo
 def with_h2load(folder: Path, port: int, in_flight: int, seconds: float) -> float:
     """Calls per second of h2load, on one connection."""
     told = subprocess.run(
-        ["h2load", "-c", "1", "-m", str(in_flight), "-D", str(seconds), "-d", str(folder / "body"),
+        ["h2load", "-c", "1", "-m", str(in_flight), "-D", f"{seconds:.0f}", "-d", str(folder / "body"),
          "-H", "content-type: application/grpc", "-H", "te: trailers", f"http://127.0.0.1:{port}/bench.Echo/Echo"],
         check=True, capture_output=True, text=True,
     )  # fmt: skip
@@ -168,7 +168,7 @@ def main() -> None:
     """Measure, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement; whole ones for h2load")
     parser.add_argument("--json", type=Path, help="where to leave all samples")
     options = parser.parse_args()
     samples: dict[str, list[dict[str, float]]] = {"bare": [], "servd": []}
