@@ -29,10 +29,12 @@ class ApplicationOverview:
 
 @dataclass(frozen=True, slots=True)
 class ServeStatus:
-    """The whole instance; both maps are empty when Serve is not running. proxies: by node id."""
+    """The whole instance; both maps are empty when Serve is not running. proxies: by node id. target_capacity: percent of every
+    count, None = all."""
 
     proxies: dict[str, ProxyStatus] = field(default_factory=dict)
     applications: dict[str, ApplicationOverview] = field(default_factory=dict)
+    target_capacity: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,7 @@ def serve_status(status: dict[str, Any]) -> ServeStatus:
     states = [ProxyStatus(proxy["status"]) for proxy in status["proxies"]]
     proxies = {status["controller_info"]["node_id"]: min(states, key=ranks.index)} if states else {}
     apps = {name: _application(app) for name, app in status["applications"].items()}
-    return ServeStatus(proxies, apps)
+    return ServeStatus(proxies, apps, status.get("target_capacity"))
 
 
 def _application(app: dict[str, Any]) -> ApplicationOverview:

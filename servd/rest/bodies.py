@@ -84,6 +84,7 @@ def own_status(view: InstanceView) -> shapes.Status:
         "edition": view.edition,
         "upgrade": None if view.upgrade is None else _upgrade(view.upgrade),
         "deploy_mode": view.mode,
+        "target_capacity": view.target_capacity,
         "controller_info": controller_info(view),
         "http": {
             "host": view.http.host,

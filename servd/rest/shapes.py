@@ -162,6 +162,7 @@ class Status(TypedDict):
     edition: str
     upgrade: Upgrade | None
     deploy_mode: DeployMode
+    target_capacity: float | None
     controller_info: Controller
     http: Http
     proxies: list[Proxy]

@@ -4,6 +4,7 @@ import json
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,13 @@ import pytest
 import servd
 from servd import context, exceptions, schema
 from servd.config import AutoscalingPolicy, HTTPOptions, ProxyLocation
+from servd.controller.shown.status import instance_view
+from servd.documents.statuses import serve_status
 from servd.exceptions import gRPCStatusError
 from servd.ground.absent import INSTEAD, NAMES
 from servd.ground.states import ApplicationStatus, ProxyStatus
+from servd.rest.bodies import own_status
+from tests.core.build import IDENTITY, World
 
 
 def python(code: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -261,6 +266,15 @@ def test_errors_say_what_those_of_today_say() -> None:
     full = exceptions.BackPressureError("a_d", 5, 5)
     assert (full.message, full.status_code, full.retry_after_s) == (str(full), 503, None)
     assert pickle.loads(pickle.dumps(full)).message == full.message
+
+
+def test_the_status_says_how_much_of_every_count_is_wanted() -> None:
+    world = World()
+    view = instance_view(world.goal, world.observed, world.settings, IDENTITY, version=1, now=0.0)
+    view = replace(view, running=True, target_capacity=50.0)
+    found = serve_status(dict(own_status(view)))
+    assert isinstance(found, schema.ServeStatus)
+    assert (found.target_capacity, serve_status({"running": False}).target_capacity) == (50.0, None)
 
 
 def test_a_rank_is_one_of_both_modules() -> None:
