@@ -52,6 +52,7 @@ lint: $(VENV)/installed-dev
 
 types: $(VENV)/installed-dev
 	$(BIN)/mypy
+	$(BIN)/mypy --strict tests/typing
 
 bench: $(VENV)/installed-bench
 	$(BIN)/python -m benchmarks.compare --json .cache/bench.json --picture .cache/bench.png $(BENCH)

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
         start,
         status,
     )
+    from servd.app.batch_types import batch
     from servd.app.built import BuiltApplication
     from servd.app.deployment import Application, Deployment
     from servd.app.ingress import ingress
-    from servd.batching import batch
     from servd.calls.response import get
     from servd.config import HTTPOptions
     from servd.context import get_multiplexed_model_id, get_replica_context

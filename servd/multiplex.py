@@ -2,14 +2,20 @@
 
 import functools
 import inspect
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar, overload
 
 from servd.app.kept import kept_for
 from servd.app.model_pool import UNLIMITED, ModelPool
 from servd.calls.replica_context import replica_context
 
+Loader = TypeVar("Loader", bound=Callable[..., Coroutine[Any, Any, Any]])
 
+
+@overload
+def multiplexed(func: Loader, max_num_models_per_replica: int = 3) -> Loader: ...
+@overload
+def multiplexed(func: None = None, max_num_models_per_replica: int = 3) -> Callable[[Loader], Loader]: ...
 def multiplexed(func: Any = None, max_num_models_per_replica: int = 3) -> Any:
     """Make an `async` function of a model id a cache of models.
 
