@@ -9,13 +9,14 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, Field
 
 from servd.documents import runtime_env
-from servd.documents.autoscaling import AutoscalingConfig, expand_auto, warn_of_low_limit
+from servd.documents.autoscaling import AggregationFunction, AutoscalingConfig, expand_auto, warn_of_low_limit
 from servd.documents.bounds import MAX_COUNT, MAX_THREADS, Count, NotNegative, Positive, Replicas, whole
 from servd.documents.checked import Document, Fault
 from servd.ground.absent import stand_in
 from servd.ground.settings import DEFAULT_GRPC_PORT
 
 __all__ = [
+    "AggregationFunction",
     "AutoscalingConfig",
     "BackpressureConfig",
     "DeploymentMode",

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
@@ -18,6 +19,15 @@ DEFAULT_POLICY = "ray.serve.autoscaling_policy:default_autoscaling_policy"
 _OWN_POLICY = (
     "servd has no policies in user code: replicas follow target_ongoing_requests; `servd scale` sets them from outside"
 )
+
+
+class AggregationFunction(StrEnum):
+    """What counts of the load over a window."""
+
+    MEAN = "mean"
+    MAX = "max"
+    MIN = "min"
+
 
 Aggregation = Annotated[
     Literal["mean", "max", "min"],

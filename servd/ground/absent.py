@@ -13,7 +13,6 @@ _TRACES = "set OpenTelemetry up in the module of the application; it starts anew
 
 INSTEAD = {
     "APIType": _HEALTH,
-    "AggregationFunction": "the mean over `look_back_period_s` is what counts",
     "AutoscalingContext": _POLICY,
     "AutoscalingMetricsHealth": _HEALTH,
     "AutoscalingPolicy": _POLICY,
@@ -63,7 +62,7 @@ INSTEAD = {
 """Name -> what to use instead."""
 
 _CONFIG = (
-    "AggregationFunction AutoscalingContext AutoscalingPolicy ControllerOptions DeploymentActorConfig "
+    "AutoscalingContext AutoscalingPolicy ControllerOptions DeploymentActorConfig "
     "GangPlacementStrategy GangRuntimeFailurePolicy GangSchedulingConfig RequestRouterConfig"
 )
 NAMES = {

@@ -6,6 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from servd.config import (
+    AggregationFunction,
     AutoscalingConfig,
     DeploymentConfig,
     DeploymentMode,
@@ -149,6 +150,12 @@ def test_the_default_policy_may_be_spelled_out_and_no_other() -> None:
     assert config.model_dump(exclude_unset=True) == {"upscaling_factor": 2}
     with pytest.raises(ValidationError, match="servd has no policies in user code"):
         AutoscalingConfig(policy={"policy_function": print})  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("given", [AggregationFunction.MAX, "max", "MAX"])
+def test_an_aggregation_function_is_a_value_or_its_name(given: str) -> None:
+    config = AutoscalingConfig(aggregation_function=given)
+    assert config.model_dump(mode="json", exclude_unset=True) == {"aggregation_function": "max"}
 
 
 def test_a_wrong_factor_is_told_with_its_place() -> None:
