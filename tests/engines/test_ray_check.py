@@ -63,16 +63,32 @@ def test_exactly_those_applications_are_flagged_that_fail_there(name: str) -> No
 @pytest.mark.parametrize(
     "path", [APPS / "driver_graphs.py", *sorted(EXAMPLES.glob("*/*.py"))], ids=lambda path: path.name
 )
-def test_a_cluster_has_no_module_servd(path: Path) -> None:
-    uses_it = "servd import" in path.read_text() or "import servd" in path.read_text()
-    assert any("no module `servd`" in one.what for one in check_code(str(path))) is uses_it
+def test_code_of_servds_own_works_there(path: Path) -> None:
+    assert exit_code(check_code(str(path))) != 1
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
 def test_configs_are_checked_with_their_code(path: Path) -> None:
     found = check_document(read(str(path)))
-    assert {str(Path(one.path).name) for one in found} >= {path.name}
-    assert any(one.path.endswith(".py") and one.severity == FAILS for one in found)
+    assert exit_code(found) == 3
+    assert {one.path.rpartition(".")[2] for one in found} == {"py", "yaml"}
+
+
+@pytest.mark.parametrize(
+    ("code", "line", "severity", "word"),
+    [
+        ("import servd\n@servd.deployment\nclass D: ...", 3, DIFFERS, "1 CPU"),
+        ("from servd import deployment\n@deployment(preload=True)\nclass D: ...", 2, DIFFERS, "preload"),
+        ("import servd\n@servd.multiplexed\nasync def f(x): ...", 2, DIFFERS, "one model"),
+        ("from servd import metrics\nmetrics.Counter('a')", 2, DIFFERS, "`ray_...`"),
+        ("import servd\nservd.run(app)", 2, DIFFERS, "refused"),
+    ],
+)
+def test_what_servds_package_cannot_make_the_same(
+    tmp_path: Path, code: str, line: int, severity: Severity, word: str
+) -> None:
+    found = of(scan(tmp_path, code), severity)
+    assert [at for at, what in found if word in what] == [line], found
 
 
 @pytest.mark.parametrize(
@@ -349,3 +365,14 @@ def test_the_same_content_is_the_same_archive(tmp_path: Path) -> None:
     assert packing.pack(str(tmp_path / "b"), ()).digest != first.digest
     with pytest.raises(ConfigError, match="no directory"):
         packing.pack(str(tmp_path / "c"), ())
+
+
+def test_options_of_servds_own_reach_servds_package(tmp_path: Path) -> None:
+    text = "import_path: %s:a\nruntime_env: {working_dir: .}\ndeployments: [{name: D, max_sync_threads: 2, preload: true}]\n"
+    (tmp_path / "own.py").write_text("import servd\n")
+    assert [what for _, what in of(document(tmp_path, text % "own"), DROPPED)] == [
+        "`preload` is ignored there without a word"
+    ]
+    assert len(of(document(tmp_path, text % "m"), DROPPED)) == 2
+    in_image = document(tmp_path, f"import_path: own:a\nruntime_env: {{working_dir: 'local://{tmp_path}'}}\n")
+    assert of(in_image, FAILS) == []

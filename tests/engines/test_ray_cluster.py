@@ -12,6 +12,7 @@ import typer
 from servd import cli
 from servd.engines.cli import OWN_COMMANDS, check_engine
 from servd.engines.ray import cluster_commands as commands
+from servd.engines.ray import cluster_document
 from servd.engines.ray.cluster import Cluster, ClusterRefusedError, NoClusterError, cluster_address
 from servd.engines.ray.cluster_document import differing_http
 from servd.exceptions import ConfigError, DeployError
@@ -259,3 +260,19 @@ def test_commands_of_a_daemon_are_not_sent_to_a_cluster(monkeypatch: pytest.Monk
         check_engine("history")
     own = {command.callback.__name__ for command in [*cli.app.registered_commands] if command.callback}
     assert own >= OWN_COMMANDS
+
+
+def test_servds_package_goes_with_what_imports_it(
+    head: FakeHead, cluster: Cluster, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "__init__.py").write_text("")
+    monkeypatch.setattr(cluster_document, "PACKAGE_DIR", str(tmp_path / "package"))
+    (Path(path).parent / "code" / "m.py").write_text("import servd\n")
+    deploy(cluster, path)
+    first, second = head.document["applications"]
+    assert first["runtime_env"]["py_modules"] == second["runtime_env"]["py_modules"]
+    (package,) = first["runtime_env"]["py_modules"]
+    assert len(head.uploads) == 2
+    with zipfile.ZipFile(io.BytesIO(head.packages[package.removeprefix("gcs://")])) as archive:
+        assert archive.namelist() == ["servd/__init__.py"]

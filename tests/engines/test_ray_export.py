@@ -13,7 +13,7 @@ from servd.engines.ray.check import read
 from servd.engines.ray.described import DescribedApplication
 from servd.engines.ray.export import ExportWish, kuberay, kubernetes, ray_document
 from servd.engines.ray.findings import Severity
-from servd.engines.ray.translated import moved_to, todays_document
+from servd.engines.ray.translated import ENTRY, moved_to, through_entry, todays_document
 from servd.exceptions import ConfigError
 from servd.schema import parse_v1, parse_v2
 
@@ -308,3 +308,21 @@ def test_files_that_a_document_names_are_read_here(tmp_path: Path) -> None:
     path.write_text("import_path: m:a\nruntime_env: {working_dir: code, pip: missing.txt}\n")
     with pytest.raises(ConfigError, match=r"missing\.txt"):
         ray_document(read(str(path)), ExportWish(builds=False))
+
+
+def test_what_imports_servd_is_built_by_servds_package(tmp_path: Path) -> None:
+    (tmp_path / "m.py").write_text("import servd\n")
+    path = tmp_path / "serve.yaml"
+    path.write_text(
+        "import_path: m:build\nargs: {a: 1}\nruntime_env: {working_dir: .}\n"
+        "deployments: [{name: D, max_sync_threads: 2, num_replicas: 3}]\n"
+    )
+    text, found = ray_document(read(str(path)), ExportWish(builds=False))
+    (app,) = yaml.safe_load(text)["applications"]
+    assert app["import_path"] == ENTRY
+    assert app["args"] == {
+        "name": "default", "import_path": "m:build", "args": {"a": 1}, "options": {"D": {"max_sync_threads": 2}},
+    }  # fmt: skip
+    assert app["deployments"][0]["num_replicas"] == 3
+    assert any("imports servd" in one.what for one in found)
+    assert through_entry(app, {}, "gcs://p.zip")["runtime_env"]["py_modules"] == ["gcs://p.zip"]

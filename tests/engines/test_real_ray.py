@@ -65,6 +65,7 @@ class Room:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                cwd=folder,
             )
 
     def run(self, *command: str, token: str = TOKEN) -> tuple[int, str, str]:
@@ -72,7 +73,7 @@ class Room:
         environment = {**self.environment, "PYTHONPATH": str(ROOT), **({"RAY_AUTH_TOKEN": token} if token else {})}
         done = subprocess.run(
             ["nsenter", "-t", str(self.process.pid), "-n", *command],
-            env=environment, capture_output=True, text=True, timeout=180, check=False, cwd=self.folder,
+            env=environment, capture_output=True, text=True, timeout=600, check=False, cwd=self.folder,
         )  # fmt: skip
         return done.returncode, done.stdout, done.stderr
 
@@ -91,6 +92,16 @@ class Room:
         )
         assert code == 0, err
         return json.loads(out)
+
+    def get(self, path: str, *options: str) -> str:
+        code, out, err = self.run("curl", "-sS", "-m", "30", *options, f"http://127.0.0.1:8000{path}")
+        assert code == 0, err
+        return out
+
+    def at_once(self, path: str, count: int) -> list[str]:
+        asked = [f"http://127.0.0.1:8000{path}"] * count
+        one = "for url in {}; do (echo $(curl -sS -m 60 $url)) & done; wait".format(" ".join(asked))
+        return self.run("sh", "-c", one)[1].split()
 
     def pids(self) -> list[int]:
         apps = json.loads(self.servd("status", "--format", "json")[1])
@@ -145,6 +156,53 @@ def test_a_cluster_serves_what_servd_serves(room: Room) -> None:
 def test_tokens(room: Room) -> None:
     assert "401: it wants a token" in room.servd("status", token="")[2]
     assert "403: it refuses the token of RAY_AUTH_TOKEN" in room.servd("status", token="another-token-0123456789")[2]
+
+
+OWN = """\
+http_options: {host: 127.0.0.1, port: 8000}
+applications:
+- {name: fruit, route_prefix: /fruit, import_path: fruit.deployment_graph,
+   runtime_env: {working_dir: %(fruit)s}, deployments: [
+    {name: MangoStand, user_config: {price: 7}, ray_actor_options: {num_cpus: 0.01}},
+    {name: OrangeStand, ray_actor_options: {num_cpus: 0.01}}, {name: PearStand, ray_actor_options: {num_cpus: 0.01}},
+    {name: FruitMarket, num_replicas: 1, ray_actor_options: {num_cpus: 0.01}},
+    {name: DAGDriver, ray_actor_options: {num_cpus: 0.01}}]}
+- {name: math, route_prefix: /math, import_path: conditional_dag.serve_dag,
+   runtime_env: {working_dir: %(fruit)s}, deployments: [
+    {name: Adder, ray_actor_options: {num_cpus: 0.01, env_vars: {override_increment: "5"}}}]}
+- {name: sync, route_prefix: /sync, import_path: "own:sync", runtime_env: {working_dir: %(code)s}}
+- {name: together, route_prefix: /together, import_path: "own:together", runtime_env: {working_dir: %(code)s}}
+- {name: slow, route_prefix: /slow, import_path: "own:slow", runtime_env: {working_dir: %(code)s}}
+- {name: ticks, route_prefix: /ticks, import_path: "own:ticks", runtime_env: {working_dir: %(code)s}}
+- {name: fast, route_prefix: /fast, import_path: "own:fast", runtime_env: {working_dir: %(code)s}}
+- {name: outer, route_prefix: /outer, import_path: "own:outer", runtime_env: {working_dir: %(code)s},
+   deployments: [{name: Outer, user_config: {word: file}}]}
+"""
+
+
+def test_code_of_servds_own_answers_as_on_servd(room: Room) -> None:
+    path = room.folder / "own.yaml"
+    path.write_text(OWN % {"fruit": ROOT / "examples" / "fruit", "code": ROOT / "tests" / "engines" / "code"})
+    code, out, err = room.servd("deploy", str(path), "--wait", "--timeout", "500")
+    assert code == 0, out + err
+    assert room.ask("/fruit", ["MANGO", 2]) == 14
+    assert room.ask("/fruit", ["KIWI", 2]) == -1
+    assert room.get("/math", "-d", '["ADD", 10]') == "15 pizzas please!"
+    assert room.get("/math", "-d", '["MUL", 10]') == "-20 pizzas please!"
+    assert json.loads(room.get("/outer")) == {
+        "word": "file", "name": "Outer", "echo": [3], "two steps": 4, "request": "/outer", "stream": [0, 1, 2], "error": "no x",
+    }  # fmt: skip
+    assert room.get("/ticks") == '{"tick": 0}{"tick": 1}{"tick": 2}'
+    assert room.get("/slow") == "The time limit of 0.5 s passed while in the handler."
+    assert room.get("/fast/number?value=3") == '{"value":3}'
+    assert room.get("/fast/late") == '"late"'
+    assert set(room.at_once("/sync", 8)) == {"1"}
+    assert set(room.at_once("/together", 8)) == {"8"}
+    # the same again: nothing restarts, and servd's package is there already
+    before = room.pids()
+    code, out, err = room.servd("deploy", str(path), "--wait", "--timeout", "60")
+    assert (code, "Uploaded" in out) == (0, False), out + err
+    assert room.pids() == before
 
 
 def test_want_of_cpus_is_told(room: Room) -> None:

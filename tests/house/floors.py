@@ -35,9 +35,10 @@ FLOORS = (
     Floor(("controller.plan", "replica.code", "replica.grpc")),
     Floor(("controller.shown",)),
     Floor(("controller", "replica")),
-    Floor(("local", "engines.ray")),
-    Floor(("engines",), ("api", "run_targets", "testing")),
-    Floor((), ("cli", "__main__", "")),
+    Floor(("local",)),
+    Floor((), ("api", "run_targets", "testing")),
+    Floor(("engines.ray",)),
+    Floor(("engines",), ("cli", "__main__", "")),
 )
 FLOOR_OF = {name: number for number, floor in enumerate(FLOORS) for name in (*floor.rooms, *floor.public)}
 ROOMS = {room for floor in FLOORS for room in floor.rooms}

@@ -1,7 +1,7 @@
 """The whole check of a config file, or of a Python file, for a Ray cluster. Reads files; imports none of them."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,7 @@ from servd.commands.operations import valid_document
 from servd.commands.verbs import CheckedDocument
 from servd.documents import runtime_env
 from servd.documents.files import DocumentFile, load_document
-from servd.engines.ray.code import of_script, reachable
+from servd.engines.ray.code import CodeFile, of_script, reachable
 from servd.engines.ray.code_rules import Surroundings, code_findings
 from servd.engines.ray.document_rules import (
     UPLOADED,
@@ -64,17 +64,35 @@ def check_document(document: ReadFile, way: Way = UPLOADED) -> list[Finding]:
         for path in local_directories(env)
         if os.path.isdir(path) and is_too_large(path, env.get("excludes") or ())
     }
-    found = list(DocumentRules(document.file, value, large or frozenset(), way).findings())
+    code = {place: code_of(app) for place, app in applications(value)}
+    servds = {app.get("name") or "default" for place, app in applications(value) if are_servds(code[place])}
+    found = list(DocumentRules(document.file, value, large or frozenset(), way, servds).findings())
     for place, app in applications(value):
-        found += _code(document, place, app, way)
+        found += _code(document, place, app, code[place], way)
     return in_order(found)
 
 
-def _code(document: ReadFile, place: tuple[str | int, ...], app: Mapping[str, Any], way: Way) -> Iterator[Finding]:
-    env = app.get("runtime_env") or {}
-    import_path = app["import_path"]
+def code_of(app: Mapping[str, Any]) -> list[CodeFile]:
+    """The files of an application of a valid document, as far as they are on this machine.
+
+    Raises:
+        ConfigError: one cannot be read, or is no Python.
+    """
+    env, import_path = app.get("runtime_env") or {}, app["import_path"]
     module = import_path.rpartition(":" if ":" in import_path else ".")[0]
-    files = reachable(module, [*local_directories(env), *_in_image(env)])
+    # without a directory it is where the daemon would look
+    return reachable(module, [*local_directories(env), *_in_image(env)] or [os.getcwd()])
+
+
+def are_servds(files: Iterable[CodeFile]) -> bool:
+    """Whether the application of these files is written with `import servd`."""
+    return any(file.is_servds for file in files)
+
+
+def _code(
+    document: ReadFile, place: tuple[str | int, ...], app: Mapping[str, Any], files: list[CodeFile], way: Way
+) -> Iterator[Finding]:
+    env, import_path = app.get("runtime_env") or {}, app["import_path"]
     if not files:
         line = int(document.file.place((*place, "import_path")).rsplit(":", 2)[1])
         what = f"the code of {import_path} is not on this machine, so nobody has looked at it"

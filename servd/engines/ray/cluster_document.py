@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from servd.documents import runtime_env
-from servd.engines.ray.check import ReadFile
+from servd.engines.ray.check import ReadFile, are_servds, code_of
 from servd.engines.ray.described import describe
 from servd.engines.ray.document_rules import applications, local_directories, with_environments
 from servd.engines.ray.packing import Package, pack
 from servd.engines.ray.prepared import with_requirements
-from servd.engines.ray.translated import todays_document
+from servd.engines.ray.translated import through_entry, todays_document
+from servd.ground.package import PACKAGE_DIR
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +42,8 @@ def cluster_document(document: ReadFile, *, builds: bool) -> ClusterDocument:
         is_module = is_module and os.path.exists(os.path.join(path, "__init__.py"))
         prefix = os.path.basename(path) if is_module else ""
         package = pack(path, env.get("excludes") or (), prefix=prefix, left_out=document.checked.path)
-        name = f"servd-{package.digest}.zip"
-        packages[name] = package
-        return f"gcs://{name}"
+        packages[_name_of(package)] = package
+        return f"gcs://{_name_of(package)}"
 
     def environment(env: Mapping[str, Any]) -> dict[str, Any]:
         found = with_requirements(env)
@@ -61,7 +61,21 @@ def cluster_document(document: ReadFile, *, builds: bool) -> ClusterDocument:
         described[name] = describe(name, app)
     given = dict(value.get("http_options") or {}) if "applications" in value else value
     http = {key: given[key] for key in ("host", "port", "root_path", "request_timeout_s") if key in given}
-    return ClusterDocument(todays_document(with_environments(value, environment), described), packages, http)
+    found = todays_document(with_environments(value, environment), described)
+    own = [are_servds(code_of(app)) for _, app in applications(value)]
+    if any(own):
+        package = pack(PACKAGE_DIR, (), prefix="servd")
+        packages[_name_of(package)] = package
+        written = [app for _, app in applications(value)]
+        found["applications"] = [
+            through_entry(app, its, f"gcs://{_name_of(package)}") if is_own else app
+            for app, its, is_own in zip(found["applications"], written, own, strict=True)
+        ]
+    return ClusterDocument(found, packages, http)
+
+
+def _name_of(package: Package) -> str:
+    return f"servd-{package.digest}.zip"
 
 
 def differing_http(wanted: Mapping[str, Any], running: Mapping[str, Any]) -> list[str]:

@@ -52,6 +52,11 @@ class CodeFile:
         return ""
 
     @cached_property
+    def is_servds(self) -> bool:
+        """Whether it is written with `import servd`: on a cluster servd's own package runs it."""
+        return any(one.partition(".")[0] == "servd" for one in self.names.values())
+
+    @cached_property
     def deployments(self) -> dict[str, "DeploymentCode"]:
         """Name in this file -> deployment, those of decorated classes and functions and of calls of the decorator."""
         found: dict[str, DeploymentCode] = {}

@@ -19,6 +19,11 @@ _METRICS = tuple(
     for home in ("ray.serve.metrics", "ray.util.metrics", "servd.metrics")
     for kind in ("Counter", "Gauge", "Histogram")
 )
+_OTHER_METRICS = (
+    "the metric is named `ray_...` there, `..._total` where it counts, and has more labels",
+    "write queries and alerts for both names",
+)
+_ANY_REPLICA = "requests of one model may reach several replicas there, each of which loads it"
 _STARTS = ("run", "run_many", "start")
 
 
@@ -43,6 +48,9 @@ def code_findings(files: Iterable[CodeFile], around: Surroundings) -> Rule:
     known = list(files)
     full_names = _full_names(known, around.apps)
     for file in known:
+        if file.is_servds:
+            yield from _of_servd(file, around)
+            continue
         yield from _imports(file)
         yield from _names(file)
         yield from _calls(file)
@@ -54,6 +62,29 @@ def code_findings(files: Iterable[CodeFile], around: Surroundings) -> Rule:
         yield from handler_findings(file)
 
 
+def _of_servd(file: CodeFile, around: Surroundings) -> Rule:
+    """What servd's own package cannot make the same there."""
+    for node in ast.walk(file.tree):
+        decorators = node.decorator_list if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) else []
+        for one in decorators:
+            if file.dotted(one.func if isinstance(one, ast.Call) else one) == "servd.multiplexed":
+                yield Finding(file.path, one.lineno, _DIFFERS, _ANY_REPLICA)
+        meaning = file.dotted(node.func) if isinstance(node, ast.Call) else ""
+        if meaning in _METRICS:
+            yield Finding(file.path, node.lineno, _DIFFERS, *_OTHER_METRICS)  # type: ignore[attr-defined]
+        elif meaning in {f"servd.{name}" for name in _STARTS}:
+            what = f"`{meaning}` is refused there"
+            yield Finding(file.path, node.lineno, _DIFFERS, what, "deploy a document")  # type: ignore[attr-defined]
+    for deployment in file.deployments.values():
+        preload = deployment.option("preload")
+        if preload is not None and not (isinstance(preload, ast.Constant) and not preload.value):
+            what = (
+                "`preload` has no effect there: each replica constructs an instance of its own, with memory of its own"
+            )
+            yield Finding(file.path, preload.lineno, _DIFFERS, what)
+        yield from _reservations(file, deployment, around)
+
+
 def _imports(file: CodeFile) -> Rule:
     for node in ast.walk(file.tree):
         if isinstance(node, ast.Import):
@@ -61,7 +92,7 @@ def _imports(file: CodeFile) -> Rule:
                 yield from _import(file, node.lineno, alias.name)
         elif isinstance(node, ast.ImportFrom):
             module = file.absolute(node)
-            if module in removed.MODULES or module.partition(".")[0] == "servd":
+            if module in removed.MODULES:
                 yield from _import(file, node.lineno, module)
                 continue
             for alias in node.names:
@@ -69,10 +100,7 @@ def _imports(file: CodeFile) -> Rule:
 
 
 def _import(file: CodeFile, line: int, name: str) -> Rule:
-    if name.partition(".")[0] == "servd":
-        instead = "write `from ray import serve`, which servd serves too"
-        yield Finding(file.path, line, _FAILS, "a Ray cluster has no module `servd`", instead)
-    elif name in removed.MODULES:
+    if name in removed.MODULES:
         yield Finding(file.path, line, _FAILS, f"today's Ray has no {name}", removed.MODULES[name])
     elif name in removed.NAMES:
         yield Finding(file.path, line, _FAILS, f"today's Ray has no {name}", removed.NAMES[name])
@@ -121,18 +149,14 @@ def _calls(file: CodeFile) -> Rule:
         elif knows_serve and isinstance(node.func, ast.Attribute) and node.func.attr == "options":
             yield from _option_names(file, node)
         elif meaning in _METRICS:
-            what = "the metric is named `ray_...` there, `..._total` where it counts, and has more labels"
-            yield Finding(file.path, line, _DIFFERS, what, "write queries and alerts for both names")
+            yield Finding(file.path, line, _DIFFERS, *_OTHER_METRICS)
     for node in ast.walk(file.tree):
         decorators = node.decorator_list if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) else []
         for decorator in decorators:
             named = decorator.func if isinstance(decorator, ast.Call) else decorator
             meaning = file.dotted(named)
             if meaning in ("ray.serve.multiplexed", "servd.multiplexed"):
-                what = (
-                    "requests of one model may reach several replicas there, each of which loads it, one load at a time"
-                )
-                yield Finding(file.path, decorator.lineno, _DIFFERS, what)
+                yield Finding(file.path, decorator.lineno, _DIFFERS, _ANY_REPLICA)
             if meaning in ("ray.serve.batch", "servd.batch") and not isinstance(decorator, ast.Call):
                 what = "batches wait up to 0.01 s there, 0 s here"
                 yield Finding(file.path, decorator.lineno, _DIFFERS, what, "write `batch(batch_wait_timeout_s=0.0)`")
@@ -209,20 +233,26 @@ def _strings(file: CodeFile, full_names: dict[str, str]) -> Rule:
 
 
 def _options(file: CodeFile, deployment: DeploymentCode, around: Surroundings) -> Rule:
+    if deployment.call is not None:
+        yield from _option_names(file, deployment.call)
+    scaling = deployment.option("autoscaling_config")
+    if isinstance(scaling, ast.Dict):
+        yield from _scaling(file, _items(scaling), scaling.lineno)
+    yield from _actor_options(file, deployment.option("ray_actor_options"))
+    yield from _reservations(file, deployment, around)
+
+
+def _reservations(file: CodeFile, deployment: DeploymentCode, around: Surroundings) -> Rule:
+    """CPUs of its replicas, and whether it may have none."""
     call, target = deployment.call, deployment.target
     line = call.lineno if call else target.lineno if target else 1
     is_new = not (call and isinstance(call.func, ast.Attribute) and call.func.attr == "options")
-    if call is not None:
-        yield from _option_names(file, call)
     scaling = deployment.option("autoscaling_config")
     if scaling is not None:
         found = _items(scaling)
-        if isinstance(scaling, ast.Dict):
-            yield from _scaling(file, found, scaling.lineno)
         if around.is_uploaded and _is_zero(found.get("min_replicas")):
             yield Finding(file.path, scaling.lineno, _FAILS, SCALED_TO_ZERO, SCALED_TO_ZERO_INSTEAD)
     options = deployment.option("ray_actor_options")
-    yield from _actor_options(file, options)
     # one that is computed may hold anything
     is_open = options is not None and not isinstance(options, ast.Dict)
     gives_cpus = is_open or (options is not None and "num_cpus" in _items(options))

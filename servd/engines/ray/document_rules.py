@@ -45,11 +45,13 @@ class DocumentRules:
 
     Args:
         file: as written, valid for servd. value: the same with absolute paths. too_large: local directories that
-        have more than an upload may have, after `excludes`.
+        have more than an upload may have, after `excludes`. servds: applications that are written with `import servd`.
     """
 
-    def __init__(self, file: DocumentFile, value: Mapping[str, Any], too_large: Set[str], way: Way) -> None:
-        self._file, self._value, self._too_large, self._way = file, value, too_large, way
+    def __init__(
+        self, file: DocumentFile, value: Mapping[str, Any], too_large: Set[str], way: Way, servds: Set[str]
+    ) -> None:
+        self._file, self._value, self._too_large, self._way, self._servds = file, value, too_large, way, servds
 
     def findings(self) -> Findings:
         """Everything that the document alone shows."""
@@ -96,8 +98,14 @@ class DocumentRules:
         if not env.get("working_dir") and not self._way.code:
             what = "without `working_dir` the nodes look for the code in what their image has installed"
             yield self._at((*place, "import_path"), _DIFFERS, what, "name its directory or archive")
+        is_servds = (app.get("name") or "default") in self._servds
+        if is_servds and not self._way.uploads:
+            what = "the application imports servd"
+            yield self._at((*place, "import_path"), _DIFFERS, what, "install servd into the image, beside `ray[serve]`")
         for index, entry in enumerate(app.get("deployments") or ()):
-            yield from self._deployment((*place, "deployments", index), entry, self._way.uploads and is_uploaded(env))
+            uploaded = self._way.uploads and is_uploaded(env)
+            passed_on = removed.PASSED_ON if is_servds else frozenset()
+            yield from self._deployment((*place, "deployments", index), entry, uploaded, passed_on)
 
     def _environment(self, place: Place, env: Mapping[str, Any]) -> Findings:
         modules = [((*place, "py_modules", n), uri) for n, uri in enumerate(env.get("py_modules") or ())]
@@ -134,9 +142,9 @@ class DocumentRules:
             what = f"{path} is more than 100 MiB as an archive, which is all that the cluster takes"
             yield self._at(place, _FAILS, what, "leave data out with `excludes`, or use an archive or the image")
 
-    def _deployment(self, place: Place, entry: Mapping[str, Any], uploaded: bool) -> Findings:
+    def _deployment(self, place: Place, entry: Mapping[str, Any], uploaded: bool, passed_on: Set[str]) -> Findings:
         for key in entry:
-            if key in _OWN_KEYS:
+            if key in _OWN_KEYS and key not in passed_on:
                 what = f"`{key}` {IGNORED_WITHOUT_A_WORD}"
                 yield self._at((*place, key), _DROPPED, what, _OWN_KEYS[key])
         if entry.get("route_prefix") is not None:

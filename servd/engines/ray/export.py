@@ -7,12 +7,12 @@ from typing import Any
 from servd.documents import runtime_env
 from servd.documents.files import dump_yaml
 from servd.engines.ray import manifests
-from servd.engines.ray.check import ReadFile, check_document
+from servd.engines.ray.check import ReadFile, are_servds, check_document, code_of
 from servd.engines.ray.described import DescribedApplication, describe
 from servd.engines.ray.document_rules import Way, applications, environments, local_directories, with_environments
 from servd.engines.ray.findings import Finding, Severity, in_order
 from servd.engines.ray.prepared import prepared
-from servd.engines.ray.translated import Move, moved_to, todays_document
+from servd.engines.ray.translated import Move, moved_to, through_entry, todays_document
 from servd.exceptions import ConfigError
 from servd.schema import parse_v1, parse_v2
 
@@ -96,7 +96,13 @@ def _todays(
     document: ReadFile, wish: ExportWish, described: Mapping[str, DescribedApplication], host: str | None = None
 ) -> dict[str, Any]:
     value = prepared(document.checked.value)
-    return todays_document(value, described, move=_move(value, wish.code), host=host, working_dir=wish.code or None)
+    found = todays_document(value, described, move=_move(value, wish.code), host=host, working_dir=wish.code or None)
+    written = [app for _, app in applications(value)]
+    found["applications"] = [
+        through_entry(app, its, "") if are_servds(code_of(its)) else app
+        for app, its in zip(found["applications"], written, strict=True)
+    ]
+    return found
 
 
 def _move(value: Mapping[str, Any], code: str) -> Move:

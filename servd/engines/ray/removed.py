@@ -61,6 +61,9 @@ OPTIONS: Mapping[str, str] = {
 }
 """Of the decorator and of `.options`."""
 
+PASSED_ON = frozenset({"request_timeout_s", "cancel_on_disconnect", "max_sync_threads", "memory_limit_bytes"})
+"""Those of servd's own options that its package obeys there."""
+
 OWN_OPTIONS: Mapping[str, str] = {
     "request_timeout_s": "set `request_timeout_s` of `http_options`, one limit for the whole cluster",
     "cancel_on_disconnect": "shield in the handler what must go on: `asyncio.shield`",

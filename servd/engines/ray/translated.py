@@ -20,6 +20,8 @@ _AUTO = "auto"
 _ERA_CAP, _CAP = "max_concurrent_queries", "max_ongoing_requests"
 _ERA_TARGET, _TARGET = "target_num_ongoing_requests_per_replica", "target_ongoing_requests"
 _NOT_THERE = frozenset({*removed.OWN_OPTIONS, *removed.CODE_OPTIONS, "is_driver_deployment", "route_prefix"})
+ENTRY = "servd.engines.ray.entry:build"
+"""What builds an application that is written with `import servd`."""
 Move = Callable[[str], str]
 """From a `working_dir` or an item of `py_modules`, absolute, to what is written in its place."""
 
@@ -143,6 +145,32 @@ def _with_log_level(value: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(log, Mapping) or not isinstance(log.get("log_level"), str):
         return dict(value)
     return {**value, "logging_config": {**log, "log_level": log["log_level"].upper()}}
+
+
+def through_entry(app: Mapping[str, Any], written: Mapping[str, Any], package: str = "") -> dict[str, Any]:
+    """A translated application that is written with `import servd`, so that the cluster builds it with servd's package.
+
+    Args:
+        app: translated. written: the same in the document. package: URI of the package; "" = the image has servd.
+    """
+    own = {
+        entry["name"]: {key: entry[key] for key in removed.PASSED_ON if key in entry}
+        for entry in written.get("deployments") or ()
+    }
+    args = {
+        "name": app["name"],
+        "import_path": app["import_path"],
+        "args": app.get("args") or {},
+        "options": {name: options for name, options in own.items() if options},
+    }
+    env = dict(app["runtime_env"])
+    if package:
+        env["py_modules"] = [*env.get("py_modules", ()), package]
+    # each in its place
+    changed = {"import_path": ENTRY, "args": args, "runtime_env": env}
+    found = {key: changed.pop(key, item) for key, item in app.items()}
+    deployments = found.pop("deployments")
+    return {**found, **changed, "deployments": deployments}
 
 
 def moved_to(code: str, directories: list[str]) -> Move:
