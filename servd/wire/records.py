@@ -74,9 +74,9 @@ REPLICA_TIMING = b"server-timing: replica;dur="
 STREAMED_BODY = 1
 CLAIM = 2  # takes the offered slot
 WEBSOCKET = 4
-LENDS = 16  # the client's connection can be lent to the replica
 STREAM = 8  # the answer of a handle call comes item by item
 BEYOND = 16  # a call that runs whatever else does
+LENDS = 32  # the client's connection can be lent to the replica
 
 _unpackb = msgpack.unpackb
 

@@ -1,7 +1,11 @@
+import re
+from pathlib import Path
+
 import msgpack
 import pytest
 
 from servd.exceptions import ProtocolError
+from servd.wire import records
 from servd.wire.records import FRAME_BYTES, Outbox, bodies_of, body_of, origin, read_origin, unpack
 
 
@@ -30,3 +34,16 @@ def test_a_missing_frame_is_a_protocol_error() -> None:
 def test_origin_round_trip() -> None:
     data = origin(("1.2.3.4", 5), None, "http", "1.1", "/root")
     assert read_origin(data) == (("1.2.3.4", 5), None, "http", "1.1", "/root")
+
+
+def test_kinds_and_flags_are_told_apart() -> None:
+    sections = Path(records.__file__).read_text().split("\n\n# ")
+    both, to_replica, to_caller, flags = (
+        [int(value) for value in re.findall(r"^[A-Z_]+ = \(?\s*(\d+)", section, re.MULTILINE)]
+        for title in ("both ways", "caller -> replica", "replica -> caller", "flags of HTTP and CALL")
+        for section in sections
+        if section.startswith(title)
+    )
+    for values in (both + to_replica, both + to_caller, flags):
+        assert len(values) == len(set(values)) > 4
+    assert all(flag & (flag - 1) == 0 for flag in flags)
