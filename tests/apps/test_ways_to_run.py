@@ -136,10 +136,11 @@ def test_code_of_a_cell_travels_by_value(daemon: RunningDaemon, tmp_path: Path) 
     ("program", "said"),
     [
         pytest.param(["script_today.py"], '{"a": "b", "c": "d"} RUNNING\n', marks=pytest.mark.long),
-        (
+        pytest.param(
             ["-W", "ignore", "script_legacy.py"],
             "['Alone_Alone', 'chain_Chain', 'chain_Model', 'chain_Model_1', 'default_DAGDriver', 'default_Model',"
             " 'default_Model_1', 'default_combine'] RUNNING\n",
+            marks=pytest.mark.long,
         ),
         (["-m", "shop.main"], "['Shop HEALTHY', 'kiwi HEALTHY', 'mango HEALTHY']\n"),
     ],

@@ -105,7 +105,7 @@ def never_outdated(fact: object, observed: Observed) -> bool:
 
 DECISIONS = [
     ("servd.controller.plan.templates.is_outdated", never_outdated, "an upgrade ends", 32),
-    ("servd.controller.plan.outgrown.is_ready_to_fork", never_outdated, "an upgrade ends", 42),
+    ("servd.controller.plan.outgrown.is_ready_to_fork", never_outdated, "an upgrade ends", 57),
     ("servd.controller.plan.replica_plan.next_step", roll_on, "stands still", 25),
     ("servd.controller.plan.settle.judge_starts", judge_only_if_none_runs, "a roll ends", 25),
     ("servd.controller.plan.replica_plan.next_step", stop_before_start, "never below", 8),

@@ -59,6 +59,7 @@ def loads_grpc(pid: int) -> bool:
     return "cygrpc" in Path(f"/proc/{pid}/maps").read_text()
 
 
+@pytest.mark.long
 def test_the_example_on_a_daemon_that_had_no_grpc(tmp_path: Path) -> None:
     port = free_port()
     with a_daemon(settings_in(tmp_path)) as daemon:
