@@ -16,13 +16,13 @@ BENCH ?=
 run: $(VENV)/installed
 	@$(BIN)/python tools/quickstart.py --http-port $(HTTP_PORT) --admin-port $(ADMIN_PORT) --state-dir $(STATE_DIR)
 
-# three processes: tests wait for other processes more than they compute
 # what `pip install` of another project takes: dist/servd_serve-VERSION-py3-none-any.whl
 wheel: $(VENV)/bin/python
 	rm -rf build dist
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 	@ls dist/*.whl
 
+# three processes: tests wait for other processes more than they compute
 test: $(VENV)/installed-dev compiled
 	$(BIN)/python -m pytest -q -m "not long and not models" -n 3 --dist loadfile --no-loadscope-reorder
 
