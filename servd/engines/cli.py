@@ -21,7 +21,9 @@ EXIT_DIFFERS = 3
 
 
 ENGINE_VARIABLE = "SERVD_ENGINE"
-OWN_COMMANDS = frozenset({"run", "history", "prune", "rollback", "upgrade", "scale", "logs", "errors", "stack", "top", "open"})
+OWN_COMMANDS = frozenset(
+    {"run", "history", "prune", "rollback", "upgrade", "scale", "logs", "errors", "stack", "top", "open"}
+)
 """Commands that ask a daemon and know no other engine."""
 
 

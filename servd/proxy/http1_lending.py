@@ -35,10 +35,8 @@ class HttpLending(HttpAnswering):
         super().on_head(status, block)
 
     def on_ask(self) -> None:
-        if self._transport.is_closing():
-            return
-        is_framed = self._is_chunked or self._body_left is not None
-        if is_framed and not self._is_mute and not outlives_client(self._tail[3]):
+        is_framed = (self._is_chunked or self._body_left is not None) and not self._is_mute
+        if is_framed and not self._transport.is_closing() and not outlives_client(self._tail[3]):
             self._is_asked = True
             # what this turn writes leaves at its end
             self._loop.call_soon(self._lend, self.call_id)
@@ -50,6 +48,10 @@ class HttpLending(HttpAnswering):
         self._sent_bytes += size
         if self._body_left is not None:
             self._body_left -= size
+
+    def on_end(self, error: str | None) -> None:
+        # a replica gives back before it ends: what it goes on to write would be read as the next answer
+        super().on_end("the connection was not given back" if error is None and self._is_lent else error)
 
     def _lend(self, call_id: int) -> None:
         peer = self.peer
@@ -67,7 +69,7 @@ class HttpLending(HttpAnswering):
         if self._is_lent:
             # whoever has it too may not know yet; this ends it for all
             self._is_lent = False
-            with socket.socket(fileno=os.dup(self._transport.get_extra_info("socket").fileno())) as shared:
-                with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):
+                with socket.socket(fileno=os.dup(self._transport.get_extra_info("socket").fileno())) as shared:
                     shared.shutdown(socket.SHUT_RDWR)
         super()._cut()

@@ -247,7 +247,7 @@ class HttpOrder(HttpLending):
 
     def _refuse_now(self, answer: Answer) -> None:
         if self.has_begun and self._is_streaming:
-            self._transport.close()
+            self._cut()
             return
         self.is_active = True
         self._is_in_body = True

@@ -316,8 +316,10 @@ class HttpExchange:
         self.is_finished = True
         if error is None:
             self.context.deadline = None
-        if self._borrowed is not None:
-            self._borrowed.give_back()
+        if (borrowed := self._borrowed) is not None:
+            borrowed.give_back()
+            borrowed.end()
+            error = "a piece of the body was cut off" if error is None and borrowed.is_torn else error
         self._peer.finish_exchange(self.call_id, (END, self.call_id, self._peer.ongoing_after(), error))
 
     async def _send_pieces(self, body: bytes | memoryview, at_once: bool = False) -> None:

@@ -27,10 +27,11 @@ class Lender(Protocol):
 class Borrowing:
     """One loan, from the question on.
 
-    is_lost: the client is gone, and the caller has not said so.
+    is_lost: the client is gone, and the caller has not said so. is_torn: a piece was left in the midst, so the answer cannot end
+    well.
     """
 
-    __slots__ = ("_call_id", "_is_ended", "_lender", "_lent", "_loan", "_waiter", "is_lost")
+    __slots__ = ("_call_id", "_is_ended", "_lender", "_lent", "_loan", "_turn", "_waiter", "is_lost", "is_torn")
 
     def __init__(self, lender: Lender, call_id: int) -> None:
         self._lender = lender
@@ -38,8 +39,10 @@ class Borrowing:
         self._loan: asyncio.Future[LentSocket | None] | None = None
         self._lent: LentSocket | None = None
         self._waiter: asyncio.Future[None] | None = None
+        # tasks of one handler may send at the same time
+        self._turn = asyncio.Lock()
         self._is_ended = False
-        self.is_lost = False
+        self.is_lost = self.is_torn = False
 
     def __repr__(self) -> str:
         return f"Borrowing({self._lent or 'nothing lent'})"
@@ -54,6 +57,10 @@ class Borrowing:
         """Ask for the client's connection, and wait for the answer."""
         if not self._lender.door.open():
             return
+        async with self._turn:
+            await self._ask()
+
+    async def _ask(self) -> None:
         loop = asyncio.get_running_loop()
         self._loan = loan = loop.create_future()
         door, key = self._lender.door, self._lender.key
@@ -82,27 +89,40 @@ class Borrowing:
 
         Raises:
             ValueError: the body is longer than was said.
+            ConnectionResetError: an earlier piece was cut off.
         """
+        async with self._turn:
+            if self.is_torn:
+                raise ConnectionResetError("a piece of the body was cut off: the connection ends with it")
+            return await self._write(body, at_once)
+
+    async def _write(self, body: memoryview, at_once: bool) -> memoryview:
         lent = self._lent
         if lent is None:
             return body
         pieces = lent.frame(body)
-        while True:
-            try:
-                lent.write_some(pieces)
-            except OSError:
-                await self._wait_for_word()
-                return body[:0]
-            if not pieces:
-                lent.count(len(body))
-                return body[:0]
-            if at_once:
-                lent.count(len(body) - len(pieces[0]))
-                self.give_back()
-                return pieces[0]
-            await self._wait(lent.watch, lent.unwatch)
-            if self._is_ended:
-                return body[:0]
+        whole = left = _size(pieces)
+        try:
+            while not self._is_ended:
+                try:
+                    lent.write_some(pieces)
+                except OSError:
+                    await self._wait_for_word()
+                    break
+                left = _size(pieces)
+                if not pieces:
+                    lent.count(len(body))
+                    break
+                if at_once:
+                    lent.count(len(body) - len(pieces[0]))
+                    self.give_back()
+                    return pieces[0]
+                await self._wait(lent.watch, lent.unwatch)
+        except BaseException:
+            # whoever sends has been cancelled in the midst of it
+            self.is_torn = left < whole
+            raise
+        return body[:0]
 
     def give_back(self) -> None:
         """Nothing more is written; tells the caller, where the request goes on."""
@@ -112,8 +132,9 @@ class Borrowing:
             self._tell(lent.written)
 
     def end(self) -> None:
-        """The caller knows that the client is gone."""
+        """The answer is over, or the caller knows that its client is gone: nothing is written and told any more."""
         self._is_ended = True
+        self._take(None)
         self.give_back()
         self._wake()
 
@@ -139,3 +160,7 @@ class Borrowing:
             timer = asyncio.get_running_loop().call_later(_WORD_S, self._wake)
             await self._wait(lambda _: None, timer.cancel)
             self.is_lost = not self._is_ended
+
+
+def _size(pieces: list[memoryview]) -> int:
+    return sum(map(len, pieces))

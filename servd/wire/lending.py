@@ -23,11 +23,14 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from servd.ground.descendants import hide, show
+from servd.ground.host_limits import descriptor_limit
 from servd.wire.began import lending_path
 from servd.wire.credentials import peer_credentials
 
 _PACKET = struct.Struct("<QQq")
 _BACKLOG = 128
+_SPARE_DESCRIPTORS = 16
+"""Numbers are the lowest free ones: a loan that gets one of the last so many is declined."""
 _CHUNKED = -1
 _NO_SIGNAL = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 _MOST_AT_ONCE = 1024 * 1024
@@ -160,6 +163,7 @@ class LendingDoor:
             self._door = None
             with contextlib.suppress(OSError):
                 os.unlink(self._path or "")
+        self._give_up()
 
     def _accept(self) -> None:
         assert self._door is not None
@@ -171,7 +175,6 @@ class LendingDoor:
             # no descriptor, say: whoever waits at the door would wake the loop for ever
             logger.warning("lending_door_closed reason=%s: bodies go through the proxy", error)
             self.close()
-            self._give_up()
             return
         if peer_credentials(line)[1] != os.getuid():
             line.close()
@@ -194,9 +197,11 @@ class LendingDoor:
                     continue
                 key, call_id, left = _PACKET.unpack(packet)
                 take = self._expected.pop((key, call_id), None)
-                if take is None:
-                    # the request has ended meanwhile, or waits no longer
+                if take is None or descriptors[0] >= descriptor_limit() - _SPARE_DESCRIPTORS:
+                    # the request has ended meanwhile, or waits no longer; or the process needs the few that are left itself
                     os.close(descriptors[0])
+                    if take is not None:
+                        take(None)
                 else:
                     take(LentSocket(self._loop, descriptors[0], None if left == _CHUNKED else left))
         except BlockingIOError:
@@ -227,6 +232,17 @@ def _receive(line: socket.socket) -> tuple[bytes, list[int], int]:
     return packet, list(descriptors), flags
 
 
+def _beginning(pieces: list[memoryview]) -> list[memoryview]:
+    """As much of them as may be written at once, from the first byte on without a gap."""
+    some, room = [], _MOST_AT_ONCE
+    for piece in pieces:
+        some.append(piece[:room])
+        room -= len(piece)
+        if room <= 0:
+            break
+    return some
+
+
 class LentSocket:
     """A client's connection while it is lent: where the body of one answer goes.
 
@@ -237,8 +253,8 @@ class LentSocket:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, descriptor: int, left: int | None) -> None:
         self._loop = loop
-        # said, not looked up: that would cost three calls
-        self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, descriptor)
+        # family and kind are said, not looked up: that would cost three calls. A default time limit of the user's is not for it
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, 0, descriptor)
         hide(descriptor)
         self._is_watched = False
         self.left = left
@@ -266,7 +282,7 @@ class LentSocket:
             OSError: the client is gone.
         """
         try:
-            size = self._socket.sendmsg([piece[:_MOST_AT_ONCE] for piece in pieces], (), _NO_SIGNAL)
+            size = self._socket.sendmsg(_beginning(pieces), (), _NO_SIGNAL)
         except BlockingIOError:
             return
         while pieces and size >= len(pieces[0]):

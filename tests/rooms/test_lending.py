@@ -143,6 +143,7 @@ def open_descriptors() -> int:
         ("stream/2/70000", 140_000, True),
         (f"stream/1/{LENT_BYTES}", LENT_BYTES, True),
         (f"stream/5/{MIB}", 5 * MIB, True),
+        (f"stream/2/{2 * MIB}", 4 * MIB, True),
         ("sized/1/5", 5, False),
         ("sized/3/70000", 210_000, True),
         (f"sized/5/{MIB}", 5 * MIB, True),
@@ -274,6 +275,85 @@ async def test_a_loan_that_does_not_come_is_given_up(
         await client.send(HEAD % path)
         assert await client.answer() == BODY[:size]
     assert not loans
+    client.socket.close()
+
+
+@pytest.mark.parametrize("is_sized", [False, True])
+async def test_a_piece_that_is_broken_off_ends_the_connection(loans: list[int | None], is_sized: bool) -> None:
+    piece, errors = BODY[: 4 * MIB], []
+
+    async def impatient(exchange: HttpExchange) -> None:
+        length = [(b"content-length", b"%d" % (3 * len(piece)))] if is_sized else []
+        await exchange.send({"type": "http.response.start", "status": 200, "headers": length})
+        for _ in range(3):
+            try:
+                message = {"type": "http.response.body", "body": piece, "more_body": True}
+                await asyncio.wait_for(exchange.send(message), 0.1)
+            except (TimeoutError, OSError) as error:
+                errors.append(type(error))
+        await exchange.send({"type": "http.response.body", "body": b""})
+
+    async with Room() as room:
+        room.route(room.replica(impatient))
+        client = Client(room)
+        client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        await client.send(HEAD % "" + HEAD % "")
+        await wait_until(lambda: len(errors) >= 2 and ongoing(room) == 0)
+        got = await client.rest()
+        assert TimeoutError in errors
+        assert got.count(b"HTTP/1.1 ") == 1, "what is too much would be read as the next answer"
+        assert not got.endswith(b"0\r\n\r\n")
+        assert loans
+        client.socket.close()
+
+
+async def test_tasks_that_send_at_once_take_turns(loans: list[int | None]) -> None:
+    pieces = [bytes([65 + number]) * MIB for number in range(6)]
+
+    async def together(exchange: HttpExchange) -> None:
+        await exchange.send({"type": "http.response.start", "status": 200, "headers": []})
+        async with asyncio.TaskGroup() as group:
+            for piece in pieces:
+                group.create_task(
+                    exchange.send({"type": "http.response.body", "body": piece, "more_body": True})  # type: ignore[arg-type]
+                )
+        await exchange.send({"type": "http.response.body", "body": b""})
+
+    async with Room() as room:
+        room.route(room.replica(together))
+        client = Client(room)
+        client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        for _ in range(2):
+            await client.send(HEAD % "")
+            got = await client.answer()
+            assert sorted(got[start : start + MIB] for start in range(0, 6 * MIB, MIB)) == pieces
+        assert loans
+        client.socket.close()
+
+
+async def test_a_default_time_limit_of_sockets_is_not_for_what_is_lent(loans: list[int | None]) -> None:
+    async with Room() as room:
+        room.route(room.replica(serve))
+        client = Client(room)
+        client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        socket.setdefaulttimeout(0.01)
+        try:
+            await client.send(HEAD % f"whole/{5 * MIB}")
+            await wait_until(lambda: bool(loans))
+            assert await client.answer() == BODY
+        finally:
+            socket.setdefaulttimeout(None)
+        client.socket.close()
+
+
+async def test_the_last_descriptors_of_a_replica_are_not_for_loans(
+    room: Room, loans: list[int | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("servd.wire.lending.descriptor_limit", lambda: 5)
+    client = Client(room)
+    await client.send(HEAD % f"whole/{MIB}")
+    assert await client.answer() == BODY[:MIB]
+    assert loans
     client.socket.close()
 
 
