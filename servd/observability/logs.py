@@ -348,7 +348,9 @@ class LineFormatter(logging.Formatter):
             "message": message,
         }
         found = {key: value for key, value in fields.items() if value != ""}
-        return json.dumps({**dict(self._further(record)), **found} if self.attributes else found, default=str)
+        # last: the level comes first in each line, which is how lines are told from what goes on with them
+        further = {name: value for name, value in self._further(record) if name not in found}
+        return json.dumps({**found, **further}, default=str)
 
 
 def _bounded(text: str) -> str:

@@ -19,6 +19,7 @@ from servd.controller.plan.targets import AUTOSCALING_DEFAULTS, resolve, wanted_
 from servd.documents.control_plane import ApplicationDocument, GoalDocument, HttpWish
 from servd.exceptions import DeployError
 from servd.ground.states import ApplicationStatus, DeployMode, ReplicaState
+from servd.observability.log_lines import head_of
 from servd.observability.logs import LineFormatter, style_of
 from servd.proxy.forwarder import answer_failure
 from servd.wire.messages import DeploymentTargets
@@ -298,6 +299,15 @@ def test_lines_have_the_further_attributes_of_their_records() -> None:
     formatter.is_json = True
     line = json.loads(formatter.format(record))
     assert (line["name"], line["process"], line["args"], line["message"]) == ("fruit\n", 7, ["yes"], "ripe - yes")
+
+
+def test_a_json_line_with_further_attributes_has_a_head() -> None:
+    formatter = LineFormatter("replica", "D", None)
+    formatter.is_json, formatter.attributes = True, ("process", "levelname", "name")
+    record = logging.makeLogRecord({"name": "n", "process": 7, "msg": "ripe", "levelname": "ERROR"})
+    head = head_of(formatter.format(record))
+    assert head is not None
+    assert (head.level, head.known) == ("ERROR", " replica D ")
 
 
 def test_an_empty_goal_has_no_capacity() -> None:
