@@ -45,6 +45,7 @@ from servd.proxy.http1 import HttpConnection
 from servd.proxy.limits import Limits
 from servd.proxy.listener import Listener
 from servd.replica import exchange
+from servd.replica.grpc.service import GrpcService
 from servd.replica.notes import noter, read_notes
 from servd.replica.server import ReplicaServer
 from servd.replica.user_callable import UserCallable
@@ -169,7 +170,8 @@ class Stand:
         note = noter(self.journals[1])
         user = UserCallable(deployment(Plain), ReplicaContext("a_Plain", "a_Plain#x"), on_end=note)
         await user.construct()
-        self._server = ReplicaServer(self._loop, address, user, limit=1000, app="a", replica_id="a_Plain#x")
+        grpc = GrpcService(self._loop, user, {}, "a")
+        self._server = ReplicaServer(self._loop, address, user, limit=1000, grpc=grpc, app="a", replica_id="a_Plain#x")
         self._server.start()
         caller = Caller(self._loop, self.mode, lambda _: None, rng=random.Random(1))
         forwarder = Forwarder(caller, "", Limits(server_timing=self._is_timed), journal=self.journals[0])

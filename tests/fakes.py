@@ -22,6 +22,7 @@ from servd.proxy.late_lane import LateLane
 from servd.proxy.limits import Limits
 from servd.proxy.listener import Listener
 from servd.replica.exchange import HttpExchange
+from servd.replica.grpc.service import GrpcService
 from servd.replica.server import ReplicaServer
 from servd.wire.messages import DeploymentTargets, Endpoint, Route, Routing
 
@@ -54,6 +55,15 @@ class FakeUser:
     ) -> AsyncIterator[Any]:
         async for item in self._methods[method](*args, **kwargs):
             yield item
+
+    def find(self, name: str) -> Any:
+        return self._methods[name]
+
+
+def a_server(address: str, user: FakeUser, *, limit: int = 100, **options: Any) -> ReplicaServer:
+    """A replica's server on the running loop, without servicers of gRPC."""
+    loop = asyncio.get_running_loop()
+    return ReplicaServer(loop, address, user, limit=limit, grpc=GrpcService(loop, user, {}, ""), **options)
 
 
 def new_address() -> str:
@@ -126,13 +136,7 @@ class Room:
     def replica(self, http: Http = hello, methods: dict[str, Any] | None = None, *, limit: int = 100) -> str:
         """Start one more replica; gives its address."""
         address = new_address()
-        server = ReplicaServer(
-            asyncio.get_running_loop(),
-            address,
-            FakeUser(http, methods),
-            limit=limit,
-            on_cancelled=self.caller.cancel_calls_of,
-        )
+        server = a_server(address, FakeUser(http, methods), limit=limit, on_cancelled=self.caller.cancel_calls_of)
         server.start()
         self.servers[address] = server
         return address

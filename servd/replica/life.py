@@ -203,7 +203,7 @@ class Replica:
             on_cancelled=self._caller.cancel_calls_of,
             on_records=self._rouse,
             cancel_on_disconnect=start.goal.cancel_on_disconnect,
-            grpc=GrpcService(self._loop, user, built.grpc, start.app) if built.grpc else None,
+            grpc=GrpcService(self._loop, user, built.grpc, start.app),
         )
         self._server.start()
         return user

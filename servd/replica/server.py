@@ -64,7 +64,7 @@ class ReplicaServer:
         replica_id: of this replica, for calls that run in circles.
         on_cancelled: called with the context of a request whose handler was cancelled: the calls it made end too.
         on_records: called after what a caller sent was taken in; keep it cheap.
-        grpc: serves calls of gRPC; None where the application has no servicers.
+        grpc: serves calls of gRPC, also where the application has no servicers: callers may think that it has.
     """
 
     def __init__(
@@ -74,12 +74,12 @@ class ReplicaServer:
         user: UserCallable,
         *,
         limit: int,
+        grpc: GrpcService,
         app: str = "",
         replica_id: str = "",
         cancel_on_disconnect: bool = True,
         on_cancelled: Callable[[RequestContext], None] | None = None,
         on_records: Callable[[], None] | None = None,
-        grpc: GrpcService | None = None,
     ) -> None:
         self._loop = loop
         self._address = address
@@ -197,7 +197,8 @@ class ReplicaServer:
 
     def _on_other(self, peer: CallerPeer, kind: int, record: tuple[Any, ...], frames: list[Any]) -> None:
         if kind == GRPC:
-            self._on_grpc(peer, record, frames)
+            if self._admit(peer, record):
+                self._grpc.start(self, peer, record, frames, self._own)
             return
         if kind in (DECLINE, WANT):
             if kind == DECLINE:
@@ -293,12 +294,6 @@ class ReplicaServer:
             return True
         peer.send((REJECTED, record[1], admission.running, admission.is_leaving))
         return False
-
-    def _on_grpc(self, peer: CallerPeer, record: tuple[Any, ...], frames: list[Any]) -> None:
-        if self._grpc is None:
-            raise ProtocolError("a call of gRPC to a replica whose application has no servicers")
-        if self._admit(peer, record):
-            self._grpc.start(self, peer, record, frames, self._own)
 
     def begin(self, peer: CallerPeer, call_id: int) -> bool:
         """Whether an admitted call shall run, which begins now: not where nobody waits for it any more."""

@@ -272,6 +272,15 @@ async def test_a_message_that_cannot_be_read_fails_its_call_alone(room: GrpcRoom
     assert await room.method("Echo")("x") == "x"
 
 
+async def test_a_replica_without_servicers_says_so_and_serves_on(room: GrpcRoom) -> None:
+    address = room.replica()
+    room.announce(address)
+    found = await outcome(room.method("Echo")("x", timeout=5))
+    assert found[:2] == ("UNIMPLEMENTED", "this version of the application has no method /s.Stand/Echo")
+    room.route(address)
+    assert (await room.get("/x")).endswith(b"GET /x")
+
+
 async def test_who_finds_the_line_full_is_told_when_to_come_again() -> None:
     async with GrpcRoom() as room:
         room.announce(await room.stand(limit=1), max_queued_requests=0)

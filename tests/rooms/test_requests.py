@@ -464,8 +464,7 @@ async def test_a_header_with_a_line_break_is_an_error() -> None:
 
 _REPLICA = """
 import asyncio, sys, os
-from servd.replica.server import ReplicaServer
-from tests.fakes import FakeUser
+from tests.fakes import FakeUser, a_server
 
 async def http(exchange):
     open(sys.argv[2], "a").write(exchange.scope["path"] + "\\n")
@@ -477,7 +476,7 @@ async def http(exchange):
     exchange.finish(200, [], b"from " + sys.argv[3].encode())
 
 async def main():
-    server = ReplicaServer(asyncio.get_running_loop(), sys.argv[1], FakeUser(http), limit=100)
+    server = a_server(sys.argv[1], FakeUser(http))
     server.start()
     print("ready", flush=True)
     await asyncio.Event().wait()
