@@ -133,10 +133,13 @@ class LendingDoor:
 
     def open(self) -> bool:
         """Whether callers can lend."""
-        if self._door is not None:
-            return True
         if self._path is None or self._has_failed:
             return False
+        if self._door is not None:
+            if os.path.lexists(self._path):
+                return True
+            # somebody has removed it: new callers would not find it
+            self.close()
         door = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         try:
             with contextlib.suppress(FileNotFoundError):

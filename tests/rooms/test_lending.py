@@ -3,6 +3,7 @@
 import asyncio
 import os
 import random
+import select
 import socket
 from collections.abc import AsyncIterator, Iterator
 
@@ -10,6 +11,7 @@ import pytest
 
 from servd.ground import descendants
 from servd.proxy.limits import Limits
+from servd.replica.caller_peer import CallerPeer
 from servd.replica.exchange import LENT_BYTES, HttpExchange
 from servd.wire.began import lending_path
 from servd.wire.lending import LendingDoor, LendingLine, LentSocket, Loan
@@ -123,6 +125,13 @@ class Client:
 
 def ongoing(room: Room) -> int:
     return sum(server.ongoing for server in room.servers.values())
+
+
+def open_exchanges(room: Room) -> list[HttpExchange]:
+    """Requests that have not ended."""
+    links = [server._link for server in room.servers.values() if server._link is not None]
+    peers = [peer for link in links for peer in link.peers.values() if isinstance(peer, CallerPeer)]
+    return [work for peer in peers for work in peer.open.values() if isinstance(work, HttpExchange)]
 
 
 def open_descriptors() -> int:
@@ -331,16 +340,25 @@ async def test_tasks_that_send_at_once_take_turns(loans: list[int | None]) -> No
         client.socket.close()
 
 
-async def test_a_default_time_limit_of_sockets_is_not_for_what_is_lent(loans: list[int | None]) -> None:
+async def test_a_default_time_limit_of_sockets_is_not_for_what_is_lent(
+    loans: list[int | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("servd.wire.borrowing._WORD_S", 0.05)
+
+    def is_full(room: Room) -> bool:
+        lent = [exchange._borrowed._lent for exchange in open_exchanges(room) if exchange._borrowed]
+        return any(each is not None and not select.select([], [each._socket], [], 0)[1] for each in lent)
+
     async with Room() as room:
         room.route(room.replica(serve))
         client = Client(room)
         client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
         socket.setdefaulttimeout(0.01)
         try:
-            await client.send(HEAD % f"whole/{5 * MIB}")
-            await wait_until(lambda: bool(loans))
-            assert await client.answer() == BODY
+            await client.send(HEAD % "stream/50/100000")
+            await wait_until(lambda: is_full(room))
+            assert await client.answer() == BODY[:5_000_000]
+            assert loans
         finally:
             socket.setdefaulttimeout(None)
         client.socket.close()
@@ -430,8 +448,9 @@ async def test_nonsense_on_a_line_harms_nobody(
     waiting[0].close()
 
 
+@pytest.mark.parametrize("is_removed", [False, True])
 async def test_a_line_finds_a_door_that_was_opened_again(
-    door: tuple[LendingDoor, LendingLine], pair: tuple[socket.socket, socket.socket]
+    door: tuple[LendingDoor, LendingLine], pair: tuple[socket.socket, socket.socket], is_removed: bool
 ) -> None:
     for is_first in (True, False):
         news = expect(door[0], 1, 2)
@@ -440,8 +459,11 @@ async def test_a_line_finds_a_door_that_was_opened_again(
         assert news[0] is not None
         news[0].close()
         if is_first:
-            door[0].close()
-            assert not door[1].lend(Loan(1, 2, 3), pair[1].fileno())
+            if is_removed:
+                os.unlink(door[1]._path or "")
+            else:
+                door[0].close()
+                assert not door[1].lend(Loan(1, 2, 3), pair[1].fileno())
             assert door[0].open()
 
 
