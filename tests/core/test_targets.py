@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from servd.controller.plan.targets import DeploymentTarget, likely_prefix, resolve, wanted_prefix
+from servd.documents.runtime_env import faults, pip_field
 from servd.exceptions import DeployError
 from servd.wire.messages import BuildResult, BuiltDeployment
 from tests.core.build import an_app
@@ -49,6 +50,24 @@ def test_env_vars_merge_key_by_key_and_the_deployment_wins() -> None:
     code = {"ray_actor_options": {"runtime_env": {"env_vars": {"A": "d"}}}}
     found = target(code, None, {"env_vars": {"A": "a", "B": "b"}})
     assert found.runtime_env["env_vars"] == {"A": "d", "B": "b"}
+
+
+@pytest.mark.parametrize(
+    ("app_env", "own", "installed"),
+    [
+        ({"uv": ["a"]}, {"pip": ["b"]}, ["b"]),
+        ({"pip": ["a"]}, {"uv": ["b"]}, ["b"]),
+        ({"uv": ["a"]}, {"pip": None}, ["a"]),
+        ({"uv": ["a"]}, {"env_vars": {"A": "1"}}, ["a"]),
+        ({"pip": ["a"]}, {"pip": ["b"]}, ["b"]),
+    ],
+)
+def test_what_a_deployment_installs_is_its_own_in_either_spelling(
+    app_env: dict[str, Any], own: dict[str, Any], installed: list[str]
+) -> None:
+    found = target({"ray_actor_options": {"runtime_env": own}}, None, app_env)
+    assert pip_field(found.runtime_env) == installed
+    assert faults(found.runtime_env) == []
 
 
 @pytest.mark.parametrize(

@@ -200,9 +200,14 @@ def without_empty_variables(runtime_env: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def merge_runtime_env(base: Mapping[str, Any], update: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` shallowly updated; `env_vars` merged key by key and always present afterwards."""
+    """`base` shallowly updated; `env_vars` merged key by key and always present afterwards.
+
+    `pip` and `uv` are two spellings of one list: the update's takes the place of the base's.
+    """
     variables = {**(base.get("env_vars") or {}), **(update.get("env_vars") or {})}
-    return {**base, **update, "env_vars": variables}
+    rivals = {"pip": "uv", "uv": "pip"}
+    kept = {key: value for key, value in base.items() if update.get(rivals.get(key, "")) is None}
+    return {**kept, **update, "env_vars": variables}
 
 
 def resolve_directories(runtime_env: Mapping[str, Any], snapshots: Mapping[str, str]) -> dict[str, Any]:
