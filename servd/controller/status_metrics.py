@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 
-from servd.controller.plan.autoscaler import desired_replicas
+from servd.controller.plan.autoscaler import desired_replicas, factor, loads_of
 from servd.controller.plan.facts import DeploymentFact
 from servd.controller.plan.observed import Observed
 from servd.controller.plan.settle import deployment_status
@@ -119,17 +119,17 @@ def _autoscaling_families(observed: Observed, now: float) -> Iterable[MetricFami
     wanted, requests = [], []
     for target, config, _ in scaled:
         since = now - config["look_back_period_s"]
-        running = [
-            one.replica_id
+        samples = [
+            observed.samples[one.replica_id]
             for one in observed.replicas_of(target.id.app, target.id.name)
             if one.state is ReplicaState.RUNNING and one.replica_id in observed.samples
         ]
-        loads = [observed.samples[replica_id].mean(since, now) for replica_id in running]
+        loads = loads_of(samples, since, now, config.get("aggregation_function", "mean"))
         requests.append((_tags(target), sum(loads)))
         if loads:
             # what they ask for: neither bounded nor delayed
-            aim, factor = config["target_num_ongoing_requests_per_replica"], config["smoothing_factor"]
-            count = desired_replicas(loads, aim, low=0, high=_UNBOUNDED, smoothing=factor)
-            wanted.append((_tags(target), count))
+            aim = config["target_num_ongoing_requests_per_replica"]
+            share = factor(config, up=sum(loads) / len(loads) > aim)
+            wanted.append((_tags(target), desired_replicas(loads, aim, low=0, high=_UNBOUNDED, smoothing=share)))
     yield family("serve_autoscaling_desired_replicas", wanted)
     yield family("serve_autoscaling_total_requests", requests)

@@ -95,3 +95,25 @@ def test_what_is_autoscaled(low: int, code: int) -> None:
         world.turn()
         assert values(world, "autoscaling_target_replicas") == {"app_D/app": low}
         assert statuses(world) == (6, 5)
+
+
+@pytest.mark.parametrize(
+    ("config", "load", "expected"),
+    [
+        ({}, 20, 6),  # the mean of a fifth of the window
+        ({"aggregation_function": "max"}, 20, 30),
+        ({"aggregation_function": "min"}, 20, 0),
+        ({"upscaling_factor": 0.5}, 20, 5),
+        ({"downscaling_factor": 0.5}, 20, 6),
+        ({"downscaling_factor": 0.5}, 0, 2),
+    ],
+)
+def test_what_autoscaling_desires_is_what_the_plan_reckons_with(
+    config: dict[str, Any], load: int, expected: int
+) -> None:
+    world = deployed(autoscaling_config={**SCALED, "min_replicas": 3, **config})
+    for passed_s, ongoing in ((24.0, 0), (6.0, load)):
+        world.now += passed_s
+        world.turn(*(report(replica, ongoing=ongoing) for replica in world.replicas()))
+    world.now += 6.0
+    assert values(world, "autoscaling_desired_replicas") == {"app_D/app": expected}
