@@ -378,6 +378,9 @@ class ReplicaServer:
             return
         if isinstance(work, HttpExchange):
             work.disconnect()
+        else:
+            # no cancellation reaches a thread that waits for the next message
+            work.let_go()
         # a task cancelled before its first step would never come to its `finally`: it looks for itself then
         if work.has_started:
             # whatever the handler makes of its cancellation, the calls that it has made end now

@@ -65,6 +65,16 @@ class Stand:
     def JoinSync(self, texts: gRPCInputStream) -> str:
         return ",".join(texts)
 
+    def TalkSync(self, texts: gRPCInputStream) -> Iterator[str]:
+        yield from texts
+
+    async def Stubborn(self, texts: gRPCInputStream) -> str:
+        while True:
+            try:
+                return ",".join([text async for text in texts])
+            except asyncio.CancelledError:
+                self.ended = "goes on"
+
     async def Talk(self, texts: gRPCInputStream) -> AsyncIterator[str]:
         async for text in texts:
             yield text.upper()
@@ -117,8 +127,8 @@ CODECS = {
     for each in (
         *(codec(name) for name in ("Echo", "Sync", "Fail", "Wait", "Missing")),
         *(codec(name, streams_out=True) for name in ("Repeat", "RepeatSync", "Flood")),
-        *(codec(name, streams_in=True) for name in ("Join", "JoinSync", "Swallow")),
-        codec("Talk", streams_in=True, streams_out=True),
+        *(codec(name, streams_in=True) for name in ("Join", "JoinSync", "Stubborn", "Swallow")),
+        *(codec(name, streams_in=True, streams_out=True) for name in ("Talk", "TalkSync")),
     )
 }
 IDEMPOTENT = "/s.Stand/Echo"
@@ -317,6 +327,24 @@ async def test_a_client_that_leaves_cancels_its_call(room: GrpcRoom) -> None:
     stream.cancel()
     await wait_until(lambda: room.stands[0].ended == "over" and server.ongoing == 0)
     assert room.grpc.ongoing == 0
+
+
+@pytest.mark.parametrize("name", ["JoinSync", "TalkSync", "Stubborn"])
+@pytest.mark.parametrize("is_late", [False, True])
+async def test_a_method_that_waits_for_a_message_ends_when_its_client_does(
+    room: GrpcRoom, name: str, is_late: bool
+) -> None:
+    server = room.servers[next(iter(room.servers))]
+    # as many as there are threads
+    limit = (("x-request-timeout-seconds", "0.2"),) if is_late else ()
+    calls = [room.method(name)(metadata=limit) for _ in range(4)]
+    for call in calls:
+        await call.write("x")
+    await wait_until(lambda: server.ongoing == 4 or is_late)
+    for call in calls if not is_late else ():
+        call.cancel()
+    await wait_until(lambda: server.ongoing == 0 and room.grpc.ongoing == 0)
+    assert await room.method("RepeatSync")("1").read() == "0"
 
 
 async def test_a_slow_reader_holds_the_method_up(room: GrpcRoom) -> None:
