@@ -125,6 +125,8 @@ class Outbox:
         records[0] = len(frames)
         try:
             blob: bytes = self._pack(records)
+        except UnicodeEncodeError:
+            blob = _packed(records)
         finally:
             self.records = [0]
             if frames:
@@ -160,7 +162,12 @@ def origin(
 
 def answer_block(details: str, trailing: Sequence[tuple[str, str | bytes]]) -> bytes:
     """What an answer of gRPC says beside its code and message; b"" for nothing."""
-    return msgpack.packb((details, trailing)) if details or trailing else b""
+    return _packed((details, trailing)) if details or trailing else b""
+
+
+def _packed(value: Any) -> bytes:
+    """With text of user code, which may hold what no UTF-8 has: half of a character, a file's name that is none."""
+    return msgpack.packb(value, unicode_errors="replace")  # type: ignore[no-any-return]
 
 
 def read_answer_block(data: bytes) -> tuple[str, tuple[tuple[str, str | bytes], ...]]:

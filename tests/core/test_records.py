@@ -6,7 +6,17 @@ import pytest
 
 from servd.exceptions import ProtocolError
 from servd.wire import records
-from servd.wire.records import FRAME_BYTES, Outbox, bodies_of, body_of, origin, read_origin, unpack
+from servd.wire.records import (
+    FRAME_BYTES,
+    Outbox,
+    answer_block,
+    bodies_of,
+    body_of,
+    origin,
+    read_answer_block,
+    read_origin,
+    unpack,
+)
 
 
 def test_large_bodies_travel_as_frames() -> None:
@@ -29,6 +39,15 @@ def test_nonsense_is_a_protocol_error(data: bytes) -> None:
 def test_a_missing_frame_is_a_protocol_error() -> None:
     with pytest.raises(ProtocolError):
         body_of(3, [])
+
+
+def test_text_that_has_no_utf8_goes_all_the_same() -> None:
+    outbox = Outbox()
+    for _ in range(2):
+        outbox.records.append((1, "caf\udce9", outbox.attach(b"l" * FRAME_BYTES)))
+        blob, frames = outbox.seal()
+        assert (unpack(blob), frames) == ([1, (1, "caf?", 0)], [b"l" * FRAME_BYTES])
+    assert read_answer_block(answer_block("caf\udce9", (("k", "v"),))) == ("caf?", (("k", "v"),))
 
 
 def test_origin_round_trip() -> None:

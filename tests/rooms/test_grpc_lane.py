@@ -92,6 +92,9 @@ class Stand:
             raise RuntimeError("a secret")
         elif text == "away":
             raise DeploymentUnavailableError("app_Model", "it does not start")
+        elif text == "set, no UTF-8":
+            grpc_context.set_code(grpc.StatusCode.NOT_FOUND)
+            raise FileNotFoundError("caf\udce9")
         elif text == "wrong":
             return 7  # type: ignore[return-value]
         return text
@@ -249,13 +252,14 @@ async def test_metadata_go_both_ways(room: GrpcRoom) -> None:
         ("set", "FAILED_PRECONDITION", "not yet"),
         ("set and raise", "ABORTED", "lost the race"),
         ("status", "OUT_OF_RANGE", "past the end"),
+        ("set, no UTF-8", "NOT_FOUND", "caf?"),
         ("raise", "INTERNAL", "Internal Server Error (request id r-1)"),
         ("wrong", "INTERNAL", "Internal Server Error (request id r-1)"),
         ("away", "UNAVAILABLE", "app_Model is unavailable: it does not start"),
     ],
 )
 async def test_how_a_method_ends_is_the_status(room: GrpcRoom, what: str, code: str, details: str) -> None:
-    found = await outcome(room.method("Fail")(what, metadata=(("request_id", "r-1"),)))
+    found = await outcome(room.method("Fail")(what, metadata=(("request_id", "r-1"),), timeout=5))
     assert found == (code, details, {"request_id": "r-1"})
 
 
