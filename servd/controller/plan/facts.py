@@ -181,16 +181,16 @@ class DeploymentFact:
     """What is remembered of one deployment between turns.
 
     target_key: digest of the target that the counters belong to. trouble: why it is UNHEALTHY, "" if it is not. desired:
-    replica count that the autoscaler decided, None before the first decision. lean / lean_since: direction (-1, 0, 1) in which
-    the autoscaler leans, and since when. outgrown_at: when a replica was last found to use more memory than it may.
-    failed_starts: starts that failed since the target came or was reached last, deaths soon after a start included;
-    died_early_at: the last one of those. failures: as many of them as the pause until the next try follows from. is_judged: so
-    many failed that it is UNHEALTHY for them. is_stalled: some of the new replicas had come up then, beside older ones: no
-    further one takes the place of an older one. unfit_version / unfit_reason: version whose preloaded instance cannot be
-    forked, and why. spawned_version / spawned_reason: version whose replicas are spawned because a forked one waited for a
+    replica count that the autoscaler decided, None before the first decision and at a capacity of 0. lean / lean_since:
+    direction (-1, 0, 1) in which the autoscaler leans, and since when. outgrown_at: when a replica was last found to use more
+    memory than it may. failed_starts: starts that failed since the target came or was reached last, deaths soon after a start
+    included; died_early_at: the last one of those. failures: as many of them as the pause until the next try follows from.
+    is_judged: so many failed that it is UNHEALTHY for them. is_stalled: some of the new replicas had come up then, beside older
+    ones: no further one takes the place of an older one. unfit_version / unfit_reason: version whose preloaded instance cannot
+    be forked, and why. spawned_version / spawned_reason: version whose replicas are spawned because a forked one waited for a
     thread that the fork had left behind, and which that was. template_error: why the last fork server or template of its did
-    not come up, "" once one stands ready. is_host_limit: the last start failed because the host gave no
-    more. decisions: the autoscaler's last ones, oldest first. restarts: how many of its replicas died or had to be ended.
+    not come up, "" once one stands ready. is_host_limit: the last start failed because the host gave no more. decisions: the
+    autoscaler's last ones, oldest first. restarts: how many of its replicas died or had to be ended.
     """
 
     app: str

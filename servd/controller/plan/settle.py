@@ -77,6 +77,10 @@ def deployment_status(
 def _take_wish(wish: ApplicationGoal, observed: Observed) -> None:
     fact = observed.applications.get(wish.name)
     active = fact.active_goal if fact is not None else None
+    if fact is not None and fact.goal.target_capacity != wish.target_capacity:
+        for one in list(observed.deployments.values()):
+            if one.app == wish.name and one.trigger == "AUTOSCALING":
+                observed.put(replace(one, trigger="CONFIG_UPDATE_STARTED"))
     if fact is None:
         ordinal = 1 + max((a.ordinal for a in observed.applications.values()), default=0)
         observed.put(ApplicationFact(wish.name, ordinal, wish))
@@ -339,7 +343,8 @@ def _autoscale(
     )
     updated = replace(
         fact,
-        desired=decision.target,
+        # at none at all nothing is decided: whatever comes after begins anew
+        desired=None if target.capacity == 0 else decision.target,
         lean=decision.lean,
         lean_since=decision.lean_since if decision.lean else 0.0,
         reason=decision.reason if decision.target != current or not fact.reason else fact.reason,

@@ -171,7 +171,11 @@ def wanted_count(target: DeploymentTarget, fact: DeploymentFact | None) -> int:
     """Replicas that the deployment shall have now."""
     if target.autoscaling is None or target.pinned is not None:
         return at_capacity(target.num_replicas if target.pinned is None else target.pinned, target.capacity)
-    return first_target(target.autoscaling) if fact is None or fact.desired is None else fact.desired
+    if fact is None or fact.desired is None:
+        return first_target(target.autoscaling)
+    # decided at another capacity, perhaps
+    low, high = target.autoscaling["min_replicas"], target.autoscaling["max_replicas"]
+    return int(max(low, min(high, fact.desired)))
 
 
 def failures_allowed(target: DeploymentTarget, fact: DeploymentFact | None) -> int:
@@ -325,17 +329,11 @@ def _target(
         pinned=pinned,
         options=options,
         shown=_shown(identifier, options, shown_options, autoscaling, pinned, built, override or {}),
-        key=digest(
-            version, config_version, autoscaling, options["num_replicas"], pinned, options, *_if_given(capacity)
-        ),
+        # without the capacity: what is remembered, the autoscaler's count first of all, is as true at another one
+        key=digest(version, config_version, autoscaling, options["num_replicas"], pinned, options),
         imports_anew=imports_anew,
         capacity=capacity,
     )
-
-
-def _if_given(value: Any) -> list[Any]:
-    # a digest must not change for what nobody wrote: facts of before an upgrade are compared with it
-    return [] if value is None else [value]
 
 
 def _effective_options(app: ApplicationGoal, built: BuiltDeployment, override: Mapping[str, Any]) -> dict[str, Any]:

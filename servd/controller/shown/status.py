@@ -221,7 +221,9 @@ def _deployment(app: ApplicationFact, name: str, observed: Observed, pool: Pool,
         target_num_replicas=wanted_count(target, fact) if target and not app.deleting else 0,
         replicas=tuple(_replica(replica, observed) for replica in replicas),
         recent_dead=tuple(_dead(one, observed) for one in dead),
-        autoscaling={"target": fact.desired, "reason": fact.reason} if autoscaled and fact else None,
+        autoscaling={"target": wanted_count(target, fact), "reason": fact.reason}
+        if target and autoscaled and fact
+        else None,
         standing=deployment_standing(
             status,
             app,
