@@ -14,8 +14,8 @@ NO_TEXT = "<exception str() failed>"
 _LONGEST_CHAIN = 100
 
 
-def text_of(error: BaseException) -> str:
-    """`str(error)`, or a text that says that there is none."""
+def text_of(error: object) -> str:
+    """`str(error)` of an exception or whatever else, or a text that says that there is none."""
     try:
         return str(str(error))
     except BaseException:

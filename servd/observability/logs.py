@@ -17,7 +17,7 @@ from servd.ground.names import in_file_name, on_one_line, without_controls
 from servd.ground.quick_dataclass import dataclass
 from servd.ground.settings import is_on, variable
 from servd.observability.application_lines import ApplicationLines, PrintedLines
-from servd.observability.described import report_of
+from servd.observability.described import report_of, text_of
 from servd.observability.log_file import LogFile
 from servd.observability.shown_lines import ShownLines
 
@@ -317,14 +317,14 @@ class LineFormatter(logging.Formatter):
         # one that has come through a queue has only the text of its exception
         trace = self.formatException(record.exc_info) if record.exc_info else record.exc_text
         parts = (record.getMessage(), trace, record.stack_info)
-        message = "\n".join(_bounded(part) for part in parts if part)
+        message = "\n".join(_bounded(part.rstrip("\n")) for part in parts if part)
         request = self._request_fields() if self._request_fields else ("", "", "")
         if self.is_json:
             return self._json(record, message, request)
         known = on_one_line(" ".join(filter(None, (self._component, self._component_id, *request))))
         place = f"{record.filename}:{record.lineno}" if record.lineno else record.filename
         level = on_one_line(record.levelname)
-        further = "".join(f" {name}={on_one_line(str(value))}" for name, value in self._further(record))
+        further = "".join(f" {name}={on_one_line(_bounded(text_of(value)))}" for name, value in self._further(record))
         return f"{level} {self.formatTime(record)} {known} {place}{further} - {_as_text(message)}"
 
     def _further(self, record: logging.LogRecord) -> list[tuple[str, Any]]:
@@ -349,12 +349,22 @@ class LineFormatter(logging.Formatter):
         }
         found = {key: value for key, value in fields.items() if value != ""}
         # last: the level comes first in each line, which is how lines are told from what goes on with them
-        further = {name: value for name, value in self._further(record) if name not in found}
-        return json.dumps({**found, **further}, default=str)
+        further = {name: _in_json(value) for name, value in self._further(record) if name not in found}
+        return json.dumps({**found, **further})
+
+
+def _in_json(value: Any) -> Any:
+    """The value in terms of JSON; as bounded text where it has none, or long ones, or its code raises."""
+    try:
+        text = json.dumps(value, default=str)
+        if len(text) <= LONGEST_MESSAGE:
+            return json.loads(text)
+    except BaseException:
+        pass
+    return _bounded(text_of(value))
 
 
 def _bounded(text: str) -> str:
-    text = text.rstrip("\n")
     left_out = len(text) - LONGEST_MESSAGE
     return text if left_out <= 0 else f"{text[:LONGEST_MESSAGE]} [{left_out} characters left out]"
 

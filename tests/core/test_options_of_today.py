@@ -19,8 +19,9 @@ from servd.controller.plan.targets import AUTOSCALING_DEFAULTS, resolve, wanted_
 from servd.documents.control_plane import ApplicationDocument, GoalDocument, HttpWish
 from servd.exceptions import DeployError
 from servd.ground.states import ApplicationStatus, DeployMode, ReplicaState
+from servd.observability.described import NO_TEXT
 from servd.observability.log_lines import head_of
-from servd.observability.logs import LineFormatter, style_of
+from servd.observability.logs import LONGEST_MESSAGE, LineFormatter, style_of
 from servd.proxy.forwarder import answer_failure
 from servd.wire.messages import DeploymentTargets
 from tests.core.build import (
@@ -318,6 +319,51 @@ def test_a_json_line_with_further_attributes_has_a_head() -> None:
     head = head_of(formatter.format(record))
     assert head is not None
     assert (head.level, head.known) == ("ERROR", " replica D ")
+
+
+class Unspeakable:
+    def __repr__(self) -> str:
+        raise ValueError
+
+    def __str__(self) -> str:
+        return "well"
+
+
+class Mute(Unspeakable):
+    __str__ = Unspeakable.__repr__
+
+
+@pytest.mark.parametrize(
+    ("args", "text", "in_json"),
+    [
+        ((Unspeakable(),), NO_TEXT, ["well"]),
+        ((Mute(),), NO_TEXT, NO_TEXT),
+        ({(1, 2): 3}, "{(1, 2): 3}", "{(1, 2): 3}"),
+        ((1, None, 0.5), "(1, None, 0.5)", [1, None, 0.5]),
+        (7, "7", 7),
+        (None, "None", None),
+    ],
+)
+def test_a_line_is_written_whatever_its_further_attributes_are(args: Any, text: str, in_json: Any) -> None:
+    formatter = LineFormatter("replica", "D", None)
+    formatter.attributes = ("args",)
+    record = logging.makeLogRecord({"args": args})
+    record.getMessage = lambda: "ripe"  # type: ignore[method-assign]
+    assert formatter.format(record).endswith(f" args={text} - ripe")
+    formatter.is_json = True
+    assert json.loads(formatter.format(record))["args"] == in_json
+
+
+@pytest.mark.parametrize("is_json", [False, True])
+@pytest.mark.parametrize("args", [("x" * 10**6,), "x" * 10**6, ([7] * 10**5,)])
+def test_further_attributes_are_as_long_as_a_message_at_most(args: Any, is_json: bool) -> None:
+    formatter = LineFormatter("replica", "D", None)
+    formatter.is_json, formatter.attributes = is_json, ("args",)
+    record = logging.makeLogRecord({"args": args})
+    record.getMessage = lambda: "ripe"  # type: ignore[method-assign]
+    line = formatter.format(record)
+    assert len(line) < LONGEST_MESSAGE + 1000
+    assert "characters left out]" in line
 
 
 def test_an_empty_goal_has_no_capacity() -> None:
