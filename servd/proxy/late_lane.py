@@ -114,6 +114,11 @@ class LateGrpc:
         return bool(self._start.grpc_port) and self._lane is None
 
     @property
+    def is_untried(self) -> bool:
+        """Whether nobody knows yet if it will take calls."""
+        return self.is_due and not self.trouble
+
+    @property
     def ongoing(self) -> int:
         """Calls under way."""
         return self._lane.ongoing if self._lane is not None else 0
@@ -136,7 +141,8 @@ class LateGrpc:
             files = (start.tls_cert, start.tls_key, start.grpc_tls_ca)
             certificate = module.GrpcCertificate(*files) if start.tls_cert else None
             await lane.open(start.host, start.grpc_port, certificate, self._forwarder.limits.keep_alive)
-        except (ImportError, OSError, RuntimeError, ValueError) as error:
+        # another release of grpcio may raise anything
+        except Exception as error:
             said = f"no gRPC on port {start.grpc_port}: {error}"
             if said != self.trouble:
                 logger.error("grpc_not_opened port=%d reason=%s", start.grpc_port, error)

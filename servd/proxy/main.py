@@ -209,7 +209,7 @@ class Proxy:
 
     def _report(self) -> None:
         own = self._doors.get(self._start.slot)
-        is_listening = own is not None and own.has_opened and self._drain_s is None
+        is_listening = own is not None and own.has_opened and self._drain_s is None and not self._grpc.is_untried
         ongoing, trouble = self._listener.ongoing + self._grpc.ongoing, self._trouble or self._grpc.trouble
         self._link.send(ProxyReport(self._start.proxy_id, is_listening, self._connections, ongoing, trouble))
 
@@ -235,7 +235,14 @@ class Proxy:
             self._opening = self._loop.create_task(self._open())
 
     async def _open(self) -> None:
-        await self._grpc.open()
+        await self._open_doors()
+        if self._grpc.is_due and self._drain_s is None:
+            # only now: loading it takes a while, and may go wrong in any way
+            await self._grpc.open()
+            await self._open_doors()
+        self._report()
+
+    async def _open_doors(self) -> None:
         while (missing := self._slots - self._doors.keys()) and self._drain_s is None:
             slot, sock = min(missing), self._socks[min(missing)]
             door = self._doors[slot] = Door(self._loop, sock, self._serve, lambda: HttpConnection(self._listener))
@@ -248,7 +255,6 @@ class Proxy:
             await door.close()
             self._pauses += door.pauses
             logger.info("proxy_stands_in_no_more slot=%d", slot)
-        self._report()
 
     async def _serve(self, sock: socket.socket, make_protocol: Callable[[], asyncio.Protocol]) -> asyncio.Server:
         return await self._loop.create_server(

@@ -8,12 +8,15 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from servd.controller.control_server import ControlServer
 from servd.daemon.listeners import Listeners
 from servd.daemon.unix_sockets import bind_unix
 from servd.ground.settings import control_socket
 from servd.observability.access_log import AccessLog
 from servd.observability.log_file import LogFile
+from servd.proxy import late_lane
 from servd.proxy.main import Proxy
 from servd.wire.messages import PROXY, Hello, ProxyGoal, ProxyReport, ProxyStart, Routing
 
@@ -46,13 +49,15 @@ class Heard:
 
 
 @contextlib.asynccontextmanager
-async def a_proxy(directory: Path, socks: list[socket.socket]) -> AsyncIterator[tuple[ControlServer, Heard]]:
+async def a_proxy(
+    directory: Path, socks: list[socket.socket], grpc_port: int = 0
+) -> AsyncIterator[tuple[ControlServer, Heard]]:
     """The proxy of slot 0 among these, which listens."""
     heard = Heard()
     server = ControlServer(heard, 1)
     await server.open(bind_unix(control_socket(str(directory))))
     server.publish(Routing(0))
-    start = ProxyStart("p", 0, "token", "127.0.0.1", 0, "", str(directory), str(directory), str(directory))
+    start = ProxyStart("p", 0, "token", "127.0.0.1", 0, "", *[str(directory)] * 3, grpc_port=grpc_port)
     access = AccessLog(LogFile(directory / "log"), "http_proxy", "127.0.0.1", ("http1.py", 7))
     proxy = Proxy(start, socks, access)
     thresholds = gc.get_threshold()
@@ -102,6 +107,22 @@ async def test_who_waits_at_a_slot_without_a_proxy_is_served_by_the_one_that_sta
         assert await answered(await asked(own)) == b"HTTP/1.1 404 Not Found"
     for sock in socks:
         sock.close()
+
+
+async def test_http_waits_for_nothing_of_grpc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sock = Listeners().bind_admin("127.0.0.1", 0)
+    answers = []
+
+    async def load(name: str) -> None:
+        answers.append(await answered(await asked(sock.getsockname()[1])))
+        raise AttributeError("of another grpcio")
+
+    monkeypatch.setattr(late_lane, "load", load)
+    async with a_proxy(tmp_path, [sock.dup()], grpc_port=9000) as (_, heard):
+        assert answers[0] == b"HTTP/1.1 404 Not Found"
+        report = await asyncio.wait_for(heard.reports.get(), LIMIT_S)
+        assert (report.listening, report.trouble) == (True, "no gRPC on port 9000: of another grpcio")
+    sock.close()
 
 
 @contextlib.asynccontextmanager
