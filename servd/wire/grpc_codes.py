@@ -1,5 +1,6 @@
 """Status codes of gRPC. Source: grpc.io, "Status codes and their use in gRPC"."""
 
+import math
 from enum import IntEnum
 
 
@@ -25,5 +26,15 @@ class Code(IntEnum):
     UNAUTHENTICATED = 16
 
 
-PUSHBACK = ("grpc-retry-pushback-ms", "1000")
-"""Trailing metadata of a refusal: when a client that tries again should do so."""
+_PUSHBACK_MS = 1000
+_MOST_MS = 2**31 - 1
+
+
+def pushback(seconds: float | None = None) -> tuple[str, str]:
+    """Trailing metadata of a refusal: when a client that tries again should do so.
+
+    Args:
+        seconds: None where nobody said.
+    """
+    ms = _PUSHBACK_MS if seconds is None else math.ceil(min(seconds * 1000, _MOST_MS))
+    return "grpc-retry-pushback-ms", str(ms)

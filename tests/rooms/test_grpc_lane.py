@@ -14,7 +14,7 @@ from servd.app.grpc_servicers import Codec  # noqa: E402
 from servd.calls.grpc_services import Health, health_answer  # noqa: E402
 from servd.calls.replica_context import ReplicaContext  # noqa: E402
 from servd.calls.request_context import current_request, get_multiplexed_model_id  # noqa: E402
-from servd.exceptions import DeploymentUnavailableError, gRPCStatusError  # noqa: E402
+from servd.exceptions import BackPressureError, DeploymentUnavailableError, gRPCStatusError  # noqa: E402
 from servd.grpc_util import RayServegRPCContext, gRPCInputStream  # noqa: E402
 from servd.observability.journal import Journal  # noqa: E402
 from servd.proxy.grpc.certificate import GrpcCertificate  # noqa: E402
@@ -95,6 +95,8 @@ class Stand:
         elif text == "set, no UTF-8":
             grpc_context.set_code(grpc.StatusCode.NOT_FOUND)
             raise FileNotFoundError("caf\udce9")
+        elif text == "busy":
+            raise BackPressureError("app_Model", 3, 3, 429, 7.5)
         elif text == "wrong":
             return 7  # type: ignore[return-value]
         return text
@@ -263,6 +265,12 @@ async def test_how_a_method_ends_is_the_status(room: GrpcRoom, what: str, code: 
     assert found == (code, details, {"request_id": "r-1"})
 
 
+async def test_a_refusal_that_a_method_met_says_when_to_come_again(room: GrpcRoom) -> None:
+    code, details, trailing = await outcome(room.method("Fail")("busy"))
+    assert (code, details) == ("RESOURCE_EXHAUSTED", "app_Model: 3 requests waiting, 3 allowed")
+    assert trailing["grpc-retry-pushback-ms"] == "7500"
+
+
 @pytest.mark.parametrize(
     ("name", "metadata", "code", "words"),
     [
@@ -295,13 +303,14 @@ async def test_a_replica_without_servicers_says_so_and_serves_on(room: GrpcRoom)
     assert (await room.get("/x")).endswith(b"GET /x")
 
 
-async def test_who_finds_the_line_full_is_told_when_to_come_again() -> None:
+@pytest.mark.parametrize(("refusal", "ms"), [((503, None), "1000"), ((429, 2.5), "2500"), ((503, 0), "0")])
+async def test_who_finds_the_line_full_is_told_when_to_come_again(refusal: Any, ms: str) -> None:
     async with GrpcRoom() as room:
-        room.announce(await room.stand(limit=1), max_queued_requests=0)
+        room.announce(await room.stand(limit=1), max_queued_requests=0, backpressure=refusal)
         first = room.method("Wait")("a")
         await wait_until(lambda: room.servers[next(iter(room.servers))].ongoing == 1)
         code, _, trailing = await outcome(room.method("Wait")("b"))
-        assert (code, trailing["grpc-retry-pushback-ms"]) == ("RESOURCE_EXHAUSTED", "1000")
+        assert (code, trailing["grpc-retry-pushback-ms"]) == ("RESOURCE_EXHAUSTED", ms)
         room.stands[0].gate.set()
         assert await first == "a"
 

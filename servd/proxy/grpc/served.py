@@ -16,7 +16,7 @@ from servd.observability.access_log import Labels
 from servd.observability.journal import Journal
 from servd.proxy.grpc.outgoing import GrpcCall, Metadata
 from servd.proxy.grpc.table import GrpcTable
-from servd.wire.grpc_codes import PUSHBACK, Code
+from servd.wire.grpc_codes import Code, pushback
 from servd.wire.grpc_messages import GrpcMethod, GrpcRoute
 from servd.wire.http_answers import text_for_clients
 from servd.wire.records import read_answer_block
@@ -188,7 +188,7 @@ async def _read(messages: AsyncIterator[bytes], call: GrpcCall) -> None:
 def failure_of(error: Exception) -> tuple[Code, Metadata]:
     """Code and trailing metadata for a call that never got its answer."""
     if isinstance(error, BackPressureError):
-        return Code.RESOURCE_EXHAUSTED, (PUSHBACK,)
+        return Code.RESOURCE_EXHAUSTED, (pushback(error.retry_after_s),)
     if isinstance(error, TimeoutError):
         return Code.DEADLINE_EXCEEDED, ()
     if isinstance(error, NoRouteError):

@@ -15,11 +15,11 @@ from servd.calls.request_context import RequestContext, current_request
 from servd.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException, gRPCStatusError
 from servd.ground.settings import SHOW_TRACEBACKS, is_on
 from servd.grpc_util import RayServegRPCContext, code_of, gRPCInputStream
-from servd.observability.described import text_of
+from servd.observability.described import slot, text_of
 from servd.observability.tracebacks import user_traceback
 from servd.replica.grpc.exchange import GrpcExchange
 from servd.replica.grpc.reflection import reflected
-from servd.wire.grpc_codes import PUSHBACK, Code
+from servd.wire.grpc_codes import Code, pushback
 from servd.wire.http_answers import text_for_clients
 from servd.wire.records import STREAMED_BODY, body_of
 
@@ -185,7 +185,11 @@ def _failure(error: BaseException, request_id: str, *, is_late: bool) -> tuple[C
     if is_late:
         return Code.DEADLINE_EXCEEDED, "the time limit of the request passed while its method ran", ()
     if issubclass(kind, BackPressureError):
-        return Code.RESOURCE_EXHAUSTED, text_for_clients(text_of(error)), (PUSHBACK,)
+        return (
+            Code.RESOURCE_EXHAUSTED,
+            text_for_clients(text_of(error)),
+            (pushback(slot(error, "__dict__").get("retry_after_s")),),
+        )
     if issubclass(kind, DeploymentUnavailableError):
         return Code.UNAVAILABLE, text_for_clients(text_of(error)), ()
     text = f"Internal Server Error (request id {request_id})"
