@@ -95,6 +95,10 @@ class Stand:
         elif text == "set, no UTF-8":
             grpc_context.set_code(grpc.StatusCode.NOT_FOUND)
             raise FileNotFoundError("caf\udce9")
+        elif text == "no status":
+            raise gRPCStatusError(KeyError("x"), "NOT_FOUND")
+        elif text == "no text":
+            raise gRPCStatusError(KeyError("x"), 5, KeyError("x"))  # type: ignore[arg-type]
         elif text == "busy":
             raise BackPressureError("app_Model", 3, 3, 429, 7.5)
         elif text == "wrong":
@@ -254,6 +258,8 @@ async def test_metadata_go_both_ways(room: GrpcRoom) -> None:
         ("set", "FAILED_PRECONDITION", "not yet"),
         ("set and raise", "ABORTED", "lost the race"),
         ("status", "OUT_OF_RANGE", "past the end"),
+        ("no status", "INTERNAL", "Internal Server Error (request id r-1)"),
+        ("no text", "INTERNAL", "Internal Server Error (request id r-1)"),
         ("set, no UTF-8", "NOT_FOUND", "caf?"),
         ("raise", "INTERNAL", "Internal Server Error (request id r-1)"),
         ("wrong", "INTERNAL", "Internal Server Error (request id r-1)"),

@@ -152,6 +152,14 @@ class GrpcService:
         return found
 
     def _fail(self, exchange: GrpcExchange, error: BaseException, about: RayServegRPCContext) -> None:
+        try:
+            self._tell_end(exchange, error, about)
+        # user code may have put anything into its error, and the client waits
+        except Exception as wrong:
+            tell(wrong, exchange.method.rpartition("/")[2])
+            exchange.finish(*_failure(wrong, exchange.context.request_id, is_late=False))
+
+    def _tell_end(self, exchange: GrpcExchange, error: BaseException, about: RayServegRPCContext) -> None:
         trailing = about.trailing_metadata()
         if about.code() is not None and code_of(about.code()) is not Code.OK:
             exchange.finish(code_of(about.code()), about.details() or text_of(error), trailing)
