@@ -46,7 +46,7 @@ def test_text_that_has_no_utf8_goes_all_the_same() -> None:
     for _ in range(2):
         outbox.records.append((1, "caf\udce9", outbox.attach(b"l" * FRAME_BYTES)))
         blob, frames = outbox.seal()
-        assert (unpack(blob), frames) == ([1, (1, "caf?", 0)], [b"l" * FRAME_BYTES])
+        assert (unpack(blob), frames) == ((1, (1, "caf?", 0)), [b"l" * FRAME_BYTES])
     assert read_answer_block(answer_block("caf\udce9", (("k", "v"),))) == ("caf?", (("k", "v"),))
 
 

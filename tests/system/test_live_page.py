@@ -183,6 +183,7 @@ def test_with_a_token_there_is_a_login(page: Tab, tmp_path: Path) -> None:
         page.type("sesame")
         page.press("Enter")
         page.shows("not the token")
+        page.wait("document.activeElement.id === 'token'")
         page.type("open sesame")
         page.press("Enter")
         page.shows("2 of 2", "#apps")
