@@ -258,7 +258,7 @@ def test_commands_of_a_daemon_are_not_sent_to_a_cluster(monkeypatch: pytest.Monk
     check_engine("deploy")
     with pytest.raises(typer.Exit):
         check_engine("history")
-    own = {command.callback.__name__ for command in [*cli.app.registered_commands] if command.callback}
+    own = {command.name or command.callback.__name__ for command in cli.app.registered_commands if command.callback}
     assert own >= OWN_COMMANDS
 
 
