@@ -163,6 +163,9 @@ class Room:
             return got
         finally:
             writer.close()
+            # its descriptor is free from here on, not at some later turn
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
 
     async def get(self, path: str = "/", *headers: str, method: str = "GET", body: bytes = b"") -> bytes:
         """The whole answer to one request on a connection of its own."""

@@ -148,6 +148,8 @@ async def test_a_replica_that_could_not_be_connected_to_is_tried_again_while_oth
         room.route(first)
         assert b"200 OK" in await room.get()
         router = room.caller.router_of("app_Echo")
+        # both ends of what asked just now: closed amid what follows, they would leave two descriptors more
+        await wait_until(lambda: not room.listener.connections)
         with few_descriptors(left):
             room.route(first, second)
             # with two of them ZeroMQ finds out, a moment later, that there is none for the connection
@@ -155,7 +157,8 @@ async def test_a_replica_that_could_not_be_connected_to_is_tried_again_while_oth
         assert b"200 OK" in await room.get()
         await wait_until(lambda: len(router.candidates) == 2)
         lines = [record.message for record in caplog.records if "not_connected" in record.message]
-        assert len(lines) == (1 if left < 2 else 0)
+        # of two, the next try finds none or one, as ZeroMQ has closed what the last one opened by then or not
+        assert len(lines) == 1 if left < 2 else len(lines) <= 1
         assert all("ulimit -n" in line for line in lines)
 
 
