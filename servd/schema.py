@@ -30,7 +30,8 @@ from servd.documents.answers import (
 )
 from servd.documents.bounds import Positive, Replicas
 from servd.documents.checked import Document, Fault, Place, validated
-from servd.documents.control_plane import ApplicationDocument, GoalDocument, HttpWish
+from servd.documents.control_plane import ApplicationDocument, GoalDocument
+from servd.documents.sent import HttpWish
 from servd.documents.statuses import ApplicationOverview as ApplicationStatusOverview
 from servd.documents.statuses import DeploymentOverview as DeploymentStatusOverview
 from servd.documents.statuses import ServeStatus

@@ -14,6 +14,7 @@ from servd.daemon.admin_client import AdminClient
 from servd.documents import runtime_env
 from servd.documents.control_plane import GoalDocument
 from servd.documents.files import dump_yaml
+from servd.documents.sent import top_level
 from servd.exceptions import ConfigError
 from servd.schema import parse_v1, parse_v2
 
@@ -151,7 +152,8 @@ def _goal_of(document: CheckedDocument) -> GoalDocument:
 
 
 def _as_stored(document: CheckedDocument) -> dict[str, Any]:
-    return _goal_of(document).stored
+    goal = _goal_of(document)
+    return top_level(goal, goal.stored["applications"]) if document.multi_app else goal.stored
 
 
 def validate(path: str) -> None:

@@ -33,12 +33,12 @@ from servd.documents.control_plane import (
     ApplicationDocument,
     ChangePlan,
     GoalDocument,
-    HttpWish,
     InstanceView,
     Pruned,
     RevisionView,
     check_match,
 )
+from servd.documents.sent import HttpWish
 from servd.exceptions import (
     DeployError,
     GoalNotSavedError,

@@ -5,7 +5,8 @@ from dataclasses import asdict, fields
 from typing import Any, TypeVar
 
 from servd.controller.plan.goal import ApplicationGoal, Goal, HttpGoal
-from servd.documents.control_plane import ApplicationDocument, HttpWish
+from servd.documents.control_plane import ApplicationDocument
+from servd.documents.sent import HttpWish
 from servd.ground.states import DeployMode
 
 _T = TypeVar("_T")

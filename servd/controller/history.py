@@ -75,7 +75,7 @@ def last_that_ran(store: GoalStore, code_dir: str) -> int | None:
 def _wish(goal: Goal) -> tuple[object, ...]:
     """What a rollback would bring back."""
     applications = [(app.document, app.snapshots) for app in goal.applications]
-    return goal.running, goal.mode, goal.asked, goal.logging_config, applications
+    return goal.running, goal.mode, goal.asked, goal.logging_config, goal.target_capacity, applications
 
 
 def _has_code(goal: Goal, code_dir: str) -> bool:
@@ -113,4 +113,6 @@ def _view(row: Revision, goal: Goal) -> RevisionView:
         http=goal.asked,
         outcome=row.outcome,
         applications={app.name: app.document.stored for app in goal.applications},
+        logging_config=goal.logging_config,
+        target_capacity=goal.target_capacity,
     )

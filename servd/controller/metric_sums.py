@@ -75,7 +75,7 @@ def _todays_name(name: str, kind: str) -> str:
 
 def _todays_labels(pairs: Pairs) -> Pairs:
     """Deployments by their bare names: the application has a label of its own."""
-    prefix = next((f"{value}_" for name, value in pairs if name == "application"), "")
+    prefix = next((f"{value}_" for name, value in pairs if name == "application" and value), "")
     return tuple((name, value.removeprefix(prefix) if name == "deployment" else value) for name, value in pairs)
 
 

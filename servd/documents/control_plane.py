@@ -4,6 +4,7 @@ from dataclasses import field
 from typing import Any, Literal, Protocol
 
 from servd.documents.controller_views import ControllerHealth, ScalingView, UpgradeOffer, UpgradeView
+from servd.documents.sent import HttpWish
 from servd.exceptions import RevisionConflictError
 from servd.ground.quick_dataclass import dataclass
 from servd.ground.states import (
@@ -17,21 +18,6 @@ from servd.ground.states import (
     RevisionOutcome,
     StatusTrigger,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class HttpWish:
-    """Options of HTTP and gRPC that a document sent; None = not sent, so it never conflicts. A limit or port of 0 is none."""
-
-    host: str | None = None
-    port: int | None = None
-    root_path: str | None = None
-    location: str | None = None
-    request_timeout_s: float | None = None
-    grpc_port: int | None = None
-    grpc_servicers: tuple[str, ...] | None = None
-    grpc_request_timeout_s: float | None = None
-    grpc_reflection: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +207,7 @@ class InstanceView:
 class RevisionView:
     """One accepted change of the goal. at: wall time, seconds. origin: who asked for it, how and from where.
     applications: name -> stored config, None without one (`run`). http: options its document sent. outcome: what became of it.
+    logging_config, target_capacity: of the document's top level.
     """
 
     revision: int
@@ -231,6 +218,8 @@ class RevisionView:
     http: HttpWish
     applications: dict[str, dict[str, Any] | None]
     outcome: RevisionOutcome = RevisionOutcome.UNDECIDED
+    logging_config: dict[str, Any] = field(default_factory=dict)
+    target_capacity: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

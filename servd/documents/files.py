@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +42,11 @@ class DocumentFile:
         if not isinstance(node, yaml.ScalarNode) or node.style != "|":
             return
         first = node.start_mark.line + 1
+        lines = data.decode("utf-8-sig").splitlines()[first:]
         number, written = next((number, line) for number, line in enumerate(text.splitlines()) if line.strip())
-        line = data.decode("utf-8-sig").splitlines()[first + number]
-        self._shift = first, line.index(written)
-        self.name = outer.name
+        if number < len(lines) and lines[number].endswith(written):
+            self._shift = first, lines[number].index(written)
+            self.name = outer.name
 
     def place(self, loc: Sequence[str | int]) -> str:
         """`name:line:column` of the value at `loc` (keys and indexes), or of the nearest one around it."""
@@ -56,16 +57,21 @@ class DocumentFile:
                 mark = node.start_mark
                 continue
             pairs = node.value if isinstance(node, yaml.MappingNode) else ()
-            found = next((pair for pair in pairs if pair[0].value == str(key)), None)
+            found = _pair_of(pairs, str(key))
             if found is None:
                 break
             mark, node = found[0].start_mark, found[1]
         return f"{self.name}:{mark.line + 1 + self._shift[0]}:{mark.column + 1 + self._shift[1]}"
 
 
-def _value_at(node: yaml.Node, name: str) -> yaml.Node:
-    found: yaml.Node = next(value for key, value in node.value if key.value == name)
-    return found
+def _pair_of(pairs: Iterable[tuple[yaml.Node, yaml.Node]], key: str) -> tuple[yaml.Node, yaml.Node] | None:
+    """The last one of that key: what merge keys bring in comes before what stands there itself, which counts."""
+    return next((pair for pair in reversed([*pairs]) if pair[0].value == key), None)
+
+
+def _value_at(node: yaml.Node | None, name: str) -> yaml.Node | None:
+    found = _pair_of(node.value, name) if isinstance(node, yaml.MappingNode) else None
+    return found[1] if found is not None else None
 
 
 def load_document(path: str) -> DocumentFile:

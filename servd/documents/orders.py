@@ -9,7 +9,8 @@ from servd.config import DeploymentMode, LoggingConfig, RoutePrefix
 from servd.documents import runtime_env
 from servd.documents.bounds import MAX_REPLICAS
 from servd.documents.checked import Document, Fault
-from servd.documents.control_plane import ApplicationDocument, HttpWish
+from servd.documents.control_plane import ApplicationDocument
+from servd.documents.sent import HttpWish
 from servd.schema import HTTPOptionsSchema, Port, check_import_path, gRPCOptionsSchema
 
 

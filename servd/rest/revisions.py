@@ -6,7 +6,8 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from servd.documents.control_plane import ChangePlan, ControlPlane, HttpWish, RevisionView
+from servd.documents.control_plane import ChangePlan, ControlPlane, RevisionView
+from servd.documents.sent import top_level
 from servd.exceptions import ConfigError, UnknownNameError
 from servd.ground.states import DeployMode
 from servd.rest import shapes
@@ -24,12 +25,6 @@ DEFAULT_LIMIT = 100
 DEFAULT_KEPT = 10
 MAX_LIMIT = 10_000
 _LONGEST_NUMBER = 15
-_GRPC_OPTIONS = {
-    "port": "grpc_port",
-    "grpc_servicer_functions": "grpc_servicers",
-    "request_timeout_s": "grpc_request_timeout_s",
-    "enable_reflection": "grpc_reflection",
-}
 
 
 def revisions_resource(plane: ControlPlane) -> Resource:
@@ -107,16 +102,8 @@ def document_of(revision: RevisionView) -> dict[str, Any] | None:
     if revision.mode == DeployMode.SINGLE_APP:
         return stored.get("default")
     if revision.mode == DeployMode.MULTI_APP:
-        return {**_options(revision.http), "applications": list(stored.values())}
+        return top_level(revision, stored.values())
     return None
-
-
-def _options(http: HttpWish) -> dict[str, Any]:
-    sent = {key: value for key, value in asdict(http).items() if value is not None}
-    location = sent.pop("location", None)
-    grpc = {name: sent.pop(key) for name, key in _GRPC_OPTIONS.items() if key in sent}
-    found = {"proxy_location": location, "http_options": sent, "grpc_options": grpc}
-    return {key: value for key, value in found.items() if value}
 
 
 def _head(revision: RevisionView) -> shapes.RevisionHead:

@@ -17,7 +17,8 @@ from servd.controller.plan.change import (
     start_instance,
 )
 from servd.controller.plan.goal import Goal, HttpGoal
-from servd.documents.control_plane import ApplicationDocument, GoalDocument, HttpWish
+from servd.documents.control_plane import ApplicationDocument, GoalDocument
+from servd.documents.sent import HttpWish
 from servd.exceptions import ConfigError
 from servd.ground.states import DeployMode
 from tests.core.build import HTTP, a_goal, an_app

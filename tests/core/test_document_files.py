@@ -164,6 +164,33 @@ def test_a_ray_service_of_kuberay_is_the_config_in_it(tmp_path: Path) -> None:
         parse_v2(found.value, found.place)
 
 
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        # brought in by a merge key
+        ("kind: RayService\nx: &x\n  serveConfigV2: |\n    applications: []\nspec:\n  <<: *x\n", 4),
+        ("x: &x\n  kind: RayService\n  spec:\n    serveConfigV2: |\n      applications: []\n<<: *x\n", 5),
+        # and the other one stands there itself
+        (
+            "kind: RayService\nx: &x\n  serveConfigV2: |\n    n: 1\n"
+            "spec:\n  <<: *x\n  serveConfigV2: |\n\n      applications: []\n",
+            9,
+        ),
+    ],
+)
+def test_a_ray_service_with_merge_keys(text: str, line: int, tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text(text)
+    found = load_document(str(tmp_path / "s.yaml"))
+    assert found.value == {"applications": []}
+    assert found.place(("applications",)).startswith(f"{tmp_path / 's.yaml'}:{line}:")
+
+
+def test_a_merge_key_gives_way_to_what_stands_there_itself() -> None:
+    found = parse_document(b"a: &a {x: 1}\nb:\n  <<: *a\n  x: 2\n", "f")
+    assert found.value["b"] == {"x": 2}
+    assert found.place(("b", "x")) == "f:4:3"
+
+
 def test_a_ray_service_with_its_config_on_one_line(tmp_path: Path) -> None:
     file = tmp_path / "service.json"
     file.write_text('{"kind": "RayService", "spec": {"serveConfigV2": "applications: []"}}')

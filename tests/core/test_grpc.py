@@ -16,7 +16,7 @@ from servd.controller.plan.change import Situation, check_put, put
 from servd.controller.plan.data_plane import boot
 from servd.controller.plan.differences import code_fields
 from servd.controller.plan.goal import Goal, HttpGoal
-from servd.documents.control_plane import HttpWish
+from servd.documents.sent import HttpWish
 from servd.exceptions import ConfigError, NoRouteError, ProtocolError, gRPCStatusError
 from servd.grpc_util import RayServegRPCContext, code_of, gRPCInputStream
 from servd.observability.journal import Series

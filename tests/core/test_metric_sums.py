@@ -120,3 +120,9 @@ def test_todays_names_and_labels() -> None:
     assert {"ray_own_total 2.0", "ray_level 1.0"} <= {*lines}
     assert not [line for line in lines if line.startswith("serve_")]
     assert sums.text().count("\n") == len(lines)
+
+
+def test_todays_label_of_a_deployment_without_an_application() -> None:
+    sums = MetricSums()
+    sums.add([MetricFamily("mine", "gauge", "", (((("deployment", "_private"), ("application", "")), 1),))])
+    assert 'ray_mine{deployment="_private",application=""} 1.0' in sums.text(is_todays=True)

@@ -16,7 +16,8 @@ from servd.controller.plan.goal import Goal
 from servd.controller.plan.rollout import next_step, rolling_step, surge
 from servd.controller.plan.routing import routing
 from servd.controller.plan.targets import AUTOSCALING_DEFAULTS, resolve, wanted_count
-from servd.documents.control_plane import ApplicationDocument, GoalDocument, HttpWish
+from servd.documents.control_plane import ApplicationDocument, GoalDocument
+from servd.documents.sent import HttpWish
 from servd.exceptions import DeployError
 from servd.ground.states import ApplicationStatus, DeployMode, ReplicaState
 from servd.observability.described import NO_TEXT

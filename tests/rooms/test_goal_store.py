@@ -15,7 +15,8 @@ from servd.controller.fact_store import FactStore
 from servd.controller.goal_store import GoalStore
 from servd.controller.plan import change
 from servd.controller.plan.goal import ApplicationGoal, Goal, HttpGoal
-from servd.documents.control_plane import ApplicationDocument, HttpWish
+from servd.documents.control_plane import ApplicationDocument
+from servd.documents.sent import HttpWish
 from servd.exceptions import GoalNotSavedError, InvariantError, StateError, UnknownNameError
 from servd.ground.states import DeployMode, RevisionOutcome
 from servd.wire.messages import ProxyGoal

@@ -20,7 +20,6 @@ from servd.documents.control_plane import (
     DeploymentView,
     GoalDocument,
     HttpView,
-    HttpWish,
     InstanceView,
     ProxyView,
     Pruned,
@@ -30,6 +29,7 @@ from servd.documents.control_plane import (
 )
 from servd.documents.controller_views import UpgradeOffer
 from servd.documents.figure_views import DeploymentFigures, DeploymentHistory
+from servd.documents.sent import HttpWish
 from servd.exceptions import NoAnswerError, UnknownNameError
 from servd.ground.states import (
     ApplicationStatus,

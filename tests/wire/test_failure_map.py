@@ -13,7 +13,7 @@ from servd.controller.goal_store import GoalStore
 from servd.controller.plan import change
 from servd.controller.plan.goal import Goal, HttpGoal
 from servd.controller.snapshots import take_snapshots
-from servd.documents.control_plane import HttpWish
+from servd.documents.sent import HttpWish
 from servd.exceptions import ConfigError, DeployError, GoalNotSavedError, ListenError
 from servd.ground.states import DeployMode
 from servd.rest.access import AccessRules

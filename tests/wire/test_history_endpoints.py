@@ -8,9 +8,16 @@ from typing import Any
 
 import pytest
 
+from servd.controller.goal_store import Revision
+from servd.controller.history import _view
+from servd.controller.plan.change import Situation, put
+from servd.controller.plan.goal import Goal, HttpGoal
+from servd.documents.sent import top_level
 from servd.exceptions import ConfigError
 from servd.ground.states import DeployMode
 from servd.rest.access import AccessRules
+from servd.rest.revisions import document_of
+from servd.schema import parse_v2
 from tests.wire.fake_plane import FakePlane, Server, a_revision, an_application, an_instance
 
 V1 = "/api/serve/deployments/"
@@ -50,6 +57,27 @@ def test_a_revision_shows_the_document_to_send_again(server: Server) -> None:
     assert second["http_options"] == {"port": 8001}
     assert [app["name"] for app in second["applications"]] == ["a", "b"]
     assert ask(server, "GET", f"{REVISIONS}/3")[1]["document"] == {"name": "default", "import_path": "m3:a"}
+
+
+def test_the_document_of_a_revision_is_as_its_file() -> None:
+    apps = [{"name": "a", "import_path": "m:a"}]
+    sent = {
+        "http_options": {"port": 8001, "request_timeout_s": None},
+        "applications": apps,
+        "logging_config": {"encoding": "JSON"},
+        "target_capacity": 0.0,
+        "grpc_options": {"grpc_servicer_functions": ["m:add"], "request_timeout_s": None},
+    }
+    http = HttpGoal("127.0.0.1", 8001)
+    goal = put(Goal(), parse_v2(sent), http, Situation(http, (), (), 5.0, 1), {})
+    found = document_of(_view(Revision(1, 0.0, "", ""), goal))
+    assert found is not None
+    # the order counts: `servd diff` shows it
+    assert json.dumps(found) == json.dumps(parse_v2(sent).stored)
+    # as `servd build` of today's Ray writes it
+    built = {"http_options": {}, "applications": apps, "grpc_options": {"port": 9000, "grpc_servicer_functions": []}}
+    again = parse_v2({**sent, **built})
+    assert "port" not in top_level(again, apps)["grpc_options"]
 
 
 @pytest.mark.parametrize("number", ["9", "x", "-1", "1.0", "%C2%B2", "9" * 5000])

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from servd.documents.control_plane import HttpWish
+from servd.documents.sent import HttpWish
 from servd.ground.states import ApplicationStatus, DeployMode
 from servd.rest.access import AccessRules
 from servd.schema import ServeInstanceDetails

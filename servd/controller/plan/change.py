@@ -10,8 +10,9 @@ from servd.controller.plan.data_plane import flag_options
 from servd.controller.plan.goal import ApplicationGoal, Goal, HttpGoal
 from servd.controller.plan.observed import Observed
 from servd.controller.plan.settle import route_prefix
-from servd.documents.control_plane import ApplicationDocument, GoalDocument, HttpWish
+from servd.documents.control_plane import ApplicationDocument, GoalDocument
 from servd.documents.runtime_env import check_application
+from servd.documents.sent import HttpWish
 from servd.exceptions import ConfigError
 from servd.ground.ids import DeploymentID
 from servd.ground.names import check_name

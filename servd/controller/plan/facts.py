@@ -10,7 +10,8 @@ from typing import Any
 
 from servd.controller.plan.goal import ApplicationGoal, Goal, HttpGoal
 from servd.controller.plan.resources import Held
-from servd.documents.control_plane import ApplicationDocument, HttpWish
+from servd.documents.control_plane import ApplicationDocument
+from servd.documents.sent import HttpWish
 from servd.ground.ids import DeploymentID
 from servd.ground.quick_dataclass import dataclass
 from servd.ground.states import ROUTABLE, ReplicaState, UpgradeStage

@@ -3,7 +3,8 @@
 from dataclasses import field
 from typing import Any
 
-from servd.documents.control_plane import ApplicationDocument, HttpWish
+from servd.documents.control_plane import ApplicationDocument
+from servd.documents.sent import HttpWish
 from servd.ground.quick_dataclass import dataclass
 from servd.ground.states import DeployMode
 

@@ -1,0 +1,68 @@
+"""A V2 document as it was sent, from what the goal keeps of it."""
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any, Protocol
+
+from servd.ground.quick_dataclass import dataclass
+
+_GRPC_OPTIONS = {
+    "port": "grpc_port",
+    "grpc_servicer_functions": "grpc_servicers",
+    "request_timeout_s": "grpc_request_timeout_s",
+    "enable_reflection": "grpc_reflection",
+}
+_LIFTED_BY_NULL = frozenset({"request_timeout_s", "grpc_request_timeout_s"})
+"""Of an `HttpWish`: 0 there is a `null` in the document."""
+
+
+@dataclass(frozen=True, slots=True)
+class HttpWish:
+    """Options of HTTP and gRPC that a document sent; None = not sent, so it never conflicts. A limit or port of 0 is none."""
+
+    host: str | None = None
+    port: int | None = None
+    root_path: str | None = None
+    location: str | None = None
+    request_timeout_s: float | None = None
+    grpc_port: int | None = None
+    grpc_servicers: tuple[str, ...] | None = None
+    grpc_request_timeout_s: float | None = None
+    grpc_reflection: bool | None = None
+
+
+class TopLevel(Protocol):
+    """What is kept of a document beside its applications."""
+
+    @property
+    def http(self) -> HttpWish:
+        """Options of HTTP and gRPC."""
+        ...
+
+    @property
+    def logging_config(self) -> dict[str, Any]:
+        """{} for none."""
+        ...
+
+    @property
+    def target_capacity(self) -> float | None:
+        """Percent of every count; None = all."""
+        ...
+
+
+def top_level(of: TopLevel, applications: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """The document, in the order of the contract; options that say nothing are left out."""
+    sent = {key: value for key, value in asdict(of.http).items() if value is not None}
+    for key in _LIFTED_BY_NULL & sent.keys():
+        sent[key] = sent[key] or None
+    location = sent.pop("location", None)
+    grpc = {name: sent.pop(key) for name, key in _GRPC_OPTIONS.items() if key in sent}
+    found = {
+        "proxy_location": location,
+        "http_options": sent or None,
+        "applications": list(applications),
+        "logging_config": of.logging_config or None,
+        "target_capacity": of.target_capacity,
+        "grpc_options": grpc or None,
+    }
+    return {key: value for key, value in found.items() if value is not None}
