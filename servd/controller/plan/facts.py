@@ -354,7 +354,6 @@ class UpgradeFact:
 
 Fact = ForkServerFact | ReplicaFact | DeploymentFact | ApplicationFact | ProxyFact | DataPlaneFact | UpgradeFact
 
-
 register_message(
     ApplicationDocument, ApplicationGoal, Goal, HttpGoal, HttpWish,
     ForkServerFact, ReplicaFact, DeadReplicaFact, DeploymentFact, ApplicationFact, ProxyFact, DataPlaneFact,
