@@ -11,7 +11,7 @@ STATE_DIR ?= .cache/state
 SOAK_MINUTES ?= 10
 BENCH ?=
 
-.PHONY: run wheel test compiled test-all test-models test-engine faults soak lint types bench clean
+.PHONY: run wheel test compiled test-all test-models test-engine faults soak lint types docs bench clean
 
 run: $(VENV)/installed
 	@$(BIN)/python tools/quickstart.py --http-port $(HTTP_PORT) --admin-port $(ADMIN_PORT) --state-dir $(STATE_DIR)
@@ -54,6 +54,12 @@ types: $(VENV)/installed-dev
 	$(BIN)/mypy
 	$(BIN)/mypy --strict tests/typing
 
+# pages that are made from the code, then the site: a link that leads nowhere ends it
+docs: $(VENV)/installed-docs
+	$(BIN)/python -m tools.reference
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "built .cache/site/index.html"
+
 bench: $(VENV)/installed-bench
 	$(BIN)/python -m benchmarks.compare --json .cache/bench.json --picture .cache/bench.png $(BENCH)
 
@@ -71,6 +77,10 @@ $(VENV)/installed: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/installed-dev: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@ $(VENV)/installed
+
+$(VENV)/installed-docs: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
 	@touch $@ $(VENV)/installed
 
 $(VENV)/installed-bench: pyproject.toml | $(VENV)/bin/python
