@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Awaitable, Mapping
 from typing import Any, cast
 
 from ray import serve
-from ray.serve.context import _get_serve_request_context
 
 from servd.calls import pickling
 from servd.calls.process import install_process
@@ -15,6 +14,7 @@ from servd.calls.replica_context import ReplicaContext, set_replica_context
 from servd.calls.request_context import RequestContext, current_request
 from servd.engines.ray.cluster_build import built_from
 from servd.engines.ray.cluster_calls import FAILURE, VALUE, ClusterCaller, Part, context_from
+from servd.engines.ray.private_names import get_serve_request_context
 from servd.ground.ids import DeploymentID, ReplicaID
 from servd.replica.exchange import HttpExchange
 from servd.replica.responses import UTF8_TEXT, Headers, error_response
@@ -100,7 +100,7 @@ class ClusterReplica:
                 await send({"type": "lifespan.startup.complete"})
             await send({"type": f"{message['type']}.complete"})
             return
-        about = _get_serve_request_context()
+        about = get_serve_request_context()
         context = RequestContext(about.request_id, about.route, self._app, serve.get_multiplexed_model_id())
         current_request.set(context)
         exchange = ClusterExchange(scope, receive, send)

@@ -7,9 +7,8 @@ import importlib
 from collections.abc import AsyncIterator
 from typing import Any
 
-from ray.serve._private.http_util import ASGIAppReplicaWrapper
-
 from servd.engines.ray import stand_ins
+from servd.engines.ray.private_names import ASGIAppReplicaWrapper
 
 
 class Shell:
