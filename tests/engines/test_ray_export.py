@@ -1,5 +1,6 @@
 """`servd export`: today's document, a RayService, one servd a pod."""
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,42 +17,11 @@ from servd.engines.ray.findings import Severity
 from servd.engines.ray.translated import ENTRY, moved_to, through_entry, todays_document
 from servd.exceptions import ConfigError
 from servd.schema import parse_v1, parse_v2
+from tests.engines.crd import faults, ray_service_schema
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 DEFAULTS = {"max_ongoing_requests": 100, "max_queued_requests": 10000, "max_surge_percent": 100}
-
-# what a RayService of KubeRay (ray.io/v1) may hold, made strict: an unknown key is a fault. A trailing ! = required.
-TEXTS: Any = {"*": str}
-AMOUNTS = {"limits": TEXTS, "requests": TEXTS}
-CONTAINER = {"name!": str, "image": str, "ports": [{"containerPort!": int, "name": str}], "resources": AMOUNTS}
-TEMPLATE = {"spec": {"containers!": [CONTAINER]}}
-WORKERS = {
-    "groupName!": str, "replicas": int, "minReplicas!": int, "maxReplicas!": int, "rayStartParams": TEXTS, "template!": TEMPLATE,
-}  # fmt: skip
-CLUSTER = {
-    "rayVersion": str,
-    "headGroupSpec!": {"rayStartParams": TEXTS, "template!": TEMPLATE},
-    "workerGroupSpecs": [WORKERS],
-}
-RAY_SERVICE = {
-    "apiVersion!": str, "kind!": str, "metadata!": {"name!": str}, "spec!": {"serveConfigV2": str, "rayClusterConfig": CLUSTER},
-}  # fmt: skip
-
-
-def faults(value: Any, form: Any, place: str = "") -> list[str]:
-    if isinstance(form, list):
-        return [one for index, item in enumerate(value) for one in faults(item, form[0], f"{place}[{index}]")]
-    if not isinstance(form, Mapping):
-        return [] if type(value) is form else [f"{place} is {value!r}"]
-    if "*" in form:
-        return [one for key, item in value.items() for one in faults(item, form["*"], f"{place}.{key}")]
-    known = {key.rstrip("!"): inner for key, inner in form.items()}
-    found = [f"{place}.{key} is unknown" for key in value if key not in known]
-    found += [f"{place}.{key[:-1]} is missing" for key in form if key.endswith("!") and key[:-1] not in value]
-    return found + [
-        one for key, item in value.items() if key in known for one in faults(item, known[key], f"{place}.{key}")
-    ]
 
 
 def one_app(app: Mapping[str, Any], code: DescribedApplication | None = None) -> dict[str, Any]:
@@ -189,16 +159,51 @@ def test_a_ray_service_is_one_of_the_operators(path: Path) -> None:
     wish = ExportWish("local:///srv/app", "registry/app:1", builds=False)
     text, found = kuberay(read(str(path)), "fruit-stand", wish)
     resource = yaml.safe_load(text)
-    assert faults(resource, RAY_SERVICE) == []
+    assert list(faults(resource, ray_service_schema())) == []
     assert (resource["apiVersion"], resource["kind"]) == ("ray.io/v1", "RayService")
     config = yaml.safe_load(resource["spec"]["serveConfigV2"])
     assert config["http_options"]["host"] == "0.0.0.0"
     assert {app["runtime_env"]["working_dir"] for app in config["applications"]} == {"local:///srv/app"}
     assert not [one for one in found if one.severity != Severity.FAILS and "host" in one.what]
-    # and the check is one
-    resource["spec"]["serveConfig"] = ""
-    del resource["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]
-    assert len(faults(resource, RAY_SERVICE)) == 2
+
+
+def damaged(resource: Any, *place: str | int, value: Any = None) -> Any:
+    """Without the last of `place`, or with another value there."""
+    found = json.loads(json.dumps(resource))
+    owner = found
+    for key in place[:-1]:
+        owner = owner[key]
+    owner.pop(place[-1], None)
+    if value is not None:
+        owner[place[-1]] = value
+    return found
+
+
+SPEC = ("spec", "rayClusterConfig")
+HEAD, WORKERS = (*SPEC, "headGroupSpec"), (*SPEC, "workerGroupSpecs", 0)
+CONTAINER = (*HEAD, "template", "spec", "containers", 0)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "expected"),
+    [
+        (("kind",), None, ".kind is missing"),
+        (("spec", "serveConfig"), "", ".spec.serveConfig is unknown"),
+        (("spec", "serveConfigV2"), {}, ".spec.serveConfigV2 is {}"),
+        ((*HEAD, "template"), None, ".template is missing"),
+        ((*HEAD, "rayStartParams"), {"num-cpus": 0}, ".rayStartParams.num-cpus is 0"),
+        ((*WORKERS, "groupName"), None, ".groupName is missing"),
+        ((*WORKERS, "minReplicas"), True, ".minReplicas is True"),
+        ((*WORKERS, "maxReplicas"), 2**31, f".maxReplicas is {2**31}"),
+        ((*CONTAINER, "resources", "limits"), {"cpu": "2 cores"}, ".limits.cpu is '2 cores'"),
+        ((*CONTAINER, "ports", 0, "containerPort"), None, ".containerPort is missing"),
+        ((*CONTAINER, "port"), 8000, ".port is unknown"),
+    ],
+)
+def test_the_check_of_a_ray_service_is_one(place: tuple[str | int, ...], value: Any, expected: str) -> None:
+    resource = manifests.ray_service("fruit", "i", "", port=8000, cpus=1)
+    (found,) = faults(damaged(resource, *place, value=value), ray_service_schema())
+    assert found.endswith(expected)
 
 
 def test_one_servd_a_pod(tmp_path: Path) -> None:
