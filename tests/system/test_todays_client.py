@@ -18,7 +18,7 @@ from tests.processes import process
 from tests.system.running_daemon import ECHO, RunningDaemon, a_daemon, eventually, settings_in
 
 RAY = os.environ.get("SERVD_TEST_RAY", "")
-"""A virtual environment with `ray[serve]` 2.60."""
+"""The `bin` folder of an environment that has `ray[serve]` 2.60."""
 V2 = "/api/serve/applications/"
 
 
@@ -77,7 +77,7 @@ class Serve:
         self._variables = {**os.environ, "RAY_DASHBOARD_ADDRESS": f"http://127.0.0.1:{daemon.settings.dashboard_port}"}
 
     def __call__(self, *arguments: str) -> str:
-        command = [f"{RAY}/bin/serve", *arguments]
+        command = [f"{RAY}/serve", *arguments]
         done = subprocess.run(command, env=self._variables, capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -87,7 +87,7 @@ class Serve:
 
 
 @pytest.mark.long
-@pytest.mark.skipif(not RAY, reason="SERVD_TEST_RAY names no virtual environment with ray[serve]==2.60.0")
+@pytest.mark.skipif(not RAY, reason="SERVD_TEST_RAY names no environment with ray[serve]==2.60.0")
 def test_todays_serve_command_drives_a_daemon(daemon: RunningDaemon, tmp_path: Path) -> None:
     serve = Serve(daemon)
     nothing = {"proxies": {}, "applications": {}, "target_capacity": None}
