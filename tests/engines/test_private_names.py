@@ -6,7 +6,7 @@ from types import ModuleType
 
 import pytest
 
-HERE = "servd.engines.ray.private_names"
+HERE = "servd.engines.on_ray.private_names"
 NAMES = {
     "ray.serve._private.http_util": "ASGIAppReplicaWrapper",
     "ray.serve.context": "_get_serve_request_context",

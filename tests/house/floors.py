@@ -38,6 +38,7 @@ FLOORS = (
     Floor(("local",)),
     Floor((), ("api", "run_targets", "testing")),
     Floor(("engines.ray",)),
+    Floor(("engines.on_ray",)),
     Floor(("engines",), ("cli", "__main__", "")),
 )
 FLOOR_OF = {name: number for number, floor in enumerate(FLOORS) for name in (*floor.rooms, *floor.public)}

@@ -20,7 +20,7 @@ _AUTO = "auto"
 _ERA_CAP, _CAP = "max_concurrent_queries", "max_ongoing_requests"
 _ERA_TARGET, _TARGET = "target_num_ongoing_requests_per_replica", "target_ongoing_requests"
 _NOT_THERE = frozenset({*removed.OWN_OPTIONS, *removed.CODE_OPTIONS, "is_driver_deployment", "route_prefix"})
-ENTRY = "servd.engines.ray.entry:build"
+ENTRY = "servd.engines.on_ray.entry:build"
 """What builds an application that is written with `import servd`."""
 Move = Callable[[str], str]
 """From a `working_dir` or an item of `py_modules`, absolute, to what is written in its place."""

@@ -6,7 +6,7 @@ The cluster has this package as one of `py_modules`, or installed. Needs what `r
 import importlib
 from typing import Any
 
-from servd.engines.ray import stand_ins
+from servd.engines.on_ray import stand_ins
 
 
 def build(args: dict[str, Any]) -> Any:
@@ -17,4 +17,4 @@ def build(args: dict[str, Any]) -> Any:
             the document gives and Ray does not know.
     """
     stand_ins.install()
-    return importlib.import_module("servd.engines.ray.cluster_application").ray_application(args)
+    return importlib.import_module("servd.engines.on_ray.application").ray_application(args)

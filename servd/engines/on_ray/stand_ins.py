@@ -50,7 +50,7 @@ def install() -> None:
         setattr(api, name, refused)
         setattr(package, name, refused)
     for name in ("get_app_handle", "get_deployment_handle"):
-        found = getattr(importlib.import_module("servd.engines.ray.cluster_calls"), name)
+        found = getattr(importlib.import_module("servd.engines.on_ray.calls"), name)
         setattr(api, name, found)
         setattr(package, name, found)
 

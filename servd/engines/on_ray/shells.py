@@ -1,4 +1,4 @@
-"""What Ray constructs in a replica: shells that hand everything to `cluster_replica`, which they load when they are made.
+"""What Ray constructs in a replica: shells that hand everything to `replica`, which they load when they are made.
 
 Ray finds these classes by their names, so importing this module must need nothing but Ray.
 """
@@ -7,8 +7,8 @@ import importlib
 from collections.abc import AsyncIterator
 from typing import Any
 
-from servd.engines.ray import stand_ins
-from servd.engines.ray.private_names import ASGIAppReplicaWrapper
+from servd.engines.on_ray import stand_ins
+from servd.engines.on_ray.private_names import ASGIAppReplicaWrapper
 
 
 class Shell:
@@ -17,7 +17,7 @@ class Shell:
     async def __init__(self, order: dict[str, Any], name: str, others: object = ()) -> None:  # type: ignore[misc]
         del others
         stand_ins.install()
-        self._replica = importlib.import_module("servd.engines.ray.cluster_replica").ClusterReplica(order, name)
+        self._replica = importlib.import_module("servd.engines.on_ray.replica").ClusterReplica(order, name)
         await self._replica.start()
 
     async def servd_call(self, method: str, parts: list[bytes], request: tuple[Any, ...]) -> Any:

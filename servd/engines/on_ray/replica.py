@@ -12,9 +12,9 @@ from servd.calls import pickling
 from servd.calls.process import install_process
 from servd.calls.replica_context import ReplicaContext, set_replica_context
 from servd.calls.request_context import RequestContext, current_request
-from servd.engines.ray.cluster_build import built_from
-from servd.engines.ray.cluster_calls import FAILURE, VALUE, ClusterCaller, Part, context_from
-from servd.engines.ray.private_names import get_serve_request_context
+from servd.engines.on_ray.built import built_from
+from servd.engines.on_ray.calls import FAILURE, VALUE, ClusterCaller, Part, context_from
+from servd.engines.on_ray.private_names import get_serve_request_context
 from servd.ground.ids import DeploymentID, ReplicaID
 from servd.replica.exchange import HttpExchange
 from servd.replica.responses import UTF8_TEXT, Headers, error_response

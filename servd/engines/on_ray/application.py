@@ -7,8 +7,8 @@ import ray
 from ray import serve
 
 from servd.app.deployment import Deployment
-from servd.engines.ray.cluster_build import built_from
-from servd.engines.ray.shells import IngressShell, Shell
+from servd.engines.on_ray.built import built_from
+from servd.engines.on_ray.shells import IngressShell, Shell
 from servd.engines.ray.translated import DEFAULT_TARGET, NEW_FIRST
 
 _ERA_TARGET, _TARGET = "target_num_ongoing_requests_per_replica", "target_ongoing_requests"
