@@ -73,7 +73,11 @@ def picture() -> str:
         floor = FLOORS[number]
         rooms = "   ".join(f"[ {room.replace('.', '/')} ]" for room in floor.rooms)
         public = ", ".join(name or "servd" for name in floor.public)
-        rows.append(f"| {f'{number}  {rooms}':<{inner - len(public)}}{public} |")
+        first = f"{number}  {rooms}"
+        if len(first) + len(public) < inner:
+            rows.append(f"| {first:<{inner - len(public)}}{public} |")
+        else:
+            rows += [f"| {first:<{inner}} |", f"| {public:>{inner}} |"]
         rows.append(line)
     return "\n".join(rows)
 

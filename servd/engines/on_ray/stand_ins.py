@@ -1,4 +1,4 @@
-"""What servd's own package needs on a Ray cluster in place of what only `pip install servd` brings. Standard library and Ray.
+"""What servd's own package needs on a Ray cluster in place of what its installation brings. Standard library and Ray.
 
 Nothing there opens a socket of servd's, so what would is replaced by names that refuse to be used.
 """
