@@ -278,9 +278,12 @@ async def _turn_away(reader: asyncio.StreamReader, writer: asyncio.StreamWriter)
     writer.write(f"{head}content-length: {len(text)}\r\nconnection: close\r\n\r\n".encode() + text)
     with contextlib.suppress(OSError, TimeoutError):
         async with asyncio.timeout(TURN_AWAY_S):
-            # an end with something unread is a reset, which may overtake the answer
-            await reader.read(64 * 1024)
             await writer.drain()
+            if writer.can_write_eof():
+                writer.write_eof()
+            # an end with something unread is a reset, which may overtake the answer: of a head and a body, say
+            while await reader.read(64 * 1024):
+                pass
     writer.close()
 
 

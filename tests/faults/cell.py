@@ -148,7 +148,9 @@ class Cell:
     def _explanation(self) -> str:
         try:
             status = self._stage.daemon.status()
-        except OSError:
+        except OSError as error:
+            if "ulimit -n" in str(error):
+                return str(error)
             # nobody can ask: the daemon itself says it
             said = [line for line in self._stage.daemon.errors.splitlines() if line.startswith("servd: ")]
             return next((line for line in reversed(said) if "cannot" in line), "")

@@ -96,9 +96,9 @@ class RunningDaemon:
             return response.status, text
 
     def status(self) -> dict[str, Any]:
-        """Body of `/api/servd/v1/status`. OSError: there is no controller."""
+        """Body of `/api/servd/v1/status`. OSError: there is no controller, or it takes nobody in; the text says why."""
         code, body = self.ask("GET", "/api/servd/v1/status")
-        if code == 503:
+        if code in (503, 507):
             raise ConnectionError(body)
         assert code == 200, body
         return dict(body)
