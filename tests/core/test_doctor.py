@@ -75,7 +75,7 @@ def test_what_is_found_and_what_to_do(found: Finding, verdict: str, text: str, a
 
 def test_every_extra_for_users_is_known() -> None:
     extras = tomllib.loads((Path(HOME).parent / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert doctor.EXTRAS.keys() == extras.keys() - {"dev", "models", "bench"}
+    assert doctor.EXTRAS.keys() == extras.keys() - {"dev", "models", "bench", "docs"}
     for extra, (name, _) in doctor.EXTRAS.items():
         assert any(line.startswith(name) for line in extras[extra])
 

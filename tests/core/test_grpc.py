@@ -16,13 +16,12 @@ from servd.controller.plan.change import Situation, check_put, put
 from servd.controller.plan.data_plane import boot
 from servd.controller.plan.differences import code_fields
 from servd.controller.plan.goal import Goal, HttpGoal
-from servd.documents.sent import HttpWish
+from servd.documents.sent import HttpWish, top_level
 from servd.exceptions import ConfigError, NoRouteError, ProtocolError, gRPCStatusError
 from servd.grpc_util import RayServegRPCContext, code_of, gRPCInputStream
 from servd.observability.journal import Series
 from servd.observability.measures import grpc_families, http_families
 from servd.proxy.grpc.table import GrpcTable
-from servd.rest.revisions import _options
 from servd.schema import parse_v2
 from servd.wire.grpc_codes import Code
 from servd.wire.grpc_messages import GrpcMethod, GrpcRoute
@@ -171,7 +170,8 @@ def test_options_of_a_document(options: dict[str, Any], wish: HttpWish) -> None:
     document = parse_v2({"applications": [], "grpc_options": options})
     assert document.http == wish
     if wish.grpc_port:
-        assert _options(wish)["grpc_options"] == {**options, "grpc_servicer_functions": (ADD,)}
+        sent = top_level(document, [])
+        assert sent["grpc_options"] == {**options, "grpc_servicer_functions": (ADD,)}
 
 
 def situation(http: HttpGoal = HTTP, *present: str) -> Situation:
