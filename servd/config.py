@@ -12,6 +12,7 @@ from servd.documents import runtime_env
 from servd.documents.autoscaling import AggregationFunction, AutoscalingConfig, expand_auto, warn_of_low_limit
 from servd.documents.bounds import MAX_COUNT, MAX_THREADS, Count, NotNegative, Positive, Replicas, whole
 from servd.documents.checked import Document, Fault
+from servd.documents.request_router import RequestRouterConfig, take_out_default
 from servd.ground.absent import stand_in
 from servd.ground.settings import DEFAULT_GRPC_PORT
 
@@ -23,6 +24,7 @@ __all__ = [
     "HTTPOptions",
     "LoggingConfig",
     "ProxyLocation",
+    "RequestRouterConfig",
     "gRPCOptions",
 ]
 
@@ -173,11 +175,11 @@ class DeploymentOptions(Document):
     max_surge_percent: Annotated[int, Field(ge=0, le=100)] | None = None
     max_constructor_retry_count: Count = 100
     backpressure_config: BackpressureConfig | None = None
+    request_router_config: RequestRouterConfig | None = None
 
     later_names: ClassVar[Mapping[str, str]] = {"max_ongoing_requests": "max_concurrent_queries"}
     also: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "num_replicas": {"const": "auto"},
-        "request_router_config": {"enum": [None, {}]},
     }
     hints: ClassVar[Mapping[str, str]] = {
         "placement_group_bundles": "num_gpus in ray_actor_options reserves devices of this host",
@@ -185,8 +187,6 @@ class DeploymentOptions(Document):
         "placement_group_bundle_label_selector": "all replicas run on this host",
         "placement_group_fallback_strategy": "all replicas run on this host",
         "max_replicas_per_node": "there is one host; num_replicas bounds it",
-        "request_router_config": "requests go to the less busy of two replicas, as of PowerOfTwoChoicesRequestRouter, or to one "
-        "that holds the model",
         "gang_scheduling_config": "replicas start one by one",
         "deployment_actors": "a deployment of its own that the others hold a handle to does the same",
     }
@@ -194,7 +194,7 @@ class DeploymentOptions(Document):
     @classmethod
     def prepare(cls, raw: dict[str, Any]) -> list[Fault]:
         faults = expand_auto(raw)
-        _take_out_router(raw)
+        take_out_default(raw)
         replicas, scaling = raw.get("num_replicas"), raw.get("autoscaling_config")
         if replicas is not None and scaling is not None:
             faults.append(
@@ -213,24 +213,6 @@ class DeploymentOptions(Document):
             )
         warn_of_low_limit(raw)
         return faults
-
-
-DEFAULT_ROUTER: Mapping[str, Any] = {
-    "request_router_class": "ray.serve._private.request_router:PowerOfTwoChoicesRequestRouter",
-    "request_router_kwargs": {},
-    "request_routing_stats_period_s": 10,
-    "request_routing_stats_timeout_s": 30,
-    "initial_backoff_s": 0.025,
-    "backoff_multiplier": 2,
-    "max_backoff_s": 0.5,
-}
-"""What documents of today say of the router that servd has."""
-
-
-def _take_out_router(raw: dict[str, Any]) -> None:
-    config = raw.get("request_router_config", {"": None})
-    if config is None or (isinstance(config, Mapping) and config.items() <= DEFAULT_ROUTER.items()):
-        del raw["request_router_config"]
 
 
 class DeploymentConfig(DeploymentOptions):

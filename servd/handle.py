@@ -34,7 +34,7 @@ _WAITED_FOR = (DeploymentResponse, asyncio.Future)
 class _Handle:
     """What all handles share: the deployment, the method and the options of a call."""
 
-    __slots__ = ("_full_name", "_id", "_method", "_model_id", "_process", "_stream")
+    __slots__ = ("_full_name", "_id", "_method", "_model_id", "_process", "_session_id", "_stream")
 
     def __init__(
         self,
@@ -43,12 +43,14 @@ class _Handle:
         method_name: str = "__call__",
         multiplexed_model_id: str = "",
         stream: bool = False,
+        session_id: str = "",
     ) -> None:
         self._id = deployment
         self._full_name = deployment.full_name
         self._method = method_name
         self._model_id = multiplexed_model_id
         self._stream = stream
+        self._session_id = session_id
         self._process = local_process(deployment.app)
 
     @property
@@ -68,10 +70,12 @@ class _Handle:
         multiplexed_model_id: str | None = None,
         stream: bool | None = None,
         use_new_handle_api: bool | None = None,  # noqa: ARG002
+        session_id: str | None = None,
     ) -> Self:
         """A copy of this handle with other options; they hold for this copy's calls only.
 
         Args:
+            session_id: calls of one session go to one replica where the deployment's router is `consistent_hash`.
             use_new_handle_api: accepted for applications of release 2.7, no effect.
         """
         return type(self)(
@@ -79,6 +83,7 @@ class _Handle:
             method_name=self._method if method_name is None else method_name,
             multiplexed_model_id=self._model_id if multiplexed_model_id is None else multiplexed_model_id,
             stream=self._stream if stream is None else stream,
+            session_id=self._session_id if session_id is None else session_id,
         )
 
     def __getattr__(self: Self, name: str) -> Self:
@@ -107,6 +112,7 @@ class _Handle:
             self._method,
             self._model_id,
             self._stream,
+            *((self._session_id,) if self._session_id else ()),
         )
 
     def __repr__(self) -> str:
@@ -136,7 +142,7 @@ class _Handle:
                     raise
         made_at = context.cancellations
         if not waits and _get_ident() == to.thread_id:
-            ticket = self._submit(to, parts, context)
+            ticket = self._submit(to, args, kwargs, parts, context)
             if self._stream:
                 return DeploymentResponseGenerator(to, ticket, request_id=context.request_id)
             return kind(to, ticket, request_id=context.request_id)
@@ -183,7 +189,9 @@ class _Handle:
             raise ServdError(f"{self._full_name}: handle calls are nested deeper than {MAX_DEPTH}")
         return to, context
 
-    def _submit(self, to: Process, parts: list[Any], context: RequestContext) -> Ticket:
+    def _submit(
+        self, to: Process, args: tuple[Any, ...], kwargs: dict[str, Any], parts: list[Any], context: RequestContext
+    ) -> Ticket:
         return to.caller.submit_call(
             self._full_name,
             self._method,
@@ -192,6 +200,7 @@ class _Handle:
             stream=self._stream,
             model_id=self._model_id or context.multiplexed_model_id,
             deadline=context.deadline,
+            affinity=to.caller.affinity(self._full_name, self._session_id, args, kwargs),
         )
 
     async def _open(
@@ -203,7 +212,7 @@ class _Handle:
         context: RequestContext,
         made_at: int,
     ) -> Ticket:
-        return self._submit(to, await _sendable(args, kwargs, parts, context, made_at), context)
+        return self._submit(to, args, kwargs, await _sendable(args, kwargs, parts, context, made_at), context)
 
     async def _fetch(self, sent: threading.Event | None, *call: Any) -> Any:
         try:
@@ -250,9 +259,12 @@ def _is_response(value: Any) -> bool:
     return isinstance(value, DeploymentResponse)
 
 
-def _restore(kind: type[Self], app: str, name: str, method: str, model_id: str, stream: bool) -> Self:
+def _restore(
+    kind: type[Self], app: str, name: str, method: str, model_id: str, stream: bool, session_id: str = ""
+) -> Self:
     """The handle behind `_Handle.__reduce__`."""
-    return kind(DeploymentID(app, name), method_name=method, multiplexed_model_id=model_id, stream=stream)
+    deployment = DeploymentID(app, name)
+    return kind(deployment, method_name=method, multiplexed_model_id=model_id, stream=stream, session_id=session_id)
 
 
 class DeploymentHandle(_Handle):

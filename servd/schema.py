@@ -15,6 +15,7 @@ from servd.config import (
     LoggingConfig,
     ProxyLocation,
     RayActorOptions,
+    RequestRouterConfig,
     RoutePrefix,
     gRPCOptions,
 )
@@ -31,6 +32,7 @@ from servd.documents.answers import (
 from servd.documents.bounds import Positive, Replicas
 from servd.documents.checked import Document, Fault, Place, validated
 from servd.documents.control_plane import ApplicationDocument, GoalDocument
+from servd.documents.cross_checks import item_faults, repeated, scaler_faults
 from servd.documents.sent import HttpWish
 from servd.documents.statuses import ApplicationOverview as ApplicationStatusOverview
 from servd.documents.statuses import DeploymentOverview as DeploymentStatusOverview
@@ -59,6 +61,7 @@ __all__ = [
     "RayActorOptionsSchema",
     "ReplicaDetails",
     "ReplicaRank",
+    "RequestRouterConfig",
     "ServeActorDetails",
     "ServeApplicationSchema",
     "ServeDeploySchema",
@@ -227,9 +230,9 @@ class ServeApplicationSchema(Document):
         if raw.get("external_scaler_enabled") is False:
             # as if not said: clients of 2.5 do not know the key
             del raw["external_scaler_enabled"]
-        for index, name in _repeated(raw.get("deployments"), "name", None):
+        for index, name in repeated(raw.get("deployments"), "name", None):
             faults.append((("deployments", index, "name"), f'deployment "{name}" is listed twice'))
-        return faults + _scaler_faults(raw)
+        return faults + scaler_faults(raw)
 
     def stored(self) -> dict[str, Any]:
         """Only what was sent, in the order of the contract."""
@@ -301,14 +304,14 @@ class ServeDeploySchema(Document):
             reason = "FixedNumber needs settings that no document holds; NoServer, HeadOnly or EveryNode"
             faults.append((("proxy_location",), reason))
         apps = raw.get("applications")
-        for _, name in _repeated(apps, "name", "default"):
+        for _, name in repeated(apps, "name", "default"):
             faults.append((("applications",), f'two applications are called "{name}": names must be unique'))
-        for _, prefix in _repeated(apps, "route_prefix", "/"):
+        for _, prefix in repeated(apps, "route_prefix", "/"):
             reason = f'two applications have route_prefix "{prefix}" (an omitted one counts as "/")'
             faults.append((("applications",), reason))
         for index, app in enumerate(apps if isinstance(apps, list) else ()):
             if isinstance(app, Mapping):
-                faults += _item_faults(index, app)
+                faults += item_faults(index, app)
         return faults
 
     def stored(self) -> dict[str, Any]:
@@ -325,50 +328,6 @@ class ServeDeploySchema(Document):
         apps = tuple(app.to_application(self.logging_config) for app in self.applications)
         log = self.logging_config.model_dump(mode="json", exclude_unset=True) if self.logging_config else {}
         return GoalDocument(DeployMode.MULTI_APP, http, apps, self.stored(), log, target_capacity=self.target_capacity)
-
-
-def _repeated(items: Any, key: str, default: Any) -> list[tuple[int, Any]]:
-    """(index, value) of every item whose `key` holds a string for the second time."""
-    seen: dict[Any, int] = {}
-    found: list[tuple[int, Any]] = []
-    for index, item in enumerate(items if isinstance(items, list) else ()):
-        value = item.get(key, default) if isinstance(item, Mapping) else None
-        if not isinstance(value, str):
-            continue
-        seen[value] = seen.get(value, 0) + 1
-        if seen[value] == 2:
-            found.append((index, value))
-    return found
-
-
-def _scaler_faults(raw: Mapping[str, Any]) -> list[Fault]:
-    """Deployments that scale by themselves where the document says that somebody else does it."""
-    items = raw.get("deployments")
-    if raw.get("external_scaler_enabled") not in (True, 1, "true", "True", "yes", "on") or not isinstance(items, list):
-        return []
-    scaled = [
-        item.get("name")
-        for item in items
-        if isinstance(item, Mapping)
-        and (item.get("num_replicas") == "auto" or item.get("autoscaling_config") is not None)
-    ]
-    reason = "external_scaler_enabled excludes autoscaling, which {} has: take one of them out"
-    return [(("external_scaler_enabled",), reason.format(", ".join(map(repr, scaled))))] if scaled else []
-
-
-def _item_faults(index: int, app: Mapping[str, Any]) -> list[Fault]:
-    name = app.get("name", "default")
-    faults: list[Fault] = []
-    if name == "":
-        faults.append((("applications", index, "name"), "must be a nonempty string"))
-    for key in ("host", "port"):
-        if key in app:
-            reason = (
-                f'{key} {app[key]!r} of application "{name}" belongs to http_options '
-                "in the top-level config, not to one application"
-            )
-            faults.append((("applications", index, key), reason))
-    return faults
 
 
 def parse_v1(raw: Any, place: Place | None = None) -> GoalDocument:

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from servd.controller.plan import events
-from servd.wire.messages import FORK_SERVER, PROXY, REPLICA, BuildResult, ReplicaGoal
+from servd.wire.build_messages import BuildResult
+from servd.wire.messages import FORK_SERVER, PROXY, REPLICA, ReplicaGoal
 
 
 @dataclass

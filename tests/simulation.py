@@ -19,16 +19,8 @@ from servd.controller.plan.reconciler import turn
 from servd.documents.control_plane import ApplicationDocument
 from servd.ground.settings import Settings
 from servd.ground.states import ROUTABLE, DeployMode, ReplicaState
-from servd.wire.messages import (
-    FORK_SERVER,
-    PROXY,
-    REPLICA,
-    BuildResult,
-    BuiltDeployment,
-    ProxyReport,
-    ReplicaGoal,
-    ReplicaReport,
-)
+from servd.wire.build_messages import BuildResult, BuiltDeployment
+from servd.wire.messages import FORK_SERVER, PROXY, REPLICA, ProxyReport, ReplicaGoal, ReplicaReport
 from tests.simulated_process import Process, exit_news
 from tests.simulation_properties import LIVENESS, SAFETY, every_roll_has_ended
 

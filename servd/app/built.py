@@ -20,7 +20,7 @@ from servd.calls.pickling import with_replaced
 from servd.ground.ids import DeploymentID
 from servd.ground.names import check_name
 from servd.ground.quick_dataclass import dataclass
-from servd.wire.messages import BuiltDeployment
+from servd.wire.build_messages import BuiltDeployment
 
 _LEAVES = frozenset((str, bytes, int, float, bool, type(None)))
 LEGACY_HANDLES = ("RayServeHandle", "RayServeSyncHandle", "RayServeDeploymentHandle")

@@ -10,7 +10,14 @@ from typing import Any, TypedDict
 
 from pydantic import ValidationError
 
-from servd.config import AutoscalingConfig, BackpressureConfig, DeploymentConfig, RayActorOptions, check_route_prefix
+from servd.config import (
+    AutoscalingConfig,
+    BackpressureConfig,
+    DeploymentConfig,
+    RayActorOptions,
+    RequestRouterConfig,
+    check_route_prefix,
+)
 from servd.documents import runtime_env
 from servd.ground.names import check_name
 
@@ -62,6 +69,7 @@ class DeploymentArguments(TypedDict, total=False):
     max_surge_percent: int | None
     max_constructor_retry_count: int
     backpressure_config: dict[str, Any] | BackpressureConfig | None
+    request_router_config: dict[str, Any] | RequestRouterConfig | None
 
 
 logger = logging.getLogger(__name__)

@@ -6,7 +6,8 @@ from typing import Any, Protocol
 
 from servd.calls.outgoing import CallTicket, Outgoing
 from servd.calls.request_context import RequestContext
-from servd.calls.request_router import Candidate, RequestRouter
+from servd.calls.request_router import RequestRouter
+from servd.calls.routing_rules import Candidate
 from servd.exceptions import ReplicaDiedError, RequestError
 from servd.wire.messages import DeploymentTargets
 from servd.wire.records import BEYOND, Outbox
@@ -55,7 +56,7 @@ class _OneReplica(RequestRouter[Outgoing]):
         self._replica: Candidate | None = replica
         self._replica_id = replica.replica_id
 
-    def choose(self, model_id: str = "") -> Candidate | None:  # noqa: ARG002
+    def choose(self, model_id: str = "", work: Outgoing | None = None) -> Candidate | None:  # noqa: ARG002
         """The replica, once."""
         replica, self._replica = self._replica, None
         return replica

@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterable
 from operator import attrgetter
 from typing import Any
 
+from servd.calls.affinity import prompt_of_arguments
 from servd.calls.broadcast import submit_to_all
-from servd.calls.circles import knot
+from servd.calls.knots import refuse_circles, untie
 from servd.calls.outgoing import CallTicket, Outgoing, circle_of
 from servd.calls.replica_peer import ReplicaPeer, Router
 from servd.calls.request_context import RequestContext
-from servd.calls.request_router import AfterLoss, Candidate, RequestRouter, RetryBudget, after_loss
+from servd.calls.request_router import AfterLoss, RequestRouter, RetryBudget, after_loss
+from servd.calls.routing_rules import Candidate
 from servd.exceptions import ReplicaDiedError, TransportError
 from servd.ground.clock import SystemClock
 from servd.ground.settings import max_retries_setting
@@ -140,6 +142,7 @@ class Caller:
         stream: bool = False,
         model_id: str = "",
         deadline: float | None = None,
+        affinity: str = "",
     ) -> CallTicket:
         """Call a method of a deployment.
 
@@ -147,8 +150,9 @@ class Caller:
             parts: pickled (args, kwargs).
             stream: the answer comes item by item.
             deadline: monotonic seconds of the loop, None = no limit.
+            affinity: see `affinity`.
         """
-        ticket = CallTicket(self.loop, self.cancel, method, parts, context, stream, model_id, deadline)
+        ticket = CallTicket(self.loop, self.cancel, method, parts, context, stream, model_id, deadline, affinity)
         self.subscribe(deployment)
         router = self.router_of(deployment)
         key = (deployment, context.route)
@@ -157,6 +161,14 @@ class Caller:
         return ticket
 
     submit_to_all = submit_to_all
+
+    def affinity(self, deployment: str, session_id: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+        """What a call says of where it belongs; any thread may ask."""
+        router = self._routers.get(deployment)
+        if router is None or not router.is_known:
+            return session_id or prompt_of_arguments(args, kwargs)
+        rule = router.rule
+        return prompt_of_arguments(args, kwargs) if rule is not None and rule.reads_text else session_id
 
     def submit(self, call: Outgoing, router: Router) -> None:
         """Send a request, or let it wait; everything that happens to it is told to `call`."""
@@ -173,7 +185,7 @@ class Caller:
             # `choose` would say the same
             candidate: Candidate | None = candidates[0]
         else:
-            candidate = router.choose(call.model_id)
+            candidate = router.choose(call.model_id, call)
         if candidate is None:
             self._wait(call)
         else:
@@ -235,12 +247,7 @@ class Caller:
 
     def refuse_circles(self, router: Router) -> None:
         """Refuse what waits for slots that are held on its own behalf."""
-        for call in list(router.line):
-            refused = circle_of(call)
-            if refused is not None:
-                router.line.remove(call)
-                call.on_failure(refused)
-        self._untie(router)
+        refuse_circles(router)
 
     def on_rejected(self, peer: ReplicaPeer, call_id: int, call: Outgoing | None, is_leaving: bool) -> None:
         """A replica did not take a request (None: taken back meanwhile); its ticket lies there unless the replica leaves."""
@@ -304,7 +311,7 @@ class Caller:
     def _send_elsewhere(self, call: Outgoing) -> None:
         call.peer = None
         call.is_accepted = False
-        candidate = call.router.choose(call.model_id)
+        candidate = call.router.choose(call.model_id, call)
         if candidate is None:
             self._wait(call)
         else:
@@ -320,27 +327,17 @@ class Caller:
         if self._on_waiting is not None and len(router.line) == 1:
             self._on_waiting(router)
         if isinstance(call, CallTicket) and any(c.replica_id in call.context.ancestors for c in router.candidates):
-            self._untie(router)
-
-    def _untie(self, router: Router) -> None:
-        """Refuse the newest of the calls that wait for each other, until the others can run."""
-        while True:
-            waits = [call for call in router.line if isinstance(call, CallTicket) and call.context.ancestors]
-            if not waits:
-                return
-            about = ((call.context.request_id, call.context.ancestors) for call in waits)
-            refused = None if router.targets.may_grow else knot(router.deployment, router.limits(), about)
-            if refused is None:
-                return
-            newest = max((call for call in waits if router.limits().keys() & call.context.ancestors), key=_number)
-            router.line.remove(newest)
-            newest.on_failure(refused)
+            untie(router)
 
     def _apply(self, targets: DeploymentTargets) -> None:
         router = self.router_of(targets.deployment)
         if targets.app:
             self._apps[targets.deployment] = targets.app
         new, gone = router.update(targets)
+        # where nobody was known yet, what waits can go where the rule wants it
+        waiting: list[Outgoing] = []
+        if router.rule is not None and router.line and len(new) == len(router.candidates):
+            waiting, router.line = router.line, []
         for candidate in gone:
             if candidate.peer is not None:
                 if candidate.peer.pending:
@@ -349,6 +346,9 @@ class Caller:
                 candidate.peer.retire()
         for candidate in new:
             self._connect(router, candidate)
+        for call in waiting:
+            if not call.is_abandoned():
+                self._send_elsewhere(call)
         self._refuse_line(router)
 
     def _connect(self, router: Router, candidate: Candidate) -> None:
@@ -373,7 +373,7 @@ class Caller:
             waiting, router.line = router.line, []
             for call in waiting:
                 call.on_failure(refused)
-        self.refuse_circles(router)
+        refuse_circles(router)
 
     def _turn_later(self) -> None:
         if self._timer is None:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from servd.calls.circles import circle
 from servd.calls.request_context import RequestContext
 from servd.calls.request_router import RequestRouter
+from servd.calls.routing_rules import Rule
 from servd.exceptions import RemoteFailure, RequestCancelledError, ServdError
 from servd.wire.caller_link import CallerLink
 from servd.wire.records import CALL, CREDIT_BYTES, STREAM, Outbox
@@ -90,6 +91,10 @@ class Outgoing:
         """The request as a record; asked again each time it is sent."""
         raise NotImplementedError
 
+    def affinity(self, rule: Rule) -> str:  # noqa: ARG002
+        """What a rule goes by, "" where the request has nothing of it; asked each time a replica is chosen by one."""
+        return ""
+
     def is_abandoned(self) -> bool:
         """Whether nobody waits for the answer any more, so that it shall not begin; asked when a slot is there after a wait. It
         is told nothing then."""
@@ -132,7 +137,7 @@ class Outgoing:
 class CallTicket(Outgoing):
     """A handle call: await it for the parts of the result, or iterate over the parts of its items.
 
-    context: of the request that it is made for.
+    context: of the request that it is made for. affinity: session, or text that a model is asked about.
 
     Raises (from awaiting and iterating):
         RemoteFailure: the called code raised.
@@ -141,6 +146,7 @@ class CallTicket(Outgoing):
     """
 
     __slots__ = (
+        "_affinity",
         "_cancel",
         "_deadline",
         "_done",
@@ -166,8 +172,10 @@ class CallTicket(Outgoing):
         stream: bool,
         model_id: str,
         deadline: float | None,
+        affinity: str = "",
     ) -> None:
         self._loop = loop
+        self._affinity = affinity
         self._cancel = cancel
         self._method = method
         self._parts = parts
@@ -246,6 +254,9 @@ class CallTicket(Outgoing):
         if self._on_sent is not None:
             self._on_sent()
         return (CALL, call_id, flags, self._method, outbox.attach_all(self._parts), about)
+
+    def affinity(self, rule: Rule) -> str:  # noqa: ARG002
+        return self._affinity
 
     def on_reply(self, succeeded: bool, parts: list[Any]) -> None:
         self._finish(parts if succeeded else RemoteFailure(parts))

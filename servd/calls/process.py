@@ -38,8 +38,13 @@ class Calls(Protocol):
         stream: bool = False,
         model_id: str = "",
         deadline: float | None = None,
+        affinity: str = "",
     ) -> Ticket:
-        """Send a call to a replica of the deployment."""
+        """Send a call to a replica of the deployment. affinity: what it says of where it belongs."""
+        ...
+
+    def affinity(self, deployment: str, session_id: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+        """What a call says of where it belongs: its session, or its text, as the router goes by it; on any thread."""
         ...
 
     async def submit_to_all(

@@ -5,7 +5,8 @@ import random
 from typing import Any, Protocol
 
 from servd.calls.outgoing import Outgoing
-from servd.calls.request_router import Candidate, RequestRouter
+from servd.calls.request_router import RequestRouter
+from servd.calls.routing_rules import Candidate
 from servd.ground.edition import own_edition
 from servd.wire.began import BeganReader
 from servd.wire.caller_link import CallerLink, LinkWatch

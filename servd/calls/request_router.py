@@ -1,8 +1,9 @@
 """Decisions of a caller: which replica gets a request, who waits, what happens to requests of a replica that died.
 
 How it works: a candidate is a replica that is routed. It is full from the moment it rejects a request (a ticket lies there)
-until an offer of it finds nobody waiting. A request goes to the better of two random candidates that are not full;
-when all are, it waits. The line is served oldest first, by offers only, so nothing overtakes.
+until an offer of it finds nobody waiting. A request goes to the better of two random candidates that are not full, or to the
+one that the deployment's rule chooses; when all are full, it waits. The line is served oldest first, by offers only, so nothing
+overtakes.
 """
 
 import random
@@ -10,8 +11,9 @@ from bisect import insort
 from collections import deque
 from collections.abc import Callable
 from enum import Enum
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
+from servd.calls.routing_rules import Candidate, Rule, better_of_two, make_rule
 from servd.exceptions import (
     BackPressureError,
     DeploymentUnavailableError,
@@ -32,33 +34,12 @@ class Numbered(Protocol):
 
     number: int
 
+    def affinity(self, rule: Rule) -> str:
+        """What the rule goes by; "" = it has nothing of it."""
+        ...
+
 
 WorkT = TypeVar("WorkT", bound=Numbered)
-
-
-class Candidate:
-    """A routed replica as one caller sees it.
-
-    Attributes:
-        load: requests running there by its own last count, or those of this caller if they are more.
-        limit: requests that run there at most, by its own word; 0 = not known yet.
-        is_full: it rejected a request and holds a ticket of this caller.
-        peer: the caller's connection to it.
-    """
-
-    __slots__ = ("address", "is_full", "limit", "load", "model_ids", "peer", "replica_id")
-
-    def __init__(self, replica_id: str, address: str, model_ids: tuple[str, ...] = ()) -> None:
-        self.replica_id = replica_id
-        self.address = address
-        self.model_ids = model_ids
-        self.load = 0
-        self.limit = 0
-        self.is_full = False
-        self.peer: Any = None
-
-    def __repr__(self) -> str:
-        return f"Candidate({self.replica_id}, load={self.load}{', full' if self.is_full else ''})"
 
 
 class RequestRouter(Generic[WorkT]):
@@ -70,6 +51,7 @@ class RequestRouter(Generic[WorkT]):
 
     Attributes:
         refused: why one of today's replicas has refused this caller, "" if none has.
+        rule: how to choose; None = the better of two.
     """
 
     __slots__ = (
@@ -81,6 +63,7 @@ class RequestRouter(Generic[WorkT]):
         "is_known",
         "line",
         "refused",
+        "rule",
         "targets",
         "when_known",
     )
@@ -94,6 +77,7 @@ class RequestRouter(Generic[WorkT]):
         self.candidates: list[Candidate] = []
         self.line: list[WorkT] = []
         self.refused = ""
+        self.rule: Rule | None = None
         # told once the controller has said where the replicas are
         self.when_known: list[Callable[[], None]] = []
         self._chosen_for: dict[str, str] = {}
@@ -110,6 +94,8 @@ class RequestRouter(Generic[WorkT]):
         self.is_known = True
         while self.when_known:
             self.when_known.pop()()
+        if targets.router != self.targets.router:
+            self.rule = make_rule(targets.router, self._rng)
         self.targets = targets
         self.refused = ""
         wanted = {endpoint.replica_id: endpoint for endpoint in targets.endpoints}
@@ -126,7 +112,12 @@ class RequestRouter(Generic[WorkT]):
             known.model_ids = endpoint.model_ids
         self.announced = kept
         self.candidates = list(kept.values())
+        self._tell_rule()
         return new, gone
+
+    def _tell_rule(self) -> None:
+        if self.rule is not None:
+            self.rule.update(self.candidates)
 
     def forget(self) -> None:
         """Know nothing again: requests wait for news."""
@@ -137,11 +128,13 @@ class RequestRouter(Generic[WorkT]):
         """Send nothing more to a replica that is dead or leaves, until it is announced again."""
         if candidate in self.candidates:
             self.candidates.remove(candidate)
+            self._tell_rule()
 
     def revive(self, candidate: Candidate) -> None:
         """Try a dropped replica again that is still announced."""
         self.announced[candidate.replica_id] = candidate
         self.candidates.append(candidate)
+        self._tell_rule()
 
     def refusal(self) -> RequestError | None:
         """Why a request that finds no candidate must be refused at once; None = it may wait."""
@@ -152,14 +145,19 @@ class RequestRouter(Generic[WorkT]):
             return DeploymentUnavailableError(self.deployment, why)
         return None
 
-    def choose(self, model_id: str = "") -> Candidate | None:
+    def choose(self, model_id: str = "", work: WorkT | None = None) -> Candidate | None:
         """The replica for a new request; None = it must wait, or be refused.
+
+        Args:
+            work: the request, for rules that go by what it says.
 
         Source: power of two choices; replicas that hold the model come first, in list order (runtime.md section 9).
         """
         candidates = self.candidates
         if self.line:
             return None
+        if self.rule is not None:
+            return self._choose_by_rule(self.rule, model_id, work)
         if model_id:
             return self._choose_for_model(model_id)
         count = len(candidates)
@@ -206,31 +204,40 @@ class RequestRouter(Generic[WorkT]):
         return self.line.pop(0) if self.line else None
 
     def _better_of(self, candidates: list[Candidate]) -> Candidate | None:
-        free = [candidate for candidate in candidates if not candidate.is_full]
-        if len(free) > 2:
-            free = self._rng.sample(free, 2)
-        return min(free, key=_load) if free else None
+        return better_of_two(candidates, self._rng)
+
+    def _choose_by_rule(self, rule: Rule, model_id: str, work: WorkT | None) -> Candidate | None:
+        # one that holds the model comes before all else: loading it costs more than any rule can gain
+        chosen = rule.choose(
+            (self._holding(model_id) if model_id else None) or self.candidates,
+            "" if work is None else work.affinity(rule),
+        )
+        if model_id and chosen is not None:
+            self._remember(model_id, chosen)
+        return chosen
 
     def _choose_for_model(self, model_id: str) -> Candidate | None:
-        free = [candidate for candidate in self.candidates if not candidate.is_full]
-        chosen_before = self._chosen_for.get(model_id)
-        for candidate in free:
-            if model_id in candidate.model_ids or candidate.replica_id == chosen_before:
-                return candidate
-        chosen = self._better_of(free)
+        holding = self._holding(model_id)
+        if holding:
+            return holding[0]
+        chosen = self._better_of(self.candidates)
         if chosen is not None:
-            if len(self._chosen_for) >= _MAX_REMEMBERED_MODELS:
-                self._chosen_for.clear()
-            self._chosen_for[model_id] = chosen.replica_id
+            self._remember(model_id, chosen)
         return chosen
+
+    def _holding(self, model_id: str) -> list[Candidate]:
+        """Those that are not full and hold the model, or were sent what loads it."""
+        before = self._chosen_for.get(model_id)
+        return [c for c in self.candidates if not c.is_full and (model_id in c.model_ids or c.replica_id == before)]
+
+    def _remember(self, model_id: str, chosen: Candidate) -> None:
+        if len(self._chosen_for) >= _MAX_REMEMBERED_MODELS:
+            self._chosen_for.clear()
+        self._chosen_for[model_id] = chosen.replica_id
 
 
 def _number(work: Numbered) -> int:
     return work.number
-
-
-def _load(candidate: Candidate) -> int:
-    return candidate.load
 
 
 class AfterLoss(Enum):

@@ -28,8 +28,9 @@ from servd.ground.states import ReplicaState
 from servd.observability import logs
 from servd.wire.began import SUFFIX as BEGAN
 from servd.wire.began import remove_files
+from servd.wire.build_messages import BuildOrder
 from servd.wire.credentials import listener_of
-from servd.wire.messages import FORK_SERVER, PROXY, REPLICA, BuildOrder, LogConfig, ProxyGoal, ProxyStart
+from servd.wire.messages import FORK_SERVER, PROXY, REPLICA, LogConfig, ProxyGoal, ProxyStart
 
 FORK_SERVER_TARGET = "servd.replica.fork_server:serve"
 REPLICA_TARGET = "servd.replica.spawned:run_spawned"

@@ -7,16 +7,9 @@ from typing import Any, Protocol
 
 from servd.exceptions import ProtocolError
 from servd.ground.edition import difference, edition_of
+from servd.wire.build_messages import BuildResult
 from servd.wire.codec import RecordReader, record
-from servd.wire.messages import (
-    BuildResult,
-    ChildExited,
-    Forked,
-    ForkOrder,
-    ForkServerHello,
-    ForkServerStop,
-    ReplicaStart,
-)
+from servd.wire.messages import ChildExited, Forked, ForkOrder, ForkServerHello, ForkServerStop, ReplicaStart
 
 _RETRY_S = 0.005
 _LAST_RETRY_S = 0.1

@@ -8,7 +8,7 @@ from servd.controller.plan.goal import Goal
 from servd.documents.control_plane import RevisionView
 from servd.exceptions import ConfigError, UnknownNameError
 from servd.ground.states import RevisionOutcome
-from servd.wire.messages import BuildOrder
+from servd.wire.build_messages import BuildOrder
 
 
 def latest(store: GoalStore, limit: int) -> tuple[RevisionView, ...]:

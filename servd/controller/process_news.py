@@ -17,12 +17,12 @@ from servd.controller.supervisor import Key, Supervisor
 from servd.ground.states import UpgradeStage
 from servd.observability.error_groups import ErrorBook, ErrorsReport
 from servd.observability.figures import FiguresReport
+from servd.wire.build_messages import BuildResult
 from servd.wire.daemon_messages import OrphanExited, Upgraded
 from servd.wire.messages import (
     FORK_SERVER,
     PROXY,
     REPLICA,
-    BuildResult,
     ChildExited,
     Forked,
     Hello,

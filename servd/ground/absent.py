@@ -7,7 +7,7 @@ _ACTORS = "a deployment of its own that the others hold a handle to does the sam
 _GANGS = "replicas start one by one"
 _HEALTH = "`GET /api/servd/v1/status`, or `?dialect=today` of the admin API, has it as JSON"
 _POLICY = "replicas follow `target_ongoing_requests`; set counts from outside with `servd scale`"
-_ROUTER = "requests go to the less busy of two replicas, or to one that holds the model"
+_ROUTER = "name a built-in router in `request_router_config`"
 _TASKS = "let the consumer of your queue call a handle"
 _TRACES = "set OpenTelemetry up in the module of the application; it starts anew in each replica"
 
@@ -40,7 +40,6 @@ INSTEAD = {
     "PrometheusVector": _POLICY,
     "ProxyDetails": _HEALTH,
     "RequestRouter": _ROUTER,
-    "RequestRouterConfig": _ROUTER,
     "RunningReplica": _ROUTER,
     "ScaleDeploymentRequest": '`servd scale`, or `POST .../scale` with `{"target_num_replicas": N}`',
     "ScalingDecision": _HEALTH,
@@ -63,7 +62,7 @@ INSTEAD = {
 
 _CONFIG = (
     "AutoscalingContext AutoscalingPolicy ControllerOptions DeploymentActorConfig "
-    "GangPlacementStrategy GangRuntimeFailurePolicy GangSchedulingConfig RequestRouterConfig"
+    "GangPlacementStrategy GangRuntimeFailurePolicy GangSchedulingConfig"
 )
 NAMES = {
     "servd": "ControllerOptions TracingConfig get_deployment_actor get_deployment_actor_context get_trace_context",
@@ -72,7 +71,7 @@ NAMES = {
     "servd.schema": (
         "APIType AutoscalingMetricsHealth AutoscalingPolicy AutoscalingStatus CeleryAdapterConfig "
         "ControllerHealthMetrics ControllerOptions DeploymentActorConfig DeploymentAutoscalingDetail DeploymentNode "
-        "DeploymentTopology DurationStats GangSchedulingConfig ProxyDetails RequestRouterConfig "
+        "DeploymentTopology DurationStats GangSchedulingConfig ProxyDetails "
         "ScaleDeploymentRequest ScalingDecision Target TargetGroup TaskProcessorAdapter TaskProcessorConfig TaskResult "
         "TracingConfig"
     ),

@@ -108,6 +108,7 @@ class LocalCaller:
         stream: bool = False,
         model_id: str = "",
         deadline: float | None = None,
+        affinity: str = "",  # noqa: ARG002 - there is one replica
     ) -> LocalTicket:
         """Call a method; the deadline bounds it."""
         own = self._replicas.get(deployment)
@@ -128,6 +129,10 @@ class LocalCaller:
         if id(context) in _made:
             _made[id(context)].append(ticket)
         return ticket
+
+    def affinity(self, *_call: Any) -> str:
+        """There is one replica."""
+        return ""
 
     async def submit_to_all(
         self, deployment: str, method: str, parts: list[Any], context: RequestContext, deadline: float | None

@@ -6,7 +6,9 @@ from collections.abc import Awaitable, Callable, Iterable
 from contextlib import nullcontext
 from typing import Any
 
+from servd.calls.affinity import affinity_of_http
 from servd.calls.outgoing import Outgoing
+from servd.calls.routing_rules import Rule
 from servd.observability.access_log import Labels
 from servd.proxy.body_stream import BodyStream
 from servd.proxy.forwarder import CLIENT_GONE, Forwarder, Target
@@ -85,6 +87,10 @@ class ForwardedCall(Outgoing):
         """Whether it shall be served to its end though its client is gone."""
         is_whole = self.stream is None or self.stream.is_complete
         return is_whole and bool(self._tail) and outlives_client(self._tail[3])
+
+    def affinity(self, rule: Rule) -> str:
+        # headers are of one case here
+        return affinity_of_http(rule, self._tail[3], self._tail[4])
 
     def is_abandoned(self) -> bool:
         return ("disconnect",) in self._news and not self.outlives_client

@@ -3,7 +3,9 @@
 from collections import deque
 from typing import Any
 
+from servd.calls.affinity import affinity_of_http
 from servd.calls.request_router import IDEMPOTENT_METHODS
+from servd.calls.routing_rules import Rule
 from servd.observability.journal import NOWHERE
 from servd.proxy.client_host import Silence, is_left, is_reset
 from servd.proxy.forwarded_for import HEADERS, NOTHING_SAID, Said, scheme_for, with_host
@@ -75,6 +77,9 @@ class HttpOrder(HttpLending):
         if self._is_timed:
             self._sent_at = self._now()
         return (HTTP, call_id, flags | self._flags | self._lends, *tail)
+
+    def affinity(self, rule: Rule) -> str:
+        return affinity_of_http(rule, self._tail[3], self._tail[4])
 
     def is_abandoned(self) -> bool:
         if self._is_half_closed:

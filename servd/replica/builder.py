@@ -21,7 +21,7 @@ from servd.replica.instances import HOOK, new_preloaded
 from servd.replica.lost_waits import note_threads
 from servd.replica.main import run_forked
 from servd.replica.native_pools import counting_libraries
-from servd.wire.messages import BuildOrder, BuildResult
+from servd.wire.build_messages import BuildOrder, BuildResult
 
 __all__ = ["built_from", "run_forked"]
 

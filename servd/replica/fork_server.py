@@ -31,18 +31,10 @@ from servd.ground.settings import FORK_SERVER_FILE, fork_server_socket, is_priva
 from servd.observability import logs
 from servd.replica.code.environment import apply_environment
 from servd.wire.allocator import keep_freed_memory
+from servd.wire.build_messages import BuildOrder, BuildResult
 from servd.wire.codec import RecordReader, record
 from servd.wire.credentials import peer_credentials
-from servd.wire.messages import (
-    BuildOrder,
-    BuildResult,
-    ChildExited,
-    Forked,
-    ForkOrder,
-    ForkServerHello,
-    ForkServerStop,
-    ReplicaStart,
-)
+from servd.wire.messages import ChildExited, Forked, ForkOrder, ForkServerHello, ForkServerStop, ReplicaStart
 
 if TYPE_CHECKING:
     from servd.app.built import BuiltApplication

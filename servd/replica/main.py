@@ -23,7 +23,8 @@ from servd.replica.code.importing import load_application
 from servd.replica.life import Replica
 from servd.replica.native_pools import apply_thread_counts
 from servd.replica.notes import noter
-from servd.wire.messages import BuildOrder, ReplicaStart
+from servd.wire.build_messages import BuildOrder
+from servd.wire.messages import ReplicaStart
 
 EXIT_HANDLERS_LIMIT_S = 2.0
 

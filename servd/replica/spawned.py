@@ -7,7 +7,8 @@ from servd.exceptions import DeployError
 from servd.ground import entry, process
 from servd.replica.code.environment import Environment, apply_environment
 from servd.wire.allocator import keep_freed_memory
-from servd.wire.messages import BuildOrder, ReplicaStart
+from servd.wire.build_messages import BuildOrder
+from servd.wire.messages import ReplicaStart
 
 _CODE = "servd.replica.main"
 

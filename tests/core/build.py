@@ -14,17 +14,8 @@ from servd.controller.shown.status import Identity, application_status, instance
 from servd.documents.control_plane import ApplicationDocument
 from servd.ground.settings import Settings
 from servd.ground.states import ApplicationStatus, DeployMode, ReplicaState
-from servd.wire.messages import (
-    FORK_SERVER,
-    PROXY,
-    REPLICA,
-    BuildResult,
-    BuiltDeployment,
-    ProxyReport,
-    ReplicaGoal,
-    ReplicaReport,
-    ReplicaStart,
-)
+from servd.wire.build_messages import BuildResult, BuiltDeployment
+from servd.wire.messages import FORK_SERVER, PROXY, REPLICA, ProxyReport, ReplicaGoal, ReplicaReport, ReplicaStart
 
 HTTP = HttpGoal("127.0.0.1", 8000)
 IDENTITY = Identity(1, "a", "w", "n", "127.0.0.1")

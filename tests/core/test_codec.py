@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from servd.exceptions import ProtocolError
+from servd.wire.build_messages import BuildOrder
 from servd.wire.codec import MAX_MESSAGE_BYTES, RecordReader, decode_message, encode_message, record
-from servd.wire.messages import BuildOrder, ProxyReport
+from servd.wire.messages import ProxyReport
 
 FIXED = settings(max_examples=100, deadline=None, derandomize=True)
 LONG = settings(FIXED, max_examples=50_000, derandomize=False)

@@ -10,7 +10,8 @@ from servd.controller.plan.observed import Observed
 from servd.controller.plan.routing import routing
 from servd.controller.shown.status import instance_view
 from servd.ground.states import DeployMode
-from servd.wire.messages import PROXY, BuildResult, ProxyReport
+from servd.wire.build_messages import BuildResult
+from servd.wire.messages import PROXY, ProxyReport
 from tests.core.build import (
     HTTP,
     IDENTITY,

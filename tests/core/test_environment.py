@@ -22,7 +22,7 @@ from servd.ground.package import PACKAGE_DIR
 from servd.observability import tracebacks
 from servd.replica.code.code_cache import cache_dir, unpacked_archive
 from servd.replica.code.environment import apply_environment, import_path, interpreter_path
-from servd.wire.messages import BuildOrder
+from servd.wire.build_messages import BuildOrder
 
 NEVER = float("inf")
 

@@ -64,6 +64,9 @@ class FakeCaller:
             return FakeTicket(asyncio.get_running_loop().create_future(), self.methods[method](*args, **kwargs))
         return FakeTicket(asyncio.ensure_future(self._run(method, args, kwargs)))
 
+    def affinity(self, *_call: Any) -> str:
+        return ""
+
     async def _run(self, method: str, args: Any, kwargs: Any) -> Any:
         try:
             if method not in self.methods:

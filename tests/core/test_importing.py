@@ -15,7 +15,7 @@ from servd.calls import pickling
 from servd.exceptions import DeployError
 from servd.replica.code.environment import Environment
 from servd.replica.code.importing import as_application, code_version, load_application
-from servd.wire.messages import BuildOrder
+from servd.wire.build_messages import BuildOrder
 
 APP = """
 from servd.app.deployment import make_deployment

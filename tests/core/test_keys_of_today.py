@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from servd.config import DEFAULT_ROUTER
 from servd.documents import runtime_env
+from servd.documents.request_router import ROUTER_DEFAULTS
+from servd.documents.router_names import DEFAULT_CLASS
 from servd.exceptions import ConfigError
 from servd.schema import parse_v2
 
@@ -106,7 +107,7 @@ STATES: dict[str, dict[str, State]] = {
         "placement_group_bundle_label_selector": Refused([]),
         "max_replicas_per_node": Refused(1),
         "logging_config": Works({"encoding": "JSON"}),
-        "request_router_config": Default(DEFAULT_ROUTER, {"request_router_class": "m:f"}),
+        "request_router_config": Works({"request_router_class": "round_robin"}),
         "gang_scheduling_config": Refused({"gang_size": 2}),
         "deployment_actors": Refused([]),
         "rolling_update_percentage": Works(0.5),
@@ -148,7 +149,11 @@ STATES: dict[str, dict[str, State]] = {
         "policy_kwargs": Default({}, {"a": 1}),
     },
     "backpressure_config": {"status_code": Works(429), "retry_after_s": Works(2)},
-    "request_router_config": {key: Default(value, 1) for key, value in DEFAULT_ROUTER.items()},
+    "request_router_config": {
+        "request_router_class": Works("round_robin"),
+        "request_router_kwargs": Works({"num_virtual_nodes": 5}),
+        **{key: Default(value, 1) for key, (value, _) in ROUTER_DEFAULTS.items()},
+    },
     "gang_scheduling_config": dict.fromkeys(KEYS["gang_scheduling_config"], Refused(1)),
     "runtime_env": {
         **{key: Refused("x") for key in ("conda", "container", "image_uri", "java_jars", "py_executable")},
@@ -181,8 +186,11 @@ PLACES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "policy": lambda keys: deployment(autoscaling_config={"policy": keys}),
     **{
         name: lambda keys, name=name: deployment(**{name: keys})  # type: ignore[misc]
-        for name in ("ray_actor_options", "backpressure_config", "request_router_config", "gang_scheduling_config")
+        for name in ("ray_actor_options", "backpressure_config", "gang_scheduling_config")
     },
+    "request_router_config": lambda keys: deployment(
+        request_router_config={"request_router_class": "consistent_hash", **keys}
+    ),
     "runtime_env": lambda keys: {"applications": [{**APP, "runtime_env": keys}]},
 }
 
@@ -213,6 +221,12 @@ def check_refused(place: str, key: str, value: Any) -> None:
     assert place in text
     assert key in text or f"servd has no {place}" in text
     assert "unknown key" not in text, "a reason, and the way to get the same"
+
+
+def test_the_router_that_documents_of_today_spell_out_is_as_none() -> None:
+    spelled_out = {key: value for key, (value, _) in ROUTER_DEFAULTS.items()}
+    spelled_out |= {"request_router_class": DEFAULT_CLASS, "request_router_kwargs": {}}
+    assert parse_v2(deployment(request_router_config=spelled_out)) == parse_v2(deployment())
 
 
 def test_every_key_of_today_has_a_row() -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from servd.controller.plan import events
 from servd.controller.shown.outcome import outcome_of
 from servd.ground.states import ApplicationStatus, RevisionOutcome
-from servd.wire.messages import BuildResult
+from servd.wire.build_messages import BuildResult
 from tests.core.build import World, a_build, a_goal, an_app, deployed, fail_starts, redeploy, starting_world, status_of
 
 RAN, FAILED, UNDECIDED = RevisionOutcome.RAN, RevisionOutcome.FAILED, RevisionOutcome.UNDECIDED

@@ -16,7 +16,7 @@ from servd.exceptions import DeployError
 from servd.ground.clock import SystemClock
 from servd.replica.code import packages
 from servd.replica.code.environment import apply_environment
-from servd.wire.messages import BuildOrder
+from servd.wire.build_messages import BuildOrder
 from tests.wheels import a_wheel
 
 

@@ -12,7 +12,8 @@ from servd.controller.plan.targets import resolve
 from servd.exceptions import DeployError
 from servd.ground.settings import SLOW_START_S
 from servd.ground.states import ApplicationStatus
-from servd.wire.messages import FORK_SERVER, BuildResult, BuiltDeployment
+from servd.wire.build_messages import BuildResult, BuiltDeployment
+from servd.wire.messages import FORK_SERVER
 from tests.core.build import (
     World,
     a_build,

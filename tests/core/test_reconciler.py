@@ -5,7 +5,8 @@ from servd.controller.plan.actions import StopForkServer
 from servd.controller.plan.goal import Goal
 from servd.controller.shown.status import instance_view
 from servd.ground.states import ApplicationStatus, ReplicaState
-from servd.wire.messages import FORK_SERVER, PROXY, REPLICA, BuildResult, ReplicaReport
+from servd.wire.build_messages import BuildResult
+from servd.wire.messages import FORK_SERVER, PROXY, REPLICA, ReplicaReport
 from tests.core.build import (
     IDENTITY,
     World,

@@ -8,7 +8,7 @@ import pytest
 from servd.controller.plan.goal import ApplicationGoal
 from servd.documents.control_plane import ApplicationDocument
 from servd.ground.states import ApplicationStatus
-from servd.wire.messages import BuildResult
+from servd.wire.build_messages import BuildResult
 from tests.core.build import World, a_build, a_goal, status_of, verbs
 
 SOURCE = "file:///src"

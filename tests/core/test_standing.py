@@ -11,7 +11,8 @@ from servd.controller.plan.change import scale
 from servd.controller.shown.status import instance_view
 from servd.ground.states import ReplicaState
 from servd.rest.today import details
-from servd.wire.messages import REPLICA, BuildResult
+from servd.wire.build_messages import BuildResult
+from servd.wire.messages import REPLICA
 from tests.core.build import IDENTITY, World, a_goal, an_app, deployed, fail_starts, redeployed, report, starting_world
 
 RECORDED = Path(__file__).parents[1] / "wire" / "today"

@@ -7,7 +7,8 @@ import pytest
 from servd.controller.plan import events
 from servd.controller.status_metrics import loop_metrics, status_metrics
 from servd.documents.controller_views import ControllerHealth, Spread
-from servd.wire.messages import BuildResult, ProxyReport
+from servd.wire.build_messages import BuildResult
+from servd.wire.messages import ProxyReport
 from tests.core.build import World, a_goal, an_app, deployed, fail_starts, redeploy, report, starting_world
 
 

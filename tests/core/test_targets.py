@@ -7,7 +7,7 @@ import pytest
 from servd.controller.plan.targets import DeploymentTarget, likely_prefix, resolve, wanted_prefix
 from servd.documents.runtime_env import faults, pip_field
 from servd.exceptions import DeployError
-from servd.wire.messages import BuildResult, BuiltDeployment
+from servd.wire.build_messages import BuildResult, BuiltDeployment
 from tests.core.build import an_app
 
 

@@ -10,7 +10,8 @@ from servd.controller.plan.restarts import PROBATION_S
 from servd.controller.shown.status import instance_view
 from servd.documents.controller_views import UpgradeView
 from servd.ground.states import ReplicaState, UpgradeStage
-from servd.wire.messages import FORK_SERVER, PROXY, REPLICA, BuildResult, ProxyReport
+from servd.wire.build_messages import BuildResult
+from servd.wire.messages import FORK_SERVER, PROXY, REPLICA, ProxyReport
 from tests.core.build import (
     IDENTITY,
     World,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from servd.controller.plan.targets import THREAD_VARIABLES
-from servd.wire.messages import BuildOrder
+from servd.wire.build_messages import BuildOrder
 from tests.rooms.replica_room import Room, a_room
 
 REQUESTS = 20

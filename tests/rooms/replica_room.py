@@ -16,9 +16,9 @@ from servd.calls.caller import Caller
 from servd.calls.request_context import RequestContext
 from servd.ground import descendants, settings
 from servd.ground.pidfd import start_ticks
+from servd.wire.build_messages import BuildOrder
 from servd.wire.codec import RecordReader, encode_message, record
 from servd.wire.messages import (
-    BuildOrder,
     ChildExited,
     DeploymentTargets,
     Endpoint,

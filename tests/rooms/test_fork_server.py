@@ -20,7 +20,8 @@ from servd.controller.plan.observed import Observed
 from servd.exceptions import ServdError
 from servd.ground.pidfd import start_ticks
 from servd.ground.settings import fork_server_sockets
-from servd.wire.messages import BuildOrder, ForkOrder, ForkServerHello, ForkServerStop
+from servd.wire.build_messages import BuildOrder
+from servd.wire.messages import ForkOrder, ForkServerHello, ForkServerStop
 from tests import odd_errors
 from tests.core.build import a_replica, some_settings
 from tests.fakes import wait_until

@@ -29,9 +29,10 @@ from servd.replica.fork_server import ForkServer
 from servd.replica.sync_threads import SyncThreads
 from servd.rest import app as admin
 from servd.wire import doorstep as doorstep_module
+from servd.wire.build_messages import BuildOrder, BuildResult
 from servd.wire.doorstep import SPARE_DESCRIPTORS as FOR_CALLERS
 from servd.wire.doorstep import Doorstep
-from servd.wire.messages import BuildOrder, BuildResult, Forked, ReplicaGoal, ReplicaStart
+from servd.wire.messages import Forked, ReplicaGoal, ReplicaStart
 from tests.descriptors import few_descriptors
 from tests.fakes import Room, wait_until
 from tests.rooms.test_control_server import News

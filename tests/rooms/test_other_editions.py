@@ -20,9 +20,10 @@ from servd.daemon.keepsake import Keepsake
 from servd.exceptions import ProtocolError
 from servd.ground.edition import edition_of, own_edition
 from servd.ground.package import PROTOCOL
+from servd.wire.build_messages import BuildResult
 from servd.wire.caller_link import CallerLink
 from servd.wire.codec import decode_message, encode_message, record
-from servd.wire.messages import BuildResult, ForkServerHello, ProxyReport
+from servd.wire.messages import ForkServerHello, ProxyReport
 from servd.wire.records import HELLO
 from tests.core.build import starting_world
 from tests.fakes import Room

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import typing_extensions
 
-from servd.wire.messages import BuildOrder
+from servd.wire.build_messages import BuildOrder
 from tests.rooms.replica_room import Room, a_room
 from tests.wheels import a_wheel
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from servd.config import AutoscalingConfig, BackpressureConfig, HTTPOptions, LoggingConfig
+from servd.config import AutoscalingConfig, BackpressureConfig, HTTPOptions, LoggingConfig, RequestRouterConfig
 from servd.documents.checked import Document
 from servd.documents.runtime_env import REFUSED
 from servd.schema import (
@@ -28,6 +28,7 @@ MODELS: tuple[type[Document], ...] = (
     gRPCOptionsSchema,
     LoggingConfig,
     BackpressureConfig,
+    RequestRouterConfig,
     HTTPOptions,
 )
 _NESTED = {"autoscaling_config", "ray_actor_options", "http_options", "grpc_options", "logging_config", "runtime_env"}

@@ -23,6 +23,7 @@ TITLES: dict[str, tuple[str, str]] = {
         "At the top of the file: of proxies and controller, and of every application without its own. Of an application: of its deployments without one.",
     ),
     "BackpressureConfig": ("`backpressure_config`", "How a request is refused that finds the waiting line full."),
+    "RequestRouterConfig": ("`request_router_config`", "Which replica a request goes to."),
     "HTTPOptions": ("Only in Python: `HTTPOptions`", "What `servd.start(http_options=...)` takes."),
 }
 
@@ -53,6 +54,7 @@ _DEPLOYMENT = {
     "`rolling_update_percentage` gives; 0: old ones stop first",
     "max_constructor_retry_count": "failed starts in a row after which the deployment is UNHEALTHY, if three times `num_replicas` are not fewer",
     "backpressure_config": "see [`backpressure_config`](#backpressure_config)",
+    "request_router_config": "see [`request_router_config`](#request_router_config)",
 }
 
 TEXTS: dict[str, dict[str, str]] = {
@@ -120,6 +122,11 @@ TEXTS: dict[str, dict[str, str]] = {
         "log_level": "a level of `logging`, by name or number; access lines are `INFO`",
         "enable_access_log": "a line for each request",
         "additional_log_standard_attrs": "attributes of `logging.LogRecord` that each line has too",
+    },
+    "RequestRouterConfig": {
+        "request_router_class": "a built-in (`power_of_two`, `round_robin`, `least_loaded`, `consistent_hash`, `prefix`), or the import path of Ray Serve's "
+        "class that does the same",
+        "request_router_kwargs": "its options: see [Request routers](../api.md#request-routers)",
     },
     "BackpressureConfig": {
         "status_code": "status of the refusal over HTTP",

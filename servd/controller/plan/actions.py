@@ -2,7 +2,8 @@
 
 from servd.controller.plan.facts import ForkServerFact, ProxyFact, ReplicaFact
 from servd.ground.quick_dataclass import dataclass
-from servd.wire.messages import BuildOrder, ProxyGoal, ReplicaGoal, ReplicaStart, Routing
+from servd.wire.build_messages import BuildOrder
+from servd.wire.messages import ProxyGoal, ReplicaGoal, ReplicaStart, Routing
 
 
 @dataclass(frozen=True, slots=True)

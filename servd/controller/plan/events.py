@@ -13,7 +13,8 @@ from typing import Any
 from servd.controller.plan.facts import ReplicaFact, UpgradeFact
 from servd.ground.edition import EXIT_OTHER_PROTOCOL, WAY_OUT
 from servd.ground.quick_dataclass import dataclass
-from servd.wire.messages import BuildResult, ProxyReport, ReplicaReport
+from servd.wire.build_messages import BuildResult
+from servd.wire.messages import ProxyReport, ReplicaReport
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,15 +8,14 @@ from collections.abc import KeysView
 from dataclasses import field, replace
 from typing import Any
 
-from servd.controller.plan.goal import ApplicationGoal, Goal, HttpGoal
+from servd.controller.plan.goal import ApplicationGoal, HttpGoal
 from servd.controller.plan.resources import Held
-from servd.documents.control_plane import ApplicationDocument
-from servd.documents.sent import HttpWish
 from servd.ground.ids import DeploymentID
 from servd.ground.quick_dataclass import dataclass
 from servd.ground.states import ROUTABLE, ReplicaState, UpgradeStage
+from servd.wire.build_messages import BuildOrder, BuildResult
 from servd.wire.codec import register_message
-from servd.wire.messages import BuildOrder, BuildResult, ReplicaStart
+from servd.wire.messages import ReplicaStart
 
 DECISIONS_KEPT = 5
 """So many of the autoscaler's are shown."""
@@ -355,7 +354,6 @@ class UpgradeFact:
 Fact = ForkServerFact | ReplicaFact | DeploymentFact | ApplicationFact | ProxyFact | DataPlaneFact | UpgradeFact
 
 register_message(
-    ApplicationDocument, ApplicationGoal, Goal, HttpGoal, HttpWish,
     ForkServerFact, ReplicaFact, DeadReplicaFact, DeploymentFact, ApplicationFact, ProxyFact, DataPlaneFact,
     UpgradeFact, ScalingFact,
 )  # fmt: skip

@@ -7,6 +7,7 @@ from servd.documents.control_plane import ApplicationDocument
 from servd.documents.sent import HttpWish
 from servd.ground.quick_dataclass import dataclass
 from servd.ground.states import DeployMode
+from servd.wire.codec import register_message
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,3 +76,6 @@ class Goal:
     def application(self, name: str) -> ApplicationGoal | None:
         """The wanted application of that name, if any."""
         return next((app for app in self.applications if app.name == name), None)
+
+
+register_message(ApplicationDocument, ApplicationGoal, Goal, HttpGoal, HttpWish)

@@ -8,6 +8,7 @@ from servd.controller.plan.observed import Observed
 from servd.controller.plan.settle import route_prefix, serving_ingress
 from servd.controller.plan.start_verdict import failing_message
 from servd.controller.plan.targets import DEFAULTS, DeploymentTarget, failures_allowed, likely_prefix, wanted_count
+from servd.documents.router_names import rule_of
 from servd.ground.ids import DeploymentID
 from servd.ground.states import ROUTABLE, ReplicaState
 from servd.wire.grpc_messages import GrpcRoute
@@ -101,6 +102,7 @@ def _targets_of(key: tuple[str, str], observed: Observed, leaving: Collection[st
         unavailable=unavailable,
         backpressure=target.backpressure if target is not None else (503, None),
         may_grow=target is not None and _may_grow(target, fact, len(replicas)),
+        router=rule_of(options.get("request_router_config")),
     )
 
 

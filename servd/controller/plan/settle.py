@@ -27,7 +27,7 @@ from servd.controller.plan.targets import (
 )
 from servd.exceptions import DeployError
 from servd.ground.states import ROUTABLE, ApplicationStatus, DeploymentStatus, ReplicaState
-from servd.wire.messages import BuildResult
+from servd.wire.build_messages import BuildResult
 
 BUILD_RETRIES = 4
 """How often a build that failed is tried again, 1, 2, 4 and 8 s later."""

@@ -23,7 +23,8 @@ from servd.documents.control_plane import ApplicationDocument
 from servd.exceptions import DeployError
 from servd.ground.ids import DeploymentID
 from servd.ground.quick_dataclass import dataclass
-from servd.wire.messages import BuildResult, BuiltDeployment, ReplicaGoal
+from servd.wire.build_messages import BuildResult, BuiltDeployment
+from servd.wire.messages import ReplicaGoal
 
 DEFAULTS: dict[str, Any] = {
     "num_replicas": 1,
@@ -57,6 +58,7 @@ OWN_OPTIONS = (
     "max_surge_percent",
     "max_constructor_retry_count",
     "backpressure_config",
+    "request_router_config",
 )
 LONGEST_REPORT_PERIOD_S, SHORTEST_REPORT_PERIOD_S = 0.25, 0.02
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")

@@ -16,7 +16,7 @@ from servd.controller.plan.targets import DeploymentTarget, base_environment, fa
 from servd.documents.runtime_env import local_path
 from servd.ground.ids import random_hex
 from servd.ground.settings import Settings, fork_server_socket
-from servd.wire.messages import BuildOrder
+from servd.wire.build_messages import BuildOrder
 
 
 def template_for(target: DeploymentTarget, app: ApplicationFact, observed: Observed) -> ForkServerFact | None:

@@ -9,6 +9,7 @@ from ray import serve
 from servd.app.deployment import Deployment
 from servd.engines.on_ray.built import built_from
 from servd.engines.on_ray.shells import IngressShell, Shell
+from servd.engines.ray import removed
 from servd.engines.ray.translated import DEFAULT_TARGET, NEW_FIRST
 
 _ERA_TARGET, _TARGET = "target_num_ongoing_requests_per_replica", "target_ongoing_requests"
@@ -46,6 +47,8 @@ def ray_options(deployment: Deployment) -> dict[str, Any]:
         **{key: given[key] for key in _IF_GIVEN if key in given},
         "ray_actor_options": _actor_options(given.get("ray_actor_options") or {}),
     }
+    if given.get("request_router_config"):
+        found["request_router_config"] = removed.translated_router(given["request_router_config"])
     if config.user_config is not None:
         found["user_config"] = config.user_config
     scaling = given.get("autoscaling_config")

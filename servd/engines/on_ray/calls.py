@@ -47,15 +47,21 @@ class ClusterCaller:
         stream: bool = False,
         model_id: str = "",
         deadline: float | None = None,
+        affinity: str = "",
     ) -> "ClusterTicket":
-        """Send a call to a replica of the deployment; full name."""
+        """Send a call to a replica of the deployment; full name. affinity: its session."""
         handle = self._handles.get(deployment)
         if handle is None:
             handle = self._handles[deployment] = serve.get_deployment_handle(*self._place_of(deployment))
         left_s = None if deadline is None else deadline - SystemClock().now()
         request = (context.request_id, context.route, model_id, left_s, context.depth + 1)
-        called = handle.options(method_name="servd_stream" if stream else "servd_call", stream=stream)
+        session = {"session_id": affinity} if affinity else {}
+        called = handle.options(method_name="servd_stream" if stream else "servd_call", stream=stream, **session)
         return ClusterTicket(deployment, called.remote(method, [bytes(part) for part in parts], request))
+
+    def affinity(self, _deployment: str, session_id: str, *_arguments: Any) -> str:
+        """Its session: the text of a call is inside the pickle that the cluster sees."""
+        return session_id
 
     async def submit_to_all(
         self,

@@ -271,6 +271,16 @@ def _option_names(file: CodeFile, call: ast.Call) -> Rule:
         elif name in removed.OWN_OPTIONS:
             what = f"Ray has no option `{name}` of a deployment"
             yield Finding(file.path, at, _FAILS, what, removed.OWN_OPTIONS[name])
+        elif name == "request_router_config":
+            yield from _router(file, keyword.value)
+
+
+def _router(file: CodeFile, config: ast.expr) -> Rule:
+    given = _items(config).get("request_router_class")
+    name = given.value if isinstance(given, ast.Constant) else None
+    if given is not None and isinstance(name, str) and name in removed.ROUTERS:
+        what = f"Ray takes no router by the name `{name}`"
+        yield Finding(file.path, given.lineno, _FAILS, what, f'write "{removed.ROUTERS[name]}", which servd takes too')
 
 
 SCALED_TO_ZERO = (

@@ -158,6 +158,8 @@ class DocumentRules:
         if scaling.get("min_replicas") == 0 and uploaded:
             at = (*place, "autoscaling_config", "min_replicas")
             yield self._at(at, _FAILS, SCALED_TO_ZERO, SCALED_TO_ZERO_INSTEAD)
+        for where, what, instead in removed.lost_options(entry.get("request_router_config") or {}):
+            yield self._at((*place, "request_router_config", *where), _DIFFERS, what, instead)
         yield from self._log_level(place, entry)
         options = entry.get("ray_actor_options") or {}
         at = (*place, "ray_actor_options")

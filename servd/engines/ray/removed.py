@@ -1,6 +1,17 @@
 """What today's Ray Serve has no more, with what to write instead. Facts of release 2.60, found by running it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from servd.documents.router_names import (
+    CONSISTENT_HASH,
+    DEFAULT_CLASS,
+    LEAST_LOADED,
+    POWER_OF_TWO,
+    PREFIX,
+    ROUND_ROBIN,
+    rule_name,
+)
 
 _GRAPH = "write a deployment that holds handles and awaits them one after the other"
 _HANDLE = "annotate with `ray.serve.handle.DeploymentHandle`; one `await` gives the result"
@@ -91,3 +102,41 @@ ACTOR_OPTIONS: Mapping[str, str] = {
     "object_store_memory": "leave it out",
 }
 """Keys of `ray_actor_options` that are refused there in code, and ignored in documents."""
+
+ROUTERS = {
+    POWER_OF_TWO: DEFAULT_CLASS,
+    ROUND_ROBIN: "ray.serve.experimental.round_robin_router:RoundRobinRouter",
+    CONSISTENT_HASH: "ray.serve.experimental.consistent_hash_router:ConsistentHashRouter",
+    PREFIX: "ray.serve.llm.request_router:PrefixCacheAffinityRouter",
+    LEAST_LOADED: DEFAULT_CLASS,
+}
+"""Name -> Ray's class."""
+_NO_ROUTER_OPTIONS = {
+    "header": "one header for the whole cluster: `RAY_SERVE_SESSION_ID_HEADER_KEY` of its nodes",
+    "load_factor": "leave it out: a full replica passes requests on there too",
+}
+
+
+def translated_router(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config there, of a checked one."""
+    name = rule_name(config.get("request_router_class", DEFAULT_CLASS)) or POWER_OF_TWO
+    kwargs = {
+        key: value
+        for key, value in (config.get("request_router_kwargs") or {}).items()
+        if key not in _NO_ROUTER_OPTIONS
+    }
+    if name == PREFIX:
+        # there it is not bounded else
+        kwargs["do_eviction"] = True
+    return {"request_router_class": ROUTERS[name], **({"request_router_kwargs": kwargs} if kwargs else {})}
+
+
+def lost_options(config: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str, str]]:
+    """Where, what of a config is otherwise there, and what to do."""
+    if rule_name(config.get("request_router_class", DEFAULT_CLASS)) == LEAST_LOADED:
+        what = f"there is no router `{LEAST_LOADED}`: requests go to the less busy of two"
+        yield ("request_router_class",), what, "leave it out"
+    for key in config.get("request_router_kwargs") or {}:
+        if key in _NO_ROUTER_OPTIONS:
+            what = f"Ray's ConsistentHashRouter has no option `{key}`"
+            yield ("request_router_kwargs", key), what, _NO_ROUTER_OPTIONS[key]

@@ -113,6 +113,8 @@ class _Translation:
             found["autoscaling_config"] = _scaling(code["autoscaling_config"], is_auto=False)
         if found.get("ray_actor_options"):
             found["ray_actor_options"] = self._actor_options(found["ray_actor_options"])
+        if found.get("request_router_config"):
+            found["request_router_config"] = removed.translated_router(found["request_router_config"])
         return _with_log_level(found)
 
     def _actor_options(self, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,9 @@ import asyncio
 from collections import deque
 from typing import Any
 
+from servd.calls.affinity import affinity_of_grpc
 from servd.calls.outgoing import Outgoing
+from servd.calls.routing_rules import Rule
 from servd.wire.grpc_messages import GrpcMethod
 from servd.wire.records import CREDIT_BYTES, GRPC, MESSAGE_COST_BYTES, STREAMED_BODY, Outbox
 
@@ -87,6 +89,9 @@ class GrpcCall(Outgoing):
         if self._method.streams_in:
             flags |= STREAMED_BODY
         return (GRPC, call_id, flags, self._method.name, outbox.attach(self._message), self._request_id, about)
+
+    def affinity(self, rule: Rule) -> str:
+        return affinity_of_grpc(rule, self._metadata, self._message)
 
     async def heard(self) -> None:
         """Return when something has happened to it; one waits at a time."""

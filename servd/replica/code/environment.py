@@ -23,7 +23,7 @@ from servd.observability import tracebacks
 from servd.replica.code.code_cache import unpacked_archive
 from servd.replica.code.packages import VirtualEnvironment, own_requirements, virtual_environment
 from servd.replica.code.working_copy import working_copy
-from servd.wire.messages import BuildOrder
+from servd.wire.build_messages import BuildOrder
 
 DEFAULT_SETUP_TIMEOUT_S = 600.0
 

@@ -25,7 +25,7 @@ from servd.ground.package import PACKAGE_DIR
 from servd.observability.tracebacks import user_traceback, users_paths
 from servd.replica.code.environment import Environment
 from servd.replica.code.working_copy import copies_of
-from servd.wire.messages import BuildOrder
+from servd.wire.build_messages import BuildOrder
 
 _SITE_PARTS = {"site-packages", "dist-packages"}
 

@@ -8,7 +8,7 @@ import tempfile
 from servd.exceptions import DeployError
 from servd.ground.settings import work_dir
 from servd.replica.code.code_cache import cache_dir
-from servd.wire.messages import BuildOrder
+from servd.wire.build_messages import BuildOrder
 
 _FICLONE = 0x40049409
 

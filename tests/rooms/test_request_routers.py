@@ -1,0 +1,138 @@
+"""Request routers over real sockets: what belongs together reaches one replica, from every lane, and admission stays exact."""
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import websockets
+
+from servd.calls.pickling import dumps, loads
+from servd.calls.process import install_process, remove_process
+from servd.calls.request_context import NO_REQUEST
+from servd.ground.ids import DeploymentID
+from servd.handle import DeploymentHandle
+from servd.replica.exchange import HttpExchange
+from tests.fakes import Room, wait_until
+from tests.rooms.http2_client import Http2Client
+
+LIMIT_S = 10.0
+NAMES = ("a", "b", "c", "d")
+STICKY: dict[str, Any] = {"name": "consistent_hash"}
+PREFIX: dict[str, Any] = {"name": "prefix"}
+
+
+def a_replica(room: Room, name: str, **options: Any) -> str:
+    """One that answers with its name over HTTP, WebSockets and handles; `hold` keeps its slot until the test's end."""
+
+    async def http(exchange: HttpExchange) -> None:
+        if exchange.scope["type"] == "websocket":
+            await exchange.send({"type": "websocket.accept"})
+            await exchange.send({"type": "websocket.send", "text": name})
+            await exchange.send({"type": "websocket.close"})
+        else:
+            exchange.finish(200, [(b"content-type", b"text/plain")], name.encode())
+
+    async def say(*_: Any) -> str:
+        return name
+
+    async def hold() -> None:
+        await asyncio.Event().wait()
+
+    return room.replica(http, {"say": say, "hold": hold}, **options)
+
+
+def four(room: Room, **options: Any) -> list[str]:
+    return [a_replica(room, name, **options) for name in NAMES]
+
+
+@pytest.fixture(autouse=True)
+def _without_a_process() -> Iterator[None]:
+    yield
+    remove_process()
+
+
+async def body(room: Room, *headers: str, **options: Any) -> str:
+    answer = await room.get("/", *headers, **options)
+    return answer.rpartition(b"\r\n\r\n")[2].decode()
+
+
+async def test_a_session_reaches_one_replica_over_every_lane() -> None:
+    async with Room(hand_over=True) as room:
+        room.route(*four(room), router=STICKY)
+        install_process(room.caller, asyncio.get_running_loop())
+        homes = {session: await body(room, f"X-Session-Id: {session}") for session in map(str, range(12))}
+        assert len(set(homes.values())) > 1
+        for session, home in homes.items():
+            assert await body(room, f"x_session_id: {session}") == home
+            handle: Any = DeploymentHandle(DeploymentID("app", "Echo")).options(session_id=session)
+            assert await handle.say.remote() == home
+        session, home = homes.popitem()
+        headers = {"x-session-id": session}
+        async with websockets.connect(f"ws://127.0.0.1:{room.port}/", additional_headers=headers) as socket:
+            assert await socket.recv() == home
+        async with Http2Client(room.port) as client:
+            assert (await client.get("/", **{"x-session-id": session}))[1].decode() == home
+
+
+async def test_texts_that_begin_alike_reach_one_replica() -> None:
+    async with Room() as room:
+        room.route(*four(room), router=PREFIX)
+        install_process(room.caller, asyncio.get_running_loop())
+        handle: Any = DeploymentHandle(DeploymentID("app", "Echo"))
+        prompts = [letter * 300 for letter in "wxyz"]
+        homes = [await body(room, method="POST", body=b'{"prompt": "%b 1"}' % prompt.encode()) for prompt in prompts]
+        assert sorted(homes) == list(NAMES)
+        for prompt, home in zip(prompts, homes, strict=True):
+            assert await body(room, method="POST", body=b'{"n": 1, "prompt": "%b 2"}' % prompt.encode()) == home
+            assert await handle.say.remote({"messages": [{"content": f"{prompt} 3"}]}) == home
+
+
+async def test_a_full_replica_passes_a_session_on_and_gets_it_back() -> None:
+    async with Room() as room:
+        room.route(*four(room, limit=1), router=STICKY)
+        home = await body(room, "x-session-id: 1")
+        order = [home]
+        held = []
+        for taken in range(1, 5):
+            held.append(room.caller.submit_call("app_Echo", "hold", dumps(((), {})), NO_REQUEST, affinity="1"))
+            if taken < 4:
+                order.append(await body(room, "x-session-id: 1"))
+        # each in the ring's order, none twice
+        assert sorted(order) == list(NAMES)
+        waiting = asyncio.create_task(body(room, "x-session-id: 1"))
+        await wait_until(lambda: room.caller.queued() == {"app_Echo": 1})
+        # all are full: the first slot that is free takes it
+        held[2].cancel()
+        async with asyncio.timeout(LIMIT_S):
+            assert await waiting == order[2]
+        for ticket in held:
+            ticket.cancel()
+        await wait_until(lambda: not any(server.ongoing for server in room.servers.values()))
+        assert await body(room, "x-session-id: 1") == home
+
+
+@pytest.mark.parametrize("router", [STICKY, PREFIX])
+async def test_calls_that_came_before_the_replicas_go_where_they_belong(router: dict[str, Any]) -> None:
+    async with Room() as room:
+        calls = [
+            room.caller.submit_call("app_Echo", "say", dumps(((), {})), NO_REQUEST, affinity=key * 100)
+            for key in "abcdefgh"
+            for _ in range(5)
+        ]
+        room.route(*four(room), router=router)
+        async with asyncio.timeout(LIMIT_S):
+            found = [loads(await call) for call in calls]
+        assert all(len(set(found[start : start + 5])) == 1 for start in range(0, 40, 5))
+        assert len(set(found)) > 1
+
+
+async def test_the_router_changes_while_requests_go_on() -> None:
+    async with Room() as room:
+        addresses = four(room)
+        room.route(*addresses, router={"name": "round_robin"})
+        assert {await body(room, "x-session-id: 1") for _ in range(4)} == set(NAMES)
+        room.route(*addresses, router=STICKY)
+        assert len({await body(room, "x-session-id: 1") for _ in range(8)}) == 1
+        room.route(*addresses, router={"name": "least_loaded"})
+        assert len({await body(room, "x-session-id: 1") for _ in range(40)}) > 1
