@@ -18,6 +18,7 @@ from servd.commands.cli_options import (
     Format,
     ForwardedAllowIps,
     GrpcPort,
+    GrpcReflection,
     GrpcServicers,
     LogToStderr,
     MetricsPort,
@@ -72,6 +73,7 @@ def start(
     http_location: Annotated[ProxyLocation | None, typer.Option(help="Where proxies run [EveryNode].")] = None,
     grpc_port: GrpcPort = None,
     grpc_servicer_functions: GrpcServicers = None,
+    grpc_enable_reflection: GrpcReflection = None,
     grpc_tls_ca: TlsFile = None,
     no_http: Annotated[bool, typer.Option("--no-http", help="Open the data plane with the first config.")] = False,
     proxies: Annotated[int, typer.Option(min=1, max=256, help="Proxies that share the data-plane port.")] = 1,
@@ -119,7 +121,7 @@ def start(
         start_dir=os.getcwd(),
         python_path=os.environ.get("PYTHONPATH", ""),
         dashboard_port=dashboard_port or None,
-        **grpc_settings(grpc_port, grpc_servicer_functions, grpc_tls_ca, http_tls_cert),
+        **grpc_settings(grpc_port, grpc_servicer_functions, grpc_tls_ca, http_tls_cert, grpc_enable_reflection),
     )
     _begin(settings, detach=detach, log_to_stderr=log_to_stderr)
 

@@ -54,6 +54,14 @@ GrpcServicers = Annotated[
     list[str] | None,
     typer.Option(metavar="PATH", help="Import path of a generated add_...Servicer_to_server; may be repeated."),
 ]
+GrpcReflection = Annotated[
+    bool | None,
+    typer.Option(
+        "--grpc-enable-reflection/--grpc-disable-reflection",
+        help="Let tools ask for services and message types of gRPC [enabled].",
+        show_default=False,
+    ),
+]
 TlsFile = Annotated[
     str | None, typer.Option(metavar="FILE", help="PEM file; the port then speaks TLS.", show_default=False)
 ]
@@ -136,7 +144,11 @@ def look_at(address: str | None, http_location: ProxyLocation | None) -> None:
 
 
 def grpc_settings(
-    port: int | None, functions: list[str] | None, client_ca: str | None, certificate: str | None
+    port: int | None,
+    functions: list[str] | None,
+    client_ca: str | None,
+    certificate: str | None,
+    reflection: bool | None,
 ) -> dict[str, Any]:
     """Settings of gRPC behind the options of `servd start`. certificate: the data port's."""
     if client_ca is not None and (not certificate or not os.path.isfile(client_ca)):
@@ -147,4 +159,5 @@ def grpc_settings(
         "grpc_port": DEFAULT_GRPC_PORT if functions and port is None else port,
         "grpc_servicers": tuple(functions or ()),
         "grpc_tls_ca": absolute(client_ca),
+        "grpc_reflection": reflection,
     }

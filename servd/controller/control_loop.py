@@ -366,7 +366,8 @@ class ControlLoop(Circle):
             return None
         address = (http.host, http.port)
         old = self._observed.data_plane.http
-        if http.grpc_port and (old is None or not is_served(old) or not old.grpc_port):
+        is_ours = old is not None and is_served(old) and (old.host, old.grpc_port) == (http.host, http.grpc_port)
+        if http.grpc_port and not is_ours:
             check_grpc(http.host, http.grpc_port)
         in_use = address in self._observed.listeners or (old is not None and address == (old.host, old.port))
         try:

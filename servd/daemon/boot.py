@@ -27,7 +27,8 @@ from servd.exceptions import AlreadyRunningError, ConfigError, ListenError, Serv
 from servd.ground.edition import Stamp, be, own_edition
 from servd.ground.keep_alive import KeepAlive
 from servd.ground.package import PACKAGE_DIR
-from servd.ground.settings import TIED_OPTION, Settings
+from servd.ground.settings import DEFAULT_HTTP_HOST, TIED_OPTION, Settings
+from servd.ground.states import ProxyLocation
 from servd.wire.daemon_messages import OrphanExited, Upgraded
 
 CRASH_PATIENCE_S = 5.0
@@ -85,6 +86,8 @@ def _started(settings: Settings, tied_to: int | None) -> Daemon:
         listeners = Listeners(CRASH_PATIENCE_S if was_unclean else 0.0, keep_alive=keep_alive)
         admin = listeners.bind_admin(settings.admin_host, settings.admin_port)
         metrics = None if settings.metrics_port is None else listeners.bind_metrics(settings.metrics_port)
+        if settings.grpc_port and settings.open_http and settings.http_location != ProxyLocation.NO_SERVER:
+            listeners.check_grpc(settings.http_host or DEFAULT_HTTP_HOST, settings.grpc_port)
     except ServdError:
         empty_socket_dir(settings.socket_dir)
         with contextlib.suppress(OSError):

@@ -65,6 +65,14 @@ class Listeners:
         """
         return self._bind(METRICS_HOST, port, "--metrics-port", reuse_port=False)
 
+    def check_grpc(self, host: str, port: int) -> None:
+        """See that proxies could take calls of gRPC at an address: they share it by reuse-port, also with a stranger.
+
+        Raises:
+            ListenError: names the address and the option.
+        """
+        self._bind(host, port, "--grpc-port", reuse_port=False).close()
+
     def open(self, host: str, port: int, slots: int) -> list[socket.socket]:
         """Sockets of an address in slot order: those that are open already, and new ones for further slots.
 

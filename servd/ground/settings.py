@@ -32,7 +32,7 @@ class Settings:
     dashboard_port: where the admin API answers as today's Ray Serve does; None = nowhere.
     believes_forwarded_host: the proxies of `forwarded_allow_ips` say the host too: those that somebody named, not the default.
     grpc_servicers: import paths of functions that say which methods of gRPC there are. grpc_tls_ca: file of what vouches for its
-    clients.
+    clients. grpc_reflection: tools may ask for its services.
     """
 
     state_dir: str
@@ -61,6 +61,7 @@ class Settings:
     grpc_port: int | None = None
     grpc_servicers: tuple[str, ...] = ()
     grpc_tls_ca: str | None = None
+    grpc_reflection: bool | None = None
 
     @property
     def log_dir(self) -> str:

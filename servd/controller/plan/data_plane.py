@@ -33,7 +33,7 @@ def flag_options(settings: Settings, stored: HttpGoal | None = None) -> HttpGoal
         grpc_port=base.grpc_port if settings.grpc_port is None else settings.grpc_port,
         grpc_servicers=settings.grpc_servicers or base.grpc_servicers,
         grpc_request_timeout_s=base.grpc_request_timeout_s,
-        grpc_reflection=base.grpc_reflection,
+        grpc_reflection=base.grpc_reflection if settings.grpc_reflection is None else settings.grpc_reflection,
     )
 
 
