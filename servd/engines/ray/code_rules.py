@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from servd.engines.ray import removed
 from servd.engines.ray.code import CodeFile, DeploymentCode
 from servd.engines.ray.findings import Finding, Severity
+from servd.engines.ray.grpc_rules import grpc_findings
 from servd.engines.ray.handler_rules import handler_findings
 
 _FAILS, _DROPPED, _DIFFERS, _TRANSLATED = Severity.FAILS, Severity.DROPPED, Severity.DIFFERS, Severity.TRANSLATED
@@ -60,6 +61,7 @@ def code_findings(files: Iterable[CodeFile], around: Surroundings) -> Rule:
         for deployment in file.deployments.values():
             yield from _options(file, deployment, around)
         yield from handler_findings(file)
+        yield from grpc_findings(file)
 
 
 def _of_servd(file: CodeFile, around: Surroundings) -> Rule:

@@ -10,6 +10,7 @@ from servd.documents.files import DocumentFile
 from servd.engines.ray import removed
 from servd.engines.ray.code_rules import SCALED_TO_ZERO, SCALED_TO_ZERO_INSTEAD
 from servd.engines.ray.findings import Finding, Severity
+from servd.engines.ray.grpc_rules import servicers_of
 
 _FAILS, _DROPPED, _DIFFERS, _TRANSLATED = Severity.FAILS, Severity.DROPPED, Severity.DIFFERS, Severity.TRANSLATED
 IGNORED_WITHOUT_A_WORD = "is ignored there without a word"
@@ -73,6 +74,15 @@ class DocumentRules:
         yield from self._log_level((), value)
         if "applications" in value:
             yield from self._host(("http_options",), value.get("http_options") or {})
+        yield from self._servicers(value)
+
+    def _servicers(self, value: Mapping[str, Any]) -> Findings:
+        if servicers_of(value) and self._way.uploads and any(is_uploaded(env) for env in _all_environments(value)):
+            what = (
+                "the proxies of each node import the servicer functions themselves, and have none of what is uploaded"
+            )
+            instead = "install the generated modules into the image"
+            yield self._at(("grpc_options", "grpc_servicer_functions"), _FAILS, what, instead)
 
     def _host(self, place: Place, options: Mapping[str, Any]) -> Findings:
         if self._way.host:
@@ -102,6 +112,9 @@ class DocumentRules:
         if is_servds and not self._way.uploads:
             what = "the application imports servd"
             yield self._at((*place, "import_path"), _DIFFERS, what, "install servd into the image, beside `ray[serve]`")
+        if is_servds and servicers_of(self._value):
+            what = "methods of gRPC are not found in an application that imports servd"
+            yield self._at((*place, "import_path"), _FAILS, what, "write it with `from ray import serve`")
         for index, entry in enumerate(app.get("deployments") or ()):
             uploaded = self._way.uploads and is_uploaded(env)
             passed_on = removed.PASSED_ON if is_servds else frozenset()
@@ -198,6 +211,11 @@ def environments(app: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     yield app.get("runtime_env") or {}
     for entry in app.get("deployments") or ():
         yield (entry.get("ray_actor_options") or {}).get("runtime_env") or {}
+
+
+def _all_environments(value: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    for _, app in applications(value):
+        yield from environments(app)
 
 
 def with_environments(
