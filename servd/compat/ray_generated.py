@@ -91,10 +91,25 @@ class RayServeAPIServiceStub:
 
 def fill_messages(module: ModuleType) -> None:
     """Make a module `serve_pb2`."""
-    for kind in (ListApplicationsRequest, ListApplicationsResponse, HealthzRequest, HealthzResponse):
-        setattr(module, kind.__name__, kind)
+    _fill(module, ListApplicationsRequest, ListApplicationsResponse, HealthzRequest, HealthzResponse)
 
 
 def fill_stubs(module: ModuleType) -> None:
     """Make a module `serve_pb2_grpc`."""
-    module.RayServeAPIServiceStub = RayServeAPIServiceStub  # type: ignore[attr-defined]
+    _fill(module, RayServeAPIServiceStub)
+
+
+def _fill(module: ModuleType, *kinds: type[Any]) -> None:
+    names = ", ".join(kind.__name__ for kind in kinds)
+    home = module.__name__
+
+    def missing(name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        # an AttributeError would lose its words in `from ... import`
+        raise ImportError(
+            f"servd's {home} has {names} for clients, and no {name}: generate the code of your own services "
+            "from their .proto file, see docs/grpc.md"
+        )
+
+    module.__dict__.update({kind.__name__: kind for kind in kinds}, __getattr__=missing)
