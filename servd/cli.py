@@ -2,7 +2,7 @@
 
 import os
 import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -31,6 +31,7 @@ from servd.commands.cli_options import (
     TlsFile,
     Wait,
     absolute,
+    believed,
     fail,
     form_of,
     grpc_settings,
@@ -47,7 +48,6 @@ from servd.ground.settings import (
     DEFAULT_ADMIN_HOST,
     DEFAULT_ADMIN_PORT,
     DEFAULT_DASHBOARD_PORT,
-    DEFAULT_FORWARDED_ALLOW_IPS,
     Settings,
     default_state_dir,
     socket_dir_for,
@@ -114,7 +114,7 @@ def start(
         admin_tls_key=absolute(admin_tls_key),
         http_tls_cert=absolute(http_tls_cert),
         http_tls_key=absolute(http_tls_key),
-        **_believed(forwarded_allow_ips),
+        **believed(forwarded_allow_ips),
         num_cpus=num_cpus,
         num_gpus=num_gpus,
         metrics_port=metrics_port,
@@ -124,13 +124,6 @@ def start(
         **grpc_settings(grpc_port, grpc_servicer_functions, grpc_tls_ca, http_tls_cert, grpc_enable_reflection),
     )
     _begin(settings, detach=detach, log_to_stderr=log_to_stderr)
-
-
-def _believed(forwarded_allow_ips: str | None) -> dict[str, Any]:
-    """Settings of what proxies in front say: of the host only where somebody has named the proxies."""
-    given = forwarded_allow_ips is not None
-    hosts = forwarded_allow_ips if given else DEFAULT_FORWARDED_ALLOW_IPS
-    return {"forwarded_allow_ips": hosts, "believes_forwarded_host": given}
 
 
 def _begin(settings: Settings, *, detach: bool, log_to_stderr: bool) -> None:

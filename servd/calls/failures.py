@@ -20,6 +20,14 @@ _MARK = "_servd_told"
 logger = logging.getLogger(__name__)
 
 
+class ClientGoneError(OSError):
+    """The client is gone: nothing can be sent any more, and nothing will come. An OSError, as ASGI asks for."""
+
+
+_NO_FAULTS = (BackPressureError, DeploymentUnavailableError, ClientGoneError)
+"""What user code passes on and has not done."""
+
+
 def listen(listener: Listener) -> None:
     """Tell this one from now on, and nobody else; any thread may call it."""
     _listeners[:] = [listener]
@@ -29,7 +37,7 @@ def tell(error: BaseException, method: str, *requests: RequestContext) -> bool:
     """User code raised this, and nothing of the user's caught it; any thread may tell.
 
     Nothing is told of what was told before: in the replica that a call went to, or in the batch. Nor is a refusal of another
-    deployment that is too busy or away.
+    deployment that is too busy or away, or that the client has left.
 
     Args:
         method: of the deployment, or whatever names what raised it.
@@ -74,7 +82,7 @@ def _forget(key: int) -> None:
 def _is_new(error: BaseException, request: RequestContext) -> bool:
     # of the type alone: `isinstance` asks the object too, which may raise
     kind = type(error)
-    if _told.get(id(request)) is error or issubclass(kind, BackPressureError | DeploymentUnavailableError):
+    if _told.get(id(request)) is error or issubclass(kind, _NO_FAULTS):
         return False
     cause = slot(error, "__cause__")
     if kind is UserCodeError:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from servd.ground.extras import GRPC_MISSING, is_there
-from servd.ground.settings import DEFAULT_GRPC_PORT, SHOW_TRACEBACKS, default_state_dir
+from servd.ground.settings import DEFAULT_FORWARDED_ALLOW_IPS, DEFAULT_GRPC_PORT, SHOW_TRACEBACKS, default_state_dir
 from servd.ground.states import ProxyLocation
 
 
@@ -141,6 +141,13 @@ def look_at(address: str | None, http_location: ProxyLocation | None) -> None:
         typer.echo("Warning: --address has no effect: servd start is the daemon itself", err=True)
     if http_location == ProxyLocation.FIXED_NUMBER:
         fail("--http-location FixedNumber needs a number, which no option gives; use NoServer, HeadOnly or EveryNode")
+
+
+def believed(forwarded_allow_ips: str | None) -> dict[str, Any]:
+    """Settings of what proxies in front say: of the host only where somebody has named the proxies."""
+    given = forwarded_allow_ips is not None
+    hosts = forwarded_allow_ips if given else DEFAULT_FORWARDED_ALLOW_IPS
+    return {"forwarded_allow_ips": hosts, "believes_forwarded_host": given}
 
 
 def grpc_settings(

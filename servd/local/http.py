@@ -7,12 +7,11 @@ from typing import Any
 
 from starlette.websockets import WebSocketDisconnect
 
-from servd.calls.failures import tell_or_log
+from servd.calls.failures import ClientGoneError, tell_or_log
 from servd.calls.request_context import RequestContext
 from servd.exceptions import BackPressureError, DeploymentUnavailableError
 from servd.ground.ids import random_letters
 from servd.local.mode import LocalCaller
-from servd.replica.exchange import ClientGoneError
 from servd.replica.responses import error_response
 from servd.wire.http_answers import check_final
 

@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from typing import Any, Protocol
 
+from servd.calls.failures import ClientGoneError
 from servd.calls.request_context import RequestContext
 from servd.ground.clock import SystemClock
 from servd.ground.settings import is_on
@@ -60,10 +61,6 @@ class UserCallable(Protocol):
     ) -> AsyncIterator[Any]:
         """Items of one streaming handle call."""
         ...
-
-
-class ClientGoneError(OSError):
-    """The client is gone: nothing can be sent any more. An OSError, as ASGI asks for."""
 
 
 class HttpExchange:

@@ -5,7 +5,7 @@ from asyncio import Task
 from collections.abc import Callable
 from typing import Any
 
-from servd.calls.failures import tell
+from servd.calls.failures import ClientGoneError, tell
 from servd.calls.pickling import dump_exception, dumps, loads
 from servd.calls.request_context import RequestContext, current_request
 from servd.calls.route_table import decoded_path
@@ -14,7 +14,7 @@ from servd.ground.ids import random_uuid
 from servd.ground.remembered import Remembered
 from servd.replica.admission import Admission
 from servd.replica.caller_peer import CallerPeer, Work
-from servd.replica.exchange import ClientGoneError, HttpExchange, UserCallable
+from servd.replica.exchange import HttpExchange, UserCallable
 from servd.replica.grpc.exchange import GrpcExchange
 from servd.replica.grpc.service import GrpcService
 from servd.replica.handle_call import HandleCall

@@ -2,6 +2,9 @@
 
 from servd.ground.quick_dataclass import dataclass
 
+Authentication = tuple[str | None, tuple[tuple[str, tuple[bytes, ...]], ...]]
+"""Of a client's connection: the key of who it is, and the pairs of gRPC's authentication context."""
+
 
 @dataclass(frozen=True, slots=True)
 class GrpcMethod:

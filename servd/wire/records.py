@@ -31,7 +31,7 @@ EVENT = 7  # id, ASGI message of a WebSocket, cost in bytes
 # caller -> replica
 HTTP = 0  # id, flags, method, path, query, pairs of headers, body, request id, route, origin, extra
 CALL = 1  # id, flags, method, parts, (request id, route, app, model id, seconds left, depth, ancestors)
-GRPC = 17  # id, flags, method, message, request id, (seconds left, model id, client, pairs of metadata)
+GRPC = 17  # id, flags, method, message, request id, (seconds left, model id, client, pairs of metadata, authentication)
 CANCEL = 4  # id
 DECLINE = 5  # the offered slot is not wanted
 HELLO = 14  # the caller's key, its edition: first record on a connection

@@ -1,15 +1,21 @@
 """What gRPC asks of everything that neither opens a socket nor imports gRPC."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from dataclasses import replace
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 from servd.app.grpc_servicers import codecs_of
 from servd.calls.grpc_services import applications_answer, healthz_answer, service_asked
-from servd.compat.ray_generated import HealthzRequest, ListApplicationsRequest, RayServeAPIServiceStub
+from servd.compat.ray_generated import (
+    HealthzRequest,
+    ListApplicationsRequest,
+    RayServeAPIServiceStub,
+    fill_messages,
+)
 from servd.controller.goal_json import goal_from_json, goal_to_json
 from servd.controller.plan import actions
 from servd.controller.plan.change import Situation, check_put, put
@@ -139,19 +145,64 @@ def test_a_status_may_be_that_of_the_library() -> None:
     assert str(gRPCStatusError(KeyError("x"), 5, "none left")) == "none left"
 
 
+def test_the_context_knows_the_metadata_that_ray_names() -> None:
+    said = (
+        ("request_id", "r"),
+        ("application", "a"),
+        ("application", "b"),
+        ("traceparent", "00-1"),
+        ("tracestate", "x=1"),
+    )
+    context = RayServegRPCContext((*said, ("multiplexed_model_id-bin", b"m"), ("a-bin", b"x")))
+    assert (context.request_id(), context.application()) == ("r", "b")
+    assert (context.traceparent(), context.tracestate(), context.multiplexed_model_id()) == ("00-1", "x=1", None)
+    assert (context.peer_identity_key(), context.peer_identities()) == (None, None)
+    assert context.auth_context()["transport_security_type"] == [b"insecure"]
+    known = ("x509_common_name", (("x509_common_name", (b"me",)),))
+    context = RayServegRPCContext(authentication=known)
+    assert (context.peer_identity_key(), context.peer_identities()) == ("x509_common_name", [b"me"])
+    for kind in (0, 1, 2):
+        context.set_compression(kind)
+        assert context.compression() == kind
+    for kind in (3, True, "gzip", None):
+        with pytest.raises(ValueError, match="no kind of compression"):
+            context.set_compression(kind)
+    context.has_begun = True
+    with pytest.raises(RuntimeError, match="before the first message"):
+        context.set_compression(1)
+
+
+async def some(*values: int) -> AsyncIterator[int]:
+    for value in values:
+        yield value
+
+
 async def test_requests_are_read_on_the_loop_and_from_threads() -> None:
     def a_stream() -> gRPCInputStream:
-        waiting: Iterator[bytes | None] = iter([b"1", b"2", None])
-
-        async def receive() -> bytes | None:
-            return next(waiting)
-
-        return gRPCInputStream(receive, int, asyncio.get_running_loop())
+        return gRPCInputStream(some(1, 2))
 
     assert [request async for request in a_stream()] == [1, 2]
     assert await asyncio.to_thread(list, a_stream()) == [1, 2]
     with pytest.raises(RuntimeError, match="async for"):
         list(a_stream())
+    with pytest.raises(RuntimeError, match="async for"):
+        # made in a thread, where there is no loop to ask
+        list(await asyncio.to_thread(a_stream))
+
+
+async def test_a_stream_of_requests_ends_where_it_is_told_to() -> None:
+    gone = asyncio.Event()
+    stream = gRPCInputStream(some(1, 2, 3), cancel_event=gone)
+    assert (await anext(stream), stream.is_exhausted, stream.is_cancelled()) == (1, False, False)
+    gone.set()
+    assert stream.is_cancelled()
+    assert [request async for request in stream] == []
+    assert stream.is_exhausted
+    stream = gRPCInputStream(some(1))
+    assert [request async for request in stream] == [1]
+    assert (stream.is_exhausted, stream.is_cancelled()) == (True, False)
+    stream.cancel()
+    assert stream.is_cancelled()
 
 
 @pytest.mark.parametrize(
@@ -201,9 +252,9 @@ GRPC = replace(HTTP, grpc_port=9000, grpc_servicers=(ADD,))
 
 
 def test_flags_reach_stored_applications() -> None:
-    settings = some_settings(grpc_port=9000, grpc_servicers=(ADD,))
+    settings = some_settings(grpc_port=9000, grpc_servicers=(ADD,), grpc_reflection=False)
     goal = boot(a_goal(an_app()), World().observed, settings)
-    assert goal.http == GRPC
+    assert goal.http == replace(GRPC, grpc_reflection=False)
     assert [app.grpc_servicers for app in goal.applications] == [(ADD,)]
 
 
@@ -264,6 +315,15 @@ def test_clients_of_rays_own_service_need_no_generated_code() -> None:
     sent, listed = stub.ListApplications(ListApplicationsRequest())
     assert (sent, listed.application_names) == (b"", ["a", "b"])
     assert stub.Healthz(HealthzRequest())[1].message == "success"
+
+
+def test_other_names_of_rays_generated_modules_say_what_to_do() -> None:
+    module = ModuleType("ray.serve.generated.serve_pb2")
+    fill_messages(module)
+    assert module.HealthzRequest is HealthzRequest
+    with pytest.raises(ImportError, match=r"serve_pb2 has .*HealthzRequest.*no UserDefinedMessage: generate the code"):
+        _ = module.UserDefinedMessage
+    assert not hasattr(module, "__path__")
 
 
 @pytest.mark.parametrize("data", [b"\x0a", b"\x0a\x05ab", b"\xff" * 11, b"\x0b", b"\x09123"])

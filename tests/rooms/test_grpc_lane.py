@@ -11,6 +11,8 @@ grpc = pytest.importorskip("grpc", reason="needs grpcio: pip install 'servd-serv
 
 from servd.api import deployment  # noqa: E402
 from servd.app.grpc_servicers import Codec  # noqa: E402
+from servd.calls import failures  # noqa: E402
+from servd.calls.failures import listen  # noqa: E402
 from servd.calls.grpc_services import Health, health_answer  # noqa: E402
 from servd.calls.replica_context import ReplicaContext  # noqa: E402
 from servd.calls.request_context import current_request, get_multiplexed_model_id  # noqa: E402
@@ -28,6 +30,7 @@ from servd.wire.messages import Routing  # noqa: E402
 from servd.wire.protobuf import bytes_field, fields  # noqa: E402
 from servd.wire.records import CREDIT_BYTES  # noqa: E402
 from tests.fakes import Room, make_certificate, new_address, targets_for, wait_until  # noqa: E402
+from tests.rooms.http2_client import Http2Client  # noqa: E402
 
 DEPLOYMENT = "app_Stand"
 BIG = "x" * 100_000
@@ -41,9 +44,47 @@ class Stand:
         self.sent = 0
         self.got: list[str] = []
         self.ended = ""
+        self.whole = 0
 
     async def Echo(self, text: str) -> str:
         return text
+
+    async def Count(self, texts: gRPCInputStream) -> str:
+        number = len([text async for text in texts])
+        self.whole += 1
+        return str(number)
+
+    async def Chat(self, texts: gRPCInputStream) -> AsyncIterator[str]:
+        async for text in texts:
+            yield text
+        self.whole += 1
+
+    def CountSync(self, texts: gRPCInputStream) -> str:
+        try:
+            number = len(list(texts))
+        finally:
+            self.ended = f"cancelled: {texts.is_cancelled()}, exhausted: {texts.is_exhausted}"
+        self.whole += 1
+        return str(number)
+
+    async def FirstOf(self, texts: gRPCInputStream) -> str:
+        async for text in texts:
+            texts.cancel()
+            self.got.append(text)
+        return f"{self.got} {texts.is_cancelled()} {texts.is_exhausted}"
+
+    async def Who(self, text: str, grpc_context: RayServegRPCContext) -> str:
+        about = grpc_context.auth_context()
+        return f"{grpc_context.peer_identity_key()} {grpc_context.peer_identities()} {about['transport_security_type']}"
+
+    async def Packed(self, text: str, grpc_context: RayServegRPCContext) -> str:
+        grpc_context.set_compression(grpc.Compression.Gzip)
+        return text
+
+    async def PackedMany(self, text: str, grpc_context: RayServegRPCContext) -> AsyncIterator[str]:
+        grpc_context.set_compression(grpc.Compression.Deflate)
+        yield text
+        yield text
 
     def Sync(self, text: str, grpc_context: RayServegRPCContext) -> str:
         said = dict(grpc_context.invocation_metadata())
@@ -134,10 +175,13 @@ def codec(name: str, *, streams_in: bool = False, streams_out: bool = False) -> 
 CODECS = {
     each.name: each
     for each in (
-        *(codec(name) for name in ("Echo", "Sync", "Fail", "Wait", "Missing")),
-        *(codec(name, streams_out=True) for name in ("Repeat", "RepeatSync", "Flood")),
-        *(codec(name, streams_in=True) for name in ("Join", "JoinSync", "Stubborn", "Swallow")),
-        *(codec(name, streams_in=True, streams_out=True) for name in ("Talk", "TalkSync")),
+        *(codec(name) for name in ("Echo", "Sync", "Fail", "Wait", "Missing", "Who", "Packed")),
+        *(codec(name, streams_out=True) for name in ("Repeat", "RepeatSync", "Flood", "PackedMany")),
+        *(
+            codec(name, streams_in=True)
+            for name in ("Join", "JoinSync", "Stubborn", "Swallow", "Count", "CountSync", "FirstOf")
+        ),
+        *(codec(name, streams_in=True, streams_out=True) for name in ("Talk", "TalkSync", "Chat")),
     )
 }
 IDEMPOTENT = "/s.Stand/Echo"
@@ -247,6 +291,7 @@ async def test_metadata_go_both_ways(room: GrpcRoom) -> None:
     call = room.method("Sync")("hello", metadata=said, timeout=30)
     assert await call == "hello|me|m7|r-1|ipv4|True"
     assert dict(await call.trailing_metadata()) == {"x-kind": "sync", "x-raw-bin": b"\0\xff", "request_id": "r-1"}
+    assert await room.method("Who")("") == "None None [b'insecure']"
     made = room.method("Echo")("x")
     await made
     assert len(dict(await made.trailing_metadata())["request_id"]) == 36
@@ -364,6 +409,67 @@ async def test_a_method_that_waits_for_a_message_ends_when_its_client_does(
         call.cancel()
     await wait_until(lambda: server.ongoing == 0 and room.grpc.ongoing == 0)
     assert await room.method("RepeatSync")("1").read() == "0"
+
+
+@pytest.mark.parametrize("name", ["Count", "Chat"])
+async def test_requests_of_a_client_that_has_left_are_no_whole_stream(room: GrpcRoom, name: str) -> None:
+    stand, server = room.stands[0], room.servers[next(iter(room.servers))]
+    for _ in range(20):
+        call = room.method(name)()
+        await call.write("x")
+        if name == "Chat":
+            assert await call.read() == "x"
+        await wait_until(lambda: server.ongoing == 1)
+        call.cancel()
+        await wait_until(lambda: server.ongoing == 0)
+    assert stand.whole == 0
+    call = room.method(name)(iter("ab"))
+    assert [text async for text in call] == ["a", "b"] if name == "Chat" else await call == "2"
+    assert stand.whole == 1
+
+
+async def test_that_a_client_leaves_is_no_error_of_a_sync_method(room: GrpcRoom) -> None:
+    told: list[BaseException] = []
+    listen(lambda error, *_: told.append(error))
+    stand, server = room.stands[0], room.servers[next(iter(room.servers))]
+    try:
+        for patient in (True, False):
+            server.cancel_on_disconnect = patient
+            stand.ended = ""
+            call = room.method("CountSync")()
+            await call.write("x")
+            await wait_until(lambda: server.ongoing == 1)
+            call.cancel()
+            await wait_until(lambda: server.ongoing == 0)
+            assert stand.ended == "cancelled: True, exhausted: False"
+        assert await room.method("CountSync")(iter("ab")) == "2"
+        assert stand.ended == "cancelled: False, exhausted: True"
+        assert (told, stand.whole) == ([], 1)
+        await outcome(room.method("Fail")("raise"))
+        assert [type(error) for error in told] == [RuntimeError]
+    finally:
+        failures._listeners.clear()
+
+
+async def test_a_method_may_end_the_requests(room: GrpcRoom) -> None:
+    assert await room.method("FirstOf")(iter("abc")) == "['a'] True True"
+
+
+async def test_answers_are_compressed_where_a_method_says_so(room: GrpcRoom) -> None:
+    assert await room.method("Packed")(BIG) == BIG
+    assert [text async for text in room.method("PackedMany")(BIG)] == [BIG, BIG]
+    assert await encoding(room.grpc_port, "Echo") is None
+    assert await encoding(room.grpc_port, "Packed") == "gzip"
+    assert await encoding(room.grpc_port, "PackedMany") == "deflate"
+
+
+async def encoding(port: int, name: str) -> str | None:
+    """How the answers of a method are compressed for a client that takes everything."""
+    async with Http2Client(port) as client:
+        headers = {"content_type": "application/grpc", "te": "trailers", "grpc_accept_encoding": "gzip, deflate"}
+        stream = client.ask(f"/s.Stand/{name}", "POST", end=False, **headers)
+        await client.send(stream, b"\0" + len(BIG).to_bytes(4, "big") + BIG.encode())
+        return (await client.head(stream)).get("grpc-encoding")
 
 
 async def test_a_slow_reader_holds_the_method_up(room: GrpcRoom) -> None:
@@ -504,7 +610,8 @@ async def test_tls_follows_the_files_and_asks_clients_for_certificates(tmp_path:
         room.announce(await room.stand())
         for client_ca in ("", str(chain)):
             lane = GrpcLane(room.forwarder)
-            lane.apply_routing((GrpcRoute("app", DEPLOYMENT, (GrpcMethod("/s.Stand/Echo"),)),))
+            methods = (GrpcMethod("/s.Stand/Echo"), GrpcMethod("/s.Stand/Who"))
+            lane.apply_routing((GrpcRoute("app", DEPLOYMENT, methods),))
             port = await lane.open("127.0.0.1", 0, GrpcCertificate(str(chain), str(key), client_ca))
             pair = (key.read_bytes(), chain.read_bytes())
             for own in ((), pair):
@@ -513,6 +620,10 @@ async def test_tls_follows_the_files_and_asks_clients_for_certificates(tmp_path:
                     call = channel.unary_unary("/s.Stand/Echo")(b"x", timeout=5)
                     expected = "OK" if own or not client_ca else "UNAVAILABLE"
                     assert (await outcome(call))[0] == expected
+                    if expected == "OK":
+                        found = await channel.unary_unary("/s.Stand/Who")(b"x", timeout=5)
+                        names = b"x509_subject_alternative_name [b'127.0.0.1', b'localhost']"
+                        assert found == (names if client_ca else b"None None") + b" [b'ssl']"
             if not client_ca:
                 renewed, new_key = make_certificate(tmp_path, "two")
                 renewed.replace(chain), new_key.replace(key)

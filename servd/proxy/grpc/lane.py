@@ -22,13 +22,14 @@ class GrpcLane:
     """Takes calls of gRPC on a port of its own, which the proxies of a daemon share.
 
     Attributes:
-        ongoing: calls under way.
+        ongoing: calls under way. is_secure: connections are of TLS.
     """
 
     def __init__(self, forwarder: Forwarder) -> None:
         self.forwarder = forwarder
         self.table = GrpcTable()
         self.ongoing = 0
+        self.is_secure = False
         self._own = OwnServices(forwarder, self.table)
         self._handlers: dict[str, Any] = {}
         self._server: grpc.aio.Server | None = None
@@ -59,6 +60,7 @@ class GrpcLane:
             bound = server.add_insecure_port(address)
         else:
             bound = server.add_secure_port(address, certificate.credentials())
+            self.is_secure = True
         self._own.is_serving = True
         await server.start()
         self._server = server
@@ -124,7 +126,7 @@ def options(keep_alive: KeepAlive) -> list[tuple[str, Any]]:
     found = [
         ("grpc.so_reuseport", 1),
         ("grpc.max_receive_message_length", most),
-        ("grpc.max_send_message_length", -1),
+        ("grpc.max_send_message_length", most),
     ]
     if keep_alive.after_s:
         found += [

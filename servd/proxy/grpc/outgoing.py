@@ -7,7 +7,7 @@ from typing import Any
 from servd.calls.affinity import affinity_of_grpc
 from servd.calls.outgoing import Outgoing
 from servd.calls.routing_rules import Rule
-from servd.wire.grpc_messages import GrpcMethod
+from servd.wire.grpc_messages import Authentication, GrpcMethod
 from servd.wire.records import CREDIT_BYTES, GRPC, MESSAGE_COST_BYTES, STREAMED_BODY, Outbox
 
 _GRANT_BYTES = CREDIT_BYTES // 4
@@ -22,13 +22,16 @@ class GrpcCall(Outgoing):
         message: the request, b"" where many come.
         client: as gRPC names it, `ipv4:127.0.0.1:1234`.
         deadline: loop's seconds, None = no limit.
+        authentication: of the client's connection; None = it is plain.
 
     Attributes:
         messages: of the answer, not taken yet; `took` says when one was.
+        compression: of its messages, as a number of `grpc.Compression`.
         answer: code, answer block and message, once it has ended. failure: why it has not.
     """
 
     __slots__ = (
+        "_authentication",
         "_client",
         "_credit",
         "_loop",
@@ -40,6 +43,7 @@ class GrpcCall(Outgoing):
         "_taken",
         "_waiter",
         "answer",
+        "compression",
         "deadline",
         "failure",
         "messages",
@@ -56,6 +60,7 @@ class GrpcCall(Outgoing):
         client: str,
         metadata: Metadata,
         deadline: float | None,
+        authentication: Authentication | None = None,
     ) -> None:
         self._loop = loop
         self._method = method
@@ -63,11 +68,13 @@ class GrpcCall(Outgoing):
         self._request_id = request_id
         self._client = client
         self._metadata = metadata
+        self._authentication = authentication
         self.deadline = deadline
         self._credit = self._taken = 0
         self._waiter: asyncio.Future[None] | None = None
         self._room: asyncio.Future[None] | None = None
         self.messages: deque[bytes] = deque()
+        self.compression = 0
         self.answer: tuple[int, bytes, bytes] | None = None
         self.failure: Exception | None = None
         self.peer = None
@@ -85,7 +92,7 @@ class GrpcCall(Outgoing):
 
     def record(self, call_id: int, flags: int, outbox: Outbox) -> tuple[Any, ...]:
         left = None if self.deadline is None else max(0.0, self.deadline - self._loop.time())
-        about = (left, self.model_id, self._client, self._metadata)
+        about = (left, self.model_id, self._client, self._metadata, self._authentication)
         if self._method.streams_in:
             flags |= STREAMED_BODY
         return (GRPC, call_id, flags, self._method.name, outbox.attach(self._message), self._request_id, about)
@@ -123,6 +130,9 @@ class GrpcCall(Outgoing):
         while self._credit <= 0:
             self._room = self._loop.create_future()
             await self._room
+
+    def on_head(self, status: int, block: bytes) -> None:  # noqa: ARG002 - the form of all requests
+        self.compression = status
 
     def on_response(self, status: int, block: bytes, body: bytes) -> None:
         self.answer = (status, block, bytes(body))

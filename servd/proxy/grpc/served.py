@@ -17,7 +17,7 @@ from servd.observability.journal import Journal
 from servd.proxy.grpc.outgoing import GrpcCall, Metadata
 from servd.proxy.grpc.table import GrpcTable
 from servd.wire.grpc_codes import Code, pushback
-from servd.wire.grpc_messages import GrpcMethod, GrpcRoute
+from servd.wire.grpc_messages import Authentication, GrpcMethod, GrpcRoute
 from servd.wire.http_answers import text_for_clients
 from servd.wire.records import read_answer_block
 
@@ -51,6 +51,7 @@ class Lane(Protocol):
     forwarder: Forwarder
     table: GrpcTable
     ongoing: int
+    is_secure: bool
 
 
 class Served:
@@ -106,7 +107,7 @@ class Served:
         forwarder.caller.submit(call, forwarder.caller.router_of(route.deployment))
         try:
             if messages is not None:
-                reader = forwarder.loop.create_task(_read(messages, call))
+                reader = forwarder.loop.create_task(self._read(messages, call))
             return await self._heard(call)
         finally:
             if self._timer is not None:
@@ -131,6 +132,7 @@ class Served:
             client=context.peer(),
             metadata=self._metadata,
             deadline=loop.time() + whole_s if whole_s < math.inf else None,
+            authentication=_authentication(context) if self._lane.is_secure else None,
         )
         if own_s < math.inf:
             # the client's own limit is gRPC's business
@@ -143,9 +145,20 @@ class Served:
             self._lane.forwarder.caller.cancel(call)
             call.on_failure(TimeoutError(f"the time limit of {limit_s:g} s passed while {stage}"))
 
+    async def _read(self, messages: AsyncIterator[bytes], call: GrpcCall) -> None:
+        # a stream that ends otherwise is one whose client is gone: the call is cancelled then
+        with contextlib.suppress(grpc.aio.BaseError, grpc.aio.UsageError):
+            async for message in messages:
+                await call.send(message)
+            # the library gives the same end for a client that has left, and says so a moment later: before this one ends
+            await self._context.read()
+            await call.send_end()
+
     async def _heard(self, call: GrpcCall) -> Ended:
         while True:
             while call.messages:
+                if call.compression:
+                    await self._compress(call)
                 message = call.messages.popleft()
                 await self._context.write(message)
                 self._sent_bytes += len(message)
@@ -154,11 +167,19 @@ class Served:
                 break
             await call.heard()
         if call.answer is not None:
+            if call.compression:
+                await self._compress(call)
             code, block, answer = call.answer
             details, trailing = read_answer_block(block)
             return Code(code), details, trailing, answer
         assert call.failure is not None
         return self._failed(call.failure)
+
+    async def _compress(self, call: GrpcCall) -> None:
+        self._context.set_compression(grpc.Compression(call.compression))
+        call.compression = 0
+        # the library would forget it with an answer of one message
+        await self._context.send_initial_metadata(())
 
     def _failed(self, error: Exception) -> Ended:
         code, trailing = failure_of(error)
@@ -177,12 +198,11 @@ class Served:
             journal.note(key, self._began, self._request_id.encode(), *about, replica_id)
 
 
-async def _read(messages: AsyncIterator[bytes], call: GrpcCall) -> None:
-    # a stream that ends otherwise is one whose client is gone: the call is cancelled then
-    with contextlib.suppress(grpc.aio.BaseError, grpc.aio.UsageError):
-        async for message in messages:
-            await call.send(message)
-        await call.send_end()
+def _authentication(context: Any) -> Authentication:
+    """What is known of the client's connection."""
+    pairs = tuple((key, tuple(values)) for key, values in context.auth_context().items())
+    key = context.peer_identity_key()
+    return key.decode() if isinstance(key, bytes) else key, pairs
 
 
 def failure_of(error: Exception) -> tuple[Code, Metadata]:

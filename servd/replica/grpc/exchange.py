@@ -5,9 +5,11 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from servd.calls.failures import ClientGoneError
 from servd.calls.request_context import RequestContext
 from servd.wire.grpc_codes import Code
-from servd.wire.records import BODY, CREDIT, CREDIT_BYTES, MESSAGE_COST_BYTES, RESPONSE, Outbox, answer_block
+from servd.wire.grpc_messages import Authentication
+from servd.wire.records import BODY, CREDIT, CREDIT_BYTES, HEAD, MESSAGE_COST_BYTES, RESPONSE, Outbox, answer_block
 
 _GRANT_BYTES = CREDIT_BYTES // 4
 
@@ -37,7 +39,8 @@ class GrpcExchange:
     """One call.
 
     Attributes:
-        method: full name. message: the request, where there is one. client, metadata: as gRPC has them.
+        method: full name. message: the request, where there is one. client, metadata, authentication: as gRPC has them.
+        is_unheard: the client is gone.
     """
 
     has_started = False
@@ -52,6 +55,7 @@ class GrpcExchange:
         context: RequestContext,
         client: str = "",
         metadata: tuple[tuple[str, str | bytes], ...] = (),
+        authentication: Authentication | None = None,
     ) -> None:
         self._peer = peer
         self.call_id = call_id
@@ -60,9 +64,10 @@ class GrpcExchange:
         self.context = context
         self.client = client
         self.metadata = metadata
+        self.authentication = authentication
         self._credit = CREDIT_BYTES
         self._taken = 0
-        self._is_unheard = False
+        self.is_unheard = False
         self._is_complete = False
         self._messages: deque[bytes] = deque()
         self._reader: asyncio.Future[None] | None = None
@@ -88,13 +93,14 @@ class GrpcExchange:
         """The next request message; None after the last.
 
         Raises:
-            ConnectionAbortedError: the client is gone, and the method goes on all the same.
+            ClientGoneError: the client is gone, and the method goes on all the same, or waits in a thread, which no cancellation
+            reaches.
         """
         while not self._messages:
             if self._is_complete:
                 return None
-            if self._is_unheard:
-                raise ConnectionAbortedError("the client is gone")
+            if self.is_unheard:
+                raise ClientGoneError("the client has left before the end of its requests")
             self._reader = asyncio.get_running_loop().create_future()
             await self._reader
         message = self._messages.popleft()
@@ -104,12 +110,16 @@ class GrpcExchange:
             self._taken = 0
         return message
 
+    def compress(self, kind: int) -> None:
+        """Let the messages of the answer be compressed; before the first. kind: of `grpc.Compression`."""
+        self._peer.send((HEAD, self.call_id, kind, b""))
+
     async def send(self, message: bytes) -> None:
         """Send one message of an answer that streams, once the client has taken enough of those before."""
-        while self._credit <= 0 and not self._is_unheard:
+        while self._credit <= 0 and not self.is_unheard:
             self._writer = asyncio.get_running_loop().create_future()
             await self._writer
-        if self._is_unheard:
+        if self.is_unheard:
             # nothing holds it up any more, so let others have their turn
             await asyncio.sleep(0)
             return
@@ -136,7 +146,7 @@ class GrpcExchange:
 
     def let_go(self) -> None:
         """The client is gone, and the method shall complete all the same: what it sends is dropped."""
-        self._is_unheard = True
+        self.is_unheard = True
         self._wake_writer()
         if self._reader is not None and not self._reader.done():
             self._reader.set_result(None)

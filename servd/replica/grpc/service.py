@@ -5,11 +5,10 @@ import inspect
 from asyncio import Task
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
-from functools import partial
 from typing import Any, Protocol
 
 from servd.app.grpc_servicers import Codec
-from servd.calls.failures import tell
+from servd.calls.failures import ClientGoneError, tell
 from servd.calls.grpc_services import REFLECT
 from servd.calls.request_context import RequestContext, current_request
 from servd.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException, gRPCStatusError
@@ -83,11 +82,11 @@ class GrpcService:
         self, server: Server, peer: Any, record: tuple[Any, ...], frames: list[Any], ancestors: tuple[str, ...]
     ) -> None:
         """Serve an admitted call of `peer`, which has it among its open ones from here on."""
-        _, call_id, flags, method, message, request_id, (left, model_id, client, metadata) = record
+        _, call_id, flags, method, message, request_id, (left, model_id, client, metadata, *known) = record
         deadline = None if left is None else self._loop.time() + left
         context = RequestContext(request_id, method, self._app, model_id, deadline, 0, ancestors)
         body = bytes(body_of(message, frames))
-        exchange = GrpcExchange(peer, call_id, method, body, context, client, metadata)
+        exchange = GrpcExchange(peer, call_id, method, body, context, client, metadata, known[0] if known else None)
         peer.open[call_id] = exchange
         peer.newest = call_id
         if flags & STREAMED_BODY:
@@ -98,12 +97,14 @@ class GrpcService:
         exchange.has_started = True
         if not server.begin(peer, exchange.call_id):
             return
-        about = RayServegRPCContext(exchange.metadata, exchange.client, exchange.context.deadline, self._loop.time)
+        about = RayServegRPCContext(
+            exchange.metadata, exchange.client, exchange.context.deadline, self._loop.time, exchange.authentication
+        )
         name = exchange.method.rpartition("/")[2]
         try:
             current_request.set(exchange.context)
             await self._run(exchange, name, about)
-        except asyncio.CancelledError as error:
+        except (asyncio.CancelledError, ClientGoneError) as error:
             server.take_back_calls(exchange.context)
             if exchange.call_id in peer.open:
                 tell(error, name)
@@ -126,18 +127,23 @@ class GrpcService:
             raise _unimplemented(f"this version of the application has no method {exchange.method}")
         kwargs = {_CONTEXT: about} if self._wants_context(name) else {}
         if codec.streams_in:
-            request: Any = gRPCInputStream(exchange.receive, partial(_read, codec), self._loop)
+            request: Any = _Requests(exchange, codec)
         else:
             request, exchange.message = _read(codec, exchange.message), b""
         args, message = (request,), b""
         if codec.streams_out:
             async with aclosing(self._user.stream(name, args, kwargs, exchange.context)) as items:  # type: ignore[type-var]
                 async for item in items:
+                    if not about.has_begun and about.compression():
+                        exchange.compress(about.compression())
+                    about.has_begun = True
                     await exchange.send(codec.write(item))
         else:
             result = await self._user.call(name, args, kwargs, exchange.context)
             if about.code() is None or code_of(about.code()) is Code.OK:
                 message = codec.write(result)
+                if about.compression():
+                    exchange.compress(about.compression())
         code = Code.OK if about.code() is None else code_of(about.code())
         exchange.finish(code, about.details(), about.trailing_metadata(), message)
 
@@ -168,6 +174,22 @@ class GrpcService:
         else:
             is_late = self._loop.time() >= (exchange.context.deadline or float("inf"))
             exchange.finish(*_failure(error, exchange.context.request_id, is_late=is_late))
+
+
+class _Requests(gRPCInputStream):
+    """Those of a call. An iteration that the client's leaving ends never looks like one that has come to its end."""
+
+    def __init__(self, exchange: GrpcExchange, codec: Codec) -> None:
+        super().__init__(self._received(exchange, codec))
+        self._exchange = exchange
+
+    def is_cancelled(self) -> bool:
+        return self._exchange.is_unheard or super().is_cancelled()
+
+    @staticmethod
+    async def _received(exchange: GrpcExchange, codec: Codec) -> AsyncIterator[Any]:
+        while (message := await exchange.receive()) is not None:
+            yield _read(codec, message)
 
 
 def _unimplemented(text: str) -> gRPCStatusError:
