@@ -26,7 +26,7 @@ KINDS = 60
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", range(2))
+@pytest.mark.parametrize("block", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_histories(block: int) -> None:
     for seed in range(block * KINDS, (block + 1) * KINDS):
         Simulation(seed).run()

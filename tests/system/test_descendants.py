@@ -109,6 +109,7 @@ def test_a_killed_replica_and_a_drain_leave_nothing_of_any_kind_and_callers_lear
         eventually(lambda: not alive(started), 15.0)
 
 
+@pytest.mark.long
 def test_the_death_and_the_stop_of_the_daemon_leave_nothing(tmp_path: Path) -> None:
     killed = RunningDaemon(settings_in(tmp_path))
     before = marked()

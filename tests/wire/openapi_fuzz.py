@@ -57,7 +57,7 @@ def bounded(examples: int) -> settings:
 
 
 @brief.parametrize()
-@bounded(4)
+@bounded(2)
 def test_answers_are_those_described(case: Any, server: Server) -> None:
     case.call_and_validate(base_url=server.url, checks=CHECKS, timeout=10)
 
