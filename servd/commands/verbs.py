@@ -3,13 +3,14 @@
 import json
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from servd.commands.console import (
     STATUS_HEAD,
     VERBOSE_HEAD,
+    ProgressRow,
     progress_on,
     progress_rows,
     say,
@@ -100,24 +101,53 @@ def wait_until_running(client: AdminClient, apps: Iterable[str], timeout_s: floa
     """Show progress until each of `apps` is RUNNING or has failed.
 
     Raises:
-        DeployError: some of them failed or are gone, or the time is over; says which and why.
+        DeployError: see `until_running`.
     """
     names = tuple(apps)
+    seen: int | None = None
+
+    def look(wait_s: float) -> Look:
+        nonlocal seen
+        status = client.status() if seen is None else client.status(seen=seen, timeout_s=wait_s)
+        seen = status["version"]
+        return Look(progress_rows(status, names), *_unfinished(status["applications"], names))
+
+    until_running(names, timeout_s, look)
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What is deployed, seen once. waiting: what is still to come. failures: what will not."""
+
+    rows: list[ProgressRow]
+    waiting: list[str]
+    failures: list[str]
+
+
+def until_running(names: Iterable[str], timeout_s: float | None, look: Callable[[float], Look]) -> None:
+    """Show progress until nothing is waited for any more.
+
+    Args:
+        look: gets how long it may wait for news, seconds, 0 at first.
+
+    Raises:
+        DeployError: something failed, or the time is over; says what.
+    """
     clock = SystemClock()
     deadline = None if timeout_s is None else clock.now() + timeout_s
     progress = progress_on(sys.stdout)
+    left = 0.0
     try:
-        status = client.status()
         while True:
-            progress.update(progress_rows(status, names))
-            waiting, failures = _unfinished(status["applications"], names)
-            if not waiting:
+            seen = look(left)
+            progress.update(seen.rows)
+            failures = list(seen.failures)
+            if not seen.waiting:
                 break
             left = POLL_S if deadline is None else min(POLL_S, deadline - clock.now())
             if left <= 0:
-                failures.append(f"not running after {timeout_s:g} s: {', '.join(waiting)}")
+                failures.append(f"not running after {timeout_s:g} s: {'; '.join(seen.waiting)}")
                 break
-            status = client.status(seen=status["version"], timeout_s=left)
     finally:
         progress.close()
     if failures:

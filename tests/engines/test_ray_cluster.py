@@ -223,7 +223,7 @@ def test_what_is_waited_for(
 
 def test_a_wait_that_is_over_says_what_is_missing(head: FakeHead, cluster: Cluster, path: str) -> None:
     head.details = lambda: {"applications": {"a": an_app("DEPLOYING", "", "no CPU is left")}, "proxies": {}}  # type: ignore[method-assign]
-    with pytest.raises(DeployError, match="not ready after 0 s: application 'a' is DEPLOYING: no CPU is left"):
+    with pytest.raises(DeployError, match="not running after 0 s: application 'a' is DEPLOYING: no CPU is left"):
         commands.wait_until_running(cluster, ["a"], 0.0)
 
 

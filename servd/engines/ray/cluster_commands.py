@@ -5,8 +5,9 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from servd.commands.console import STATUS_HEAD, ProgressRow, progress_on, say, status_rows, table, warn, without_colours
+from servd.commands.console import STATUS_HEAD, ProgressRow, say, status_rows, table, warn, without_colours
 from servd.commands.operations import TABLE, show
+from servd.commands.verbs import SEPARATOR, Look, until_running
 from servd.documents.files import dump_yaml
 from servd.engines.ray.check import ReadFile, check_document, read
 from servd.engines.ray.cluster import Cluster, ClusterRefusedError
@@ -16,7 +17,6 @@ from servd.exceptions import ConfigError, DeployError
 from servd.ground.clock import SystemClock, block_for
 
 POLL_S = 1.0
-_SEPARATOR = "\n\n---\n\n"
 
 
 def deploy(
@@ -87,29 +87,16 @@ def wait_until_running(cluster: Cluster, apps: Iterable[str], timeout_s: float |
     """Show progress until each of `apps` is RUNNING or has failed, and every proxy answers.
 
     Raises:
-        DeployError: some of them failed or are gone, or the time is over; says which and why.
+        DeployError: see `until_running`.
     """
     names = tuple(apps)
-    clock = SystemClock()
-    deadline = None if timeout_s is None else clock.now() + timeout_s
-    progress = progress_on(sys.stdout)
-    try:
-        while True:
-            details = cluster.details()
-            progress.update(rows_of(details, names))
-            waiting, failures = unfinished(details, names)
-            if not waiting:
-                break
-            left = POLL_S if deadline is None else min(POLL_S, deadline - clock.now())
-            if left <= 0:
-                failures.append(f"not ready after {timeout_s:g} s: {'; '.join(waiting)}")
-                break
-            block_for(left)
-    finally:
-        progress.close()
-    if failures:
-        raise DeployError("\n".join(failures))
-    say(f"Running: {', '.join(names) or 'no applications'}.", "SUCC")
+
+    def look(wait_s: float) -> Look:
+        block_for(min(wait_s, POLL_S))
+        details = cluster.details()
+        return Look(rows_of(details, names), *unfinished(details, names))
+
+    until_running(names, timeout_s, look)
 
 
 def unfinished(details: Mapping[str, Any], names: Iterable[str]) -> tuple[list[str], list[str]]:
@@ -189,7 +176,7 @@ def show_config(cluster: Cluster, name: str | None) -> None:
     """Print what was sent for each application, as YAML; programs deployed without one have none."""
     configs = {key: app.get("deployed_app_config") for key, app in cluster.details()["applications"].items()}
     wanted = [configs.get(name)] if name is not None else list(configs.values())
-    print(_SEPARATOR.join(dump_yaml(one) for one in wanted if one))
+    print(SEPARATOR.join(dump_yaml(one) for one in wanted if one))
 
 
 def shut_down(cluster: Cluster) -> None:
