@@ -1,6 +1,7 @@
 """`servd deploy --engine ray` and its companions, against a fake of a cluster's head."""
 
 import io
+import threading
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -225,6 +226,28 @@ def test_a_wait_that_is_over_says_what_is_missing(head: FakeHead, cluster: Clust
     head.details = lambda: {"applications": {"a": an_app("DEPLOYING", "", "no CPU is left")}, "proxies": {}}  # type: ignore[method-assign]
     with pytest.raises(DeployError, match="not running after 0 s: application 'a' is DEPLOYING: no CPU is left"):
         commands.wait_until_running(cluster, ["a"], 0.0)
+
+
+def test_a_head_that_is_busy_is_waited_for(
+    head: FakeHead, cluster: Cluster, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deploy(cluster, path, wait=False)
+    details, asked = head.details, threading.Event()
+
+    def late_at_first() -> dict[str, Any]:
+        if not asked.is_set():
+            asked.set()
+            gone.wait(20)
+        return details()
+
+    gone = threading.Event()
+    monkeypatch.setattr(commands, "POLL_S", 0.01)
+    head.details = late_at_first  # type: ignore[method-assign]
+    try:
+        commands.wait_until_running(Cluster(cluster.address, 0.1), ["one"], 60)
+    finally:
+        gone.set()
+    assert asked.is_set()
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,15 @@
 
 import asyncio
 import inspect
+import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from typing import Any, cast
 
 from ray import serve
 
 from servd.calls import pickling
+from servd.calls.failures import listen, tell
 from servd.calls.process import install_process
 from servd.calls.replica_context import ReplicaContext, set_replica_context
 from servd.calls.request_context import RequestContext, current_request
@@ -16,11 +18,15 @@ from servd.engines.on_ray.built import built_from
 from servd.engines.on_ray.calls import FAILURE, VALUE, ClusterCaller, Part, context_from
 from servd.engines.on_ray.private_names import get_serve_request_context
 from servd.ground.ids import DeploymentID, ReplicaID
+from servd.observability.tracebacks import user_traceback
 from servd.replica.exchange import HttpExchange
 from servd.replica.responses import UTF8_TEXT, Headers, error_response
 from servd.replica.user_callable import UserCallable
 
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+logger = logging.getLogger("ray.serve")
+"""Ray's own of a replica: its file is there, with the request's id on each line."""
 
 
 class ClusterReplica:
@@ -48,6 +54,7 @@ class ClusterReplica:
         """Construct the user's instance. Raises whatever its constructor raises."""
         install_process(ClusterCaller(self._app), asyncio.get_running_loop())
         set_replica_context(self._context)
+        listen(_log_failure)
         await self._user.construct()
 
     async def call(self, method: str, parts: list[bytes], request: tuple[Any, ...]) -> Part:
@@ -60,6 +67,7 @@ class ClusterReplica:
                 result = await self._user.call(method, args, kwargs, context)
             return VALUE, sendable(pickling.dumps(result))
         except Exception as error:
+            tell(error, method)
             return FAILURE, sendable(pickling.dump_exception(error))
 
     async def stream(self, method: str, parts: list[bytes], request: tuple[Any, ...]) -> AsyncIterator[Part]:
@@ -71,6 +79,7 @@ class ClusterReplica:
             async for item in self._user.stream(method, args, kwargs, context):
                 yield VALUE, sendable(pickling.dumps(item))
         except Exception as error:
+            tell(error, method)
             yield FAILURE, sendable(pickling.dump_exception(error))
 
     async def reconfigure(self, user_config: Any) -> None:
@@ -107,6 +116,7 @@ class ClusterReplica:
         try:
             await self._limited(self._user.handle_http(cast(HttpExchange, exchange)), exchange)
         except Exception as error:
+            tell(error, "__call__")
             if exchange.has_begun or scope["type"] != "http":
                 raise
             await exchange.answer(*error_response(error, about.request_id))
@@ -156,6 +166,11 @@ class ClusterExchange:
         whole = [*headers] if b"content-length" in known or status in (204, 304) else [*headers, length]
         await self.send({"type": "http.response.start", "status": status, "headers": whole})
         await self.send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+def _log_failure(error: BaseException, method: str, requests: Sequence[RequestContext]) -> None:
+    ids = ",".join(one.request_id for one in requests)
+    logger.error("user_code_failed method=%s requests=%s\n%s", method, ids, user_traceback(error))
 
 
 def sendable(parts: list[Any]) -> list[bytes]:

@@ -15,7 +15,7 @@ ADDRESS_VARIABLES = ("SERVD_ADDRESS", "RAY_DASHBOARD_ADDRESS")
 TOKEN_VARIABLE, TOKEN_FILE_VARIABLE = "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 TOKEN_FILE = "~/.ray/auth_token"
 _APPLICATIONS = "/api/serve/applications/"
-_TIMEOUT_S, _SLOW_S = 30.0, 300.0
+_SLOW_S = 300.0
 
 
 class NoClusterError(UnreachableError):
@@ -26,6 +26,10 @@ class NoClusterError(UnreachableError):
             f"failed to connect to a Ray cluster at {self.address}: {self.reason} "
             "(the head's dashboard port, 8265 unless it was started with another)"
         )
+
+
+class SlowClusterError(NoClusterError):
+    """It takes longer than one waits, as where it starts many processes."""
 
 
 class ClusterRefusedError(RefusedError):
@@ -69,13 +73,14 @@ def find_token() -> tuple[str, str]:
 
 
 class Cluster:
-    """What is asked of the head. Each call uses a connection of its own.
+    """What is asked of the head. Each call uses a connection of its own. timeout_s: for an answer, but to what takes long.
 
-    All raise NoClusterError and ClusterRefusedError.
+    All raise NoClusterError, as a SlowClusterError where only the answer is missing, and ClusterRefusedError.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, timeout_s: float = 30.0) -> None:
         self.address = address
+        self._timeout_s = timeout_s
 
     def details(self) -> dict[str, Any]:
         """What runs there: `applications`, `proxies`, `http_options`, ..."""
@@ -103,19 +108,20 @@ class Cluster:
         """Keep a package under a name."""
         self._request("PUT", _package(name), data, timeout_s=_SLOW_S)
 
-    def _request(self, method: str, path: str, body: bytes | None = None, *, timeout_s: float = _TIMEOUT_S) -> str:
+    def _request(self, method: str, path: str, body: bytes | None = None, *, timeout_s: float | None = None) -> str:
         token, where = find_token()
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         if body is not None:
             headers["Content-Type"] = "application/json" if path == _APPLICATIONS else "application/zip"
-        connection = self._connection(timeout_s)
+        connection = self._connection(timeout_s or self._timeout_s)
         try:
             connection.request(method, path, body, headers)
             response = connection.getresponse()
             text = response.read().decode("utf-8", "replace")
+        except TimeoutError as error:
+            raise SlowClusterError(self.address, "no answer in time") from error
         except (OSError, http.client.HTTPException) as error:
-            reason = "no answer in time" if isinstance(error, TimeoutError) else str(error) or repr(error)
-            raise NoClusterError(self.address, reason) from error
+            raise NoClusterError(self.address, str(error) or repr(error)) from error
         finally:
             connection.close()
         if response.status == 200:

@@ -10,7 +10,7 @@ from servd.commands.operations import TABLE, show
 from servd.commands.verbs import SEPARATOR, Look, until_running
 from servd.documents.files import dump_yaml
 from servd.engines.ray.check import ReadFile, check_document, read
-from servd.engines.ray.cluster import Cluster, ClusterRefusedError
+from servd.engines.ray.cluster import Cluster, ClusterRefusedError, SlowClusterError
 from servd.engines.ray.cluster_document import ClusterDocument, cluster_document, differing_http
 from servd.engines.ray.findings import EXIT_FAILS, Severity, exit_code
 from servd.exceptions import ConfigError, DeployError
@@ -90,11 +90,18 @@ def wait_until_running(cluster: Cluster, apps: Iterable[str], timeout_s: float |
         DeployError: see `until_running`.
     """
     names = tuple(apps)
+    rows: list[ProgressRow] = []
 
     def look(wait_s: float) -> Look:
+        nonlocal rows
         block_for(min(wait_s, POLL_S))
-        details = cluster.details()
-        return Look(rows_of(details, names), *unfinished(details, names))
+        try:
+            details = cluster.details()
+        except SlowClusterError as error:
+            # it has the document: what was begun goes on
+            return Look(rows, [str(error)], [])
+        rows = rows_of(details, names)
+        return Look(rows, *unfinished(details, names))
 
     until_running(names, timeout_s, look)
 
