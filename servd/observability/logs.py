@@ -19,6 +19,7 @@ from servd.ground.settings import is_on, variable
 from servd.observability.application_lines import ApplicationLines, PrintedLines
 from servd.observability.described import report_of, text_of
 from servd.observability.log_file import LogFile
+from servd.observability.own_loggers import keep_own_loggers
 from servd.observability.shown_lines import ShownLines
 
 DEAD_FILES_KEPT = 100
@@ -262,10 +263,11 @@ def configure(config: Mapping[str, Any]) -> Style:
 
 
 def revive() -> None:
-    """Let servd's loggers speak again: `logging.config` in a user's module silences all that it finds."""
+    """Let servd's loggers speak again, its own from now on: `logging.config` silences all that it finds."""
     for name, logger in logging.root.manager.loggerDict.items():
         if isinstance(logger, logging.Logger) and _is_own(name):
             logger.disabled = False
+    keep_own_loggers()
 
 
 class _FileHandler(logging.Handler):

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -124,12 +125,27 @@ def test_what_the_user_set_stays(
 
 
 def test_a_users_configuration_does_not_silence_us(tmp_path: Path) -> None:
-    before = logging.getLogger("servd.replica.life")
+    before = logging.getLogger("ray.serve")
     logging.config.dictConfig({"version": 1})
     assert before.disabled
     logs.setup("replica", "r", str(tmp_path), "r.log")
     before.info("here")
     assert (tmp_path / "serve" / "r.log").read_text().endswith(" - here\n")
+
+
+@pytest.mark.parametrize("named", [{}, {"ray.serve": {"level": "INFO"}}, {"ray": {"handlers": []}}])
+def test_a_users_configuration_at_run_time_does_not_silence_us(named: dict[str, Any], tmp_path: Path) -> None:
+    logs.setup("replica", "r", str(tmp_path), "r.log")
+    before = logging.getLogger("servd.replica.life")
+    loaded_later = logging.getLogger(f"servd.replica.later{len(named)}{sorted(named)}")
+    users = logging.getLogger(f"users.module{sorted(named)}")
+    logging.config.dictConfig({"version": 1, "loggers": named})
+    before.info("here")
+    loaded_later.info("and here")
+    text = (tmp_path / "serve" / "r.log").read_text()
+    assert [line.rpartition(" - ")[2] for line in text.splitlines()] == ["here", "and here"]
+    # its own are its own business
+    assert users.disabled
 
 
 def test_of_dead_replicas_the_newest_files_stay(tmp_path: Path) -> None:
