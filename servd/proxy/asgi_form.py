@@ -4,7 +4,7 @@ from typing import Any
 
 from servd.proxy.app_queue import AppQueue
 from servd.proxy.forwarded_call import ForwardedCall, NotedSend, Send
-from servd.proxy.forwarded_for import NOTHING_SAID, joined, scheme_for, with_host
+from servd.proxy.forwarded_for import NOTHING_SAID, Said, joined, scheme_for, with_host
 from servd.proxy.forwarder import Forwarder
 from servd.proxy.probes import Answer
 from servd.wire.records import origin
@@ -30,7 +30,8 @@ class AsgiForm:
         request_id = forwarder.request_id(headers.get(b"x-request-id"))
         target = forwarder.resolve(path)
         if target is None:
-            noted = self.noted(forwarder, scope, forwarder.labels_of_unrouted(path), request_id, send)
+            asked = {**scope, "client": self._said(scope).client or scope["client"]}
+            noted = self.noted(forwarder, asked, forwarder.labels_of_unrouted(path), request_id, send)
             with noted:
                 await self.answer(noted, forwarder.answer_unrouted(path, scope["query_string"]))
             return
@@ -48,8 +49,7 @@ class AsgiForm:
         """What `ForwardedCall.prepare` wants."""
         scope = call.scope
         headers = [(name.lower(), value) for name, value in scope["headers"]]
-        trusted = self._forwarder.trusted
-        said = trusted.said(joined(headers)) if trusted.trusts(scope["client"]) else NOTHING_SAID
+        said = self._said(scope)
         call.client = said.client or scope["client"]
         source = origin(
             call.client,
@@ -62,6 +62,13 @@ class AsgiForm:
         method = scope.get("method", "GET")
         query = scope["query_string"]
         return (method, scope["raw_path"], query, headers, body, request_id.decode(), call.target.prefix, source)
+
+    def _said(self, scope: dict[str, Any]) -> Said:
+        """What a trusted proxy in front says of the client."""
+        trusted = self._forwarder.trusted
+        if not trusted.trusts(scope["client"]):
+            return NOTHING_SAID
+        return trusted.said(joined([(name.lower(), value) for name, value in scope["headers"]]))
 
     async def answer(self, send: NotedSend, answer: Answer) -> None:
         """Send an answer of the proxy's own."""

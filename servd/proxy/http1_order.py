@@ -117,16 +117,20 @@ class HttpOrder(HttpLending):
         self._began = self._now()
         self.is_plain = keep_alive and not is_http10 and name != "HEAD" and not self._listener.is_draining
         self.is_idempotent = name in IDEMPOTENT_METHODS
-        extra = None
+        extra = said = None
         if special is NOTHING:
             self._request_id = request_id = forwarder.request_id(None)
             self.model_id = ""
         else:
+            if not HEADERS.isdisjoint(special) and forwarder.trusted.trusts(self._client()):
+                said = forwarder.trusted.said(special)
             self._request_id = request_id = forwarder.request_id(special.get(b"x-request-id"))
             self.model_id = special.get(b"serve_multiplexed_model_id", b"").decode("latin-1")
             if self.model_id:
                 extra = (None, self.model_id, ())
         if target is None:
+            if said is not None and said.client:
+                self._client_ip = str(said.client[0])
             self._tail = ()
             self.peer = None
             self._labels = forwarder.labels_of_unrouted(path)
@@ -138,8 +142,7 @@ class HttpOrder(HttpLending):
         elif url not in forwarder.usual_targets:
             forwarder.remember_url(url, path, query, target)
         source = self._make_origin("1.0") if is_http10 else self._origin
-        if special is not NOTHING and not HEADERS.isdisjoint(special) and forwarder.trusted.trusts(self._client()):
-            said = forwarder.trusted.said(special)
+        if said is not None:
             source, headers = self._make_origin("1.0" if is_http10 else "1.1", said), with_host(headers, said.host)
         self._tail = (name, path, query, headers, body, request_id.decode(), target.prefix, source, extra)
         forwarder.caller.submit(self, target.router)

@@ -3,17 +3,22 @@ sockets, with httpx, curl, nghttp and h2load where they are there.
 """
 
 import asyncio
+import re
 import shutil
 import ssl
 import subprocess
 import uuid
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import websockets
 
+from servd.observability.access_log import AccessLog
+from servd.observability.journal import Journal
+from servd.observability.log_file import LogFile
 from servd.proxy.forwarded_for import TrustedProxies
 from servd.proxy.limits import Limits
 from servd.replica.exchange import HttpExchange
@@ -168,6 +173,21 @@ async def test_what_a_proxy_in_front_says_counts_where_it_is_trusted(
 async def test_paths_are_decoded_once_and_never_rewritten(client: Client, target: str, path: str) -> None:
     got = await send(client, f"{target}?q=%2e")
     assert got.text == f"GET|{path}|/root/app|q=%2e|0"
+
+
+async def test_access_lines_name_the_client_also_where_there_is_no_route(
+    client: Client, room: Room, tmp_path: Path
+) -> None:
+    log = AccessLog(LogFile(tmp_path / "x.log"), "http_proxy", "here", ("http1.py", 7))
+    journal = room.forwarder.journal = Journal(asyncio.get_running_loop(), log)
+    for target in ("/root/app", "/root/none"):
+        await send(client, target, headers=FORWARDED)
+        await send(client, target)
+    journal.settle()
+    lines = (tmp_path / "x.log").read_text().splitlines()
+    found = [re.search(r" (\d+) [\d.]+ms \d+B (\S+) ", line) for line in lines]
+    told = [match and match.groups() for match in found]
+    assert told == [(status, client) for status in ("200", "404") for client in ("192.0.2.7", "127.0.0.1")]
 
 
 @pytest.mark.parametrize("target", ["/", "/app", "/root/other/../app", "/root/application", "/rootapp", "/root//app"])
