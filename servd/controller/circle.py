@@ -27,6 +27,8 @@ from servd.ground.settings import Settings
 logger = logging.getLogger(__name__)
 
 TURNS_MEASURED = 100
+_LONG_TURN_S = 0.005
+_LONGEST_REST_S = 0.1
 
 
 class Circle:
@@ -73,6 +75,7 @@ class Circle:
         self._started_at = clock.now()
         self._turns = 0
         self._last_turn_at = self._started_at
+        self._rests_until = 0.0
         self._turn_s: deque[float] = deque(maxlen=TURNS_MEASURED)
         self._memory_bytes = 0
         self.measure()
@@ -81,7 +84,9 @@ class Circle:
         return f"{type(self).__name__}(revision {self._goal.revision}, version {self._version})"
 
     def emit(self, event: events.Event) -> None:
-        """Take news; the turn comes soon, together with what else arrives meanwhile, and none before the start."""
+        """Take news; the turn comes soon, together with what else arrives meanwhile, and none before the start. After a long one
+        the next waits as long as that took.
+        """
         self._events.append(event)
         self._take_news_soon()
 
@@ -94,7 +99,11 @@ class Circle:
         # before the start there is nobody to act, and a plan that nobody carries out would count as carried out
         if self._executor is not None and not self._turn_is_due:
             self._turn_is_due = True
-            self._loop.call_soon(self._turn)
+            rest_s = self._rests_until - self._clock.now()
+            if rest_s > 0:
+                self._loop.call_later(rest_s, self._turn)
+            else:
+                self._loop.call_soon(self._turn)
 
     def _turn(self) -> None:
         began_at = self._clock.now()
@@ -106,7 +115,11 @@ class Circle:
             self._on_failure()
         self._turns += 1
         self._last_turn_at = self._clock.now()
-        self._turn_s.append(self._last_turn_at - began_at)
+        took_s = self._last_turn_at - began_at
+        self._turn_s.append(took_s)
+        if took_s > _LONG_TURN_S:
+            # with many processes a turn takes its time: one for the news of each would leave none to hear them
+            self._rests_until = self._last_turn_at + min(took_s, _LONGEST_REST_S)
 
     def measure(self) -> None:
         """Look at what costs a look; to be called now and then."""

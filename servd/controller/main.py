@@ -60,6 +60,8 @@ NODE_IP = "127.0.0.1"
 LOCK_NAME = "controller.lock"
 _LOCK_LIMIT_S = 6.0
 _LOOK_S = 5.0
+_REST_AFTER_LOOKS = 10
+"""Times as long as a look at all that there is took, until the next: with many processes it costs more than anything else."""
 _TEND_S = 1.0
 
 logger = logging.getLogger(__name__)
@@ -285,11 +287,14 @@ class _Controller:
     async def _announce(self, control: ControlLoop) -> None:
         """Say once when the goal that this controller started with is serving again."""
         wanted = [app.name for app in self._goal.applications]
+        looked_at = self._clock.now()
         view = control.view()
         while not is_serving(view, wanted if view.revision == self._goal.revision else ()):
             if not view.running and not self._settings.open_http:
                 break
+            await asyncio.sleep(_REST_AFTER_LOOKS * (self._clock.now() - looked_at))
             await control.changed(view.version, _LOOK_S)
+            looked_at = self._clock.now()
             view = control.view()
         failed = [app.name for app in view.applications if app.status is ApplicationStatus.DEPLOY_FAILED]
         trouble = f"; failed: {', '.join(failed)}" if failed else ""

@@ -6,6 +6,7 @@ import pytest
 
 from servd.controller.plan import events
 from servd.controller.plan.facts import ReplicaFact, ReplicaTable
+from servd.controller.plan.observed import Observed
 from servd.wire.messages import REPLICA
 from tests.core.build import World, a_build, a_goal, an_app, report
 
@@ -47,6 +48,20 @@ def test_what_is_at_zero_asks_for_no_replicas_place(monkeypatch: pytest.MonkeyPa
     world = crowded(30, **ZERO)
     monkeypatch.setattr("servd.controller.plan.replica_plan.next_step", None)
     assert not world.turn().actions
+
+
+def test_a_replica_that_reports_after_a_restart_is_no_reason_to_look_at_the_others() -> None:
+    world = crowded(1, num_replicas=5)
+    first = world.replicas("D0")[0]
+    for waiting, sampled in ((0, {first.replica_id}), (3, {r.replica_id for r in world.replicas("D0")})):
+        restored = Observed.restore(world.observed.replicas.values(), 0.0, world.now)
+        for other in world.replicas("D0")[1:]:
+            restored.apply(report(other), world.now)
+        if waiting:
+            restored.apply(events.QueueReported("proxy:p", "app_D0", waiting), world.now)
+        restored.samples.clear()
+        restored.apply(report(first), world.now)
+        assert restored.samples.keys() == sampled
 
 
 def test_the_table_finds_the_replicas_of_each_deployment_oldest_first() -> None:

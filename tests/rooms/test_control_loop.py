@@ -1,6 +1,7 @@
 """The circle at work: what is planned is carried out, also what becomes known before there is somebody to do it."""
 
 import asyncio
+import math
 import multiprocessing
 import random
 from pathlib import Path
@@ -16,11 +17,12 @@ from servd.controller.plan import actions, events
 from servd.controller.plan.goal import Goal
 from servd.controller.plan.observed import Observed
 from servd.controller.supervisor import Key, Supervisor
-from servd.ground.clock import SystemClock
+from servd.ground.clock import SystemClock, block_for
 from servd.ground.pidfd import start_ticks
 from servd.wire.messages import ProxyReport
 from tests.core.build import IDENTITY, a_goal, an_app, some_settings
 from tests.descriptors import few_descriptors
+from tests.fakes import wait_until
 from tests.rooms.test_supervisor import a_stranger
 
 
@@ -64,6 +66,29 @@ async def test_the_instance_can_be_looked_at_while_no_descriptor_is_left(tmp_pat
     with few_descriptors(0):
         control.measure()
         assert control.view().health.memory_bytes > 0
+
+
+async def test_long_turns_leave_half_of_the_time_to_who_brings_news(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[int] = []
+
+    def slow(_: Goal, observed: Observed, *others: Any) -> actions.Plan:
+        block_for(0.02)
+        heard.append(observed.waiting("app_D"))
+        return actions.Plan((), math.inf)
+
+    monkeypatch.setattr(circle, "turn", slow)
+    control = a_control_loop(tmp_path, [])
+    control.start(cast(Any, RecordingExecutor()), cast(Any, None), cast(Any, None))
+    clock, told = SystemClock(), 0
+    began = clock.now()
+    while clock.now() < began + 0.4:
+        told += 1
+        control.emit(events.QueueReported("proxy:p", "app_D", told))
+        await asyncio.sleep(0)
+    assert len(heard) <= 0.4 / (2 * 0.02) + 2
+    await wait_until(lambda: heard[-1] == told)
 
 
 async def test_news_before_the_start_cost_no_action(tmp_path: Path) -> None:

@@ -253,8 +253,8 @@ class Observed:
         else:
             self.replicas[report.replica_id] = updated
         if updated.state in ROUTABLE:
-            # one more shares what waits
-            is_new = before.state not in ROUTABLE
+            # one more shares what waits, if anything does
+            is_new = before.state not in ROUTABLE and self.waiting(fact.full_name)
             all_of_it = self.replicas_of(fact.app, fact.deployment) if is_new else [updated]
             self._sample([replica for replica in all_of_it if replica.state in ROUTABLE], now)
         self._judge(before, updated, report, now)
