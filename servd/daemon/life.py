@@ -47,7 +47,7 @@ from servd.wire.daemon_messages import (
 STOP_TIMEOUT_S = 60.0
 LEFTOVER_DRAIN_S = 4.5
 SETTLED_AFTER_S = 10.0
-START_AGAIN_S = 1.0
+START_AGAIN_S = 0.25
 """After a controller could not even be started."""
 LOOK_S = 1.0
 """How often to look whether the Unix sockets are still there."""
@@ -202,7 +202,7 @@ class Daemon:
                 raise
             # who serves goes on, and there may be a process and a descriptor in a moment
             self._start_at = self._clock.now() + START_AGAIN_S
-            self._stand_in.begin(f"{error}; it is tried again every second")
+            self._stand_in.begin(f"{error}; it is tried again all the time")
             return
         self._stand_in.end()
         self._channel = ours
