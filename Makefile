@@ -92,5 +92,5 @@ $(VENV_MODELS)/installed: pyproject.toml | $(VENV_MODELS)/bin/python
 	@touch $@
 
 $(VENV_RAY)/installed: | $(VENV_RAY)/bin/python
-	$(VENV_RAY)/bin/python -m pip install --quiet --disable-pip-version-check "ray[serve]==2.60.0"
+	$(VENV_RAY)/bin/python -m pip install --quiet --disable-pip-version-check "ray[serve]==2.60.0" numpy
 	@touch $@

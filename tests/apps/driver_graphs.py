@@ -50,3 +50,8 @@ GRAPHS: dict[str, Any] = {
     "frame": lambda: DAGDriver.bind(of("shape"), http_adapter=http_adapters.pandas_read_json),
     "function": lambda: DAGDriver.bind(of("plain"), http_adapter=repeated),
 }
+
+
+def build(args: dict[str, str]) -> Any:
+    """An application builder: `graph` among the arguments chooses one."""
+    return GRAPHS[args["graph"]]()

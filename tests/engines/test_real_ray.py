@@ -6,12 +6,12 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.engines.clusters import a_folder
 from tests.fakes import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -51,7 +51,7 @@ class Room:
         self.folder = folder
         self.environment = {
             **os.environ, "HOME": str(folder), "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token",
-            "SERVD_ENGINE": "ray", "SERVD_ADDRESS": HEAD,
+            "SERVD_ENGINE": "ray", "SERVD_ADDRESS": HEAD, "RAY_worker_niceness": "0",
         }  # fmt: skip
         start = (
             f"ip link set lo up && exec {RAY}/python -m ray.scripts.scripts start --head --block --num-cpus 2 "
@@ -120,15 +120,14 @@ class Room:
 
 @pytest.fixture(scope="module")
 def room() -> Iterator[Room]:
-    folder = Path(tempfile.mkdtemp(prefix="sray-", dir="/tmp"))
-    room = Room(folder)
-    try:
-        asyncio.run(wait_until(lambda: room.servd("status")[0] == 0, 120))
-        yield room
-    finally:
-        room.process.kill()
-        room.process.wait()
-        shutil.rmtree(folder, ignore_errors=True)
+    with a_folder() as folder:
+        room = Room(folder)
+        try:
+            asyncio.run(wait_until(lambda: room.servd("status")[0] == 0, 120))
+            yield room
+        finally:
+            room.process.kill()
+            room.process.wait()
 
 
 def test_a_cluster_serves_what_servd_serves(room: Room) -> None:

@@ -116,6 +116,16 @@ def late() -> str:
     return "late"
 
 
+@servd.deployment(ray_actor_options=LITTLE, preload=True, num_replicas=2)
+class Model:
+    def __init__(self) -> None:
+        self.table = [number * number for number in range(1000)]
+
+    def __call__(self, request: Request) -> dict[str, int]:
+        return {"square": self.table[int(request.query_params["row"])]}
+
+
 inner = Inner.bind()
+model = Model.bind()
 sync, together, slow, ticks, fast = Sync.bind(), Async.bind(), Slow.bind(), Ticks.bind(), Fast.bind()
 outer = Outer.bind(inner, inner)
