@@ -76,7 +76,7 @@ def test_two_applications(both: Both) -> None:
         post("/math", ["MUL", 10]),
     ]
     found = both.same(*asks)
-    assert [body for *_, body in found] == ["14", "14", "14", "2.5", "15 pizzas please!", "-20 pizzas please!"]
+    assert [body for *_, body in found] == ["14", "14", "14", "2.5", "15 pizzas please!", "30 pizzas please!"]
 
 
 GRAPHS = """\
