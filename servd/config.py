@@ -9,7 +9,14 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, Field
 
 from servd.documents import runtime_env
-from servd.documents.autoscaling import AggregationFunction, AutoscalingConfig, expand_auto, warn_of_low_limit
+from servd.documents.autoscaling import (
+    AggregationFunction,
+    AutoscalingConfig,
+    AutoscalingPolicy,
+    expand_auto,
+    warn_of_low_limit,
+)
+from servd.documents.autoscaling_context import AutoscalingContext
 from servd.documents.bounds import MAX_COUNT, MAX_THREADS, Count, NotNegative, Positive, Replicas, whole
 from servd.documents.checked import Document, Fault
 from servd.documents.request_router import RequestRouterConfig, take_out_default
@@ -19,6 +26,8 @@ from servd.ground.settings import DEFAULT_GRPC_PORT
 __all__ = [
     "AggregationFunction",
     "AutoscalingConfig",
+    "AutoscalingContext",
+    "AutoscalingPolicy",
     "BackpressureConfig",
     "DeploymentMode",
     "HTTPOptions",

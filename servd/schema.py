@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field
 
 from servd.config import (
     AutoscalingConfig,
+    AutoscalingPolicy,
     BackpressureConfig,
     DeploymentMode,
     DeploymentOptions,
@@ -29,6 +30,7 @@ from servd.documents.answers import (
     ServeInstanceDetails,
     ServeStatusSchema,
 )
+from servd.documents.autoscaling import take_out_default
 from servd.documents.bounds import Positive, Replicas
 from servd.documents.checked import Document, Fault, Place, validated
 from servd.documents.control_plane import ApplicationDocument, GoalDocument
@@ -48,6 +50,7 @@ __all__ = [
     "ApplicationDetails",
     "ApplicationStatus",
     "ApplicationStatusOverview",
+    "AutoscalingPolicy",
     "BackpressureConfig",
     "DeploymentDetails",
     "DeploymentSchema",
@@ -211,9 +214,9 @@ class ServeApplicationSchema(Document):
     args: dict[str, Any] = Field(default_factory=dict)
     logging_config: LoggingConfig | None = None
     external_scaler_enabled: bool = False
+    autoscaling_policy: AutoscalingPolicy | None = None
 
     hints: ClassVar[Mapping[str, str]] = {
-        "autoscaling_policy": "set autoscaling_config of its deployments",
         "http_options": "it belongs to the top level of a multi-app config, ServeDeploySchema",
         "applications": "it belongs to a multi-app config, ServeDeploySchema",
         "proxy_location": "it belongs to the top level of a multi-app config, ServeDeploySchema",
@@ -230,6 +233,7 @@ class ServeApplicationSchema(Document):
         if raw.get("external_scaler_enabled") is False:
             # as if not said: clients of 2.5 do not know the key
             del raw["external_scaler_enabled"]
+        take_out_default(raw, "autoscaling_policy")
         for index, name in repeated(raw.get("deployments"), "name", None):
             faults.append((("deployments", index, "name"), f'deployment "{name}" is listed twice'))
         return faults + scaler_faults(raw)
@@ -255,6 +259,7 @@ class ServeApplicationSchema(Document):
             stored=self.stored(),
             logging_config=log.model_dump(mode="json", exclude_unset=True) if log else None,
             external_scaler_enabled=self.external_scaler_enabled,
+            autoscaling_policy=policy.model_dump(mode="json") if (policy := self.autoscaling_policy) else None,
         )
 
     def to_goal(self) -> GoalDocument:

@@ -9,6 +9,7 @@ become another edition now and then.
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 from servd.controller.plan import actions, change, events
 from servd.controller.plan.actions import Action
@@ -21,6 +22,7 @@ from servd.ground.settings import Settings
 from servd.ground.states import ROUTABLE, DeployMode, ReplicaState
 from servd.wire.build_messages import BuildResult, BuiltDeployment
 from servd.wire.messages import FORK_SERVER, PROXY, REPLICA, ProxyReport, ReplicaGoal, ReplicaReport
+from servd.wire.policy_messages import PolicyAnswer
 from tests.simulated_process import Process, exit_news
 from tests.simulation_properties import LIVENESS, SAFETY, every_roll_has_ended
 
@@ -42,6 +44,9 @@ class Simulation:
 
     mutate: plants a fault in the plan (for testing the test). gentle: all code is good and nothing dies but the controller.
     """
+
+    CALM_POLICY: ClassVar[int] = 2
+    """What policies answer once nothing is disturbed."""
 
     seed: int
     steps: int = 60
@@ -172,6 +177,8 @@ class Simulation:
                 **AUTOSCALING,
                 "min_replicas": self.rng.randrange(2),
                 "downscale_delay_s": delay,
+                # no draw: the histories of all other seeds stay as they are
+                **({"policy": {"policy_function": "m:policy"}} if self.seed % 5 == 2 else {}),
             }
         else:
             override["num_replicas"] = self.counts[name]
@@ -340,7 +347,9 @@ class Simulation:
             self.step()
             if self.has_stalled():
                 self.put_again()
-            if not self.mail and all(holds(self) for holds in LIVENESS.values()):
+            # policies are asked for ever
+            under_way = [event for _, event in self.mail if not isinstance(event, PolicyAnswer)]
+            if not under_way and all(holds(self) for holds in LIVENESS.values()):
                 return
             self.now = max(self.now, min([self.wake_at, *(at for at, _ in self.mail)]))
         broken = [name for name, holds in LIVENESS.items() if not holds(self)] or ["mail without end"]
@@ -383,9 +392,8 @@ class Simulation:
     def deliver(self, *news: events.Event) -> None:
         """News arrive after a random delay, sometimes twice; those of one sender in order, as on a stream socket."""
         for event in news:
-            identifier = next(
-                getattr(event, n) for n in ("id", "replica_id", "fork_server_id", "proxy_id") if hasattr(event, n)
-            )
+            names = ("id", "replica_id", "fork_server_id", "proxy_id", "ask_id")
+            identifier = next(getattr(event, n) for n in names if hasattr(event, n))
             delay = 0.0 if self.calm else self.rng.choice([0.0, 0.0, 0.05, 0.5, 5.0])
             times = 2 if not self.calm and self.rng.random() < 0.1 else 1
             at = max(self.now + delay, self.last_mail.get(identifier, 0.0))
@@ -414,6 +422,22 @@ class Simulation:
                     self.end(self.processes.get(action.goal.proxy_id), 0)
             case actions.KillProxy():
                 self.end(self.processes.get(action.proxy_id), -9)
+            case actions.AskPolicy():
+                self.ask(action)
+
+    def ask(self, action: actions.AskPolicy) -> None:
+        """A policy answers, fails, or is never heard of again."""
+        if not self.processes[action.fork_server_id].alive:
+            raise Violation(f"seed {self.seed}: a fork server that is gone is asked")
+        mood = 0.0 if self.calm else self.rng.random()
+        if mood > 0.9:
+            return
+        error = "ValueError: no idea" if mood > 0.8 else ""
+        wanted = {
+            name: float(self.CALM_POLICY) if self.calm else float(self.rng.randrange(5))
+            for _, name in action.deployments
+        }
+        self.deliver(PolicyAnswer(action.ask.ask_id, {} if error else wanted, error))
 
     def start_fork_server(self, action: actions.StartForkServer) -> None:
         order = action.order

@@ -182,7 +182,7 @@ def every_replica_applied(sim: "Simulation") -> bool:
 
 
 def counts_fit_the_load(sim: "Simulation") -> bool:
-    """An autoscaled deployment that nobody pinned has as many replicas as its load asks for."""
+    """An autoscaled deployment that nobody pinned has as many replicas as its load asks for, or its policy."""
     for (app, name), target in sim.observed.targets.items():
         config = target.autoscaling
         if config is None or target.pinned is not None or name != "Main":
@@ -192,6 +192,8 @@ def counts_fit_the_load(sim: "Simulation") -> bool:
         if wish is None or fact.settled == ApplicationStatus.DEPLOY_FAILED:
             continue
         asked = math.ceil(sim.load.get(app, 0) / config["target_num_ongoing_requests_per_replica"])
+        if target.policy is not None:
+            asked = sim.CALM_POLICY
         wanted = max(config["min_replicas"], min(config["max_replicas"], asked))
         if len(sim.observed.replicas_of(app, name)) != wanted:
             return False

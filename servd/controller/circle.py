@@ -162,8 +162,8 @@ class Circle:
         self.has_planned.set()
 
     def _log(self, plan: actions.Plan, now: float) -> None:
-        # counts that move republish: worth no line
-        if any(not isinstance(action, actions.Publish) for action in plan.actions):
+        # counts that move republish, and policies are asked all the time: worth no line
+        if any(not isinstance(action, actions.Publish | actions.AskPolicy) for action in plan.actions):
             wake_in_s = f"{plan.wake_at - now:.1f}" if plan.wake_at < math.inf else "never"
             logger.info("plan %s wake_in_s=%s", plan.summary(), wake_in_s)
         while self._observed.notes:

@@ -31,6 +31,7 @@ from servd.wire.began import remove_files
 from servd.wire.build_messages import BuildOrder
 from servd.wire.credentials import listener_of
 from servd.wire.messages import FORK_SERVER, PROXY, REPLICA, LogConfig, ProxyGoal, ProxyStart
+from servd.wire.policy_messages import PolicyAnswer
 
 FORK_SERVER_TARGET = "servd.replica.fork_server:serve"
 REPLICA_TARGET = "servd.replica.spawned:run_spawned"
@@ -126,6 +127,9 @@ class Executor:
                     self._emit(events.Exited(PROXY, action.proxy_id, None))
             case actions.Publish():
                 self._server.publish(action.routing)
+            case actions.AskPolicy():
+                if not self._lines.ask(action.fork_server_id, action.ask):
+                    self._emit(PolicyAnswer(action.ask.ask_id, error="its fork server cannot be reached"))
             case actions.ReleaseListeners():
                 self._channel.close_listeners(action.host, action.port)
 

@@ -10,6 +10,7 @@ from servd.ground.edition import difference, edition_of
 from servd.wire.build_messages import BuildResult
 from servd.wire.codec import RecordReader, record
 from servd.wire.messages import ChildExited, Forked, ForkOrder, ForkServerHello, ForkServerStop, ReplicaStart
+from servd.wire.policy_messages import PolicyAnswer, PolicyAsk
 
 _RETRY_S = 0.005
 _LAST_RETRY_S = 0.1
@@ -40,6 +41,10 @@ class Listener(Protocol):
         """A replica of it is gone."""
         ...
 
+    def policy_answered(self, answer: PolicyAnswer) -> None:
+        """A policy was asked there."""
+        ...
+
 
 class ForkServerLines:
     """One line per fork server; reconnects until it is closed."""
@@ -64,6 +69,11 @@ class ForkServerLines:
             return False
         line.order(start)
         return True
+
+    def ask(self, fork_server_id: str, ask: PolicyAsk) -> bool:
+        """Ask a policy; False when the fork server is not there to be asked."""
+        line = self._lines.get(fork_server_id)
+        return line is not None and line.ask(ask)
 
     def withdraw(self, replica_id: str) -> bool:
         """Take back an order; False when it was carried out, or may have been."""
@@ -103,6 +113,12 @@ class _Line(asyncio.Protocol):
         if replica_id in self._sent:
             return False
         return self._orders.pop(replica_id, None) is not None
+
+    def ask(self, ask: PolicyAsk) -> bool:
+        if self._transport is None or not self._is_greeted or not self._is_built:
+            return False
+        self._transport.write(record(ask))
+        return True
 
     def stop(self) -> bool:
         if self._transport is None or not self._is_built:
@@ -160,6 +176,8 @@ class _Line(asyncio.Protocol):
                 self._greeted(message)
             case Forked():
                 self._forked(message)
+            case PolicyAnswer():
+                self._listener.policy_answered(message)
             case ChildExited():
                 self._orders.pop(message.replica_id, None)
                 self._listener.child_exited(message)

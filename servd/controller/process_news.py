@@ -32,6 +32,7 @@ from servd.wire.messages import (
     ReplicaReport,
     StackReport,
 )
+from servd.wire.policy_messages import PolicyAnswer
 
 logger = logging.getLogger(__name__)
 
@@ -163,6 +164,10 @@ class ProcessNews:
     def child_exited(self, exited: ChildExited) -> None:
         """A fork server reaped a replica."""
         self._supervisor.note_status(exited.pid, exited.exit_code)
+
+    def policy_answered(self, answer: PolicyAnswer) -> None:
+        """An autoscaling policy has answered, or cannot."""
+        self._emit(answer)
 
     def orphan_exited(self, exited: OrphanExited) -> None:
         """The daemon reaped a process."""

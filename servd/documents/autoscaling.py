@@ -1,5 +1,6 @@
 """`autoscaling_config` as users write it, and what `num_replicas: auto` stands for."""
 
+import json
 import logging
 from collections.abc import Mapping
 from enum import StrEnum
@@ -16,9 +17,6 @@ AUTO_REPLICAS = {"min_replicas": 1, "max_replicas": 100, "target_num_ongoing_req
 """What `num_replicas: auto` stands for."""
 DEFAULT_POLICY = "ray.serve.autoscaling_policy:default_autoscaling_policy"
 """What documents of today call the policy that servd has; either `:` or `.` before the last part."""
-_OWN_POLICY = (
-    "servd has no policies in user code: replicas follow target_ongoing_requests; `servd scale` sets them from outside"
-)
 
 
 class AggregationFunction(StrEnum):
@@ -33,6 +31,39 @@ Aggregation = Annotated[
     Literal["mean", "max", "min"],
     BeforeValidator(lambda given: given.lower() if isinstance(given, str) else given),
 ]
+
+
+class AutoscalingPolicy(Document):
+    """Who decides how many replicas there shall be.
+
+    policy_function: import path of a function, or of a class whose instances are called. policy_kwargs: for the class.
+    Source: Ray Serve 2.60.
+    """
+
+    policy_function: str = DEFAULT_POLICY
+    policy_kwargs: dict[str, Any] = Field(default_factory=dict)
+
+    @classmethod
+    def prepare(cls, raw: dict[str, Any]) -> list[Fault]:
+        """Takes a function or class for its import path."""
+        given: Any = raw.get("policy_function", DEFAULT_POLICY)
+        if raw.get("policy_kwargs", {}) is None:
+            del raw["policy_kwargs"]
+        if callable(given):
+            module, name = getattr(given, "__module__", None), getattr(given, "__qualname__", "")
+            if module in (None, "__main__") or not name.isidentifier():
+                return [(("policy_function",), "must be at the top level of a module that can be imported")]
+            raw["policy_function"] = given = f"{module}:{name}"
+        module, _, name = given.replace(":", ".").rpartition(".") if isinstance(given, str) else ("m", "", "a")
+        if not (module and name.isidentifier() and all(part.isidentifier() for part in module.split("."))):
+            return [(("policy_function",), "must have the form module:name")]
+        kwargs = raw.get("policy_kwargs", {})
+        if isinstance(kwargs, Mapping):
+            try:
+                json.dumps(dict(kwargs), allow_nan=False)
+            except (TypeError, ValueError, RecursionError) as error:
+                return [(("policy_kwargs",), f"must be JSON-serialisable: {error}")]
+        return []
 
 
 class AutoscalingConfig(Document):
@@ -53,6 +84,7 @@ class AutoscalingConfig(Document):
     downscale_smoothing_factor: Positive | None = None
     downscale_to_zero_delay_s: NotNegative | None = None
     aggregation_function: Aggregation = "mean"
+    policy: AutoscalingPolicy | None = None
 
     later_names: ClassVar[Mapping[str, str]] = {"target_ongoing_requests": "target_num_ongoing_requests_per_replica"}
     later: ClassVar[tuple[str, ...]] = (
@@ -63,13 +95,30 @@ class AutoscalingConfig(Document):
         "downscale_to_zero_delay_s",
     )
     """As if not said where they are null: clients of 2.5 do not know them."""
-    also: ClassVar[Mapping[str, Mapping[str, Any]]] = {"policy": {"anyOf": [{"type": "object"}, {"type": "null"}]}}
+
+    @property
+    def target_ongoing_requests(self) -> float:
+        """The wanted load per replica, by its name in later releases."""
+        return self.target_num_ongoing_requests_per_replica
+
+    def get_target_ongoing_requests(self) -> float:
+        """The wanted load per replica."""
+        return self.target_num_ongoing_requests_per_replica
+
+    def get_upscaling_factor(self) -> float:
+        """Share of the way up that one step takes."""
+        return self.upscaling_factor or self.upscale_smoothing_factor or self.smoothing_factor
+
+    def get_downscaling_factor(self) -> float:
+        """Share of the way down that one step takes."""
+        return self.downscaling_factor or self.downscale_smoothing_factor or self.smoothing_factor
 
     @classmethod
     def prepare(cls, raw: dict[str, Any]) -> list[Fault]:
         low, high = whole(raw.get("min_replicas", 1)), whole(raw.get("max_replicas", 1))
         first = whole(raw.get("initial_replicas"))
-        faults: list[Fault] = _take_out_policy(raw)
+        faults: list[Fault] = []
+        take_out_default(raw)
         for name in cls.later:
             if name in raw and raw[name] is None:
                 del raw[name]
@@ -82,18 +131,14 @@ class AutoscalingConfig(Document):
         return faults
 
 
-def _take_out_policy(raw: dict[str, Any]) -> list[Fault]:
-    """Today's documents spell out the default policy: that is what servd does. Any other one is refused."""
-    policy = raw.pop("policy", None)
-    if policy is None:
-        return []
+def take_out_default(raw: dict[str, Any], name: str = "policy") -> None:
+    """Let a policy that is what servd does without one be as if not said: documents of today spell it out."""
+    policy = raw.get(name, "")
     given = policy if isinstance(policy, Mapping) else {"policy_function": policy}
-    known: dict[str, tuple[Any, ...]] = {
-        "policy_function": (None, DEFAULT_POLICY, DEFAULT_POLICY.replace(":", ".")),
-        # the default one takes none
-        "policy_kwargs": (None, {}),
-    }
-    return [(("policy", str(key)), _OWN_POLICY) for key, value in given.items() if value not in known.get(key, ())]
+    functions = (None, "", DEFAULT_POLICY, DEFAULT_POLICY.replace(":", "."))
+    is_default = given.get("policy_function") in functions and not given.get("policy_kwargs")
+    if is_default and not given.keys() - {"policy_function", "policy_kwargs"}:
+        raw.pop(name, None)
 
 
 def expand_auto(raw: dict[str, Any]) -> list[Fault]:

@@ -26,7 +26,7 @@ class ApplicationDocument:
 
     stored: the config that GET shows (only keys the client sent, 2.5 spelling); None for an application without one
     (Python `run`, `servd run` with an import path). deployments: the override objects, 2.5 spelling, only sent keys.
-    external_scaler_enabled: none of its deployments may scale by itself.
+    external_scaler_enabled: none of its deployments may scale by itself. autoscaling_policy: of all its deployments that scale.
     route_prefix counts only if route_prefix_given. application_hash: of the shipped pickle, "" with an import path.
     """
 
@@ -43,6 +43,7 @@ class ApplicationDocument:
     python_path: str = ""
     logging_config: dict[str, Any] | None = None
     external_scaler_enabled: bool = False
+    autoscaling_policy: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,16 +6,14 @@ from typing import Any, NoReturn
 _ACTORS = "a deployment of its own that the others hold a handle to does the same"
 _GANGS = "replicas start one by one"
 _HEALTH = "`GET /api/servd/v1/status`, or `?dialect=today` of the admin API, has it as JSON"
-_POLICY = "replicas follow `target_ongoing_requests`; set counts from outside with `servd scale`"
+_POLICY = "ask what you need in a policy of your own; without one replicas follow `target_ongoing_requests`"
 _ROUTER = "name a built-in router in `request_router_config`"
 _TASKS = "let the consumer of your queue call a handle"
 _TRACES = "set OpenTelemetry up in the module of the application; it starts anew in each replica"
 
 INSTEAD = {
     "APIType": _HEALTH,
-    "AutoscalingContext": _POLICY,
     "AutoscalingMetricsHealth": _HEALTH,
-    "AutoscalingPolicy": _POLICY,
     "AutoscalingStatus": _HEALTH,
     "CeleryAdapterConfig": _TASKS,
     "ControllerHealthMetrics": _HEALTH,
@@ -60,23 +58,20 @@ INSTEAD = {
 }
 """Name -> what to use instead."""
 
-_CONFIG = (
-    "AutoscalingContext AutoscalingPolicy ControllerOptions DeploymentActorConfig "
-    "GangPlacementStrategy GangRuntimeFailurePolicy GangSchedulingConfig"
-)
+_CONFIG = "ControllerOptions DeploymentActorConfig GangPlacementStrategy GangRuntimeFailurePolicy GangSchedulingConfig"
 NAMES = {
     "servd": "ControllerOptions TracingConfig get_deployment_actor get_deployment_actor_context get_trace_context",
     "servd.config": _CONFIG,
     "servd.context": "DeploymentActorContext GangContext",
     "servd.schema": (
-        "APIType AutoscalingMetricsHealth AutoscalingPolicy AutoscalingStatus CeleryAdapterConfig "
+        "APIType AutoscalingMetricsHealth AutoscalingStatus CeleryAdapterConfig "
         "ControllerHealthMetrics ControllerOptions DeploymentActorConfig DeploymentAutoscalingDetail DeploymentNode "
         "DeploymentTopology DurationStats GangSchedulingConfig ProxyDetails "
         "ScaleDeploymentRequest ScalingDecision Target TargetGroup TaskProcessorAdapter TaskProcessorConfig TaskResult "
         "TracingConfig"
     ),
     "ray.serve.autoscaling_policy": (
-        "AutoscalingContext PrometheusQueryMixin PrometheusSample PrometheusScalar PrometheusVector "
+        "PrometheusQueryMixin PrometheusSample PrometheusScalar PrometheusVector "
         "default_autoscaling_policy replica_queue_length_autoscaling_policy"
     ),
     "ray.serve.request_router": "FIFOMixin LocalityMixin MultiplexMixin PendingRequest RequestRouter RunningReplica",

@@ -135,3 +135,25 @@ def allow_tracker() -> None:
     fd, tracker._fd = tracker._fd, None
     if fd is not None:
         os.close(fd)
+
+
+def open_fds() -> set[int]:
+    """Numbers of this process's descriptors.
+
+    Raises:
+        OSError: there is none left to look with.
+    """
+    found = {int(name) for name in os.listdir("/proc/self/fd")}
+    # that with which the list was read was the lowest free one, and is so again
+    lowest = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    os.close(lowest)
+    return found - {lowest}
+
+
+def close_fd(fd: int) -> None:
+    """Close a descriptor that may be closed already."""
+    try:
+        os.close(fd)
+    except OSError:
+        # somebody else's code has closed it
+        pass

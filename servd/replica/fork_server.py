@@ -30,16 +30,18 @@ from servd.ground.quick_dataclass import dataclass
 from servd.ground.settings import FORK_SERVER_FILE, fork_server_socket, is_private_dir
 from servd.observability import logs
 from servd.replica.code.environment import apply_environment
+from servd.replica.policies.desk import PolicyDesk
 from servd.wire.allocator import keep_freed_memory
 from servd.wire.build_messages import BuildOrder, BuildResult
 from servd.wire.codec import RecordReader, record
 from servd.wire.credentials import peer_credentials
 from servd.wire.messages import ChildExited, Forked, ForkOrder, ForkServerHello, ForkServerStop, ReplicaStart
+from servd.wire.policy_messages import PolicyAnswer, PolicyAsk
 
 if TYPE_CHECKING:
     from servd.app.built import BuiltApplication
 
-_CODE = "servd.replica.builder"
+_CODE, _POLICY = "servd.replica.builder", "servd.replica.policies.runner"
 _BACKLOG = 8
 _SEND_TIMEOUT_S = 5.0
 _READ_BYTES = 256 * 1024
@@ -156,6 +158,7 @@ class ForkServer:
         self._is_stopping = False
         self._deaf_until: float | None = None
         self._kept_fds: set[int] = set()
+        self._policies = PolicyDesk(self._fork_policy, self._poller)
 
     def __repr__(self) -> str:
         return f"ForkServer({self._order.fork_server_id}, children={len(self._children)}, lines={len(self._lines)})"
@@ -164,7 +167,7 @@ class ForkServer:
         """Serve until ForkServerStop or the end of the lifetime pipe."""
         # what is open now belongs to the user's import or to the runtime; what comes later is this server's
         # own
-        self._kept_fds = _open_fds() - {self._listener.fileno()}
+        self._kept_fds = process.open_fds() - {self._listener.fileno()}
         # children share what is frozen: their collector never touches these pages
         gc.collect()
         gc.disable()
@@ -174,10 +177,12 @@ class ForkServer:
         while not self._is_stopping:
             for fd, _ in self._poller.poll(_LOOK_MS):
                 self._handle(fd)
+            self._tell_all(self._policies.look())
             self._look_at_path()
             if self._deaf_until is not None and _now() >= self._deaf_until:
                 self._deaf_until = None
                 self._poller.register(self._listener, select.POLLIN)
+        self._policies.close()
 
     def _look_at_path(self) -> None:
         """Listen anew where somebody removed the socket: the next controller could not connect."""
@@ -206,6 +211,8 @@ class ForkServer:
             self._reap(fd)
         elif fd in self._lines:
             self._read(fd)
+        else:
+            self._tell_all(self._policies.hear(fd))
 
     def _accept(self) -> None:
         try:
@@ -244,6 +251,8 @@ class ForkServer:
         for message in found:
             if isinstance(message, ForkOrder):
                 self._tell(self._fork(message.start))
+            elif isinstance(message, PolicyAsk):
+                self._tell_all(self._policies.ask(message))
             elif isinstance(message, ForkServerStop):
                 self._is_stopping = True
 
@@ -257,7 +266,7 @@ class ForkServer:
         sys.stdout.flush()
         sys.stderr.flush()
         try:
-            before = _open_fds()
+            before = process.open_fds()
         except OSError as error:
             return _not_forked(start, told(error))
         if descriptor_limit() - len(before) < _CHILD_FDS:
@@ -269,8 +278,8 @@ class ForkServer:
                 child.start()
         except OSError as error:
             # multiprocessing forgets the pipes of a child that it could not make
-            for fd in _open_fds() - before:
-                _close(fd)
+            for fd in process.open_fds() - before:
+                process.close_fd(fd)
             return _not_forked(start, told(error, at_fork=True))
         pid = child.pid or 0
         forked = Forked(start.replica_id, pid, start_ticks(pid))
@@ -292,6 +301,23 @@ class ForkServer:
         if not self._tell(exited):
             self._untold.append(exited)
 
+    def _fork_policy(self, sock: socket.socket) -> ForkProcess:
+        child = self._context.Process(target=self._be_policy, args=(sock, os.getpid()), name="policy")
+        sys.stdout.flush()
+        sys.stderr.flush()
+        with warnings.catch_warnings(), descendants.own_fork():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            child.start()
+        return child
+
+    def _be_policy(self, sock: socket.socket, parent: int) -> None:
+        self._leave_parent(sock.fileno())
+        importlib.import_module(_POLICY).run(sock, parent)
+
+    def _tell_all(self, answers: list[PolicyAnswer]) -> None:
+        for answer in answers:
+            self._tell(answer)
+
     def _tell(self, message: Any) -> bool:
         """Send to every controller that is connected; False when nobody was."""
         sent = [self._send(fd, message) for fd in list(self._lines)]
@@ -312,6 +338,11 @@ class ForkServer:
             line.socket.close()
 
     def _be_child(self, start: ReplicaStart) -> None:
+        self._leave_parent()
+        assert self._built is not None
+        importlib.import_module(_CODE).run_forked(start, self._built, self._lifetime_fd, self._preloaded)
+
+    def _leave_parent(self, *own_fds: int) -> None:
         """First lines of a child, before any code of the user's runs."""
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
@@ -319,15 +350,13 @@ class ForkServer:
         self._listener.close()
         for line in self._lines.values():
             line.socket.close()
-        for fd in _open_fds() - self._kept_fds:
+        for fd in process.open_fds() - self._kept_fds - {*own_fds}:
             # pidfds and pipes of siblings: held open here, their end of file would never come
-            _close(fd)
+            process.close_fd(fd)
         # a loop made during the import shares its descriptors with the parent: it must never run here
         asyncio.set_event_loop(None)
         gc.enable()
         _reseed()
-        assert self._built is not None
-        importlib.import_module(_CODE).run_forked(start, self._built, self._lifetime_fd, self._preloaded)
 
 
 def _not_forked(start: ReplicaStart, reason: str) -> Forked:
@@ -355,22 +384,6 @@ def _listen(path: str) -> socket.socket:
         listener.close()
         raise
     return listener
-
-
-def _open_fds() -> set[int]:
-    found = {int(name) for name in os.listdir("/proc/self/fd")}
-    # that with which the list was read was the lowest free one, and is so again
-    lowest = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-    os.close(lowest)
-    return found - {lowest}
-
-
-def _close(fd: int) -> None:
-    try:
-        os.close(fd)
-    except OSError:
-        # somebody else's code has closed it
-        pass
 
 
 def _unlink(path: str) -> None:

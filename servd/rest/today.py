@@ -12,7 +12,7 @@ from servd.documents.control_plane import (
     InstanceView,
     ReplicaView,
 )
-from servd.documents.controller_views import ControllerHealth
+from servd.documents.controller_views import ControllerHealth, ScalingView
 from servd.ground.states import DeploymentStanding, ProxyLocation, ProxyStatus
 from servd.observability.logs import replica_file
 from servd.rest import today_shapes as shapes
@@ -209,16 +209,28 @@ def _autoscaling(one: DeploymentView) -> shapes.TodayAutoscaling:
     status = _MOVES[one.standing][0] if one.standing in _MOVES else "STABLE"
     return {
         "scaling_status": cast('Literal["UPSCALING", "DOWNSCALING", "STABLE"]', status),
-        "decisions": [
-            {
-                "timestamp_s": decision.at,
-                "reason": decision.reason,
-                "prev_num_replicas": decision.before,
-                "curr_num_replicas": decision.after,
-            }
-            for decision in one.decisions
-        ],
+        "decisions": [*map(_decision, one.decisions), *_failed_policy(one)],
     }
+
+
+def _decision(decision: ScalingView) -> shapes.TodayDecision:
+    return {
+        "timestamp_s": decision.at,
+        "reason": decision.reason,
+        "prev_num_replicas": decision.before,
+        "curr_num_replicas": decision.after,
+    }
+
+
+def _failed_policy(one: DeploymentView) -> list[shapes.TodayDecision]:
+    """That its policy gives no answer, as the decision to leave the count as it is."""
+    policy = (one.autoscaling or {}).get("policy") or {}
+    if not policy.get("error"):
+        return []
+    count = one.target_num_replicas
+    return [
+        _decision(ScalingView(policy["failed_at"], count, count, f"{policy['policy_function']}: {policy['error']}"))
+    ]
 
 
 def _resources(options: Mapping[str, Any]) -> dict[str, float]:

@@ -14,7 +14,7 @@ from typing import Any
 import msgpack
 
 from servd.exceptions import ProtocolError
-from servd.wire import build_messages, messages
+from servd.wire import build_messages, messages, policy_messages
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 _MESSAGE = 1
@@ -23,7 +23,7 @@ Renew = Callable[[str, list[Any]], list[Any]]
 """Name and values of a message of an older form -> its values in today's."""
 _BY_NAME: dict[str, type[Any]] = {
     name: thing
-    for module in (build_messages, messages)
+    for module in (build_messages, messages, policy_messages)
     for name, thing in vars(module).items()
     if isinstance(thing, type) and dataclasses.is_dataclass(thing)
 }

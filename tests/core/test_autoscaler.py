@@ -4,8 +4,7 @@ import math
 
 import pytest
 
-from servd.controller.plan.autoscaler import Samples, decide, desired_replicas, first_target
-from servd.controller.plan.targets import AUTOSCALING_DEFAULTS
+from servd.controller.plan.autoscaler import AUTOSCALING_DEFAULTS, Samples, decide, desired_replicas, first_target
 
 CONFIG = {
     **AUTOSCALING_DEFAULTS,

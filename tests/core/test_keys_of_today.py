@@ -84,7 +84,7 @@ STATES: dict[str, dict[str, State]] = {
         "host": Refused("0.0.0.0"),
         "port": Refused(81),
         "deployments": Works([{"name": "D"}]),
-        "autoscaling_policy": Refused({"policy_function": "m:f"}),
+        "autoscaling_policy": Works({"policy_function": "m:f"}),
         "args": Works({"a": 1}),
         "logging_config": Works({"encoding": "JSON"}),
         "external_scaler_enabled": Works(True),
@@ -139,15 +139,9 @@ STATES: dict[str, dict[str, State]] = {
         "downscale_to_zero_delay_s": Works(5),
         "upscale_delay_s": Works(5),
         "aggregation_function": Works("max"),
-        "policy": Default(
-            {"policy_function": "ray.serve.autoscaling_policy:default_autoscaling_policy", "policy_kwargs": {}},
-            {"policy_function": "m:f"},
-        ),
+        "policy": Works({"policy_function": "m:f"}),
     },
-    "policy": {
-        "policy_function": Default("ray.serve.autoscaling_policy:default_autoscaling_policy", "m:f"),
-        "policy_kwargs": Default({}, {"a": 1}),
-    },
+    "policy": {"policy_function": Works("m:f"), "policy_kwargs": Works({"a": 1})},
     "backpressure_config": {"status_code": Works(429), "retry_after_s": Works(2)},
     "request_router_config": {
         "request_router_class": Works("round_robin"),
@@ -183,7 +177,7 @@ PLACES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "applications": lambda keys: {"applications": [{**APP, **keys}]},
     "deployments": lambda keys: deployment(**keys),
     "autoscaling_config": lambda keys: deployment(autoscaling_config={"max_replicas": 9, **keys}),
-    "policy": lambda keys: deployment(autoscaling_config={"policy": keys}),
+    "policy": lambda keys: deployment(autoscaling_config={"policy": {"policy_function": "m:policy", **keys}}),
     **{
         name: lambda keys, name=name: deployment(**{name: keys})  # type: ignore[misc]
         for name in ("ray_actor_options", "backpressure_config", "gang_scheduling_config")

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from servd.calls.request_router import RequestRouter
-from servd.controller.plan.autoscaler import Samples, at_capacity, decide, factor, loads_of
+from servd.controller.plan.autoscaler import AUTOSCALING_DEFAULTS, Samples, at_capacity, decide, factor, loads_of
 from servd.controller.plan.change import put, put_application
 from servd.controller.plan.facts import ReplicaFact
 from servd.controller.plan.goal import Goal
 from servd.controller.plan.rollout import next_step, rolling_step, surge
 from servd.controller.plan.routing import routing
-from servd.controller.plan.targets import AUTOSCALING_DEFAULTS, resolve, wanted_count
+from servd.controller.plan.targets import resolve, wanted_count
 from servd.documents.control_plane import ApplicationDocument, GoalDocument
 from servd.documents.sent import HttpWish
 from servd.exceptions import DeployError

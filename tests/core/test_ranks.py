@@ -6,7 +6,7 @@ import pytest
 
 from servd.controller.plan import events
 from servd.controller.plan.facts import ReplicaFact
-from servd.controller.plan.ranks import ranks_of
+from servd.controller.plan.rollout import ranks_of
 from servd.ground.states import ReplicaState
 from servd.wire.messages import REPLICA
 from tests.core.build import World, a_replica, deployed, redeploy, report, restart_controller, verbs

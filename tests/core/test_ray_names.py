@@ -12,7 +12,7 @@ import pytest
 
 import servd
 from servd import context, exceptions, schema
-from servd.config import AutoscalingPolicy, HTTPOptions, ProxyLocation
+from servd.config import ControllerOptions, HTTPOptions, ProxyLocation
 from servd.controller.shown.status import instance_view
 from servd.documents.statuses import serve_status
 from servd.exceptions import gRPCStatusError
@@ -239,15 +239,15 @@ def test_absent_names_are_recorded_ones_and_the_page_has_them_all() -> None:
 
 
 def test_an_absent_type_can_be_named_and_says_what_to_use_instead() -> None:
-    given: AutoscalingPolicy | None = None
-    assert not isinstance(given, AutoscalingPolicy)
-    assert pickle.loads(pickle.dumps(AutoscalingPolicy)) is AutoscalingPolicy
+    given: ControllerOptions | None = None
+    assert not isinstance(given, ControllerOptions)
+    assert pickle.loads(pickle.dumps(ControllerOptions)) is ControllerOptions
     for use in (
-        lambda: AutoscalingPolicy(policy_function="m:f"),
-        lambda: AutoscalingPolicy.model_validate({}),
-        lambda: type("Own", (AutoscalingPolicy,), {}),
+        lambda: ControllerOptions(),
+        lambda: ControllerOptions.model_validate({}),
+        lambda: type("Own", (ControllerOptions,), {}),
     ):
-        with pytest.raises(NotImplementedError, match=r"servd has no AutoscalingPolicy: .*servd scale"):
+        with pytest.raises(NotImplementedError, match=r"servd has no ControllerOptions: .*servd start"):
             use()
     assert issubclass(gRPCStatusError, Exception)
 

@@ -53,8 +53,10 @@ AUTOSCALING_OPTIONS: dict[str, tuple[list[Any], list[Any]]] = {
             {},
             {"policy_function": "ray.serve.autoscaling_policy:default_autoscaling_policy", "policy_kwargs": {}},
             "ray.serve.autoscaling_policy.default_autoscaling_policy",
+            {"policy_function": "m:f"},
+            {"policy_function": "m.n.f", "policy_kwargs": {"a": 1}},
         ],
-        [1, "m:f", {"policy_function": "m:f"}],
+        [1, "m:f", {"policy_function": "f"}, {"policy_function": 1}, {"policy_kwargs": []}],
     ),
     "foo": ([], [1]),
 }
@@ -74,7 +76,7 @@ URIS = (
 )
 APPLICATION_OPTIONS: dict[str, tuple[list[Any], list[Any]]] = {
     "external_scaler_enabled": ([True, False], ["banana", 7, {}]),
-    "autoscaling_policy": ([], [{"policy_function": "m:f"}]),
+    "autoscaling_policy": ([None, {"policy_function": "m:f"}], [1, {"policy_function": "f"}]),
 }
 V2_OPTIONS: dict[str, tuple[list[Any], list[Any]]] = {
     "proxy_location": (["NoServer", "HeadOnly", "EveryNode", "Disabled"], ["FixedNumber", None, "Moon"]),

@@ -4,7 +4,14 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from servd.config import AutoscalingConfig, BackpressureConfig, HTTPOptions, LoggingConfig, RequestRouterConfig
+from servd.config import (
+    AutoscalingConfig,
+    AutoscalingPolicy,
+    BackpressureConfig,
+    HTTPOptions,
+    LoggingConfig,
+    RequestRouterConfig,
+)
 from servd.documents.checked import Document
 from servd.documents.runtime_env import REFUSED
 from servd.schema import (
@@ -27,6 +34,7 @@ MODELS: tuple[type[Document], ...] = (
     HTTPOptionsSchema,
     gRPCOptionsSchema,
     LoggingConfig,
+    AutoscalingPolicy,
     BackpressureConfig,
     RequestRouterConfig,
     HTTPOptions,

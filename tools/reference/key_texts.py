@@ -23,6 +23,10 @@ TITLES: dict[str, tuple[str, str]] = {
         "At the top of the file: of proxies and controller, and of every application without its own. Of an application: of its deployments without one.",
     ),
     "BackpressureConfig": ("`backpressure_config`", "How a request is refused that finds the waiting line full."),
+    "AutoscalingPolicy": (
+        "`policy`",
+        "Of `autoscaling_config`, or `autoscaling_policy` of an application: user code that says how many replicas there shall be.",
+    ),
     "RequestRouterConfig": ("`request_router_config`", "Which replica a request goes to."),
     "HTTPOptions": ("Only in Python: `HTTPOptions`", "What `servd.start(http_options=...)` takes."),
 }
@@ -77,6 +81,7 @@ TEXTS: dict[str, dict[str, str]] = {
         "args": "given to the function that `import_path` names",
         "logging_config": _LOGGING,
         "external_scaler_enabled": "no deployment of the application may autoscale; `servd scale` is always allowed",
+        "autoscaling_policy": "a [`policy`](#policy) of all its deployments that scale, in place of theirs",
     },
     "DeploymentSchema": _DEPLOYMENT,
     "AutoscalingConfig": {
@@ -95,6 +100,7 @@ TEXTS: dict[str, dict[str, str]] = {
         "downscale_smoothing_factor": "older name of `downscaling_factor`",
         "downscale_to_zero_delay_s": "the delay of the last replica, which is then alone before it goes; else `downscale_delay_s`",
         "aggregation_function": "what counts of the load over the window; `max` and `min` of what all replicas have together",
+        "policy": "who decides instead of the load: see [`policy`](#policy)",
     },
     "RayActorOptionsSchema": {
         "runtime_env": "laid over that of the application",
@@ -122,6 +128,10 @@ TEXTS: dict[str, dict[str, str]] = {
         "log_level": "a level of `logging`, by name or number; access lines are `INFO`",
         "enable_access_log": "a line for each request",
         "additional_log_standard_attrs": "attributes of `logging.LogRecord` that each line has too",
+    },
+    "AutoscalingPolicy": {
+        "policy_function": "import path of a function or class: see [Policies of your own](../api.md#policies-of-your-own)",
+        "policy_kwargs": "arguments of the class",
     },
     "RequestRouterConfig": {
         "request_router_class": "a built-in (`power_of_two`, `round_robin`, `least_loaded`, `consistent_hash`, `prefix`), or the import path of Ray Serve's "

@@ -4,6 +4,7 @@ from servd.controller.plan.facts import ForkServerFact, ProxyFact, ReplicaFact
 from servd.ground.quick_dataclass import dataclass
 from servd.wire.build_messages import BuildOrder
 from servd.wire.messages import ProxyGoal, ReplicaGoal, ReplicaStart, Routing
+from servd.wire.policy_messages import PolicyAsk
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +108,16 @@ class Publish:
 
 
 @dataclass(frozen=True, slots=True)
+class AskPolicy:
+    """Ask an autoscaling policy of user code about these deployments (application, bare name). Result: a PolicyAnswer."""
+
+    fork_server_id: str
+    ask: PolicyAsk
+    deployments: tuple[tuple[str, str], ...]
+    reason: str = "autoscaling"
+
+
+@dataclass(frozen=True, slots=True)
 class ReleaseListeners:
     """No proxy uses host:port any more and none is wanted there: the daemon closes its sockets."""
 
@@ -126,6 +137,7 @@ Action = (
     | SetProxyGoal
     | KillProxy
     | Publish
+    | AskPolicy
     | ReleaseListeners
 )
 

@@ -5,15 +5,81 @@ Source: Ray Serve 2.5, autoscaling policy; delays are held times instead of coun
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import field
+from dataclasses import field, replace
 from typing import Any
 
 from servd.ground.quick_dataclass import dataclass
+from servd.wire.codec import register_message
+from servd.wire.policy_messages import PolicyAnswer
 
 SAMPLES_KEPT = 100
 """Of one replica, about: the grain of its mean."""
 LONGEST_LOOK_S, SHORTEST_LOOK_S = 0.25, 0.02
 _LOOKS_A_WINDOW = 8
+
+
+AUTOSCALING_DEFAULTS: dict[str, Any] = {
+    "min_replicas": 1,
+    "initial_replicas": None,
+    "max_replicas": 1,
+    "target_num_ongoing_requests_per_replica": 1.0,
+    "metrics_interval_s": 10.0,
+    "look_back_period_s": 30.0,
+    "smoothing_factor": 1.0,
+    "downscale_delay_s": 600.0,
+    "upscale_delay_s": 30.0,
+}
+POLICY_DEADLINE_S = 5.0
+"""After so long a policy of user code is ended; the controller waits a second more for the word of it."""
+_POLICY_GRACE_S = 1.0
+_LONGEST_POLICY_PERIOD_S, _SHORTEST_POLICY_PERIOD_S = 1.0, 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyFact:
+    """What a policy of user code was asked and has said of one deployment.
+
+    ask: id of the question that is open, "" if none is; asked_at: when the last one was put, monotonic seconds. wanted:
+    replicas by the last answer, None = it has said nothing of it. error: why the last question got no answer, "" if it got one;
+    failed_at: since when.
+    """
+
+    ask: str = ""
+    asked_at: float = float("-inf")
+    wanted: float | None = None
+    error: str = ""
+    failed_at: float = float("-inf")
+
+    @property
+    def late_at(self) -> float:
+        """When the open question counts as not answered."""
+        return self.asked_at + POLICY_DEADLINE_S + _POLICY_GRACE_S if self.ask else math.inf
+
+    def answered(self, answer: PolicyAnswer, name: str, now: float) -> "PolicyFact":
+        """With the answer to the open question; one that failed leaves the last number in force. name: bare."""
+        if answer.error:
+            return self.failed(answer.error, now)
+        return PolicyFact("", self.asked_at, answer.wanted.get(name))
+
+    def failed(self, error: str, now: float) -> "PolicyFact":
+        """Without an answer."""
+        return replace(self, ask="", error=error, failed_at=self.failed_at if self.error else now)
+
+    def checked(self, now: float) -> "PolicyFact":
+        """Itself, or without an answer if that is late."""
+        late = f"it has not answered for {POLICY_DEADLINE_S + _POLICY_GRACE_S:g} s"
+        return self.failed(late, now) if now >= self.late_at else self
+
+
+def ask_period_s(config: Mapping[str, Any]) -> float:
+    """How often a policy is asked, seconds."""
+    return max(min(float(config["metrics_interval_s"]), _LONGEST_POLICY_PERIOD_S), _SHORTEST_POLICY_PERIOD_S)
+
+
+def full_config(config: Mapping[str, Any], of_application: Mapping[str, Any] | None) -> dict[str, Any]:
+    """An autoscaling config with all defaults; a policy of the application takes the place of its own."""
+    policy = {**of_application, "of_application": True} if of_application else config.get("policy")
+    return {**AUTOSCALING_DEFAULTS, **config, **({"policy": policy} if policy else {})}
 
 
 @dataclass(slots=True)
@@ -212,9 +278,64 @@ def decide(
         return Decision(current, 0, now, f"mean load {mean:.2f} fits {current} replicas", math.inf)
     if direction < 0 and now < full_at:
         return Decision(current, 0, now, f"mean load {mean:.2f}, with replicas that have just begun", full_at)
+    return _held(
+        config, current, wanted, lean, lean_since, now, f"mean load {mean:.2f} over {len(ongoing)} replicas asks for"
+    )
+
+
+def decide_by_policy(
+    config: Mapping[str, Any],
+    current: int,
+    running: int,
+    wanted: float | None,
+    lean: int,
+    lean_since: float,
+    now: float,
+    *,
+    queued: int = 0,
+) -> Decision:
+    """The next target of a deployment whose policy is user code: factors, delays and bounds come after the policy.
+
+    Args:
+        running: replicas that run.
+        wanted: by the policy's last answer, not rounded; None = it has said nothing.
+        queued: most requests waiting at any one caller.
+
+    Source: Ray Serve 2.60, custom autoscaling policies.
+    """
+    low, high = config["min_replicas"], config["max_replicas"]
+    if queued and not running and current < 1 <= high:
+        return Decision(1, 0, now, f"{queued} requests wait and there is no replica", math.inf)
+    if wanted is None:
+        return Decision(max(low, min(high, current)), 0, now, "the policy has named no number", math.inf)
+    reason = f"the policy says {wanted:g}"
+    scaled = max(low, min(high, _scaled(config, running, wanted)))
+    if scaled == current:
+        return Decision(current, 0, now, reason, math.inf)
+    if not running and scaled > current:
+        # nobody serves: there is nothing to be careful about
+        return Decision(scaled, 0, now, reason, math.inf)
+    return _held(config, current, scaled, lean, lean_since, now, f"{reason}, which makes")
+
+
+def _scaled(config: Mapping[str, Any], running: int, wanted: float) -> int:
+    """The count of a step towards another one: the share of the way that the factors give, one replica down at least."""
+    # bounded before it is rounded: user code may say anything
+    bounded = max(0.0, min(wanted, 1e9))
+    if not running:
+        return math.ceil(bounded)
+    scaled = math.ceil(running + (bounded - running) * factor(config, up=bounded > running))
+    return scaled - 1 if math.ceil(bounded) < running == scaled else max(scaled, 0)
+
+
+def _held(
+    config: Mapping[str, Any], current: int, wanted: int, lean: int, lean_since: float, now: float, why: str
+) -> Decision:
+    """Another count once it has been wanted for long enough."""
+    direction = (wanted > current) - (wanted < current)
     since = lean_since if direction == lean else now
     wanted, delay = _paced(config, current, wanted)
-    reason = f"mean load {mean:.2f} over {len(ongoing)} replicas asks for {wanted}"
+    reason = f"{why} {wanted}"
     if now < since + delay:  # the very sum that is the moment to wake: a difference may round below the delay for ever
         return Decision(
             current,
@@ -224,3 +345,6 @@ def decide(
             since + delay,
         )
     return Decision(wanted, 0, now, reason, math.inf)
+
+
+register_message(PolicyFact)

@@ -1,6 +1,6 @@
 """News from the world, past tense. `Observed.apply(event, now)` turns them into facts.
 
-Reports of processes are news as they are: `messages.ReplicaReport` and `messages.ProxyReport`; so is the daemon's word that it
+Reports of processes are news as they are: `ReplicaReport`, `ProxyReport` and `PolicyAnswer`; so is the daemon's word that it
 has become another edition, `facts.UpgradeFact`. What happens to processes is
 told alike for all of them; kind is `messages.FORK_SERVER`, `REPLICA` or `PROXY`.
 """
@@ -15,6 +15,7 @@ from servd.ground.edition import EXIT_OTHER_PROTOCOL, WAY_OUT
 from servd.ground.quick_dataclass import dataclass
 from servd.wire.build_messages import BuildResult
 from servd.wire.messages import ProxyReport, ReplicaReport
+from servd.wire.policy_messages import PolicyAnswer
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +101,7 @@ Event = (
     | ReplicaReport
     | ProxyReport
     | QueueReported
+    | PolicyAnswer
     | UpgradeFact
 )
 

@@ -8,6 +8,7 @@ from collections.abc import KeysView
 from dataclasses import field, replace
 from typing import Any
 
+from servd.controller.plan.autoscaler import PolicyFact
 from servd.controller.plan.goal import ApplicationGoal, HttpGoal
 from servd.controller.plan.resources import Held
 from servd.ground.ids import DeploymentID
@@ -219,6 +220,7 @@ class DeploymentFact:
     is_host_limit: bool = False
     decisions: tuple[ScalingFact, ...] = ()
     restarts: int = 0
+    policy: PolicyFact = PolicyFact()
 
     def after_failed_start(self, error: str, now: float, *, is_host_limit: bool = False) -> "DeploymentFact":
         """With one failed start more; error: its reason, for people."""

@@ -40,6 +40,11 @@ def record(observed: Observed, action: actions.Action, now: float) -> None:
             observed.change(observed.proxies.get(action.proxy_id), draining=True, killed_at=now)
         case actions.Publish():
             observed.published = action.routing
+        case actions.AskPolicy():
+            for key in action.deployments:
+                one = observed.deployments.get(key)
+                if one is not None:
+                    observed.put(replace(one, policy=replace(one.policy, ask=action.ask.ask_id, asked_at=now)))
         case actions.ReleaseListeners():
             observed.listeners.discard((action.host, action.port))
 

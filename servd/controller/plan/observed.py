@@ -27,6 +27,7 @@ from servd.controller.plan.targets import DeploymentTarget
 from servd.ground.quick_dataclass import dataclass
 from servd.ground.states import ROUTABLE, ReplicaPhase, ReplicaState
 from servd.wire.messages import FORK_SERVER, PROXY, REPLICA, ProxyReport, ReplicaReport, Routing
+from servd.wire.policy_messages import PolicyAnswer
 
 DEAD_KEPT = 5
 UNHEALTHY_AFTER_FAILURES = 3
@@ -173,6 +174,9 @@ class Observed:
             case UpgradeFact():
                 if self.upgrade is None or not self.upgrade.says(event):
                     self.put(event)
+            case PolicyAnswer():
+                for one in [one for one in self.deployments.values() if one.policy.ask == event.ask_id]:
+                    self.put(replace(one, policy=one.policy.answered(event, one.name, now)))
             case events.QueueReported():
                 self.queued[(event.caller_id, event.deployment)] = event.queued
                 if not event.queued:

@@ -12,7 +12,7 @@ from servd.controller.plan.observed import Observed
 from servd.controller.plan.replica_plan import replica_actions
 from servd.controller.plan.routing import routing
 from servd.controller.plan.settle import settle
-from servd.controller.plan.templates import template_actions
+from servd.controller.plan.templates import policy_actions, template_actions
 from servd.ground.settings import Settings
 
 
@@ -49,6 +49,7 @@ def reconcile(observed: Observed, settings: Settings, now: float, rng: random.Ra
         *template_actions(observed, settings, now, rng),
         *replica_actions(observed, settings, now, rng),
         *proxy_actions(observed, settings, now, rng),
+        *policy_actions(observed, now, rng),
     ):
         if isinstance(item, float | int):
             wake_at = min(wake_at, item)

@@ -9,10 +9,9 @@ from operator import attrgetter
 from servd.controller.plan import actions
 from servd.controller.plan.facts import ApplicationFact, DeploymentFact, ReplicaFact
 from servd.controller.plan.observed import Observed
-from servd.controller.plan.ranks import free_ranks, ranks_of
 from servd.controller.plan.resources import Held, Pool, place
 from servd.controller.plan.restarts import PROBATION_S, BackOff, retry_delay_s
-from servd.controller.plan.rollout import next_step
+from servd.controller.plan.rollout import free_ranks, next_step, ranks_of
 from servd.controller.plan.settle import is_replaced
 from servd.controller.plan.silence import is_spawned
 from servd.controller.plan.targets import DeploymentTarget, failures_allowed, wanted_count

@@ -1,14 +1,17 @@
-"""One deployment, one moment: which replicas to start, drain, reconfigure or kill.
+"""One deployment, one moment: which replicas to start, drain, reconfigure or kill, and which ranks they have.
 
 How this works: T is the wanted count, R = max(floor(share T), 1) the step, S the surge, R unless it is given in percent. A new
 replica is RUNNING and routed before an old one drains: at most T + S processes that are not STOPPING, and at no moment fewer
 routed than the lower of old and new goal. With a surge of 0 old ones stop first, R at a time, and at most T processes live.
 
+A replica keeps its rank while that is below the wanted count and nobody older has it; all others get the lowest ones that are
+free. So one that dies leaves its rank to its replacement, and the others keep theirs.
+
 Source: Ray Serve 2.5 rolling steps, 2.60 shares and surges; start-first order is servd's.
 """
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from servd.controller.plan.facts import ReplicaFact
 from servd.ground.quick_dataclass import dataclass
@@ -127,3 +130,37 @@ def _drain_surplus(new: Sequence[ReplicaFact], target: int) -> list[tuple[Replic
         return []
     ranked = sorted(new, key=lambda replica: (STOP_ORDER.index(replica.state), replica.ongoing, -replica.created_at))
     return [(replica, "fewer wanted") for replica in ranked[:too_many]]
+
+
+def ranks_of(replicas: Sequence[ReplicaFact], wanted: int) -> dict[str, int]:
+    """Replica id -> rank.
+
+    Args:
+        replicas: those of one version that are to stay, oldest first.
+        wanted: how many there shall be, >= 0.
+
+    Returns:
+        Different ranks, >= 0; all of them below the larger of `wanted` and the number of replicas.
+    """
+    count = max(wanted, len(replicas))
+    found: dict[str, int] = {}
+    taken: set[int] = set()
+    for replica in replicas:
+        rank = replica.start.goal.rank
+        if 0 <= rank < count and rank not in taken:
+            found[replica.replica_id] = rank
+            taken.add(rank)
+    free = free_ranks(taken)
+    for replica in replicas:
+        if replica.replica_id not in found:
+            found[replica.replica_id] = next(free)
+    return found
+
+
+def free_ranks(taken: set[int]) -> Iterator[int]:
+    """The ranks that nobody has, lowest first, without end."""
+    rank = 0
+    while True:
+        if rank not in taken:
+            yield rank
+        rank += 1

@@ -7,7 +7,7 @@ import math
 from dataclasses import asdict, replace
 from typing import Any
 
-from servd.controller.plan.autoscaler import decide, first_target, loads_of, look_again_at
+from servd.controller.plan.autoscaler import first_target
 from servd.controller.plan.data_plane import settle_data_plane
 from servd.controller.plan.differences import code_fields, differences
 from servd.controller.plan.facts import ApplicationFact, DeploymentFact, ForkServerFact
@@ -15,6 +15,7 @@ from servd.controller.plan.goal import ApplicationGoal, Goal
 from servd.controller.plan.observed import Observed
 from servd.controller.plan.outgrown import settle_memory, settle_upgrade
 from servd.controller.plan.restarts import EARLY_DEATH_S
+from servd.controller.plan.scaling import autoscale
 from servd.controller.plan.silence import settle_lost_waits, settle_silence
 from servd.controller.plan.start_verdict import is_settled, judge_starts, note_slow_starts, settle_templates
 from servd.controller.plan.targets import (
@@ -297,7 +298,7 @@ def _settle_deployment(target: DeploymentTarget, observed: Observed, now: float)
         observed.put(fact)
     wake_at = float("inf")
     if target.autoscaling is not None and target.pinned is None:
-        fact, wake_at = _autoscale(target, fact, observed, now)
+        fact, wake_at = autoscale(target, fact, observed, now)
     forgets_at = fact.died_early_at + EARLY_DEATH_S
     dies_early = forgets_at > now
     if fact.failures or fact.trouble:
@@ -319,39 +320,6 @@ def fresh_fact(target: DeploymentTarget, old: DeploymentFact | None) -> Deployme
             desired = target.pinned  # where the autoscaler goes on from, once the pin is gone
     kept: dict[str, Any] = {} if old is None else {name: getattr(old, name) for name in _KEPT}
     return DeploymentFact(target.id.app, target.id.name, target.key, desired=desired, **kept)
-
-
-def _autoscale(
-    target: DeploymentTarget, fact: DeploymentFact, observed: Observed, now: float
-) -> tuple[DeploymentFact, float]:
-    config = target.autoscaling
-    assert config is not None
-    window = config["look_back_period_s"]
-    running = [r for r in observed.replicas_of(target.id.app, target.id.name) if r.state is ReplicaState.RUNNING]
-    samples = [observed.samples[r.replica_id] for r in running if r.replica_id in observed.samples]
-    loads = loads_of(samples, now - window, now, config.get("aggregation_function", "mean"))
-    current = wanted_count(target, fact)
-    decision = decide(
-        config,
-        current,
-        loads,
-        observed.waiting(target.id.full_name),
-        fact.lean,
-        fact.lean_since,
-        now,
-        full_at=max((sample.began_at for sample in samples), default=-math.inf) + min(window, WARM_UP_S),
-    )
-    updated = replace(
-        fact,
-        # at none at all nothing is decided: whatever comes after begins anew
-        desired=None if target.capacity == 0 else decision.target,
-        lean=decision.lean,
-        lean_since=decision.lean_since if decision.lean else 0.0,
-        reason=decision.reason if decision.target != current or not fact.reason else fact.reason,
-    ).after_decision(now, current, decision.target)
-    if updated != fact:
-        observed.put(updated)
-    return updated, min(decision.wake_at, look_again_at(config, samples, loads, decision.lean, now))
 
 
 def _settle_application(app: ApplicationFact, observed: Observed) -> None:

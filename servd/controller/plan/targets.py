@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from servd.controller.plan.autoscaler import at_capacity, bounds_at, first_target
+from servd.controller.plan.autoscaler import at_capacity, bounds_at, first_target, full_config
 from servd.controller.plan.facts import DeploymentFact
 from servd.controller.plan.goal import ApplicationGoal
 from servd.controller.plan.resources import Need
@@ -62,17 +62,6 @@ OWN_OPTIONS = (
 )
 LONGEST_REPORT_PERIOD_S, SHORTEST_REPORT_PERIOD_S = 0.25, 0.02
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-AUTOSCALING_DEFAULTS: dict[str, Any] = {
-    "min_replicas": 1,
-    "initial_replicas": None,
-    "max_replicas": 1,
-    "target_num_ongoing_requests_per_replica": 1.0,
-    "metrics_interval_s": 10.0,
-    "look_back_period_s": 30.0,
-    "smoothing_factor": 1.0,
-    "downscale_delay_s": 600.0,
-    "upscale_delay_s": 30.0,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +103,11 @@ class DeploymentTarget:
     def surge_percent(self) -> int | None:
         """Replicas that may live beyond the target during an update, percent of it; 0 = old ones stop first, None = a step."""
         return self.options.get("max_surge_percent")
+
+    @property
+    def policy(self) -> dict[str, Any] | None:
+        """`policy_function`, `policy_kwargs` and whether it is `of_application`, where user code decides."""
+        return self.autoscaling.get("policy") if self.autoscaling is not None and self.pinned is None else None
 
     @property
     def backpressure(self) -> tuple[int, float | None]:
@@ -306,7 +300,7 @@ def _target(
     shown_options = {"runtime_env": shown_env, "num_cpus": 1.0, **actor_options}
     autoscaling = options["autoscaling_config"]
     if autoscaling is not None:
-        autoscaling = {**AUTOSCALING_DEFAULTS, **autoscaling}
+        autoscaling = full_config(autoscaling, app.document.autoscaling_policy)
     identifier = DeploymentID(app.name, built.name)
     version = digest(
         code_version,
@@ -385,7 +379,9 @@ def _shown(
     shown["user_config"] = options["user_config"]
     if autoscaling is not None:
         shown["autoscaling_config"] = {
-            key: value for key, value in autoscaling.items() if value is not None or key != "initial_replicas"
+            key: value
+            for key, value in autoscaling.items()
+            if value is not None and not (key == "policy" and value.get("of_application"))
         }
     for name in ("graceful_shutdown_wait_loop_s", "graceful_shutdown_timeout_s"):
         shown[name] = float(options[name])

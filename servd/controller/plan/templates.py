@@ -11,6 +11,7 @@ from servd.controller.plan.facts import ApplicationFact, ForkServerFact
 from servd.controller.plan.observed import Observed
 from servd.controller.plan.outgrown import is_outdated
 from servd.controller.plan.restarts import BackOff, retry_delay_s
+from servd.controller.plan.scaling import ask_at, question
 from servd.controller.plan.settle import builder_of
 from servd.controller.plan.targets import DeploymentTarget, base_environment, failures_allowed
 from servd.documents.runtime_env import local_path
@@ -168,3 +169,21 @@ def _fork_server(
         created_at=now,
         template_version=template_version,
     )
+
+
+def policy_actions(observed: Observed, now: float, rng: random.Random) -> Iterator[actions.Action | float]:
+    """Ask the policies of user code that are due, those of an application about all of its deployments at once."""
+    groups: dict[tuple[str, str], list[DeploymentTarget]] = {}
+    for target in observed.targets.values():
+        if target.policy is not None and target.capacity != 0:
+            of_all = target.policy.get("of_application")
+            groups.setdefault((target.id.app, "" if of_all else target.id.name), []).append(target)
+    for (app_name, _), targets in sorted(groups.items()):
+        keys = tuple((target.id.app, target.id.name) for target in targets)
+        due = max(ask_at(target, observed.deployments[key]) for target, key in zip(targets, keys, strict=True))
+        server = template_for(targets[0], observed.applications[app_name], observed)
+        if due > now:
+            yield due
+        elif server is not None and server.result is not None and not server.result.error:
+            ask = question(random_hex(12, rng), targets, observed, now)
+            yield actions.AskPolicy(server.fork_server_id, ask, keys)

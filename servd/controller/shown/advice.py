@@ -38,6 +38,7 @@ def deployment_message(
         or _slow_template(status, present, observed, now)
         or _shortage(present, fact, observed, pool)
         or _without_template(status, fact)
+        or _without_policy(present, fact)
         or _without_fork(target, fact, app, observed)
     )
 
@@ -67,6 +68,14 @@ def _message(
         if fact.last_error and fact.failed_starts:
             return f"{fact.failed_starts} failed start(s); last error:\n{fact.last_error}"
     return ""
+
+
+def _without_policy(target: DeploymentTarget | None, fact: DeploymentFact | None) -> str:
+    """Why its autoscaling policy decides nothing, "" while it does."""
+    if target is None or fact is None or target.policy is None or not fact.policy.error:
+        return ""
+    there = f"{wanted_count(target, fact)} replicas stay wanted by what it said last"
+    return f"autoscaling policy {target.policy['policy_function']} fails, {there}: {fact.policy.error}"
 
 
 def _slow_template(status: DeploymentStatus, target: DeploymentTarget | None, observed: Observed, now: float) -> str:

@@ -8,6 +8,7 @@ from servd.controller.plan.data_plane import RETRY_S, flag_options, is_served
 from servd.controller.plan.facts import (
     ApplicationFact,
     DeadReplicaFact,
+    DeploymentFact,
     ForkServerFact,
     ProxyFact,
     ReplicaFact,
@@ -221,9 +222,7 @@ def _deployment(app: ApplicationFact, name: str, observed: Observed, pool: Pool,
         target_num_replicas=wanted_count(target, fact) if target and not app.deleting else 0,
         replicas=tuple(_replica(replica, observed) for replica in replicas),
         recent_dead=tuple(_dead(one, observed) for one in dead),
-        autoscaling={"target": wanted_count(target, fact), "reason": fact.reason}
-        if target and autoscaled and fact
-        else None,
+        autoscaling=_autoscaling(target, fact, observed) if target and autoscaled and fact else None,
         standing=deployment_standing(
             status,
             app,
@@ -239,6 +238,19 @@ def _deployment(app: ApplicationFact, name: str, observed: Observed, pool: Pool,
         if fact
         else (),
     )
+
+
+def _autoscaling(target: DeploymentTarget, fact: DeploymentFact, observed: Observed) -> dict[str, Any]:
+    found: dict[str, Any] = {"target": wanted_count(target, fact), "reason": fact.reason}
+    if target.policy is not None:
+        error, at = fact.policy.error, fact.policy.failed_at
+        found["policy"] = {
+            "policy_function": target.policy["policy_function"],
+            "wanted": fact.policy.wanted,
+            "error": error,
+            "failed_at": round(observed.epoch + at, 3) if error else None,
+        }
+    return found
 
 
 def _last_target(app: ApplicationFact, name: str, observed: Observed) -> DeploymentTarget | None:

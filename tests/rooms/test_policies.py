@@ -1,0 +1,88 @@
+"""Policies in processes of a fork server: what hangs or dies costs nobody else anything, and all end with it."""
+
+import json
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from servd.wire.policy_messages import PolicyAnswer, PolicyAsk
+from tests.fakes import wait_until
+from tests.processes import command_line
+from tests.rooms.replica_room import Room, a_room
+
+CODE = """
+import os, time
+from servd import deployment
+
+@deployment
+class Echo:
+    async def __call__(self, word):
+        return word
+
+def say(context):
+    return os.getpid(), {"asked": context.policy_state.get("asked", 0) + 1}
+
+def count(context):
+    asked = context.policy_state.get("asked", 0) + 1
+    return asked, {"asked": asked}
+
+def hang(context):
+    time.sleep(60)
+
+def die(context):
+    os._exit(3)
+
+app = Echo.bind()
+"""
+TOLD = {
+    "app": "shop", "deployment": "Echo", "current_num_replicas": 1, "target_num_replicas": 1,
+    "running_replicas": [], "total_num_requests": 0.0, "total_queued_requests": 0.0,
+    "min_replicas": 1, "max_replicas": 9, "last_scale_up_s": None, "last_scale_down_s": None, "config": {},
+}  # fmt: skip
+
+
+@pytest.fixture
+async def room(tmp_path: Path) -> AsyncIterator[Room]:
+    async with a_room(tmp_path) as made:
+        yield made
+
+
+def put(room: Room, function: str, ask_id: str = "1", deadline_s: float = 5.0) -> None:
+    assert room.fork_server is not None
+    room.fork_server.send(PolicyAsk(ask_id, f"shop_code:{function}", "{}", json.dumps([TOLD]), deadline_s=deadline_s))
+
+
+async def answer(room: Room, ask_id: str = "1") -> Any:
+    assert room.fork_server is not None
+    return await room.fork_server.next(PolicyAnswer, lambda found: found.ask_id == ask_id)
+
+
+async def test_policies_live_beside_replicas_and_end_with_their_fork_server(room: Room) -> None:
+    room.write(shop_code=CODE)
+    hello = await room.open_fork_server(room.order("shop_code:app"))
+    put(room, "say")
+    pid = int((await answer(room)).wanted["Echo"])
+    assert pid != hello.pid
+    # it keeps its state, and is the same process
+    put(room, "count", "2")
+    assert (await answer(room, "2")).wanted == {"Echo": 1.0}
+    put(room, "count", "3")
+    assert (await answer(room, "3")).wanted == {"Echo": 2.0}
+    # one that hangs holds up neither forks nor other policies, and is ended
+    put(room, "hang", "4", deadline_s=2.0)
+    await room.running(room.start_of("Echo"))
+    assert await room.call("Echo", "__call__", "hi") == "hi"
+    put(room, "say", "5")
+    assert int((await answer(room, "5")).wanted["Echo"]) == pid
+    assert (await answer(room, "4")).error == "it took too long, and was ended"
+    put(room, "die", "6")
+    assert (await answer(room, "6")).error == "its process has ended"
+    put(room, "missing", "7")
+    assert "has no attribute 'missing'" in (await answer(room, "7")).error
+    put(room, "hang", "8")
+    # whatever they are at
+    os.kill(hello.pid, 9)
+    await wait_until(lambda: not command_line(pid))
