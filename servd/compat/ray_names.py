@@ -235,8 +235,14 @@ def _fill_absent(module: ModuleType) -> None:
     module.__dict__.update({name: stand_in(module.__name__, name) for name in NAMES[module.__name__].split()})
 
 
+def _fill_policies(module: ModuleType) -> None:
+    _fill_absent(module)
+    module.__dict__.update(AutoscalingContext=importlib.import_module("servd.config").AutoscalingContext)
+
+
 _MAKERS: dict[str, Callable[[ModuleType], None]] = {
     **{name: _fill_absent for name in NAMES if name.startswith("ray.")},
+    "ray.serve.autoscaling_policy": _fill_policies,
     "ray": _fill_ray,
     "ray.dag": _fill_dag,
     "ray.exceptions": _fill_exceptions,

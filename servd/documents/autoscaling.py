@@ -54,7 +54,7 @@ class AutoscalingPolicy(Document):
             if module in (None, "__main__") or not name.isidentifier():
                 return [(("policy_function",), "must be at the top level of a module that can be imported")]
             raw["policy_function"] = given = f"{module}:{name}"
-        module, _, name = given.replace(":", ".").rpartition(".") if isinstance(given, str) else ("m", "", "a")
+        module, _, name = given.replace(":", ".").rpartition(".") if isinstance(given, str) else ("", "", "")
         if not (module and name.isidentifier() and all(part.isidentifier() for part in module.split("."))):
             return [(("policy_function",), "must have the form module:name")]
         kwargs = raw.get("policy_kwargs", {})
@@ -136,7 +136,7 @@ def take_out_default(raw: dict[str, Any], name: str = "policy") -> None:
     policy = raw.get(name, "")
     given = policy if isinstance(policy, Mapping) else {"policy_function": policy}
     functions = (None, "", DEFAULT_POLICY, DEFAULT_POLICY.replace(":", "."))
-    is_default = given.get("policy_function") in functions and not given.get("policy_kwargs")
+    is_default = given.get("policy_function") in functions and given.get("policy_kwargs") in (None, {})
     if is_default and not given.keys() - {"policy_function", "policy_kwargs"}:
         raw.pop(name, None)
 

@@ -178,7 +178,7 @@ def asked(world: World) -> list[actions.AskPolicy]:
 
 
 def answer(world: World, wanted: dict[str, float], error: str = "") -> None:
-    world.turn(PolicyAnswer(asked(world)[-1].ask.ask_id, wanted, error))
+    world.observed.apply(PolicyAnswer(asked(world)[-1].ask.ask_id, wanted, error), world.now)
     world.run()
 
 
@@ -200,8 +200,11 @@ def test_the_controller_asks_and_does_as_it_is_told() -> None:
     assert fact(world).desired == 3
     assert len(world.replicas()) == 3
     assert fact(world).decisions[-1].reason == "the policy says 3, which makes 3"
-    wait(world, 1.0)
+    # the next one was due already
     assert len(asked(world)) == 2
+    answer(world, {"D": 3.0})
+    wait(world, 1.0)
+    assert len(asked(world)) == 3
     assert json.loads(asked(world)[-1].ask.contexts)[0]["current_num_replicas"] == 3
 
 

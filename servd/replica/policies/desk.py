@@ -7,7 +7,7 @@ import logging
 import select
 import socket
 from collections.abc import Callable
-from multiprocessing.process import BaseProcess
+from typing import Protocol
 
 from servd.exceptions import ProtocolError
 from servd.ground.clock import SystemClock
@@ -22,7 +22,25 @@ _JOIN_S = 1.0
 _now = SystemClock().now
 logger = logging.getLogger(__name__)
 
-Fork = Callable[[socket.socket], BaseProcess]
+
+class Child(Protocol):
+    """A process as `multiprocessing` has them."""
+
+    @property
+    def pid(self) -> int | None:
+        """Of the system."""
+        ...
+
+    def kill(self) -> None:
+        """End it."""
+        ...
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait for its end."""
+        ...
+
+
+Fork = Callable[[socket.socket], Child]
 """Forks a process that answers on this end of a pair; raises OSError where the host gives none."""
 
 
@@ -31,7 +49,7 @@ class _Policy:
     """One that lives. asks: id -> when its time is over."""
 
     socket: socket.socket
-    process: BaseProcess
+    process: Child
     reader: RecordReader
     asks: dict[str, float]
 
