@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import h2.events
 import pytest
 
 grpc = pytest.importorskip("grpc", reason="needs grpcio: pip install 'servd-serve[grpc]'")
@@ -124,6 +125,8 @@ class Stand:
         if text == "set":
             grpc_context.set_code(grpc.StatusCode.FAILED_PRECONDITION)
             grpc_context.set_details("not yet")
+        elif text == "good":
+            grpc_context.set_details("as ever")
         elif text == "set and raise":
             grpc_context.set_code(grpc.StatusCode.ABORTED)
             raise RuntimeError("lost the race")
@@ -314,6 +317,27 @@ async def test_metadata_go_both_ways(room: GrpcRoom) -> None:
 async def test_how_a_method_ends_is_the_status(room: GrpcRoom, what: str, code: str, details: str) -> None:
     found = await outcome(room.method("Fail")(what, metadata=(("request_id", "r-1"),), timeout=5))
     assert found == (code, details, {"request_id": "r-1"})
+
+
+class TrailersClient(Http2Client):
+    """One that keeps the trailers of its answers: libraries of newer clients give no details of a call that ended well."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__(port)
+        self.trailers: dict[str, str] = {}
+
+    def _take(self, event: Any) -> None:
+        if isinstance(event, h2.events.TrailersReceived):
+            self.trailers = dict(event.headers)  # type: ignore[arg-type]
+        super()._take(event)
+
+
+async def test_details_go_with_a_call_that_ends_well_too(room: GrpcRoom) -> None:
+    async with TrailersClient(room.grpc_port) as client:
+        stream = client.ask("/s.Stand/Fail", "POST", end=False, content_type="application/grpc", te="trailers")
+        await client.send(stream, b"\0\0\0\0\4good")
+        assert await client.answer(stream) == (200, b"\0\0\0\0\4good")
+        assert (client.trailers["grpc-status"], client.trailers["grpc-message"]) == ("0", "as ever")
 
 
 async def test_a_refusal_that_a_method_met_says_when_to_come_again(room: GrpcRoom) -> None:

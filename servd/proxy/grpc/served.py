@@ -80,6 +80,8 @@ class Served:
             trailing = (*trailing, ("request_id", self._request_id))
             if code is not Code.OK:
                 await self._context.abort(CODES[code], details, trailing)
+            if details:
+                self._context.set_details(details)
             self._context.set_trailing_metadata(trailing)
             self._sent_bytes += len(answer)
             return answer
