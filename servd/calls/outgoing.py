@@ -130,6 +130,9 @@ class Outgoing:
     def on_credit(self, size: int) -> None:
         """`size` further bytes of the request body may be sent."""
 
+    def on_parts(self) -> None:
+        """The replica takes messages of a WebSocket's client in parts."""
+
     def on_failure(self, error: Exception) -> None:
         """The request failed: refused, or its replica died."""
 

@@ -208,6 +208,9 @@ class ReplicaPeer:
         call.is_accepted = True
         if kind == CREDIT:
             call.was_granted = True
+            if len(record) > 3:
+                # replicas of earlier editions say nothing of it
+                call.on_parts()
             call.on_credit(record[2])
             return
         call.has_begun = True

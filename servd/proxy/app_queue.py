@@ -6,7 +6,6 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 ROOM_BYTES = 64 * 1024
-"""More than this waits only as the last message."""
 _MESSAGE_BYTES = 400
 """What a message costs beside its content: empty ones are not free."""
 _SMALL_BYTES = 1024
@@ -20,11 +19,23 @@ async def _nothing() -> None:
 class AppQueue:
     """Messages of one request or WebSocket. Small pieces of a body that wait are one message.
 
+    Attributes:
+        takes_parts: whoever takes messages of a WebSocket takes them in parts too, all but the last with "more".
+
     Args:
         is_patient: `put` waits while there is no room; otherwise whoever puts looks at `has_room`.
+        room_bytes: more than this waits only as the last message.
         on_taken: awaited after each message that was taken."""
 
-    def __init__(self, *, is_patient: bool = True, on_taken: Callable[[], Awaitable[None]] = _nothing) -> None:
+    def __init__(
+        self,
+        *,
+        is_patient: bool = True,
+        room_bytes: int = ROOM_BYTES,
+        on_taken: Callable[[], Awaitable[None]] = _nothing,
+    ) -> None:
+        self.takes_parts = False
+        self._room_bytes = room_bytes
         self._messages: deque[dict[str, Any]] = deque()
         self._is_patient = is_patient
         self._on_taken = on_taken
@@ -39,7 +50,7 @@ class AppQueue:
     @property
     def has_room(self) -> bool:
         """Whether further messages should be read from the client."""
-        return self._bytes <= ROOM_BYTES or self._is_over
+        return self._bytes <= self._room_bytes or self._is_over
 
     async def put(self, message: dict[str, Any]) -> None:
         """Add a message; the news that the client is gone is always taken at once."""

@@ -6,6 +6,7 @@ from servd.proxy.app_queue import AppQueue
 from servd.proxy.forwarded_call import ForwardedCall, NotedSend, Send
 from servd.proxy.forwarded_for import NOTHING_SAID, Said, joined, scheme_for, with_host
 from servd.proxy.forwarder import Forwarder
+from servd.proxy.limits import Share
 from servd.proxy.probes import Answer
 from servd.wire.records import origin
 
@@ -19,8 +20,8 @@ class AsgiForm:
         self._forwarder = forwarder
         self._loop = forwarder.loop
 
-    async def __call__(self, scope: dict[str, Any], queue: AppQueue, send: Send) -> None:
-        """Forward what this scope stands for.
+    async def __call__(self, scope: dict[str, Any], queue: AppQueue, send: Send, share: Share) -> None:
+        """Forward what this scope stands for. share: of what its connection may hold.
 
         Raises:
             ConnectionAbortedError: the response was broken off after it had begun.
@@ -35,7 +36,7 @@ class AsgiForm:
             with noted:
                 await self.answer(noted, forwarder.answer_unrouted(path, scope["query_string"]))
             return
-        call = ForwardedCall(self._loop, forwarder.journal.now, scope, target)
+        call = ForwardedCall(self._loop, forwarder.journal.now, scope, target, share)
         call.model_id = headers.get(b"serve_multiplexed_model_id", b"").decode("latin-1")
         limit_s = forwarder.time_limit(target, headers.get(b"x-request-timeout-seconds"))
         if limit_s is not None:

@@ -6,23 +6,48 @@ from collections.abc import Callable
 from servd.calls.outgoing import Outgoing
 from servd.wire.records import CREDIT_BYTES
 
+_SMALL_BYTES = 1024
+_JOINED_BYTES = 64 * 1024
+"""Pieces up to the first size are put together, up to the second; to copy larger ones costs more than it saves."""
+
 
 class BodyStream:
     """Sends what the client sent as far as the replica granted.
 
     Args:
         call: the request.
-        on_room: called when less than 1 MiB waits again.
+        on_room: called when less than `room_bytes` wait again.
+        room_bytes: what may wait before the client should not be read from.
+        on_sent: called with the size of each piece that was sent on.
 
     Attributes:
         received: bytes that the client sent so far.
     """
 
-    __slots__ = ("_call", "_credit", "_is_closed", "_on_room", "_pieces", "_waiting", "received")
+    __slots__ = (
+        "_call",
+        "_credit",
+        "_is_closed",
+        "_on_room",
+        "_on_sent",
+        "_pieces",
+        "_room_bytes",
+        "_waiting",
+        "received",
+    )
 
-    def __init__(self, call: Outgoing, on_room: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        call: Outgoing,
+        on_room: Callable[[], None],
+        *,
+        room_bytes: int = CREDIT_BYTES,
+        on_sent: Callable[[int], None] | None = None,
+    ) -> None:
         self._call = call
         self._on_room = on_room
+        self._room_bytes = room_bytes
+        self._on_sent = on_sent
         self._pieces: deque[bytes | bytearray] = deque()
         self._waiting = 0
         self.received = 0
@@ -35,7 +60,7 @@ class BodyStream:
     @property
     def is_full(self) -> bool:
         """The client should not be read from."""
-        return self._waiting >= CREDIT_BYTES
+        return self._waiting >= self._room_bytes
 
     @property
     def is_complete(self) -> bool:
@@ -44,15 +69,28 @@ class BodyStream:
 
     def feed(self, data: bytes | bytearray) -> None:
         """Further bytes of the client."""
-        self._pieces.append(data)
+        self._collect(data)
         self._waiting += len(data)
         self.received += len(data)
         self._pump()
+
+    def _collect(self, data: bytes | bytearray) -> None:
+        # an object for each byte would cost many times what it holds
+        last = self._pieces[-1] if self._pieces else b""
+        if len(data) > _SMALL_BYTES or not 0 < len(last) < _JOINED_BYTES:
+            self._pieces.append(data)
+            return
+        if isinstance(last, bytes):
+            self._pieces[-1] = last = bytearray(last)
+        last += data
 
     def close(self) -> None:
         """The client has sent everything."""
         self._is_closed = True
         self._pump()
+
+    def take_parts(self) -> None:
+        """A body has no messages."""
 
     def add_credit(self, size: int) -> None:
         """The replica grants further bytes."""
@@ -72,6 +110,8 @@ class BodyStream:
             self._credit -= len(piece)
             self._waiting -= len(piece)
             peer.send_body(self._call, piece, True)
+            if self._on_sent is not None:
+                self._on_sent(len(piece))
         if self._is_closed and not self._pieces and peer is not None and self._credit > 0:
             self._credit = 0
             peer.send_body(self._call, b"", False)

@@ -13,11 +13,14 @@ from servd.observability.access_log import Labels
 from servd.proxy.body_stream import BodyStream
 from servd.proxy.forwarder import CLIENT_GONE, Forwarder, Target
 from servd.proxy.http1_rules import outlives_client
-from servd.wire.records import CREDIT_BYTES, FRAME_BYTES, HTTP, Outbox
+from servd.proxy.limits import Share
+from servd.wire.records import CREDIT_BYTES, FIRST_CREDIT, FRAME_BYTES, HTTP, NARROW, NARROW_BYTES, WEBSOCKET, Outbox
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
-_GRANT_BYTES = CREDIT_BYTES // 4
+_GRANTS_A_WINDOW = 4
+_LARGE_BYTES = NARROW_BYTES // 2
+"""Who sends pieces of this size fills a narrow window at once."""
 
 
 class ForwardedCall(Outgoing):
@@ -29,6 +32,7 @@ class ForwardedCall(Outgoing):
 
     __slots__ = (
         "_flags",
+        "_is_narrow",
         "_is_unheard",
         "_loop",
         "_news",
@@ -36,18 +40,25 @@ class ForwardedCall(Outgoing):
         "_tail",
         "_taken_bytes",
         "_waiter",
+        "_window_bytes",
         "client",
         "deadline",
         "limit_s",
         "scope",
         "sent_at",
+        "share",
         "stream",
         "subprotocols",
         "target",
     )
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, now: Callable[[], float], scope: dict[str, Any], target: Target
+        self,
+        loop: asyncio.AbstractEventLoop,
+        now: Callable[[], float],
+        scope: dict[str, Any],
+        target: Target,
+        share: Share,
     ) -> None:
         self.scope = scope
         self.client: tuple[str, int] | None = scope["client"]
@@ -59,6 +70,9 @@ class ForwardedCall(Outgoing):
         self._waiter: asyncio.Future[None] | None = None
         self._tail: tuple[Any, ...] = ()
         self._flags = 0
+        self.share = share
+        self._is_narrow = False
+        self._window_bytes = CREDIT_BYTES
         self._is_unheard = False
         self._taken_bytes = 0
         self.peer = None
@@ -79,6 +93,12 @@ class ForwardedCall(Outgoing):
         if len(tail[4]) >= FRAME_BYTES:
             tail = (*tail[:4], outbox.attach(tail[4]), *tail[5:])
         self.sent_at = self._now()
+        # a WebSocket lasts: what it borrowed at once would be nobody else's for long
+        lasts = self._flags & WEBSOCKET and not self.share.is_alone
+        size = NARROW if lasts else self.share.open()
+        self._is_narrow = size > 0
+        self._window_bytes = FIRST_CREDIT[size]
+        flags |= size
         left = None if self.deadline is None else max(0.0, self.deadline - self._loop.time())
         return (HTTP, call_id, flags | self._flags, *tail, (left, self.model_id, self.subprotocols))
 
@@ -102,9 +122,16 @@ class ForwardedCall(Outgoing):
     def take(self, size: int) -> None:
         """The client took so many bytes of the answer. The replica hears of many small parts at once: each message costs."""
         self._taken_bytes += size
-        if self._taken_bytes >= _GRANT_BYTES and self.peer is not None:
+        if self._taken_bytes * _GRANTS_A_WINDOW >= self._window_bytes and self.peer is not None:
             self.peer.grant(self, self._taken_bytes)
             self._taken_bytes = 0
+
+    def _widen(self, size: int) -> None:
+        """A part of so many bytes came: let more of them be on their way, as far as there is room."""
+        if self._is_narrow and size >= _LARGE_BYTES and self.peer is not None and (more := self.share.widen()):
+            self._is_narrow = False
+            self._window_bytes += more
+            self.peer.grant(self, more)
 
     async def next_news(self) -> tuple[Any, ...]:
         """What happened next.
@@ -137,16 +164,22 @@ class ForwardedCall(Outgoing):
     def on_piece(self, data: bytes) -> None:
         if self._is_unheard:
             self.take(len(data))
+        self._widen(len(data))
         self.tell("body", data)
 
     def on_end(self, error: str | None) -> None:
         self.tell("end", error)
 
     def on_event(self, message: dict[str, Any], cost: int) -> None:
+        self._widen(cost)
         self.tell("event", message, cost)
 
     def on_failure(self, error: Exception) -> None:
         self.tell("failure", error)
+
+    def on_parts(self) -> None:
+        if self._flags & WEBSOCKET and self.stream is not None:
+            self.stream.take_parts()
 
     def on_credit(self, size: int) -> None:
         if self.stream is not None:

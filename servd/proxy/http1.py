@@ -18,6 +18,7 @@ from servd.proxy.http1_rules import (
     is_other_protocol,
     refusal_of_head,
     refusal_of_size,
+    size_of_head,
     unusual_target,
     without_upgrade,
 )
@@ -27,6 +28,8 @@ from servd.wire.records import STREAMED_BODY
 
 _READ_BYTES = 64 * 1024
 """So much is parsed at a time, unless it is body alone."""
+_USUAL_BYTES = 16 * 1024
+"""A head that came with so few bytes can't have more headers than may be."""
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 
@@ -64,7 +67,7 @@ class HttpConnection(HttpOrder):
         self._rest = self._unparsed = b""
         self._whole_bytes = min(self._forwarder.limits.body_bytes or WHOLE_BODY_BYTES, WHOLE_BODY_BYTES)
         self._head_limit = self._forwarder.limits.head_bytes
-        self._usual_bytes = min(self._head_limit, _READ_BYTES)
+        self._usual_bytes = min(self._head_limit, _USUAL_BYTES)
         self._is_large_read = self._is_parsing = False
         self._forget_message()
 
@@ -103,13 +106,14 @@ class HttpConnection(HttpOrder):
                 self._parse_on()
                 return
             self._is_usual = False
-            self._is_large_read = len(data) > self._head_limit
+            self._is_large_read = True
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
             self._on_upgrade(data[upgrade.args[0] :])
         except (httptools.HttpParserError, httptools.HttpParserCallbackError) as error:
             self._refuse(400, f"bad request: {error}")
+        self._is_large_read = False
         if self._url:
             self._on_partial(len(data))
 
@@ -227,7 +231,7 @@ class HttpConnection(HttpOrder):
         self._body = b""
         self._special = NOTHING
         self._is_in_body = False
-        self._is_usual = True
+        self._is_usual = not self._is_large_read
         self._head_bytes = self._head_tick = 0
         if self._must_wait:
             self._backlog.append((method, url, headers, body, special, keep_alive, is_http10))
@@ -261,12 +265,9 @@ class HttpConnection(HttpOrder):
 
     def _check_head(self) -> None:
         special = self._special
-        if self._is_large_read or self._head_bytes:
-            self._is_large_read = False
-            size = len(self._url) + sum(len(name) + len(value) + 4 for name, value in self._headers)
-            if size > self._forwarder.limits.head_bytes:
-                self._refuse(*refusal_of_size(len(self._url), self._head_limit))
-                return
+        if (self._is_large_read or self._head_bytes) and size_of_head(self._url, self._headers) > self._head_limit:
+            self._refuse(*refusal_of_size(len(self._url), self._head_limit))
+            return
         is_http10 = self._parser.get_http_version() == "1.0"
         refusal = refusal_of_head(self._headers, special, is_http10)
         if refusal is not None:
@@ -310,7 +311,7 @@ class HttpConnection(HttpOrder):
         self._special = NOTHING
         self._is_in_body = False
         self._is_upgrade = False
-        self._is_usual = True
+        self._is_usual = not self._is_large_read
         self._head_bytes = self._head_tick = self._frame_room = 0
         self._flags = 0
 
@@ -320,7 +321,7 @@ class HttpConnection(HttpOrder):
         if not self._is_in_body:
             self._head_bytes += size
             self._head_tick = self._head_tick or self._tick or 1
-            if self._head_bytes > self._forwarder.limits.head_bytes:
+            if max(self._head_bytes, size_of_head(self._url, self._headers)) > self._head_limit:
                 self._refuse(*refusal_of_size(len(self._url), self._head_limit))
         elif b"transfer-encoding" in self._special:
             self._frame_room -= size

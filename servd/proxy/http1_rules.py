@@ -8,6 +8,9 @@ FRAME_ROOM = 1024 * 1024
 FRAME_BYTES_PER_BYTE = 32
 """What chunks may cost beside their content: so much in all (reads come in pieces of up to 256 KiB), so much per byte."""
 
+HEADER_COST_BYTES = 32
+"""What a header counts beside its own bytes, as in HTTP/2 (RFC 9113, 6.5.2): small ones cost more memory than they have bytes."""
+
 SPECIAL = forwarded_for.HEADERS | {
     b"connection",
     b"content-length",
@@ -48,6 +51,11 @@ def refusal_of_head(headers: Headers, special: Mapping[bytes, bytes], is_http10:
     if not is_http10 and not has_one_host(headers):
         return 400, "bad request: a request needs exactly one Host"
     return None
+
+
+def size_of_head(url: bytes, headers: Headers) -> int:
+    """What a head counts against its limit, in bytes."""
+    return len(url) + sum(len(name) + len(value) + HEADER_COST_BYTES for name, value in headers)
 
 
 def refusal_of_size(url_bytes: int, limit: int) -> tuple[int, str]:

@@ -1,6 +1,7 @@
 """The forwarder as an ASGI application, for HTTP."""
 
 import asyncio
+from typing import Any
 
 from servd.calls.request_router import IDEMPOTENT_METHODS
 from servd.proxy.app_queue import AppQueue
@@ -11,9 +12,12 @@ from servd.proxy.forwarder import answer_failure, answer_timeout
 from servd.proxy.limits import WHOLE_BODY_BYTES
 from servd.proxy.probes import TEXT, Answer
 from servd.wire.http_answers import framing, has_content
-from servd.wire.records import STREAMED_BODY
+from servd.wire.records import CREDIT_BYTES, STREAMED_BODY
 
 _VERSION = "2"
+_PIECE_BYTES = 64 * 1024
+_WAITING_BYTES = 16 * 1024
+"""What of a body may wait for the replica on a connection that has others."""
 _TOO_SLOW: Answer = (408, TEXT, b"the request's body took too long")
 
 
@@ -26,12 +30,17 @@ class HttpForm(AsgiForm):
         how = framing(send.method, status, _VERSION, block, len(body))
         headers = response_headers(how.block, send.request_id)
         await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": body if how.content_bytes else b"", "more_body": False})
+        rest = memoryview(body if how.content_bytes else b"")
+        while len(rest) > _PIECE_BYTES:
+            # whoever sends it copies it: not all at once
+            await send({"type": "http.response.body", "body": rest[:_PIECE_BYTES], "more_body": True})
+            rest = rest[_PIECE_BYTES:]
+        await send({"type": "http.response.body", "body": rest, "more_body": False})
 
     async def forward(self, call: ForwardedCall, queue: AppQueue, send: NotedSend) -> None:
         """Send it on and the answer back, to the end."""
         try:
-            body, is_complete = await self._read_body(queue, call)
+            body, is_complete, is_whole = await self._read_body(queue, call)
         except TimeoutError:
             is_over = call.deadline is not None and self._loop.time() >= call.deadline
             answer = answer_timeout(call.limit_s, "reading the body") if is_over else _TOO_SLOW
@@ -46,37 +55,49 @@ class HttpForm(AsgiForm):
             return
         call.is_idempotent = call.scope["method"] in IDEMPOTENT_METHODS
         room = asyncio.Event()
-        if is_complete:
+        if is_whole:
             call.prepare(self.tail(call, body, send.request_id), 0)
         else:
-            call.stream = BodyStream(call, room.set)
-            call.stream.feed(bytes(body))
+            share = call.share
+            room_bytes = CREDIT_BYTES if share.is_alone else _WAITING_BYTES
+            call.stream = BodyStream(call, room.set, room_bytes=room_bytes, on_sent=share.sent)
+            call.stream.feed(body)
+            if is_complete:
+                call.stream.close()
             call.prepare(self.tail(call, b"", send.request_id), STREAMED_BODY)
+        # whoever sends it on holds it, and no longer than that
+        del body
         self._forwarder.caller.submit(call, call.target.router)
         queue.when_over(lambda: call.tell("disconnect"))
-        reader = self._loop.create_task(self._read_on(queue, call, room))
+        # where nothing more can come, the queue tells of a client that goes
+        reader = None if is_complete else self._loop.create_task(self._read_on(queue, call, room))
         is_left = False
         try:
             is_left = await self._respond(send, call)
         finally:
-            reader.cancel()
+            if reader is not None:
+                reader.cancel()
             if is_left and call.outlives_client:
                 call.let_go()
             else:
                 self._forwarder.caller.cancel(call)
 
-    async def _read_body(self, queue: AppQueue, call: ForwardedCall) -> tuple[bytearray | None, bool]:
+    async def _read_body(self, queue: AppQueue, call: ForwardedCall) -> tuple[bytearray | None, bool, bool]:
+        """The body, or its begin; whether it is complete; whether it may be kept until it is answered."""
         body = bytearray()
         async with asyncio.timeout_at(call.deadline):
             while len(body) <= WHOLE_BODY_BYTES:
-                async with asyncio.timeout(self._forwarder.limits.idle_s):
-                    message = await queue.get()
+                message = await self._next(queue, call, self._forwarder.limits.idle_s)
                 if message["type"] == "http.disconnect":
-                    return None, True
-                body += message.get("body", b"")
+                    return None, True, True
+                piece = message.get("body", b"")
+                body += piece
+                is_kept = call.share.keep(len(piece))
                 if not message.get("more_body", False):
-                    return body, True
-        return body, False
+                    return body, True, is_kept
+                if not is_kept:
+                    break
+        return body, False, False
 
     async def _read_on(self, queue: AppQueue, call: ForwardedCall, room: asyncio.Event) -> None:
         limit = self._forwarder.limits.body_bytes
@@ -87,8 +108,7 @@ class HttpForm(AsgiForm):
                 await room.wait()
             is_body_open = stream is not None and not stream.is_complete
             try:
-                async with asyncio.timeout(self._forwarder.limits.idle_s if is_body_open else None):
-                    message = await queue.get()
+                message = await self._next(queue, call, self._forwarder.limits.idle_s if is_body_open else None)
             except TimeoutError:
                 call.tell("answer", _TOO_SLOW)
                 return
@@ -102,6 +122,16 @@ class HttpForm(AsgiForm):
                 stream.feed(body)
             if not message.get("more_body", False):
                 stream.close()
+
+    async def _next(self, queue: AppQueue, call: ForwardedCall, idle_s: float | None) -> dict[str, Any]:
+        """The next message. TimeoutError: the client sent none for so long, though it could have."""
+        while True:
+            try:
+                async with asyncio.timeout(idle_s):
+                    return await queue.get()
+            except TimeoutError:
+                if not call.share.is_shut():
+                    raise
 
     async def _respond(self, send: NotedSend, call: ForwardedCall) -> bool:
         """Send the answer as it comes; whether the client was gone before its end."""

@@ -4,17 +4,30 @@ import struct
 from typing import Any
 
 from h2.errors import ErrorCodes
-from h2.events import DataReceived, PriorityUpdated, RemoteSettingsChanged, RequestReceived, StreamReset
+from h2.events import DataReceived, PriorityUpdated, RemoteSettingsChanged, RequestReceived, StreamEnded, StreamReset
 from h2.exceptions import ProtocolError
 from h2.utilities import SizeLimitDict
 from hypercorn.asyncio.worker_context import EventWrapper
 from hypercorn.events import Closed, Event
 from hypercorn.protocol.events import Body
-from hypercorn.protocol.h2 import BUFFER_HIGH_WATER, BUFFER_LOW_WATER, BufferCompleteError, H2Protocol, StreamBuffer
+from hypercorn.protocol.h2 import BufferCompleteError, H2Protocol, StreamBuffer
 
 from servd.proxy.app_queue import AppQueue
+from servd.proxy.hypercorn_websocket import LaneWebSocket
+from servd.proxy.limits import ConnectionRoom, Share
 
 _STREAM_WINDOW_BYTES = 65_535
+_WINDOW_BYTES = 384 * 1024
+"""What may be on its way from the client to replicas, of all streams together: what a few handlers that do not read leave lying
+stops none of the others.
+"""
+_OPENED_BYTES = _WINDOW_BYTES // 4
+_BODY_BYTES = 20 * 1024
+_MESSAGES_BYTES = 8 * 1024
+"""What may wait of a stream's body, and of a WebSocket's messages, before its own window stays shut."""
+_LEAST_HIGH_BYTES = 2 * 1024
+_MOST_HIGH_BYTES = 64 * 1024
+"""What may wait of an answer until its client takes it: in between a quarter of what it has of the connection's room."""
 _HEADS_BYTES = 1024 * 1024
 _HEADER_BYTES = 200
 """The heads of all requests under way together, and what a header costs beside its bytes. A request beyond is refused so that
@@ -23,28 +36,47 @@ _TABLE_BYTES = 4096
 _CHANGES_TO_TELL = 2
 """Of the table's size: the least and the last (RFC 7541, 4.2)."""
 _CLOSED_STREAMS = 1000
+_MOST_ENDING = 150
+"""Requests under way, those included that were taken back and are not over yet."""
 _FREE_RESETS = 1_000
 """So many requests of a connection may be taken back; beyond, no more than half of them all."""
 
 
 class _LaneBuffer(StreamBuffer):
-    """What waits for a stream's window. The base class lets its writer go on after each frame that leaves: a slow reader
-    would cost memory without a bound.
+    """What waits for a stream's window. The base class takes all that it is given, and lets its writer go on after each frame
+    that leaves: a slow reader would cost memory without a bound.
     """
 
+    def __init__(self, protocol: "LaneHttp2", stream_id: int) -> None:
+        super().__init__(EventWrapper)
+        self._protocol = protocol
+        self._stream_id = stream_id
+        self._high_bytes = _LEAST_HIGH_BYTES
+
     async def push(self, data: bytes) -> None:
-        if self._complete:
-            raise BufferCompleteError
-        self.buffer.extend(data)
-        await self._is_empty.clear()
-        if len(self.buffer) >= BUFFER_HIGH_WATER:
+        rest = memoryview(data)
+        while True:
+            if self._complete:
+                raise BufferCompleteError
+            self._high_bytes = high = self._protocol.answer_bytes(self._stream_id)
+            size = max(high - len(self.buffer), 0)
+            self.buffer += rest[:size]
+            rest = rest[size:]
+            await self._is_empty.clear()
+            if len(self.buffer) < high:
+                return
             await self._paused.clear()
+            # its writer may have found nothing to send
+            self._protocol.priority.unblock(self._stream_id)
+            await self._protocol.has_data.set()
             await self._paused.wait()
+            if not rest:
+                return
 
     async def pop(self, max_length: int) -> bytes:
         data = bytes(self.buffer[:max_length])
         del self.buffer[:max_length]
-        if len(self.buffer) < BUFFER_LOW_WATER:
+        if 2 * len(self.buffer) <= self._high_bytes:
             await self._paused.set()
         if not self.buffer:
             await self._is_empty.set()
@@ -52,8 +84,12 @@ class _LaneBuffer(StreamBuffer):
 
 
 class _LaneBuffers(dict[int, StreamBuffer]):
+    def __init__(self, protocol: "LaneHttp2") -> None:
+        super().__init__()
+        self._protocol = protocol
+
     def __setitem__(self, stream_id: int, buffer: StreamBuffer) -> None:
-        super().__setitem__(stream_id, _LaneBuffer(EventWrapper))
+        super().__setitem__(stream_id, _LaneBuffer(self._protocol, stream_id))
 
 
 class LaneHttp2(H2Protocol):
@@ -61,16 +97,20 @@ class LaneHttp2(H2Protocol):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.stream_buffers = _LaneBuffers()
+        self.stream_buffers = _LaneBuffers(self)
+        self._room = ConnectionRoom()
+        self._shares: dict[int, Share] = {}
         self._queues: dict[int, AppQueue] = {}
         self._untold: dict[int, int] = {}
+        self._held: dict[int, int] = {}
+        self._held_bytes = self._unopened_bytes = 0
         self.connection._closed_streams = SizeLimitDict(size_limit=_CLOSED_STREAMS)
         self._heads: dict[int, int] = {}
         self._heads_bytes = 0
         self._resets = 0
 
     async def initiate(self, headers: Any = None, settings: bytes | None = None) -> None:
-        """Begin, with a window of the connection that holds all streams' windows.
+        """Begin, with a window of the connection that all streams share.
 
         Settings of an upgrade that are none end the connection: its client has been told nothing yet.
         """
@@ -79,21 +119,47 @@ class LaneHttp2(H2Protocol):
         except (ProtocolError, struct.error, ValueError):
             await self.send(Closed())
             return
-        self.connection.increment_flow_control_window(
-            _STREAM_WINDOW_BYTES * (self.config.h2_max_concurrent_streams - 1)
-        )
+        self.connection.increment_flow_control_window(_WINDOW_BYTES - _STREAM_WINDOW_BYTES)
         await self._flush()
 
-    def open_queue(self, stream_id: int) -> AppQueue:
+    def open_queue(self, stream_id: int, *, is_websocket: bool) -> AppQueue:
         """What a stream's messages go through."""
+        if is_websocket:
+            queue = AppQueue(room_bytes=_MESSAGES_BYTES)
+        else:
 
-        async def acknowledge() -> None:
-            if queue.has_room:
-                self._acknowledge(stream_id)
-                await self._flush()
+            async def acknowledge() -> None:
+                if queue.has_room and self._acknowledge(stream_id):
+                    await self._flush()
 
-        queue = self._queues[stream_id] = AppQueue(is_patient=False, on_taken=acknowledge)
+            queue = AppQueue(is_patient=False, room_bytes=_BODY_BYTES, on_taken=acknowledge)
+        self._queues[stream_id] = queue
         return queue
+
+    def open_share(self, stream_id: int) -> Share:
+        """What a stream's request holds of what the whole connection may hold."""
+        share = self._shares[stream_id] = Share(
+            self._room,
+            lambda size: self._release(stream_id, size),
+            lambda: 2 * self._held_bytes >= _WINDOW_BYTES,
+        )
+        return share
+
+    def close_share(self, stream_id: int) -> None:
+        """The stream's request is over."""
+        self._shares.pop(stream_id).close()
+
+    def answer_bytes(self, stream_id: int) -> int:
+        """How much of a stream's answer may wait for its client."""
+        share = self._shares.get(stream_id)
+        lent = 0 if share is None else share.lent
+        return min(max(lent // 4, _LEAST_HIGH_BYTES), _MOST_HIGH_BYTES)
+
+    async def handled(self, stream_id: int, size: int) -> None:
+        """So many bytes of a WebSocket's client have become messages that somebody took."""
+        self._release(stream_id, size)
+        if self._acknowledge(stream_id):
+            await self._flush()
 
     def unsent_bytes(self, stream_id: int) -> int:
         """Bytes that wait for the stream's window."""
@@ -108,14 +174,58 @@ class LaneHttp2(H2Protocol):
             return
         await self._flush()
 
-    def _acknowledge(self, stream_id: int) -> None:
-        size = self._untold.pop(stream_id, 0)
-        if size and not self.closed:
-            try:
-                self.connection.acknowledge_received_data(size, stream_id)
-            except ProtocolError:
-                # the connection is over
-                pass
+    def _acknowledge(self, stream_id: int) -> bool:
+        """Open the window of a stream as far as it was taken from; whether there is something to tell."""
+        size = self._untold.get(stream_id, 0)
+        if 2 * size < _STREAM_WINDOW_BYTES:
+            return False
+        del self._untold[stream_id]
+        return self._open(size, stream_id)
+
+    def _release(self, stream_id: int, size: int) -> None:
+        """So many bytes of a stream are held no more: others may come, of any stream."""
+        size = min(size, self._held.get(stream_id, 0))
+        if not size:
+            return
+        self._held[stream_id] -= size
+        self._held_bytes -= size
+        self._unopened_bytes += size
+        if self._unopened_bytes >= _OPENED_BYTES and self._open(self._unopened_bytes):
+            self._unopened_bytes = 0
+            self.task_group.spawn(self._flush)
+
+    def _open(self, size: int, stream_id: int | None = None) -> bool:
+        try:
+            self.connection.increment_flow_control_window(size, stream_id)
+        except (ProtocolError, KeyError):
+            # the stream or the whole connection is over
+            return False
+        return True
+
+    def _forget_body(self, stream_id: int) -> None:
+        self._held.pop(stream_id, None)
+        self._untold.pop(stream_id, None)
+
+    async def _take_data(self, event: DataReceived) -> None:
+        stream_id, size = event.stream_id, len(event.data)
+        stream = self.streams.get(stream_id)
+        self._untold[stream_id] = self._untold.get(stream_id, 0) + event.flow_controlled_length
+        self._held[stream_id] = self._held.get(stream_id, 0) + event.flow_controlled_length
+        self._held_bytes += event.flow_controlled_length
+        # nobody holds what only fills a frame
+        self._release(stream_id, event.flow_controlled_length - size)
+        queue = self._queues.get(stream_id)
+        if isinstance(stream, LaneWebSocket):
+            stream.feed(event.data)
+            return
+        # empty ones cost their client no window
+        if stream is not None and event.data:
+            await stream.handle(Body(stream_id=stream_id, data=event.data))
+        if stream is None or queue is None:
+            # answered before its body had arrived: nobody will take it
+            self._release(stream_id, size)
+        if queue is None or queue.has_room:
+            self._acknowledge(stream_id)
 
     async def handle(self, event: Event) -> None:
         """As the base class, and at the end nobody goes on waiting to send."""
@@ -130,33 +240,29 @@ class LaneHttp2(H2Protocol):
                 # lost meanwhile: a stream begun now would never hear of it
                 return
             if isinstance(event, DataReceived):
-                stream = self.streams.get(event.stream_id)
-                # empty ones cost their client no window
-                if stream is not None and event.data:
-                    await stream.handle(Body(stream_id=event.stream_id, data=event.data))
-                self._untold[event.stream_id] = self._untold.get(event.stream_id, 0) + event.flow_controlled_length
-                queue = self._queues.get(event.stream_id)
-                # answered before its body had arrived: nobody will take it
-                if queue is None or queue.has_room:
-                    self._acknowledge(event.stream_id)
+                await self._take_data(event)
             elif isinstance(event, StreamReset):
                 await self._close_stream(event.stream_id)
                 await self._forget_answer(event.stream_id)
-                self._resets += 1
-                # clients number their streams 1, 3, 5 ...
-                if self._resets > max(_FREE_RESETS, event.stream_id // 4):
-                    await self._send_away()
+                if await self._is_sent_away(event.stream_id):
                     return
             elif isinstance(event, RequestReceived) and not self._has_room_for(event):
                 await self.break_off(event.stream_id, ErrorCodes.REFUSED_STREAM)
+                # no client has so many under way that does not take them back
+                if len(self._shares) >= _MOST_ENDING and await self._is_sent_away(event.stream_id):
+                    return
             elif not isinstance(event, PriorityUpdated):
                 # priorities are deprecated, and a tree of streams that are not there costs memory
                 await super()._handle_events([event])
+            if isinstance(event, StreamEnded) and event.stream_id not in self.streams:
+                self._forget_body(event.stream_id)
             if isinstance(event, RemoteSettingsChanged):
                 self._bound_table()
         await self._flush()
 
     def _has_room_for(self, request: RequestReceived) -> bool:
+        if len(self._shares) >= _MOST_ENDING:
+            return False
         size = sum(len(name) + len(value) + _HEADER_BYTES for name, value in request.headers)
         if self._heads and self._heads_bytes + size > _HEADS_BYTES:
             return False
@@ -172,11 +278,16 @@ class LaneHttp2(H2Protocol):
         if len(changes) > _CHANGES_TO_TELL:
             changes[:] = [min(changes), changes[-1]]
 
-    async def _send_away(self) -> None:
+    async def _is_sent_away(self, stream_id: int) -> bool:
+        self._resets += 1
+        # clients number their streams 1, 3, 5 ...
+        if self._resets <= max(_FREE_RESETS, stream_id // 4):
+            return False
         # requests taken back at once cost a client next to nothing
         self.connection.close_connection(ErrorCodes.ENHANCE_YOUR_CALM)
         await self._flush()
         await self.send(Closed())
+        return True
 
     async def _forget_answer(self, stream_id: int) -> None:
         # at once: the base class leaves it to its writer, which many resets in one read do not let run
@@ -196,4 +307,8 @@ class LaneHttp2(H2Protocol):
         self._queues.pop(stream_id, None)
         self._heads_bytes -= self._heads.pop(stream_id, 0)
         await super()._close_stream(stream_id)
-        self._acknowledge(stream_id)
+        self._release(stream_id, self._held.get(stream_id, 0))
+        if size := self._untold.get(stream_id, 0):
+            # what is on its way of a body that nobody waits for any more must not stop
+            self._open(size, stream_id)
+        self._forget_body(stream_id)

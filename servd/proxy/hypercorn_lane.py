@@ -28,6 +28,7 @@ from servd.proxy.heartbeat import Heartbeat
 from servd.proxy.http_form import HttpForm
 from servd.proxy.hypercorn_http2 import LaneHttp2
 from servd.proxy.hypercorn_websocket import LaneWebSocket
+from servd.proxy.limits import Share
 from servd.proxy.websocket_form import WebSocketForm
 
 _PREFACE = b"PRI * HTTP/2.0\r\n"
@@ -108,16 +109,16 @@ class HypercornLane:
         for connection in list(self.connections):
             connection.turn()
 
-    async def serve(self, scope: Any, queue: AppQueue, send: Send) -> None:
-        """Forward what one scope stands for.
+    async def serve(self, scope: Any, queue: AppQueue, send: Send, share: Share) -> None:
+        """Forward what one scope stands for. share: of what its connection may hold.
 
         Raises:
             ConnectionAbortedError: the response was broken off after it had begun.
         """
         if scope["type"] == "http":
-            await self._http(scope, queue, send)
+            await self._http(scope, queue, send, share)
         elif scope["type"] == "websocket":
-            await self._websocket(scope, queue, send)
+            await self._websocket(scope, queue, send, share)
 
 
 class _LaneProtocol(asyncio.StreamReaderProtocol):
@@ -147,11 +148,16 @@ class _LaneTasks(TaskGroup):
     async def spawn_app(self, app: Any, config: Any, scope: Any, send: Any) -> Any:  # noqa: ARG002 - Hypercorn's signature
         stream: HTTPStream | WSStream = send.__self__
         protocol = self._connection.protocol.protocol
-        queue = protocol.open_queue(stream.stream_id) if isinstance(protocol, LaneHttp2) else AppQueue()
+        is_websocket = isinstance(stream, WSStream)
+        if isinstance(protocol, LaneHttp2):
+            queue = protocol.open_queue(stream.stream_id, is_websocket=is_websocket)
+            share = protocol.open_share(stream.stream_id)
+        else:
+            queue, share = AppQueue(), Share()
         self._connection.queues.add(queue)
         if isinstance(stream, WSStream):
             self._connection.websockets[queue] = self._take_over(stream, queue)
-        self.spawn(self._serve, stream, scope, queue)
+        self.spawn(self._serve, stream, scope, queue, share)
         return queue.put
 
     def spawn(self, func: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
@@ -170,11 +176,17 @@ class _LaneTasks(TaskGroup):
             Heartbeat(limits.ws_ping_interval_s, limits.ws_ping_timeout_s),
             unsent_bytes=lambda: self._connection.unsent_bytes(stream.stream_id),
             end_soon=lambda: self.spawn(self._end_late, stream.stream_id),
+            on_handled=self._on_handled,
         )
 
-    async def _serve(self, stream: HTTPStream | WSStream, scope: Any, queue: AppQueue) -> None:
+    async def _on_handled(self, stream_id: int, size: int) -> None:
+        protocol = self._connection.protocol.protocol
+        if isinstance(protocol, LaneHttp2):
+            await protocol.handled(stream_id, size)
+
+    async def _serve(self, stream: HTTPStream | WSStream, scope: Any, queue: AppQueue, share: Share) -> None:
         try:
-            await self._connection.lane.serve(scope, queue, cast(Send, stream.app_send))
+            await self._connection.lane.serve(scope, queue, cast(Send, stream.app_send), share)
         except ConnectionAbortedError:
             protocol = self._connection.protocol.protocol
             if isinstance(protocol, LaneHttp2):
@@ -186,6 +198,9 @@ class _LaneTasks(TaskGroup):
             queue.give_up()
             await stream.app_send(None)
             self._connection.websockets.pop(queue, None)
+            protocol = self._connection.protocol.protocol
+            if isinstance(protocol, LaneHttp2):
+                protocol.close_share(stream.stream_id)
 
     async def _end_late(self, stream_id: int) -> None:
         # it was told why; what it answers is nobody's business

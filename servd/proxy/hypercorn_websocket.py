@@ -1,15 +1,22 @@
 """Hypercorn's WebSocket with cures: messages with a bound that holds, pings that want an answer."""
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Awaitable, Callable
 from typing import Any
 
-from hypercorn.protocol.events import Body, Data, Event
+from hypercorn.protocol.events import Body, Data, Event, StreamClosed
 from hypercorn.protocol.ws_stream import ASGIWebsocketState, FrameTooLargeError, WebsocketBuffer, WSStream
-from wsproto.events import CloseConnection, Ping
+from wsproto.connection import ConnectionState
+from wsproto.events import CloseConnection, Message, Ping
 from wsproto.frame_protocol import CloseReason
 
 from servd.proxy.app_queue import AppQueue
 from servd.proxy.heartbeat import Heartbeat
+
+_PART_BYTES = 32 * 1024
+"""From this size on the begin of a message is sent on, where the replica puts it together."""
+_PACKED_BYTES = 1024
+"""So much is unpacked at a time where the client may pack: it becomes a thousand times as much at most."""
 
 
 class MessageBuffer(WebsocketBuffer):
@@ -17,19 +24,39 @@ class MessageBuffer(WebsocketBuffer):
 
     Args:
         on_overflow: called once, when a message is larger than that.
+
+    Attributes:
+        is_over: one was.
     """
 
     def __init__(self, max_length: int, on_overflow: Callable[[], None]) -> None:
         super().__init__(max_length)
         self._on_overflow = on_overflow
-        self._is_over = False
+        self.is_over = False
+        self._told = 0
+
+    @property
+    def is_part(self) -> bool:
+        """What it holds is worth sending on."""
+        return self.length - self._told >= _PART_BYTES
+
+    def take_part(self) -> dict[str, Any]:
+        """What it holds, as a message that goes on."""
+        part = {**self.to_message(), "more": True}
+        self.value = None
+        self._told = self.length
+        return part
+
+    def clear(self) -> None:
+        super().clear()
+        self._told = 0
 
     def extend(self, event: Any) -> None:
-        if self.length + len(event.data) > self.max_length and not self._is_over:
-            self._is_over = True
+        if self.length + len(event.data) > self.max_length and not self.is_over:
+            self.is_over = True
             self.clear()
             self._on_overflow()
-        if self._is_over:
+        if self.is_over:
             raise FrameTooLargeError
         super().extend(event)
 
@@ -37,11 +64,15 @@ class MessageBuffer(WebsocketBuffer):
 class LaneWebSocket(WSStream):
     """A WebSocket whose client is asked for signs of life."""
 
+    buffer: MessageBuffer
     _queue: AppQueue
     _heartbeat: Heartbeat
     _find_unsent: Callable[[], int]
     _end_soon: Callable[[], None]
     _unsent_bytes: int
+    _on_handled: Callable[[int, int], Awaitable[None]]
+    _raw: deque[bytes]
+    _is_pumped: bool
 
     @classmethod
     def take_over(
@@ -52,6 +83,7 @@ class LaneWebSocket(WSStream):
         *,
         unsent_bytes: Callable[[], int],
         end_soon: Callable[[], None],
+        on_handled: Callable[[int, int], Awaitable[None]],
     ) -> "LaneWebSocket":
         """Make it of what Hypercorn, which knows its own class only, has just begun.
 
@@ -59,6 +91,7 @@ class LaneWebSocket(WSStream):
             queue: where its messages go.
             unsent_bytes: what waits for the client to take it.
             end_soon: called once, when the client is told why it ends.
+            on_handled: awaited with its stream and the size of what was fed, once somebody has taken what it held.
         """
         stream.__class__ = cls
         assert isinstance(stream, cls)
@@ -66,13 +99,64 @@ class LaneWebSocket(WSStream):
         stream._queue, stream._heartbeat = queue, heartbeat
         stream._find_unsent, stream._end_soon = unsent_bytes, end_soon
         stream._unsent_bytes = 0
+        stream._on_handled = on_handled
+        stream._raw, stream._is_pumped = deque(), False
         return stream
+
+    def feed(self, data: bytes) -> None:
+        """What the client sent, where others of its connection must not wait until it is taken."""
+        self._raw.append(data)
+        if not self._is_pumped:
+            self._is_pumped = True
+            self.task_group.spawn(self._pump)
+
+    async def _pump(self) -> None:
+        try:
+            while self._raw and not self.closed:
+                data = self._raw.popleft()
+                await self.handle(Body(stream_id=self.stream_id, data=data))
+                await self._on_handled(self.stream_id, len(data))
+        finally:
+            self._is_pumped = False
 
     async def handle(self, event: Event) -> None:
         """As the base class; whatever comes is a sign of life."""
         if isinstance(event, (Body, Data)):
+            if self.buffer.is_over:
+                # it was told why it ends
+                return
             self._heartbeat.hear()
+            if self.handshake.extensions and len(event.data) > _PACKED_BYTES:
+                for start in range(0, len(event.data), _PACKED_BYTES):
+                    piece = event.data[start : start + _PACKED_BYTES]
+                    await super().handle(Body(stream_id=event.stream_id, data=piece))
+                return
         await super().handle(event)
+
+    async def _handle_events(self) -> None:
+        # small messages cost many times their bytes: one after the other, and none for a client that has gone
+        for event in self.connection.events():
+            if self.closed:
+                return
+            if isinstance(event, Message):
+                try:
+                    self.buffer.extend(event)
+                except FrameTooLargeError:
+                    await self._send_wsproto_event(CloseConnection(CloseReason.MESSAGE_TOO_BIG))
+                    return
+                assert self.app_put is not None
+                if event.message_finished:
+                    message = self.buffer.to_message()
+                    self.buffer.clear()
+                    await self.app_put(message)
+                elif self._queue.takes_parts and self.buffer.is_part:
+                    await self.app_put(self.buffer.take_part())
+            elif isinstance(event, Ping):
+                await self._send_wsproto_event(event.response())
+            elif isinstance(event, CloseConnection):
+                if self.connection.state is ConnectionState.REMOTE_CLOSING:
+                    await self._send_wsproto_event(event.response())
+                await self.send(StreamClosed(stream_id=self.stream_id))
 
     def turn(self) -> None:
         """Once a second: ask the client, or end the WebSocket of one that does not answer."""

@@ -60,7 +60,7 @@ class WebSocketForm(AsgiForm):
     async def forward(self, call: ForwardedCall, queue: AppQueue, send: NotedSend) -> None:
         """Send it on, and messages both ways, to the end."""
         call.subprotocols = tuple(call.scope.get("subprotocols", ()))
-        credit = _Credit(call)
+        credit = _Credit(call, queue)
         queue.when_over(credit.end)
         call.prepare(self.tail(call, b"", send.request_id), WEBSOCKET)
         self._forwarder.caller.submit(call, call.target.router)
@@ -124,7 +124,8 @@ class _Credit:
 
     is_complete = False
 
-    def __init__(self, call: ForwardedCall) -> None:
+    def __init__(self, call: ForwardedCall, queue: AppQueue) -> None:
+        self._queue = queue
         self.left = 0
         self.is_over = False
         self.granted = asyncio.Event()
@@ -135,6 +136,10 @@ class _Credit:
         self.left += size
         if self.left > 0:
             self.granted.set()
+
+    def take_parts(self) -> None:
+        """The replica puts messages together."""
+        self._queue.takes_parts = True
 
     def end(self) -> None:
         """The client is gone: nobody waits for credit any more."""

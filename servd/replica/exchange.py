@@ -13,7 +13,7 @@ from servd.observability.described import name_of, text_of
 from servd.replica.caller_peer import CallerPeer
 from servd.replica.responses import TIME_OUT, error_response
 from servd.wire.borrowing import Borrowing
-from servd.wire.http_answers import block_of, check_final, ends_connection, has_content
+from servd.wire.http_answers import BLOCKS, block_for, check_final, has_content
 from servd.wire.records import (
     BODY,
     CREDIT,
@@ -21,10 +21,13 @@ from servd.wire.records import (
     END,
     EVENT,
     EVENT_COST_BYTES,
+    FIRST_CREDIT,
     HEAD,
     REPLICA_TIMING,
     RESPONSE,
+    SMALLER,
     duration,
+    message_of,
 )
 
 _GRANT_BYTES = CREDIT_BYTES // 4
@@ -37,7 +40,6 @@ LENT_BYTES = 512 * 1024
 _LENT_PIECE_BYTES = 64 * 1024
 """From the second piece of this size on it asks for streams too; smaller ones go together through the caller, with fewer calls of
 the kernel than they would cost here."""
-_MAX_BLOCKS = 512
 _IS_TIMED = is_on("HTTP_SERVER_TIMING")
 _now = SystemClock().now
 
@@ -50,17 +52,14 @@ class UserCallable(Protocol):
 
     async def handle_http(self, exchange: "HttpExchange") -> None:
         """Serve one HTTP request or WebSocket: `exchange.finish(...)`, or ASGI with `receive` and `send`."""
-        ...
 
     async def call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], context: RequestContext) -> Any:
         """Result of one handle call."""
-        ...
 
     def stream(
         self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], context: RequestContext
     ) -> AsyncIterator[Any]:
         """Items of one streaming handle call."""
-        ...
 
 
 class HttpExchange:
@@ -69,11 +68,12 @@ class HttpExchange:
     Attributes:
         scope: ASGI scope, type "http" or "websocket"; path is the full external path, root_path root and
         prefix. context: the request's context, already current in the task that serves it.
+        whole_below: bytes; a body smaller than that may go by `finish`, whoever reads it.
         has_begun: the response's head was sent. may_ask: the client's connection may be asked for.
         is_finished: the response is complete.
     """
 
-    # values of the class until an instance needs its own: most requests set none of them
+    # of the class until an instance needs its own: most requests set none of them
     has_begun = False
     has_started = False
     is_finished = False
@@ -86,10 +86,13 @@ class HttpExchange:
     _borrowed: Borrowing | None = None
     task: asyncio.Task[None] | None = None
     _events: deque[Message] | None = None
+    _parts: tuple[Message, ...] = ()
     _held_head: tuple[int, Headers] | None = None
     _waiter: asyncio.Future[None] | None = None
     _writer: asyncio.Future[None] | None = None
     _credit = CREDIT_BYTES
+    _is_narrow = False
+    whole_below = LENT_BYTES
     _taken = 0
     _began = 0.0
 
@@ -137,7 +140,7 @@ class HttpExchange:
         block = None
         if type(headers) is tuple and not _IS_TIMED and self.scope["method"] != "HEAD":
             try:
-                block = _blocks.get(headers)
+                block = BLOCKS.get(headers)
             except TypeError:
                 # pairs may be lists
                 pass
@@ -163,7 +166,7 @@ class HttpExchange:
             ClientGoneError: the client is gone.
         """
         size = len(body)
-        is_small = size < LENT_BYTES if self.may_ask else size <= WHOLE_BYTES
+        is_small = size < self.whole_below if self.may_ask or self._is_narrow else size <= WHOLE_BYTES
         if is_small or not has_content(self.scope["method"], status):
             self.finish(status, headers, body)
             return
@@ -219,6 +222,12 @@ class HttpExchange:
         if self.scope["type"] == "websocket":
             self._events.append({"type": "websocket.connect"})
 
+    def narrow(self, flags: int) -> None:
+        """Say how much of the answer the caller has room for, until it grants more; flags: of the request."""
+        if flags & SMALLER:
+            self._credit, self._is_narrow = FIRST_CREDIT[flags & SMALLER], True
+            self.whole_below = self._credit + 1
+
     def disconnect(self) -> None:
         """The client is gone: `receive` says so, `send` raises."""
         if self.scope["type"] == "websocket" and self._events is not None:
@@ -243,7 +252,13 @@ class HttpExchange:
             self._wake()
 
     def feed_event(self, message: Message, cost: int) -> None:
-        """A message of the WebSocket's client arrived."""
+        """A message of the WebSocket's client arrived, or a part of one."""
+        if message.get("more"):
+            self._parts = (*self._parts, message)
+            self._grant(cost)
+            return
+        if self._parts:
+            message, self._parts = message_of((*self._parts, message)), ()
         if self._events is not None:
             self._events.append({**message, "cost": cost})
             self._wake()
@@ -329,20 +344,25 @@ class HttpExchange:
                 raise ClientGoneError("the client is gone")
             if not body:
                 return
-        if len(body) <= _PIECE_BYTES:
+        if len(body) <= _PIECE_BYTES and not self._is_narrow:
             await self._send_piece(body)
             return
         # views, not copies
         whole = memoryview(body)
-        for start in range(0, len(whole), _PIECE_BYTES):
-            await self._send_piece(whole[start : start + _PIECE_BYTES])
+        start = 0
+        while start < len(whole):
+            start += await self._send_piece(whole[start : start + _PIECE_BYTES])
 
-    async def _send_piece(self, piece: bytes | memoryview) -> None:
+    async def _send_piece(self, piece: bytes | memoryview) -> int:
+        """How much of it was sent, or dropped."""
         if not await self._has_credit():
-            return
+            return len(piece)
+        if self._is_narrow:
+            piece = piece[: self._credit]
         self._credit -= len(piece)
         peer = self._peer
         peer.send((BODY, self.call_id, peer.outbox.attach(piece), True))
+        return len(piece)
 
     async def _send_event(self, message: Message) -> None:
         data = message.get("bytes") or message.get("text") or message.get("body") or b""
@@ -371,27 +391,7 @@ class HttpExchange:
         return not self._is_unheard
 
     def _block(self, headers: Headers, keep_length: bool) -> bytes:
-        keep_length = keep_length or self.scope["method"] == "HEAD"
-        pairs = tuple(headers)
-        known = _kept_blocks if keep_length else _blocks
-        try:
-            block = known.get(pairs)
-        except TypeError:
-            # pairs may be lists
-            pairs = tuple((bytes(name), bytes(value)) for name, value in pairs)
-            block = None
-        if block is None:
-            block = block_of(pairs, keep_length)
-            if len(known) >= _MAX_BLOCKS:
-                known.clear()
-            self._closes = ends_connection(pairs)
-            if not self._closes:
-                known[pairs] = block
+        block, self._closes = block_for(headers, keep_length or self.scope["method"] == "HEAD")
         if _IS_TIMED:
             return b"".join((block, REPLICA_TIMING, duration((_now() - self._began) * 1000), b"\r\n"))
         return block
-
-
-_blocks: dict[tuple[Any, ...], bytes] = {}
-_kept_blocks: dict[tuple[Any, ...], bytes] = {}
-"""Header blocks by their pairs, of answers that do not end their connection; those in the second keep content-length."""

@@ -269,9 +269,10 @@ class ReplicaServer:
             if flags & WEBSOCKET:
                 scope["type"] = "websocket"
                 scope["subprotocols"] = list(subprotocols)
+        exchange.narrow(flags)
         if flags & (STREAMED_BODY | WEBSOCKET):
             exchange.expect_events()
-            peer.send((CREDIT, exchange.call_id, CREDIT_BYTES))
+            peer.send((CREDIT, exchange.call_id, CREDIT_BYTES, True))
 
     def _on_call(self, peer: CallerPeer, record: tuple[Any, ...], frames: list[Any]) -> None:
         _, call_id, flags, method, parts, about = record

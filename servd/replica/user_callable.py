@@ -18,7 +18,7 @@ from servd.calls.replica_context import ReplicaContext
 from servd.calls.request_context import RequestContext
 from servd.exceptions import RayServeException
 from servd.ground.clock import Clock, SystemClock
-from servd.replica.exchange import LENT_BYTES, HttpExchange
+from servd.replica.exchange import HttpExchange
 from servd.replica.instances import has_hooks_on_thread, new_instance
 from servd.replica.methods import ON_REPLICA_START, Method, is_generator, method_of, public_methods
 from servd.replica.responses import UTF8_TEXT, body_message, exit_error, value_response
@@ -187,7 +187,7 @@ class UserCallable:
                     value = await entry.function()
                 if type(value) in _PLAIN:
                     status, headers, body = value_response(value)
-                    if len(body) < LENT_BYTES:
+                    if len(body) < exchange.whole_below:
                         exchange.finish(status, headers, body)
                     else:
                         await exchange.answer(status, headers, body)

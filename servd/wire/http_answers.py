@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from servd.ground.settings import SHOW_TRACEBACKS, is_on
@@ -9,6 +10,11 @@ from servd.ground.settings import SHOW_TRACEBACKS, is_on
 WITHOUT_CONTENT = frozenset((204, 205, 304))
 """Final statuses whose answers end with their head, whatever the method."""
 
+BLOCKS: dict[tuple[tuple[bytes, bytes], ...], bytes] = {}
+_KEPT_BLOCKS: dict[tuple[tuple[bytes, bytes], ...], bytes] = {}
+"""Header blocks by their pairs, of answers that do not end their connection; those in the second keep content-length."""
+
+_MOST_BLOCKS = 512
 _LENGTH = b"content-length:"
 _CHUNKED = b"transfer-encoding: chunked\r\n"
 # that of a group of exceptions has a frame of signs around it
@@ -120,6 +126,31 @@ def block_of(headers: tuple[tuple[bytes, bytes], ...], keep_length: bool) -> byt
     if block.count(b"\n") != len(parts) or block.count(b"\r") != len(parts):
         raise ValueError("a response header holds a line break")
     return block
+
+
+def block_for(headers: Iterable[tuple[bytes, bytes]], keep_length: bool) -> tuple[bytes, bool]:
+    """Header lines as `block_of` words them, and whether the connection ends after them; remembered where it does not.
+
+    Raises:
+        ValueError: a header holds a line break.
+    """
+    pairs = tuple(headers)
+    known = _KEPT_BLOCKS if keep_length else BLOCKS
+    try:
+        block = known.get(pairs)
+    except TypeError:
+        # pairs may be lists
+        pairs = tuple((bytes(name), bytes(value)) for name, value in pairs)
+        block = None
+    if block is not None:
+        return block, False
+    block = block_of(pairs, keep_length)
+    if len(known) >= _MOST_BLOCKS:
+        known.clear()
+    closes = ends_connection(pairs)
+    if not closes:
+        known[pairs] = block
+    return block, closes
 
 
 def ends_connection(headers: tuple[tuple[bytes, bytes], ...]) -> bool:

@@ -17,6 +17,9 @@ FRAME_BYTES = 64 * 1024
 
 CREDIT_BYTES = 1024 * 1024
 """What a stream's sender may have outstanding."""
+MEDIUM_BYTES = 64 * 1024
+NARROW_BYTES = 4 * 1024
+"""What the sender of a medium and of a narrow answer may have outstanding before it is granted more."""
 
 EVENT_COST_BYTES = 512
 """What a message of a WebSocket counts beside its bytes: many small ones cost more memory than they have bytes."""
@@ -25,8 +28,10 @@ MESSAGE_COST_BYTES = 64
 
 # both ways
 BODY = 2  # id, data, more; of a call of gRPC one message, and the end (without data) is another
-CREDIT = 3  # id, bytes: the reader took so many
-EVENT = 7  # id, ASGI message of a WebSocket, cost in bytes
+CREDIT = (
+    3  # id, bytes: the reader took so many; a replica's first one for a WebSocket also: True, it puts messages together
+)
+EVENT = 7  # id, ASGI message of a WebSocket, cost in bytes; with "more" in it the begin of a message, to such a replica
 
 # caller -> replica
 HTTP = 0  # id, flags, method, path, query, pairs of headers, body, request id, route, origin, extra
@@ -77,6 +82,12 @@ WEBSOCKET = 4
 STREAM = 8  # the answer of a handle call comes item by item
 BEYOND = 16  # a call that runs whatever else does
 LENDS = 32  # the client's connection can be lent to the replica
+# the caller has little room: an answer above these sizes goes piece by piece, none beyond what was granted
+NARROW = 64
+MEDIUM = 128
+SMALLER = NARROW | MEDIUM
+FIRST_CREDIT = {0: CREDIT_BYTES, MEDIUM: MEDIUM_BYTES, NARROW: NARROW_BYTES}
+"""What an answer may have outstanding at first, by these flags."""
 
 _unpackb = msgpack.unpackb
 
@@ -151,6 +162,15 @@ def body_of(value: Any, frames: list[Any]) -> Any:
 def bodies_of(values: Iterable[Any], frames: list[Any]) -> list[Any]:
     """The parts behind a record's values."""
     return [value if type(value) is bytes else body_of(value, frames) for value in values]
+
+
+def message_of(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The ASGI message of a WebSocket's client whose parts these are; a farewell takes the place of an unfinished one."""
+    last = parts[-1]
+    if last["type"] != "websocket.receive":
+        return last
+    name = "bytes" if last.get("text") is None else "text"
+    return {"type": last["type"], name: (b"" if name == "bytes" else "").join(part[name] for part in parts)}
 
 
 def origin(

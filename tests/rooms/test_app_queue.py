@@ -8,6 +8,7 @@ import pytest
 from servd.proxy.app_queue import ROOM_BYTES, AppQueue
 from servd.proxy.forwarded_call import ForwardedCall
 from servd.proxy.hypercorn_lane import next_read
+from servd.proxy.limits import Share
 from servd.proxy.websocket_form import _Credit
 
 KIB = 1024
@@ -85,7 +86,7 @@ def test_a_replica_hears_of_many_small_parts_at_once() -> None:
         def grant(self, call: ForwardedCall, size: int) -> None:
             granted.append(size)
 
-    call = ForwardedCall(cast(Any, None), lambda: 0.0, {"client": None}, cast(Any, None))
+    call = ForwardedCall(cast(Any, None), lambda: 0.0, {"client": None}, cast(Any, None), Share())
     call.peer = cast(Any, Replica())
     for _ in range(1000):
         call.take(512)
@@ -94,9 +95,9 @@ def test_a_replica_hears_of_many_small_parts_at_once() -> None:
 
 
 def test_a_websocket_whose_client_left_while_it_waited_does_not_begin() -> None:
-    call = ForwardedCall(cast(Any, None), lambda: 0.0, {"client": None}, cast(Any, None))
+    call = ForwardedCall(cast(Any, None), lambda: 0.0, {"client": None}, cast(Any, None), Share())
     call.prepare((b"GET", b"/", b"", [(b"x-request-disconnect-disabled", b"?1")]), 0)
-    call.stream = cast(Any, _Credit(call))
+    call.stream = cast(Any, _Credit(call, AppQueue()))
     assert not call.is_abandoned()
     call.tell("disconnect")
     assert call.is_abandoned()

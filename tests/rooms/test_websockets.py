@@ -116,6 +116,41 @@ async def test_endless_messages_are_ended_and_cost_no_memory(how: str) -> None:
         assert most - before < 160 * MIB
 
 
+@pytest.mark.parametrize("piece", [b"x" * 100_000, "\N{EURO SIGN}" * 50_000, "small"], ids=["bytes", "text", "small"])
+async def test_the_replica_puts_messages_together(piece: bytes | str) -> None:
+    got: list[dict[str, Any]] = []
+
+    async def keep(exchange: HttpExchange) -> None:
+        await exchange.send({"type": "websocket.accept"})
+        await exchange.receive()
+        while (message := await exchange.receive())["type"] == "websocket.receive":
+            got.append(message)
+            await exchange.send({"type": "websocket.send", "text": "heard"})
+
+    async with Room(hand_over=True) as room:
+        address = room.replica(keep)
+        room.route(address)
+        async with websockets.connect(f"ws://127.0.0.1:{room.port}/", max_size=None) as socket:
+            for count in (50, 1, 3):
+                await socket.send([piece] * count)
+                assert await socket.recv() == "heard"
+        whole = [(message.get("bytes") if isinstance(piece, bytes) else message.get("text")) for message in got]
+        assert whole == [piece * count for count in (50, 1, 3)]
+        assert not any("more" in message for message in got)
+        # one that never ends waits where it will be used
+        _, writer = await opened(room)
+        writer.write(b"\x02\x80\0\0\0\0" + (b"\x00\xff" + MIB.to_bytes(8, "big") + b"\0\0\0\0" + b"x" * MIB) * 10)
+        await writer.drain()
+        await wait_until(lambda: room.lane._lane is not None and len(room.lane._lane.connections) == 1)
+        (connection,) = room.lane._lane.connections
+        await wait_until(lambda: bool(connection.websockets))
+        (held,) = connection.websockets.values()
+        await wait_until(lambda: held.buffer.length > 9 * MIB)
+        assert len(held.buffer.value.getvalue() if held.buffer.value is not None else b"") < 128 * 1024
+        writer.close()
+        await wait_until(lambda: room.servers[address].ongoing == 0)
+
+
 async def test_a_message_that_is_too_large_is_told_so() -> None:
     async with Room(hand_over=True) as room:
         room.route(room.replica(shout))

@@ -1,0 +1,150 @@
+"""What clients send and do not take costs little: all requests of a connection share a room, small pieces are put together."""
+
+import random
+from typing import Any
+
+import pytest
+
+from servd.calls.outgoing import Outgoing
+from servd.proxy.body_stream import BodyStream
+from servd.proxy.http1_rules import size_of_head
+from servd.proxy.limits import ROOM_BYTES, WHOLE_BODY_BYTES, ConnectionRoom, Share
+from servd.wire.records import CREDIT_BYTES, MEDIUM, MEDIUM_BYTES, NARROW
+
+KIB = 1024
+
+
+def test_one_request_alone_is_served_as_if_there_were_no_bound() -> None:
+    room = ConnectionRoom()
+    upload = Share(room)
+    assert all(upload.keep(16 * KIB) for _ in range(WHOLE_BODY_BYTES // (16 * KIB)))
+    upload.close()
+    download = Share(room)
+    assert download.open() == 0
+    assert download.lent == CREDIT_BYTES
+    # asked again after its replica died
+    assert download.open() == 0
+    download.close()
+    assert room.left == ROOM_BYTES
+
+
+def test_further_answers_are_medium_and_then_narrow_and_some_find_more_room() -> None:
+    room = ConnectionRoom()
+    first, *others = [Share(room) for _ in range(100)]
+    assert first.open() == 0
+    flags = [share.open() for share in others]
+    count = flags.count(MEDIUM)
+    assert flags == [MEDIUM] * count + [NARROW] * (99 - count)
+    assert count == (ROOM_BYTES - CREDIT_BYTES) // MEDIUM_BYTES
+    first.close()
+    wide = [share.widen() for share in others]
+    assert wide[0] == CREDIT_BYTES // 4
+    assert all(wide[:5])
+    assert sum(wide) + count * MEDIUM_BYTES + room.left == ROOM_BYTES
+    for share in others:
+        share.close()
+    assert others[-1].open() == 0
+
+
+def test_twenty_requests_at_a_time_have_a_medium_answer_each() -> None:
+    room = ConnectionRoom()
+    first, *others = [Share(room) for _ in range(18)]
+    first.open()
+    assert others[0].open() == MEDIUM
+    first.close()
+    # from now on nobody is alone
+    assert {share.open() for share in others[1:]} == {MEDIUM}
+
+
+def test_what_is_sent_on_or_over_makes_room_for_others() -> None:
+    room = ConnectionRoom()
+    told: list[int] = []
+    share, other = Share(room, told.append), Share(room)
+    assert share.keep(ROOM_BYTES)
+    assert told == [ROOM_BYTES]
+    assert not other.keep(16 * KIB)
+    # what nobody keeps is told of when it leaves, behind what is kept
+    share.sent(ROOM_BYTES - 10)
+    assert told == [ROOM_BYTES]
+    share.sent(30)
+    assert told == [ROOM_BYTES, 20]
+    assert other.keep(16 * KIB)
+    other.close()
+    share.close()
+    assert room.left == ROOM_BYTES
+
+
+def test_a_small_body_is_kept_whoever_holds_the_rest() -> None:
+    room = ConnectionRoom()
+    greedy, small = Share(room), Share(room)
+    assert greedy.keep(ROOM_BYTES + 2 * KIB)
+    assert small.keep(2 * KIB)
+    assert not small.keep(1)
+
+
+def test_a_connection_with_one_request_at_a_time_has_no_bound_of_this_kind() -> None:
+    share = Share()
+    assert share.is_alone
+    assert share.keep(10 * ROOM_BYTES)
+    assert share.open() == 0
+    share.sent(10)
+    share.close()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_whatever_is_asked_the_room_is_never_exceeded_and_whole_in_the_end(seed: int) -> None:
+    rng = random.Random(seed)
+    room = ConnectionRoom()
+    shares = [Share(room) for _ in range(30)]
+    for _ in range(500):
+        share = rng.choice(shares)
+        what = rng.randrange(5)
+        size = rng.choice([0, 1, 3 * KIB, 64 * KIB, 400 * KIB])
+        if what == 0:
+            share.keep(size)
+        elif what == 1:
+            share.sent(size)
+        elif what == 2:
+            share.open()
+        elif what == 3:
+            share.widen()
+        else:
+            share.close()
+        assert 0 <= room.left <= ROOM_BYTES
+    for share in shares:
+        share.close()
+    assert room.left == ROOM_BYTES
+
+
+class Taking(Outgoing):
+    """A call whose replica takes all that it is sent."""
+
+    def __init__(self) -> None:
+        self.peer: Any = None
+        self.sent = bytearray()
+
+    def send_body(self, _: Outgoing, data: bytes, more: bool) -> None:
+        self.sent += data if more else b"."
+
+
+def test_a_body_of_many_small_pieces_waits_as_a_few() -> None:
+    rng = random.Random(1)
+    call = Taking()
+    left: list[int] = []
+    stream = BodyStream(call, lambda: None, on_sent=left.append)
+    body = b""
+    for size in [1] * 20_000 + [5000, 1, 70_000, 1, 1]:
+        piece = rng.randbytes(size)
+        body += piece
+        stream.feed(piece)
+    stream.close()
+    assert len(stream._pieces) < 8
+    call.peer = call
+    for credit in (1, 10, 30_000, 200_000):
+        stream.add_credit(credit)
+    assert bytes(call.sent) == body + b"."
+    assert sum(left) == len(body)
+
+
+def test_small_headers_count_more_than_their_bytes() -> None:
+    assert size_of_head(b"/", [(b"a", b"")] * 2000) > 64 * KIB > size_of_head(b"/", [(b"a", b"b" * 60_000)])
