@@ -26,7 +26,7 @@ def main(wishes: list[str]) -> int:
 
 def _chosen(wishes: list[str]) -> list[tuple[str, int]]:
     chosen = []
-    for wish in wishes or list(SCENARIOS):
+    for wish in wishes or [name for name, scenario in SCENARIOS.items() if scenario.many]:
         begin, _, times = wish.partition("=")
         names = [name for name in SCENARIOS if name == begin or (begin.endswith(":") and name.startswith(begin))]
         if not names:

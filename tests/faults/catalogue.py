@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from servd.ground.clock import SystemClock
-from tests.faults import clock_steps, disks, limits, moments, network, older, sizes
+from tests.faults import clock_steps, disks, hostile, limits, moments, network, older, sizes
 from tests.faults.outcome import Outcome, from_json
 from tests.faults.scenarios import UNDER_LOAD
 
@@ -24,9 +24,10 @@ class Scenario:
 
     Args:
         few: repetitions in `make test`, 0 = not there.
-        many: repetitions in `make faults` and `make test-all`.
+        many: repetitions in `make faults` and `make test-all`, 0 = not there.
         namespaces: flags of `unshare`; () plays it in this very process.
         why_not: gives the reason why it cannot be tried here, "" if it can.
+        is_test: also in `make test-all`.
     """
 
     play: Play
@@ -34,6 +35,7 @@ class Scenario:
     many: int
     namespaces: tuple[str, ...] = ()
     why_not: Callable[[], str] = str
+    is_test: bool = True
 
 
 def _once(play: Callable[[Path], Outcome]) -> Play:
@@ -63,8 +65,11 @@ SCENARIOS: dict[str, Scenario] = {
     "documents_at_once": Scenario(sizes.documents_at_once, 0, 5),
     "deploys_in_a_row": Scenario(sizes.deploys_in_a_row, 0, 1),
     "many_applications": Scenario(sizes.many_applications, 0, 1),
+    "many_replicas": Scenario(sizes.many_replicas, 0, 1, is_test=False),
     "first_release": Scenario(older.first_release, 0, 1),
     "sixty_commits_ago": Scenario(older.commits_ago, 0, 1, why_not=older.why_not),
+    **{f"hostile:{kind}": Scenario(partial(hostile.play, kind), 0, hostile.CONNECTIONS) for kind in hostile.KINDS},
+    "hostile": Scenario(hostile.play_some, 1, 0),
     **{cell: Scenario(_once(partial(disks.play, cell)), 0, 1, _MOUNTS, disks.why_not) for cell in disks.CELLS},
 }
 

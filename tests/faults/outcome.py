@@ -8,7 +8,7 @@ from tests.faults.load import REPLICA, Counts, Failure
 
 NORMAL_WITHIN_S = 5.0
 """From the end of a fault until all is as it was."""
-_WIDTHS = (30, 7, 10, 8, 11, 9, 11, 7)
+_WIDTHS = (38, 7, 10, 8, 11, 9, 11, 7, 7)
 _SHOWN = 5
 
 
@@ -21,6 +21,9 @@ class Outcome:
         notes: further things that went wrong.
         explained: what the daemon said of things that it could not do.
         normal_after_s: the longest way from the end of a fault back to normal; None where nothing was broken.
+        connection_mib: what the proxy holds for one of the connections that were opened, where that was measured.
+        figures: what was measured beside it, one line each.
+        slow: what took more time than it may, on a machine that does nothing else.
         reason: why it was not tried.
         errors: what the daemon wrote on stderr.
         name: as the catalogue has it.
@@ -33,6 +36,9 @@ class Outcome:
     notes: list[str] = field(default_factory=list)
     explained: list[str] = field(default_factory=list)
     normal_after_s: float | None = None
+    connection_mib: float | None = None
+    figures: list[str] = field(default_factory=list)
+    slow: list[str] = field(default_factory=list)
     reason: str = ""
     errors: str = ""
     name: str = ""
@@ -45,7 +51,7 @@ class Outcome:
     @property
     def verdict(self) -> str:
         """With the time that it took, which only means something on a machine that does nothing else."""
-        is_slow = self.normal_after_s is not None and self.normal_after_s >= NORMAL_WITHIN_S
+        is_slow = bool(self.slow) or (self.normal_after_s is not None and self.normal_after_s >= NORMAL_WITHIN_S)
         return "NOT GOOD" if not self.is_good else "TOO SLOW" if is_slow else "good"
 
     def judge(self, begun: Collection[str], own_ports: Collection[int] = (), *, at_the_border: int = 1) -> None:
@@ -70,12 +76,15 @@ class Outcome:
             return f"{_cells([self.name])}  not tried: {self.reason}"
         normal = "-" if self.normal_after_s is None else f"{self.normal_after_s:.1f}"
         cells = [self.name, self.times, self.counts.total, len(self.counts.failures), len(self.unexpected)]
-        cells += [f"{self.counts.slowest_s:.2f}", normal, f"{self.seconds:.0f}"]
+        memory = "-" if self.connection_mib is None else f"{self.connection_mib:.2f}"
+        cells += [f"{self.counts.slowest_s:.2f}", normal, memory, f"{self.seconds:.0f}"]
         return f"{_cells(cells)}  {self.verdict}"
 
     def details(self) -> list[str]:
         """Lines below the table: failures by kind, and what was not as it must be."""
         lines = [f"{count} x {reason}" for reason, count in sorted(self.counts.reasons().items())]
+        lines += self.figures
+        lines += [f"too slow: {text}" for text in self.slow]
         lines += [f"explained: {text}" for text in self.explained]
         lines += [f"unexpected: {failure}" for failure in self.unexpected[:_SHOWN]]
         lines += [f"not as it must be: {note}" for note in self.notes]
@@ -101,8 +110,9 @@ def from_json(text: str) -> Outcome:
 
 
 def head() -> str:
-    """The first line of the table. failed: all; forbidden: those that no scenario may have; times in seconds."""
-    names = ["scenario", "times", "requests", "failed", "forbidden", "slowest", "normal in", "took"]
+    """The first line of the table. failed: all; forbidden: those that no scenario may have; times in seconds; MiB: of the proxy,
+    for one connection."""
+    names = ["scenario", "times", "requests", "failed", "forbidden", "slowest", "normal in", "MiB", "took"]
     return f"{_cells(names)}  verdict"
 
 

@@ -1,22 +1,32 @@
 """Much of everything at once: connections, documents, applications."""
 
+import os
 import resource
 import socket
 import threading
 from pathlib import Path
 from typing import Any
 
+from servd.ground.clock import SystemClock, block_for
 from tests.faults.cell import PUT
 from tests.faults.outcome import Outcome
 from tests.faults.scenarios import a_stage, under_load
 from tests.faults.stage import Stage
-from tests.system.running_daemon import eventually
+from tests.processes import stat_of
+from tests.system.running_daemon import a_daemon, eventually, settings_in
 
 CONNECTIONS = 2000
 DOCUMENTS = 20
 DEPLOYS = 200
 APPLICATIONS = 50
 UP_WITHIN_S = 300.0
+REPLICAS = 500
+DEATHS = 5
+HANDLED_WITHIN_S = 0.1
+IDLE_S = 10.0
+MOST_IDLE = {"controller": 3.0, "all": 10.0}
+"""Percent of a core while nothing happens."""
+_SELDOM_S = 0.5
 _FREE_DESCRIPTORS = 200
 
 
@@ -151,3 +161,78 @@ def _accept(stage: Stage, applications: list[dict[str, Any]]) -> None:
 
 def _states(stage: Stage) -> dict[str, str]:
     return {name: app["status"] for name, app in stage.daemon.status()["applications"].items()}
+
+
+def many_replicas(directory: Path, times: int) -> Outcome:
+    """500 replicas of a light application: idle they cost next to nothing, one that dies is replaced at once, and a new
+    controller takes them all over.
+    """
+    clock = SystemClock()
+    with a_daemon(settings_in(directory, proxies=2)) as daemon:
+        stage = Stage(daemon, directory)
+        stage.deploy(replicas=2)
+        began = clock.now()
+        stage.put(replicas=REPLICAS)
+        eventually(stage.is_settled, UP_WITHIN_S, every_s=_SELDOM_S)
+        figures = [f"{REPLICAS} replicas up after {clock.now() - began:.1f} s"]
+        slow: list[str] = []
+        # what came with their start comes to an end
+        block_for(IDLE_S)
+        before, began = _spent(stage), clock.now()
+        block_for(IDLE_S)
+        after, span = _spent(stage), clock.now() - began
+        shares = {title: 100.0 * (after[title] - before[title]) / span for title in after}
+        figures.append("idle, % of a core: " + ", ".join(f"{title} {share:.1f}" for title, share in shares.items()))
+        slow += [
+            f"idle: {title} {shares[title]:.1f} % of a core, {most} are allowed"
+            for title, most in MOST_IDLE.items()
+            if shares[title] > most
+        ]
+
+        def once(_: int) -> None:
+            taken_s = []
+            for _ in range(DEATHS):
+                taken_s.append(_replaced_after(stage))
+                eventually(stage.is_settled, every_s=_SELDOM_S)
+            figures.append(f"deaths, until the successor is there: {', '.join(f'{1000 * s:.0f}' for s in taken_s)} ms")
+            if sorted(taken_s)[DEATHS // 2] > HANDLED_WITHIN_S:
+                slow.append(f"most deaths are not handled within {HANDLED_WITHIN_S} s")
+            old = stage.controller_to_kill()
+            with stage.recovery():
+                began = clock.now()
+                stage.kill(old)
+                eventually(lambda: stage.says(lambda status: status["controller_info"]["pid"] != old))
+                figures.append(f"a new controller answered after {clock.now() - began:.1f} s")
+                eventually(stage.is_settled, UP_WITHIN_S, every_s=0.1)
+            figures.append(f"CPU of the new controller until all was normal: {_spent(stage)['controller']:.1f} s")
+
+        outcome = under_load(stage, times, once, keep=1, new=1, pause_s=0.05, post_pause_s=0.1)
+        outcome.judge(set(stage.begun()))
+        outcome.figures += figures
+        outcome.slow += slow
+        return outcome
+
+
+def _spent(stage: Stage) -> dict[str, float]:
+    """CPU seconds so far of each kind of process, and of all of them together."""
+    kinds = {
+        title: stage.daemon.pids(title) for title in ("daemon", "controller", "proxy", "fork server", "replica", "")
+    }
+    return {title or "all": sum(map(_cpu_s, pids)) for title, pids in kinds.items()}
+
+
+def _cpu_s(pid: int) -> float:
+    fields = stat_of(pid)
+    return 0.0 if fields is None else (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _replaced_after(stage: Stage) -> float:
+    """Kill a replica; seconds until its successor is there."""
+    (server,) = stage.daemon.pids("fork server")
+    children = Path(f"/proc/{server}/task/{server}/children")
+    before = set(children.read_text().split())
+    clock = SystemClock()
+    began = clock.now()
+    stage.kill(int(sorted(before)[len(before) // 2]))
+    eventually(lambda: set(children.read_text().split()) - before, every_s=0.002)
+    return clock.now() - began
