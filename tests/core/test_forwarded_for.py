@@ -2,7 +2,7 @@
 
 import pytest
 
-from servd import cli
+from servd.commands.cli_options import believed
 from servd.proxy.forwarded_for import NOTHING_SAID, Said, TrustedProxies, elements, joined, scheme_for, with_host
 
 
@@ -102,9 +102,9 @@ def test_the_host_is_left_to_proxies_that_are_said_to_set_it(headers: dict[str, 
 
 
 def test_the_option_says_that_they_do_whatever_it_names() -> None:
-    assert cli._believed(None) == {"forwarded_allow_ips": "127.0.0.1,::1", "believes_forwarded_host": False}
-    assert cli._believed("127.0.0.1,::1") == {"forwarded_allow_ips": "127.0.0.1,::1", "believes_forwarded_host": True}
-    assert cli._believed("") == {"forwarded_allow_ips": "", "believes_forwarded_host": True}
+    assert believed(None) == {"forwarded_allow_ips": "127.0.0.1,::1", "believes_forwarded_host": False}
+    assert believed("127.0.0.1,::1") == {"forwarded_allow_ips": "127.0.0.1,::1", "believes_forwarded_host": True}
+    assert believed("") == {"forwarded_allow_ips": "", "believes_forwarded_host": True}
 
 
 def test_a_host_stands_in_quotes_with_commas() -> None:
