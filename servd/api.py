@@ -171,7 +171,7 @@ def start(
         return client  # type: ignore[no-any-return]
     if given.get("port") == 0:
         given["port"] = _client_module().concrete_port(given.get("host"), 0)
-    wish = {key: given[key] for key in ("host", "port", "root_path", "request_timeout_s") if given.get(key) is not None}
+    wish = {key: given[key] for key in HTTPOptions.sent_as_they_are if given.get(key) is not None}
     if options.location is not None and {"location", "host"} & given.keys():
         wish["proxy_location"] = str(options.location)
     if grpc is not None:

@@ -307,8 +307,18 @@ class HTTPOptions(Document):
     root_url: str = ""
     root_path: str = ""
     request_timeout_s: Positive | None = None
+    keep_alive_timeout_s: Positive | None = None
     fixed_number_replicas: int | None = None
     fixed_number_selection_seed: int = 0
+
+    sent_as_they_are: ClassVar[tuple[str, ...]] = (
+        "host",
+        "port",
+        "root_path",
+        "request_timeout_s",
+        "keep_alive_timeout_s",
+    )
+    """Those that the daemon is told by these names."""
 
     @classmethod
     def prepare(cls, raw: dict[str, Any]) -> list[Fault]:

@@ -147,9 +147,9 @@ class HTTPOptionsSchema(Document):
     port: Port = 8000
     root_path: str = ""
     request_timeout_s: Positive | None = None
+    keep_alive_timeout_s: Positive | None = None
 
     hints: ClassVar[Mapping[str, str]] = {
-        "keep_alive_timeout_s": "set SERVD_HTTP_IDLE_TIMEOUT_S for the daemon",
         "ssl_keyfile": "use `servd start --http-tls-cert FILE --http-tls-key FILE`",
         "ssl_certfile": "use `servd start --http-tls-cert FILE --http-tls-key FILE`",
         "ssl_keyfile_password": "give a key without a passphrase to `servd start --http-tls-key FILE`",
@@ -167,6 +167,7 @@ class HTTPOptionsSchema(Document):
             root_path=self.root_path if "root_path" in sent else None,
             location=location,
             request_timeout_s=(self.request_timeout_s or 0.0) if "request_timeout_s" in sent else None,
+            keep_alive_timeout_s=(self.keep_alive_timeout_s or 0.0) if "keep_alive_timeout_s" in sent else None,
         )
 
 

@@ -215,6 +215,7 @@ class Executor:
             believes_forwarded_host=settings.believes_forwarded_host,
             grpc_port=fact.grpc_port,
             grpc_tls_ca=settings.grpc_tls_ca or "",
+            keep_alive_timeout_s=fact.keep_alive_timeout_s,
         )
         try:
             sockets = await self._channel.open_listeners(fact.host, fact.port, settings.proxies)

@@ -12,7 +12,7 @@ _GRPC_OPTIONS = {
     "request_timeout_s": "grpc_request_timeout_s",
     "enable_reflection": "grpc_reflection",
 }
-_LIFTED_BY_NULL = frozenset({"request_timeout_s", "grpc_request_timeout_s"})
+_LIFTED_BY_NULL = frozenset({"request_timeout_s", "grpc_request_timeout_s", "keep_alive_timeout_s"})
 """Of an `HttpWish`: 0 there is a `null` in the document."""
 
 
@@ -29,6 +29,7 @@ class HttpWish:
     grpc_servicers: tuple[str, ...] | None = None
     grpc_request_timeout_s: float | None = None
     grpc_reflection: bool | None = None
+    keep_alive_timeout_s: float | None = None
 
 
 class TopLevel(Protocol):

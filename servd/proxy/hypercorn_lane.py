@@ -64,7 +64,7 @@ class HypercornLane:
         self.is_draining = False
         self.limits = forwarder.limits
         config = Config()
-        config.keep_alive_timeout = forwarder.limits.idle_s
+        config.keep_alive_timeout = forwarder.limits.unused_s or forwarder.limits.idle_s
         # its own bound would break off connections that are in use
         config.keep_alive_max_requests = sys.maxsize
         config.h2_max_header_list_size = forwarder.limits.head_bytes

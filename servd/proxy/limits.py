@@ -21,7 +21,7 @@ class Limits:
     `request_s`.
 
     head_s: from the first byte of a request to the end of its head. idle_s: without a request, or without a byte of its body.
-    request_s: time limit of a whole request.
+    request_s: time limit of a whole request. unused_s: between two requests of a connection, 0 = `idle_s`.
     keep_alive: after which time without a word a client's host counts as gone.
     ws_ping_interval_s, ws_ping_timeout_s: between two pings of a WebSocket (0 = none), and from a ping to a sign of life
     (0 = for ever).
@@ -37,6 +37,7 @@ class Limits:
     keep_alive: KeepAlive = KeepAlive()
     ws_ping_interval_s: float = 20.0
     ws_ping_timeout_s: float = 20.0
+    unused_s: float = 0.0
 
     @classmethod
     def from_environment(cls) -> Self:

@@ -65,7 +65,7 @@ class Listener:
     @property
     def idle_s(self) -> float:
         """How long a connection may be without a request."""
-        idle_s = self.forwarder.limits.idle_s
+        idle_s = self.forwarder.limits.unused_s or self.forwarder.limits.idle_s
         return min(idle_s, SHORT_IDLE_S) if self.is_short else idle_s
 
     @property

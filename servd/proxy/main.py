@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -89,7 +90,7 @@ class Proxy:
         self._journal.configure(logs.configure({}))
         self._lag = LoopLag(self._journal.now)
         trusted = TrustedProxies(start.forwarded_allow_ips, believes_host=start.believes_forwarded_host)
-        limits = Limits.from_environment()
+        limits = replace(Limits.from_environment(), unused_s=start.keep_alive_timeout_s)
         self._forwarder = Forwarder(self._caller, start.root_path, limits, journal=self._journal, trusted=trusted)
         self._lane = LateLane(self._forwarder)
         self._grpc = LateGrpc(start, self._forwarder)

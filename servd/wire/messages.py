@@ -234,6 +234,7 @@ class ProxyStart:
     believes_forwarded_host: bool = False
     grpc_port: int = 0
     grpc_tls_ca: str = ""
+    keep_alive_timeout_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -197,3 +197,12 @@ def test_a_rollback_is_refused_as_a_put_is() -> None:
     # options that the document had not sent are not compared
     flags = put(Goal(), document("a"), HttpGoal("127.0.0.1", 9000), situation(), {})
     assert check_rollback(goal, flags, situation(present={"app"})) == HTTP
+
+
+def test_the_time_of_idle_connections_may_change_while_applications_run() -> None:
+    http = check_put(a_goal(an_app()), document("a", keep_alive_timeout_s=5.0), situation(present=("app",)))
+    assert http == replace(HTTP, keep_alive_timeout_s=5.0)
+    # not sent it stays, null gives it back to the daemon
+    later = situation(http=http, present=("app",))
+    assert check_put(a_goal(an_app()), document("a"), later) == http
+    assert check_put(a_goal(an_app()), document("a", keep_alive_timeout_s=0.0), later) == HTTP

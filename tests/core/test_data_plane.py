@@ -228,3 +228,16 @@ def test_with_fewer_proxies_the_last_slots_drain_and_with_more_they_are_filled()
     world.settings = some_settings(proxies=2)
     world.run()
     assert [proxy.slot for proxy in world.observed.proxies.values()] == [0, 1]
+
+
+def test_other_times_of_idle_connections_need_other_proxies() -> None:
+    world = World(a_goal())
+    world.run()
+    (before,) = world.observed.proxies.values()
+    world.goal = replace(world.goal, revision=2, http=replace(HTTP, keep_alive_timeout_s=5.0))
+    world.run()
+    (after,) = world.observed.proxies.values()
+    # the new one listens before the old one drains
+    assert (before.keep_alive_timeout_s, after.keep_alive_timeout_s) == (0.0, 5.0)
+    told = [type(action).__name__ for action in world.log if not isinstance(action, actions.Publish)]
+    assert told[-2:] == ["StartProxy", "SetProxyGoal"]

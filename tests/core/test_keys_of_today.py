@@ -55,7 +55,7 @@ STATES: dict[str, dict[str, State]] = {
         "port": Works(81),
         "root_path": Works("/r"),
         "request_timeout_s": Works(3),
-        "keep_alive_timeout_s": Refused(5),
+        "keep_alive_timeout_s": Works(5),
         "ssl_keyfile": Refused("/k"),
         "ssl_certfile": Refused("/c"),
         "ssl_keyfile_password": Refused("x"),

@@ -115,6 +115,7 @@ TEXTS: dict[str, dict[str, str]] = {
         "host": "where applications are served; `0.0.0.0`: on every address of the host",
         "port": "0: any that is free",
         "root_path": "prefix that a proxy in front leaves in the path; removed before routes are matched",
+        "keep_alive_timeout_s": "how long a connection may be without a request; null or not given: 75, or what `SERVD_HTTP_IDLE_TIMEOUT_S` says",
         "request_timeout_s": "limit of every request: 408",
     },
     "gRPCOptionsSchema": {
@@ -149,6 +150,7 @@ TEXTS: dict[str, dict[str, str]] = {
         "location": "where proxies run; `NoServer`: no data port",
         "num_cpus": "no effect",
         "root_url": "what `Client.root_url` says, where a proxy in front has another address",
+        "keep_alive_timeout_s": "as in `http_options`",
         "root_path": "as in `http_options`",
         "request_timeout_s": "as in `http_options`",
         "fixed_number_replicas": "needed with location `FixedNumber`, which means the same on one host",

@@ -29,6 +29,8 @@ AUTOSCALING_DEFAULTS: dict[str, Any] = {
     "downscale_delay_s": 600.0,
     "upscale_delay_s": 30.0,
 }
+DECISIONS_KEPT = 5
+"""So many of the autoscaler's are shown."""
 POLICY_DEADLINE_S = 5.0
 """After so long a policy of user code is ended; the controller waits a second more for the word of it."""
 _POLICY_GRACE_S = 1.0

@@ -258,6 +258,9 @@ def merged_options(wish: HttpWish, situation: Situation, *, compare_all: bool = 
         if wish.grpc_request_timeout_s is None
         else wish.grpc_request_timeout_s,
         grpc_reflection=current.grpc_reflection if wish.grpc_reflection is None else wish.grpc_reflection,
+        keep_alive_timeout_s=current.keep_alive_timeout_s
+        if wish.keep_alive_timeout_s is None
+        else wish.keep_alive_timeout_s,
     )
 
 

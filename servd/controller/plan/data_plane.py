@@ -34,6 +34,7 @@ def flag_options(settings: Settings, stored: HttpGoal | None = None) -> HttpGoal
         grpc_servicers=settings.grpc_servicers or base.grpc_servicers,
         grpc_request_timeout_s=base.grpc_request_timeout_s,
         grpc_reflection=base.grpc_reflection if settings.grpc_reflection is None else settings.grpc_reflection,
+        keep_alive_timeout_s=base.keep_alive_timeout_s,
     )
 
 
@@ -103,8 +104,8 @@ def proxy_actions(
 
 
 def _fits(proxy: ProxyFact, http: HttpGoal) -> bool:
-    mine = (proxy.host, proxy.port, proxy.root_path, proxy.grpc_port)
-    return mine == (http.host, http.port, http.root_path, http.grpc_port)
+    mine = (proxy.host, proxy.port, proxy.root_path, proxy.grpc_port, proxy.keep_alive_timeout_s)
+    return mine == (http.host, http.port, http.root_path, http.grpc_port, http.keep_alive_timeout_s)
 
 
 def _stand_in(fact: DataPlaneFact, settings: Settings, fitting: list[ProxyFact]) -> Iterator[actions.Action]:
@@ -148,5 +149,6 @@ def _start_missing(
                 reported_at=now,
                 edition=observed.edition,
                 grpc_port=http.grpc_port,
+                keep_alive_timeout_s=http.keep_alive_timeout_s,
             )
             yield actions.StartProxy(proxy, f"slot {slot} is empty")

@@ -49,6 +49,7 @@ _HTTP_OPTIONS = (
     "grpc_port",
     "grpc_request_timeout_s",
     "grpc_reflection",
+    "keep_alive_timeout_s",
 )
 
 

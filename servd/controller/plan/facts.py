@@ -8,7 +8,7 @@ from collections.abc import KeysView
 from dataclasses import field, replace
 from typing import Any
 
-from servd.controller.plan.autoscaler import PolicyFact
+from servd.controller.plan.autoscaler import DECISIONS_KEPT, PolicyFact
 from servd.controller.plan.goal import ApplicationGoal, HttpGoal
 from servd.controller.plan.resources import Held
 from servd.ground.ids import DeploymentID
@@ -17,9 +17,6 @@ from servd.ground.states import ROUTABLE, ReplicaState, UpgradeStage
 from servd.wire.build_messages import BuildOrder, BuildResult
 from servd.wire.codec import register_message
 from servd.wire.messages import ReplicaStart
-
-DECISIONS_KEPT = 5
-"""So many of the autoscaler's are shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,6 +308,7 @@ class ProxyFact:
     trouble: str = ""
     edition: str = ""
     grpc_port: int = 0
+    keep_alive_timeout_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,8 @@ from servd.wire.codec import register_message
 @dataclass(frozen=True, slots=True)
 class HttpGoal:
     """Stored options of the data plane. request_timeout_s, grpc_request_timeout_s: of every request, 0 = no limit. grpc_port: 0 =
-    no gRPC. grpc_servicers: import paths of the functions that say which methods there are.
+    no gRPC. grpc_servicers: import paths of the functions that say which methods there are. keep_alive_timeout_s: how long a
+    connection may be without a request, 0 = as the daemon's environment says.
     """
 
     host: str
@@ -25,6 +26,7 @@ class HttpGoal:
     grpc_servicers: tuple[str, ...] = ()
     grpc_request_timeout_s: float = 0.0
     grpc_reflection: bool = True
+    keep_alive_timeout_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
