@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tools import autoscaling_plot
 from tools.reference.config_file import MODELS
 from tools.reference.key_texts import TEXTS, TITLES
 from tools.reference.pages import PAGES
@@ -20,6 +21,10 @@ LINK = re.compile(r"(?<!\\)\[(?:[^\]\[]|\[[^\]]*\])*\]\(([^)\s]+)\)")
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_from_the_code_is_what_the_code_says(name: str) -> None:
     assert (DOCS / "reference" / name).read_text() == PAGES[name](), "run: python -m tools.reference"
+
+
+def test_the_plot_of_autoscaling_is_what_the_autoscaler_decides() -> None:
+    assert autoscaling_plot.PICTURE.read_text() == autoscaling_plot.picture(), "run: python -m tools.autoscaling_plot"
 
 
 def test_every_key_has_a_text_and_every_text_a_key() -> None:

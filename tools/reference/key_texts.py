@@ -14,7 +14,7 @@ TITLES: dict[str, tuple[str, str]] = {
         "An item of `deployments` of an application: only those, and only the keys, that the file says otherwise than the code. The same keys are the "
         "options of `@deployment`, which has further ones: [Python](../api.md#deployments).",
     ),
-    "AutoscalingConfig": ("`autoscaling_config`", "More in [Python](../api.md#autoscaling)."),
+    "AutoscalingConfig": ("`autoscaling_config`", "How a decision is made: [Autoscaling](../howto/autoscaling.md)."),
     "RayActorOptionsSchema": ("`ray_actor_options`", "Resources and environment of the replicas of one deployment."),
     "HTTPOptionsSchema": ("`http_options`", "Of the data port. An option of `servd start` counts before them."),
     "gRPCOptionsSchema": ("`grpc_options`", "See [gRPC](../grpc.md)."),
@@ -51,7 +51,7 @@ _DEPLOYMENT = {
     "max_sync_threads": "threads for handlers that are no `async def`, in one replica",
     "memory_limit_bytes": "a replica above it is drained and replaced",
     "start_method": "`spawn`: each replica is a fresh interpreter. See [Fork or spawn](../api.md#fork-or-spawn)",
-    "preload": "the instance is constructed once and the replicas are forked from there: [Preload](../api.md#preload)",
+    "preload": "the instance is constructed once and the replicas are forked from there: [Models and memory](../howto/memory.md)",
     "logging_config": _LOGGING,
     "rolling_update_percentage": "share of the replicas that an update takes at a time, at least one",
     "max_surge_percent": "replicas beyond the wanted number that may live during an update, in percent of it, rounded up. Without it as many as "
