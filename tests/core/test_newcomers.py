@@ -1,6 +1,7 @@
 """What goes wrong in the first hour: each error names its cause and the next step."""
 
 import asyncio
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from servd.observability.tracebacks import user_traceback
 from servd.replica.code.importing import as_application, import_target
 from servd.schema import check_import_path
 from servd.testing import client
+
+PAGE = Path(__file__).parents[2] / "docs" / "faq.md"
 
 api = FastAPI()
 
@@ -176,6 +179,15 @@ def test_a_mistake_before_there_is_a_request(mistake: str) -> None:
     text = user_traceback(caught.value)
     assert cause in text
     assert step in text
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_the_page_about_messages_explains_it(mistake: str) -> None:
+    with pytest.raises(Exception) as caught:
+        MISTAKES[mistake][0]()
+    text = user_traceback(caught.value).replace("`", "")
+    headings = re.findall(r"^### `(.*)`$", PAGE.read_text(), re.MULTILINE)
+    assert any(re.search(".*".join(map(re.escape, heading.split("…"))), text) for heading in headings), text
 
 
 def test_other_errors_are_left_as_they_are(get: Callable[[str], Any]) -> None:
