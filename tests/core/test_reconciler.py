@@ -1,6 +1,8 @@
 """The circle goal -> plan -> facts, in a world that does at once what it is told."""
 
-from servd.controller.plan import events
+import pytest
+
+from servd.controller.plan import actions, events
 from servd.controller.plan.actions import StopForkServer
 from servd.controller.plan.goal import Goal
 from servd.controller.shown.status import instance_view
@@ -165,6 +167,27 @@ def test_a_removed_application_is_deleted_callers_first() -> None:
     assert still_called == {"app_Market", "app_Stand"}
     world.turn(events.Exited(REPLICA, drained[0], 0))
     assert [r.deployment for r in world.observed.replicas.values() if r.drain_sent] == ["Market"]
+
+
+@pytest.mark.parametrize("ingress", ["Driver", "Pilot"])
+def test_what_a_new_build_has_not_goes_when_nobody_calls_it_any_more(ingress: str) -> None:
+    world = World(a_goal(an_app()))
+    world.builds["app"] = a_build("Stand", "Market", "Driver", Driver={"num_replicas": 3})
+    world.run()
+    before = {replica.replica_id for replica in world.replicas("Driver")}
+    world.goal = a_goal(an_app(deploy_id=2), revision=2)
+    world.builds["app"] = a_build("Mall", ingress, code_version="c2")
+    news: list[events.Event] = []
+    gone: list[str] = []
+    for _ in range(60):
+        plan = world.turn(*news)
+        drained = [action.goal.replica_id for action in plan.actions if isinstance(action, actions.DrainReplica)]
+        if any(replica_id.startswith(("app_Stand#", "app_Market#")) for replica_id in drained):
+            assert not before & set(world.observed.replicas), "its callers live"
+        gone += drained
+        news = [event for action in plan.actions for event in world.effects(action)]
+    assert {replica_id.partition("#")[0] for replica_id in gone} == {"app_Stand", "app_Market", "app_Driver"}
+    assert {replica.deployment for replica in world.observed.replicas.values()} == {"Mall", ingress}
 
 
 def test_everything_goes_when_the_goal_is_emptied() -> None:

@@ -246,8 +246,9 @@ def _drain_all(replicas: list[ReplicaFact], key: tuple[str, str], observed: Obse
     app = observed.applications.get(key[0])
     if app is not None and app.deleting and _callers_live(app, key[1], observed):
         return
-    if app is not None and not app.deleting and app.active is not None and not is_replaced(app, observed):
-        return  # the build before goes on until the new one serves
+    goes_on = app is not None and not app.deleting and app.active is not None
+    if app is not None and goes_on and (not is_replaced(app, observed) or _earlier_callers_live(app, key[1], observed)):
+        return  # the build before goes on until the new one serves, and what it calls until its requests have ended
     for replica in replicas:
         if replica.state is not ReplicaState.STOPPING or _awaits_drain(replica):
             yield _drain(replica, None, replica.stop_reason or "no longer in the application")
@@ -266,6 +267,18 @@ def _callers_live(app: ApplicationFact, deployment: str, observed: Observed) -> 
         return False
     later = set(names[names.index(deployment) + 1 :])
     return any(r.app == app.name and r.deployment in later for r in observed.replicas.values())
+
+
+def _earlier_callers_live(app: ApplicationFact, deployment: str, observed: Observed) -> bool:
+    """Whether replicas of the build before live that may call one of its deployments, which the new one has not."""
+
+    def may_call(replica: ReplicaFact) -> bool:
+        target = observed.targets.get((replica.app, replica.deployment))
+        if target is None:
+            return replica.deployment == app.last_ingress != deployment
+        return replica.version != target.version
+
+    return any(replica.app == app.name and may_call(replica) for replica in observed.replicas.values())
 
 
 def _kill_late(replica: ReplicaFact, now: float) -> Iterator[actions.Action | float]:
