@@ -5,9 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from servd.controller.plan.autoscaler import Samples, decide, first_target, loads_of
-from servd.controller.plan.settle import WARM_UP_S
-from servd.controller.plan.targets import AUTOSCALING_DEFAULTS
+from servd.controller.plan.autoscaler import AUTOSCALING_DEFAULTS, Samples, decide, first_target, loads_of
+from servd.controller.plan.scaling import WARM_UP_S
 
 PICTURE = Path(__file__).parents[1] / "docs" / "howto" / "autoscaling.svg"
 STEP_S, END_S, START_S = 0.5, 1200.0, 2.0
