@@ -1,8 +1,14 @@
 """Wheels made on the spot: packages to install without an index."""
 
+import shutil
+import subprocess
+import sys
+import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
 
 
 def a_wheel(
@@ -28,3 +34,18 @@ def a_wheel(
             wheel.writestr(f"{info}/entry_points.txt", f"[console_scripts]\n{script}={name}:main\n")
         wheel.writestr(f"{info}/RECORD", "")
     return path
+
+
+def built_wheel(folder: Path) -> Path:
+    """What `make wheel` builds, in `folder`.
+
+    It is built from a copy: what lies in the checkout beside the sources shall not get into it, nor the build into the checkout.
+    """
+    with tempfile.TemporaryDirectory() as home:
+        for name in ("pyproject.toml", "README.md", "LICENSE", "Makefile", "servd_entry.py"):
+            shutil.copy(ROOT / name, home)
+        shutil.copytree(ROOT / "servd", Path(home) / "servd", ignore=shutil.ignore_patterns("__pycache__"))
+        command = ["make", "wheel", f"PYTHON={sys.executable}"]
+        subprocess.run(command, cwd=home, check=True, capture_output=True, timeout=300)
+        (found,) = (Path(home) / "dist").glob("*.whl")
+        return Path(shutil.copy(found, folder))

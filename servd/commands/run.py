@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
@@ -226,11 +226,13 @@ def _stay(client: AdminClient, options: RunOptions, interrupted: threading.Event
         if not options.reload:
             while not interrupted.wait(LOOK_EVERY_S):
                 presence.look()
+                reap_adopted()
             return
         folder = os.path.abspath(os.path.dirname(options.target) if options.is_document else options.app_dir)
         seen = sources(folder)
         while not interrupted.wait(RELOAD_POLL_S):
             presence.look()
+            reap_adopted()
             now = sources(folder)
             if now == seen:
                 continue
@@ -258,6 +260,14 @@ def sources(folder: str) -> dict[str, tuple[int, int]]:
                     continue
                 found[os.path.join(path, name)] = (status.st_mtime_ns, status.st_size)
     return found
+
+
+def reap_adopted() -> None:
+    """In a container this may be process 1, to which whoever loses its parent is given: wait for those that have ended."""
+    if os.getpid() == 1:
+        with suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG) != (0, 0):
+                pass
 
 
 @contextmanager

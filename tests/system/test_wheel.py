@@ -18,7 +18,7 @@ from servd.ground.edition import files_at
 from servd.ground.package import DISTRIBUTION, PACKAGE_DIR, VERSION
 from tests.ports import free_port
 from tests.system.running_daemon import eventually
-from tests.wheels import a_wheel
+from tests.wheels import a_wheel, built_wheel
 
 ROOT = Path(__file__).parents[2]
 HELLO = """
@@ -69,16 +69,7 @@ def test_another_package_of_the_name_is_named(tmp_path: Path, name: str, text: s
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy: what lies in the checkout beside the sources shall not get into it, nor the build into the checkout."""
-    home = tmp_path_factory.mktemp("wheel")
-    for name in ("pyproject.toml", "README.md", "LICENSE", "Makefile", "servd_entry.py"):
-        shutil.copy(ROOT / name, home)
-    shutil.copytree(ROOT / "servd", home / "servd", ignore=shutil.ignore_patterns("__pycache__"))
-    subprocess.run(
-        ["make", "wheel", f"PYTHON={sys.executable}"], cwd=home, check=True, capture_output=True, timeout=300
-    )
-    (found,) = (home / "dist").glob("*.whl")
-    return found
+    return built_wheel(tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,11 @@
-"""The recipe for nginx in `docs/cli.md`, as it stands there but for ports and paths: TLS, prefix, WebSocket, stream, upload."""
+"""The recipes for nginx and Caddy in `docs/cli.md`, as they stand there but for ports and paths."""
 
 import http.client
 import json
+import os
 import re
 import shutil
+import socket
 import ssl
 import subprocess
 from collections.abc import Iterator
@@ -41,6 +43,7 @@ class Shop:
 
     @api.get("/events")
     async def events(self):
+        go_on.clear()
         async def pieces():
             yield "data: one\\n\\n"
             await go_on.wait()
@@ -58,7 +61,7 @@ class Shop:
 
 app = Shop.bind()
 """
-MAIN = """
+NGINX = """
 daemon off;
 pid {folder}/pid;
 error_log stderr;
@@ -72,6 +75,13 @@ http {{
     scgi_temp_path {folder}/scgi;
     include {folder}/site;
 }}
+"""
+# no address of its own for its admin API, and no port 80
+CADDY = """
+{
+    admin off
+    auto_https disable_redirects
+}
 """
 
 
@@ -91,38 +101,59 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDaemon]:
         yield daemon
 
 
-@pytest.fixture(scope="module")
-def port(daemon: RunningDaemon, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """Where nginx listens."""
-    program = shutil.which("nginx", path="/usr/sbin:/usr/bin:/sbin:/bin")
+def recipe(language: str, changes: dict[str, str]) -> str:
+    """The page's block of that language, with other ports and paths."""
+    (site,) = re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    for before, after in changes.items():
+        assert site.count(before) == 1
+        site = site.replace(before, after)
+    return site
+
+
+@pytest.fixture(scope="module", params=["nginx", "caddy"])
+def port(
+    request: pytest.FixtureRequest, daemon: RunningDaemon, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[int]:
+    """Where the proxy listens."""
+    program = shutil.which(request.param, path="/usr/sbin:/usr/bin:/sbin:/bin")
     if program is None:
-        pytest.skip("needs nginx (Debian: nginx-light)")
-    folder, port = tmp_path_factory.mktemp("nginx"), free_port()
+        pytest.skip(f"needs {request.param} (Debian: {'nginx-light' if request.param == 'nginx' else 'caddy'})")
+    folder, port = tmp_path_factory.mktemp(request.param), free_port()
     certificate, key = make_certificate(folder, "shop")
-    (site,) = re.findall(r"```nginx\n(.*?)```", PAGE.read_text(), re.DOTALL)
     changes = {
-        "listen 443 ssl": f"listen 127.0.0.1:{port} ssl",
         "127.0.0.1:8000": f"127.0.0.1:{daemon.settings.http_port}",
         "/etc/ssl/shop.example.pem": str(certificate),
         "/etc/ssl/shop.example.key": str(key),
     }
-    for before, after in changes.items():
-        assert site.count(before) == 1
-        site = site.replace(before, after)
-    (folder / "site").write_text(site)
-    (folder / "conf").write_text(MAIN.format(folder=folder))
-    # its workers are another user's
-    folder.chmod(0o755)
+    if request.param == "nginx":
+        site = recipe("nginx", {**changes, "listen 443 ssl": f"listen 127.0.0.1:{port} ssl"})
+        (folder / "site").write_text(site)
+        (folder / "conf").write_text(NGINX.format(folder=folder))
+        command = [program, "-c", folder / "conf", "-p", folder]
+        # its workers are another user's
+        folder.chmod(0o755)
+    else:
+        site = recipe(
+            "caddyfile", {**changes, "shop.example {": f"https://127.0.0.1:{port}, https://shop.example:{port} {{"}
+        )
+        (folder / "conf").write_text(CADDY + site)
+        command = [program, "run", "--adapter", "caddyfile", "--config", folder / "conf"]
     errors = folder / "errors"
+    places = {name: str(folder) for name in ("HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME")}
     with open(errors, "wb") as said:
-        nginx = subprocess.Popen([program, "-c", folder / "conf", "-p", folder], stderr=said)
+        proxy = subprocess.Popen(command, stderr=said, env={**os.environ, **places})
     try:
-        eventually(lambda: nginx.poll() is not None or ((folder / "pid").exists() and (folder / "pid").read_text()))
-        assert nginx.poll() is None, errors.read_text()
+        eventually(lambda: proxy.poll() is not None or is_open(port))
+        assert proxy.poll() is None, errors.read_text()
         yield port
     finally:
-        nginx.terminate()
-        nginx.wait(20)
+        proxy.terminate()
+        proxy.wait(20)
+
+
+def is_open(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def a_context() -> ssl.SSLContext:
