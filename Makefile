@@ -52,7 +52,8 @@ lint: $(VENV)/installed-dev
 
 types: $(VENV)/installed-dev
 	$(BIN)/mypy
-	$(BIN)/mypy --strict tests/typing
+	$(BIN)/mypy --strict tests/typing examples/typed/reviews.py
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 # pages that are made from the code, then the site: a link that leads nowhere ends it
 docs: $(VENV)/installed-docs

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Unpack, overload
 from servd.app import verbs
 from servd.app.built import BuiltApplication, build_application
 from servd.app.deployment import Application, Deployment, make_deployment, shell_of
+from servd.app.deployment_types import DeployedFunction, DeploymentDecorator
 from servd.app.options import UNSET, DeploymentArguments, Unset
 from servd.calls.connection import NOT_RUNNING
 from servd.calls.process import installed_process
@@ -25,6 +26,7 @@ from servd.exceptions import ServdError
 from servd.ground.absent import refuse_options
 from servd.ground.ids import DeploymentID
 from servd.ground.names import check_name
+from servd.ground.parametrized import Parameters, Served
 from servd.handle import DeploymentHandle, RayServeHandle, RayServeSyncHandle
 
 if TYPE_CHECKING:
@@ -37,14 +39,12 @@ logger = logging.getLogger(__name__)
 
 
 @overload
-def deployment(_func_or_class: Callable[..., Any]) -> Deployment: ...
+def deployment(_func_or_class: DeployedFunction) -> Deployment[..., Any]: ...
 @overload
-def deployment(
-    _func_or_class: str | None = None, **options: Unpack[DeploymentArguments]
-) -> Callable[[Callable[..., Any]], Deployment]: ...
-def deployment(
-    _func_or_class: Callable[..., Any] | str | None = None, **options: Unpack[DeploymentArguments]
-) -> Deployment | Callable[[Callable[..., Any]], Deployment]:
+def deployment(_func_or_class: Callable[Parameters, Served]) -> Deployment[Parameters, Served]: ...  # type: ignore[overload-cannot-match]
+@overload
+def deployment(_func_or_class: str | None = None, **options: Unpack[DeploymentArguments]) -> DeploymentDecorator: ...
+def deployment(_func_or_class: Any = None, **options: Unpack[DeploymentArguments]) -> Any:
     """Make a class or a function a deployment; bare, with options, or with its name first.
 
     Raises:
@@ -65,7 +65,7 @@ def deployment(
 
 
 def run(
-    target: Application | BuiltApplication,
+    target: Application[Served] | BuiltApplication,
     blocking: bool | None = None,
     name: str = DEFAULT_APP,
     route_prefix: str | Unset | None = UNSET,
@@ -78,7 +78,7 @@ def run(
     _blocking: bool = True,
     _local_testing_mode: bool = False,
     **further: Any,
-) -> RayServeSyncHandle:
+) -> RayServeSyncHandle[Served]:
     """Deploy an application and wait until it is healthy; a daemon is started where none runs.
 
     Args:

@@ -3,16 +3,19 @@
 import asyncio
 import concurrent.futures
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from servd.calls import pickling
 from servd.calls.arguments import needs_waiting, resolve
 from servd.calls.broadcast_response import DeploymentBroadcastResponse, outcome_of
+from servd.calls.method_types import TypedCalls
 from servd.calls.process import Process, Ticket, installed_process, local_process
 from servd.calls.request_context import MAX_DEPTH, NO_REQUEST, RequestContext, current_request
 from servd.calls.response import DeploymentResponse, DeploymentResponseGenerator, Ref, call_error
 from servd.exceptions import NoRouteError, RequestCancelledError, ServdError
 from servd.ground.ids import DeploymentID, random_uuid
+from servd.ground.parametrized import Served
 from servd.ground.settings import variable
 
 __all__ = [
@@ -66,7 +69,7 @@ class _Handle:
     def options(
         self: Self,
         *,
-        method_name: str | None = None,
+        method_name: str | Callable[..., Any] | None = None,
         multiplexed_model_id: str | None = None,
         stream: bool | None = None,
         use_new_handle_api: bool | None = None,  # noqa: ARG002
@@ -75,9 +78,15 @@ class _Handle:
         """A copy of this handle with other options; they hold for this copy's calls only.
 
         Args:
+            method_name: the method, by its name or as `Class.method`.
             session_id: calls of one session go to one replica where the deployment's router is `consistent_hash`.
             use_new_handle_api: accepted for applications of release 2.7, no effect.
+
+        Raises:
+            TypeError: `method_name` is no string and has no name.
         """
+        if method_name is not None and not isinstance(method_name, str):
+            method_name = _name_of(method_name)
         return type(self)(
             self._id,
             method_name=self._method if method_name is None else method_name,
@@ -255,6 +264,13 @@ def _connected() -> Process:
     return connected_process()
 
 
+def _name_of(method: Callable[..., Any]) -> str:
+    name = getattr(method, "__name__", None)
+    if not isinstance(name, str) or isinstance(method, type):
+        raise TypeError(f"method_name is a method's name, or the method as `Class.method`, got {method!r}")
+    return name
+
+
 def _is_response(value: Any) -> bool:
     return isinstance(value, DeploymentResponse)
 
@@ -267,12 +283,12 @@ def _restore(
     return kind(deployment, method_name=method, multiplexed_model_id=model_id, stream=stream, session_id=session_id)
 
 
-class DeploymentHandle(_Handle):
-    """One-step handle: `value = await h.remote(x)`."""
+class DeploymentHandle(TypedCalls[Served], _Handle):  # type: ignore[misc] # narrower, for checkers only
+    """One-step handle: `value = await h.remote(x)`. `DeploymentHandle[Model]` says whose methods `options` takes."""
 
     __slots__ = ()
 
-    def remote(self, *args: Any, **kwargs: Any) -> Any:
+    def remote(self, *args: Any, **kwargs: Any) -> DeploymentResponse[Any]:
         """Call the deployment.
 
         Returns:
@@ -282,7 +298,7 @@ class DeploymentHandle(_Handle):
             TypeError: an argument cannot be pickled.
             ServdError: this process has no way to Serve, or calls are nested too deep.
         """
-        return self._start(args, kwargs, DeploymentResponse)
+        return self._start(args, kwargs, DeploymentResponse)  # type: ignore[no-any-return]
 
     @property
     def broadcast(self) -> "Broadcast":
@@ -336,7 +352,7 @@ class RayServeDeploymentHandle(RayServeHandle):
     __slots__ = ()
 
 
-class RayServeSyncHandle(DeploymentHandle):
+class RayServeSyncHandle(DeploymentHandle[Served]):
     """Handle for code without event loop: `ref = h.remote(x)`, then `ref.result()` or `servd.get(ref)`."""
 
     __slots__ = ()

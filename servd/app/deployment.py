@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from servd.app.graph_nodes import GraphNode, UnboundMethod
 from servd.app.options import (
@@ -18,6 +18,16 @@ from servd.app.options import (
 from servd.app.verbs import verbs
 from servd.config import DeploymentConfig
 from servd.ground.names import check_name
+from servd.ground.parametrized import Parameters, Parametrized, Served
+
+if TYPE_CHECKING:
+    from servd.handle import RayServeDeploymentHandle, RayServeSyncHandle
+
+    # in the constructor that it is bound to it is a handle, of the style that the parameter's annotation names
+    class BoundAsHandle(RayServeSyncHandle[Served], RayServeDeploymentHandle):  # type: ignore[misc]
+        """What an application is to the constructor that gets it."""
+else:
+    BoundAsHandle = Parametrized
 
 ASGI_ATTRIBUTE = "__servd_asgi__"
 """`async def (self, scope, receive, send)` of instances that answer HTTP as an ASGI application."""
@@ -51,7 +61,7 @@ _SHOWN = (
 """Options that a live deployment shows."""
 
 
-class Deployment:
+class Deployment(Parametrized[Parameters, Served]):
     """A class or function with its options, made by `@deployment`."""
 
     def __init__(
@@ -150,22 +160,21 @@ class Deployment:
             return None
         return str(verbs().root_url()) + self.route_prefix
 
-    def bind(self, *args: Any, **kwargs: Any) -> "Application":
+    def bind(self, *args: Parameters.args, **kwargs: Parameters.kwargs) -> "Application[Served]":
         """This deployment with constructor arguments; bound deployments among them arrive as handles.
 
         Raises:
             ValueError: `ray_actor_options` are wrong; all faults are listed.
         """
         checked_for_bind(self._config)
+        given: tuple[tuple[Any, ...], dict[str, Any]] = (args, kwargs)
         if not args and not kwargs:
-            args, kwargs = self._init_args, dict(self._init_kwargs)
-        return Application(self, args, kwargs, _internal=True)
+            given = (self._init_args, dict(self._init_kwargs))
+        return Application(self, *given, _internal=True)
 
-    def options(
-        self, func_or_class: Callable[..., Any] | None = None, **options: Unpack[DeploymentArguments]
-    ) -> "Deployment":
+    def options(self, func_or_class: Callable[..., Any] | None = None, **options: Unpack[DeploymentArguments]) -> Self:
         """A copy with these options changed; `num_replicas=None` means keep."""
-        copy: Deployment = object.__new__(type(self))
+        copy = object.__new__(type(self))
         copy.__dict__.update(self.__dict__)
         if func_or_class is not None:
             copy._func_or_class = check_target(func_or_class)
@@ -228,7 +237,7 @@ class Deployment:
         return f"Deployment(name={self._name},version={self._version},route_prefix={self.route_prefix})"
 
 
-class Application(GraphNode):
+class Application(GraphNode, BoundAsHandle[Served]):  # type: ignore[misc]
     """A deployment with its constructor arguments; the root of an application, or a part of one."""
 
     def __init__(
@@ -243,7 +252,7 @@ class Application(GraphNode):
             raise RuntimeError("an Application is made by `.bind(...)` of a deployment")
         self._deployment, self._args, self._kwargs = deployment, args, kwargs
 
-    def __getattr__(self, name: str) -> UnboundMethod:
+    def __getattr__(self, name: str) -> UnboundMethod:  # type: ignore[override]
         # copy, pickle and inspect look for special names on everything
         if (name.startswith("__") and name != "__call__") or name in ("bind", "_deployment"):
             raise AttributeError(f"an Application has no {name!r}: it is bound already")

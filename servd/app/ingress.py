@@ -7,9 +7,8 @@ import asyncio
 import importlib
 import inspect
 import sys
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Protocol, TypeVar, overload
 
 from servd.app.asgi_calls import call_app
 from servd.app.deployment import (
@@ -23,9 +22,19 @@ from servd.exceptions import ServdError
 
 _LIFESPAN = "__servd_lifespan__"
 _OWN_APP = "__servd_own_app__"
+Target = TypeVar("Target")
 
 
-def ingress(app: Any) -> Callable[..., type[Any]]:
+class IngressDecorator(Protocol):
+    """`ingress` of an application: a class stays what it is."""
+
+    @overload
+    def __call__(self, target: type[Target]) -> type[Target]: ...
+    @overload
+    def __call__(self, target: None = None) -> type[Any]: ...
+
+
+def ingress(app: Any) -> IngressDecorator:
     """Class decorator, under `deployment`: the class answers HTTP with `app`.
 
     Methods that `app` routes are called on the replica's instance; their other parameters follow FastAPI's rules. What its

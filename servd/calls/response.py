@@ -8,19 +8,20 @@ loop, arguments that are results themselves) goes through a coroutine on that lo
 import asyncio
 import concurrent.futures
 from asyncio import _get_running_loop
-from collections.abc import AsyncIterator, Generator, Iterator
-from typing import Any
+from collections.abc import AsyncIterator, Generator, Iterator, Sequence
+from typing import Any, overload
 
 from servd.calls import pickling
 from servd.calls.process import Process, Ticket
 from servd.exceptions import NoRouteError, RemoteFailure, RequestCancelledError, UnknownDeploymentError
 from servd.ground.clock import SystemClock
+from servd.ground.parametrized import Answer, Parametrized
 
 _UNSETTLED = "await a response, or pass it to another call, before it can travel to another process"
 _BLOCKS_LOOP = "this would block the event loop: use `await` instead of `.result()`"
 
 
-class DeploymentResponse:
+class DeploymentResponse(Parametrized[Answer]):
     """The result of a one-step call: awaitable any number of times, in any loop, or waited for with `.result()`.
 
     Attributes:
@@ -45,7 +46,7 @@ class DeploymentResponse:
         self._value: Any = None
         self._error: BaseException | None = None
 
-    def __await__(self) -> Generator[Any, None, Any]:
+    def __await__(self) -> Generator[Any, None, Answer]:
         if not self._is_settled:
             try:
                 yield from self._settle_here()
@@ -55,7 +56,7 @@ class DeploymentResponse:
                 self._settle_as_cancelled()
         return self._outcome()
 
-    def result(self, timeout_s: float | None = None) -> Any:
+    def result(self, timeout_s: float | None = None) -> Answer:
         """The value, waited for on this thread; the call's error is raised.
 
         Raises:
@@ -89,7 +90,7 @@ class DeploymentResponse:
         """Whether `.cancel()` was called; the call may have run to its end all the same."""
         return self._is_cancelled
 
-    async def settled(self) -> "DeploymentResponse":
+    async def settled(self) -> "DeploymentResponse[Answer]":
         """This response once it holds its value.
 
         Raises:
@@ -99,7 +100,7 @@ class DeploymentResponse:
         return self
 
     @property
-    def value(self) -> Any:
+    def value(self) -> Answer:
         """Value of a settled response."""
         return self._outcome()
 
@@ -146,12 +147,12 @@ class DeploymentResponse:
         self._value, self._error = value, error
         self._is_settled = True
 
-    def _outcome(self) -> Any:
+    def _outcome(self) -> Answer:
         if not self._is_settled:
             self._settle_as_cancelled()
         if self._error is not None:
             raise self._error
-        return self._value
+        return self._value  # type: ignore[no-any-return]
 
     def _cancel_here(self) -> None:
         if self._ticket is not None:
@@ -160,7 +161,7 @@ class DeploymentResponse:
             self._future.cancel()
 
 
-class Ref(DeploymentResponse):
+class Ref(DeploymentResponse[Answer]):
     """The result of a two-step or sync call; has all members of a `DeploymentResponse`."""
 
     __slots__ = ()
@@ -178,7 +179,7 @@ class _Steps:
         return self._steps
 
 
-class DeploymentResponseGenerator:
+class DeploymentResponseGenerator(Parametrized[Answer]):
     """The results of a streaming call: `async for` on a loop, `for` on other threads.
 
     request_id: as a `DeploymentResponse` has it.
@@ -199,31 +200,31 @@ class DeploymentResponseGenerator:
         self._is_cancelled = False
         self._is_done = False
 
-    def __aiter__(self) -> "DeploymentResponseGenerator":
+    def __aiter__(self) -> "DeploymentResponseGenerator[Answer]":
         return self
 
-    async def __anext__(self) -> Any:
+    async def __anext__(self) -> Answer:
         if asyncio.get_running_loop() is self._process.loop:
             return await self._next()
         step = asyncio.run_coroutine_threadsafe(self._next_or_end(), self._process.loop)
         found, value = await asyncio.wrap_future(step)
         if not found:
             raise StopAsyncIteration
-        return value
+        return value  # type: ignore[no-any-return]
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Answer]:
         if _get_running_loop() is not None:
             raise RuntimeError("this would block the event loop: use `async for` instead of `for`")
         return self
 
-    def __next__(self) -> Any:
+    def __next__(self) -> Answer:
         if _get_running_loop() is not None:
             raise RuntimeError("this would block the event loop: use `async for` instead of `for`")
         step = asyncio.run_coroutine_threadsafe(self._next_or_end(), self._process.loop)
         found, value = step.result()
         if not found:
             raise StopIteration
-        return value
+        return value  # type: ignore[no-any-return]
 
     def cancel(self) -> None:
         """Take the call back, best effort: the next step raises `RequestCancelledError`. Any thread."""
@@ -254,7 +255,7 @@ class DeploymentResponseGenerator:
         if not self._is_done and not self._process.loop.is_closed():
             self._end_here()
 
-    async def _next(self) -> Any:
+    async def _next(self) -> Answer:
         if self._is_cancelled:
             raise RequestCancelledError("the call was cancelled")
         try:
@@ -263,7 +264,7 @@ class DeploymentResponseGenerator:
                     assert self._opening is not None
                     self._ticket = await asyncio.wrap_future(self._opening)
                 self._items = self._ticket.__aiter__()
-            return pickling.loads(await self._items.__anext__())
+            return pickling.loads(await self._items.__anext__())  # type: ignore[no-any-return]
         except asyncio.CancelledError:
             self._is_done = True
             if not self._was_cancelled() or _is_cancelling():
@@ -323,6 +324,10 @@ def settled_ref(value: Any) -> Ref:
     return made
 
 
+@overload
+def get(refs: DeploymentResponse[Answer], timeout: float | None = None) -> Answer: ...
+@overload
+def get(refs: Sequence[DeploymentResponse[Answer]], timeout: float | None = None) -> list[Answer]: ...
 def get(refs: Any, timeout: float | None = None) -> Any:
     """Value of a response, or values of a list of them, waited for on this thread.
 

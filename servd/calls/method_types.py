@@ -1,0 +1,81 @@
+"""What type checkers know of `DeploymentHandle[Model].options`: whose methods it takes, and what calls of them give."""
+
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, Protocol, Self, overload
+
+from servd.calls.response import DeploymentResponse, DeploymentResponseGenerator
+from servd.ground.parametrized import Answer, Parameters, Parametrized, Served
+
+
+class MethodHandle(Protocol[Parameters, Answer]):
+    """A handle to one method whose parameters are known. Answer: what a call gives, a response or a stream."""
+
+    def remote(self, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Answer:
+        """Call the method."""
+
+
+class StreamingHandle(Protocol[Served]):
+    """A handle after `options(stream=True)`."""
+
+    def remote(self, *args: Any, **kwargs: Any) -> DeploymentResponseGenerator[Any]:
+        """Call the deployment."""
+
+    def __getattr__(self, name: str) -> Self:
+        """The handle to a method."""
+
+
+class TypedCalls(Parametrized[Served]):
+    """The types of `options`; what it does is the handle's."""
+
+    __slots__ = ()
+
+    if TYPE_CHECKING:
+
+        @overload
+        def options(
+            self,
+            *,
+            method_name: Callable[Concatenate[Served, Parameters], AsyncIterator[Answer] | Iterator[Answer]],
+            multiplexed_model_id: str | None = None,
+            session_id: str | None = None,
+            stream: Literal[True],
+        ) -> MethodHandle[Parameters, DeploymentResponseGenerator[Answer]]: ...
+        @overload
+        def options(
+            self,
+            *,
+            method_name: Callable[Concatenate[Served, Parameters], Coroutine[Any, Any, Answer]],
+            multiplexed_model_id: str | None = None,
+            session_id: str | None = None,
+            stream: Literal[False] | None = None,
+        ) -> MethodHandle[Parameters, DeploymentResponse[Answer]]: ...
+        @overload
+        def options(
+            self,
+            *,
+            method_name: Callable[Concatenate[Served, Parameters], Answer],
+            multiplexed_model_id: str | None = None,
+            session_id: str | None = None,
+            stream: Literal[False] | None = None,
+        ) -> MethodHandle[Parameters, DeploymentResponse[Answer]]: ...
+        @overload
+        def options(  # type: ignore[overload-overlap]
+            self,
+            *,
+            method_name: str | None = None,
+            multiplexed_model_id: str | None = None,
+            session_id: str | None = None,
+            stream: Literal[True],
+            use_new_handle_api: bool | None = None,
+        ) -> StreamingHandle[Served]: ...
+        @overload
+        def options(
+            self,
+            *,
+            method_name: str | None = None,
+            multiplexed_model_id: str | None = None,
+            session_id: str | None = None,
+            stream: bool | None = None,
+            use_new_handle_api: bool | None = None,
+        ) -> Self: ...
+        def options(self, **options: Any) -> Any: ...
