@@ -173,6 +173,22 @@ def test_a_dead_controller_costs_no_call_and_a_dead_proxy_those_of_its_connectio
 
 
 @pytest.mark.long
+def test_no_call_fails_where_the_deployment_scales_to_zero(daemon: tuple[RunningDaemon, Path, int]) -> None:
+    made, folder, port = daemon
+    scaled = {
+        "min_replicas": 0, "max_replicas": 2, "target_num_ongoing_requests_per_replica": 1,
+        "look_back_period_s": 0.3, "upscale_delay_s": 0, "downscale_delay_s": 0.1,
+    }  # fmt: skip
+    deploy(made, the_document(folder, port, num_replicas=None, autoscaling_config=scaled))
+    for method in ("Price", "Quotes", "Price"):
+        eventually(lambda: not made.pids("replica"))
+        with under_load(port, method) as stop:
+            eventually(lambda: made.pids("replica"))
+            counts = stop()
+        assert counts.keys() == {"OK"}
+
+
+@pytest.mark.long
 def test_without_the_library_it_is_refused_with_how_to_install_it(tmp_path: Path) -> None:
     told = subprocess.run(
         [sys.executable, "-c", _WITHOUT, "start", "--grpc-port", str(free_port()), "--state-dir", str(tmp_path / "s")],
