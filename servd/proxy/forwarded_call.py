@@ -18,7 +18,7 @@ from servd.wire.records import CREDIT_BYTES, FIRST_CREDIT, FRAME_BYTES, HTTP, NA
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
-_GRANTS_A_WINDOW = 4
+_GRANT_BYTES = CREDIT_BYTES // 4
 _LARGE_BYTES = NARROW_BYTES // 2
 """Who sends pieces of this size fills a narrow window at once."""
 
@@ -122,7 +122,7 @@ class ForwardedCall(Outgoing):
     def take(self, size: int) -> None:
         """The client took so many bytes of the answer. The replica hears of many small parts at once: each message costs."""
         self._taken_bytes += size
-        if self._taken_bytes * _GRANTS_A_WINDOW >= self._window_bytes and self.peer is not None:
+        if self._taken_bytes >= min(_GRANT_BYTES, self._window_bytes // 2) and self.peer is not None:
             self.peer.grant(self, self._taken_bytes)
             self._taken_bytes = 0
 

@@ -27,7 +27,7 @@ _MESSAGES_BYTES = 8 * 1024
 """What may wait of a stream's body, and of a WebSocket's messages, before its own window stays shut."""
 _LEAST_HIGH_BYTES = 2 * 1024
 _MOST_HIGH_BYTES = 64 * 1024
-"""What may wait of an answer until its client takes it: in between a quarter of what it has of the connection's room."""
+"""What may wait of an answer until its client takes it: in between half of what it has of the connection's room."""
 _HEADS_BYTES = 1024 * 1024
 _HEADER_BYTES = 200
 """The heads of all requests under way together, and what a header costs beside its bytes. A request beyond is refused so that
@@ -153,7 +153,7 @@ class LaneHttp2(H2Protocol):
         """How much of a stream's answer may wait for its client."""
         share = self._shares.get(stream_id)
         lent = 0 if share is None else share.lent
-        return min(max(lent // 4, _LEAST_HIGH_BYTES), _MOST_HIGH_BYTES)
+        return min(max(lent // 2, _LEAST_HIGH_BYTES), _MOST_HIGH_BYTES)
 
     async def handled(self, stream_id: int, size: int) -> None:
         """So many bytes of a WebSocket's client have become messages that somebody took."""

@@ -15,7 +15,7 @@ from servd.proxy.heartbeat import Heartbeat
 
 _PART_BYTES = 32 * 1024
 """From this size on the begin of a message is sent on, where the replica puts it together."""
-_PACKED_BYTES = 1024
+_PACKED_BYTES = 256
 """So much is unpacked at a time where the client may pack: it becomes a thousand times as much at most."""
 
 

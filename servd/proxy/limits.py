@@ -10,8 +10,9 @@ from servd.wire.records import CREDIT_BYTES, FIRST_CREDIT, MEDIUM, MEDIUM_BYTES,
 
 WHOLE_BODY_BYTES = 1024 * 1024
 """Request bodies up to this size are read whole before they are sent on; larger ones are streamed."""
-ROOM_BYTES = CREDIT_BYTES + 64 * 1024
-"""One request alone may take all of it; each has a little beside it."""
+ROOM_BYTES = CREDIT_BYTES + 512 * 1024
+SHARE_BYTES = 12 * 1024
+"""What the requests of one connection share, and what each that is under way costs, whatever it holds beside that."""
 _KEPT_FREE_BYTES = 2 * 1024
 
 
@@ -76,15 +77,23 @@ def _never() -> bool:
 
 
 class ConnectionRoom:
-    """The room that the requests of one connection share. left: bytes that none of them holds."""
+    """The room that the requests of one connection share.
 
-    __slots__ = ("left",)
+    shares: how many they are. taken: bytes that they hold.
+    """
+
+    __slots__ = ("shares", "taken")
 
     def __init__(self) -> None:
-        self.left = ROOM_BYTES
+        self.shares = self.taken = 0
 
     def __repr__(self) -> str:
-        return f"ConnectionRoom(left={self.left})"
+        return f"ConnectionRoom(shares={self.shares}, taken={self.taken})"
+
+    @property
+    def left(self) -> int:
+        """Bytes that none of them holds."""
+        return max(ROOM_BYTES - SHARE_BYTES * self.shares - self.taken, 0)
 
 
 class Share:
@@ -108,6 +117,8 @@ class Share:
         self._on_sent = on_sent
         self.is_shut = is_shut
         self._kept = self._borrowed = self._lent = 0
+        if room is not None:
+            room.shares += 1
 
     def __repr__(self) -> str:
         return f"Share(kept={self._kept}, lent={self._lent})"
@@ -149,12 +160,12 @@ class Share:
         room = self._room
         if room is None:
             return 0
-        room.left += self._lent
+        room.taken -= self._lent
         # what a body of its own holds is nobody else's
-        is_alone = room.left + self._borrowed == ROOM_BYTES and room.left >= CREDIT_BYTES
+        is_alone = room.taken == self._borrowed and room.left >= CREDIT_BYTES
         flag = 0 if is_alone else MEDIUM if room.left >= MEDIUM_BYTES else NARROW
         self._lent = 0 if flag == NARROW else FIRST_CREDIT[flag]
-        room.left -= self._lent
+        room.taken += self._lent
         return flag
 
     def widen(self) -> int:
@@ -163,16 +174,18 @@ class Share:
         if more < NARROW_BYTES or self._room is None:
             return 0
         self._lent += more
-        self._room.left -= more
+        self._room.taken += more
         return more
 
     def close(self) -> None:
         """The request has ended."""
         if self._room is not None:
-            self._room.left += self._borrowed + self._lent
+            self._room.shares -= 1
+            self._room.taken -= self._borrowed + self._lent
             self._kept = self._borrowed = self._lent = 0
+            self._room = None
 
     def _borrow(self, size: int) -> None:
         assert self._room is not None
         self._borrowed += size
-        self._room.left -= size
+        self._room.taken += size

@@ -8,7 +8,7 @@ import pytest
 from servd.calls.outgoing import Outgoing
 from servd.proxy.body_stream import BodyStream
 from servd.proxy.http1_rules import size_of_head
-from servd.proxy.limits import ROOM_BYTES, WHOLE_BODY_BYTES, ConnectionRoom, Share
+from servd.proxy.limits import ROOM_BYTES, SHARE_BYTES, WHOLE_BODY_BYTES, ConnectionRoom, Share
 from servd.wire.records import CREDIT_BYTES, MEDIUM, MEDIUM_BYTES, NARROW
 
 KIB = 1024
@@ -30,25 +30,27 @@ def test_one_request_alone_is_served_as_if_there_were_no_bound() -> None:
 
 def test_further_answers_are_medium_and_then_narrow_and_some_find_more_room() -> None:
     room = ConnectionRoom()
-    first, *others = [Share(room) for _ in range(100)]
+    first, *others = [Share(room) for _ in range(20)]
     assert first.open() == 0
     flags = [share.open() for share in others]
     count = flags.count(MEDIUM)
-    assert flags == [MEDIUM] * count + [NARROW] * (99 - count)
-    assert count == (ROOM_BYTES - CREDIT_BYTES) // MEDIUM_BYTES
+    assert flags == [MEDIUM] * count + [NARROW] * (19 - count)
+    assert count == (ROOM_BYTES - 20 * SHARE_BYTES - CREDIT_BYTES) // MEDIUM_BYTES
     first.close()
     wide = [share.widen() for share in others]
-    assert wide[0] == CREDIT_BYTES // 4
+    assert wide[0] >= CREDIT_BYTES // 4
     assert all(wide[:5])
-    assert sum(wide) + count * MEDIUM_BYTES + room.left == ROOM_BYTES
-    for share in others:
+    assert room.taken == sum(wide) + count * MEDIUM_BYTES
+    for share in others[:-1]:
         share.close()
+    # asked again after its replica died
     assert others[-1].open() == 0
+    assert room.taken == CREDIT_BYTES
 
 
-def test_twenty_requests_at_a_time_have_a_medium_answer_each() -> None:
+def test_ten_requests_at_a_time_have_a_medium_answer_each() -> None:
     room = ConnectionRoom()
-    first, *others = [Share(room) for _ in range(18)]
+    first, *others = [Share(room) for _ in range(10)]
     first.open()
     assert others[0].open() == MEDIUM
     first.close()
@@ -60,14 +62,15 @@ def test_what_is_sent_on_or_over_makes_room_for_others() -> None:
     room = ConnectionRoom()
     told: list[int] = []
     share, other = Share(room, told.append), Share(room)
-    assert share.keep(ROOM_BYTES)
-    assert told == [ROOM_BYTES]
+    most = room.left
+    assert share.keep(most)
+    assert told == [most]
     assert not other.keep(16 * KIB)
     # what nobody keeps is told of when it leaves, behind what is kept
-    share.sent(ROOM_BYTES - 10)
-    assert told == [ROOM_BYTES]
+    share.sent(most - 10)
+    assert told == [most]
     share.sent(30)
-    assert told == [ROOM_BYTES, 20]
+    assert told == [most, 20]
     assert other.keep(16 * KIB)
     other.close()
     share.close()
@@ -77,7 +80,7 @@ def test_what_is_sent_on_or_over_makes_room_for_others() -> None:
 def test_a_small_body_is_kept_whoever_holds_the_rest() -> None:
     room = ConnectionRoom()
     greedy, small = Share(room), Share(room)
-    assert greedy.keep(ROOM_BYTES + 2 * KIB)
+    assert greedy.keep(room.left + 2 * KIB)
     assert small.keep(2 * KIB)
     assert not small.keep(1)
 
@@ -108,9 +111,10 @@ def test_whatever_is_asked_the_room_is_never_exceeded_and_whole_in_the_end(seed:
             share.open()
         elif what == 3:
             share.widen()
-        else:
+        elif size == 0:
             share.close()
-        assert 0 <= room.left <= ROOM_BYTES
+            shares[shares.index(share)] = Share(room)
+        assert 0 <= room.taken <= ROOM_BYTES - SHARE_BYTES * room.shares
     for share in shares:
         share.close()
     assert room.left == ROOM_BYTES
