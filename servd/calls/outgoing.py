@@ -41,6 +41,11 @@ class Target(Protocol):
         told."""
         ...
 
+    def lend_body(self, call: "Outgoing", descriptor: int, left: int, *, is_sure: bool) -> bool:
+        """Let the replica read what is left of a request's body from this socket, before the request is sent; False: it is not
+        told."""
+        ...
+
     def keep(self, call: "Outgoing") -> None:
         """Do not let it: the body shall come as records."""
         ...
@@ -114,6 +119,12 @@ class Outgoing:
 
     def on_back(self, size: int) -> None:
         """The replica writes no more to the client, and has written so many bytes of the body."""
+
+    def on_taken(self, size: int) -> None:
+        """The replica reads no more of a body that was lent with the request, and has taken so many bytes."""
+
+    def on_lost_sight(self) -> None:
+        """The link to the replica is lost, and its process may live on: it may still begin, and use what it was lent."""
 
     def on_end(self, error: str | None) -> None:
         """End of a streamed response; `error`: it was broken off."""

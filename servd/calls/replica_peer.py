@@ -1,5 +1,6 @@
 """One replica as a caller sees it: the link, the requests that are there, and what each of its records means to them."""
 
+import asyncio
 import logging
 import random
 from typing import Any, Protocol
@@ -29,9 +30,13 @@ from servd.wire.records import (
     REJECTED,
     REPLY,
     RESPONSE,
+    TAKEN,
     bodies_of,
     body_of,
 )
+
+_LENDING_IDLE_S = 10.0
+"""After so long to twice as long without a loan the line for descriptors is closed: it is one for each replica."""
 
 logger = logging.getLogger(__name__)
 
@@ -63,11 +68,14 @@ class Owner(Protocol):
 class ReplicaPeer:
     """One replica as a caller sees it: its link and the requests that are there.
 
-    told_id: id of the last request sent before the replica was last told how many wait.
+    told_id: id of the last request sent before the replica was last told how many wait. takes_bodies: it has said that bodies of
+    requests may be lent to it.
     """
 
     __slots__ = (
         "_began",
+        "_has_lent",
+        "_idle_timer",
         "_key",
         "_lending",
         "candidate",
@@ -77,6 +85,7 @@ class ReplicaPeer:
         "pending",
         "replica_id",
         "router",
+        "takes_bodies",
         "told_id",
     )
 
@@ -86,7 +95,7 @@ class ReplicaPeer:
         self.candidate = candidate
         self.replica_id = candidate.replica_id
         self.pending: dict[int, Outgoing] = {}
-        self.is_retired = False
+        self.is_retired = self.takes_bodies = False
         self.told_id = 0
         key = random.getrandbits(63) | 1
         # the link first: where there is no descriptor for it, nothing is left open
@@ -94,6 +103,8 @@ class ReplicaPeer:
         self._key = key
         self._began = BeganReader(candidate.address, key)
         self._lending: LendingLine | None = None
+        self._has_lent = False
+        self._idle_timer: asyncio.TimerHandle | None = None
         self.link.send((HELLO, key, own_edition().text))
 
     def __repr__(self) -> str:
@@ -133,11 +144,41 @@ class ReplicaPeer:
         Args:
             left: bytes of the body; None = it goes in chunks.
         """
-        if call.call_id not in self.pending:
+        return call.call_id in self.pending and self._lend(Loan(self._key, call.call_id, left), descriptor)
+
+    def lend_body(self, call: Outgoing, descriptor: int, left: int, *, is_sure: bool) -> bool:
+        """Let the replica read what is left of the body of a request, whose record is about to be sent, from this socket; False:
+        it cannot be told now, or would not serve the request by its last word.
+
+        Args:
+            left: bytes of the body.
+            is_sure: it holds a slot for the request.
+        """
+        candidate = self.candidate
+        if not self.takes_bodies or (not is_sure and candidate.load > candidate.limit):
             return False
+        # where it has closed its door it says so again once it has opened it
+        self.takes_bodies = self._lend(Loan(self._key, call.call_id, left, is_request=True), descriptor)
+        return self.takes_bodies
+
+    def _lend(self, loan: Loan, descriptor: int) -> bool:
         if self._lending is None:
             self._lending = LendingLine(self.candidate.address)
-        return self._lending.lend(Loan(self._key, call.call_id, left), descriptor)
+        self._has_lent = True
+        if self._idle_timer is None:
+            self._look_at_line_later()
+        return self._lending.lend(loan, descriptor)
+
+    def _look_at_line_later(self) -> None:
+        self._idle_timer = self.owner.watch.loop.call_later(_LENDING_IDLE_S, self._look_at_line)
+
+    def _look_at_line(self) -> None:
+        self._idle_timer = None
+        if self._has_lent:
+            self._has_lent = False
+            self._look_at_line_later()
+        else:
+            self._end_lending()
 
     def keep(self, call: Outgoing) -> None:
         """Tell the replica to send the body of a call's answer."""
@@ -145,6 +186,9 @@ class ReplicaPeer:
             self.link.send((KEEP, call.call_id))
 
     def _end_lending(self) -> None:
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+            self._idle_timer = None
         if self._lending is not None:
             self._lending.close()
             self._lending = None
@@ -185,6 +229,7 @@ class ReplicaPeer:
             self.owner.on_offer(self)
         elif kind == LIMIT:
             self.candidate.limit = record[1]
+            self.takes_bodies = self.takes_bodies or len(record) > 2
             self.owner.refuse_circles(self.router)
         elif kind == REFUSED:
             self._on_refused(record[1])
@@ -213,6 +258,9 @@ class ReplicaPeer:
                 call.on_parts()
             call.on_credit(record[2])
             return
+        if kind == TAKEN:
+            call.on_taken(record[2])
+            return
         call.has_begun = True
         if kind == BODY:
             call.on_piece(body_of(record[2], frames))
@@ -240,8 +288,12 @@ class ReplicaPeer:
 
     def _on_lost(self, reason: str) -> None:
         last = self._began.last_begun()
+        # without a line nobody says that its process is dead
+        may_live = self._lending is None or self._lending.is_open
         for call_id, call in self.pending.items():
             call.is_accepted = call.is_accepted or last is None or call_id <= last
+            if may_live:
+                call.on_lost_sight()
         self._began.close(is_dead=True)
         self._end_lending()
         self.owner.on_lost(self, reason)

@@ -100,6 +100,16 @@ class BodyStream:
         if was_full and not self.is_full:
             self._on_room()
 
+    @property
+    def beginning(self) -> bytes:
+        """What waits; it stays."""
+        return bytes(self._pieces[0]) if len(self._pieces) == 1 else b"".join(self._pieces)
+
+    def forget_beginning(self) -> None:
+        """What waits has left by another way."""
+        self._pieces.clear()
+        self._waiting = 0
+
     def _pump(self) -> None:
         peer = self._call.peer
         while self._pieces and self._credit > 0 and peer is not None:

@@ -1,7 +1,9 @@
 """What the kernel knows of a client: it has reset, it has left, its host has vanished."""
 
+import fcntl
 import socket
 import struct
+import termios
 
 from servd.ground.keep_alive import KeepAlive
 
@@ -10,10 +12,14 @@ _TCP_CLOSE_WAIT = 8
 """States of a connection (linux/tcp_states.h), the first byte of `TCP_INFO`: after a reset, after the other side's end."""
 
 _INFO_BYTES = 60
+_LONG_INFO_BYTES = 136
 _RETRANSMITS_AT = 2
 _PROBES_AT = 3
+_LAST_DATA_AT = 52
 _LAST_ACK_AT = 56
-"""Where `struct tcp_info` (linux/tcp.h) has what was sent again and asked without an answer, and milliseconds since one."""
+_RECEIVED_AT = 128
+"""Where `struct tcp_info` (linux/tcp.h) has what was sent again and asked without an answer, milliseconds since data and since an
+answer came, and how many bytes did."""
 
 
 def is_reset(sock: socket.socket | None) -> bool:
@@ -24,6 +30,25 @@ def is_reset(sock: socket.socket | None) -> bool:
 def is_left(sock: socket.socket | None) -> bool:
     """Whether the other side has reset this connection, or will send nothing more; what it sent may still be unread."""
     return _state(sock) in (_TCP_CLOSE, _TCP_CLOSE_WAIT)
+
+
+def unread_bytes(sock: socket.socket) -> int:
+    """What the other side has sent and nobody has read."""
+    return struct.unpack("=i", fcntl.ioctl(sock.fileno(), termios.FIONREAD, b"\0\0\0\0"))[0]  # type: ignore[no-any-return]
+
+
+def received_bytes(sock: socket.socket) -> int:
+    """What the other side has sent so far, read or not; its end counts as one. 0 where nobody can tell."""
+    info = _info(sock, _LONG_INFO_BYTES)
+    return int(struct.unpack_from("=Q", info, _RECEIVED_AT)[0]) if len(info) == _LONG_INFO_BYTES else 0
+
+
+def is_slow(sock: socket.socket, limit_s: float) -> bool:
+    """Whether all that the other side has sent is read, and it has sent nothing for longer than that."""
+    info = _info(sock, _INFO_BYTES)
+    if len(info) < _INFO_BYTES or unread_bytes(sock):
+        return False
+    return bool(struct.unpack_from("=I", info, _LAST_DATA_AT)[0] > 1000 * limit_s)
 
 
 class Silence:

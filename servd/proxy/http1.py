@@ -7,8 +7,8 @@ import httptools
 
 from servd.calls.request_router import IDEMPOTENT_METHODS
 from servd.proxy.body_stream import BodyStream
-from servd.proxy.forwarder import CLIENT_GONE, answer_failure
-from servd.proxy.http1_order import CONTINUE, METHODS, NOTHING, HttpOrder
+from servd.proxy.forwarder import CLIENT_GONE
+from servd.proxy.http1_order import METHODS, NOTHING, HttpOrder
 from servd.proxy.http1_rules import (
     FRAME_BYTES_PER_BYTE,
     FRAME_ROOM,
@@ -19,12 +19,11 @@ from servd.proxy.http1_rules import (
     refusal_of_head,
     refusal_of_size,
     size_of_head,
-    unusual_target,
     without_upgrade,
 )
 from servd.proxy.limits import WHOLE_BODY_BYTES
 from servd.proxy.listener import Listener
-from servd.wire.records import STREAMED_BODY
+from servd.wire.body_loan import BodyLoan
 
 _READ_BYTES = 64 * 1024
 """So much is parsed at a time, unless it is body alone."""
@@ -116,6 +115,8 @@ class HttpConnection(HttpOrder):
         self._is_large_read = False
         if self._url:
             self._on_partial(len(data))
+            if self._is_in_body and not self._must_wait and (left := self._to_lend()) and self._is_body_there(left):
+                self._start_stream()
 
     def on_url(self, url: bytes) -> None:
         self._url += url
@@ -243,6 +244,9 @@ class HttpConnection(HttpOrder):
     def _on_large_body(self) -> None:
         if self._is_over_limit(len(self._body)) or len(self._body) <= WHOLE_BODY_BYTES:
             return
+        if not self._must_wait and self._to_lend():
+            # not in the midst of what the parser has
+            return
         if self._must_wait:
             self._has_next = True
             self._pause_reading()
@@ -250,9 +254,13 @@ class HttpConnection(HttpOrder):
             self._start_stream()
 
     def _start_stream(self) -> None:
+        if left := self._to_lend():
+            self._loan = BodyLoan(left)
+            self._body = bytes(self._body) + self._unparsed
+            self._unparsed = b""
+            self._is_unready = True
         body, self._body = bytes(self._body), b""
         self._is_streaming = True
-        self._flags = STREAMED_BODY
         self._stream = stream = BodyStream(self, self._resume_reading)
         keep_alive = self._parser.should_keep_alive()
         is_http10 = self._parser.get_http_version() == "1.0"
@@ -262,6 +270,18 @@ class HttpConnection(HttpOrder):
         self.is_plain = False
         if stream.is_full:
             self._pause_reading()
+
+    def _to_lend(self) -> int:
+        if self._is_streaming or self._is_deaf or self._final is not None or self._parser.get_http_version() != "1.1":
+            return 0
+        target = self._forwarder.targets.get(self._url.partition(b"?")[0])
+        takes = target is not None and any(c.peer is not None and c.peer.takes_bodies for c in target.router.candidates)
+        return self._lendable_bytes(self._parser.get_method().decode()) if takes else 0
+
+    def _read_anew(self) -> None:
+        # the parser has not seen the body's end
+        self._parser = httptools.HttpRequestParser(self)
+        self._forget_message()
 
     def _check_head(self) -> None:
         special = self._special
@@ -288,22 +308,6 @@ class HttpConnection(HttpOrder):
         if target is not None and (b"content-length" in special or b"transfer-encoding" in special):
             self._limit(target, special)
 
-    def _continue(self) -> bool:
-        """Ask the client for the body that it holds back, unless the request would be refused all the same."""
-        path, _, _ = self._url.partition(b"?")
-        if path[:1] != b"/":
-            path, _ = unusual_target(self._url)
-        target = self._forwarder.resolve(path)
-        if target is None:
-            self._refuse_with(self._forwarder.answer_unrouted(path, b""))
-            return False
-        refused = target.router.refused_now()
-        if refused is not None:
-            self._refuse_with(answer_failure(refused))
-            return False
-        self._transport.write(CONTINUE)
-        return True
-
     def _forget_message(self) -> None:
         self._url = b""
         self._headers = []
@@ -313,7 +317,6 @@ class HttpConnection(HttpOrder):
         self._is_upgrade = False
         self._is_usual = not self._is_large_read
         self._head_bytes = self._head_tick = self._frame_room = 0
-        self._flags = 0
 
     def _on_partial(self, size: int) -> None:
         self._tick = self._listener.tick
@@ -353,6 +356,8 @@ class HttpConnection(HttpOrder):
             return b""
         if self._unparsed:
             self._unparsed += data
+            return b""
+        if self._loan is not None and not (data := self._take_body(data)):
             return b""
         data = self._rest + data
         self._rest = b""

@@ -295,17 +295,21 @@ class HttpAnswering(asyncio.Protocol, Outgoing):
         if self._stream is not None:
             if not self._stream.is_complete:
                 self._close_after()
-            self._stream = None
+            self._leave_body()
         if self._has_next and not self._is_deaf:
             # a turn later: many pipelined requests answered at once would go deeper and deeper
             self._loop.call_soon(self._go_on)
 
     def _end_request(self) -> None:
         self.is_active = False
-        self._stream = None
+        self._leave_body()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def _leave_body(self) -> None:
+        """The request whose body streams is over, whether it was whole or not."""
+        self._stream = None
 
     def _go_on(self) -> None:
         raise NotImplementedError

@@ -1,30 +1,45 @@
-"""What an HTTP/1.1 connection does with its socket while a replica writes a body to the client itself (`wire/lending.py`)."""
+"""What an HTTP/1.1 connection does with its socket while a replica reads or writes a body itself (`wire/lending.py`)."""
 
 import contextlib
 import os
 import socket
 from typing import Any
 
+from servd.calls.request_router import IDEMPOTENT_METHODS
+from servd.exceptions import ProtocolError
+from servd.proxy.client_host import is_left, is_reset, is_slow, received_bytes, unread_bytes
 from servd.proxy.http1_answer import HttpAnswering
 from servd.proxy.http1_rules import outlives_client
+from servd.proxy.limits import WHOLE_BODY_BYTES
 from servd.proxy.listener import Listener
-from servd.wire.records import LENDS
+from servd.wire.body_loan import LENT_BODY_BYTES, BodyLoan
+from servd.wire.records import CLAIM, LENDS
 
 
 class HttpLending(HttpAnswering):
     """Lends the connection to the replica that answers, for one body at a time.
 
-    The connection stays here: reading goes on, limits hold, and whoever has left is noticed. Nothing is written meanwhile, since
-    only what a replica sends is, and it sends nothing until it has given back.
+    The connection stays here: limits hold, and whoever has left is noticed. While the body of an answer is lent, nothing is
+    written, since only what a replica sends is, and it sends nothing until it has given back. While that of a request is, nothing
+    is read; what the client does then is the kernel's to say.
     """
 
-    __slots__ = ("_is_asked", "_is_lent", "_lends", "_tail")
+    __slots__ = ("_body_ends_at", "_is_asked", "_is_lent", "_lends", "_loan", "_tail")
+
+    _body: bytes | bytearray
+    _headers: list[tuple[bytes, bytes]]
+    _is_read_paused: bool
+    _is_streaming: bool
+    _special: dict[bytes, bytes]
+    _unparsed: bytes
 
     def __init__(self, listener: Listener) -> None:
         super().__init__(listener)
         self._is_asked = self._is_lent = False
         self._lends = 0
         self._tail: tuple[Any, ...] = ()
+        self._loan: BodyLoan | None = None
+        self._body_ends_at = 0
 
     def _allow_lending(self) -> None:
         # a replica cannot speak TLS to a client
@@ -52,6 +67,102 @@ class HttpLending(HttpAnswering):
     def on_end(self, error: str | None) -> None:
         # a replica gives back before it ends: what it goes on to write would be read as the next answer
         super().on_end("the connection was not given back" if error is None and self._is_lent else error)
+
+    def on_taken(self, size: int) -> None:
+        loan, stream = self._loan, self._stream
+        if loan is None or stream is None:
+            return
+        try:
+            if not loan.back(size):
+                return
+        except ProtocolError:
+            self._transport.abort()
+            return
+        stream.forget_beginning()
+        if loan.is_whole:
+            self._end_body()
+        self._resume_reading()
+
+    def on_lost_sight(self) -> None:
+        if self._loan is not None and self._loan.is_lent:
+            # two that read one body would each have half of it
+            self.is_accepted = True
+
+    def _lendable_bytes(self, method: str) -> int:
+        """What is left of the body of the request that is being read, if it may be lent, else 0."""
+        length = int(self._special.get(b"content-length", b"0")) if self._lends else 0
+        left = length - len(self._body) - len(self._unparsed)
+        if left < LENT_BODY_BYTES or outlives_client(self._headers):
+            return 0
+        # what is read whole can be sent again, and what is lent cannot
+        return 0 if method in IDEMPOTENT_METHODS and length <= WHOLE_BODY_BYTES else left
+
+    def _is_body_there(self, left: int) -> bool:
+        """Whether so much of a body has come, read or not, that its sender will not make a replica wait that could do other
+        things. As much is read before a request is sent where nothing is lent."""
+        there = len(self._body) + len(self._unparsed)
+        enough = min(there + left, WHOLE_BODY_BYTES)
+        return there + unread_bytes(self._transport.get_extra_info("socket")) >= enough
+
+    def _lend_body(self, flags: int) -> bool:
+        """Lend what is left of the body to the replica that is about to be sent the request."""
+        loan, peer = self._loan, self.peer
+        if loan is None or peer is None or self._transport.is_closing():
+            return False
+        sock = self._transport.get_extra_info("socket")
+        # one that had it before has refused the request, and read nothing
+        loan.back(0)
+        if not peer.lend_body(self, sock.fileno(), loan.left, is_sure=bool(flags & CLAIM)):
+            self._resume_reading()
+            return False
+        self._body_ends_at = received_bytes(sock) - unread_bytes(sock) + loan.left
+        # whoever had begun with it cannot give it back
+        self.is_idempotent = False
+        loan.lend()
+        self._pause_reading()
+        return True
+
+    def _take_body(self, data: bytes) -> bytes:
+        """What the client has sent of a body that may be lent; gives what is behind it."""
+        assert self._loan is not None
+        self._tick = self._listener.tick
+        size = self._loan.read(len(data))
+        if self._stream is not None and size:
+            self._stream.feed(data[:size])
+            if self._stream.is_full:
+                self._pause_reading()
+        if self._loan.is_whole:
+            self._end_body()
+        return data[size:]
+
+    def _leave_body(self) -> None:
+        super()._leave_body()
+        if self._loan is not None:
+            self._loan.end()
+            # what comes now is dropped: closing with unread data would reset the connection, and the answer with it
+            self._resume_reading()
+
+    def _is_body_cut(self, sock: socket.socket) -> bool:
+        """Whether the client has left a body that is lent, without having sent all of it."""
+        if self._loan is None or not self._loan.is_lent:
+            return False
+        # its end counts as one byte
+        return is_reset(sock) or (is_left(sock) and (self.has_begun or received_bytes(sock) - 1 < self._body_ends_at))
+
+    def _is_body_slow(self) -> bool:
+        """Whether nothing has come for too long of a body that is lent."""
+        if self._loan is None or not self._loan.is_lent:
+            return False
+        return is_slow(self._transport.get_extra_info("socket"), self._forwarder.limits.idle_s)
+
+    def _end_body(self) -> None:
+        raise NotImplementedError
+
+    def _pause_reading(self) -> None:
+        raise NotImplementedError
+
+    def _resume_reading(self) -> None:
+        raise NotImplementedError
 
     def _lend(self, call_id: int) -> None:
         peer = self.peer

@@ -9,13 +9,13 @@ from servd.calls.routing_rules import Rule
 from servd.observability.journal import NOWHERE
 from servd.proxy.client_host import Silence, is_left, is_reset
 from servd.proxy.forwarded_for import HEADERS, NOTHING_SAID, Said, scheme_for, with_host
-from servd.proxy.forwarder import Target
+from servd.proxy.forwarder import Target, answer_failure
 from servd.proxy.http1_lending import HttpLending
 from servd.proxy.http1_rules import outlives_client, unusual_target
 from servd.proxy.limits import WHOLE_BODY_BYTES
 from servd.proxy.listener import Listener
 from servd.proxy.probes import TEXT, Answer
-from servd.wire.records import FRAME_BYTES, HTTP, Outbox, origin
+from servd.wire.records import FRAME_BYTES, HTTP, LENT_BODY, STREAMED_BODY, Outbox, origin
 
 NOTHING: dict[bytes, bytes] = {}
 """Stands for "no special headers": never changed."""
@@ -23,6 +23,7 @@ NOTHING: dict[bytes, bytes] = {}
 METHODS = {name.encode(): name for name in ("GET", "POST", "PUT", "HEAD", "DELETE", "OPTIONS", "PATCH")}
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _PROCESSING = b"HTTP/1.1 102 Processing\r\n\r\n"
+_TOO_SLOW = 408, "the request's body took too long"
 _LOOK_S = 0.02
 
 # what is kept of a pipelined request: method, url, headers, body, special headers, keep-alive, HTTP/1.0
@@ -36,7 +37,6 @@ class HttpOrder(HttpLending):
         "_backlog",
         "_body",
         "_final",
-        "_flags",
         "_head_tick",
         "_is_half_closed",
         "_is_in_body",
@@ -49,10 +49,10 @@ class HttpOrder(HttpLending):
         "_upgrade",
     )
 
-    _body: bytes | bytearray
     _is_in_body: bool
     _is_usual: bool
     _head_tick: int
+    _url: bytes
 
     def __init__(self, listener: Listener) -> None:
         super().__init__(listener)
@@ -64,11 +64,21 @@ class HttpOrder(HttpLending):
         self._owes_continue = False
         self._is_half_closed = False
         self._silence = Silence(listener.forwarder.limits.keep_alive)
-        self._flags = 0
         self._origin = b""
 
     def record(self, call_id: int, flags: int, outbox: Outbox) -> tuple[Any, ...]:
         tail = self._tail
+        if (stream := self._stream) is not None:
+            body = b""
+            if self._lend_body(flags):
+                flags |= STREAMED_BODY | LENT_BODY
+                body = stream.beginning
+            elif stream.is_complete:
+                # it has come while the request waited
+                body = stream.beginning
+            else:
+                flags |= STREAMED_BODY
+            tail = (*tail[:4], body, *tail[5:])
         if len(tail[4]) >= FRAME_BYTES:
             tail = (*tail[:4], outbox.attach(tail[4]), *tail[5:])
         if self._timer is not None:
@@ -76,7 +86,7 @@ class HttpOrder(HttpLending):
             tail = (*tail[:8], (left, self.model_id, ()))
         if self._is_timed:
             self._sent_at = self._now()
-        return (HTTP, call_id, flags | self._flags | self._lends, *tail)
+        return (HTTP, call_id, flags | self._lends, *tail)
 
     def affinity(self, rule: Rule) -> str:
         return affinity_of_http(rule, self._tail[3], self._tail[4])
@@ -172,13 +182,15 @@ class HttpOrder(HttpLending):
             self._transport.abort()
             return
         if self._is_deaf or self._is_read_paused:
+            if self._is_body_slow():
+                self._refuse(*_TOO_SLOW)
             return
         if self._head_tick and not self._is_in_body:
             if tick - self._head_tick > limits.head_s:
                 self._refuse(408, "the request's head took too long")
         elif self._is_in_body:
             if tick - self._tick > limits.idle_s:
-                self._refuse(408, "the request's body took too long")
+                self._refuse(*_TOO_SLOW)
         elif not self.is_active and (is_over or tick - self._tick > self._listener.idle_s):
             self._is_deaf = self._is_unready = True
             self._transport.close()
@@ -206,7 +218,9 @@ class HttpOrder(HttpLending):
         sock = self._transport.get_extra_info("socket")
         # behind a request that waits, the end of what the client sends is not read
         is_begun = self.is_active and self.has_begun and self._has_next and not self._is_half_closed
-        if not self._transport.is_closing() and (is_left(sock) if is_begun else is_reset(sock)):
+        if self._transport.is_closing():
+            return
+        if self._is_body_cut(sock) or (is_left(sock) if is_begun else is_reset(sock)):
             self._transport.abort()
 
     def _go_on(self) -> None:
@@ -239,7 +253,20 @@ class HttpOrder(HttpLending):
         self._refuse_with((status, block, text.encode()))
 
     def _continue(self) -> bool:
-        raise NotImplementedError
+        """Ask the client for the body that it holds back, unless the request would be refused all the same."""
+        path, _, _ = self._url.partition(b"?")
+        if path[:1] != b"/":
+            path, _ = unusual_target(self._url)
+        target = self._forwarder.resolve(path)
+        if target is None:
+            self._refuse_with(self._forwarder.answer_unrouted(path, b""))
+            return False
+        refused = target.router.refused_now()
+        if refused is not None:
+            self._refuse_with(answer_failure(refused))
+            return False
+        self._transport.write(CONTINUE)
+        return True
 
     def _refuse_with(self, answer: Answer) -> None:
         self._final = answer
@@ -265,6 +292,17 @@ class HttpOrder(HttpLending):
         self._labels, self._began, self._sent_at = NOWHERE, self._now(), 0.0
         self.answer(answer)
 
+    def _end_body(self) -> None:
+        """The body is whole."""
+        assert self._stream is not None
+        self._loan = None
+        self._is_streaming = False
+        self._stream.close()
+        self._read_anew()
+
+    def _read_anew(self) -> None:
+        raise NotImplementedError
+
     def _is_body_open(self) -> bool:
         return self._is_in_body
 
@@ -274,6 +312,8 @@ class HttpOrder(HttpLending):
             self._transport.pause_reading()
 
     def _resume_reading(self) -> None:
+        if self._loan is not None and self._loan.is_lent:
+            return
         if self._is_read_paused and not self._transport.is_closing():
             self._is_read_paused = False
             self._parse_on()

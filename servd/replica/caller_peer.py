@@ -7,9 +7,10 @@ from typing import Any, Protocol
 from servd.calls.request_context import RequestContext
 from servd.ground.edition import difference, edition_of
 from servd.wire.began import BeganLog
+from servd.wire.body_loan import LENT_BODY_BYTES
 from servd.wire.lending import LendingDoor
 from servd.wire.link import Peer, ReplicaLink
-from servd.wire.records import ACCEPTED, LIMIT, REFUSED
+from servd.wire.records import ACCEPTED, LENDS, LENT_BODY, LIMIT, REFUSED, REJECTED, STREAMED_BODY
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +73,18 @@ class CallerPeer(Peer):
         self.key = key
         self.place = began.open_place(key)
         self.send((LIMIT, limit))
+
+    def note_body(self, flags: int, size: int, limit: int) -> None:
+        """Where the caller has sent a large body itself that it could have lent, tell it that it may."""
+        is_large = flags & STREAMED_BODY or size >= LENT_BODY_BYTES
+        if is_large and flags & LENDS and not flags & LENT_BODY and self.key and self.door.open():
+            self.send((LIMIT, limit, True))
+
+    def reject(self, record: tuple[Any, ...], running: int, is_leaving: bool) -> None:
+        """Tell the caller that a request is not served."""
+        if record[2] & LENT_BODY:
+            self.door.refuse(self.key, record[1])
+        self.send((REJECTED, record[1], running, is_leaving))
 
     def before_send(self) -> None:
         if self.newest == self.newest_said:

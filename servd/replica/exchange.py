@@ -2,8 +2,8 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Iterable
-from typing import Any, Protocol
+from collections.abc import Iterable
+from typing import Any
 
 from servd.calls.failures import ClientGoneError
 from servd.calls.request_context import RequestContext
@@ -29,6 +29,7 @@ from servd.wire.records import (
     duration,
     message_of,
 )
+from servd.wire.uploading import Uploading, borrow_body
 
 _GRANT_BYTES = CREDIT_BYTES // 4
 WHOLE_BYTES = CREDIT_BYTES
@@ -47,30 +48,14 @@ Headers = Iterable[tuple[bytes, bytes]]
 Message = dict[str, Any]
 
 
-class UserCallable(Protocol):
-    """The user's deployment inside its replica (`replica/user_callable.py`)."""
-
-    async def handle_http(self, exchange: "HttpExchange") -> None:
-        """Serve one HTTP request or WebSocket: `exchange.finish(...)`, or ASGI with `receive` and `send`."""
-
-    async def call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], context: RequestContext) -> Any:
-        """Result of one handle call."""
-
-    def stream(
-        self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], context: RequestContext
-    ) -> AsyncIterator[Any]:
-        """Items of one streaming handle call."""
-
-
 class HttpExchange:
     """One request: its ASGI scope, its body, and the way back to the client.
 
     Attributes:
         scope: ASGI scope, type "http" or "websocket"; path is the full external path, root_path root and
         prefix. context: the request's context, already current in the task that serves it.
-        whole_below: bytes; a body smaller than that may go by `finish`, whoever reads it.
-        has_begun: the response's head was sent. may_ask: the client's connection may be asked for.
-        is_finished: the response is complete.
+        whole_below: bytes; a body smaller than that may go by `finish`, whoever reads it. upload: reads the request's body.
+        has_begun: the response's head was sent. may_ask: the client's connection may be asked for. is_finished: it is complete.
     """
 
     # of the class until an instance needs its own: most requests set none of them
@@ -84,6 +69,7 @@ class HttpExchange:
     may_ask = False
     _has_sent = False
     _borrowed: Borrowing | None = None
+    upload: Uploading | None = None
     task: asyncio.Task[None] | None = None
     _events: deque[Message] | None = None
     _parts: tuple[Message, ...] = ()
@@ -150,6 +136,8 @@ class HttpExchange:
             if self._closes:
                 status = -status
         self.is_finished = self.has_begun = True
+        if self.upload is not None:
+            self.upload.give_back()
         # the limit was for the answer: what goes on in the background has none
         self.context.deadline = None
         peer = self._peer
@@ -215,12 +203,19 @@ class HttpExchange:
         """End a response that has begun: the client's connection is closed early."""
         self._end(reason)
 
-    def expect_events(self) -> None:
-        """The body, or a WebSocket's messages, come piece by piece."""
+    def expect_events(self, is_lent: bool) -> None:
+        """The body, or a WebSocket's messages, come piece by piece; the body from the client itself where it `is_lent`."""
         self._events = deque()
         self._is_body_open = True
         if self.scope["type"] == "websocket":
             self._events.append({"type": "websocket.connect"})
+        if is_lent:
+            self.upload = borrow_body(self._peer, self.call_id, len(self.body), self.feed_body)
+            if self.body:
+                self.feed_body(self.body, True)
+            self.body = b""
+        else:
+            self._peer.send((CREDIT, self.call_id, CREDIT_BYTES, True))
 
     def narrow(self, flags: int) -> None:
         """Say how much of the answer the caller has room for, until it grants more; flags: of the request."""
@@ -239,8 +234,7 @@ class HttpExchange:
         """The client is gone, and the handler shall complete all the same: it waits for nothing of the client any more, and what
         it sends is dropped."""
         self._is_unheard = True
-        if self._borrowed is not None:
-            self._borrowed.end()
+        self._end_loans()
         self._wake()
         self._wake_writer()
 
@@ -279,9 +273,14 @@ class HttpExchange:
 
     def _stop_sending(self) -> None:
         self.is_disconnected = True
+        self._end_loans()
+        self._wake_writer()
+
+    def _end_loans(self) -> None:
         if self._borrowed is not None:
             self._borrowed.end()
-        self._wake_writer()
+        if self.upload is not None:
+            self.upload.end()
 
     def _wake_writer(self) -> None:
         if self._writer is not None and not self._writer.done():
@@ -292,6 +291,8 @@ class HttpExchange:
             self._waiter.set_result(None)
 
     def _grant(self, cost: int) -> None:
+        if self.upload is not None and self.upload.took(cost):
+            return
         self._taken += cost
         if self._taken >= _GRANT_BYTES:
             self._peer.send((CREDIT, self.call_id, self._taken))
@@ -328,6 +329,8 @@ class HttpExchange:
         self.is_finished = True
         if error is None:
             self.context.deadline = None
+        if self.upload is not None:
+            self.upload.give_back()
         if (borrowed := self._borrowed) is not None:
             borrowed.give_back()
             borrowed.end()

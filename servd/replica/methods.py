@@ -1,10 +1,12 @@
 """What kind of handler a method is: decides where it runs and how its result travels."""
 
 import inspect
-from collections.abc import Callable
-from typing import Any
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Protocol
 
+from servd.calls.request_context import RequestContext
 from servd.ground.quick_dataclass import dataclass
+from servd.replica.exchange import HttpExchange
 
 ON_REPLICA_START = "on_replica_start"
 HOOKS = frozenset({"reconfigure", "check_health", ON_REPLICA_START})
@@ -79,3 +81,18 @@ def is_generator(value: Any) -> bool:
 def _has(target: type, name: str) -> bool:
     # every class can be called, by its metaclass; that is not meant
     return any(name in vars(base) for base in target.__mro__)
+
+
+class UserCallable(Protocol):
+    """The user's deployment inside its replica (`replica/user_callable.py`)."""
+
+    async def handle_http(self, exchange: HttpExchange) -> None:
+        """Serve one HTTP request or WebSocket: `exchange.finish(...)`, or ASGI with `receive` and `send`."""
+
+    async def call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], context: RequestContext) -> Any:
+        """Result of one handle call."""
+
+    def stream(
+        self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], context: RequestContext
+    ) -> AsyncIterator[Any]:
+        """Items of one streaming handle call."""

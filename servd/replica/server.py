@@ -14,10 +14,11 @@ from servd.ground.ids import random_uuid
 from servd.ground.remembered import Remembered
 from servd.replica.admission import Admission
 from servd.replica.caller_peer import CallerPeer, Work
-from servd.replica.exchange import HttpExchange, UserCallable
+from servd.replica.exchange import HttpExchange
 from servd.replica.grpc.exchange import GrpcExchange
 from servd.replica.grpc.service import GrpcService
 from servd.replica.handle_call import HandleCall
+from servd.replica.methods import UserCallable
 from servd.wire.began import BeganLog
 from servd.wire.lending import LendingDoor
 from servd.wire.link import Peer, ReplicaLink
@@ -28,7 +29,6 @@ from servd.wire.records import (
     CANCEL,
     CLAIM,
     CREDIT,
-    CREDIT_BYTES,
     DECLINE,
     EVENT,
     GRPC,
@@ -36,9 +36,9 @@ from servd.wire.records import (
     HTTP,
     KEEP,
     LENDS,
+    LENT_BODY,
     LIMIT,
     OFFER,
-    REJECTED,
     STREAM,
     STREAMED_BODY,
     WANT,
@@ -49,8 +49,7 @@ from servd.wire.records import (
 )
 
 _ASGI = {"version": "3.0", "spec_version": "2.4"}
-_MAX_REMEMBERED = 4096
-_MAX_REMEMBERED_PATH_BYTES = 256
+_MAX_REMEMBERED, _MAX_REMEMBERED_PATH_BYTES = 4096, 256
 
 
 class ReplicaServer:
@@ -90,8 +89,7 @@ class ReplicaServer:
         self.take_back_calls: Callable[[RequestContext], None] = on_cancelled or (lambda _: None)
         self.cancel_on_disconnect = cancel_on_disconnect
         self.admission: Admission[CallerPeer] = Admission(limit)
-        self._limit = limit
-        self._is_held = False
+        self._limit, self._is_held = limit, False
         self._on_heard = on_records
         self._grpc = grpc
         self._link: ReplicaLink | None = None
@@ -271,8 +269,8 @@ class ReplicaServer:
                 scope["subprotocols"] = list(subprotocols)
         exchange.narrow(flags)
         if flags & (STREAMED_BODY | WEBSOCKET):
-            exchange.expect_events()
-            peer.send((CREDIT, exchange.call_id, CREDIT_BYTES, True))
+            exchange.expect_events(bool(flags & LENT_BODY))
+        peer.note_body(flags, len(exchange.body), self._limit)
 
     def _on_call(self, peer: CallerPeer, record: tuple[Any, ...], frames: list[Any]) -> None:
         _, call_id, flags, method, parts, about = record
@@ -293,7 +291,7 @@ class ReplicaServer:
         admission = self.admission
         if admission.enter(peer, record[2] & CLAIM, record[2] & BEYOND):
             return True
-        peer.send((REJECTED, record[1], admission.running, admission.is_leaving))
+        peer.reject(record, admission.running, admission.is_leaving)
         return False
 
     def begin(self, peer: CallerPeer, call_id: int) -> bool:
@@ -310,6 +308,8 @@ class ReplicaServer:
             return
         try:
             current_request.set(exchange.context)
+            if exchange.upload is not None:
+                exchange.upload.start()
             await self._user.handle_http(exchange)
             if not exchange.is_finished and exchange.scope["type"] == "http" and not exchange.is_disconnected:
                 raise RuntimeError("the handler ended without a complete response")
@@ -393,6 +393,7 @@ class ReplicaServer:
         assert isinstance(peer, CallerPeer)
         for call_id, work in list(peer.open.items()):
             self._cancel(peer, call_id, work)
+        peer.door.leave(peer.key)
         self.admission.forget(peer)
         if self._began is not None:
             self._began.close_place(peer.place)

@@ -1,4 +1,4 @@
-"""The line for descriptors beside a link: how a caller lends a client's connection to a replica, which writes to it itself.
+"""The line for descriptors beside a link: how a caller lends a client's connection to a replica, which reads or writes it itself.
 
 ZeroMQ cannot carry descriptors, so there is a Unix socket of packets beside the replica's own, made when it is first needed. One
 packet is one loan. The states of a loan, of which each end holds its part:
@@ -10,6 +10,9 @@ packet is one loan. The states of a loan, of which each end holds its part:
   it has not seen: a packet that comes later is closed unused.
 
 A call that ends otherwise (CANCEL, a lost link) ends the loan with it: both ends close their descriptor.
+
+What is left of a request's body is lent with the request (`wire/body_loan.py`), to replicas that have said that they take it.
+The packet is sent before the request's record, so it is there when that arrives; the replica says TAKEN when it reads no more.
 """
 
 import array
@@ -28,6 +31,8 @@ from servd.wire.began import lending_path
 from servd.wire.credentials import peer_credentials
 
 _PACKET = struct.Struct("<QQq")
+_BODY_PACKET = struct.Struct("<QQqx")
+"""Of a request's body: one byte longer, so that nobody takes it for the other."""
 _BACKLOG = 128
 _SPARE_DESCRIPTORS = 16
 """Numbers are the lowest free ones: a loan that gets one of the last so many is declined."""
@@ -43,11 +48,13 @@ class Loan(NamedTuple):
     """What a packet says.
 
     key: of the caller, as in its HELLO. call_id: of the request. left: bytes that the body still has; None = it goes in chunks.
+    is_request: it is the body of the request.
     """
 
     key: int
     call_id: int
     left: int | None
+    is_request: bool = False
 
 
 class LendingLine:
@@ -64,7 +71,8 @@ class LendingLine:
 
     def lend(self, loan: Loan, descriptor: int) -> bool:
         """Send it; False when it cannot be sent now, and nothing has happened then."""
-        packet = _PACKET.pack(loan.key, loan.call_id, _CHUNKED if loan.left is None else loan.left)
+        form = _BODY_PACKET if loan.is_request else _PACKET
+        packet = form.pack(loan.key, loan.call_id, _CHUNKED if loan.left is None else loan.left)
         for _ in range(2):
             try:
                 line = self._socket or self._connect()
@@ -78,6 +86,18 @@ class LendingLine:
                 # the replica's end was closed, and may have been opened again
                 self.close()
         return False
+
+    @property
+    def is_open(self) -> bool:
+        """It is connected, and the replica's process has neither closed its end nor died: then the kernel would say so."""
+        if self._socket is None:
+            return False
+        try:
+            return bool(self._socket.recv(1, socket.MSG_DONTWAIT))
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
 
     def close(self) -> None:
         """Close; a later loan connects again."""
@@ -101,9 +121,9 @@ class LendingLine:
 
 
 class LendingDoor:
-    """A replica's end: opened when it first asks.
+    """A replica's end: opened when it first asks, or is first sent a large body.
 
-    What comes is given to who expects it, and closed where nobody does.
+    What comes is given to who expects it, and closed where nobody does. Bodies of requests wait for theirs.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, address: str) -> None:
@@ -113,6 +133,7 @@ class LendingDoor:
         self._lines: set[socket.socket] = set()
         self._has_failed = False
         self._expected: dict[tuple[int, int], Callable[[LentSocket | None], None]] = {}
+        self._bodies: dict[tuple[int, int], tuple[int, int]] = {}
 
     def __repr__(self) -> str:
         return f"LendingDoor({self._path}, {len(self._lines)} lines)"
@@ -130,6 +151,25 @@ class LendingDoor:
     def forget(self, key: int, call_id: int) -> None:
         """Expect it no longer."""
         self._expected.pop((key, call_id), None)
+
+    def body(self, key: int, call_id: int) -> tuple[int, int] | None:
+        """Descriptor and bytes that are left of the body that this caller has lent with this request, which has come; None = it
+        did not arrive, and will not."""
+        if (key, call_id) not in self._bodies and self._door is not None:
+            self._accept()
+            for line in list(self._lines):
+                self._take(line)
+        return self._bodies.pop((key, call_id), None)
+
+    def refuse(self, key: int, call_id: int) -> None:
+        """Close what was lent with a request that is not served."""
+        if (lent := self.body(key, call_id)) is not None:
+            os.close(lent[0])
+
+    def leave(self, key: int) -> None:
+        """The caller is gone: none of its requests will come."""
+        for known in [known for known in self._bodies if known[0] == key]:
+            os.close(self._bodies.pop(known)[0])
 
     def open(self) -> bool:
         """Whether callers can lend."""
@@ -166,6 +206,9 @@ class LendingDoor:
             self._door = None
             with contextlib.suppress(OSError):
                 os.unlink(self._path or "")
+        for descriptor, _ in self._bodies.values():
+            os.close(descriptor)
+        self._bodies.clear()
         self._give_up()
 
     def _accept(self) -> None:
@@ -190,28 +233,42 @@ class LendingDoor:
         try:
             while line in self._lines:
                 packet, descriptors, flags = _receive(line)
-                if len(packet) != _PACKET.size:
+                is_known = len(packet) in (_PACKET.size, _BODY_PACKET.size)
+                if not is_known:
                     self._drop(line)
-                if len(packet) != _PACKET.size or len(descriptors) != 1 or flags & socket.MSG_CTRUNC:
+                if not is_known or len(descriptors) != 1 or flags & socket.MSG_CTRUNC:
                     for descriptor in descriptors:
                         os.close(descriptor)
-                    # a loan that came without its descriptor: none was left for it
-                    self._give_up()
-                    continue
-                key, call_id, left = _PACKET.unpack(packet)
-                take = self._expected.pop((key, call_id), None)
-                if take is None or descriptors[0] >= descriptor_limit() - _SPARE_DESCRIPTORS:
-                    # the request has ended meanwhile, or waits no longer; or the process needs the few that are left itself
-                    os.close(descriptors[0])
-                    if take is not None:
-                        take(None)
+                    if packet:
+                        # a loan that came without its descriptor: none was left for it. Nothing: the caller has closed its end
+                        self._give_up()
+                elif len(packet) == _BODY_PACKET.size:
+                    self._keep_body(_BODY_PACKET.unpack(packet), descriptors[0])
                 else:
-                    take(LentSocket(self._loop, descriptors[0], None if left == _CHUNKED else left))
+                    self._give(_PACKET.unpack(packet), descriptors[0])
         except BlockingIOError:
             pass
         except OSError:
             self._drop(line)
             self._give_up()
+
+    def _keep_body(self, loan: tuple[int, int, int], descriptor: int) -> None:
+        key, call_id, left = loan
+        if _is_spare(descriptor):
+            os.close(descriptor)
+        else:
+            self._bodies[key, call_id] = descriptor, left
+
+    def _give(self, loan: tuple[int, int, int], descriptor: int) -> None:
+        key, call_id, left = loan
+        take = self._expected.pop((key, call_id), None)
+        if take is None or _is_spare(descriptor):
+            # the request has ended meanwhile, or waits no longer
+            os.close(descriptor)
+            if take is not None:
+                take(None)
+        else:
+            take(LentSocket(self._loop, descriptor, None if left == _CHUNKED else left))
 
     def _give_up(self) -> None:
         expected, self._expected = self._expected, {}
@@ -224,10 +281,17 @@ class LendingDoor:
         line.close()
 
 
+def _is_spare(descriptor: int) -> bool:
+    """Whether it is one of the last few, which the process needs itself."""
+    return descriptor >= descriptor_limit() - _SPARE_DESCRIPTORS
+
+
 def _receive(line: socket.socket) -> tuple[bytes, list[int], int]:
     """A packet, its descriptors, flags. `socket.recv_fds` would leave the descriptors to programs that are started."""
     room = array.array("i", [0])
-    packet, ancillary, flags, _ = line.recvmsg(_PACKET.size, socket.CMSG_LEN(room.itemsize), socket.MSG_CMSG_CLOEXEC)
+    packet, ancillary, flags, _ = line.recvmsg(
+        _BODY_PACKET.size + 1, socket.CMSG_LEN(room.itemsize), socket.MSG_CMSG_CLOEXEC
+    )
     descriptors = array.array("i")
     for level, kind, data in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:

@@ -55,9 +55,10 @@ REJECTED = 10  # id, ongoing, is_leaving
 OFFER = 11  # ongoing: one slot is held for the caller
 ITEM = 12  # id, parts, cost in bytes: one item of a streaming handle call
 END = 13  # id, ongoing, error text or None: end of a stream
-LIMIT = 15  # requests that run at a time: answer to HELLO, and when it changes
+LIMIT = 15  # requests that run at a time: answer to HELLO, and when it changes; True behind it: bodies may be lent
 ASK = 18  # id: after HEAD; may the replica write the body to the client itself? Answered by a loan (`wire/lending.py`) or KEEP
 BACK = 19  # id, bytes: the replica writes no more, and has written so many of the body
+TAKEN = 21  # id, bytes: the replica reads no more of a body that was lent with the request, and has taken so many of it
 REFUSED = 16  # reason: answer to the HELLO of another protocol, and the last word. These two never change their form
 
 _durations: list[bytes] = []
@@ -88,6 +89,8 @@ MEDIUM = 128
 SMALLER = NARROW | MEDIUM
 FIRST_CREDIT = {0: CREDIT_BYTES, MEDIUM: MEDIUM_BYTES, NARROW: NARROW_BYTES}
 """What an answer may have outstanding at first, by these flags."""
+# with STREAMED_BODY: the record has the body's beginning, and the client's connection is lent to read the rest
+LENT_BODY = 256
 
 _unpackb = msgpack.unpackb
 

@@ -430,7 +430,35 @@ async def test_a_line_carries_descriptors(
     assert not other
 
 
-@pytest.mark.parametrize("packet", [b"", b"short", b"x" * 24, b"x" * 100])
+async def test_a_line_that_is_idle_is_closed_and_opened_again(
+    room: Room, loans: list[int | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("servd.calls.replica_peer._LENDING_IDLE_S", 0.02)
+    client = Client(room)
+    assert (await room.get("/whole/3")).endswith(BODY[:3])
+    before = open_descriptors()
+    for number in range(2):
+        await client.send(HEAD % f"whole/{MIB}")
+        assert await client.answer() == BODY[:MIB]
+        assert len(loans) == number + 1
+        # the replica's door stays open
+        await wait_until(lambda: open_descriptors() <= before + 1)
+    client.socket.close()
+
+
+async def test_a_caller_that_closes_its_line_takes_no_loan_from_others(
+    door: tuple[LendingDoor, LendingLine], pair: tuple[socket.socket, socket.socket]
+) -> None:
+    waiting = expect(door[0], 1, 2)
+    other = LendingLine("ipc://" + (door[1]._path or "").removesuffix(".lend"))
+    assert other.lend(Loan(3, 4, 5), pair[1].fileno())
+    other.close()
+    await wait_until(lambda: bool(door[0]._lines))
+    await wait_until(lambda: not door[0]._lines)
+    assert not waiting
+
+
+@pytest.mark.parametrize("packet", [b"short", b"x" * 24, b"x" * 100])
 async def test_nonsense_on_a_line_harms_nobody(
     door: tuple[LendingDoor, LendingLine], pair: tuple[socket.socket, socket.socket], packet: bytes
 ) -> None:
