@@ -16,7 +16,7 @@ from benchmarks.compare import wrk
 from benchmarks.compare.cases import BY_NAME, CASES
 from benchmarks.compare.measure import Plan, find_interpreters, measure, say
 from benchmarks.compare.results import Results, machine, read, together, write
-from benchmarks.compare.systems import SYSTEMS
+from benchmarks.compare.systems import SYSTEMS, servd_of
 from benchmarks.compare.table import report
 
 ROUNDS = 7
@@ -35,6 +35,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_ROUNDS} rounds, at 1 and 32 connections")
     parser.add_argument("--only", type=names(list(BY_NAME)), default=list(BY_NAME), metavar="CASE,...")
     parser.add_argument("--systems", type=names(known), default=known, metavar="NAME,...", help=", ".join(known))
+    parser.add_argument(
+        "--before", type=tree, metavar="DIRECTORY", help="another checkout of servd, to take part as `before`"
+    )
     parser.add_argument("--connections", type=lambda text: frozenset(map(int, text.split(","))), metavar="N,...")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample there")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the rates, as PNG (needs the extra `bench`)")
@@ -43,6 +46,14 @@ def arguments() -> argparse.Namespace:
     )
     parser.epilog = "cases: " + ", ".join(case.name for case in CASES)
     return parser.parse_args()
+
+
+def tree(text: str) -> Path:
+    """A checkout of servd; an error where it is none."""
+    found = Path(text).resolve()
+    if not (found / "servd" / "__init__.py").is_file():
+        raise argparse.ArgumentTypeError(f"{text} holds no package servd: name the directory of a checkout")
+    return found
 
 
 def names(known: list[str]):  # type: ignore[no-untyped-def]
@@ -66,6 +77,8 @@ def measured(options: argparse.Namespace) -> Results:
     connections = options.connections or (QUICK_CONNECTIONS if options.quick else None)
     results = Results({**machine(), "rounds": rounds, "seconds": options.seconds})
     wanted = [system for system in SYSTEMS if system.name in options.systems]
+    if options.before is not None:
+        wanted.append(servd_of(options.before))
     cases = [BY_NAME[name] for name in BY_NAME if name in options.only]
     plan = Plan(cases, find_interpreters(wanted, results), rounds, options.seconds, connections)
     say(f"about {plan.expected_s() / 60:.1f} minutes")

@@ -144,6 +144,20 @@ def start_servd(_: str, directory: Path, cases: set[str]) -> Setup:
     return Setup([start], _at(port, SERVE_PATHS, cases), environment, then, admin_port)
 
 
+def servd_of(tree: Path) -> System:
+    """The servd of another checkout, as `before`; it runs on what is installed for this one."""
+
+    def start(python: str, directory: Path, cases: set[str]) -> Setup:
+        setup = start_servd(python, directory, cases)
+        own = [sys.executable, "-m", "servd"]
+        commands = [[*own, *command[1:]] for command in (*setup.commands, setup.then or [])]
+        return Setup(
+            commands[:1], setup.endpoints, {**setup.environment, "PYTHONPATH": str(tree)}, commands[1], setup.opens
+        )
+
+    return System("before", f"servd as it is in {tree.name}", _cases(SERVE_PATHS, ENDS), start, may_pause=False)
+
+
 def start_ray(environment: dict[str, str]) -> Starter:
     """One node of its own, with all applications; HAProxy's own ports are moved to free ones."""
 

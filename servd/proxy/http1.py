@@ -275,7 +275,10 @@ class HttpConnection(HttpOrder):
         if self._is_streaming or self._is_deaf or self._final is not None or self._parser.get_http_version() != "1.1":
             return 0
         target = self._forwarder.targets.get(self._url.partition(b"?")[0])
-        takes = target is not None and any(c.peer is not None and c.peer.takes_bodies for c in target.router.candidates)
+        # who is refused goes on with the connection where all of the body was read
+        if target is None or target.router.refused_now() is not None:
+            return 0
+        takes = any(c.peer is not None and c.peer.takes_bodies for c in target.router.candidates)
         return self._lendable_bytes(self._parser.get_method().decode()) if takes else 0
 
     def _read_anew(self) -> None:
