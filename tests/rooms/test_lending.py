@@ -449,12 +449,13 @@ async def test_a_line_that_is_idle_is_closed_and_opened_again(
 async def test_a_caller_that_closes_its_line_takes_no_loan_from_others(
     door: tuple[LendingDoor, LendingLine], pair: tuple[socket.socket, socket.socket]
 ) -> None:
-    waiting = expect(door[0], 1, 2)
+    waiting, taken = expect(door[0], 1, 2), expect(door[0], 3, 4)
     other = LendingLine("ipc://" + (door[1]._path or "").removesuffix(".lend"))
     assert other.lend(Loan(3, 4, 5), pair[1].fileno())
     other.close()
-    await wait_until(lambda: bool(door[0]._lines))
-    await wait_until(lambda: not door[0]._lines)
+    await wait_until(lambda: bool(taken) and not door[0]._lines)
+    assert taken[0] is not None
+    taken[0].close()
     assert not waiting
 
 
