@@ -17,7 +17,7 @@ FRAME_BYTES = 64 * 1024
 
 CREDIT_BYTES = 1024 * 1024
 """What a stream's sender may have outstanding."""
-MEDIUM_BYTES = 128 * 1024
+MEDIUM_BYTES = 64 * 1024
 NARROW_BYTES = 4 * 1024
 """What the sender of a medium and of a narrow answer may have outstanding before it is granted more."""
 
