@@ -184,6 +184,7 @@ def setup(
         _application().direct(handlers, shown=shown, passes_on=wish in logging.getLevelNamesMapping())
     configure({})
     revive()
+    keep_own_loggers(handlers)
     return file
 
 

@@ -1,12 +1,22 @@
 """The loggers of servd's own modules, which no configuration of the application silences."""
 
 import logging
+from collections.abc import Sequence
 
 _PREFIX = "servd."
 
+_handlers: list[logging.Handler] = []
 
-def keep_own_loggers() -> None:
-    """Let them speak whatever is configured from now on: `logging.config` silences all loggers that it is not told of."""
+
+def keep_own_loggers(handlers: Sequence[logging.Handler] | None = None) -> None:
+    """Let them speak whatever is configured from now on: `logging.config` silences all loggers that it is not told of, and takes
+    the handlers of those that it is told of, as of `ray.serve`, which may be another name of theirs.
+
+    Args:
+        handlers: what writes their lines; None = as before.
+    """
+    if handlers is not None:
+        _handlers[:] = handlers
     manager = logging.root.manager
     for name, logger in manager.loggerDict.items():
         if type(logger) is logging.Logger and name.startswith(_PREFIX):
@@ -27,6 +37,32 @@ class _OwnLogger(logging.Logger):
     @disabled.setter
     def disabled(self, value: bool) -> None:
         """Whoever configures all loggers does not mean this one."""
+
+    def getEffectiveLevel(self) -> int:
+        """Of the first above it that has one; where a configuration took servd's away, the one that servd begins with."""
+        found: logging.Logger | None = self
+        while found is not None and found.parent is not None:
+            if found.level:
+                return found.level
+            found = found.parent
+        return logging.INFO
+
+    def callHandlers(self, record: logging.LogRecord) -> None:
+        """By way of those above it, and where none of them writes servd's lines any more, to what does."""
+        super().callHandlers(record)
+        if not _reaches(self):
+            for handler in _handlers:
+                if record.levelno >= handler.level:
+                    handler.handle(record)
+
+
+def _reaches(logger: logging.Logger) -> bool:
+    found: logging.Logger | None = logger
+    while found is not None:
+        if any(handler in _handlers for handler in found.handlers):
+            return True
+        found = found.parent if found.propagate else None
+    return False
 
 
 def _new_logger(name: str) -> logging.Logger:

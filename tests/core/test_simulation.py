@@ -113,7 +113,7 @@ DECISIONS = [
     ("servd.controller.plan.reconciler.routing", route_who_leaves, "a drained replica is not routed", 0),
     ("servd.controller.plan.observed.Observed.apply", blame_for_lost_starts, "nobody's failure", 6),
     ("servd.controller.plan.replica_plan._tell", never_told, "a roll ends", 5),
-    ("servd.controller.plan.settle.decide", never_scaled, "counts fit the load", 0),
+    ("servd.controller.plan.scaling.decide", never_scaled, "counts fit the load", 0),
 ]
 """(where, a wrong decision, the property that must notice, a history in which it does: it is played first)."""
 

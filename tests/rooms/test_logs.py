@@ -133,12 +133,19 @@ def test_a_users_configuration_does_not_silence_us(tmp_path: Path) -> None:
     assert (tmp_path / "serve" / "r.log").read_text().endswith(" - here\n")
 
 
+@pytest.mark.parametrize("is_alias", [False, True])
 @pytest.mark.parametrize("named", [{}, {"ray.serve": {"level": "INFO"}}, {"ray": {"handlers": []}}])
-def test_a_users_configuration_at_run_time_does_not_silence_us(named: dict[str, Any], tmp_path: Path) -> None:
+def test_a_users_configuration_at_run_time_does_not_silence_us(
+    named: dict[str, Any], is_alias: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delitem(logging.Logger.manager.loggerDict, "ray.serve", raising=False)
+    if is_alias:
+        # as it is where Ray Serve's modules can be imported
+        monkeypatch.setitem(logging.Logger.manager.loggerDict, "ray.serve", logging.getLogger("servd"))
     logs.setup("replica", "r", str(tmp_path), "r.log")
     before = logging.getLogger("servd.replica.life")
-    loaded_later = logging.getLogger(f"servd.replica.later{len(named)}{sorted(named)}")
-    users = logging.getLogger(f"users.module{sorted(named)}")
+    loaded_later = logging.getLogger(f"servd.replica.later{is_alias}{sorted(named)}")
+    users = logging.getLogger(f"users.module{is_alias}{sorted(named)}")
     logging.config.dictConfig({"version": 1, "loggers": named})
     before.info("here")
     loaded_later.info("and here")

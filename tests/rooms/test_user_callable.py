@@ -53,6 +53,7 @@ class Exchange:
         self.chunks: list[bytes] = []
         self.sent: list[dict[str, Any]] = []
         self.whole = False
+        self.whole_below = 1024
 
     async def receive(self) -> dict[str, Any]:
         return {"type": "http.request", "body": b"the body", "more_body": False}

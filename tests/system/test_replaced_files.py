@@ -21,13 +21,12 @@ def replace_package(package: Path) -> None:
     """Another version, whose orders and facts have another form."""
     about = package / "ground" / "package.py"
     about.write_text(about.read_text().replace(f"PROTOCOL = {PROTOCOL}", f"PROTOCOL = {PROTOCOL + 1}"))
-    messages = package / "wire" / "messages.py"
-    text = messages.read_text()
     for name in ("BuildOrder", "Hello", "ReplicaGoal", "ProxyStart"):
+        messages = package / "wire" / ("build_messages.py" if name == "BuildOrder" else "messages.py")
+        text = messages.read_text()
         start = text.index('    """', text.index(f"class {name}:"))
         end = text.index('"""\n', start + 8) + 4
-        text = f"{text[:end]}\n    of_tomorrow: int\n{text[end:]}"
-    messages.write_text(text)
+        messages.write_text(f"{text[:end]}\n    of_tomorrow: int\n{text[end:]}")
 
 
 def a_package(directory: Path) -> tuple[Path, Path, dict[str, str]]:
