@@ -99,8 +99,10 @@ def starts_a_daemon(page: str) -> bool:
 @pytest.mark.long
 @pytest.mark.parametrize("page", [page for page in PAGES if not starts_a_daemon(page)])
 def test_a_page_does_what_it_says(page: str, place: Place, tmp_path: Path) -> None:
-    place.reader(tmp_path).follow(DOCS / page)
-    place.servd("shutdown", "-y")
+    try:
+        place.reader(tmp_path).follow(DOCS / page)
+    finally:
+        place.servd("shutdown", "-y")
 
 
 @pytest.mark.long
