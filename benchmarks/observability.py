@@ -1,7 +1,8 @@
-"""What logs and metrics cost: `python -m benchmarks.observability [--rounds N] [--steps N] [--json FILE]`.
+"""What logs, metrics and traces cost: `python -m benchmarks.observability [--rounds N] [--steps N] [--json FILE]`.
 
 Two measurements, both in interleaved rounds. First whole daemons under wrk, 32 connections: one without access log and
-metrics, one with both; per round their rates and the CPU time of proxy and replica per request are compared. Then
+metrics, one with both, and two that record a hundredth of the traces, and all of them, for a collector that drops them; per
+round their rates and the CPU time of proxy and replica per request are compared. Then
 what the code itself costs: proxy and replica on one loop in one process, once per mode, `Server-Timing` on top of the
 others; 32 connections ask in lockstep, and the CPU time per request is compared, ZeroMQ's threads included, the
 client's part left out. The second shows small differences that drown in the first, and shows them too large: nothing else
@@ -16,6 +17,7 @@ import os
 import random
 import socket
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -40,6 +42,7 @@ from servd.observability import logs
 from servd.observability.access_log import AccessLog, place_of
 from servd.observability.journal import Journal
 from servd.observability.log_file import LogFile
+from servd.observability.trace_settings import ENDPOINT, RATIO
 from servd.proxy.forwarder import Forwarder
 from servd.proxy.http1 import HttpConnection
 from servd.proxy.limits import Limits
@@ -58,6 +61,35 @@ REQUEST = b"GET / HTTP/1.1\r\nhost: 127.0.0.1:8000\r\nuser-agent: bench\r\naccep
 MODES = ("off", "logs and metrics", "and Server-Timing")
 AIM = 0.05
 """What logs and metrics may cost of the rate."""
+TRACES_AIM = 0.03
+"""What a hundredth of the traces may cost beside."""
+DAEMONS: dict[str, tuple[bool, float | None]] = {
+    "everything off": (False, None),
+    "logs and metrics": (True, None),
+    "traces at 1 %": (True, 0.01),
+    "traces at 100 %": (True, 1.0),
+}
+"""Daemons: whether logs and metrics are on, and the share of traces that is recorded."""
+COMPARED = (
+    ("logs and metrics", "everything off"),
+    ("traces at 1 %", "logs and metrics"),
+    ("traces at 100 %", "logs and metrics"),
+)
+COLLECTOR = """
+import http.server, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_POST(self):
+        self.rfile.read(int(self.headers["content-length"]))
+        self.send_response(200)
+        self.send_header("content-length", "0")
+        self.end_headers()
+    def log_message(self, *_):
+        pass
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+print(server.server_port, flush=True)
+server.serve_forever()
+"""
 
 
 @dataclass(frozen=True)
@@ -73,8 +105,8 @@ class Daemon:
         return sum(int(path.read_text().split()[0]) for path in paths) / 1000
 
 
-def servd_with(*, is_on: bool) -> System:
-    """A daemon with the no-op application, with access log and metrics or without."""
+def servd_with(*, is_on: bool, traces: float | None = None, collector: str = "") -> System:
+    """A daemon with the no-op application, with access log and metrics or without. traces: share that goes to the collector."""
 
     def start(python: str, directory: Path, cases: set[str]) -> Setup:
         setup = start_servd(python, directory, cases)
@@ -82,14 +114,17 @@ def servd_with(*, is_on: bool) -> System:
         document = json.loads(path.read_text()) | {"logging_config": {"enable_access_log": is_on}}
         path.write_text(json.dumps(document))
         setup.environment["SERVD_METRICS"] = str(int(is_on))
+        if traces is not None:
+            setup.environment |= {ENDPOINT: f"{collector}/v1/traces", f"SERVD_{RATIO}": str(traces)}
         return setup
 
     return System("servd", "", frozenset({NOOP.name}), start)
 
 
-def start_daemon(stack: ExitStack, *, is_on: bool) -> Daemon:
+def start_daemon(stack: ExitStack, *, is_on: bool, traces: float | None, collector: str) -> Daemon:
     """Start a daemon and deploy the application."""
-    up = stack.enter_context(running(servd_with(is_on=is_on), sys.executable, {NOOP.name}))
+    system = servd_with(is_on=is_on, traces=traces, collector=collector)
+    up = stack.enter_context(running(system, sys.executable, {NOOP.name}))
     return Daemon(up.endpoints[NOOP.name], tuple(serving_pids(str(up.log.parent / "state"))))
 
 
@@ -105,20 +140,38 @@ def serving_pids(state_dir: str) -> Iterator[int]:
                 yield int(name)
 
 
-def compare_daemons(rounds: int) -> dict[str, list[float]]:
-    """Rate and CPU time per request of the daemon with everything on, as shares of the other's, round by round."""
-    found: dict[str, list[float]] = {"rate": [], "cpu": []}
+def start_collector(stack: ExitStack) -> str:
+    """Start what takes traces and drops them; its URL."""
+    process = stack.enter_context(
+        subprocess.Popen([sys.executable, "-c", COLLECTOR], stdout=subprocess.PIPE, text=True)
+    )
+    stack.callback(process.kill)
+    assert process.stdout is not None
+    return f"http://127.0.0.1:{int(process.stdout.readline())}"
+
+
+def compare_daemons(rounds: int) -> dict[tuple[str, str], dict[str, list[float]]]:
+    """Rate and CPU time per request of a daemon as shares of another's, round by round, by the names of both."""
+    found: dict[tuple[str, str], dict[str, list[float]]] = {pair: {"rate": [], "cpu": []} for pair in COMPARED}
     with ExitStack() as stack:
-        off, on = (start_daemon(stack, is_on=is_on) for is_on in (False, True))
+        collector = start_collector(stack)
+        daemons = {
+            name: start_daemon(stack, is_on=is_on, traces=traces, collector=collector)
+            for name, (is_on, traces) in DAEMONS.items()
+        }
+        names = list(daemons)
         for number in range(-1, rounds):
             figures = {}
-            for daemon in (off, on) if number % 2 else (on, off):
+            # another order each round: nobody always follows the same neighbour
+            turn = number % len(names)
+            for name in names[turn:] + names[:turn]:
+                daemon = daemons[name]
                 before = daemon.cpu_us()
                 one = run(NOOP, daemon.endpoint, CONNECTIONS, 1)
-                figures[daemon] = one.requests / one.seconds, (daemon.cpu_us() - before) / one.requests
-            if number >= 0:
-                found["rate"].append(figures[on][0] / figures[off][0])
-                found["cpu"].append(figures[on][1] / figures[off][1])
+                figures[name] = one.requests / one.seconds, (daemon.cpu_us() - before) / one.requests
+            for (name, base), shares in found.items() if number >= 0 else ():
+                for kind, mine, others in zip(shares, figures[name], figures[base], strict=True):
+                    shares[kind].append(mine / others)
     return found
 
 
@@ -258,12 +311,15 @@ def main() -> None:
     options = parser.parse_args()
     document: dict[str, Any] = {"machine": machine()}
     with tempfile.TemporaryDirectory(prefix="servd-watch-") as directory:
-        for name, shares in compare_daemons(options.rounds).items():
-            low, median, high = (round(share, 3) for share in statistics.quantiles(shares, n=4))
-            document[name] = {"median": median, "quartiles": [low, high], "rounds": len(shares)}
-            print(f"whole daemons, {name} with everything on: {median:.3f} of off (quartiles {low:.3f} to {high:.3f})")
-        verdict = "reached" if document["rate"]["median"] >= 1 - AIM else "MISSED"
-        print(f"aim: the rate stays within {AIM:.0%}: {verdict}", flush=True)
+        for (name, base), kinds in compare_daemons(options.rounds).items():
+            entry = document[name] = {"of": base}
+            for kind, shares in kinds.items():
+                low, median, high = (round(share, 3) for share in statistics.quantiles(shares, n=4))
+                entry[kind] = {"median": median, "quartiles": [low, high], "rounds": len(shares)}
+                print(f"whole daemons, {name}: {kind} {median:.3f} of {base} (quartiles {low:.3f} to {high:.3f})")
+        for name, aim in (("logs and metrics", AIM), ("traces at 1 %", TRACES_AIM)):
+            verdict = "reached" if document[name]["rate"]["median"] >= 1 - aim else "MISSED"
+            print(f"aim: the rate with {name} stays within {aim:.0%}: {verdict}", flush=True)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             entries = document["steps"] = summary(runner.run(measure(Path(directory), options.steps)))
             print_steps(entries)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from servd.app.ingress import ingress
     from servd.calls.response import get
     from servd.config import HTTPOptions
-    from servd.context import get_multiplexed_model_id, get_replica_context
+    from servd.context import get_multiplexed_model_id, get_replica_context, get_trace_context
     from servd.multiplex import multiplexed
     from servd.run_targets import RunTarget, run_many
 
@@ -48,6 +48,7 @@ __all__ = [
     "get_deployment_handle",
     "get_multiplexed_model_id",
     "get_replica_context",
+    "get_trace_context",
     "ingress",
     "list_deployments",
     "multiplexed",
@@ -66,7 +67,7 @@ _HOMES = {
     "servd.batching": ("batch",),
     "servd.app.built": ("BuiltApplication",),
     "servd.config": ("HTTPOptions",),
-    "servd.context": ("get_multiplexed_model_id", "get_replica_context"),
+    "servd.context": ("get_multiplexed_model_id", "get_replica_context", "get_trace_context"),
     "servd.multiplex": ("multiplexed",),
     "servd.calls.response": ("get",),
     "servd.run_targets": ("RunTarget", "run_many"),

@@ -29,6 +29,8 @@ from servd.commands.cli_options import (
     StateDir,
     Timeout,
     TlsFile,
+    TraceEndpoint,
+    TraceRatio,
     Wait,
     absolute,
     believed,
@@ -93,6 +95,8 @@ def start(
     num_gpus: Annotated[float | None, typer.Option(min=0, help="Devices that num_gpus may reserve.")] = None,
     metrics_port: MetricsPort = None,
     _: ShowTracebacks = False,
+    _endpoint: TraceEndpoint = None,
+    _ratio: TraceRatio = None,
     log_to_stderr: LogToStderr = False,
 ) -> None:
     """Become the daemon, or start it in the background."""
@@ -235,6 +239,8 @@ def run(
     route_prefix: RoutePrefix = None,
     reload: Annotated[bool, typer.Option("--reload", help="Deploy again when sources change.")] = False,
     log_to_stderr: LogToStderr = False,
+    trace_endpoint: TraceEndpoint = None,
+    _ratio: TraceRatio = None,
     gradio: Annotated[bool, typer.Option("--gradio", hidden=True)] = False,
 ) -> None:
     """Without a daemon one is started: for this command if it blocks, else detached."""
@@ -263,6 +269,7 @@ def run(
         route_prefix=route_prefix,
         reload=reload,
         log_to_stderr=log_to_stderr,
+        records_traces=trace_endpoint is not None,
     )
     # whoever runs an application this way develops it
     let_clients_see_tracebacks()

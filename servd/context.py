@@ -7,8 +7,11 @@ from servd.calls.request_context import get_multiplexed_model_id
 from servd.ground.absent import stand_in
 from servd.ground.ids import ReplicaRank
 from servd.grpc_util import RayServegRPCContext
+from servd.observability.spans import current_context
 
 if TYPE_CHECKING:
+    from opentelemetry.context import Context
+
     from servd.client import Client
 
 __all__ = [
@@ -18,6 +21,7 @@ __all__ = [
     "get_global_client",
     "get_multiplexed_model_id",
     "get_replica_context",
+    "get_trace_context",
 ]
 
 
@@ -31,6 +35,18 @@ def get_global_client() -> "Client":
     from servd.client import connect
 
     return connect()
+
+
+def get_trace_context() -> "Context | None":
+    """OpenTelemetry's current context: the request's place in its trace, or that of the span around it.
+
+    For `context=` of a span that begins elsewhere: in the task or thread of a request spans are put there by themselves.
+
+    Returns:
+        None where the request is part of no trace, or OpenTelemetry is not installed.
+    """
+    found: Context | None = current_context()
+    return found
 
 
 def __getattr__(name: str) -> Any:

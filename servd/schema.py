@@ -287,7 +287,7 @@ class ServeDeploySchema(Document):
 
     hints: ClassVar[Mapping[str, str]] = {
         "controller_options": "the controller has options of `servd start` alone",
-        "tracing_config": "set OpenTelemetry up in the module of the application",
+        "tracing_config": "`servd start --trace-endpoint URL --trace-ratio R`",
         "import_path": "it belongs to an item of applications",
         "runtime_env": "it belongs to an item of applications",
     }

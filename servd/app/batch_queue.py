@@ -9,6 +9,7 @@ from typing import Any
 
 from servd.app.batch_measures import measures_of
 from servd.app.batch_options import BatchOptions
+from servd.calls import traced
 from servd.calls.failures import tell_of_batch
 from servd.calls.request_context import RequestContext, current_request
 from servd.exceptions import ServdError
@@ -27,9 +28,10 @@ class BatchCall:
     """One caller's item: single values for the parameters.
 
     key: which parameters were passed, and the request's model; a batch has one of each. stream: its elements, for generators.
+    waiting: where in which trace it came, None for most.
     """
 
-    __slots__ = ("args", "future", "key", "kwargs", "request", "size", "stream")
+    __slots__ = ("args", "future", "key", "kwargs", "request", "size", "stream", "waiting")
 
     def __init__(
         self,
@@ -44,6 +46,7 @@ class BatchCall:
         self.future = future
         self.size = size
         self.request = current_request.get()
+        self.waiting = traced.waiting() if traced.is_engaged else None
         self.key = len(args), tuple(sorted(kwargs)) if kwargs else (), self.request.multiplexed_model_id
         self.stream: asyncio.Queue[Any] | None = asyncio.Queue() if streams else None
 
@@ -179,6 +182,8 @@ class BatchQueue:
 
     async def _run(self, batch: list[BatchCall]) -> None:
         request = _request_of(batch)
+        if traced.is_engaged:
+            request = traced.begun_batch(request, self._name, [call.waiting for call in batch])
         current_request.set(request)
         began = _now()
         # code that catches everything must not end the queue, so neither may its cancellation

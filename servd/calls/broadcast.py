@@ -34,6 +34,10 @@ class Sender(Protocol):
         """Send a request to one of the router's candidates."""
         ...
 
+    def new_ticket(self, *call: Any) -> Any:
+        """As `traced.new_ticket`."""
+        ...
+
 
 class BroadcastTicket(CallTicket):
     """A handle call that goes to one replica, however much that has to do."""
@@ -88,7 +92,8 @@ async def submit_to_all(
         raise refused
     tickets = []
     for replica in list(router.candidates):
-        ticket = BroadcastTicket(caller.loop, caller.cancel, method, parts, context, False, "", deadline)
+        about = (caller.loop, caller.cancel, method, parts, context, False, "", deadline)
+        ticket = caller.new_ticket(BroadcastTicket, deployment, *about)
         caller.submit(ticket, _OneReplica(deployment, replica))
         tickets.append(ticket)
     return tickets

@@ -3,11 +3,12 @@
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from operator import attrgetter
 from typing import Any
 
 from servd.calls.affinity import prompt_of_arguments
+from servd.calls import traced
 from servd.calls.broadcast import submit_to_all
 from servd.calls.knots import refuse_circles, untie
 from servd.calls.outgoing import CallTicket, Outgoing, circle_of
@@ -152,7 +153,8 @@ class Caller:
             deadline: monotonic seconds of the loop, None = no limit.
             affinity: see `affinity`.
         """
-        ticket = CallTicket(self.loop, self.cancel, method, parts, context, stream, model_id, deadline, affinity)
+        about = (self.loop, self.cancel, method, parts, context, stream, model_id, deadline, affinity)
+        ticket: CallTicket = traced.new_ticket(CallTicket, deployment, *about)
         self.subscribe(deployment)
         router = self.router_of(deployment)
         key = (deployment, context.route)
@@ -161,6 +163,7 @@ class Caller:
         return ticket
 
     submit_to_all = submit_to_all
+    new_ticket = staticmethod(lambda *call: traced.new_ticket(*call))
 
     def affinity(self, deployment: str, session_id: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
         """What a call says of where it belongs; any thread may ask."""
@@ -202,16 +205,11 @@ class Caller:
 
     def cancel_calls_of(self, context: RequestContext) -> None:
         """Take back every call made for a request whose handler was cancelled."""
-        for router in self._routers.values():
-            peers = [candidate.peer for candidate in router.announced.values() if candidate.peer is not None]
-            calls = [*router.line, *(call for peer in peers for call in peer.pending.values())]
-            self._cancel_those_of(context, calls)
-        for peer in self._leaving:
-            self._cancel_those_of(context, peer.pending.values())
-
-    @staticmethod
-    def _cancel_those_of(context: RequestContext, calls: Iterable[Outgoing]) -> None:
-        for call in list(calls):
+        routers = self._routers.values()
+        peers = [one.peer for router in routers for one in router.announced.values() if one.peer is not None]
+        calls = [call for router in routers for call in router.line]
+        calls += [call for peer in (*peers, *self._leaving) for call in peer.pending.values()]
+        for call in calls:
             if isinstance(call, CallTicket) and call.context is context:
                 call.cancel()
 

@@ -1,12 +1,14 @@
 """How a process that only holds handles reaches replicas: a loop in a thread, a caller, a line to the controller."""
 
 import asyncio
+import atexit
 import os
 import sys
 import threading
 from collections.abc import Sequence
 from typing import Any
 
+from servd.calls import traced
 from servd.calls.caller import Caller
 from servd.calls.outgoing import CallTicket
 from servd.calls.process import Process, install_process, remove_process
@@ -15,6 +17,7 @@ from servd.ground.edition import own_edition
 from servd.ground.ids import random_hex
 from servd.ground.pidfd import start_ticks
 from servd.ground.settings import control_socket
+from servd.observability import spans
 from servd.wire.control_link import ControlLink
 from servd.wire.messages import (
     CallerReport,
@@ -41,6 +44,9 @@ class DriverLine:
         self._generation = 0
         self._said: CallerReport | None = None
         self._refusal = ""
+        if spans.begin("driver", self._id, {}, begins=True) is not None:
+            atexit.register(spans.end)
+        traced.engage_where_application_traces()
         self._loop = asyncio.new_event_loop()
         self._stopped: asyncio.Event | None = None
         started: threading.Event = threading.Event()
@@ -62,6 +68,8 @@ class DriverLine:
         if self._thread.is_alive() and self._stopped is not None:
             self._loop.call_soon_threadsafe(self._stopped.set)
             self._thread.join(_CLOSE_LIMIT_S)
+        spans.end()
+        spans.install(None)
 
     def submit_call(
         self,

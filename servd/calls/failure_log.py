@@ -70,6 +70,7 @@ class Failures:
             route=request.route,
             at=self._wall_time(),
             request_ids=ids,
+            trace_ids=tuple((one.request_id, one.trace.trace_id) for one in requests if one.trace is not None),
         )
         others = f" requests={','.join(ids[:_IDS_SHOWN])}" if len(ids) > 1 else ""
         before = current_request.set(request)

@@ -46,9 +46,16 @@ def tell(error: BaseException, method: str, *requests: RequestContext) -> bool:
     Returns:
         Whether somebody listens.
     """
+    requests = requests or (current_request.get(),)
+    for request in requests:
+        if request.span is not None:
+            request.span.fail(error)
+    return _tell(error, method, requests)
+
+
+def _tell(error: BaseException, method: str, requests: Sequence[RequestContext]) -> bool:
     if not _listeners:
         return False
-    requests = requests or (current_request.get(),)
     if _is_new(error, requests[0]):
         _listeners[0](error, method, requests)
         if not issubclass(type(error), Exception):
@@ -66,7 +73,10 @@ def tell_or_log(error: BaseException, method: str) -> None:
 
 def tell_of_batch(error: BaseException, method: str, requests: Sequence[RequestContext]) -> None:
     """As `tell`, of what all requests of a batch get: none of them tells it again."""
-    if not tell(error, method, *requests):
+    # what the items make of it is theirs
+    if (span := current_request.get().span) is not None:
+        span.fail(error)
+    if not _tell(error, method, requests):
         return
     for request in requests:
         if request is not NO_REQUEST and not request.has_ended:

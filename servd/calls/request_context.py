@@ -2,6 +2,11 @@
 
 from collections.abc import Callable
 from contextvars import ContextVar
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from servd.observability.spans import Span
+    from servd.observability.trace_context import TraceContext
 
 MAX_DEPTH = 64
 """Handle calls nested deeper than this are refused (python-api.md section 8.3)."""
@@ -14,8 +19,12 @@ class RequestContext:
 
     deadline: monotonic seconds of this process, None = no limit. depth: handle calls between the entry
     and here. ancestors: replica ids that hold a slot for this request, outermost first. cancellations: how often it was
-    cancelled.
+    cancelled. trace: where in which trace it is, None for most; span: what is recorded of it, if it is (`calls/traced.py`).
     """
+
+    # of the class: a `TracedContext` has its own
+    trace: "TraceContext | None" = None
+    span: "Span | None" = None
 
     __slots__ = (
         "_when_over",

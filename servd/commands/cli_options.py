@@ -11,6 +11,8 @@ import typer
 from servd.ground.extras import GRPC_MISSING, is_there
 from servd.ground.settings import DEFAULT_FORWARDED_ALLOW_IPS, DEFAULT_GRPC_PORT, SHOW_TRACEBACKS, default_state_dir
 from servd.ground.states import ProxyLocation
+from servd.observability import spans
+from servd.observability.trace_settings import MISSING, RATIO, trace_settings, traces_endpoint, variables_for
 
 
 class Form(StrEnum):
@@ -108,6 +110,62 @@ ShowTracebacks = Annotated[
 ]
 
 
+def record_traces(endpoint: str | None) -> None:
+    """Daemons that this process starts, or becomes, and all their processes send spans there."""
+    if endpoint is not None:
+        try:
+            endpoint = traces_endpoint(endpoint, "--trace-endpoint")
+        except ValueError as error:
+            fail(str(error))
+        if not is_there(spans.LIBRARY):
+            fail(f"--trace-endpoint: {MISSING}")
+        os.environ.update(variables_for(endpoint))
+
+
+def record_share_of_traces(ratio: float | None) -> None:
+    """As `record_traces`: so many of those that begin there."""
+    if ratio is not None:
+        os.environ[f"SERVD_{RATIO}"] = f"{ratio:g}"
+
+
+TraceEndpoint = Annotated[
+    str | None,
+    typer.Option(
+        "--trace-endpoint",
+        metavar="URL",
+        callback=record_traces,
+        help="Record spans of requests, and send them there by OTLP over HTTP; of a bare address to /v1/traces.",
+        show_default=False,
+    ),
+]
+TraceRatio = Annotated[
+    float | None,
+    typer.Option(
+        "--trace-ratio",
+        min=0,
+        max=1,
+        callback=record_share_of_traces,
+        help="Share of the requests without a trace of their own that begin one [1].",
+        show_default=False,
+    ),
+]
+
+
+def look_at_traces() -> None:
+    """Warn of what the environment asks of traces and does not get."""
+    why = ""
+    try:
+        settings = trace_settings()
+        if settings is not None and not is_there(spans.LIBRARY):
+            why = MISSING
+    except ValueError as error:
+        settings, why = None, str(error)
+    if why:
+        typer.echo(f"Warning: no traces are exported: {why}", err=True)
+    elif settings is None and f"SERVD_{RATIO}" in os.environ:
+        typer.echo("Warning: --trace-ratio has no effect without --trace-endpoint", err=True)
+
+
 def form_of(given: Form | None) -> str:
     """What was asked for; without a wish a table for people, YAML for programs."""
     return given or (Form.TABLE if sys.stdout.isatty() else Form.YAML)
@@ -137,6 +195,7 @@ def fail(message: str) -> NoReturn:
 
 def look_at(address: str | None, http_location: ProxyLocation | None) -> None:
     """Warn of what has no effect in `servd start`, and refuse what cannot be meant."""
+    look_at_traces()
     if address is not None:
         typer.echo("Warning: --address has no effect: servd start is the daemon itself", err=True)
     if http_location == ProxyLocation.FIXED_NUMBER:

@@ -59,13 +59,17 @@ def show_error(client: AdminClient, error_id: str, form: str) -> None:
         "count": one["count"],
         "first": moment(one["first_at"]),
         "last": moment(one["last_at"]),
-        "requests": ", ".join(one["request_ids"]),
+        "requests": ", ".join(_named(request_id, one.get("trace_ids", {})) for request_id in one["request_ids"]),
     }
     for name, value in about.items():
         if value:
             # a request's id and path may hold anything
             print(f"{name}: {on_one_line(str(value))}")
     print(f"\n{one['traceback']}")
+
+
+def _named(request_id: str, traces: dict[str, str]) -> str:
+    return f"{request_id} (trace {traces[request_id]})" if request_id in traces else request_id
 
 
 def _check(applications: dict[str, Any], app: str, deployment: str) -> None:

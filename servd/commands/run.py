@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
-from servd.commands.cli_options import state_dir_of
+from servd.commands.cli_options import look_at_traces, state_dir_of
 from servd.commands.console import say, warn
 from servd.commands.verbs import application_order, read_document, wait_until_running
 from servd.daemon.admin_client import AdminClient, UnreachableError, find_address, named_address
@@ -42,6 +42,7 @@ class RunOptions:
     is_hidden: bool = False
     reload: bool = False
     log_to_stderr: bool = False
+    records_traces: bool = False
 
 
 @dataclass(slots=True)
@@ -171,8 +172,11 @@ def daemon_for(
     else:
         if options.log_to_stderr:
             warn("--log-to-stderr has no effect: a daemon runs already; `servd logs -f` shows its lines")
+        if options.records_traces:
+            warn("--trace-endpoint has no effect: a daemon runs already, as it was started")
         yield client
         return
+    look_at_traces()
     folder = state_dir_of(state_dir)
     settings = Settings(
         state_dir=folder,

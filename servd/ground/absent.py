@@ -9,7 +9,7 @@ _HEALTH = "`GET /api/servd/v1/status`, or `?dialect=today` of the admin API, has
 _POLICY = "ask what you need in a policy of your own; without one replicas follow `target_ongoing_requests`"
 _ROUTER = "name a built-in router in `request_router_config`"
 _TASKS = "let the consumer of your queue call a handle"
-_TRACES = "set OpenTelemetry up in the module of the application; it starts anew in each replica"
+_TRACES = "tracing is of the whole daemon: `servd start --trace-endpoint URL --trace-ratio R`, or the variables of OpenTelemetry"
 
 INSTEAD = {
     "APIType": _HEALTH,
@@ -50,7 +50,6 @@ INSTEAD = {
     "default_autoscaling_policy": _POLICY,
     "get_deployment_actor": _ACTORS,
     "get_deployment_actor_context": _ACTORS,
-    "get_trace_context": _TRACES,
     "instantiate_adapter_from_config": _TASKS,
     "replica_queue_length_autoscaling_policy": _POLICY,
     "task_consumer": _TASKS,
@@ -60,7 +59,7 @@ INSTEAD = {
 
 _CONFIG = "ControllerOptions DeploymentActorConfig GangPlacementStrategy GangRuntimeFailurePolicy GangSchedulingConfig"
 NAMES = {
-    "servd": "ControllerOptions TracingConfig get_deployment_actor get_deployment_actor_context get_trace_context",
+    "servd": "ControllerOptions TracingConfig get_deployment_actor get_deployment_actor_context",
     "servd.config": _CONFIG,
     "servd.context": "DeploymentActorContext GangContext",
     "servd.schema": (

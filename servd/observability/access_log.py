@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from servd.ground.clock import local_stamp
 from servd.ground.names import on_one_line
 from servd.observability.log_file import LogFile
+from servd.observability.trace_context import TraceContext
 
 SHORT_TENTHS = 2000
 """Latencies below so many tenths of a millisecond are worded beforehand."""
@@ -24,6 +25,11 @@ Labels = tuple[str, str, str]
 
 Key = tuple[Labels, str, "int | str"]
 """Labels, method, and the HTTP status; or the name of one of gRPC, and in replicas "OK" or "ERROR"."""
+
+
+def trace_words(trace_id: str, span_id: str) -> str:
+    """Ids of a trace and of a span in it, as lines of text have them behind the request's id."""
+    return f"trace_id={trace_id} span_id={span_id}"
 
 
 def place_of(function: Callable[..., Any]) -> tuple[str, int]:
@@ -106,6 +112,16 @@ class AccessLog:
         message = f', "message": "{_quoted(method)[1:-1]} {status} '
         before = f'{head}, "method": {_quoted(method)}, "status": {_quoted(status)}, "path": "'
         return _encoded(head + message), _encoded(before), _encoded('"' + message)
+
+    def traced(self, request_id: bytes, trace: TraceContext) -> bytes:
+        """What stands in place of the id of a request that is part of a trace."""
+        if self.is_json:
+            return b'%b", "trace_id": "%b", "span_id": "%b' % (
+                request_id,
+                trace.trace_id.encode(),
+                trace.span_id.encode(),
+            )
+        return b"%b %b" % (request_id, trace_words(trace.trace_id, trace.span_id).encode())
 
     def path(self, path: bytes) -> bytes:
         """A path as lines show it; a very long one is cut. Long ones are not kept: clients choose what they ask for."""

@@ -25,7 +25,8 @@ FAILURES_WAITING = 4096
 class ErrorGroup:
     """Errors of one type and place; id, text and the like as `Failure` has them, of the last one.
 
-    first_at, last_at: seconds since the epoch. requests: (when, request id) of the last `IDS_KEPT`, oldest first.
+    first_at, last_at: seconds since the epoch. requests: (when, request id) of the last `IDS_KEPT`, oldest first. trace_ids:
+    (request id, trace id) of those of them that are part of a trace.
     """
 
     id: str
@@ -39,6 +40,7 @@ class ErrorGroup:
     first_at: float
     last_at: float
     requests: tuple[tuple[float, str], ...] = ()
+    trace_ids: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,19 +87,22 @@ def _group_of(failure: Failure) -> ErrorGroup:
         failure.at,
         failure.at,
         tuple((failure.at, request_id) for request_id in failure.request_ids[-IDS_KEPT:]),
+        failure.trace_ids[-IDS_KEPT:],
     )
 
 
 def _merged(old: ErrorGroup, new: ErrorGroup, count: int) -> ErrorGroup:
     """Both as one, the texts those of the later one."""
     latest = new if new.last_at >= old.last_at else old
-    requests = sorted({*old.requests, *new.requests})
+    requests = sorted({*old.requests, *new.requests})[-IDS_KEPT:]
+    kept = {request_id for _, request_id in requests}
     return replace(
         latest,
         count=count,
         first_at=min(old.first_at, new.first_at),
         last_at=latest.last_at,
-        requests=tuple(requests[-IDS_KEPT:]),
+        requests=tuple(requests),
+        trace_ids=tuple(sorted(pair for pair in {*old.trace_ids, *new.trace_ids} if pair[0] in kept)),
     )
 
 

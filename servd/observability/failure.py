@@ -19,7 +19,8 @@ class Failure:
     """One error, once.
 
     id: the same for all of one type and place in a deployment. text: its summary, one line. method: of the deployment, or what
-    names whatever raised it. at: seconds since the epoch. request_ids: of those that failed with it.
+    names whatever raised it. at: seconds since the epoch. request_ids: of those that failed with it. trace_ids: of those of them
+    that are part of a trace, each behind its request's.
     """
 
     id: str
@@ -31,6 +32,7 @@ class Failure:
     route: str
     at: float
     request_ids: tuple[str, ...]
+    trace_ids: tuple[tuple[str, str], ...] = ()
 
 
 def failure_of(
@@ -42,6 +44,7 @@ def failure_of(
     route: str = "",
     at: float = 0.0,
     request_ids: tuple[str, ...] = (),
+    trace_ids: tuple[tuple[str, str], ...] = (),
 ) -> Failure:
     """What to tell of an exception; texts are bounded and hold no control characters. Never raises."""
     cause = slot(error, "__cause__")
@@ -60,6 +63,7 @@ def failure_of(
         route=route,
         at=at,
         request_ids=request_ids,
+        trace_ids=trace_ids,
     )
 
 

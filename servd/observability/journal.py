@@ -14,7 +14,9 @@ from typing import Any
 
 from servd.ground.clock import Clock, SystemClock
 from servd.ground.settings import is_on
+from servd.observability import spans
 from servd.observability.access_log import SHORT_TENTHS, AccessLog, Key, Labels
+from servd.observability.head_traces import TracedId
 from servd.observability.latency_buckets import bucket_of
 from servd.observability.logs import Style
 
@@ -61,6 +63,15 @@ bytes of the answer's body, the client's address and the replica's id ("" = unkn
 """
 
 NOWHERE: Labels = ("", "", "")
+
+
+def _untraced(note: Note, access: AccessLog | None) -> Note:
+    """The note of a request that is part of a trace, its place there in the words of its line; its span ends."""
+    request_id = note[5]
+    assert type(request_id) is TracedId
+    request_id.end(note)
+    worded = bytes(request_id) if access is None else access.traced(request_id, request_id.trace)
+    return (*note[:5], worded, *note[6:])
 
 
 class Series:
@@ -126,6 +137,7 @@ class Journal:
         is_on: somebody wants the notes.
         is_resting: `resume` must be called before something is noted.
         noted: what is not settled yet. Append to it, or call `note`.
+        ends_spans: spans end with notes, so these are wanted.
     """
 
     __slots__ = (
@@ -144,6 +156,7 @@ class Journal:
         "_series",
         "_start",
         "_wall_offset",
+        "ends_spans",
         "is_on",
         "is_resting",
         "noted",
@@ -169,6 +182,7 @@ class Journal:
         self._clock = clock or SystemClock()
         self.now = self._clock.now
         self.noted: list[Any] = []
+        self.ends_spans = False
         self._lock = threading.Lock()
         self._series: dict[Key, Series] = {}
         self._wall_offset = self._clock.wall_time() - self.now()
@@ -204,7 +218,7 @@ class Journal:
             return
         with self._lock:
             self._is_writing = style.has_access_log
-            self.is_on = self._counts or style.has_access_log
+            self.is_on = self._counts or style.has_access_log or self.ends_spans
             if access.is_json != style.is_json:
                 access.set_style(is_json=style.is_json)
                 self._second, self._milli_end = 0, 0.0
@@ -238,6 +252,8 @@ class Journal:
             batch = self._read(self.noted[:_NOTES_AT_ONCE])
             del self.noted[: len(batch)]
             access = self._access if self._is_writing else None
+            if spans.has_met_traces:
+                batch = [note if type(note[5]) is not TracedId else _untraced(note, access) for note in batch]
             if access is not None:
                 access.write(self._lines(batch, access))
             else:

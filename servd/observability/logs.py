@@ -1,6 +1,6 @@
 """One logging setup: lines on stderr in the foreground, and rotating files under `<log root>/serve/`.
 
-Lines: level, time, component, component id, then request id, route and application when known, then
+Lines: level, time, component, component id, then request id, ids of trace and span, route and application when known, then
 `file:line - message`.
 """
 
@@ -16,6 +16,7 @@ from typing import Any
 from servd.ground.names import in_file_name, on_one_line, without_controls
 from servd.ground.quick_dataclass import dataclass
 from servd.ground.settings import is_on, variable
+from servd.observability.access_log import trace_words
 from servd.observability.application_lines import ApplicationLines, PrintedLines
 from servd.observability.described import report_of, text_of
 from servd.observability.log_file import LogFile
@@ -38,8 +39,11 @@ LOGGER_NAMES = ("servd", "ray.serve")
 
 _OWN_PREFIXES = tuple(f"{name}." for name in LOGGER_NAMES)
 
-RequestFields = Callable[[], tuple[str, str, str]]
-"""Gives request id, route and application of the running request, each "" when unknown."""
+Fields = tuple[str, str, str, str, str]
+RequestFields = Callable[[], Fields]
+"""Gives request id, ids of trace and span, route and application of the running request, each "" when unknown."""
+
+_NO_FIELDS: Fields = ("", "", "", "", "")
 
 _own_levels: dict[str, int] = {}
 """Level that was set here, by logger ("" is the root); a logger that has another one got it from the user."""
@@ -321,10 +325,12 @@ class LineFormatter(logging.Formatter):
         trace = self.formatException(record.exc_info) if record.exc_info else record.exc_text
         parts = (record.getMessage(), trace, record.stack_info)
         message = "\n".join(_bounded(part.rstrip("\n")) for part in parts if part)
-        request = self._request_fields() if self._request_fields else ("", "", "")
+        request = self._request_fields() if self._request_fields else _NO_FIELDS
         if self.is_json:
             return self._json(record, message, request)
-        known = on_one_line(" ".join(filter(None, (self._component, self._component_id, *request))))
+        place_in_trace = trace_words(request[1], request[2]) if request[1] else ""
+        about = (self._component, self._component_id, request[0], place_in_trace, *request[3:])
+        known = on_one_line(" ".join(filter(None, about)))
         place = f"{record.filename}:{record.lineno}" if record.lineno else record.filename
         level = on_one_line(record.levelname)
         further = "".join(f" {name}={on_one_line(_bounded(text_of(value)))}" for name, value in self._further(record))
@@ -337,15 +343,17 @@ class LineFormatter(logging.Formatter):
         """The whole traceback; whatever the exception's class does, the line is written."""
         return "".join(report_of(ei[1]).format()).rstrip() if ei[1] is not None else ""
 
-    def _json(self, record: logging.LogRecord, message: str, request: tuple[str, str, str]) -> str:
+    def _json(self, record: logging.LogRecord, message: str, request: Fields) -> str:
         fields = {
             "levelname": record.levelname,
             "asctime": self.formatTime(record),
             "component_name": self._component,
             "component_id": self._component_id,
             "request_id": request[0],
-            "route": request[1],
-            "application": request[2],
+            "trace_id": request[1],
+            "span_id": request[2],
+            "route": request[3],
+            "application": request[4],
             "filename": record.filename,
             "lineno": record.lineno or "",
             "message": message,

@@ -525,7 +525,8 @@ async function showError(id) {
   await show("Error", async () => {
     const found = await read(`/api/servd/v1/errors/${part(id)}`);
     const requests = found.request_ids.map((request) =>
-      el("button", { type: "button", onclick: () => showLogsOfRequest(request), "aria-label": `Logs of request ${request}` }, request));
+      el("button", { type: "button", onclick: () => showLogsOfRequest(request), "aria-label": `Logs of request ${request}` },
+        found.trace_ids[request] ? `${request}, trace ${found.trace_ids[request]}` : request));
     return [
       el("p", {}, `${found.message || found.type}`),
       el("p", { class: "dim" }, `${found.application}/${found.deployment}${found.method ? `, ${found.method}` : ""}${found.route ? `, ${found.route}` : ""}: ${found.count} times, last ${moment(found.last_at)}, first ${moment(found.first_at)}`),

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from servd.observability.trace_context import TRACEPARENT, trace_in, with_trace
 from servd.proxy.app_queue import AppQueue
 from servd.proxy.forwarded_call import ForwardedCall, NotedSend, Send
 from servd.proxy.forwarded_for import NOTHING_SAID, Said, joined, scheme_for, with_host
@@ -30,6 +31,11 @@ class AsgiForm:
         path, headers = scope["raw_path"], dict(scope["headers"])
         request_id = forwarder.request_id(headers.get(b"x-request-id"))
         target = forwarder.resolve(path)
+        traced, begins = None, forwarder.traces.begins()
+        if begins or TRACEPARENT in headers:
+            about = (request_id, trace_in(scope["headers"]), scope.get("method", "WEBSOCKET"), target)
+            traced = forwarder.traced(*about, began=forwarder.journal.now(), begins=begins)
+            request_id = request_id if traced is None else traced
         if target is None:
             asked = {**scope, "client": self._said(scope).client or scope["client"]}
             noted = self.noted(forwarder, asked, forwarder.labels_of_unrouted(path), request_id, send)
@@ -37,6 +43,7 @@ class AsgiForm:
                 await self.answer(noted, forwarder.answer_unrouted(path, scope["query_string"]))
             return
         call = ForwardedCall(self._loop, forwarder.journal.now, scope, target, share)
+        call.traced = traced
         call.model_id = headers.get(b"serve_multiplexed_model_id", b"").decode("latin-1")
         limit_s = forwarder.time_limit(target, headers.get(b"x-request-timeout-seconds"))
         if limit_s is not None:
@@ -60,6 +67,8 @@ class AsgiForm:
             self._forwarder.table.root_path,
         )
         headers = with_host(headers, said.host)
+        if call.traced is not None:
+            headers = with_trace(headers, call.traced.trace)
         method = scope.get("method", "GET")
         query = scope["query_string"]
         return (method, scope["raw_path"], query, headers, body, request_id.decode(), call.target.prefix, source)

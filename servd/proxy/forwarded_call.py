@@ -9,12 +9,24 @@ from typing import Any
 from servd.calls.affinity import affinity_of_http
 from servd.calls.outgoing import Outgoing
 from servd.calls.routing_rules import Rule
+from servd.calls.traced import note_wait
 from servd.observability.access_log import Labels
+from servd.observability.head_traces import TracedId
 from servd.proxy.body_stream import BodyStream
-from servd.proxy.forwarder import CLIENT_GONE, Forwarder, Target
+from servd.proxy.forwarder import CLIENT_GONE, Forwarder, Target, id_headers
 from servd.proxy.http1_rules import outlives_client
 from servd.proxy.limits import Share
-from servd.wire.records import CREDIT_BYTES, FIRST_CREDIT, FRAME_BYTES, HTTP, NARROW, NARROW_BYTES, WEBSOCKET, Outbox
+from servd.wire.records import (
+    CREDIT_BYTES,
+    FIRST_CREDIT,
+    FRAME_BYTES,
+    HTTP,
+    NARROW,
+    NARROW_BYTES,
+    TRACED,
+    WEBSOCKET,
+    Outbox,
+)
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
@@ -50,6 +62,7 @@ class ForwardedCall(Outgoing):
         "stream",
         "subprotocols",
         "target",
+        "traced",
     )
 
     def __init__(
@@ -77,6 +90,8 @@ class ForwardedCall(Outgoing):
         self._taken_bytes = 0
         self.peer = None
         self.model_id = ""
+        self.traced: TracedId | None = None
+        self.waits_since = 0.0
         self.is_idempotent = False
         self.stream: BodyStream | None = None
         self.deadline: float | None = None
@@ -99,6 +114,9 @@ class ForwardedCall(Outgoing):
         self._is_narrow = size > 0
         self._window_bytes = FIRST_CREDIT[size]
         flags |= size
+        if self.traced is not None:
+            flags |= TRACED
+            note_wait(self, self.traced.span)
         left = None if self.deadline is None else max(0.0, self.deadline - self._loop.time())
         return (HTTP, call_id, flags | self._flags, *tail, (left, self.model_id, self.subprotocols))
 
@@ -246,5 +264,5 @@ def response_headers(block: bytes, request_id: bytes | None) -> list[tuple[bytes
     """Header pairs of a header block, with those that the proxy adds."""
     pairs = [line.partition(b": ")[::2] for line in block.split(b"\r\n") if line]
     if request_id is not None:
-        pairs += [(b"server", b"servd"), (b"x-request-id", request_id)]
+        pairs += [(b"server", b"servd"), *id_headers(request_id)]
     return pairs

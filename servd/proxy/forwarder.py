@@ -14,7 +14,10 @@ from servd.exceptions import BackPressureError, RequestError
 from servd.ground.clock import Clock, SystemClock
 from servd.ground.settings import DEFAULT_FORWARDED_ALLOW_IPS
 from servd.observability.access_log import Labels
+from servd.observability.head_traces import RESPONSE, HeadTraces, TracedId
 from servd.observability.journal import NOWHERE, Journal
+from servd.observability.spans import Spans
+from servd.observability.trace_context import TraceContext
 from servd.proxy.forwarded_for import TrustedProxies
 from servd.proxy.limits import Limits
 from servd.proxy.probes import TEXT, Answer, answer_unrouted, is_probe
@@ -30,6 +33,8 @@ _ID_DIGITS = 32
 _IDS_AT_ONCE = 512
 _MAX_REMEMBERED = 2048
 _MAX_REMEMBERED_PATH_BYTES = 256
+
+METHODS = {name.encode(): name for name in ("GET", "POST", "PUT", "HEAD", "DELETE", "OPTIONS", "PATCH")}
 
 STATUS_LINES = {status.value: b"HTTP/1.1 %d %s\r\n" % (status.value, status.phrase.encode()) for status in HTTPStatus}
 
@@ -69,6 +74,7 @@ class Forwarder:
         tail: `server` and `date` header lines of a response of this second.
         journal: where requests are noted.
         trusted: proxies in front whose word about a client counts.
+        traces: of requests that are part of one. spans: what records them, None for nobody.
     """
 
     def __init__(
@@ -79,6 +85,7 @@ class Forwarder:
         clock: Clock | None = None,
         journal: Journal | None = None,
         trusted: TrustedProxies | None = None,
+        spans: Spans | None = None,
     ) -> None:
         self.caller = caller
         self.trusted = trusted or TrustedProxies(DEFAULT_FORWARDED_ALLOW_IPS, believes_host=False)
@@ -89,6 +96,7 @@ class Forwarder:
         self._labels: dict[Labels, Labels] = {}
         self._clock = clock or SystemClock()
         self.journal = journal or Journal(caller.loop, counts=False, clock=self._clock)
+        self.traces = HeadTraces(self.journal, spans)
         self._ids = b""
         self._next_id = 0
         self.tail = b""
@@ -192,6 +200,24 @@ class Forwarder:
         # version 4, variant 8
         return b"%b-%b-4%b-8%b-%b" % (digits[:8], digits[8:12], digits[13:16], digits[17:20], digits[20:])
 
+    def traced(
+        self,
+        request_id: bytes,
+        parent: TraceContext | None,
+        method: str,
+        target: Target | None,
+        *,
+        began: float,
+        begins: bool,
+    ) -> TracedId | None:
+        """The id of a request of HTTP that is part of a trace; None for others. Arguments as of `HeadTraces.taken_in`."""
+        route = None if target is None else target.prefix
+        # other methods are whatever clients make up
+        shown = method if method in METHODS.values() or method == "WEBSOCKET" else "HTTP"
+        about = {"http.request.method": shown if shown != "WEBSOCKET" else "GET", "http.route": route}
+        name = shown if route is None else f"{shown} {route}"
+        return self.traces.taken_in(request_id, parent, name, about, began=began, begins=begins)
+
     def time_limit(self, target: Target, header: bytes | None) -> float | None:
         """Seconds that a request may take in all, None = no limit: the least of deployment, header and environment."""
         try:
@@ -201,6 +227,14 @@ class Forwarder:
         if not 0 < asked < math.inf:
             return target.limit_s
         return asked if target.limit_s is None else min(asked, target.limit_s)
+
+
+def id_headers(request_id: bytes) -> list[tuple[bytes, bytes]]:
+    """What answers say of their request: its id, and where in which trace it is if it is part of one."""
+    pairs = [(b"x-request-id", bytes(request_id))]
+    if type(request_id) is TracedId:
+        pairs.append((RESPONSE, request_id.response))
+    return pairs
 
 
 def answer_failure(error: Exception) -> Answer:

@@ -7,8 +7,8 @@ import httptools
 
 from servd.calls.request_router import IDEMPOTENT_METHODS
 from servd.proxy.body_stream import BodyStream
-from servd.proxy.forwarder import CLIENT_GONE
-from servd.proxy.http1_order import METHODS, NOTHING, HttpOrder
+from servd.proxy.forwarder import CLIENT_GONE, METHODS
+from servd.proxy.http1_order import NOTHING, HttpOrder
 from servd.proxy.http1_rules import (
     FRAME_BYTES_PER_BYTE,
     FRAME_ROOM,

@@ -3,6 +3,7 @@
 import asyncio
 
 from servd.calls.outgoing import Outgoing
+from servd.observability.head_traces import RESPONSE, TracedId
 from servd.observability.journal import NOWHERE
 from servd.proxy.body_stream import BodyStream
 from servd.proxy.forwarder import CLIENT_GONE, answer_failure, answer_timeout, status_line
@@ -272,6 +273,8 @@ class HttpAnswering(asyncio.Protocol, Outgoing):
         elif self._is_http10:
             line = _KEEP
         rid = self._request_id
+        if type(rid) is TracedId:
+            line += b"%b: %b\r\n" % (RESPONSE, rid.response)
         return b"".join((status_line(status), block, self._forwarder.tail, line, b"x-request-id: ", rid, b"\r\n\r\n"))
 
     def _write_unusual(self, status: int, block: bytes, body: bytes) -> int:

@@ -6,21 +6,23 @@ from typing import Any
 from servd.calls.affinity import affinity_of_http
 from servd.calls.request_router import IDEMPOTENT_METHODS
 from servd.calls.routing_rules import Rule
+from servd.calls.traced import note_wait
+from servd.observability.head_traces import BEGINS, SAID, TracedId
 from servd.observability.journal import NOWHERE
+from servd.observability.trace_context import TRACEPARENT, TRACESTATE, read_trace, with_trace
 from servd.proxy.client_host import Silence, is_left, is_reset
 from servd.proxy.forwarded_for import HEADERS, NOTHING_SAID, Said, scheme_for, with_host
-from servd.proxy.forwarder import Target, answer_failure
+from servd.proxy.forwarder import METHODS, Target, answer_failure
 from servd.proxy.http1_lending import HttpLending
 from servd.proxy.http1_rules import outlives_client, unusual_target
 from servd.proxy.limits import WHOLE_BODY_BYTES
 from servd.proxy.listener import Listener
 from servd.proxy.probes import TEXT, Answer
-from servd.wire.records import FRAME_BYTES, HTTP, LENT_BODY, STREAMED_BODY, Outbox, origin
+from servd.wire.records import FRAME_BYTES, HTTP, LENT_BODY, STREAMED_BODY, TRACED, Outbox, origin
 
 NOTHING: dict[bytes, bytes] = {}
 """Stands for "no special headers": never changed."""
 
-METHODS = {name.encode(): name for name in ("GET", "POST", "PUT", "HEAD", "DELETE", "OPTIONS", "PATCH")}
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _PROCESSING = b"HTTP/1.1 102 Processing\r\n\r\n"
 _TOO_SLOW = 408, "the request's body took too long"
@@ -43,6 +45,7 @@ class HttpOrder(HttpLending):
         "_is_read_paused",
         "_is_streaming",
         "_is_usual",
+        "_is_watched",
         "_origin",
         "_owes_continue",
         "_silence",
@@ -63,6 +66,8 @@ class HttpOrder(HttpLending):
         self._is_streaming = False
         self._owes_continue = False
         self._is_half_closed = False
+        # whether somebody wants to know when requests are sent
+        self._is_watched = self._is_timed
         self._silence = Silence(listener.forwarder.limits.keep_alive)
         self._origin = b""
 
@@ -84,8 +89,11 @@ class HttpOrder(HttpLending):
         if self._timer is not None:
             left = max(0.0, self._timer.when() - self._loop.time())
             tail = (*tail[:8], (left, self.model_id, ()))
-        if self._is_timed:
+        if self._is_watched:
             self._sent_at = self._now()
+            if type(self._request_id) is TracedId:
+                flags |= TRACED
+                note_wait(self, self._request_id.span)
         return (HTTP, call_id, flags | self._lends, *tail)
 
     def affinity(self, rule: Rule) -> str:
@@ -138,6 +146,9 @@ class HttpOrder(HttpLending):
             self.model_id = special.get(b"serve_multiplexed_model_id", b"").decode("latin-1")
             if self.model_id:
                 extra = (None, self.model_id, ())
+        if special is not NOTHING and not SAID.isdisjoint(special):
+            headers = self._trace(special, headers, target)
+            request_id = self._request_id
         if target is None:
             if said is not None and said.client:
                 self._client_ip = str(said.client[0])
@@ -156,6 +167,20 @@ class HttpOrder(HttpLending):
             source, headers = self._make_origin("1.0" if is_http10 else "1.1", said), with_host(headers, said.host)
         self._tail = (name, path, query, headers, body, request_id.decode(), target.prefix, source, extra)
         forwarder.caller.submit(self, target.router)
+
+    def _trace(
+        self, special: dict[bytes, bytes], headers: list[tuple[bytes, bytes]], target: Target | None
+    ) -> list[tuple[bytes, bytes]]:
+        """The request may be part of a trace: then its id knows, and its headers say what is above its handler."""
+        parent = read_trace(special.get(TRACEPARENT, b""), special.get(TRACESTATE, b""))
+        about = (self._request_id, parent, self._method, target)
+        traced = self._forwarder.traced(*about, began=self._began, begins=BEGINS in special)
+        if traced is None:
+            return headers
+        self._request_id = traced
+        self._is_watched, self.is_plain = True, False
+        self.waits_since = 0.0
+        return with_trace(headers, traced.trace)
 
     @property
     def _must_wait(self) -> bool:

@@ -16,6 +16,8 @@ SPECIAL = forwarded_for.HEADERS | {
     b"content-length",
     b"expect",
     b"serve_multiplexed_model_id",
+    b"traceparent",
+    b"tracestate",
     b"transfer-encoding",
     b"upgrade",
     b"x-request-id",

@@ -1,6 +1,7 @@
 """The proxy process: its listening socket, its line to the controller, its end."""
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
@@ -18,8 +19,9 @@ from servd.ground import event_loop, process
 from servd.ground.edition import own_edition
 from servd.ground.pidfd import start_ticks
 from servd.ground.settings import control_socket
-from servd.observability import logs
+from servd.observability import logs, spans
 from servd.observability.access_log import AccessLog, place_of
+from servd.observability.head_traces import BEGINS
 from servd.observability.journal import Journal
 from servd.observability.measures import LoopLag, family, grpc_families, http_families
 from servd.proxy.door import Door
@@ -91,7 +93,9 @@ class Proxy:
         self._lag = LoopLag(self._journal.now)
         trusted = TrustedProxies(start.forwarded_allow_ips, believes_host=start.believes_forwarded_host)
         limits = replace(Limits.from_environment(), unused_s=start.keep_alive_timeout_s)
-        self._forwarder = Forwarder(self._caller, start.root_path, limits, journal=self._journal, trusted=trusted)
+        recorder = spans.begin("proxy", start.proxy_id, {})
+        self._forwarder = Forwarder(self._caller, start.root_path, limits, None, self._journal, trusted, recorder)
+        self._connection = SamplingConnection if self._forwarder.traces.can_begin else HttpConnection
         self._lane = LateLane(self._forwarder)
         self._grpc = LateGrpc(start, self._forwarder)
         self._listener = Listener(self._forwarder, self._lane.hand_over, lambda: self._lane.connections)
@@ -148,8 +152,16 @@ class Proxy:
             await asyncio.sleep(_LOOK_S)
         await ending
         self._lane.close()
+        self._journal.settle()
+        await self._send_spans()
         self._send_metrics(0)
         logger.info("proxy_drained connections=%d", self._connections)
+
+    async def _send_spans(self) -> None:
+        if spans.installed() is not None:
+            # without a thread to spare they are lost
+            with contextlib.suppress(RuntimeError):
+                await asyncio.to_thread(spans.end)
 
     @property
     def _connections(self) -> int:
@@ -246,7 +258,7 @@ class Proxy:
     async def _open_doors(self) -> None:
         while (missing := self._slots - self._doors.keys()) and self._drain_s is None:
             slot, sock = min(missing), self._socks[min(missing)]
-            door = self._doors[slot] = Door(self._loop, sock, self._serve, lambda: HttpConnection(self._listener))
+            door = self._doors[slot] = Door(self._loop, sock, self._serve, lambda: self._connection(self._listener))
             await door.open()
             if door.has_opened:
                 logger.info("proxy_listening host=%s port=%d slot=%d", self._start.host, self._start.port, slot)
@@ -287,6 +299,18 @@ class Proxy:
                 door.turn()
             if self._caller.queued() != self._queued:
                 self._report_queues()
+
+
+class SamplingConnection(HttpConnection):
+    """Lets some requests begin a trace: here, so that in a proxy where none may do that no request is asked."""
+
+    __slots__ = ()
+
+    def on_headers_complete(self) -> None:
+        if self._forwarder.traces.begins():
+            self._special = {**self._special, BEGINS: b""}
+            self._is_usual = False
+        super().on_headers_complete()
 
 
 def _nothing(_: tuple[str, ...]) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 from servd.proxy.app_queue import AppQueue
 from servd.proxy.asgi_form import AsgiForm
 from servd.proxy.forwarded_call import ForwardedCall, NotedSend, response_headers
-from servd.proxy.forwarder import CLIENT_GONE, Forwarder, answer_failure, answer_timeout
+from servd.proxy.forwarder import CLIENT_GONE, Forwarder, answer_failure, answer_timeout, id_headers
 from servd.proxy.probes import Answer
 from servd.wire.http_answers import framing
 from servd.wire.records import EVENT_COST_BYTES, WEBSOCKET
@@ -173,10 +173,10 @@ async def _read(queue: AppQueue, call: ForwardedCall, credit: _Credit) -> None:
 def _for_client(message: dict[str, Any], request_id: bytes) -> dict[str, Any]:
     if message["type"] == "websocket.accept":
         headers = [tuple(pair) for pair in message.get("headers", ())]
-        return {**message, "headers": [*headers, (b"x-request-id", request_id)]}
+        return {**message, "headers": [*headers, *id_headers(request_id)]}
     if message["type"] == "websocket.http.response.start":
         headers = [tuple(pair) for pair in message.get("headers", ())]
-        return {**message, "headers": [*headers, (b"x-request-id", request_id), _CLOSE]}
+        return {**message, "headers": [*headers, *id_headers(request_id), _CLOSE]}
     return message
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from servd.calls.request_context import RequestContext
@@ -24,6 +25,10 @@ class Work(Protocol):
 
     def add_credit(self, size: int) -> None:
         """The caller took `size` bytes of the answer."""
+        ...
+
+    def disconnect(self) -> None:
+        """The caller is gone, and the handler is about to be cancelled."""
         ...
 
     def let_go(self) -> None:
@@ -102,6 +107,22 @@ class CallerPeer(Peer):
     def ongoing_after(self) -> int:
         """Requests that run when the one that ends now is not counted."""
         return self.admission.running - 1
+
+    def cancel(self, call_id: int, work: Work, take_back_calls: Callable[[RequestContext], None] | None) -> None:
+        """The caller took a request back. take_back_calls: ends the calls that it has made; None: it goes on to its end."""
+        del self.open[call_id]
+        if work.task is None:
+            return
+        if take_back_calls is None:
+            work.let_go()
+            return
+        work.disconnect()
+        # a task cancelled before its first step would never come to its `finally`: it looks for itself then
+        if work.has_started:
+            # whatever the handler makes of its cancellation, the calls that it has made end now
+            work.context.cancellations += 1
+            take_back_calls(work.context)
+            work.task.cancel()
 
     def finish_exchange(self, call_id: int, record: tuple[Any, ...]) -> None:
         """Send the last record of a call."""

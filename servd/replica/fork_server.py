@@ -28,7 +28,7 @@ from servd.ground.ids import DeploymentID
 from servd.ground.pidfd import start_ticks
 from servd.ground.quick_dataclass import dataclass
 from servd.ground.settings import FORK_SERVER_FILE, fork_server_socket, is_private_dir
-from servd.observability import logs
+from servd.observability import logs, spans
 from servd.replica.code.environment import apply_environment
 from servd.replica.policies.desk import PolicyDesk
 from servd.wire.allocator import keep_freed_memory
@@ -72,7 +72,7 @@ def serve(order: BuildOrder, lifetime: Connection) -> None:
         order.fork_server_id,
         order.log_dir,
         FORK_SERVER_FILE,
-        request_fields=lambda: ("", "", order.app),
+        request_fields=lambda: ("", "", "", "", order.app),
         runs_application=True,
     )
     path = _path_of(order)
@@ -82,6 +82,7 @@ def serve(order: BuildOrder, lifetime: Connection) -> None:
     try:
         listener = _listen(path)
         result, built, preloaded = build(order)
+        spans.preload()
         ForkServer(order, listener, lifetime.fileno(), result, built, preloaded).run()
         code = 0
     # the last place that can tell what went wrong

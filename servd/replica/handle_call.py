@@ -83,6 +83,10 @@ class HandleCall:
         if self._credit > 0:
             self._wake_writer()
 
+    def disconnect(self) -> None:
+        """As `let_go`: no cancellation reaches a thread that waits for the next message."""
+        self.let_go()
+
     def let_go(self) -> None:
         """The caller is gone, and the method shall complete all the same: what it yields is dropped."""
         self._is_unheard = True

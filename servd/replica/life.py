@@ -1,6 +1,7 @@
 """The life of one replica on its main thread: start, serve, reconfigure, drain."""
 
 import asyncio
+import contextlib
 import json
 import logging
 import signal
@@ -10,19 +11,20 @@ from typing import Any
 
 from servd.app.built import BuiltApplication
 from servd.app.deployment import ASGI_ATTRIBUTE
+from servd.calls import traced
 from servd.calls.caller import Caller
 from servd.calls.failure_log import Failures
 from servd.calls.failures import tell
 from servd.calls.process import install_process
 from servd.calls.replica_context import ProcessIds, ReplicaContext, set_replica_context
-from servd.calls.request_context import RequestContext, current_request
+from servd.calls.request_context import NO_REQUEST, RequestContext, current_request
 from servd.exceptions import DeployError, HostLimitError, TransportError
 from servd.ground import descendants
 from servd.ground.clock import SystemClock
 from servd.ground.ids import DeploymentID, ReplicaID, ReplicaRank, node_id_of
 from servd.ground.process import LIFETIME_DRAIN_S
 from servd.ground.states import ReplicaPhase
-from servd.observability import logs
+from servd.observability import logs, spans
 from servd.observability.access_log import AccessLog
 from servd.observability.error_groups import ErrorGroups
 from servd.observability.figures import counted
@@ -159,6 +161,7 @@ class Replica:
         start = self._start
         descendants.hide_own_sockets()
         built = self._load()
+        recorder = begin_spans(start)
         deployment = built.deployments[start.deployment]
         logs.revive()
         context = ReplicaContext(
@@ -191,6 +194,9 @@ class Replica:
             starting.end()
         self._starting = "check_health"
         await self._warden.first_check(user.health_check)
+        if recorder is not None:
+            recorder.serve_application(_in_request)
+        traced.engage_where_application_traces()
         target = deployment.func_or_class
         self._needs_threads = not hasattr(target, ASGI_ATTRIBUTE) and needs_thread(target)
         self._server = ReplicaServer(
@@ -222,12 +228,19 @@ class Replica:
         except TimeoutError:
             logger.warning("drain_cut_off ongoing=%d", self.ongoing)
         self._journal.settle()
+        await self._send_spans()
         self._warden.send_metrics()
         self._server.close(_LINGER_S)
         self._caller.close()
         sockets.finish()
         remove_files(self._start.address)
         self._warden.flush()
+
+    async def _send_spans(self) -> None:
+        if spans.installed() is not None:
+            # without a thread to spare they are lost
+            with contextlib.suppress(RuntimeError):
+                await asyncio.to_thread(spans.end)
 
     # --- what the warden asks and tells -----------------------------------------------------------------------------
 
@@ -362,6 +375,16 @@ class Replica:
             self._warden.report(phase=ReplicaPhase.FAILED, error=user_traceback(error))
         else:
             self._updating = None
+
+
+def begin_spans(start: ReplicaStart) -> spans.Spans | None:
+    """Record the spans of a replica, if that is wanted; its environment may have a word in it."""
+    about = {"servd.application": start.app, "servd.deployment": start.deployment, "servd.replica": start.replica_id}
+    return spans.begin(start.deployment, start.replica_id, about)
+
+
+def _in_request() -> bool:
+    return current_request.get() is not NO_REQUEST
 
 
 def _parsed(user_config: str) -> Any:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from servd.app.built import BuiltApplication
+from servd.calls import traced
 from servd.calls.failures import tell
 from servd.calls.request_context import current_request
 from servd.exceptions import DeployError
@@ -122,6 +123,6 @@ def leave(code: int) -> NoReturn:
     descendants.leave(code)
 
 
-def _request_fields() -> tuple[str, str, str]:
+def _request_fields() -> logs.Fields:
     request = current_request.get()
-    return request.request_id, request.route, request.app_name
+    return request.request_id, *traced.ids(), request.route, request.app_name

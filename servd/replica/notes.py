@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from servd.calls.request_context import RequestContext, current_request
+from servd.observability.head_traces import traced_id
 from servd.observability.journal import Journal, Note
 
 _Noted = tuple[RequestContext, str, bool, float, float]
@@ -31,7 +32,7 @@ def read_notes(batch: list[Any]) -> list[Note]:
             "OK" if succeeded else "ERROR",
             began,
             ended,
-            context.request_id.encode(),
+            context.request_id.encode() if context.trace is None else traced_id(context.request_id, context.trace),
             b"",
             0,
             "",

@@ -1,10 +1,12 @@
 """Serves requests inside a replica: takes records from callers, runs the user's code, answers."""
 
 import asyncio
+import contextvars
 from asyncio import Task
 from collections.abc import Callable
 from typing import Any
 
+from servd.calls import traced
 from servd.calls.failures import ClientGoneError, tell
 from servd.calls.pickling import dump_exception, dumps, loads
 from servd.calls.request_context import RequestContext, current_request
@@ -12,8 +14,9 @@ from servd.calls.route_table import decoded_path
 from servd.exceptions import ProtocolError
 from servd.ground.ids import random_uuid
 from servd.ground.remembered import Remembered
+from servd.observability.trace_context import trace_in, unpacked
 from servd.replica.admission import Admission
-from servd.replica.caller_peer import CallerPeer, Work
+from servd.replica.caller_peer import CallerPeer
 from servd.replica.exchange import HttpExchange
 from servd.replica.grpc.exchange import GrpcExchange
 from servd.replica.grpc.service import GrpcService
@@ -41,6 +44,7 @@ from servd.wire.records import (
     OFFER,
     STREAM,
     STREAMED_BODY,
+    TRACED,
     WANT,
     WEBSOCKET,
     bodies_of,
@@ -212,7 +216,7 @@ class ReplicaServer:
         work = peer.open.get(record[1])
         if kind == CANCEL:
             if work is not None:
-                self._cancel(peer, record[1], work)
+                peer.cancel(record[1], work, self._take_back)
         elif kind == CREDIT:
             if work is not None:
                 work.add_credit(record[2])
@@ -249,14 +253,18 @@ class ReplicaServer:
         context = RequestContext(request_id, route, self._app, "", None, 0, self._own)
         exchange = HttpExchange(peer, call_id, scope, context, body)
         exchange.may_ask = bool(flags & LENDS)
+        variables = None
         if flags & ~LENDS or extra is not None or type(body) is int:
-            self._add_rest(peer, exchange, flags, extra, frames)
+            variables = self._add_rest(peer, exchange, flags, extra, frames)
         peer.open[call_id] = exchange
         peer.newest = call_id
         # `create_task` would make up a name first, which costs a sixth of the task
-        exchange.task = Task(self._serve(peer, call_id, exchange), loop=self._loop, name=request_id)
+        exchange.task = Task(self._serve(peer, call_id, exchange), loop=self._loop, name=request_id, context=variables)
 
-    def _add_rest(self, peer: CallerPeer, exchange: HttpExchange, flags: int, extra: Any, frames: list[Any]) -> None:
+    def _add_rest(
+        self, peer: CallerPeer, exchange: HttpExchange, flags: int, extra: Any, frames: list[Any]
+    ) -> contextvars.Context | None:
+        """What most requests do not have. Gives the variables of the task that serves it, None for a copy of the current ones."""
         context, scope = exchange.context, exchange.scope
         # applications and their parsers take bytes, not views
         exchange.body = bytes(body_of(exchange.body, frames))
@@ -271,6 +279,11 @@ class ReplicaServer:
         if flags & (STREAMED_BODY | WEBSOCKET):
             exchange.expect_events(bool(flags & LENT_BODY))
         peer.note_body(flags, len(exchange.body), self._limit)
+        if flags & TRACED and (trace := trace_in(scope["headers"])) is not None:
+            about = {"http.request.method": scope.get("method"), "http.route": context.route}
+            exchange.context, variables = traced.begun(context, trace, "__call__", about)
+            return variables
+        return None
 
     def _on_call(self, peer: CallerPeer, record: tuple[Any, ...], frames: list[Any]) -> None:
         _, call_id, flags, method, parts, about = record
@@ -282,9 +295,12 @@ class ReplicaServer:
         deadline = None if left is None else self._loop.time() + left
         context = RequestContext(request_id, route, app, model_id, deadline, depth + 1, (*ancestors, self._replica_id))
         call = HandleCall(peer, call_id, method, bodies_of(parts, frames), bool(flags & STREAM), context)
+        variables = None
+        if flags & TRACED and (trace := unpacked(call.parts.pop())) is not None:
+            call.context, variables = traced.begun(context, trace, method, {})
         peer.open[call_id] = call
         peer.newest = call_id
-        call.task = Task(self._answer(peer, call_id, call), loop=self._loop, name=request_id)
+        call.task = Task(self._answer(peer, call_id, call), loop=self._loop, name=request_id, context=variables)
 
     def _admit(self, peer: CallerPeer, record: tuple[Any, ...]) -> bool:
         """Whether there is a slot for a request, which has it then; the caller is told where there is none."""
@@ -370,29 +386,14 @@ class ReplicaServer:
         while (peer := self.admission.next_offer()) is not None:
             peer.send((OFFER, self.admission.running))
 
-    def _cancel(self, peer: CallerPeer, call_id: int, work: Work) -> None:
-        del peer.open[call_id]
-        if work.task is None:
-            return
-        if not self.cancel_on_disconnect:
-            work.let_go()
-            return
-        if isinstance(work, HttpExchange):
-            work.disconnect()
-        else:
-            # no cancellation reaches a thread that waits for the next message
-            work.let_go()
-        # a task cancelled before its first step would never come to its `finally`: it looks for itself then
-        if work.has_started:
-            # whatever the handler makes of its cancellation, the calls that it has made end now
-            work.context.cancellations += 1
-            self.take_back_calls(work.context)
-            work.task.cancel()
+    @property
+    def _take_back(self) -> Callable[[RequestContext], None] | None:
+        return self.take_back_calls if self.cancel_on_disconnect else None
 
     def _on_gone(self, peer: Peer) -> None:
         assert isinstance(peer, CallerPeer)
         for call_id, work in list(peer.open.items()):
-            self._cancel(peer, call_id, work)
+            peer.cancel(call_id, work, self._take_back)
         peer.door.leave(peer.key)
         self.admission.forget(peer)
         if self._began is not None:

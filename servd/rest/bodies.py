@@ -277,4 +277,5 @@ def error_entry(kept: KeptError) -> shapes.ErrorEntry:
         "first_at": group.first_at,
         "last_at": group.last_at,
         "request_ids": [request_id for _, request_id in reversed(group.requests)],
+        "trace_ids": dict(group.trace_ids),
     }

@@ -237,7 +237,10 @@ class Revision(RevisionHead):
 
 
 class ErrorEntry(TypedDict):
-    """Errors of one type and place; first_at, last_at: wall time, seconds. request_ids: the last ten, newest first."""
+    """Errors of one type and place; first_at, last_at: wall time, seconds. request_ids: the last ten, newest first.
+
+    trace_ids: by the ids of those requests that are part of a trace.
+    """
 
     id: str
     application: str
@@ -251,6 +254,7 @@ class ErrorEntry(TypedDict):
     first_at: float
     last_at: float
     request_ids: list[str]
+    trace_ids: dict[str, str]
 
 
 class Errors(TypedDict):

@@ -76,7 +76,7 @@ def duration(ms: float) -> bytes:
 REPLICA_TIMING = b"server-timing: replica;dur="
 """Begin of the header line in which a replica says how long it took, in milliseconds, where that is asked for."""
 
-# flags of HTTP and CALL
+# flags of HTTP, CALL and GRPC; a receiver overlooks those that it does not know
 STREAMED_BODY = 1
 CLAIM = 2  # takes the offered slot
 WEBSOCKET = 4
@@ -91,6 +91,8 @@ FIRST_CREDIT = {0: CREDIT_BYTES, MEDIUM: MEDIUM_BYTES, NARROW: NARROW_BYTES}
 """What an answer may have outstanding at first, by these flags."""
 # with STREAMED_BODY: the record has the body's beginning, and the client's connection is lent to read the rest
 LENT_BODY = 256
+TRACED = 512
+"""Part of a trace: headers and metadata say of which, the last part of a handle call (`trace_context.packed`)."""
 
 _unpackb = msgpack.unpackb
 

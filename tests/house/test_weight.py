@@ -16,6 +16,7 @@ HEAVY = {
     "yaml",
     "prometheus_client",
     "grpc",
+    "opentelemetry",
 }
 
 

@@ -49,6 +49,11 @@ async def answer(exchange: HttpExchange) -> None:
         if scope["query_string"] == b"scope=host":
             told = [*told[:3], *(value.decode() for name, value in scope["headers"] if name == b"host")]
         exchange.finish(200, [], "|".join(told).encode())
+    elif what == "trace":
+        trace = exchange.context.trace
+        told = ["-", "-"] if trace is None else [trace.traceparent, trace.state]
+        sent = [value.decode() for name, value in scope["headers"] if name in (b"traceparent", b"tracestate")]
+        exchange.finish(200, [], "|".join([*told, *sent]).encode())
     elif what == "broken":
         await exchange.send({"type": "http.response.start", "status": 200, "headers": []})
         await exchange.send({"type": "http.response.body", "body": b"abc", "more_body": True})
@@ -202,6 +207,30 @@ async def test_probes(client: Client) -> None:
     assert (await send(client, "/root/-/routes")).json() == {"/app": "app_Echo"}
     assert (await send(client, "/root/-/routes?dialect=today")).json() == {"/app": "app"}
     assert (await send(client, "/root/%2D/health%7A")).text == "success"
+
+
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+OTHER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203332-00"
+
+
+async def test_a_trace_goes_on_to_the_handler(client: Client) -> None:
+    both = [("traceparent", TRACE), ("tracestate", "a=1"), ("tracestate", "b=2")]
+    found = await send(client, "/root/app/x?trace", headers=both)
+    assert found.text == f"{TRACE}|a=1,b=2|{TRACE}|a=1,b=2"
+    assert found.headers["traceresponse"] == TRACE
+    missed = await send(client, "/root/nowhere", headers=both[:1])
+    assert (missed.status_code, missed.headers["traceresponse"]) == (404, TRACE)
+    # what is no trace goes on as it came, and nobody makes anything of it
+    for headers in (
+        [("traceparent", TRACE[:-1])],
+        [("traceparent", TRACE), ("traceparent", OTHER)],
+        [("tracestate", "a=1")],
+    ):
+        found = await send(client, "/root/app/x?trace", headers=headers)
+        assert found.text == "|".join(["-", "-", *(value for _, value in headers)])
+        assert "traceresponse" not in found.headers
+    found = await send(client, "/root/app/x?trace")
+    assert (found.text, "traceresponse" in found.headers) == ("-|-", False)
 
 
 async def test_usual_headers_and_request_ids(client: Client) -> None:

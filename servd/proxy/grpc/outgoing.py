@@ -7,8 +7,10 @@ from typing import Any
 from servd.calls.affinity import affinity_of_grpc
 from servd.calls.outgoing import Outgoing
 from servd.calls.routing_rules import Rule
+from servd.calls.traced import note_wait
+from servd.observability.head_traces import TracedId
 from servd.wire.grpc_messages import Authentication, GrpcMethod
-from servd.wire.records import CREDIT_BYTES, GRPC, MESSAGE_COST_BYTES, STREAMED_BODY, Outbox
+from servd.wire.records import CREDIT_BYTES, GRPC, MESSAGE_COST_BYTES, STREAMED_BODY, TRACED, Outbox
 
 _GRANT_BYTES = CREDIT_BYTES // 4
 
@@ -23,6 +25,7 @@ class GrpcCall(Outgoing):
         client: as gRPC names it, `ipv4:127.0.0.1:1234`.
         deadline: loop's seconds, None = no limit.
         authentication: of the client's connection; None = it is plain.
+        traced: its id, if it is part of a trace.
 
     Attributes:
         messages: of the answer, not taken yet; `took` says when one was.
@@ -41,6 +44,7 @@ class GrpcCall(Outgoing):
         "_request_id",
         "_room",
         "_taken",
+        "_traced",
         "_waiter",
         "answer",
         "compression",
@@ -61,6 +65,7 @@ class GrpcCall(Outgoing):
         metadata: Metadata,
         deadline: float | None,
         authentication: Authentication | None = None,
+        traced: TracedId | None = None,
     ) -> None:
         self._loop = loop
         self._method = method
@@ -70,6 +75,8 @@ class GrpcCall(Outgoing):
         self._metadata = metadata
         self._authentication = authentication
         self.deadline = deadline
+        self._traced = traced
+        self.waits_since = 0.0
         self._credit = self._taken = 0
         self._waiter: asyncio.Future[None] | None = None
         self._room: asyncio.Future[None] | None = None
@@ -95,6 +102,9 @@ class GrpcCall(Outgoing):
         about = (left, self.model_id, self._client, self._metadata, self._authentication)
         if self._method.streams_in:
             flags |= STREAMED_BODY
+        if self._traced is not None:
+            flags |= TRACED
+            note_wait(self, self._traced.span)
         return (GRPC, call_id, flags, self._method.name, outbox.attach(self._message), self._request_id, about)
 
     def affinity(self, rule: Rule) -> str:

@@ -13,13 +13,17 @@ import grpc.aio
 from servd.calls.caller import Caller
 from servd.exceptions import BackPressureError, NoRouteError, RequestError
 from servd.observability.access_log import Labels
+from servd.observability.head_traces import RESPONSE, HeadTraces, TracedId
 from servd.observability.journal import Journal
+from servd.observability.trace_context import TRACEPARENT, TRACESTATE, trace_in, with_trace
 from servd.proxy.grpc.outgoing import GrpcCall, Metadata
 from servd.proxy.grpc.table import GrpcTable
 from servd.wire.grpc_codes import Code, pushback
 from servd.wire.grpc_messages import Authentication, GrpcMethod, GrpcRoute
 from servd.wire.http_answers import text_for_clients
 from servd.wire.records import read_answer_block
+
+_TRACE_KEYS = (TRACEPARENT.decode(), TRACESTATE.decode())
 
 CODES = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -34,6 +38,7 @@ class Forwarder(Protocol):
 
     caller: Caller
     journal: Journal
+    traces: HeadTraces
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -65,11 +70,30 @@ class Served:
         self._metadata: Metadata = tuple((key, value) for key, value in context.invocation_metadata() or ())
         self._said = dict(self._metadata)
         given = text_of(self._said.get("request_id")) or text_of(self._said.get("x-request-id"))
-        self._request_id = lane.forwarder.request_id(given.encode() if given else None).decode()
+        self._traced: TracedId | None = None
+        self._id = lane.forwarder.request_id(given.encode() if given else None)
+        self._request_id = self._id.decode()
+        self._trace()
         self._labels: Labels = (method.name, "", "")
         self._call: GrpcCall | None = None
         self._sent_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
+
+    def _trace(self) -> None:
+        """The call may be part of a trace: then its id knows, and its metadata say what is above its method."""
+        traces = self._lane.forwarder.traces
+        begins = traces.begins()
+        if not begins and TRACEPARENT.decode() not in self._said:
+            return
+        parent = trace_in((key.encode(), value.encode()) for key, value in self._metadata if isinstance(value, str))
+        name = self._method.name.removeprefix("/")
+        about = {"rpc.system": "grpc", "rpc.method": name}
+        traced = traces.taken_in(self._id, parent, name, about, began=self._began, begins=begins)
+        if traced is not None:
+            self._id = self._traced = traced
+            kept = [pair for pair in self._metadata if pair[0] not in _TRACE_KEYS]
+            pairs = with_trace((), traced.trace)
+            self._metadata = (*kept, *((key.decode(), value.decode()) for key, value in pairs))
 
     async def run(self, message: bytes, messages: AsyncIterator[bytes] | None) -> bytes:
         """Serve it to its end; gives the answer's message, b"" of a stream. messages: further ones of the request."""
@@ -78,6 +102,8 @@ class Served:
         try:
             code, details, trailing, answer = await self._served(message, messages)
             trailing = (*trailing, ("request_id", self._request_id))
+            if self._traced is not None:
+                trailing = (*trailing, (RESPONSE.decode(), self._traced.response.decode()))
             if code is not Code.OK:
                 await self._context.abort(CODES[code], details, trailing)
             if details:
@@ -135,6 +161,7 @@ class Served:
             metadata=self._metadata,
             deadline=loop.time() + whole_s if whole_s < math.inf else None,
             authentication=_authentication(context) if self._lane.is_secure else None,
+            traced=self._traced,
         )
         if own_s < math.inf:
             # the client's own limit is gRPC's business
@@ -197,7 +224,7 @@ class Served:
             about = (self._method.name.encode(), self._sent_bytes, client_host(self._context.peer()))
             replica_id = "" if peer is None else peer.replica_id
             key = (self._labels, "gRPC", code.name)
-            journal.note(key, self._began, self._request_id.encode(), *about, replica_id)
+            journal.note(key, self._began, self._id, *about, replica_id)
 
 
 def _authentication(context: Any) -> Authentication:

@@ -144,6 +144,10 @@ class GrpcExchange:
         if self._credit > 0:
             self._wake_writer()
 
+    def disconnect(self) -> None:
+        """As `let_go`: no cancellation reaches a thread that waits for the next message."""
+        self.let_go()
+
     def let_go(self) -> None:
         """The client is gone, and the method shall complete all the same: what it sends is dropped."""
         self.is_unheard = True

@@ -3,11 +3,12 @@
 import asyncio
 import inspect
 from asyncio import Task
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Protocol
 
 from servd.app.grpc_servicers import Codec
+from servd.calls import traced
 from servd.calls.failures import ClientGoneError, tell
 from servd.calls.grpc_services import REFLECT
 from servd.calls.request_context import RequestContext, current_request
@@ -15,12 +16,13 @@ from servd.exceptions import BackPressureError, DeploymentUnavailableError, RayS
 from servd.ground.settings import SHOW_TRACEBACKS, is_on
 from servd.grpc_util import RayServegRPCContext, code_of, gRPCInputStream
 from servd.observability.described import slot, text_of
+from servd.observability.trace_context import TraceContext, trace_in
 from servd.observability.tracebacks import user_traceback
 from servd.replica.grpc.exchange import GrpcExchange
 from servd.replica.grpc.reflection import reflected
 from servd.wire.grpc_codes import Code, pushback
 from servd.wire.http_answers import text_for_clients
-from servd.wire.records import STREAMED_BODY, body_of
+from servd.wire.records import STREAMED_BODY, TRACED, body_of
 
 _CONTEXT = "grpc_context"
 
@@ -91,7 +93,12 @@ class GrpcService:
         peer.newest = call_id
         if flags & STREAMED_BODY:
             exchange.expect_messages()
-        exchange.task = Task(self._serve(server, peer, exchange), loop=self._loop, name=request_id)
+        variables = None
+        if flags & TRACED and (trace := _trace_in(metadata)) is not None:
+            about = {"rpc.system": "grpc", "rpc.method": method}
+            exchange.context, variables = traced.begun(context, trace, method.rpartition("/")[2], about)
+        serving = self._serve(server, peer, exchange)
+        exchange.task = Task(serving, loop=self._loop, name=request_id, context=variables)
 
     async def _serve(self, server: Server, peer: Any, exchange: GrpcExchange) -> None:
         exchange.has_started = True
@@ -190,6 +197,10 @@ class _Requests(gRPCInputStream):
     async def _received(exchange: GrpcExchange, codec: Codec) -> AsyncIterator[Any]:
         while (message := await exchange.receive()) is not None:
             yield _read(codec, message)
+
+
+def _trace_in(metadata: Sequence[tuple[str, str | bytes]]) -> TraceContext | None:
+    return trace_in((key.encode(), value.encode()) for key, value in metadata if isinstance(value, str))
 
 
 def _unimplemented(text: str) -> gRPCStatusError:

@@ -1,0 +1,122 @@
+"""Requests that come with a trace, or begin one, at the process that takes them in from outside."""
+
+from typing import Any, Protocol
+
+from servd.observability.spans import Attributes, Span, Spans, meet_traces
+from servd.observability.trace_context import TRACEPARENT, TraceContext
+
+BEGINS = b":begins"
+"""Among the headers of a request that begins a trace: no header has such a name."""
+SAID = frozenset((TRACEPARENT, BEGINS))
+"""Names of which one is there in a request that may be part of a trace."""
+RESPONSE = b"traceresponse"
+
+_PATH_CHARACTERS = 1024
+
+
+class TracedId(bytes):
+    """The id of a request that is part of a trace, which goes wherever the id goes.
+
+    trace: for whoever serves it. span: what is recorded of it here, None where nothing is.
+    """
+
+    trace: TraceContext
+    span: Span | None
+
+    @property
+    def response(self) -> bytes:
+        """Value of the header `traceresponse`, as of the W3C draft: of what is recorded here, else what the client sent."""
+        return self.trace.traceparent.encode()
+
+    def end(self, note: tuple[Any, ...]) -> None:
+        """The request has ended as its note in the journal says."""
+        span = self.span
+        if span is None:
+            return
+        (_, app, deployment), _, status, _, ended, _, path, _, client, replica = note
+        about: dict[str, Any] = {
+            "servd.application": app or None,
+            "servd.deployment": (deployment.removeprefix(f"{app}_") if app else deployment) or None,
+            "servd.replica": replica or None,
+            "client.address": client or None,
+        }
+        if isinstance(status, int):
+            about["http.response.status_code"] = status
+            about["url.path"] = path[:_PATH_CHARACTERS].decode(errors="backslashreplace")
+            failed = status >= 500
+        else:
+            about["rpc.grpc.status_code"] = status
+            failed = status in _FAILED
+        span.note(about)
+        if failed:
+            span.fail_as(str(status))
+        span.end(ended)
+
+
+# those that are the server's fault. Source: OpenTelemetry, semantic conventions of gRPC
+_FAILED = {"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}
+
+
+def traced_id(request_id: str | bytes, trace: TraceContext, span: Span | None = None) -> TracedId:
+    """The id with its place."""
+    made = TracedId(request_id.encode() if isinstance(request_id, str) else request_id)
+    made.trace, made.span = trace, span
+    return made
+
+
+class Notes(Protocol):
+    """What is asked of the journal in which the ends of requests are noted."""
+
+    ends_spans: bool
+    is_on: bool
+
+
+class HeadTraces:
+    """Finds the traces of requests, or begins some. spans: what records them, None for nobody."""
+
+    def __init__(self, notes: Notes, spans: Spans | None = None) -> None:
+        self._spans = spans
+        if spans is not None:
+            notes.is_on = notes.ends_spans = True
+
+    def __repr__(self) -> str:
+        return f"HeadTraces({self._spans})"
+
+    @property
+    def can_begin(self) -> bool:
+        """Whether requests without a trace may begin one."""
+        return self._spans is not None and self._spans.sampling.ratio > 0
+
+    def begins(self) -> bool:
+        """Whether a request without a trace begins one; another answer each time."""
+        return self._spans is not None and self._spans.sampling.begins_trace()
+
+    def taken_in(
+        self,
+        request_id: bytes,
+        parent: TraceContext | None,
+        name: str,
+        attributes: Attributes,
+        *,
+        began: float,
+        begins: bool,
+    ) -> TracedId | None:
+        """The id of a request that is part of a trace, with its place there; None for others.
+
+        Args:
+            parent: what its client says; None = nothing valid.
+            name: for a span. began: monotonic seconds.
+            begins: it begins a trace if its client has begun none.
+        """
+        spans = self._spans
+        if parent is None and (spans is None or not begins):
+            return None
+        meet_traces()
+        if spans is None:
+            assert parent is not None
+            return traced_id(request_id, parent)
+        if parent is not None and not spans.sampling.wants(parent):
+            return traced_id(request_id, TraceContext(parent.trace_id, parent.span_id, parent.flags & ~1, parent.state))
+        about = {**attributes, "servd.request_id": request_id.decode()}
+        span = spans.start(name, parent, "server", attributes=about, began=began)
+        return traced_id(request_id, span.context, span)

@@ -1,0 +1,305 @@
+"""Records spans with OpenTelemetry's SDK, and sends them by OTLP.
+
+How this works: servd has decided which of its spans are recorded before it opens one, so its own tracer takes all of them; the
+application's tracer follows the span above. Both feed one queue of the SDK's, of bounded length, with a thread that sends what
+is in it; that begins with the first span that ends, since nothing may run in a process that forks, and most replicas at rest
+need none.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from opentelemetry import context, trace
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, SERVICE_NAME, Resource
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON, Decision, Sampler, SamplingResult, TraceIdRatioBased
+from opentelemetry.trace import Link, SpanKind, Status, StatusCode
+from opentelemetry.util.types import Attributes as LibraryAttributes
+
+from servd.ground.clock import SystemClock
+from servd.ground.package import VERSION
+from servd.observability.described import full_name_of, summary_of
+from servd.observability.failure import bounded
+from servd.observability.otel_context import below, place_of, span_context
+from servd.observability.spans import Attributes, Span
+from servd.observability.trace_context import TraceContext
+from servd.observability.trace_settings import TraceSettings
+from servd.observability.tracebacks import user_traceback
+
+SERVICE = "servd"
+FLUSH_IN_TROUBLE_S = 0.2
+"""What the end of a process waits for where the last spans did not get through."""
+
+_KINDS = {"server": SpanKind.SERVER, "client": SpanKind.CLIENT, "internal": SpanKind.INTERNAL}
+_TALKATIVE = (
+    "opentelemetry.exporter.otlp.proto.http.trace_exporter",
+    "opentelemetry.sdk._shared_internal",
+    "opentelemetry.sdk.trace.export",
+)
+_TEXT_CHARACTERS = 500
+_now = SystemClock().now
+
+logger = logging.getLogger(__name__)
+
+
+class OtelSpans:
+    """What records the spans of this process; see `spans.Spans`. exporter: in place of the one for the settings' endpoint."""
+
+    def __init__(
+        self,
+        settings: TraceSettings,
+        name: str,
+        instance_id: str,
+        attributes: Attributes,
+        begins: bool,
+        exporter: SpanExporter | None = None,
+    ) -> None:
+        self.sampling = settings.sampling
+        self.name = name
+        self.begins = begins
+        self._attributes = dict(attributes)
+        clock = SystemClock()
+        self._wall_offset_s = clock.wall_time() - clock.now()
+        self._out = _Out(exporter or OTLPSpanExporter(endpoint=settings.endpoint), settings.endpoint)
+        self._late = _LateQueue(self._out)
+        self._resource = Resource.create({SERVICE_INSTANCE_ID: instance_id})
+        if str(self._resource.attributes.get(SERVICE_NAME, "unknown_service")).startswith("unknown_service"):
+            self._resource = self._resource.merge(Resource({SERVICE_NAME: SERVICE}))
+        self._tracer = self._provider(ALWAYS_ON).get_tracer("servd", VERSION)
+
+    def __repr__(self) -> str:
+        return f"OtelSpans({self.name}, {self._out})"
+
+    def start(
+        self,
+        name: str,
+        parent: TraceContext | None,
+        kind: str,
+        *,
+        attributes: Attributes,
+        links: Sequence[TraceContext] = (),
+        began: float | None = None,
+    ) -> Span:
+        """Open a span."""
+        span = self._tracer.start_span(
+            name,
+            below(parent),
+            _KINDS[kind],
+            {**self._attributes, **{key: value for key, value in attributes.items() if value is not None}},
+            [Link(span_context(place)) for place in links],
+            self._nanos(began),
+        )
+        return OtelSpan(span, self._nanos)
+
+    def enter(self, span: Span) -> None:
+        """Let what begins in the current context be below this span."""
+        assert isinstance(span, OtelSpan)
+        context.attach(trace.set_span_in_context(span.span))
+
+    def serve_application(self, in_request: Callable[[], bool]) -> None:
+        """Take spans of the application's too, unless it has a provider of its own."""
+        if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
+            trace.set_tracer_provider(self._provider(_Follows(self.sampling.ratio, in_request)))
+
+    def flush(self, limit_s: float) -> None:
+        """Send what waits. A thread of its own: the library's limit is not one for each attempt to send."""
+        thread = threading.Thread(target=self._late.shutdown, name="servd-last-spans", daemon=True)
+        thread.start()
+        thread.join(min(limit_s, FLUSH_IN_TROUBLE_S) if self._out.trouble else limit_s)
+
+    def _provider(self, sampler: Sampler) -> TracerProvider:
+        provider = TracerProvider(sampler=sampler, resource=self._resource, shutdown_on_exit=False)
+        provider.add_span_processor(self._late)
+        return provider
+
+    def _nanos(self, at: float | None) -> int:
+        return int(((_now() if at is None else at) + self._wall_offset_s) * 1e9)
+
+
+class OtelSpan:
+    """One that is open; see `spans.Span`."""
+
+    __slots__ = ("_nanos", "context", "is_over", "span")
+
+    def __init__(self, span: trace.Span, nanos: Callable[[float | None], int]) -> None:
+        self.span = span
+        self._nanos = nanos
+        self.context = place_of(span.get_span_context())
+        self.is_over = False
+
+    def __repr__(self) -> str:
+        return f"OtelSpan({self.context.traceparent}{', over' if self.is_over else ''})"
+
+    def note(self, attributes: Attributes) -> None:
+        """Add attributes."""
+        if not self.is_over:
+            self.span.set_attributes({key: value for key, value in attributes.items() if value is not None})
+
+    def fail(self, error: BaseException) -> None:
+        """It failed with this, whatever code the error's class has."""
+        kind = full_name_of(type(error))
+        if not self.is_over:
+            text = bounded(summary_of(error), _TEXT_CHARACTERS)
+            told = {
+                "exception.type": kind,
+                "exception.message": text,
+                "exception.stacktrace": bounded(user_traceback(error)),
+            }
+            self.span.add_event("exception", told, self._nanos(None))
+            self.fail_as(kind, text)
+
+    def fail_as(self, kind: str, text: str | None = None) -> None:
+        """It failed."""
+        if not self.is_over:
+            self.span.set_attribute("error.type", kind)
+            self.span.set_status(Status(StatusCode.ERROR, text))
+
+    def end(self, at: float | None = None) -> None:
+        """Close it."""
+        if not self.is_over:
+            self.is_over = True
+            self.span.end(self._nanos(at))
+
+
+class _Follows(Sampler):
+    """For the application's spans: recorded as the span above is. Without one, by the ratio, unless a request runs."""
+
+    def __init__(self, ratio: float, in_request: Callable[[], bool]) -> None:
+        self._first = TraceIdRatioBased(ratio)
+        self._in_request = in_request
+
+    def should_sample(
+        self,
+        parent_context: context.Context | None,
+        trace_id: int,
+        name: str,
+        kind: SpanKind | None = None,
+        attributes: LibraryAttributes = None,
+        links: Sequence[Link] | None = None,
+        trace_state: trace.TraceState | None = None,
+    ) -> SamplingResult:
+        above = trace.get_current_span(parent_context).get_span_context()
+        if above.is_valid:
+            is_wanted = above.trace_flags.sampled
+        elif self._in_request():
+            is_wanted = False
+        else:
+            return self._first.should_sample(parent_context, trace_id, name, kind, attributes, links, trace_state)
+        return SamplingResult(
+            Decision.RECORD_AND_SAMPLE if is_wanted else Decision.DROP,
+            attributes if is_wanted else None,
+            above.trace_state,
+        )
+
+    def get_description(self) -> str:
+        return f"Follows({self._first.get_description()})"
+
+
+class _LateQueue(SpanProcessor):
+    """The SDK's queue and its thread, from the first span on that ends."""
+
+    def __init__(self, out: "_Out") -> None:
+        self._out = out
+        self._lock = threading.Lock()
+        self._queue: BatchSpanProcessor | None = None
+        self._is_over = False
+
+    def on_start(self, span: Any, parent_context: context.Context | None = None) -> None:
+        pass
+
+    def on_end(self, span: ReadableSpan) -> None:
+        queue = self._queue
+        if queue is None:
+            with self._lock:
+                if self._queue is None and not self._is_over:
+                    self._queue = BatchSpanProcessor(self._out)
+                queue = self._queue
+        if queue is not None:
+            with self._out.quiet:
+                queue.on_end(span)
+
+    def shutdown(self) -> None:
+        with self._lock:
+            self._is_over = True
+            queue = self._queue
+        if queue is not None:
+            with self._out.quiet:
+                queue.shutdown()  # type: ignore[no-untyped-call]
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        queue = self._queue
+        return queue is None or queue.force_flush(timeout_millis)
+
+
+class _Out(SpanExporter):
+    """Sends, and tells once that it cannot, and once that it can again. trouble: why spans do not get through, "" if they do."""
+
+    def __init__(self, exporter: SpanExporter, endpoint: str) -> None:
+        self._exporter = exporter
+        self._endpoint = endpoint
+        self.trouble = ""
+        self.quiet = _Quiet()
+
+    def __repr__(self) -> str:
+        return f"_Out({self._endpoint}{f', {self.trouble}' if self.trouble else ''})"
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        with self.quiet:
+            self.quiet.said = ""
+            try:
+                result = self._exporter.export(spans)
+            except Exception as error:
+                self.quiet.said = summary_of(error)
+                result = SpanExportResult.FAILURE
+            said = self.quiet.said
+        if result is not SpanExportResult.SUCCESS:
+            if not self.trouble:
+                self.trouble = said or "refused"
+                logger.warning("traces_not_exported endpoint=%s reason=%s", self._endpoint, self.trouble)
+        elif self.trouble:
+            self.trouble = ""
+            logger.info("traces_exported_again endpoint=%s dropped=%d", self._endpoint, self.quiet.dropped)
+            self.quiet.dropped = 0
+        return result
+
+    def shutdown(self) -> None:
+        self._exporter.shutdown()
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:  # noqa: ARG002
+        return True
+
+
+class _Quiet(logging.Filter):
+    """Keeps what the library says of our spans out of the log: it says it again and again. Others' spans are not ours to hide.
+
+    said: the last line of this thread. dropped: spans for which there was no room.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._here = threading.local()
+        self.said = ""
+        self.dropped = 0
+        for name in _TALKATIVE:
+            # before those that the library has put there
+            logging.getLogger(name).filters.insert(0, self)
+
+    def __enter__(self) -> None:
+        self._here.depth = getattr(self._here, "depth", 0) + 1
+
+    def __exit__(self, *_: object) -> None:
+        self._here.depth -= 1
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not getattr(self._here, "depth", 0):
+            return True
+        text = record.getMessage()
+        if text.startswith("Queue"):
+            self.dropped += 1
+        else:
+            self.said = bounded(text, _TEXT_CHARACTERS)
+        return False

@@ -1,0 +1,189 @@
+"""Spans by OpenTelemetry's SDK: what is recorded below what, when its thread starts, and what is said when nobody takes them."""
+
+import logging
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+
+pytest.importorskip("opentelemetry.sdk.trace", reason="needs OpenTelemetry: pip install 'servd-serve[otel]'")
+
+from opentelemetry import context, trace
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+
+from servd.observability import otel_context
+from servd.observability.otel_spans import OtelSpans
+from servd.observability.trace_context import TraceContext
+from servd.observability.trace_settings import Sampling, TraceSettings
+from tests.odd_errors import KINDS, raise_odd
+
+PARENT = TraceContext("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331", 1, "a=1")
+SETTINGS = TraceSettings("http://127.0.0.1:9/v1/traces", Sampling())
+WORKER = "OtelBatchSpanRecordProcessor"
+
+
+class Kept(SpanExporter):
+    """Keeps what it is given, unless told to fail; one attempt at a time, while the gate is open."""
+
+    def __init__(self) -> None:
+        self.spans: list[ReadableSpan] = []
+        self.fails = False
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        self.gate.wait()
+        if self.fails:
+            logging.getLogger("opentelemetry.exporter.otlp.proto.http.trace_exporter").error("it is away")
+            return SpanExportResult.FAILURE
+        self.spans += spans
+        return SpanExportResult.SUCCESS
+
+
+@pytest.fixture
+def kept() -> Iterator[Kept]:
+    made = Kept()
+    yield made
+    made.gate.set()
+
+
+@pytest.fixture
+def spans(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> Iterator[OtelSpans]:
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "20")
+    monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "16")
+    monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "4")
+    monkeypatch.setenv("OTEL_SERVICE_NAME", "fruit")
+    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "team=a")
+    made = OtelSpans(SETTINGS, "D", "one", {"servd.deployment": "D"}, False, kept)
+    yield made
+    kept.gate.set()
+    made.flush(5.0)
+
+
+def workers() -> int:
+    return sum(thread.name == WORKER for thread in threading.enumerate())
+
+
+def test_a_span_and_what_is_below(spans: OtelSpans, kept: Kept) -> None:
+    before = workers()
+    root = spans.start("root", None, "server", attributes={"x": 1, "nothing": None})
+    linked = spans.start("linked", PARENT, "client", attributes={}, links=[root.context], began=0.0)
+    assert workers() == before, "nothing runs before a span has ended"
+    linked.fail_as("Odd")
+    for span in (root, linked, root):
+        span.end(at=12.0)
+    assert workers() == before + 1
+    spans.flush(5.0)
+    assert workers() == before
+    by_name = {span.name: span for span in kept.spans}
+    assert len(kept.spans) == len(by_name) == 2
+    first, second = by_name["root"], by_name["linked"]
+    assert dict(first.attributes or {}) == {"servd.deployment": "D", "x": 1}
+    assert (first.parent, first.kind, first.resource.attributes["service.name"]) == (
+        None,
+        trace.SpanKind.SERVER,
+        "fruit",
+    )
+    assert (first.resource.attributes["service.instance.id"], first.resource.attributes["team"]) == ("one", "a")
+    assert second.parent is not None
+    assert second.context is not None
+    assert otel_context.place_of(second.parent) == PARENT
+    assert (second.context.trace_state.to_header(), second.status.is_ok) == ("a=1", False)
+    assert [otel_context.place_of(link.context) for link in second.links] == [root.context]
+    assert second.end_time is not None
+    assert second.start_time is not None
+    assert second.end_time - second.start_time == pytest.approx(12e9, abs=1000)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_an_error_whatever_its_class_does(spans: OtelSpans, kept: Kept, kind: type[Exception]) -> None:
+    span = spans.start("s", None, "internal", attributes={})
+    try:
+        raise_odd(kind, "cause")
+    except Exception as error:
+        span.fail(error)
+        span.end()
+        span.fail(error)
+    span.note({"late": 1})
+    spans.flush(5.0)
+    (found,) = kept.spans
+    (event,) = found.events
+    assert event.attributes is not None
+    assert not found.status.is_ok
+    assert event.attributes["exception.type"]
+    assert isinstance(event.attributes["exception.stacktrace"], str)
+
+
+def test_spans_of_the_application_follow_the_one_above(
+    spans: OtelSpans, kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_up: list[Any] = []
+    monkeypatch.setattr("opentelemetry.trace.get_tracer_provider", trace.ProxyTracerProvider)
+    monkeypatch.setattr("opentelemetry.trace.set_tracer_provider", set_up.append)
+    is_in_request = False
+    spans.serve_application(lambda: is_in_request)
+    tracer = set_up[0].get_tracer("users")
+    ours = spans.start("ours", PARENT, "server", attributes={})
+
+    def inside(place: TraceContext | None) -> bool:
+        variables = context.attach(otel_context.below(place))
+        try:
+            with tracer.start_as_current_span("theirs") as span:
+                here = otel_context.current()
+                assert here is None or place is None or here.trace_id == place.trace_id
+                return bool(span.is_recording())
+        finally:
+            context.detach(variables)
+
+    assert inside(ours.context)
+    assert not inside(TraceContext(PARENT.trace_id, PARENT.span_id, 0))
+    assert inside(None)
+    is_in_request = True
+    assert not inside(None), "that this request is part of no trace was decided where it came in"
+    monkeypatch.setattr("opentelemetry.trace.get_tracer_provider", lambda: set_up[0])
+    spans.serve_application(lambda: True)
+    assert len(set_up) == 1, "the application's own stays"
+    ours.end()
+    spans.flush(5.0)
+    assert sorted(span.name for span in kept.spans) == ["ours", "theirs", "theirs"]
+    below = next(span for span in kept.spans if span.name == "theirs" and span.parent is not None)
+    assert below.parent is not None
+    assert otel_context.place_of(below.parent).span_id == ours.context.span_id
+
+
+def one_span(spans: OtelSpans) -> None:
+    spans.start("s", None, "internal", attributes={}).end()
+
+
+def test_an_endpoint_that_is_away_is_told_of_once(
+    spans: OtelSpans, kept: Kept, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    kept.gate.clear()
+    kept.fails = True
+    for _ in range(100):
+        one_span(spans)
+    queue: Any = spans._late._queue
+    assert len(queue._batch_processor._queue) <= 16, "memory is bounded"
+    kept.gate.set()
+    queue.force_flush()
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines == [f"traces_not_exported endpoint={SETTINGS.endpoint} reason=it is away"]
+    kept.fails = False
+    one_span(spans)
+    queue.force_flush()
+    assert "traces_exported_again" in caplog.records[-1].getMessage()
+    assert int(caplog.records[-1].getMessage().rpartition("dropped=")[2]) >= 80
+    assert len(caplog.records) == 2
+    # of somebody else's spans the library goes on telling
+    logging.getLogger("opentelemetry.exporter.otlp.proto.http.trace_exporter").error("theirs")
+    assert caplog.records[-1].getMessage() == "theirs"
+
+
+def test_a_slow_endpoint_holds_the_end_up_no_longer_than_allowed(spans: OtelSpans, kept: Kept) -> None:
+    kept.gate.clear()
+    one_span(spans)
+    spans.flush(0.05)
+    assert kept.spans == []
