@@ -94,7 +94,7 @@ function moment(at) {
   return date.toDateString() === new Date().toDateString() ? clock : `${date.toLocaleDateString()} ${clock}`;
 }
 
-const deployment = (row) => (row.app ? `${row.app}/${row.name ?? row.deployment}` : (row.name ?? row.deployment));
+const deployment = (row) => [row.app, row.name ?? row.deployment].filter(Boolean).join("/");
 const named = (app) => app || "(no name)";
 const part = (text) => encodeURIComponent(text);
 
@@ -411,7 +411,22 @@ function steps(at, values, until, most) {
   return path;
 }
 
+let isReading = false;
+let mustReadAgain = false;
+
+// one at a time: two that ask from the same moment on would both add what came since
 async function readHistories() {
+  mustReadAgain = true;
+  if (isReading) return;
+  isReading = true;
+  while (mustReadAgain) {
+    mustReadAgain = false;
+    await readHistoriesOnce();
+  }
+  isReading = false;
+}
+
+async function readHistoriesOnce() {
   if (!hasHistory || document.hidden) return;
   const apps = new Set([...opened].map((key) => rows.get(key)?.app).filter((app) => app !== undefined));
   for (const app of histories.keys()) if (!apps.has(app)) histories.delete(app);
@@ -529,7 +544,7 @@ async function showError(id) {
         found.trace_ids[request] ? `${request}, trace ${found.trace_ids[request]}` : request));
     return [
       el("p", {}, `${found.message || found.type}`),
-      el("p", { class: "dim" }, `${found.application}/${found.deployment}${found.method ? `, ${found.method}` : ""}${found.route ? `, ${found.route}` : ""}: ${found.count} times, last ${moment(found.last_at)}, first ${moment(found.first_at)}`),
+      el("p", { class: "dim" }, `${deployment({ app: found.application, name: found.deployment })}${found.method ? `, ${found.method}` : ""}${found.route ? `, ${found.route}` : ""}: ${found.count} times, last ${moment(found.last_at)}, first ${moment(found.first_at)}`),
       el("pre", { tabindex: 0 }, found.traceback),
       el("p", {}, "Requests, the last first; each leads to its log lines:"),
       el("div", { class: "buttons" }, ...requests),
@@ -780,19 +795,29 @@ function offer(label, run, isDanger = false) {
   };
 }
 
+// as the controller has it
+function atCapacity(count, percent) {
+  if (percent === null || !count) return count;
+  return percent ? Math.max(Math.floor((count * percent) / 100 + 0.5), 1) : 0;
+}
+
 function askScale(key) {
   const row = rows.get(key);
   if (!row) return;
   dialogNumber += 1;
-  const input = el("input", { type: "number", min: 0, max: 100000, step: 1, value: row.wanted, id: "scale-count" });
+  const percent = () => rows.get("i")?.capacity ?? null;
+  const before = percent() ? Math.round((row.wanted * 100) / percent()) : row.wanted;
+  const input = el("input", { type: "number", min: 0, max: 100000, step: 1, value: before, id: "scale-count" });
   const plan = el("p", { role: "status" });
   const tellPlan = () => {
     const now = rows.get(key)?.wanted ?? row.wanted;
-    const wanted = input.valueAsNumber;
+    const given = input.valueAsNumber;
+    const wanted = atCapacity(given, percent());
     const moved = wanted - now;
-    $("dialog-go").disabled = !Number.isInteger(wanted) || wanted < 0;
+    $("dialog-go").disabled = !Number.isInteger(given) || given < 0;
     const does = moved > 0 ? `${moved} more are started` : moved < 0 ? `${-moved} finish what they have, then end` : "nothing is started or ended";
-    plan.textContent = Number.isInteger(wanted) && wanted >= 0 ? `${now} to ${wanted} replicas: ${does}.` : "Give a whole number, 0 or more.";
+    const share = percent() === null ? "" : ` target_capacity is ${percent()} %: ${given} count as ${wanted}.`;
+    plan.textContent = Number.isInteger(given) && given >= 0 ? `${now} to ${wanted} replicas: ${does}.${share}` : "Give a whole number, 0 or more.";
   };
   input.addEventListener("input", tellPlan);
   const stays = row.autoscaled ? "It is autoscaled now; the count is pinned instead" : "The count is pinned";

@@ -75,6 +75,7 @@ def _instance(view: InstanceView) -> Row:
         "revision": view.revision,
         "running": view.running,
         "edition": view.edition,
+        "capacity": view.target_capacity,
         "notice": _cut(view.notice),
         "upgrade": f"{upgrade.stage}: {upgrade.before} to {upgrade.edition}. {upgrade.message}" if upgrade else "",
         "http": f"{scheme}://{host}:{view.http.port}{view.http.root_path}",

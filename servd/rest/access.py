@@ -39,19 +39,26 @@ class AccessRules:
         return is_loopback(self.bind_host)
 
     def refusal(
-        self, peer: Peer, headers: Mapping[str, str], local_host: str = "", *, method: str = "GET", at: float = 0.0
+        self,
+        peer: Peer,
+        headers: Mapping[str, str],
+        local_host: str = "",
+        *,
+        port: int = 0,
+        method: str = "GET",
+        at: float = 0.0,
     ) -> Refusal | None:
         """Why this request is refused, or None.
 
         Args:
             peer: who sent it, as found when the connection was accepted.
             headers: by lower-case name.
-            local_host: address at which the connection was accepted.
+            local_host, port: address at which the connection was accepted.
             at: wall time, seconds.
         """
         if peer.is_unix:
             return None
-        return self._token_refusal(headers, method, at) or self.refusal_beside_token(peer, headers, local_host)
+        return self._token_refusal(headers, port, method, at) or self.refusal_beside_token(peer, headers, local_host)
 
     def refusal_beside_token(self, peer: Peer, headers: Mapping[str, str], local_host: str = "") -> Refusal | None:
         """Why this request would be refused with any token, or None: what may be shown to somebody who is about to give one."""
@@ -67,14 +74,14 @@ class AccessRules:
         """Whether this is the bearer token."""
         return bool(self.token) and hmac.compare_digest(given.strip().encode(), self.token.encode())
 
-    def _token_refusal(self, headers: Mapping[str, str], method: str, at: float) -> Refusal | None:
+    def _token_refusal(self, headers: Mapping[str, str], port: int, method: str, at: float) -> Refusal | None:
         if not self.token:
             return None
         authorization = headers.get("authorization", "")
         scheme, _, given = authorization.partition(" ")
         if scheme.lower() == "bearer" and self.is_token(given):
             return None
-        if not authorization and has_session(self.token, headers.get("cookie", ""), at):
+        if not authorization and has_session(self.token, headers.get("cookie", ""), port, at):
             # a browser sends the cookie by itself, also for whoever serves a page on another port of this host
             return None if method in _READS or is_same_origin(headers) else _NOT_FROM_THE_PAGE
         how = "wrong" if authorization else "missing"

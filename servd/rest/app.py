@@ -74,7 +74,7 @@ class AdminApp:
     ) -> None:
         self._access = access
         self._pages = open_pages(plane, errors, figures)
-        own = page_routes(plane, self._pages, lambda: self._access)
+        own = page_routes(plane, self._pages, lambda: self._access, self._is_let_in)
         self._routes = Routes({**routes(plane, code_dir, metrics, errors, figures), **own})
 
     def admit_by(self, access: AccessRules) -> None:
@@ -115,16 +115,20 @@ class AdminApp:
             return not_allowed([*resource, "HEAD"] if "GET" in resource else [*resource])
         return await endpoint(request)
 
+    def _is_let_in(self, request: Request) -> bool:
+        """Whether the request would be let in now, too."""
+        return self._refused(request, _spelled(request.scope)) is None
+
     def _refused(self, request: Request, path: str) -> Response | None:
         peer = request.scope.get(PEER_KEY, STRANGER)
-        local = (request.scope.get("server") or ("", 0))[0]
+        local, port = request.scope.get("server") or ("", 0)
         headers = _headers(request.scope)
         anyway = self._access.refusal_beside_token(peer, headers, local)
         if path in OPEN_PATHS:
             refusal = anyway
         else:
             at = SystemClock().wall_time()
-            refusal = self._access.refusal(peer, headers, local, method=request.method, at=at)
+            refusal = self._access.refusal(peer, headers, local, port=port or 0, method=request.method, at=at)
         if refusal is None:
             return None
         if refusal.status == 401 and path == PAGE and anyway is None:

@@ -22,7 +22,7 @@ from servd.rest.exchange import Resource, read_body
 from servd.rest.figures import figures_body
 from servd.rest.problems import problem
 from servd.rest.routes import Maker
-from servd.rest.sessions import COOKIE, cookie, new_session
+from servd.rest.sessions import cookie, name_of, new_session
 
 ABORT_KEY = "servd.abort"
 """Where the server puts what ends a connection at once into the ASGI scope."""
@@ -36,12 +36,19 @@ _PLACE_OF_LOGOUT = "<!-- session -->"
 _LOGOUT = '<button id="logout" type="button">Log out</button>'
 
 
-def page_routes(plane: ControlPlane, pages: OpenPages, access: Callable[[], AccessRules]) -> dict[str, Maker]:
-    """Paths of the page, which are no part of the API. access: gives the rules of now."""
+def page_routes(
+    plane: ControlPlane, pages: OpenPages, access: Callable[[], AccessRules], is_let_in: Callable[[Request], bool]
+) -> dict[str, Maker]:
+    """Paths of the page, which are no part of the API.
+
+    Args:
+        access: gives the rules of now.
+        is_let_in: whether a request that was let in would be so now.
+    """
     return {
         PAGE: lambda: page_resource(plane),
         LOGIN: lambda: login_resource(access),
-        "/page/events": lambda: events_resource(pages),
+        "/page/events": lambda: events_resource(pages, is_let_in),
         **{f"/page/{name}": lambda name=name: file_resource(name) for name in NAMES},
     }
 
@@ -56,7 +63,7 @@ def page_resource(plane: ControlPlane) -> Resource:
 
     async def get(request: Request) -> Response:
         text = with_tables(template("index.html"), plane.view())
-        if f"{COOKIE}_" in request.headers.get("cookie", ""):
+        if name_of(_port_of(request)) in request.headers.get("cookie", ""):
             text = text.replace(_PLACE_OF_LOGOUT, _LOGOUT, 1)
         return HTMLResponse(text, headers=_unkept())
 
@@ -76,13 +83,18 @@ def file_resource(name: str) -> Resource:
     return {"GET": get}
 
 
-def events_resource(pages: OpenPages) -> Resource:
-    """GET: server-sent events, `all` with every row and then `some` with those that changed; see `page.rows`."""
+def events_resource(pages: OpenPages, is_let_in: Callable[[Request], bool]) -> Resource:
+    """GET: server-sent events, `all` with every row and then `some` with those that changed; see `page.rows`.
+
+    The stream ends when its session has, or the token is another one: at the next thing that it would be told, `BEAT_S` at most.
+    """
 
     async def get(request: Request) -> Response:
         if pages.are_too_many:
             return problem(503, f"503: {MOST_PAGES} pages are open already; close one, then this one goes on")
-        return Response(headers=_Events.HEADERS) if request.method == "HEAD" else _Events(pages)
+        if request.method == "HEAD":
+            return Response(headers=_Events.HEADERS)
+        return _Events(pages, lambda: is_let_in(request))
 
     return {"GET": get}
 
@@ -117,9 +129,13 @@ def login_page(message: str = "") -> Response:
 
 
 def _to_page(request: Request, session: str) -> Response:
-    port = (request.scope.get("server") or ("", 0))[1] or 0
-    headers = {**_unkept(), "Set-Cookie": cookie(port, session, is_tls=request.url.scheme == "https")}
+    headers = {**_unkept(), "Set-Cookie": cookie(_port_of(request), session, is_tls=request.url.scheme == "https")}
     return RedirectResponse(PAGE, 303, headers=headers)
+
+
+def _port_of(request: Request) -> int:
+    """At which the connection was accepted."""
+    return (request.scope.get("server") or ("", 0))[1] or 0
 
 
 def _unkept() -> dict[str, str]:
@@ -131,9 +147,10 @@ class _Events(Response):
 
     HEADERS = {**HEADERS, "Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-store"}
 
-    def __init__(self, pages: OpenPages) -> None:
+    def __init__(self, pages: OpenPages, is_let_in: Callable[[], bool]) -> None:
         super().__init__(headers=self.HEADERS)
         self._pages = pages
+        self._is_let_in = is_let_in
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         page = self._pages.open(scope.get(ABORT_KEY) or _nothing)
@@ -141,7 +158,7 @@ class _Events(Response):
         try:
             headers = [item for item in self.raw_headers if item[0] != b"content-length"]
             await send({"type": "http.response.start", "status": 200, "headers": headers})
-            while data := await self._pages.next(page):
+            while (data := await self._pages.next(page)) and self._is_let_in():
                 await send({"type": "http.response.body", "body": data, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:

@@ -26,22 +26,27 @@ def is_session(token: str, session: str, at: float) -> bool:
     return hmac.compare_digest(mark.encode(), _mark(token, until).encode()) and at < int(until)
 
 
-def has_session(token: str, cookies: str, at: float) -> bool:
-    """Whether a `Cookie` header carries such a session. at: wall time, seconds."""
-    return any(is_session(token, session, at) for session in _sessions(cookies))
+def has_session(token: str, cookies: str, port: int, at: float) -> bool:
+    """Whether a `Cookie` header carries such a session that began at this port. at: wall time, seconds."""
+    return any(is_session(token, session, at) for session in _sessions(cookies, port))
+
+
+def name_of(port: int) -> str:
+    """Name of the cookie at a port."""
+    return f"{COOKIE}_{port}"
 
 
 def cookie(port: int, session: str, *, is_tls: bool) -> str:
     """The `Set-Cookie` header of a session; of "": forget it. Scripts cannot read it, and other sites' pages not send it."""
     last_s = SESSION_S if session else 0
     secure = "; Secure" if is_tls else ""
-    return f"{COOKIE}_{port}={session}; Path=/; Max-Age={last_s}; HttpOnly; SameSite=Strict{secure}"
+    return f"{name_of(port)}={session}; Path=/; Max-Age={last_s}; HttpOnly; SameSite=Strict{secure}"
 
 
-def _sessions(cookies: str) -> Iterator[str]:
+def _sessions(cookies: str, port: int) -> Iterator[str]:
     for part in cookies.split(";"):
         name, _, value = part.strip().partition("=")
-        if name.startswith(f"{COOKIE}_"):
+        if name == name_of(port):
             yield value
 
 

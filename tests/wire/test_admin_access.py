@@ -119,15 +119,18 @@ def test_a_session_stands_for_the_token(
 ) -> None:
     cookies = f"other=1; {COOKIE}_52365={session}; {COOKIE}_1=x.y"
     rules = AccessRules("127.0.0.1", token="secret")
-    refusal = rules.refusal(OWN, {**headers, "cookie": cookies}, method=method, at=at)
+    refusal = rules.refusal(OWN, {**headers, "cookie": cookies}, port=52365, method=method, at=at)
     assert (refusal.status if refusal else None) == status
+    # a session of another port of this host is that port's: its log-out would not end it here
+    refusal = rules.refusal(OWN, {**headers, "cookie": cookies}, port=8265, method=method, at=at)
+    assert refusal is not None
 
 
 def test_a_session_lets_nobody_in_who_could_not_with_the_token() -> None:
     rules = AccessRules("127.0.0.1", token="secret")
     headers = {**OF_THE_PAGE, "cookie": f"{COOKIE}_1={SESSION}"}
     for uid in (NOBODY, None):
-        refusal = rules.refusal(Peer(is_unix=False, uid=uid), headers, at=1000.0)
+        refusal = rules.refusal(Peer(is_unix=False, uid=uid), headers, port=1, at=1000.0)
         assert refusal is not None
         assert refusal.status == 403
 

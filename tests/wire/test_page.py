@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +13,12 @@ from urllib.parse import urlencode
 import pytest
 
 from servd.documents.control_plane import InstanceView
+from servd.ground.clock import SystemClock
 from servd.observability.error_groups import ErrorGroup, ErrorsReport
 from servd.page import live
 from servd.page.files import HEADERS, NAMES
 from servd.rest.access import AccessRules
-from servd.rest.sessions import COOKIE
+from servd.rest.sessions import COOKIE, SESSION_S, cookie, new_session
 from tests.wire.fake_plane import FakePlane, Server, an_application, an_instance
 
 HOST = {"Host": "localhost"}
@@ -114,13 +116,14 @@ def test_a_login_too_long_is_refused(locked: Server) -> None:
 class Stream:
     """An open page."""
 
-    def __init__(self, server: Server, *, receive_bytes: int = 0) -> None:
+    def __init__(self, server: Server, *, receive_bytes: int = 0, cookie: str = "") -> None:
         self.socket = socket.socket()
         if receive_bytes:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
         self.socket.settimeout(10)
         self.socket.connect(("127.0.0.1", server.port))
-        self.socket.sendall(b"GET /page/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        more = f"Cookie: {cookie}\r\n" if cookie else ""
+        self.socket.sendall(f"GET /page/events HTTP/1.1\r\nHost: localhost\r\n{more}\r\n".encode())
         self._data = b""
 
     def until(self, mark: bytes) -> bytes:
@@ -170,6 +173,24 @@ def test_an_open_page_does_not_hold_up_the_end(tmp_path: Path) -> None:
         page.event()
     with page.socket, contextlib.suppress(EOFError):
         page.until(b"0\r\n\r\n")
+
+
+@pytest.mark.parametrize("end", ["another token", "12 hours"])
+def test_an_open_page_ends_with_its_session(locked: Server, monkeypatch: pytest.MonkeyPatch, end: str) -> None:
+    monkeypatch.setattr(live, "MOST_REST_S", 0.01)
+    monkeypatch.setattr(live, "BEAT_S", 0.05)
+    session = cookie(locked.port, new_session("secret", SystemClock().wall_time()), is_tls=False).partition(";")[0]
+    page = Stream(locked, cookie=session)
+    with page.socket:
+        assert page.event()[0] == "all"
+        assert page.event()[0] == "beat"
+        if end == "another token":
+            locked._app.admit_by(AccessRules("127.0.0.1", token="other"))
+        else:
+            monkeypatch.setattr(SystemClock, "wall_time", lambda _: time.time() + SESSION_S + 1)
+        # the last piece of the stream
+        page.until(b"\r\n0\r\n\r\n")
+    assert locked.ask("GET", "/page/events", headers={**HOST, "Cookie": session})[0] == 401
 
 
 def test_of_too_many_pages_the_last_is_told_to_wait(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
