@@ -2,11 +2,12 @@
 
 import heapq
 import os
+from collections import deque
 from collections.abc import Iterator, Sequence
 
 from servd.ground.names import without_controls
 from servd.ground.quick_dataclass import dataclass
-from servd.observability.log_lines import Wish, head_of
+from servd.observability.log_lines import MOST_UNSORTED, Wish, head_of
 
 MOST_FILES = 64
 MOST_BYTES = 1024 * 1024
@@ -39,7 +40,7 @@ def tail(paths: Sequence[str], wish: Wish, limit: int) -> tuple[list[TailLine], 
     read = paths[:MOST_FILES]
     share = min(MOST_BYTES // max(len(read), 1), MOST_OF_ONE_BYTES)
     is_all = len(read) == len(paths)
-    found: list[list[TailLine]] = []
+    found: list[deque[TailLine]] = []
     for path in read:
         try:
             text, is_whole = _end_of(path, share)
@@ -47,10 +48,12 @@ def tail(paths: Sequence[str], wish: Wish, limit: int) -> tuple[list[TailLine], 
             # rotated away or removed this moment
             continue
         is_all = is_all and is_whole
-        found.append(list(_wanted(text, wish, os.path.basename(path).removesuffix(".log"))))
+        wanted = _wanted(text, wish, os.path.basename(path).removesuffix(".log"))
+        # of a MiB of empty lines no more than are given, and some that are out of order
+        found.append(deque(wanted, maxlen=max(limit, 0) + MOST_UNSORTED))
     # nearly in order each: access lines are written a moment late
-    lines = list(heapq.merge(*(sorted(one, key=_time) for one in found), key=_time))
-    return lines[-limit:] if limit > 0 else [], is_all
+    lines = deque(heapq.merge(*(sorted(one, key=_time) for one in found), key=_time), maxlen=max(limit, 0))
+    return list(lines), is_all
 
 
 def _end_of(path: str, most_bytes: int) -> tuple[str, bool]:
