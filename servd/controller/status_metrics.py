@@ -12,7 +12,7 @@ from servd.controller.plan.targets import DeploymentTarget, wanted_count
 from servd.controller.shown.status import application_status, proxy_status
 from servd.documents.controller_views import ControllerHealth
 from servd.ground.states import ROUTABLE, ApplicationStatus, DeploymentStatus, ProxyStatus, ReplicaState
-from servd.observability.measures import Pairs, family, labelled
+from servd.observability.measures import Distribution, Pairs, family, labelled
 from servd.wire.messages import MetricFamily
 
 APPLICATION_CODES = {
@@ -103,8 +103,9 @@ def _replica_families(observed: Observed) -> Iterable[MetricFamily]:
         "serve_replica_utilization_percent",
         [(tags, 100.0 * one.ongoing / one.start.goal.max_concurrent_queries) for tags, one in living],
     )
-    started = [(tags, 1000 * (one.ready_at - one.created_at)) for tags, one in living if one.ready_at < math.inf]
-    yield family("serve_replica_startup_latency_ms", started)
+    took = [(tags, one.ready_at - one.created_at) for tags, one in living if one.ready_at < math.inf]
+    # each replica starts once
+    yield family("serve_replica_startup_latency_ms", [(tags, Distribution(1000 * s).sample()) for tags, s in took])
 
 
 def _autoscaling_families(observed: Observed, now: float) -> Iterable[MetricFamily]:

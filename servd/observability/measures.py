@@ -52,8 +52,8 @@ CONTRACT: dict[str, tuple[str, str]] = {
     ),
     "serve_proxy_status": (GAUGE, "Status of the proxy: 1 STARTING, 2 HEALTHY, 3 UNHEALTHY, 4 DRAINING."),
     "serve_replica_utilization_percent": (GAUGE, "Requests that run in the replica, in hundredths of what it may run."),
-    "serve_replica_startup_latency_ms": (GAUGE, "Time from the order to start the replica until it was ready."),
-    "serve_health_check_latency_ms": (GAUGE, "How long the replica's last health check took."),
+    "serve_replica_startup_latency_ms": (HISTOGRAM, "Time from the order to start the replica until it was ready."),
+    "serve_health_check_latency_ms": (HISTOGRAM, "How long the replica's health checks took."),
     "serve_health_check_failures": (COUNTER, "Health checks of the replica that failed."),
     "serve_autoscaling_target_replicas": (GAUGE, "Replicas that the autoscaled deployment shall have now."),
     "serve_autoscaling_desired_replicas": (
@@ -228,11 +228,13 @@ def queue_families(waiting: Iterable[tuple[str, str, int, float]]) -> list[Metri
 
 
 class Distribution:
-    """Values in the buckets that all histograms have."""
+    """Values in the buckets that all histograms have. values: those to begin with."""
 
-    def __init__(self) -> None:
+    def __init__(self, *values: float) -> None:
         self._total = 0.0
         self._buckets = [0] * (len(LATENCY_BOUNDS_MS) + 1)
+        for value in values:
+            self.add(value)
 
     def __repr__(self) -> str:
         return f"Distribution({self.count})"

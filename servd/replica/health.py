@@ -11,6 +11,7 @@ from typing import Any
 from servd.calls.failures import tell
 from servd.ground.clock import SystemClock
 from servd.observability.described import for_future, summary_of
+from servd.observability.measures import Distribution
 from servd.observability.tracebacks import user_traceback
 
 _JITTER = 0.1
@@ -30,7 +31,7 @@ class HealthChecks:
         further: what else speaks against it, "" for nothing; it gets the time-out, seconds.
 
     Attributes:
-        failed: checks that failed. last_s: how long the last one took, None before the first; any thread may ask for both.
+        failed: checks that failed. took_ms: how long checks took. Any thread may ask for both.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class HealthChecks:
         self._further = further
         self._failures = 0
         self.failed = 0
-        self.last_s: float | None = None
+        self.took_ms = Distribution()
         self._thread: _CheckThread | None = None
         self._pending: asyncio.Future[Any] | None = None
 
@@ -78,7 +79,7 @@ class HealthChecks:
             while True:
                 began, begun_at = loop.time(), _now()
                 message = await self._verdict(began) or self._further(self._timeout_s)
-                self.last_s = _now() - begun_at
+                self.took_ms.add(1000 * (_now() - begun_at))
                 self._failures = self._failures + 1 if message else 0
                 self.failed += bool(message)
                 self._on_verdict(self._failures, message)

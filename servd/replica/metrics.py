@@ -35,8 +35,8 @@ def replica_metrics(
             family("serve_replica_open_descriptors", [(pairs, usage.descriptors)]),
             family("serve_replica_threads", [(pairs, usage.threads)]),
         ]
-    if health is not None and health.last_s is not None:
-        found.append(family("serve_health_check_latency_ms", [(pairs, 1000 * health.last_s)]))
+    if health is not None and health.took_ms.count:
+        found.append(family("serve_health_check_latency_ms", [(pairs, health.took_ms.sample())]))
         found.append(family("serve_health_check_failures", [(pairs, health.failed)] if health.failed else []))
     # most replicas load none of these modules
     batches = sys.modules.get("servd.app.batch_measures")
