@@ -31,7 +31,7 @@ def show_errors(client: AdminClient, target: str, form: str) -> None:
     rows = [
         (
             one["id"],
-            f"{one['application']}/{one['deployment']}",
+            _where(one),
             str(one["count"]),
             moment(one["last_at"]),
             one["message"],
@@ -52,7 +52,7 @@ def show_error(client: AdminClient, error_id: str, form: str) -> None:
         return
     about = {
         "error": one["id"],
-        "deployment": f"{one['application']}/{one['deployment']}",
+        "deployment": _where(one),
         "method": one["method"],
         "route": one["route"],
         "place": one["place"],
@@ -66,6 +66,11 @@ def show_error(client: AdminClient, error_id: str, form: str) -> None:
             # a request's id and path may hold anything
             print(f"{name}: {on_one_line(str(value))}")
     print(f"\n{one['traceback']}")
+
+
+def _where(one: dict[str, Any]) -> str:
+    """Application and deployment; of a failed build the application."""
+    return f"{one['application']}/{one['deployment']}" if one["deployment"] else str(one["application"])
 
 
 def _named(request_id: str, traces: dict[str, str]) -> str:

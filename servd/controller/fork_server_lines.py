@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from servd.exceptions import ProtocolError
 from servd.ground.edition import difference, edition_of
 from servd.wire.build_messages import BuildResult
+from servd.observability.error_groups import ErrorsReport
 from servd.wire.codec import RecordReader, record
 from servd.wire.messages import ChildExited, Forked, ForkOrder, ForkServerHello, ForkServerStop, ReplicaStart
 from servd.wire.policy_messages import PolicyAnswer, PolicyAsk
@@ -31,6 +32,10 @@ class Listener(Protocol):
 
     def built(self, fork_server_id: str, result: BuildResult) -> None:
         """Its build has ended."""
+        ...
+
+    def build_errors(self, fork_server_id: str, report: ErrorsReport) -> None:
+        """Why its build failed."""
         ...
 
     def forked(self, child: Forked) -> None:
@@ -178,6 +183,8 @@ class _Line(asyncio.Protocol):
                 self._forked(message)
             case PolicyAnswer():
                 self._listener.policy_answered(message)
+            case ErrorsReport():
+                self._listener.build_errors(self._id, message)
             case ChildExited():
                 self._orders.pop(message.replica_id, None)
                 self._listener.child_exited(message)

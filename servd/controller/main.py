@@ -351,7 +351,8 @@ async def _tend(
         facts.save({})
         control.tend()
         figures.tend()
-        await errors.tend(observed.replicas.keys(), asyncio.get_running_loop().time())
+        living = {*observed.replicas, *observed.fork_servers}
+        await errors.tend(living, asyncio.get_running_loop().time())
 
 
 def _fail() -> None:

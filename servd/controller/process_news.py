@@ -150,6 +150,12 @@ class ProcessNews:
         """A build has ended."""
         self._emit(events.BuildFinished(fork_server_id, result))
 
+    def build_errors(self, fork_server_id: str, report: ErrorsReport) -> None:
+        """Why a build failed; comes again after each reconnect."""
+        fact = self._observed.fork_servers.get(fork_server_id)
+        if fact is not None and report.replica_id == fork_server_id and self._errors is not None:
+            self._errors.heard(fact.order.app, fact.order.preload, report)
+
     def forked(self, child: Forked) -> None:
         """A replica was forked, or not; comes again for every living child after each reconnect."""
         if child.error:

@@ -45,7 +45,7 @@ class ErrorGroup:
 
 @dataclass(frozen=True, slots=True)
 class ErrorsReport:
-    """Replica -> controller: groups of which it has not said yet how they are, each as a whole."""
+    """Replica -> controller: groups of which it has not said yet how they are, each as a whole; or a fork server, by its id."""
 
     replica_id: str
     groups: tuple[ErrorGroup, ...]
@@ -53,9 +53,9 @@ class ErrorsReport:
 
 @dataclass(frozen=True, slots=True)
 class KeptError:
-    """A group over all replicas, dead ones included. deployment: bare name.
+    """A group over all replicas, dead ones included. deployment: bare name; "" of a build that failed.
 
-    counted: living replica -> since when it counts, and what of its count is in the group's.
+    counted: living replica, or fork server, -> since when it counts, and what of its count is in the group's.
     """
 
     app: str

@@ -40,8 +40,10 @@ from servd.wire.policy_messages import PolicyAnswer, PolicyAsk
 
 if TYPE_CHECKING:
     from servd.app.built import BuiltApplication
+    from servd.observability.error_groups import ErrorsReport
 
 _CODE, _POLICY = "servd.replica.builder", "servd.replica.policies.runner"
+_FAILED = "servd.calls.failed_builds"
 _BACKLOG = 8
 _SEND_TIMEOUT_S = 5.0
 _READ_BYTES = 256 * 1024
@@ -81,9 +83,9 @@ def serve(order: BuildOrder, lifetime: Connection) -> None:
     code = 1
     try:
         listener = _listen(path)
-        result, built, preloaded = build(order)
+        result, built, preloaded, failed = build(order)
         spans.preload()
-        ForkServer(order, listener, lifetime.fileno(), result, built, preloaded).run()
+        ForkServer(order, listener, lifetime.fileno(), result, built, preloaded, failed).run()
         code = 0
     # the last place that can tell what went wrong
     except BaseException:
@@ -99,15 +101,15 @@ def _path_of(order: BuildOrder) -> str:
     return order.socket_path or fork_server_socket(order.socket_dir, order.fork_server_id)
 
 
-def build(order: BuildOrder) -> tuple[BuildResult, "BuiltApplication | None", Any]:
-    """Environment, import, flattening, and the preloaded instance (None without); a failure is a result too."""
+def build(order: BuildOrder) -> tuple[BuildResult, "BuiltApplication | None", Any, "ErrorsReport | None"]:
+    """Environment, import, flattening, and the preloaded instance (None without); a failure is a result too, and an error."""
     try:
         # its code finds the application's packages then, and Starlette, say, looks for others only once
         environment = apply_environment(order, lambda: entry.load(_CODE))
-        return entry.load(_CODE).built_from(order, environment)  # type: ignore[no-any-return]
+        return *entry.load(_CODE).built_from(order, environment), None
     except DeployError as error:
-        logger.info("build_failed build=%s\n%s", order.build_id, error)
-        return BuildResult(order.build_id, error=str(error)), None, None
+        failed = entry.load(_FAILED).failed_build(order, error)
+        return BuildResult(order.build_id, error=str(error)), None, None, failed
 
 
 @dataclass(slots=True)
@@ -134,6 +136,7 @@ class ForkServer:
         result: told to every controller that connects.
         built: None after a failed build: orders are refused then.
         preloaded: the instance of the deployment that the order preloads.
+        failed: why the build failed, for the controller's book of errors.
     """
 
     def __init__(
@@ -144,6 +147,7 @@ class ForkServer:
         result: BuildResult,
         built: "BuiltApplication | None",
         preloaded: Any = None,
+        failed: "ErrorsReport | None" = None,
     ) -> None:
         self._order = order
         self._listener = listener
@@ -151,6 +155,7 @@ class ForkServer:
         self._result = result
         self._built = built
         self._preloaded = preloaded
+        self._failed = failed
         self._context = multiprocessing.get_context("fork")
         self._poller = select.poll()
         self._lines: dict[int, Line] = {}
@@ -235,6 +240,8 @@ class ForkServer:
         children = tuple(child.forked for child in self._children.values())
         identity = (self._order.fork_server_id, os.getpid())
         self._send(fd, ForkServerHello(*identity, self._result, children, own_edition().text))
+        if self._failed is not None:
+            self._send(fd, self._failed)
         untold, self._untold = self._untold, []
         for exited in untold:
             self._send(fd, exited)

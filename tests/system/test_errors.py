@@ -166,6 +166,22 @@ class Broken:
 
 app = Web.bind(Sick.bind(), Config.bind(), Broken.bind())
 """
+LOST = """
+def find():
+    import nothing_of_that_name
+
+find()
+"""
+EARLY = """
+from servd import deployment
+
+@deployment(preload=True)
+class Early:
+    def __init__(self):
+        raise LookupError("boom preload")
+
+app = Early.bind()
+"""
 LINE = re.compile(r"^ERROR .* user_code_failed ")
 
 
@@ -176,6 +192,8 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDaemon]:
     code.mkdir()
     (code / "shop.py").write_text(SHOP)
     (code / "hooks.py").write_text(HOOKS)
+    (code / "lost.py").write_text(LOST)
+    (code / "early.py").write_text(EARLY)
     with a_daemon(settings_in(directory)) as running:
         put(running, 1)
         eventually(lambda: are_healthy(running, "Front", "Back", "Web", "Config"))
@@ -186,7 +204,7 @@ def put(daemon: RunningDaemon, config: int) -> None:
     env = {"working_dir": str(Path(daemon.settings.start_dir) / "code")}
     apps = [
         {"name": name, "route_prefix": f"/{name}", "import_path": path, "runtime_env": env}
-        for name, path in (("shop", "shop:app"), ("hooks", "hooks:app"))
+        for name, path in (("shop", "shop:app"), ("hooks", "hooks:app"), ("lost", "lost:app"), ("early", "early:app"))
     ]
     apps[1]["deployments"] = [{"name": "Config", "user_config": {"a": config}}]
     assert daemon.ask("PUT", "/api/serve/applications/", {"applications": apps}) == (200, "")
@@ -336,8 +354,21 @@ def test_errors_are_listed(daemon: RunningDaemon) -> None:
     assert daemon.ask("GET", "/api/servd/v1/errors/none")[0] == 404
 
 
+def test_builds_that_fail_are_errors_too(daemon: RunningDaemon) -> None:
+    (lost,) = eventually(lambda: listed(daemon, "?application=lost"))
+    assert (lost["type"], lost["deployment"], lost["method"]) == ("ModuleNotFoundError", "", "import")
+    assert lost["place"].endswith("code/lost.py:3 in find")
+    (early,) = eventually(lambda: listed_as(daemon, "preload"))
+    assert (early["application"], early["deployment"], early["method"]) == ("early", "Early", "__init__")
+    log = (Path(daemon.settings.log_dir) / "serve" / "fork_server.log").read_text()
+    for one in (lost, early):
+        assert re.search(rf"^ERROR .* {one['application']} .* build_failed error={one['id']} ", log, re.MULTILINE)
+        assert daemon.ask("GET", f"/api/servd/v1/errors/{one['id']}")[1]["traceback"].endswith(one["message"])
+
+
 @pytest.mark.long
 def test_errors_outlive_the_controller(daemon: RunningDaemon) -> None:
+    (lost,) = listed(daemon, "?application=lost")
     before = after_call(daemon, "before")
     pid = daemon.status()["controller_info"]["pid"]
     os.kill(pid, signal.SIGKILL)
@@ -345,6 +376,7 @@ def test_errors_outlive_the_controller(daemon: RunningDaemon) -> None:
     after = after_call(daemon, "after")
     expected = {"count": before["count"] + 1, "request_ids": ["after", *before["request_ids"]][:10]}
     assert after == {**before, **expected, "last_at": after["last_at"]}
+    assert listed(daemon, "?application=lost") == [lost], "its fork server has told of it again"
 
 
 def is_told_by_another(daemon: RunningDaemon, pid: int) -> bool:
