@@ -59,7 +59,7 @@ class _Traced(CallTicket):
         span, peer = self._span, self.peer
         if span is not None:
             if peer is not None:
-                span.note({"servd.replica": peer.replica_id})
+                span.note({"servd.called_replica": peer.replica_id})
             if isinstance(result, RequestCancelledError):
                 span.note({"servd.cancelled": True})
             elif isinstance(result, Exception):

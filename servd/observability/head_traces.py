@@ -4,6 +4,7 @@ from typing import Any, Protocol
 
 from servd.observability.spans import Attributes, Span, Spans, meet_traces
 from servd.observability.trace_context import TRACEPARENT, TraceContext
+from servd.wire.grpc_codes import Code
 
 BEGINS = b":begins"
 """Among the headers of a request that begins a trace: no header has such a name."""
@@ -45,7 +46,7 @@ class TracedId(bytes):
             about["url.path"] = path[:_PATH_CHARACTERS].decode(errors="backslashreplace")
             failed = status >= 500
         else:
-            about["rpc.grpc.status_code"] = status
+            about["rpc.grpc.status_code"] = int(Code[status])
             failed = status in _FAILED
         span.note(about)
         if failed:

@@ -64,7 +64,7 @@ class OtelSpans:
         self._attributes = dict(attributes)
         clock = SystemClock()
         self._wall_offset_s = clock.wall_time() - clock.now()
-        self._out = _Out(exporter or OTLPSpanExporter(endpoint=settings.endpoint), settings.endpoint)
+        self._out = _Out(exporter or OTLPSpanExporter(endpoint=settings.endpoint), settings.shown)
         self._late = _LateQueue(self._out)
         self._resource = Resource.create({SERVICE_INSTANCE_ID: instance_id})
         if str(self._resource.attributes.get(SERVICE_NAME, "unknown_service")).startswith("unknown_service"):

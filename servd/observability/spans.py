@@ -133,7 +133,7 @@ def begin(name: str, instance_id: str, attributes: Attributes, *, begins: bool =
         return None
     spans: Spans = recorder.OtelSpans(settings, name, instance_id, attributes, begins)
     install(spans)
-    logger.info("traces_on endpoint=%s ratio=%g", settings.endpoint, settings.sampling.ratio)
+    logger.info("traces_on endpoint=%s ratio=%g", settings.shown, settings.sampling.ratio)
     return spans
 
 

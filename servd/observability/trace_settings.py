@@ -52,14 +52,21 @@ class TraceSettings:
     endpoint: str
     sampling: Sampling
 
+    @property
+    def shown(self) -> str:
+        """The endpoint for logs: who it is that sends is nobody's business."""
+        parts = urlsplit(self.endpoint)
+        return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
 
-def trace_settings(environment: Mapping[str, str] = os.environ) -> TraceSettings | None:
-    """What the environment asks for; None: nothing is recorded.
+
+def trace_settings(environment: Mapping[str, str] | None = None) -> TraceSettings | None:
+    """What the environment asks for, by default this process's; None: nothing is recorded.
 
     Raises:
         ValueError: it asks for what cannot be; the text names the variable.
     """
-    said = {name: value.strip() for name, value in environment.items() if value.strip()}
+    given = os.environ if environment is None else environment
+    said = {name: value.strip() for name, value in given.items() if value.strip()}
     endpoint = said.get(ENDPOINT) or said.get(_BASE_ENDPOINT, "")
     if not endpoint or said.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return None

@@ -46,6 +46,10 @@ def test_endpoint(environment: dict[str, str], expected: TraceSettings | None) -
     assert trace_settings(environment) == expected
 
 
+def test_logs_do_not_show_who_sends() -> None:
+    assert TraceSettings("https://me:secret@c:4318/x?key=secret", ALL).shown == "https://c:4318/x"
+
+
 @pytest.mark.parametrize(
     ("environment", "expected"),
     [

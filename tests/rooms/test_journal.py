@@ -4,13 +4,17 @@ import asyncio
 import json
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from servd.observability.access_log import AccessLog
+from servd.observability.head_traces import HeadTraces
 from servd.observability.journal import LATENCY_BOUNDS_MS, MAX_SERIES, NOWHERE, Journal
 from servd.observability.log_file import LogFile
 from servd.observability.logs import style_of
+from servd.observability.trace_context import TraceContext
+from servd.observability.trace_settings import Sampling
 
 FRUIT = ("/fruit", "shop", "shop_Fruit")
 
@@ -47,6 +51,75 @@ async def test_lines_are_written_together(tmp_path: Path) -> None:
     assert first.endswith(",001 http_proxy 127.0.0.1 abc /fruit shop http1.py:7 - GET 200 1.2ms")
     assert second.endswith(",501 http_proxy 127.0.0.1 /fruit shop http1.py:7 - POST 503 501.2ms")
     assert third.endswith(" http_proxy 127.0.0.1 x http1.py:7 - GET 404 0.0ms")
+
+
+@pytest.mark.parametrize("is_json", [False, True])
+async def test_a_line_of_a_trace_names_it_and_ends_its_span(tmp_path: Path, is_json: bool) -> None:
+    path, clock = tmp_path / "x.log", StandingClock()
+    journal = Journal(asyncio.get_running_loop(), access_log(path), clock=clock)
+    journal.configure(style_of({"encoding": "JSON" if is_json else "TEXT"}))
+    trace = TraceContext("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331", 1)
+    recorder = Recorder()
+    begun = HeadTraces(journal, recorder).taken_in(b"abc", trace, "GET /fruit", {"x": 1}, began=100.0, begins=False)  # type: ignore[arg-type]
+    assert begun is not None
+    clock.at += 0.25
+    journal.note((FRUIT, "GET", 503), 100.0, begun, b"/fruit/1", 17, "10.0.0.7", "shop_Fruit#a")
+    journal.note((FRUIT, "GET", 200), 100.0, b"other", b"/fruit/1", 17, "10.0.0.7", "shop_Fruit#a")
+    journal.settle()
+    first, second = path.read_text().splitlines()
+    (span,) = recorder.spans
+    assert (begun.trace, begun.response) == (span.context, b"00-0af7651916cd43dd8448eb211c80319c-00000000000000a1-01")
+    if is_json:
+        found = json.loads(first)
+        assert (found["request_id"], found["trace_id"], found["span_id"]) == ("abc", trace.trace_id, "00000000000000a1")
+        assert (found["path"], "trace_id" in json.loads(second)) == ("/fruit/1", False)
+    else:
+        assert (
+            f" abc trace_id={trace.trace_id} span_id=00000000000000a1 /fruit shop http1.py:7 - GET /fruit/1 503"
+            in first
+        )
+        assert " other /fruit shop http1.py:7 - GET /fruit/1 200" in second
+    assert span.told == {
+        "x": 1,
+        "servd.request_id": "abc",
+        "servd.application": "shop",
+        "servd.deployment": "Fruit",
+        "servd.replica": "shop_Fruit#a",
+        "client.address": "10.0.0.7",
+        "http.response.status_code": 503,
+        "url.path": "/fruit/1",
+        "failed": "503",
+        "ended": 100.25,
+    }
+
+
+class Recorder:
+    """Records spans in a list."""
+
+    def __init__(self) -> None:
+        self.sampling = Sampling()
+        self.spans: list[RecordedSpan] = []
+
+    def start(
+        self, name: str, parent: TraceContext, kind: str, *, attributes: dict[str, Any], began: float
+    ) -> "RecordedSpan":
+        self.spans.append(RecordedSpan(TraceContext(parent.trace_id, "00000000000000a1", 1), dict(attributes)))
+        return self.spans[-1]
+
+
+class RecordedSpan:
+    def __init__(self, context: TraceContext, told: dict[str, Any]) -> None:
+        self.context = context
+        self.told = told
+
+    def note(self, attributes: dict[str, Any]) -> None:
+        self.told |= attributes
+
+    def fail_as(self, kind: str) -> None:
+        self.told["failed"] = kind
+
+    def end(self, at: float | None = None) -> None:
+        self.told["ended"] = at
 
 
 async def test_lines_are_written_without_being_asked(tmp_path: Path) -> None:
