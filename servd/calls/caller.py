@@ -7,8 +7,8 @@ from collections.abc import Callable
 from operator import attrgetter
 from typing import Any
 
-from servd.calls.affinity import prompt_of_arguments
 from servd.calls import traced
+from servd.calls.affinity import prompt_of_arguments
 from servd.calls.broadcast import submit_to_all
 from servd.calls.knots import refuse_circles, untie
 from servd.calls.outgoing import CallTicket, Outgoing, circle_of

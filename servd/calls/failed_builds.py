@@ -8,7 +8,7 @@ from servd.observability.described import slot
 from servd.observability.error_groups import ErrorGroups, ErrorsReport
 from servd.observability.failure import failure_of
 from servd.observability.tracebacks import users_place
-from servd.wire.messages import BuildOrder
+from servd.wire.build_messages import BuildOrder
 
 logger = logging.getLogger(__name__)
 

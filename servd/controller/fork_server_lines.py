@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 from servd.exceptions import ProtocolError
 from servd.ground.edition import difference, edition_of
-from servd.wire.build_messages import BuildResult
 from servd.observability.error_groups import ErrorsReport
+from servd.wire.build_messages import BuildResult
 from servd.wire.codec import RecordReader, record
 from servd.wire.messages import ChildExited, Forked, ForkOrder, ForkServerHello, ForkServerStop, ReplicaStart
 from servd.wire.policy_messages import PolicyAnswer, PolicyAsk
