@@ -35,7 +35,7 @@ class RawClient:
             body = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\nx-trailer: 1\r\n\r\n"
         elif body:
             request.headers["content-length"] = str(len(body))
-        lines += [b"%b: %b" % (name.encode(), value.encode()) for name, value in request.headers.items()]
+        lines += [b"%b: %b" % (name.encode(), value.encode()) for name, value in request.headers.multi_items()]
         data = await self._room.raw(b"\r\n".join(lines) + b"\r\n\r\n" + body, tls=self._tls)
         return self._parse(data, request)
 
