@@ -128,7 +128,7 @@ def test_logs_of_those_that_are_gone_are_found_by_name_or_replica(target: str, e
 
 def test_no_name_ends_a_line() -> None:
     assert on_one_line("a\nb\0\x1b\u2028 c/é") == "a\\nb\\x00\\x1b\\u2028 c/é"
-    line = LineFormatter("replica", "a\nERROR faked#x", lambda: ("id", "/r\n", "a\n"))
+    line = LineFormatter("replica", "a\nERROR faked#x", lambda: ("id", "", "", "/r\n", "a\n"))
     text = line.format(logging.makeLogRecord({"msg": "said", "filename": "f.py", "lineno": 1}))
     assert "\n" not in text
     assert "a\\nERROR faked#x id /r\\n a\\n f.py:1 - said" in text

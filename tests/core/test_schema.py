@@ -86,7 +86,7 @@ def test_v1_refusals_name_place_and_reason(document: dict[str, Any], fragments: 
         ),
         ({"applications": [], "target_capacity": 101}, ["target_capacity", "100"]),
         ({"applications": [], "controller_options": {}}, ["servd has no controller_options", "servd start"]),
-        ({"applications": [], "tracing_config": {}}, ["servd has no tracing_config", "OpenTelemetry"]),
+        ({"applications": [], "tracing_config": {}}, ["servd has no tracing_config", "--trace-endpoint"]),
         ({"applications": [], "http_options": {"keep_alive_timeout_s": -5}}, ["http_options.keep_alive_timeout_s"]),
         (
             {"applications": [], "grpc_options": {"grpc_servicer_functions": ["f"]}},
