@@ -199,8 +199,7 @@ def deploy(
     from servd.daemon.admin_client import AdminClient, find_address
     from servd.documents.files import is_document_path
 
-    is_document = is_document_path(target)
-    if is_document:
+    if is_document := is_document_path(target):
         must_exist(target)
     client = AdminClient(find_address(address, state_dir))
     if plan:
@@ -252,8 +251,7 @@ def run(
     from servd.commands.run import run as run_target
     from servd.documents.files import is_document_path
 
-    is_document = is_document_path(target)
-    if is_document:
+    if is_document := is_document_path(target):
         must_exist(target)
     options = RunOptions(
         target=target,

@@ -202,13 +202,6 @@ def look_at(address: str | None, http_location: ProxyLocation | None) -> None:
         fail("--http-location FixedNumber needs a number, which no option gives; use NoServer, HeadOnly or EveryNode")
 
 
-def believed(forwarded_allow_ips: str | None) -> dict[str, Any]:
-    """Settings of what proxies in front say: of the host only where somebody has named the proxies."""
-    given = forwarded_allow_ips is not None
-    hosts = forwarded_allow_ips if given else DEFAULT_FORWARDED_ALLOW_IPS
-    return {"forwarded_allow_ips": hosts, "believes_forwarded_host": given}
-
-
 def grpc_settings(
     port: int | None,
     functions: list[str] | None,
