@@ -363,7 +363,7 @@ def test_builds_that_fail_are_errors_too(daemon: RunningDaemon) -> None:
     log = (Path(daemon.settings.log_dir) / "serve" / "fork_server.log").read_text()
     for one in (lost, early):
         assert re.search(rf"^ERROR .* {one['application']} .* build_failed error={one['id']} ", log, re.MULTILINE)
-        assert daemon.ask("GET", f"/api/servd/v1/errors/{one['id']}")[1]["traceback"].endswith(one["message"])
+        assert one["message"] in daemon.ask("GET", f"/api/servd/v1/errors/{one['id']}")[1]["traceback"]
 
 
 @pytest.mark.long
