@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from servd.observability.error_groups import ErrorsReport
 
 _CODE, _POLICY = "servd.replica.builder", "servd.replica.policies.runner"
-_FAILED = "servd.calls.failed_builds"
+_FAILED = "servd.calls.failure_log"
 _BACKLOG = 8
 _SEND_TIMEOUT_S = 5.0
 _READ_BYTES = 256 * 1024
@@ -108,8 +108,7 @@ def build(order: BuildOrder) -> tuple[BuildResult, "BuiltApplication | None", An
         environment = apply_environment(order, lambda: entry.load(_CODE))
         return *entry.load(_CODE).built_from(order, environment), None
     except DeployError as error:
-        failed = entry.load(_FAILED).failed_build(order, error)
-        return BuildResult(order.build_id, error=str(error)), None, None, failed
+        return BuildResult(order.build_id, error=str(error)), None, None, entry.load(_FAILED).failed_build(order, error)
 
 
 @dataclass(slots=True)
