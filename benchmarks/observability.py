@@ -42,7 +42,7 @@ from servd.observability import logs
 from servd.observability.access_log import AccessLog, place_of
 from servd.observability.journal import Journal
 from servd.observability.log_file import LogFile
-from servd.observability.trace_settings import ENDPOINT, RATIO
+from servd.observability.spans import ENDPOINT, RATIO
 from servd.proxy.forwarder import Forwarder
 from servd.proxy.http1 import HttpConnection
 from servd.proxy.limits import Limits

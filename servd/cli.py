@@ -23,6 +23,7 @@ from servd.commands.cli_options import (
     LogToStderr,
     MetricsPort,
     Name,
+    NoAddress,
     PlanOnly,
     RoutePrefix,
     ShowTracebacks,
@@ -67,9 +68,7 @@ app = typer.Typer(
 
 @app.command(help="Start the daemon; stays until Ctrl-C unless detached.")
 def start(
-    address: Annotated[
-        str | None, typer.Option("--address", "-a", help="Accepted and ignored.", show_default=False)
-    ] = None,
+    address: NoAddress = None,
     http_host: Annotated[str | None, typer.Option(help="Host of the data plane [127.0.0.1].")] = None,
     http_port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port of the data plane [8000].")] = None,
     http_location: Annotated[ProxyLocation | None, typer.Option(help="Where proxies run [EveryNode].")] = None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from servd.calls import pickling
 from servd.calls.arguments import needs_waiting, resolve
-from servd.calls.broadcast import DeploymentBroadcastResponse, outcome_of
+from servd.calls.broadcast_response import DeploymentBroadcastResponse, outcome_of
 from servd.calls.method_types import TypedCalls
 from servd.calls.process import Process, Ticket, installed_process, local_process
 from servd.calls.request_context import MAX_DEPTH, NO_REQUEST, RequestContext, current_request

@@ -12,7 +12,7 @@ from servd.ground.extras import GRPC_MISSING, is_there
 from servd.ground.settings import DEFAULT_FORWARDED_ALLOW_IPS, DEFAULT_GRPC_PORT, SHOW_TRACEBACKS, default_state_dir
 from servd.ground.states import ProxyLocation
 from servd.observability import spans
-from servd.observability.trace_settings import MISSING, RATIO, trace_settings, traces_endpoint, variables_for
+from servd.observability.spans import MISSING, RATIO, trace_settings, traces_endpoint, variables_for
 
 
 class Form(StrEnum):
@@ -27,6 +27,7 @@ Address = Annotated[
     str | None,
     typer.Option("--address", "-a", help="Admin address: http://HOST:PORT or unix://PATH.", show_default=False),
 ]
+NoAddress = Annotated[str | None, typer.Option("--address", "-a", help="Accepted and ignored.", show_default=False)]
 StateDir = Annotated[
     str | None,
     typer.Option("--state-dir", metavar="DIR", help="State directory of the daemon.", show_default=False),

@@ -156,7 +156,7 @@ def _fill_ray(module: ModuleType) -> None:
     # only applications that import ray pay for it
     response = importlib.import_module("servd.calls.response")
 
-    environment = importlib.import_module("servd.calls.program_environment")
+    environment = importlib.import_module("servd.documents.program_environment")
 
     def init(*_args: Any, runtime_env: Any = None, **_kwargs: Any) -> None:
         """Keep the runtime environment for what this program runs; for the rest, servd has no cluster to connect to."""

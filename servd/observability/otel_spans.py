@@ -25,9 +25,8 @@ from servd.ground.package import VERSION
 from servd.observability.described import full_name_of, summary_of
 from servd.observability.failure import bounded
 from servd.observability.otel_context import below, place_of, span_context
-from servd.observability.spans import Attributes, Span
+from servd.observability.spans import Attributes, Span, TraceSettings
 from servd.observability.trace_context import TraceContext
-from servd.observability.trace_settings import TraceSettings
 from servd.observability.tracebacks import user_traceback
 
 SERVICE = "servd"

@@ -15,8 +15,8 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from servd.observability import otel_context
 from servd.observability.otel_spans import OtelSpans
+from servd.observability.spans import Sampling, TraceSettings
 from servd.observability.trace_context import TraceContext
-from servd.observability.trace_settings import Sampling, TraceSettings
 from tests.odd_errors import KINDS, raise_odd
 
 PARENT = TraceContext("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331", 1, "a=1")

@@ -2,8 +2,7 @@
 
 import pytest
 
-from servd.observability.trace_context import TraceContext
-from servd.observability.trace_settings import (
+from servd.observability.spans import (
     Sampling,
     TraceSettings,
     ratio_of,
@@ -11,6 +10,7 @@ from servd.observability.trace_settings import (
     traces_endpoint,
     variables_for,
 )
+from servd.observability.trace_context import TraceContext
 
 BASE = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4318"}
 OWN = {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "https://c/spans"}

@@ -13,8 +13,8 @@ from servd.observability.head_traces import HeadTraces
 from servd.observability.journal import LATENCY_BOUNDS_MS, MAX_SERIES, NOWHERE, Journal
 from servd.observability.log_file import LogFile
 from servd.observability.logs import style_of
+from servd.observability.spans import Sampling
 from servd.observability.trace_context import TraceContext
-from servd.observability.trace_settings import Sampling
 
 FRUIT = ("/fruit", "shop", "shop_Fruit")
 
