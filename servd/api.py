@@ -16,12 +16,12 @@ from servd.app.deployment_types import DeployedFunction, DeploymentDecorator
 from servd.app.options import UNSET, DeploymentArguments, Unset
 from servd.calls.connection import NOT_RUNNING
 from servd.calls.process import installed_process
-from servd.documents.program_environment import program_environment
 from servd.calls.replica_context import replica_context
 from servd.compat.companions import offer_companions
 from servd.config import HTTPOptions, LoggingConfig, gRPCOptions
 from servd.daemon.presence import stay
 from servd.dag import HandleMaker
+from servd.documents.program_environment import program_environment
 from servd.exceptions import ServdError
 from servd.ground.absent import refuse_options
 from servd.ground.ids import DeploymentID

@@ -167,6 +167,13 @@ def look_at_traces() -> None:
         typer.echo("Warning: --trace-ratio has no effect without --trace-endpoint", err=True)
 
 
+def believed(forwarded_allow_ips: str | None) -> dict[str, Any]:
+    """Settings of what proxies in front say: of the host only where somebody has named the proxies."""
+    given = forwarded_allow_ips is not None
+    hosts = forwarded_allow_ips if given else DEFAULT_FORWARDED_ALLOW_IPS
+    return {"forwarded_allow_ips": hosts, "believes_forwarded_host": given}
+
+
 def form_of(given: Form | None) -> str:
     """What was asked for; without a wish a table for people, YAML for programs."""
     return given or (Form.TABLE if sys.stdout.isatty() else Form.YAML)
