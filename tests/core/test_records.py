@@ -59,7 +59,7 @@ def test_kinds_and_flags_are_told_apart() -> None:
     sections = Path(records.__file__).read_text().split("\n\n# ")
     both, to_replica, to_caller, flags = (
         [int(value) for value in re.findall(r"^[A-Z_]+ = \(?\s*(\d+)", section, re.MULTILINE)]
-        for title in ("both ways", "caller -> replica", "replica -> caller", "flags of HTTP and CALL")
+        for title in ("both ways", "caller -> replica", "replica -> caller", "flags of HTTP, CALL")
         for section in sections
         if section.startswith(title)
     )
