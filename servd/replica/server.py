@@ -203,10 +203,7 @@ class ReplicaServer:
                 self._grpc.start(self, peer, record, frames, self._own)
             return
         if kind in (DECLINE, WANT):
-            if kind == DECLINE:
-                self.admission.decline(peer)
-            else:
-                self.admission.want(peer, record[1])
+            self.admission.decline(peer) if kind == DECLINE else self.admission.want(peer, record[1])
             self._make_offers()
             return
         if kind == HELLO:
