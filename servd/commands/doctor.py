@@ -28,6 +28,7 @@ LEAST_FREE_BYTES = 100 << 20
 EXTRAS = {
     "testing": ("httpx", "servd.testing needs it to test applications over HTTP"),
     "grpc": ("grpcio", "applications that answer gRPC need it"),
+    "otel": ("opentelemetry-sdk", "`--trace-endpoint` needs it, with an exporter: `servd-serve[otel]`"),
 }
 """What users may want beside servd's own requirements: by extra, the distribution, and what it is for."""
 

@@ -47,7 +47,9 @@ def versions(**known: str) -> Callable[[str], str | None]:
             "pip",
         ),
         (
-            doctor.of_requirements(["uvloop>=0.21"], versions(uvloop="1", httpx="1", grpcio="1")),
+            doctor.of_requirements(
+                ["uvloop>=0.21"], versions(uvloop="1", httpx="1", grpcio="1", **{"opentelemetry-sdk": "1"})
+            ),
             "ok",
             "all 1 packages",
             "",

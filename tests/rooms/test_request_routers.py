@@ -109,6 +109,8 @@ async def test_a_full_replica_passes_a_session_on_and_gets_it_back() -> None:
         for ticket in held:
             ticket.cancel()
         await wait_until(lambda: not any(server.ongoing for server in room.servers.values()))
+        # the caller hears of it a moment later
+        await wait_until(lambda: not any(c.is_full for c in room.caller.router_of("app_Echo").candidates))
         assert await body(room, "x-session-id: 1") == home
 
 

@@ -41,6 +41,7 @@ NAMES: Mapping[str, str] = {
     "ray.serve.context.get_global_client": _STATUS,
     "ray.serve.context.get_multiplexed_model_id": "use `serve.get_multiplexed_model_id`",
     "ray.serve.context.get_replica_context": "use `serve.get_replica_context`",
+    "ray.serve.context.get_trace_context": "use the current span of `opentelemetry.trace`",
     "ray.serve.handle.RayServeHandle": _HANDLE,
     "ray.serve.handle.RayServeSyncHandle": _HANDLE,
     "ray.serve.handle.RayServeDeploymentHandle": _HANDLE,
