@@ -36,13 +36,13 @@ async def serve(scope, receive, send):
         return
     path = scope["path"]
     if path == "/deaf":
-        await asyncio.sleep(600)
+        await asyncio.Event().wait()
     if path in ("/late", "/echo"):
         body = b""
         while (message := await receive())["type"] == "http.request" and message["more_body"]:
             body += message["body"]
         if path == "/late":
-            await asyncio.sleep(600)
+            await asyncio.Event().wait()
     size = {"/whole": 2**20 - 1, "/small": 40_000, "/pieces": 0}.get(path, 2)
     await send({"type": "http.response.start", "status": 200, "headers": []})
     if path == "/pieces":
@@ -55,7 +55,7 @@ async def chat(path, receive, send):
     await receive()
     await send({"type": "websocket.accept"})
     if path == "/deaf":
-        await asyncio.sleep(600)
+        await asyncio.Event().wait()
     while path == "/talk":
         await send({"type": "websocket.send", "text": "x"})
     while path == "/shout":

@@ -50,7 +50,7 @@ class Async(Counted):
 @servd.deployment(ray_actor_options=LITTLE, request_timeout_s=0.5)
 class Slow:
     async def __call__(self) -> None:
-        await asyncio.sleep(60)
+        await asyncio.Event().wait()
 
 
 @servd.deployment(ray_actor_options=LITTLE)
