@@ -224,7 +224,7 @@ async def test_who_sends_slowly_holds_no_slot_with_a_small_body(loans: list[Loan
     async with a_room() as room:
         client = Client(room)
         await client.post("", MIB, sent=300_000)
-        await asyncio.sleep(0.05)
+        await wait_until(lambda: [len(each._body) for each in room.listener.connections] == [300_000])  # type: ignore[attr-defined]
         assert not ongoing(room)
         await client.send(BODY[300_000:MIB])
         assert (await client.answer())[2] == b"%d right" % MIB
@@ -317,9 +317,10 @@ async def test_who_takes_nothing_makes_the_client_wait(loans: list[Loan]) -> Non
         client = Client(room)
         client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
         sending = asyncio.create_task(client.post("", 6 * MIB))
-        await wait_until(lambda: bool(loans))
-        await asyncio.sleep(0.1)
+        await wait_until(lambda: ongoing(room) == 1)
         (exchange,) = [work for peer in _peers(room) for work in peer.open.values()]
+        await wait_until(lambda: exchange.upload is not None and exchange.upload._waiting >= MIB)
+        assert loans
         # its beginning, which the proxy had read, may be larger than what is read ahead by one read
         assert sum(len(message["body"]) for message in exchange._events) <= MIB + 256_000
         go_on.set()

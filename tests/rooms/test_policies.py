@@ -14,7 +14,7 @@ from tests.processes import command_line
 from tests.rooms.replica_room import Room, a_room
 
 CODE = """
-import os, time
+import os, threading
 from servd import deployment
 
 @deployment
@@ -30,7 +30,7 @@ def count(context):
     return asked, {"asked": asked}
 
 def hang(context):
-    time.sleep(60)
+    threading.Event().wait()
 
 def die(context):
     os._exit(3)
