@@ -107,8 +107,10 @@ class Circle:
 
     def _turn(self) -> None:
         began_at = self._clock.now()
+        assert self._executor is not None
         try:
             self._turn_once()
+            self._executor.after_turn()
         except Exception:
             # our bug: fail loudly, the daemon starts the next controller, and nothing that serves is touched
             logger.exception("turn_failed goal=%s", self._goal)

@@ -82,6 +82,7 @@ class Executor:
         self._logging_config: dict[str, Any] = {}
         # what an earlier controller left counts as well
         self._deaths = _DEATHS_A_CLEANING
+        self._may_free_copies = False
 
     def execute(self, action: actions.Action) -> None:
         """Carry out one action; never raises for what the world does."""
@@ -258,7 +259,7 @@ class Executor:
         for proxy in list(self._observed.proxies.values()):
             if not proxy.pid or not self._supervisor.adopt((PROXY, proxy.proxy_id), proxy.pid, proxy.start_ticks):
                 self._emit(events.Exited(PROXY, proxy.proxy_id, None))
-        self._remove_unused_copies()
+        self._may_free_copies = True
 
     def _adopt_fork_server(self, fact: ForkServerFact) -> None:
         identifier = fact.fork_server_id
@@ -337,14 +338,15 @@ class Executor:
                 )
             else:
                 self._emit(events.Exited(FORK_SERVER, name, exit_code))
-        if kind != PROXY:
+        self._may_free_copies |= kind != PROXY
+
+    def after_turn(self) -> None:
+        """What was emitted before is in the facts now."""
+        if self._may_free_copies:
+            self._may_free_copies = False
             self._remove_unused_copies()
 
     def _remove_unused_copies(self) -> None:
-        # news of a death may be taken in later
-        self._loop.call_soon(self._begin_to_remove_copies)
-
-    def _begin_to_remove_copies(self) -> None:
         replicas = self._observed.replicas.values()
         needed = {*self._observed.fork_servers, *(replica.fork_server_id for replica in replicas)}
         # looked up here: a fork server that is started meanwhile has made its copies when the thread gets to it

@@ -44,6 +44,9 @@ class RecordingExecutor:
         self.done.append(action)
         self.was_told.set()
 
+    def after_turn(self) -> None:
+        """There is nothing to remove."""
+
 
 def a_control_loop(directory: Path, failures: list[str], goal: Goal | None = None) -> ControlLoop:
     settings = some_settings(state_dir=str(directory), socket_dir=str(directory))

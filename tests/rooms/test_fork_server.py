@@ -9,6 +9,7 @@ import socket
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from servd.exceptions import ServdError
 from servd.ground.pidfd import start_ticks
 from servd.ground.settings import fork_server_sockets
 from servd.wire.build_messages import BuildOrder
-from servd.wire.messages import ForkOrder, ForkServerHello, ForkServerStop
+from servd.wire.messages import FORK_SERVER, ForkOrder, ForkServerHello, ForkServerStop
 from tests import odd_errors
 from tests.core.build import a_replica, some_settings
 from tests.fakes import wait_until
@@ -465,3 +466,26 @@ def test_what_dead_replicas_left_goes_and_nothing_else(tmp_path: Path) -> None:
     nobody: Any = None
     Executor(nobody, settings, observed, nobody, nobody, nobody, nobody, nobody).remove_leftovers()
     assert sorted(path.name for path in tmp_path.iterdir()) == kept
+
+
+async def test_copies_of_code_go_once_the_facts_know_that_nobody_is_left(tmp_path: Path) -> None:
+    """The turn that takes in a death may come later than the death: after a long one it rests."""
+    settings = some_settings(state_dir=str(tmp_path))
+    observed = Observed()
+    nobody: Any = None
+    order = BuildOrder("f1", "b", "app", "m:app", {}, {}, socket_path=f"{tmp_path}/f")
+    fact = ForkServerFact("f1", "app", 1, is_builder=True, env_key="", order=order, created_at=0.0)
+    observed.put(fact)
+    copies = tmp_path / "work" / "f1"
+    copies.mkdir(parents=True)
+    lines: Any = SimpleNamespace(close=lambda name: {})
+    news: list[Any] = []
+    loop = asyncio.get_running_loop()
+    executor = Executor(loop, settings, observed, nobody, nobody, lines, nobody, news.append)
+    executor.exited((FORK_SERVER, "f1"), 0)
+    await asyncio.sleep(0)
+    assert copies.exists()
+    observed.forget(fact)
+    executor.after_turn()
+    await wait_until(lambda: not copies.exists())
+    assert [type(event).__name__ for event in news] == ["Exited"]

@@ -37,7 +37,6 @@ def written(daemon: RunningDaemon, name: str, prefix: str = "/") -> str:
     return text.replace(" ", "")
 
 
-@pytest.mark.long  # once in a whole run a directory of a replica that was gone stayed beyond 30 s
 def test_writes_get_into_no_snapshot_and_no_other_application(tmp_path: Path) -> None:
     code = tmp_path / "mine"
     code.mkdir()
