@@ -478,7 +478,7 @@ async def test_copies_of_code_go_once_the_facts_know_that_nobody_is_left(tmp_pat
     observed.put(fact)
     copies = tmp_path / "work" / "f1"
     copies.mkdir(parents=True)
-    lines: Any = SimpleNamespace(close=lambda name: {})
+    lines: Any = SimpleNamespace(close=lambda _: {})
     news: list[Any] = []
     loop = asyncio.get_running_loop()
     executor = Executor(loop, settings, observed, nobody, nobody, lines, nobody, news.append)
