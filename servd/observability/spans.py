@@ -2,6 +2,8 @@
 trace. Nothing is loaded for that before somebody needs it.
 """
 
+import functools
+import importlib
 import logging
 import os
 import random
@@ -11,7 +13,6 @@ from types import ModuleType
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from servd.ground import entry
 from servd.ground.quick_dataclass import dataclass
 from servd.observability.trace_context import TraceContext
 
@@ -188,7 +189,7 @@ def begin(name: str, instance_id: str, attributes: Attributes, *, begins: bool =
 
 def _recorder() -> ModuleType | None:
     try:
-        return entry.load(RECORDER)
+        return importlib.import_module(RECORDER)
     # an application may bring along whatever edition of the library
     except (ImportError, AttributeError) as error:
         logger.warning("traces_off reason=%s (%s)", MISSING, error)
@@ -230,8 +231,9 @@ def enter(trace: TraceContext, span: Span | None) -> None:
         _context().enter(trace)
 
 
+@functools.cache
 def _context() -> ModuleType:
-    return entry.load(_CONTEXT)
+    return importlib.import_module(_CONTEXT)
 
 
 def trace_settings(environment: Mapping[str, str] | None = None) -> TraceSettings | None:

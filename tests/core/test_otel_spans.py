@@ -1,5 +1,6 @@
 """Spans by OpenTelemetry's SDK: what is recorded below what, when its thread starts, and what is said when nobody takes them."""
 
+import gc
 import logging
 import threading
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from servd.observability import otel_context
 from servd.observability.otel_spans import OtelSpans
-from servd.observability.spans import Sampling, TraceSettings
+from servd.observability.spans import Sampling, TraceSettings, here, preload
 from servd.observability.trace_context import TraceContext
 from tests.odd_errors import KINDS, raise_odd
 
@@ -151,6 +152,20 @@ def test_spans_of_the_application_follow_the_one_above(
     below = next(span for span in kept.spans if span.name == "theirs" and span.parent is not None)
     assert below.parent is not None
     assert otel_context.place_of(below.parent).span_id == ours.context.span_id
+
+
+def test_looking_for_a_trace_leaves_the_garbage_collector_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        before = gc.get_freeze_count()
+        assert here() is None
+        preload()
+        assert (gc.get_freeze_count(), gc.isenabled()) == (before, False)
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def one_span(spans: OtelSpans) -> None:
