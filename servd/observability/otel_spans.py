@@ -215,11 +215,19 @@ class _LateQueue(SpanProcessor):
         if queue is None:
             with self._lock:
                 if self._queue is None and not self._is_over:
-                    self._queue = BatchSpanProcessor(self._out)
+                    self._begin()
                 queue = self._queue
         if queue is not None:
             with self._out.quiet:
                 queue.on_end(span)
+
+    def _begin(self) -> None:
+        try:
+            self._queue = BatchSpanProcessor(self._out)
+        # variables that cannot be meant, no room for a thread: no request fails for that
+        except Exception as error:
+            self._is_over = True
+            logger.warning("traces_off reason=no queue for spans (OTEL_BSP_...): %s", summary_of(error))
 
     def shutdown(self) -> None:
         with self._lock:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from servd.ground.quick_dataclass import dataclass
+from servd.observability.described import summary_of
 from servd.observability.trace_context import TraceContext
 
 ENDPOINT = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
@@ -181,7 +182,12 @@ def begin(name: str, instance_id: str, attributes: Attributes, *, begins: bool =
     recorder = _recorder() if settings is not None else None
     if settings is None or recorder is None:
         return None
-    spans: Spans = recorder.OtelSpans(settings, name, instance_id, attributes, begins)
+    try:
+        spans: Spans = recorder.OtelSpans(settings, name, instance_id, attributes, begins)
+    # what the library makes of its variables
+    except Exception as error:
+        logger.warning("traces_off reason=%s", summary_of(error))
+        return None
     install(spans)
     logger.info("traces_on endpoint=%s ratio=%g", settings.shown, settings.sampling.ratio)
     return spans

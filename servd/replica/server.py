@@ -339,8 +339,9 @@ class ReplicaServer:
         finally:
             if not exchange.is_finished:
                 exchange.abort("")
-            exchange.context.end()
+            # before what may fail: a slot that is not given back is gone for good
             self.release()
+            exchange.context.end()
 
     async def _answer(self, peer: CallerPeer, call_id: int, call: HandleCall) -> None:
         call.has_started = True
@@ -366,8 +367,8 @@ class ReplicaServer:
             tell(error, call.method)
             call.reply(False, dump_exception(error))
         finally:
-            call.context.end()
             self.release()
+            call.context.end()
 
     def release(self) -> None:
         """A request has ended."""

@@ -16,7 +16,7 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from servd.observability import otel_context
 from servd.observability.otel_spans import OtelSpans
-from servd.observability.spans import Sampling, TraceSettings, here, preload
+from servd.observability.spans import Sampling, TraceSettings, begin, here, preload
 from servd.observability.trace_context import TraceContext
 from tests.odd_errors import KINDS, raise_odd
 
@@ -202,3 +202,31 @@ def test_a_slow_endpoint_holds_the_end_up_no_longer_than_allowed(spans: OtelSpan
     one_span(spans)
     spans.flush(0.05)
     assert kept.spans == []
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "says"),
+    [("OTEL_BSP_MAX_QUEUE_SIZE", "100", "max_queue_size"), ("OTEL_BSP_SCHEDULE_DELAY", "-3", "schedule_delay_millis")],
+)
+def test_a_queue_that_cannot_be_fails_no_request(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, variable: str, value: str, says: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    made = OtelSpans(SETTINGS, "D", "one", {}, False, kept)
+    one_span(made)
+    one_span(made)
+    made.flush(5.0)
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert line.startswith("traces_off reason=")
+    assert says in line
+
+
+def test_variables_that_the_library_refuses_turn_traces_off(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("OTEL_SPAN_LINK_COUNT_LIMIT", "many")
+    assert begin("D", "one", {}) is None
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert line.startswith("traces_off reason=")
+    assert "OTEL_SPAN_LINK_COUNT_LIMIT" in line

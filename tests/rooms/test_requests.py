@@ -41,6 +41,28 @@ async def test_handle_call_and_its_error() -> None:
         assert isinstance(load_exception(failure.value.parts), KeyError)
 
 
+async def test_slots_are_given_back_whatever_the_end_of_a_request_does() -> None:
+    def broken() -> None:
+        raise RuntimeError("at the end")
+
+    async def say() -> str:
+        current_request.get().when_over(broken)
+        return "said"
+
+    async def serve(exchange: HttpExchange) -> None:
+        exchange.context.when_over(broken)
+        exchange.finish(200, [], b"said")
+
+    ends: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, about: ends.append(str(about.get("exception"))))
+    async with Room() as room, asyncio.timeout(5):
+        room.route(room.replica(serve, {"say": say}, limit=1))
+        for _ in range(2):
+            assert loads(await room.caller.submit_call("app_Echo", "say", arguments(), NO_REQUEST)) == "said"
+            assert (await room.get()).endswith(b"said")
+    assert set(ends) <= {"at the end"}
+
+
 async def test_streaming_call_with_credit() -> None:
     produced = 0
 

@@ -122,8 +122,8 @@ class GrpcService:
                 tell(error, name)
             self._fail(exchange, error, about)
         finally:
-            exchange.context.end()
             server.release()
+            exchange.context.end()
 
     async def _run(self, exchange: GrpcExchange, name: str, about: RayServegRPCContext) -> None:
         if exchange.method == REFLECT:
