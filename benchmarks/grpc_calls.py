@@ -1,8 +1,9 @@
-"""Calls of gRPC beside a bare `grpc.aio` server: `python -m benchmarks.grpc_calls [--rounds N] [--seconds S] [--json FILE]`.
+"""Calls of gRPC beside a bare `grpc.aio` server and Ray Serve: `python -m benchmarks.grpc_calls [--rounds N] [--seconds S]`.
 
 Unary calls that give their few bytes back, at 1, 32 and 128 in flight, and streams of 1,000 messages; the client is another
 process, of Python too, on one channel. Where `h2load` is there, unary calls from it as well: that client costs next to nothing.
-Shown are medians over interleaved rounds; machines differ, so compare ratios of one run.
+Shown are medians over interleaved rounds, and the least and greatest ratio of a round; machines differ, so compare ratios of
+one run. Ray has an environment of its own, which is made on first use; `--ray PYTHON` names another, `--ray ""` leaves it out.
 """
 
 import argparse
@@ -15,23 +16,33 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+
+from benchmarks.compare.peers import NotInstallableError, python_of
 
 IN_FLIGHT = (1, 32, 128)
 MESSAGES = 1000
-BODY = b"\0\0\0\0\x05hello"
-AIMS = {"unary, 32 in flight": 0.7, "messages of streams": 0.8}
+MESSAGE = b"\x0a\x05hello"
+"""A `google.protobuf.BytesValue`."""
+BODY = b"\0\0\0\0\x07" + MESSAGE
+AIMS = {
+    "bare": {"unary, 32 in flight": 0.7, "messages of streams": 0.8},
+    "ray": {"unary, 32 in flight": 10.0},
+}
+NAMES = {"bare": "bare grpc.aio", "ray": "Ray Serve 2.60"}
+RAY = "ray[serve-grpc]==2.60.0"
 
 SERVICE = """
 import grpc
+from google.protobuf.wrappers_pb2 import BytesValue
 
 def add_EchoServicer_to_server(servicer, server):
+    types = BytesValue.FromString, BytesValue.SerializeToString
     handlers = {
-        "Echo": grpc.unary_unary_rpc_method_handler(servicer.Echo, bytes, bytes),
-        "Count": grpc.unary_stream_rpc_method_handler(servicer.Count, bytes, bytes),
+        "Echo": grpc.unary_unary_rpc_method_handler(servicer.Echo, *types),
+        "Count": grpc.unary_stream_rpc_method_handler(servicer.Count, *types),
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("bench.Echo", handlers),))
 """
@@ -48,6 +59,25 @@ class Echo:
             yield message
 
 app = Echo.bind()
+"""
+# the same as Ray has it, which runs it from here
+RAY_SERVER = """
+import signal, sys
+import ray
+from ray import serve
+from ray.serve.config import gRPCOptions
+from echo import app
+
+port, http, directory = sys.argv[1:]
+ray.init(address="local", include_dashboard=False, _temp_dir=directory, logging_level="warning")
+functions = ["service.add_EchoServicer_to_server"]
+serve.start(
+    http_options={"host": "127.0.0.1", "port": int(http)},
+    grpc_options=gRPCOptions(port=int(port), grpc_servicer_functions=functions),
+)
+serve.run(app)
+print("ready", flush=True)
+signal.pause()
 """
 BARE = f"""
 import asyncio, sys
@@ -71,24 +101,26 @@ async def main():
 
 asyncio.run(main())
 """
-CLIENT = """
+CLIENT = f"""
 import asyncio, sys, time
 import grpc.aio
 
+MESSAGE = {MESSAGE!r}
+
 async def main(port, kind, in_flight, seconds):
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{{port}}") as channel:
         one, many = channel.unary_unary("/bench.Echo/Echo"), channel.unary_stream("/bench.Echo/Count")
-        await one(b"hello", wait_for_ready=True)
+        await one(MESSAGE, wait_for_ready=True)
         count, end = 0, time.perf_counter() + seconds
 
         async def calls():
             nonlocal count
             while time.perf_counter() < end:
                 if kind == "unary":
-                    await one(b"hello")
+                    assert await one(MESSAGE) == MESSAGE
                     count += 1
                 else:
-                    async for _ in many(b"hello"):
+                    async for _ in many(MESSAGE):
                         count += 1
 
         began = time.perf_counter()
@@ -135,6 +167,31 @@ def served(folder: Path) -> Iterator[int]:
         subprocess.run([*command, "stop", *where], check=True, stdout=subprocess.DEVNULL)
 
 
+@contextmanager
+def ray(python: str, folder: Path) -> Iterator[int]:
+    """Ray Serve with one proxy and one replica; gives its port for gRPC."""
+    port, http = free_port(), free_port()
+    home = folder / "r"
+    # a path that is too long for its sockets is refused; what it leaves there would be found by the next one
+    shutil.rmtree(home, ignore_errors=True)
+    environment = {**os.environ, "PYTHONPATH": str(folder / "ray"), "RAY_USAGE_STATS_ENABLED": "0"}
+    command = [python, str(folder / "ray_server.py"), str(port), str(http), str(home)]
+    with (folder / "ray.log").open("w") as log:
+        server = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=log, text=True)
+    try:
+        assert server.stdout is not None
+        for line in server.stdout:
+            if line == "ready\n":
+                break
+        else:
+            raise RuntimeError(f"Ray Serve did not start: {(folder / 'ray.log').read_text()[-2000:]}")
+        yield port
+    finally:
+        # it ends what it has started
+        server.terminate()
+        server.communicate(timeout=60)
+
+
 def with_python(folder: Path, port: int, kind: str, in_flight: int, seconds: float) -> float:
     """Calls or messages per second of the Python client."""
     arguments = [str(folder / "client.py"), str(port), kind, str(in_flight), str(seconds)]
@@ -164,44 +221,88 @@ def measure(folder: Path, port: int, seconds: float) -> dict[str, float]:
     return found
 
 
+def python_with_ray(given: str | None) -> str:
+    """The interpreter that has it; "" and a line on stderr where there is none."""
+    if given is not None:
+        return given
+    try:
+        return python_of("ray-grpc", requirements=(RAY, "uvloop"))
+    except NotInstallableError as error:
+        print(f"Ray Serve is left out: {error}", file=sys.stderr)
+        return ""
+
+
 def main() -> None:
     """Measure, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement; whole ones for h2load")
+    parser.add_argument("--ray", metavar="PYTHON", help="interpreter that has Ray Serve")
     parser.add_argument("--json", type=Path, help="where to leave all samples")
     options = parser.parse_args()
-    samples: dict[str, list[dict[str, float]]] = {"bare": [], "servd": []}
-    with tempfile.TemporaryDirectory() as name:
+    with_ray = python_with_ray(options.ray)
+    # Ray's sockets lie in it, whose paths may not be long
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
         folder = Path(name)
-        code = folder / "code"
-        code.mkdir()
-        for path, text in {"service": SERVICE, "echo": APPLICATION}.items():
-            (code / f"{path}.py").write_text(text)
-        for path, text in {"service": SERVICE, "bare": BARE, "client": CLIENT}.items():
-            (folder / f"{path}.py").write_text(text)
-        (folder / "body").write_bytes(BODY)
-        for _ in range(options.rounds):
-            for system, server in (("bare", bare), ("servd", served)):
-                with server(folder) as port:
+        put_files(folder)
+        systems: dict[str, Callable[[], AbstractContextManager[int]]] = {
+            "bare": lambda: bare(folder),
+            "servd": lambda: served(folder),
+        }
+        if with_ray:
+            systems["ray"] = lambda: ray(with_ray, folder)
+        samples: dict[str, list[dict[str, float]]] = {system: [] for system in systems}
+        for number in range(options.rounds):
+            for system, server in systems.items():
+                print(
+                    f"round {number + 1} of {options.rounds}: {NAMES.get(system, system)}", file=sys.stderr, flush=True
+                )
+                with server() as port:
                     samples[system].append(measure(folder, port, options.seconds))
     show(samples)
     if options.json:
         options.json.write_text(json.dumps({"cores": os.cpu_count(), "samples": samples}, indent=1))
 
 
+def put_files(folder: Path) -> None:
+    """The programs of all systems and the client."""
+    of_ray = APPLICATION.replace("from servd import", "from ray.serve import")
+    for name, text in {
+        "code/service.py": SERVICE,
+        "code/echo.py": APPLICATION,
+        "ray/service.py": SERVICE,
+        "ray/echo.py": of_ray,
+        "service.py": SERVICE,
+        "bare.py": BARE,
+        "client.py": CLIENT,
+        "ray_server.py": RAY_SERVER,
+    }.items():
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    (folder / "body").write_bytes(BODY)
+
+
 def show(samples: dict[str, list[dict[str, float]]]) -> None:
-    """The table: medians per second, and their ratio."""
-    print(
-        f"| per second, {os.cpu_count()} cores | bare grpc.aio | servd | ratio | aim |\n| --- | --- | --- | --- | --- |"
-    )
-    for name in samples["bare"][0]:
-        middle: dict[str, Any] = {
-            system: statistics.median(found[name] for found in rounds) for system, rounds in samples.items()
-        }
-        ratio = middle["servd"] / middle["bare"]
-        aim = f"{AIMS[name]:.1f}" if name in AIMS else ""
-        print(f"| {name} | {middle['bare']:,.0f} | {middle['servd']:,.0f} | {ratio:.2f} | {aim} |")
+    """The table: medians per second, and for each peer the ratio with the least and greatest of a round."""
+    peers = [system for system in samples if system != "servd"]
+    head = [f"per second, {os.cpu_count()} cores", "servd"]
+    for peer in peers:
+        head += [NAMES[peer], "servd / it", "aim"]
+    print(f"| {' | '.join(head)} |\n|{' --- |' * len(head)}")
+    for name in samples["servd"][0]:
+        middle = {system: statistics.median(found[name] for found in rounds) for system, rounds in samples.items()}
+        cells = [name, f"{middle['servd']:,.0f}"]
+        for peer in peers:
+            pairs = zip(samples["servd"], samples[peer], strict=True)
+            ratios = [ours[name] / its[name] for ours, its in pairs]
+            aim = AIMS[peer].get(name)
+            cells += [
+                f"{middle[peer]:,.0f}",
+                f"{middle['servd'] / middle[peer]:.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
+                "" if aim is None else f"{aim:g}",
+            ]
+        print(f"| {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":
