@@ -153,7 +153,7 @@ class LateGrpc:
         lane.apply_routing(self._routes)
         logger.info("proxy_listening_grpc host=%s port=%d", start.host, start.grpc_port)
 
-    async def close(self, grace_s: float) -> None:
-        """Take nothing more; what is under way has so many seconds to end."""
+    async def close(self, grace_s: float, *, is_replaced: bool) -> None:
+        """Take nothing more; what is under way has so many seconds to end. is_replaced: as in `GrpcLane.close`."""
         if self._lane is not None:
-            await self._lane.close(grace_s)
+            await self._lane.close(grace_s, is_replaced=is_replaced)

@@ -50,6 +50,8 @@ _QUEUE_REPORT_S = 0.25
 _LOOK_S = 0.05
 _BACKLOG = 2048
 _GC_THRESHOLD = 20_000
+_MOVED_S = 18.0
+"""How long clients of gRPC may take to move to other proxies: less than the controller waits."""
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +76,7 @@ async def _live(start: ProxyStart, socks: list[socket.socket], lifetime: Connect
     proxy = Proxy(start, socks, access)
     loop = asyncio.get_running_loop()
     process.watch_lifetime(loop, lifetime.fileno(), lambda: proxy.drain(process.LIFETIME_DRAIN_S))
-    loop.add_signal_handler(signal.SIGTERM, proxy.drain, process.LIFETIME_DRAIN_S)
+    loop.add_signal_handler(signal.SIGTERM, lambda: proxy.drain(process.LIFETIME_DRAIN_S, is_replaced=True))
     await proxy.run()
 
 
@@ -106,6 +108,7 @@ class Proxy:
         self._generation = -1
         self._queued: dict[str, int] = {}
         self._drain_s: float | None = None
+        self._is_replaced = False
         self._is_told_to_drain = asyncio.Event()
         self._opening: asyncio.Task[None] | None = None
         self._has_routes = False
@@ -127,10 +130,14 @@ class Proxy:
             task.cancel()
         self._caller.close()
 
-    def drain(self, limit_s: float) -> None:
-        """Accept nothing more, finish what is under way, end within `limit_s`."""
+    def drain(self, limit_s: float, *, is_replaced: bool = False) -> None:
+        """Accept nothing more, finish what is under way, end within `limit_s`.
+
+        Args:
+            is_replaced: others serve gRPC at its port: it ends once its clients have gone there, within `_MOVED_S`.
+        """
         if self._drain_s is None:
-            self._drain_s = limit_s
+            self._drain_s, self._is_replaced = limit_s, is_replaced
             self._is_told_to_drain.set()
 
     async def _finish(self) -> None:
@@ -146,7 +153,8 @@ class Proxy:
         self._listener.drain()
         self._lane.drain()
         self._report()
-        ending = self._loop.create_task(self._grpc.close(self._drain_s))
+        grace_s = max(self._drain_s, _MOVED_S) if self._is_replaced else self._drain_s
+        ending = self._loop.create_task(self._grpc.close(grace_s, is_replaced=self._is_replaced))
         # many small ends, none of them worth an event
         while self._connections and self._loop.time() < end:  # noqa: ASYNC110
             await asyncio.sleep(_LOOK_S)
@@ -183,7 +191,7 @@ class Proxy:
             self._open_soon()
         elif isinstance(message, ProxyGoal):
             if message.drain:
-                self.drain(message.drain_timeout_s)
+                self.drain(message.drain_timeout_s, is_replaced=message.is_replaced)
             else:
                 self._others = message.slots
                 self._open_soon()

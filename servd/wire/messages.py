@@ -240,13 +240,14 @@ class ProxyStart:
 @dataclass(frozen=True, slots=True)
 class ProxyGoal:
     """Controller -> proxy. drain: stop accepting, finish, exit within drain_timeout_s. slots: further ones whose connections it
-    accepts, since nobody else does.
+    accepts, since nobody else does. is_replaced: other proxies serve its port of gRPC, to which clients move first.
     """
 
     proxy_id: str
     drain: bool = False
     drain_timeout_s: float = 20.0
     slots: tuple[int, ...] = ()
+    is_replaced: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -170,6 +170,38 @@ def test_a_dead_controller_costs_no_call_and_a_dead_proxy_those_of_its_connectio
     # one call at a time on each of eight connections; one may come back to the dying proxy once more
     assert sum(number for name, number in counts.items() if name != "OK") <= 16
     assert all(name.startswith(("OK", "UNAVAILABLE")) for name in counts)
+
+
+@pytest.mark.long
+def test_no_call_fails_when_proxies_are_told_to_end(tmp_path: Path) -> None:
+    port = free_port()
+    # so that clients move soon
+    with a_daemon(settings_in(tmp_path, proxies=2, grpc_port=port), {"SERVD_GRPC_MAX_CONNECTION_AGE_S": "1"}) as made:
+        deploy(made, the_document(ROOT / "examples" / "grpc", port))
+        with under_load(port) as stop:
+            for number in range(4):
+                victim = made.pids("proxy")[number % 2]
+                os.kill(victim, signal.SIGTERM)
+                eventually(partial(has_successor, made, "proxy", victim, 2))
+                # one that has just been started is no help yet
+                eventually(lambda: all(listens(pid, port) for pid in made.pids("proxy")))
+            counts = stop()
+    assert counts.keys() == {"OK"}
+    assert counts["OK"] > 100
+
+
+def listens(pid: int, port: int) -> bool:
+    """Whether a process listens at a port of this host."""
+    # the library likes to listen at IPv4 addresses in IPv6
+    tables = [Path(f"/proc/net/{name}") for name in ("tcp", "tcp6")]
+    rows = [line.split() for table in tables if table.exists() for line in table.read_text().splitlines()[1:]]
+    sockets = {f"socket:[{row[9]}]" for row in rows if row[1].endswith(f":{port:04X}") and row[3] == "0A"}
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        # some come and go
+        with suppress(OSError):
+            if os.readlink(path) in sockets:
+                return True
+    return False
 
 
 @pytest.mark.long

@@ -95,7 +95,9 @@ def proxy_actions(
         # one of before an upgrade that has not reported yet serves all the same
         if (is_misplaced and not proxy.listening) or (ready and (is_misplaced or proxy not in fitting)):
             reason = "address given up" if is_misplaced else "upgrade"
-            yield actions.SetProxyGoal(ProxyGoal(proxy.proxy_id, drain=True, drain_timeout_s=PROXY_DRAIN_S), reason)
+            stays = wanted is not None and (proxy.host, proxy.grpc_port) == (wanted.host, wanted.grpc_port)
+            goal = ProxyGoal(proxy.proxy_id, drain=True, drain_timeout_s=PROXY_DRAIN_S, is_replaced=stays)
+            yield actions.SetProxyGoal(goal, reason)
     for proxy in observed.proxies.values():
         if proxy.draining and proxy.kill_at <= now and proxy.killed_at < now - KILL_AGAIN_S:
             yield actions.KillProxy(proxy.proxy_id, "drain took too long")

@@ -1,5 +1,7 @@
 """The server of gRPC in a proxy, on a port of its own: finds what serves a method."""
 
+import asyncio
+import math
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -11,11 +13,15 @@ from servd.ground.settings import variable
 from servd.proxy.grpc.certificate import GrpcCertificate
 from servd.proxy.grpc.own_services import OwnServices
 from servd.proxy.grpc.served import Forwarder, Served
+from servd.proxy.grpc.sockets import connections, stop_listening
 from servd.proxy.grpc.table import GrpcTable
 from servd.wire.grpc_messages import GrpcMethod, GrpcRoute
 
 _MOST_BYTES = 2**31 - 1
 """Largest message that gRPC can carry."""
+_LOOK_S = 0.1
+_LAST_S = 1.0
+"""What is left of the time to leave when calls under way are waited for."""
 
 
 class GrpcLane:
@@ -33,6 +39,7 @@ class GrpcLane:
         self._own = OwnServices(forwarder, self.table)
         self._handlers: dict[str, Any] = {}
         self._server: grpc.aio.Server | None = None
+        self._port = 0
 
     def __repr__(self) -> str:
         return f"GrpcLane({self.table}, ongoing={self.ongoing})"
@@ -63,16 +70,29 @@ class GrpcLane:
             self.is_secure = True
         self._own.is_serving = True
         await server.start()
-        self._server = server
-        return int(bound)
+        self._server, self._port = server, int(bound)
+        return self._port
 
-    async def close(self, grace_s: float) -> None:
-        """Take nothing more; what is under way has so many seconds to end."""
+    async def close(self, grace_s: float, *, is_replaced: bool = False) -> None:
+        """Take nothing more; what is under way has so many seconds to end.
+
+        Args:
+            is_replaced: others listen at the port: clients are served until they have moved there.
+        """
         server, self._server = self._server, None
         self._own.is_serving = False
         self._own.tell()
-        if server is not None:
-            await server.stop(grace_s)
+        if server is None:
+            return
+        loop = asyncio.get_running_loop()
+        end = loop.time() + grace_s
+        if is_replaced and _age_s():
+            # a server that stops cancels what comes in before its clients know; one that says goodbye at an age does not
+            await stop_listening(self._port)
+            # the sockets are the library's, and tell nobody of their end
+            while connections(self._port) and loop.time() < end - _LAST_S:  # noqa: ASYNC110
+                await asyncio.sleep(_LOOK_S)
+        await server.stop(max(0.0, end - loop.time()))
 
     def handler(self, name: str) -> Any:
         """What serves a method, in gRPC's form; None for one that nobody has."""
@@ -118,7 +138,8 @@ def options(keep_alive: KeepAlive) -> list[tuple[str, Any]]:
         keep_alive: when a client's host counts as gone; pings of HTTP/2 find that out here.
 
     Raises:
-        ValueError: `SERVD_GRPC_MAX_MESSAGE_BYTES` is no positive number that gRPC can carry.
+        ValueError: `SERVD_GRPC_MAX_MESSAGE_BYTES` is no positive number that gRPC can carry, or
+            `SERVD_GRPC_MAX_CONNECTION_AGE_S` no time.
     """
     most = int(variable("GRPC_MAX_MESSAGE_BYTES", str(_MOST_BYTES)))
     if not 0 < most <= _MOST_BYTES:
@@ -128,6 +149,8 @@ def options(keep_alive: KeepAlive) -> list[tuple[str, Any]]:
         ("grpc.max_receive_message_length", most),
         ("grpc.max_send_message_length", most),
     ]
+    if age_s := _age_s():
+        found.append(("grpc.max_connection_age_ms", math.ceil(age_s * 1000)))
     if keep_alive.after_s:
         found += [
             ("grpc.keepalive_time_ms", keep_alive.after_s * 1000),
@@ -136,3 +159,11 @@ def options(keep_alive: KeepAlive) -> list[tuple[str, Any]]:
             ("grpc.http2.max_pings_without_data", 0),
         ]
     return found
+
+
+def _age_s() -> float:
+    """When a client is told to make a new connection, give or take a tenth; 0 = never."""
+    age_s = float(variable("GRPC_MAX_CONNECTION_AGE_S", "10"))
+    if not 0 <= age_s < math.inf:
+        raise ValueError(f"SERVD_GRPC_MAX_CONNECTION_AGE_S must be seconds, or 0 for no limit, got {age_s}")
+    return age_s

@@ -1,0 +1,29 @@
+"""A server's sockets, found among the process's: no new connection, and none that waits is lost."""
+
+import asyncio
+import socket
+
+from servd.proxy.grpc.sockets import connections, stop_listening
+
+
+async def test_listening_ends_once_what_waits_is_accepted() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_server(("127.0.0.1", 0)) as other:
+        port = server.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            ending = asyncio.create_task(stop_listening(port))
+            await asyncio.sleep(0.02)
+            assert not ending.done()
+            assert connections(port) == 0
+            accepted, _ = server.accept()
+            await ending
+            assert connections(port) == 1
+            client.sendall(b"x")
+            assert accepted.recv(1) == b"x"
+            accepted.close()
+        assert connections(port) == 0
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+            raise AssertionError("it listens still")
+        except ConnectionRefusedError:
+            pass
+        socket.create_connection(other.getsockname()).close()
