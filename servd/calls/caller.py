@@ -181,7 +181,7 @@ class Caller:
         call.number = self._sent
         call.router = router
         call.peer = None
-        call.is_accepted = call.has_begun = call.was_granted = False
+        call.is_accepted = call.has_begun = call.was_granted = call.has_waited = False
         call.retries = 0
         candidates = router.candidates
         if len(candidates) == 1 and not router.line and not call.model_id and not candidates[0].is_full:
@@ -332,26 +332,24 @@ class Caller:
         if targets.app:
             self._apps[targets.deployment] = targets.app
         new, gone = router.update(targets)
-        # where nobody was known yet, what waits can go where the rule wants it
-        waiting: list[Outgoing] = []
-        if router.rule is not None and router.line and len(new) == len(router.candidates):
-            waiting, router.line = router.line, []
+        are_all_new = len(new) == len(router.candidates)
         for candidate in gone:
             if candidate.peer is not None:
                 if candidate.peer.pending:
                     self._leaving.append(candidate.peer)
                     self._turn_later()
                 candidate.peer.retire()
-        for candidate in new:
-            self._connect(router, candidate)
-        for call in waiting:
+        connected = [candidate.peer for candidate in new if self._connect(router, candidate)]
+        for call, candidate in router.take_first() if are_all_new else ():
             if not call.is_abandoned():
-                self._send_elsewhere(call)
+                self._send(call, candidate, 0)
+        for peer in connected:
+            peer.ask_for_offers(self._last_id)
         self._refuse_line(router)
 
-    def _connect(self, router: Router, candidate: Candidate) -> None:
+    def _connect(self, router: Router, candidate: Candidate) -> bool:
         try:
-            peer = candidate.peer = ReplicaPeer(self, router, candidate)
+            candidate.peer = ReplicaPeer(self, router, candidate)
         except TransportError as error:
             # `_turn` tries again; requests go to the others meanwhile, or wait
             router.drop(candidate)
@@ -359,12 +357,9 @@ class Caller:
             if not self._is_short:
                 self._is_short = True
                 logger.warning("replica_not_connected replica=%s reason=%s", candidate.replica_id, error)
-            return
+            return False
         self._is_short = False
-        if router.line:
-            # a ticket rather than the whole line: it offers what is free
-            candidate.is_full = True
-            peer.link.send((WANT, len(router.line)))
+        return True
 
     def _refuse_line(self, router: Router) -> None:
         if router.line and (refused := router.refusal()) is not None:
@@ -395,4 +390,5 @@ class Caller:
                 if candidate.peer is None:
                     fresh = Candidate(candidate.replica_id, candidate.address, candidate.model_ids)
                     router.revive(fresh)
-                    self._connect(router, fresh)
+                    if self._connect(router, fresh):
+                        fresh.peer.ask_for_offers(self._last_id)

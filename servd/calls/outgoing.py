@@ -63,12 +63,14 @@ class Outgoing:
         is_idempotent: may be repeated after a replica accepted it and died.
         has_begun: a part of the answer arrived.
         was_granted: a byte of a streamed body was granted.
+        has_waited: it was sent out of the waiting line, and keeps its right to wait if it comes back.
         waits_since: when it was put into the waiting line, by the caller's clock; only while it waits.
     """
 
     __slots__ = (
         "call_id",
         "has_begun",
+        "has_waited",
         "is_accepted",
         "is_idempotent",
         "model_id",
@@ -88,6 +90,7 @@ class Outgoing:
     is_idempotent: bool
     has_begun: bool
     was_granted: bool
+    has_waited: bool
     waits_since: float
     retries: int
     model_id: str

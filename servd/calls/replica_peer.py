@@ -31,6 +31,7 @@ from servd.wire.records import (
     REPLY,
     RESPONSE,
     TAKEN,
+    WANT,
     bodies_of,
     body_of,
 )
@@ -109,6 +110,16 @@ class ReplicaPeer:
 
     def __repr__(self) -> str:
         return f"ReplicaPeer({self.candidate}, pending={len(self.pending)})"
+
+    def ask_for_offers(self, last_id: int) -> None:
+        """Leave a ticket if requests wait, rather than send them all: the replica offers what is free.
+
+        last_id: of the request that was sent last, to whichever replica.
+        """
+        if self.router.line:
+            self.candidate.is_full = True
+            self.told_id = last_id
+            self.link.send((WANT, len(self.router.line)))
 
     def retire(self) -> None:
         """Close when the last request is answered."""

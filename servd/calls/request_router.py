@@ -9,7 +9,7 @@ overtakes.
 import random
 from bisect import insort
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import Enum
 from typing import Generic, Protocol, TypeVar
 
@@ -26,13 +26,17 @@ IDEMPOTENT_METHODS = frozenset(("GET", "HEAD", "OPTIONS", "PUT", "DELETE"))
 BUDGET_BASE = 100
 BUDGET_SHARE = 0.2
 BUDGET_WINDOW_S = 10.0
+FIRST_OF_LINE = 8
+"""Requests that a replica is sent out of the line by a rule before it has said how many it takes."""
 _MAX_REMEMBERED_MODELS = 1000
 
 
 class Numbered(Protocol):
-    """What waits: `number` grows with each request of the caller."""
+    """What waits: `number` grows with each request of the caller. has_waited: it has had its place in the line already."""
 
     number: int
+    model_id: str
+    has_waited: bool
 
     def affinity(self, rule: Rule) -> str:
         """What the rule goes by; "" = it has nothing of it."""
@@ -174,7 +178,7 @@ class RequestRouter(Generic[WorkT]):
 
     def admit_to_line(self, work: WorkT) -> RequestError | None:
         """Let a request wait at its place in the line; an error = it is refused instead."""
-        refused = self.refusal() or self._overflow()
+        refused = self.refusal() or (None if work.has_waited else self._overflow())
         if refused is not None:
             return refused
         # rejected requests come back in any order; the line stays sorted by age
@@ -202,6 +206,32 @@ class RequestRouter(Generic[WorkT]):
     def take_waiting(self) -> WorkT | None:
         """The request that waited longest, taken out of the line."""
         return self.line.pop(0) if self.line else None
+
+    def take_first(self) -> Iterator[tuple[WorkT, Candidate]]:
+        """What waits and the replica that the rule wants it at, a few for each; to be sent one by one as it comes.
+
+        For the moment when all replicas are new. The rest waits for what they offer, as after any wait. Where the rule goes by
+        nothing that a request says, all of it does.
+        """
+        rule = self.rule
+        if rule is None or not (rule.header or rule.reads_text) or not self.candidates:
+            return
+        left = dict.fromkeys(self.candidates, FIRST_OF_LINE)
+        waiting, self.line = deque(self.line), []
+        try:
+            while waiting:
+                chosen = self._choose_by_rule(rule, waiting[0].model_id, waiting[0])
+                if chosen is None:
+                    return
+                left[chosen] -= 1
+                chosen.is_full = not left[chosen]
+                work = waiting.popleft()
+                work.has_waited = True
+                yield work, chosen
+        finally:
+            for candidate in left:
+                candidate.is_full = False
+            self.line = sorted([*self.line, *waiting], key=_number)
 
     def _better_of(self, candidates: list[Candidate]) -> Candidate | None:
         return better_of_two(candidates, self._rng)

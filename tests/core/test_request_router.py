@@ -11,6 +11,8 @@ from servd.wire.messages import DeploymentTargets, Endpoint
 @dataclass
 class Work:
     number: int
+    model_id: str = ""
+    has_waited: bool = False
 
 
 def a_router(

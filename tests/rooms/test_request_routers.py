@@ -7,13 +7,16 @@ from typing import Any
 import pytest
 import websockets
 
+from servd.calls.caller import Caller
 from servd.calls.pickling import dumps, loads
 from servd.calls.process import install_process, remove_process
 from servd.calls.request_context import NO_REQUEST
+from servd.calls.request_router import FIRST_OF_LINE
 from servd.ground.ids import DeploymentID
 from servd.handle import DeploymentHandle
+from servd.replica.caller_peer import CallerPeer
 from servd.replica.exchange import HttpExchange
-from tests.fakes import Room, wait_until
+from tests.fakes import Room, routing_for, targets_for, wait_until
 from tests.rooms.http2_client import Http2Client
 
 LIMIT_S = 10.0
@@ -40,6 +43,12 @@ def a_replica(room: Room, name: str, **options: Any) -> str:
         await asyncio.Event().wait()
 
     return room.replica(http, {"say": say, "hold": hold}, **options)
+
+
+def calls_that_fit(room: Room) -> int:
+    """How many more calls may wait."""
+    router = room.caller.router_of("app_Echo")
+    return router.targets.max_queued_requests - len(router.line)
 
 
 def four(room: Room, **options: Any) -> list[str]:
@@ -120,13 +129,51 @@ async def test_calls_that_came_before_the_replicas_go_where_they_belong(router: 
         calls = [
             room.caller.submit_call("app_Echo", "say", dumps(((), {})), NO_REQUEST, affinity=key * 100)
             for key in "abcdefgh"
-            for _ in range(5)
+            for _ in range(2)
         ]
         room.route(*four(room), router=router)
         async with asyncio.timeout(LIMIT_S):
             found = [loads(await call) for call in calls]
-        assert all(len(set(found[start : start + 5])) == 1 for start in range(0, 40, 5))
+        assert found[::2] == found[1::2]
         assert len(set(found)) > 1
+
+
+@pytest.mark.parametrize(("router", "most"), [({"name": "round_robin"}, 0), (STICKY, 2 * FIRST_OF_LINE)])
+async def test_a_long_line_is_not_thrown_at_the_first_replicas(
+    router: dict[str, Any], most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rejected = []
+    reject = CallerPeer.reject
+    monkeypatch.setattr(CallerPeer, "reject", lambda peer, *about: (rejected.append(about), reject(peer, *about)))
+    async with Room() as room:
+        # as many as may wait: those that come back find the line full, and keep their place all the same
+        room.route(router=router, may_grow=True, max_queued_requests=100)
+        calls = [
+            room.caller.submit_call("app_Echo", "say", dumps(((), {})), NO_REQUEST, affinity=str(number))
+            for number in range(100)
+        ]
+        room.route(*four(room, limit=1)[:2], router=router, max_queued_requests=100)
+        calls += [
+            room.caller.submit_call("app_Echo", "say", dumps(((), {})), NO_REQUEST) for _ in range(calls_that_fit(room))
+        ]
+        async with asyncio.timeout(LIMIT_S):
+            assert {loads(await call) for call in calls} == {"a", "b"}
+    assert len(rejected) <= most
+
+
+async def test_news_of_no_replica_leave_the_line_as_it_is() -> None:
+    told: list[Any] = []
+    caller = Caller(asyncio.get_running_loop(), "test", lambda _: None, on_waiting=told.append)
+    caller.apply_routing(routing_for(targets_for(router=STICKY, may_grow=True)))
+    for _ in range(3):
+        caller.submit_call("app_Echo", "say", [], NO_REQUEST)
+    line = caller.router_of("app_Echo").line
+    since = [call.waits_since for call in line]
+    caller.apply_routing(routing_for(targets_for(router=STICKY, may_grow=True, max_queued_requests=1)))
+    assert [call.waits_since for call in line] == since
+    assert len(told) == 1
+    assert caller.queued() == {"app_Echo": 3}
+    caller.close()
 
 
 async def test_the_router_changes_while_requests_go_on() -> None:
