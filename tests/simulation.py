@@ -118,6 +118,11 @@ class Simulation:
         return self.seed % 4 == 0
 
     @property
+    def has_policies(self) -> bool:
+        """Whether most deployments have a policy of user code."""
+        return self.seed % 5 == 2
+
+    @property
     def preloads(self) -> bool:
         """Whether `Main` constructs its instance in a template. Not in gentle histories: one that ended while no controller was
         there counts as a failed start, since nobody can tell why it did.
@@ -171,14 +176,13 @@ class Simulation:
 
     def wish(self, name: str, revision: int) -> ApplicationGoal:
         override: dict[str, object] = {"name": "Main", "user_config": {"price": self.rng.randrange(3)}}
-        if self.rng.random() < 0.3:
+        if self.rng.random() < (0.9 if self.has_policies else 0.3):
             delay = self.rng.choice([0.0, 0.5])
             override["autoscaling_config"] = {
                 **AUTOSCALING,
                 "min_replicas": self.rng.randrange(2),
                 "downscale_delay_s": delay,
-                # no draw: the histories of all other seeds stay as they are
-                **({"policy": {"policy_function": "m:policy"}} if self.seed % 5 == 2 else {}),
+                **({"policy": {"policy_function": "m:policy"}} if self.has_policies else {}),
             }
         else:
             override["num_replicas"] = self.counts[name]
@@ -427,14 +431,18 @@ class Simulation:
 
     def ask(self, action: actions.AskPolicy) -> None:
         """A policy answers, fails, or is never heard of again."""
-        if not self.processes[action.fork_server_id].alive:
+        server = self.observed.fork_servers.get(action.fork_server_id)
+        if server is None or server.stopping:
             raise Violation(f"seed {self.seed}: a fork server that is gone is asked")
+        if not self.processes[action.fork_server_id].alive:
+            self.deliver(PolicyAnswer(action.ask.ask_id, error="its fork server cannot be reached"))
+            return
         mood = 0.0 if self.calm else self.rng.random()
         if mood > 0.9:
             return
         error = "ValueError: no idea" if mood > 0.8 else ""
         wanted = {
-            name: float(self.CALM_POLICY) if self.calm else float(self.rng.randrange(5))
+            name: float(self.CALM_POLICY) if self.calm else self.rng.choice([0.0, 0.0, 1.0, 2.5, 4.0])
             for _, name in action.deployments
         }
         self.deliver(PolicyAnswer(action.ask.ask_id, {} if error else wanted, error))

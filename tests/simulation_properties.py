@@ -115,6 +115,12 @@ def nobody_is_blamed(sim: "Simulation", plan: tuple[Action, ...], routed: dict[s
     return not sim.gentle or not blamed
 
 
+def who_waits_is_served(sim: "Simulation", plan: tuple[Action, ...], routed: dict[str, int]) -> bool:
+    """Where a request waits no policy takes the last replica away."""
+    waited = [t for t in sim.observed.targets.values() if t.policy is not None and sim.observed.waiting(t.id.full_name)]
+    return all(wanted_count(t, sim.observed.deployments.get((t.id.app, t.id.name))) for t in waited)
+
+
 SAFETY: dict[str, Callable[["Simulation", tuple[Action, ...], dict[str, int]], bool]] = {
     "at most T + S processes": bounded,
     "never below the wanted running count by choice": never_below,
@@ -125,6 +131,7 @@ SAFETY: dict[str, Callable[["Simulation", tuple[Action, ...], dict[str, int]], b
     "an upgrade leaves a proxy in every slot": upgrades_leave_a_proxy,
     "the death of a controller is nobody's failure": nobody_is_blamed,
     "who has lost a wait is spawned": spawned_from_then_on,
+    "who waits is served whatever a policy says": who_waits_is_served,
 }
 
 

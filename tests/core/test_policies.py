@@ -152,6 +152,18 @@ def test_who_waits_for_none_at_all_does_not_wait_for_the_policy() -> None:
     assert decide_by_policy(config, 0, 0, None, 0, 0.0, 1.0, queued=2).target == 1
 
 
+@pytest.mark.parametrize("running", [0, 1])
+@pytest.mark.parametrize("delays", [{"downscale_delay_s": 0.0}, {"downscale_to_zero_delay_s": 0.0}], ids=str)
+def test_what_was_started_for_those_who_wait_stays_whatever_was_said_before(
+    running: int, delays: dict[str, float]
+) -> None:
+    config = full_config({**SCALED, "min_replicas": 0, **delays}, None)
+    assert decide_by_policy(config, 1, running, 0.0, 0, 0.0, 1.0, queued=2).target == 1
+    assert decide_by_policy(config, 1, running, 0.0, 0, 0.0, 1.0).target == 0
+    # where none at all may run, none does
+    assert decide_by_policy({**config, "max_replicas": 0}, 1, running, 0.0, 0, 0.0, 1.0, queued=2).target == 0
+
+
 def a_world(*names: str, policy: Any = POLICY, application: Any = None) -> World:
     overrides = tuple({"name": name, "autoscaling_config": {**SCALED, "policy": policy}} for name in names)
     app = an_app(deployments=overrides, autoscaling_policy=application)

@@ -306,8 +306,11 @@ def decide_by_policy(
     Source: Ray Serve 2.60, custom autoscaling policies.
     """
     low, high = config["min_replicas"], config["max_replicas"]
-    if queued and not running and current < 1 <= high:
-        return Decision(1, 0, now, f"{queued} requests wait and there is no replica", math.inf)
+    if queued and high:
+        if not running and current < 1:
+            return Decision(1, 0, now, f"{queued} requests wait and there is no replica", math.inf)
+        # the last answer is of before they waited: what was started for them stays until they have it
+        low = max(low, 1)
     if wanted is None:
         return Decision(max(low, min(high, current)), 0, now, "the policy has named no number", math.inf)
     reason = f"the policy says {wanted:g}"
