@@ -13,13 +13,13 @@ from typing import ClassVar
 
 from servd.controller.plan import actions, change, events
 from servd.controller.plan.actions import Action
-from servd.controller.plan.facts import ForkServerFact, ProxyFact, ReplicaFact, UpgradeFact
+from servd.controller.plan.facts import ForkServerFact, ProxyFact, ReplicaFact, ScalingFact, UpgradeFact
 from servd.controller.plan.goal import ApplicationGoal, Goal, HttpGoal
 from servd.controller.plan.observed import Observed
 from servd.controller.plan.reconciler import turn
 from servd.documents.control_plane import ApplicationDocument
 from servd.ground.settings import Settings
-from servd.ground.states import ROUTABLE, DeployMode, ReplicaState
+from servd.ground.states import SERVING, DeployMode
 from servd.wire.build_messages import BuildResult, BuiltDeployment
 from servd.wire.messages import FORK_SERVER, PROXY, REPLICA, ProxyReport, ReplicaGoal, ReplicaReport
 from servd.wire.policy_messages import PolicyAnswer
@@ -31,6 +31,7 @@ NAMES = ("fruit", "math", "text")
 MOST = 7
 """Replicas that a document asks for at most."""
 AUTOSCALING = {"max_replicas": 5, "look_back_period_s": 1.0, "upscale_delay_s": 0.0}
+POLICY = {"policy": {"policy_function": "m:policy"}, "upscaling_factor": 0.25}
 CALM_STEPS = 600
 
 
@@ -69,6 +70,7 @@ class Simulation:
     wake_at: float = 0.0
     spoke_at: float = 0.0
     served: set[str] = field(default_factory=set)
+    decided: dict[tuple[str, str], tuple[ScalingFact, ...]] = field(default_factory=dict)
     history: list[str] = field(default_factory=list)
     last_mail: dict[str, float] = field(default_factory=dict)
     calm: bool = False
@@ -182,7 +184,7 @@ class Simulation:
                 **AUTOSCALING,
                 "min_replicas": self.rng.randrange(2),
                 "downscale_delay_s": delay,
-                **({"policy": {"policy_function": "m:policy"}} if self.has_policies else {}),
+                **(POLICY if self.has_policies else {}),
             }
         else:
             override["num_replicas"] = self.counts[name]
@@ -321,8 +323,8 @@ class Simulation:
             return
         self.planned_for = self.goal
         routed = self.routed()
-        serving = (*ROUTABLE, ReplicaState.RECOVERING)
-        self.served = {r.replica_id for r in self.observed.replicas.values() if r.state in serving}
+        self.served = {r.replica_id for r in self.observed.replicas.values() if r.state in SERVING}
+        self.decided = {key: fact.decisions for key, fact in self.observed.deployments.items()}
         plan = turn(self.goal, self.observed, self.settings, self.now, self.rng)
         for key, fact in self.observed.take_changes().items():
             if fact is None:

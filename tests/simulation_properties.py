@@ -10,7 +10,7 @@ from servd.controller.plan.actions import Action
 from servd.controller.plan.outgrown import OF_BEFORE
 from servd.controller.plan.rollout import rolling_step
 from servd.controller.plan.targets import wanted_count
-from servd.ground.states import ROUTABLE, ApplicationStatus, ReplicaState
+from servd.ground.states import SERVING, ApplicationStatus, ReplicaState
 
 if TYPE_CHECKING:
     from tests.simulation import Simulation
@@ -39,7 +39,7 @@ def never_below(sim: "Simulation", plan: tuple[Action, ...], routed: dict[str, i
         replicas = sim.observed.replicas_of(*key)
         if not any(r.replica_id in drained and r.replica_id in sim.served for r in replicas):
             continue  # what never served takes nothing away
-        serving = sum(r.state in (*ROUTABLE, ReplicaState.RECOVERING) for r in replicas)
+        serving = sum(r.state in SERVING for r in replicas)
         wanted = wanted_count(target, sim.observed.deployments.get(key))
         before = routed.get(target.id.full_name, 0)
         spared = rolling_step(wanted) if sim.settings.num_cpus is not None else 0  # without room old ones stop first
@@ -121,6 +121,23 @@ def who_waits_is_served(sim: "Simulation", plan: tuple[Action, ...], routed: dic
     return all(wanted_count(t, sim.observed.deployments.get((t.id.app, t.id.name))) for t in waited)
 
 
+def policies_take_small_steps(sim: "Simulation", plan: tuple[Action, ...], routed: dict[str, int]) -> bool:
+    """Where replicas served and still do, a policy's count grows by its share of the way alone, a new controller's too."""
+    for key, target in sim.observed.targets.items():
+        fact = sim.observed.deployments.get(key)
+        if target.policy is None or target.autoscaling is None or fact is None:
+            continue
+        if fact.decisions in ((), sim.decided.get(key)):
+            continue
+        last, before = fact.decisions[-1], [r for r in sim.observed.replicas_of(*key) if r.replica_id in sim.served]
+        if last.after <= last.before or not any(r.state in SERVING for r in before):
+            continue
+        low, high, share = (target.autoscaling[name] for name in ("min_replicas", "max_replicas", "upscaling_factor"))
+        if last.after > max(low, math.ceil(len(before) + (high - len(before)) * share)):
+            return False
+    return True
+
+
 SAFETY: dict[str, Callable[["Simulation", tuple[Action, ...], dict[str, int]], bool]] = {
     "at most T + S processes": bounded,
     "never below the wanted running count by choice": never_below,
@@ -132,6 +149,7 @@ SAFETY: dict[str, Callable[["Simulation", tuple[Action, ...], dict[str, int]], b
     "the death of a controller is nobody's failure": nobody_is_blamed,
     "who has lost a wait is spawned": spawned_from_then_on,
     "who waits is served whatever a policy says": who_waits_is_served,
+    "a policy's steps are as small as they shall be": policies_take_small_steps,
 }
 
 

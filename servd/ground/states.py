@@ -124,3 +124,6 @@ class UpgradeStage(StrEnum):
 
 ROUTABLE = frozenset({ReplicaState.RUNNING, ReplicaState.UPDATING})
 """Replicas in these states receive traffic."""
+
+SERVING = ROUTABLE | {ReplicaState.RECOVERING}
+"""Replicas in these states are not known to take no requests: one that served may not have reported to a new controller yet."""

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,13 +10,15 @@ import pytest
 from servd.config import AutoscalingContext, AutoscalingPolicy
 from servd.controller.plan import actions
 from servd.controller.plan.autoscaler import POLICY_DEADLINE_S, decide_by_policy, full_config
+from servd.controller.plan.scaling import question
 from servd.exceptions import ConfigError
 from servd.ground.ids import DeploymentID
+from servd.ground.states import ReplicaState
 from servd.replica.policies.runner import PolicyRunner, load_policy
 from servd.schema import parse_v2
 from servd.wire.messages import ReplicaReport
 from servd.wire.policy_messages import PolicyAnswer, PolicyAsk
-from tests.core.build import World, a_build, a_goal, an_app
+from tests.core.build import World, a_build, a_goal, an_app, report, restart_controller
 
 SCALED = {"min_replicas": 1, "max_replicas": 9, "upscale_delay_s": 0.0, "downscale_delay_s": 0.0}
 POLICY = {"policy_function": "m:policy"}
@@ -218,6 +221,36 @@ def test_the_controller_asks_and_does_as_it_is_told() -> None:
     wait(world, 1.0)
     assert len(asked(world)) == 3
     assert json.loads(asked(world)[-1].ask.contexts)[0]["current_num_replicas"] == 3
+
+
+def a_careful_world() -> World:
+    """Ten replicas; the policy's next word is 50, a tenth of the way at once, once it has held for a minute."""
+    careful = {**SCALED, "max_replicas": 99, "upscale_delay_s": 60.0, "upscaling_factor": 0.1, "initial_replicas": 10}
+    app = an_app(deployments=({"name": "D", "autoscaling_config": {**careful, "policy": POLICY}},))
+    world = started(World(a_goal(app)), "D")
+    answer(world, {"D": 50.0})
+    return world
+
+
+def test_a_restart_of_the_controller_takes_neither_factor_nor_delay_away() -> None:
+    world = restart_controller(a_careful_world())
+    assert {replica.state for replica in world.replicas()} == {ReplicaState.RECOVERING}
+    world.turn()
+    assert fact(world).desired == 10
+    (context,) = json.loads(question("1", list(world.observed.targets.values()), world.observed, world.now).contexts)
+    assert (context["current_num_replicas"], len(context["running_replicas"])) == (10, 10)
+    for replica in world.replicas():
+        world.turn(report(replica))
+    wait(world, 61.0)
+    assert fact(world).desired == 14
+
+
+def test_replicas_that_take_another_config_are_counted() -> None:
+    world = a_careful_world()
+    for replica in world.replicas():
+        world.observed.replicas[replica.replica_id] = replace(replica, state=ReplicaState.UPDATING)
+    world.turn()
+    assert fact(world).desired == 10
 
 
 def test_the_last_answer_holds_when_a_question_fails() -> None:

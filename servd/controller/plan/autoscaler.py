@@ -299,7 +299,7 @@ def decide_by_policy(
     """The next target of a deployment whose policy is user code: factors, delays and bounds come after the policy.
 
     Args:
-        running: replicas that run.
+        running: replicas that take requests.
         wanted: by the policy's last answer, not rounded; None = it has said nothing.
         queued: most requests waiting at any one caller.
 

@@ -10,7 +10,7 @@ from servd.controller.plan.start_verdict import failing_message
 from servd.controller.plan.targets import DEFAULTS, DeploymentTarget, failures_allowed, likely_prefix, wanted_count
 from servd.documents.router_names import rule_of
 from servd.ground.ids import DeploymentID
-from servd.ground.states import ROUTABLE, ReplicaState
+from servd.ground.states import SERVING, ReplicaState
 from servd.wire.grpc_messages import GrpcRoute
 from servd.wire.messages import DeploymentTargets, Endpoint, Route, Routing
 
@@ -129,7 +129,7 @@ def _may_grow(target: DeploymentTarget, fact: DeploymentFact | None, routed: int
 
 
 def _takes_requests(replica: ReplicaFact) -> bool:
-    if replica.state in ROUTABLE or replica.state is ReplicaState.RECOVERING:
+    if replica.state in SERVING:
         return True
     # of a deleted application, still awaiting its own drain order: its callers may call it
     return replica.state is ReplicaState.STOPPING and not replica.drain_sent and replica.kill_at == float("inf")

@@ -19,7 +19,7 @@ from servd.controller.plan.autoscaler import (
 from servd.controller.plan.facts import DeploymentFact, ReplicaFact
 from servd.controller.plan.observed import Observed
 from servd.controller.plan.targets import DeploymentTarget, wanted_count
-from servd.ground.states import ReplicaState
+from servd.ground.states import SERVING, ReplicaState
 from servd.wire.policy_messages import PolicyAsk
 
 WARM_UP_S = 2.0
@@ -32,16 +32,16 @@ def autoscale(
     """The fact with the decision of this moment, and when to look again, monotonic seconds."""
     config = target.autoscaling
     assert config is not None
-    running = _running(target, observed)
-    samples, loads = _load(target, running, observed, now)
     current = wanted_count(target, fact)
     waiting = observed.waiting(target.id.full_name)
     if target.policy is not None:
         fact = replace(fact, policy=fact.policy.checked(now))
-        lean = fact.lean, fact.lean_since
-        decision = decide_by_policy(config, current, len(running), fact.policy.wanted, *lean, now, queued=waiting)
+        lean, serving = (fact.lean, fact.lean_since), len(_serving(target, observed))
+        decision = decide_by_policy(config, current, serving, fact.policy.wanted, *lean, now, queued=waiting)
         wake_at = min(decision.wake_at, fact.policy.late_at)
     else:
+        running = [replica for replica in _serving(target, observed) if replica.state is ReplicaState.RUNNING]
+        samples, loads = _load(target, running, observed, now)
         decision = _decision(config, current, loads, waiting, fact, samples, now)
         wake_at = min(decision.wake_at, look_again_at(config, samples, loads, decision.lean, now))
     updated = replace(
@@ -71,9 +71,9 @@ def _decision(
     return decide(config, current, loads, waiting, fact.lean, fact.lean_since, now, full_at=full_at)
 
 
-def _running(target: DeploymentTarget, observed: Observed) -> list[ReplicaFact]:
-    replicas = observed.replicas_of(target.id.app, target.id.name)
-    return [replica for replica in replicas if replica.state is ReplicaState.RUNNING]
+def _serving(target: DeploymentTarget, observed: Observed) -> list[ReplicaFact]:
+    """Replicas that take requests, whether this controller has heard of them yet or not."""
+    return [replica for replica in observed.replicas_of(target.id.app, target.id.name) if replica.state in SERVING]
 
 
 def _load(
@@ -111,16 +111,16 @@ def _told(target: DeploymentTarget, observed: Observed, now: float) -> dict[str,
     config, key = target.autoscaling, (target.id.app, target.id.name)
     assert config is not None
     fact = observed.deployments[key]
-    running = _running(target, observed)
-    _, loads = _load(target, running, observed, now)
+    serving = _serving(target, observed)
+    _, loads = _load(target, serving, observed, now)
     queued = sum(line for (_, name), line in observed.queued.items() if name == target.id.full_name)
     moves = {one.after > one.before: now - one.at for one in fact.decisions}
     return {
         "app": target.id.app,
         "deployment": target.id.name,
-        "current_num_replicas": len(running),
+        "current_num_replicas": len(serving),
         "target_num_replicas": wanted_count(target, fact),
-        "running_replicas": [replica.replica_id for replica in running],
+        "running_replicas": [replica.replica_id for replica in serving],
         # what waits is part of the replicas' loads, where there are any
         "total_num_requests": sum(loads) if loads else float(queued),
         "total_queued_requests": float(queued),

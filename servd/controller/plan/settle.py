@@ -27,7 +27,7 @@ from servd.controller.plan.targets import (
     wanted_prefix,
 )
 from servd.exceptions import DeployError
-from servd.ground.states import ROUTABLE, ApplicationStatus, DeploymentStatus, ReplicaState
+from servd.ground.states import SERVING, ApplicationStatus, DeploymentStatus, ReplicaState
 from servd.wire.build_messages import BuildResult
 
 BUILD_RETRIES = 4
@@ -240,8 +240,7 @@ def is_replaced(app: ApplicationFact, observed: Observed) -> bool:
 
 
 def _serves(app: str, deployment: str, observed: Observed) -> bool:
-    serving = (*ROUTABLE, ReplicaState.RECOVERING)
-    return any(replica.state in serving for replica in observed.replicas_of(app, deployment))
+    return any(replica.state in SERVING for replica in observed.replicas_of(app, deployment))
 
 
 def route_prefix(app: ApplicationFact) -> str | None:
