@@ -14,16 +14,15 @@ import select
 import signal
 import socket
 import sys
-import warnings
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkProcess
 from typing import TYPE_CHECKING, Any
 
 from servd.exceptions import DeployError, ProtocolError
-from servd.ground import descendants, entry, process
+from servd.ground import descendants, entry, forks, process
 from servd.ground.clock import SystemClock
 from servd.ground.edition import own_edition
-from servd.ground.host_limits import descriptor_limit, host_limit_in, no_descriptor, told
+from servd.ground.host_limits import host_limit_in, told
 from servd.ground.ids import DeploymentID
 from servd.ground.pidfd import start_ticks
 from servd.ground.quick_dataclass import dataclass
@@ -48,8 +47,6 @@ _BACKLOG = 8
 _SEND_TIMEOUT_S = 5.0
 _READ_BYTES = 256 * 1024
 _LOOK_MS = 1000
-_CHILD_FDS = 8
-"""Descriptors that a fork takes at most, and one for whoever connects."""
 
 _now = SystemClock().now
 
@@ -270,24 +267,8 @@ class ForkServer:
         if self._built is None or start.deployment not in self._built.deployments:
             return Forked(start.replica_id, 0, 0, f"this build has no deployment {start.deployment!r}")
         child = self._context.Process(target=self._be_child, args=(start,), name=start.replica_id)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        try:
-            before = process.open_fds()
-        except OSError as error:
-            return _not_forked(start, told(error))
-        if descriptor_limit() - len(before) < _CHILD_FDS:
-            return _not_forked(start, no_descriptor())
-        try:
-            with warnings.catch_warnings(), descendants.own_fork():
-                # the kernel's thread count is not what matters: fork_safety has judged it
-                warnings.simplefilter("ignore", DeprecationWarning)
-                child.start()
-        except OSError as error:
-            # multiprocessing forgets the pipes of a child that it could not make
-            for fd in process.open_fds() - before:
-                process.close_fd(fd)
-            return _not_forked(start, told(error, at_fork=True))
+        if reason := forks.start(child):
+            return Forked(start.replica_id, 0, 0, f"cannot fork: {reason}", is_host_limit=True)
         pid = child.pid or 0
         forked = Forked(start.replica_id, pid, start_ticks(pid))
         fd = os.pidfd_open(pid)
@@ -310,11 +291,8 @@ class ForkServer:
 
     def _fork_policy(self, sock: socket.socket) -> ForkProcess:
         child = self._context.Process(target=self._be_policy, args=(sock, os.getpid()), name="policy")
-        sys.stdout.flush()
-        sys.stderr.flush()
-        with warnings.catch_warnings(), descendants.own_fork():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            child.start()
+        if reason := forks.start(child):
+            raise OSError(reason)
         return child
 
     def _be_policy(self, sock: socket.socket, parent: int) -> None:
@@ -364,10 +342,6 @@ class ForkServer:
         asyncio.set_event_loop(None)
         gc.enable()
         _reseed()
-
-
-def _not_forked(start: ReplicaStart, reason: str) -> Forked:
-    return Forked(start.replica_id, 0, 0, f"cannot fork: {reason}", is_host_limit=True)
 
 
 def _reseed() -> None:

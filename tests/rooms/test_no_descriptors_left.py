@@ -33,6 +33,7 @@ from servd.wire.build_messages import BuildOrder, BuildResult
 from servd.wire.doorstep import SPARE_DESCRIPTORS as FOR_CALLERS
 from servd.wire.doorstep import Doorstep
 from servd.wire.messages import Forked, ReplicaGoal, ReplicaStart
+from servd.wire.policy_messages import PolicyAsk
 from tests.descriptors import few_descriptors
 from tests.fakes import Room, wait_until
 from tests.rooms.test_control_server import News
@@ -360,6 +361,27 @@ def test_a_fork_that_fails_leaves_no_descriptor_behind(tmp_path: Path, monkeypat
                 answer = server._fork(order_for("a#x"))
             assert answer.is_host_limit
             assert "ulimit -n" in answer.error
+        assert open_descriptors() == before
+
+
+def test_a_policy_that_cannot_be_forked_leaves_no_descriptor_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_process() -> int:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    ask = PolicyAsk("1", "m:policy", "{}", "[]")
+    with a_fork_server(tmp_path) as server:
+        monkeypatch.setattr(os, "fork", no_process)
+        before = open_descriptors()
+        for _ in range(3):
+            (answer,) = server._policies.ask(ask)
+            assert "its process cannot be asked: [Errno 11]" in answer.error
+            assert "no further process" in answer.error
+        assert open_descriptors() == before
+        with few_descriptors(4):
+            (answer,) = server._policies.ask(ask)
+        assert "ulimit -n" in answer.error
         assert open_descriptors() == before
 
 

@@ -1,0 +1,42 @@
+"""Forks of processes of servd, which leave nothing behind where the host gives no process."""
+
+import sys
+import warnings
+from typing import Protocol
+
+from servd.ground import descendants, process
+from servd.ground.host_limits import descriptor_limit, no_descriptor, told
+
+_CHILD_FDS = 8
+"""Descriptors that a fork takes at most, and one for whoever connects."""
+
+
+class Child(Protocol):
+    """A process that is yet to be forked."""
+
+    def start(self) -> None:
+        """Fork it."""
+        ...
+
+
+def start(child: Child) -> str:
+    """Fork `child`; gives why the host lets no process be made, "" if it lives."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    try:
+        before = process.open_fds()
+    except OSError as error:
+        return told(error)
+    if descriptor_limit() - len(before) < _CHILD_FDS:
+        return no_descriptor()
+    try:
+        with warnings.catch_warnings(), descendants.own_fork():
+            # the kernel's thread count is not what matters: fork_safety has judged it
+            warnings.simplefilter("ignore", DeprecationWarning)
+            child.start()
+    except OSError as error:
+        # multiprocessing forgets the pipes of a child that it could not make
+        for fd in process.open_fds() - before:
+            process.close_fd(fd)
+        return told(error, at_fork=True)
+    return ""
