@@ -437,7 +437,7 @@ class Simulation:
         if server is None or server.stopping:
             raise Violation(f"seed {self.seed}: a fork server that is gone is asked")
         if not self.processes[action.fork_server_id].alive:
-            self.deliver(PolicyAnswer(action.ask.ask_id, error="its fork server cannot be reached"))
+            self.deliver(PolicyAnswer(action.ask.ask_id, error="its fork server has ended"))
             return
         mood = 0.0 if self.calm else self.rng.random()
         if mood > 0.9:

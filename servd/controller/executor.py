@@ -130,7 +130,7 @@ class Executor:
                 self._server.publish(action.routing)
             case actions.AskPolicy():
                 if not self._lines.ask(action.fork_server_id, action.ask):
-                    self._emit(PolicyAnswer(action.ask.ask_id, error="its fork server cannot be reached"))
+                    self._emit(PolicyAnswer(action.ask.ask_id, error="its fork server has ended"))
             case actions.ReleaseListeners():
                 self._channel.close_listeners(action.host, action.port)
 

@@ -76,9 +76,12 @@ class ForkServerLines:
         return True
 
     def ask(self, fork_server_id: str, ask: PolicyAsk) -> bool:
-        """Ask a policy; False when the fork server is not there to be asked."""
+        """Ask a policy, once the line is up; False when there is no such fork server. A later one takes its place."""
         line = self._lines.get(fork_server_id)
-        return line is not None and line.ask(ask)
+        if line is None:
+            return False
+        line.ask(ask)
+        return True
 
     def withdraw(self, replica_id: str) -> bool:
         """Take back an order; False when it was carried out, or may have been."""
@@ -105,6 +108,7 @@ class _Line(asyncio.Protocol):
         self._is_greeted = False
         self._is_built = False
         self._orders: dict[str, ReplicaStart] = {}
+        self._asks: dict[str, PolicyAsk] = {}
         self._sent: set[str] = set()
         self._had: set[str] = set()
         self._lost = loop.create_future()
@@ -119,11 +123,9 @@ class _Line(asyncio.Protocol):
             return False
         return self._orders.pop(replica_id, None) is not None
 
-    def ask(self, ask: PolicyAsk) -> bool:
-        if self._transport is None or not self._is_greeted or not self._is_built:
-            return False
-        self._transport.write(record(ask))
-        return True
+    def ask(self, ask: PolicyAsk) -> None:
+        self._asks[ask.deployment] = ask
+        self._send_orders()
 
     def stop(self) -> bool:
         if self._transport is None or not self._is_built:
@@ -136,6 +138,8 @@ class _Line(asyncio.Protocol):
         self._task.cancel()
         if self._transport is not None:
             self._transport.abort()
+        for ask in self._asks.values():
+            self._listener.policy_answered(PolicyAnswer(ask.ask_id, error="its fork server has ended"))
         return {replica_id: replica_id in sent for replica_id in self._orders}
 
     async def _run(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -213,6 +217,9 @@ class _Line(asyncio.Protocol):
             if replica_id not in self._sent:
                 self._sent.add(replica_id)
                 self._transport.write(record(ForkOrder(start)))
+        for ask in self._asks.values():
+            self._transport.write(record(ask))
+        self._asks.clear()
 
 
 def _itself(line: _Line) -> _Line:

@@ -10,7 +10,8 @@ class PolicyAsk:
     """Controller -> fork server: ask a policy, in a process forked for it.
 
     function: import path. kwargs: JSON text. contexts: JSON text, a list of `AutoscalingContext`s as `context_of` reads them.
-    of_application: it is asked about all of them at once. deadline_s: after so long the process is ended.
+    of_application: it is asked about all of them at once. deadline_s: after so long the process is ended. deployment: whose
+    policy it is, a bare name; "" for the application's: each has a process of its own.
     """
 
     ask_id: str
@@ -19,6 +20,7 @@ class PolicyAsk:
     contexts: str
     of_application: bool = False
     deadline_s: float = 5.0
+    deployment: str = ""
 
 
 @dataclass(frozen=True, slots=True)

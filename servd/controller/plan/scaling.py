@@ -103,6 +103,7 @@ def question(ask_id: str, targets: Sequence[DeploymentTarget], observed: Observe
         json.dumps([_told(target, observed, now) for target in targets]),
         of_application=bool(policy.get("of_application")),
         deadline_s=POLICY_DEADLINE_S,
+        deployment="" if policy.get("of_application") else targets[0].id.name,
     )
 
 
