@@ -69,6 +69,8 @@ class Circle:
         self._editions: EditionWatch | None = None
         self._upgrader: Upgrader | None = None
         self._wake: asyncio.TimerHandle | None = None
+        self._is_woken = False
+        self._visible_at = math.inf
         # larger than any that an earlier controller has given out, also when somebody has set the wall clock back
         self._version = int(clock.now() * 1000)
         self._changed = asyncio.Event()
@@ -154,18 +156,23 @@ class Circle:
         changes = self._observed.take_changes()
         if changes:
             self._facts.save(changes)
+        # who looks on need not know that policies were asked once more
+        is_seen = self._is_woken and (not plan.actions or any(map(_is_told, plan.actions)))
+        if changes or is_seen or now >= self._visible_at:
             self._note_change()
+        self._is_woken = False
         self._log(plan, now)
         assert self._executor is not None
         self._executor.set_logging(self._goal.logging_config)
         for action in plan.actions:
             self._executor.execute(action)
-        self._wake_at(min(plan.wake_at, next_visible_change(self._observed, now)), now)
+        self._visible_at = next_visible_change(self._observed, now)
+        self._wake_at(min(plan.wake_at, self._visible_at), now)
         self.has_planned.set()
 
     def _log(self, plan: actions.Plan, now: float) -> None:
         # counts that move republish, and policies are asked all the time: worth no line
-        if any(not isinstance(action, actions.Publish | actions.AskPolicy) for action in plan.actions):
+        if any(_is_told(action) and not isinstance(action, actions.Publish) for action in plan.actions):
             wake_in_s = f"{plan.wake_at - now:.1f}" if plan.wake_at < math.inf else "never"
             logger.info("plan %s wake_in_s=%s", plan.summary(), wake_in_s)
         while self._observed.notes:
@@ -180,7 +187,7 @@ class Circle:
             self._wake = self._loop.call_later(max(moment - now, 0.0) + 0.001, self._woken)
 
     def _woken(self) -> None:
-        self._note_change()
+        self._is_woken = True
         self._schedule()
 
     def _note_change(self) -> None:
@@ -223,6 +230,10 @@ class Circle:
         async with self._changing:
             if self._upgrader is not None:
                 await self._upgrader.begin()
+
+
+def _is_told(action: actions.Action) -> bool:
+    return not isinstance(action, actions.AskPolicy)
 
 
 def _spread(taken: Collection[float]) -> Spread:

@@ -10,7 +10,7 @@ import pytest
 from servd.config import AutoscalingContext, AutoscalingPolicy
 from servd.controller.plan import actions
 from servd.controller.plan.autoscaler import POLICY_DEADLINE_S, decide_by_policy, full_config
-from servd.controller.plan.scaling import question
+from servd.controller.plan.scaling import ask_of
 from servd.exceptions import ConfigError
 from servd.ground.ids import DeploymentID
 from servd.ground.states import ReplicaState
@@ -237,7 +237,7 @@ def test_a_restart_of_the_controller_takes_neither_factor_nor_delay_away() -> No
     assert {replica.state for replica in world.replicas()} == {ReplicaState.RECOVERING}
     world.turn()
     assert fact(world).desired == 10
-    (context,) = json.loads(question("1", list(world.observed.targets.values()), world.observed, world.now).contexts)
+    (context,) = json.loads(ask_of("1", list(world.observed.targets.values()), world.observed, world.now).contexts)
     assert (context["current_num_replicas"], len(context["running_replicas"])) == (10, 10)
     for replica in world.replicas():
         world.turn(report(replica))
@@ -288,6 +288,52 @@ def test_a_policy_of_the_application_takes_the_place_of_the_deployments_own() ->
     assert [context["deployment"] for context in json.loads(only.ask.contexts)] == ["D", "E"]
     answer(world, {"E": 4.0})
     assert (fact(world, "D").desired, fact(world, "E").desired) == (1, 4)
+
+
+def test_policies_are_asked_together_and_an_answer_that_changes_nothing_is_no_news() -> None:
+    world = a_world("D", "E")
+    world.now = 0.4
+    for one in asked(world):
+        world.observed.apply(PolicyAnswer(one.ask.ask_id, {one.ask.deployment: 1.0}), world.now)
+    world.turn()
+    world.observed.take_changes()
+    before = len(asked(world))
+    assert world.wake_at == 1.0
+    for second in range(1, 4):
+        world.now = float(second)
+        world.turn()
+        both = asked(world)[before:]
+        before += 2
+        assert sorted(one.ask.deployment for one in both) == ["D", "E"]
+        assert world.wake_at == second + 1.0
+        for one in both:
+            assert not world.observed.apply(PolicyAnswer(one.ask.ask_id, {one.ask.deployment: 1.0}), world.now)
+    assert world.observed.take_changes() == {}
+    # neither does load decide anything there
+    (replica,) = world.replicas()
+    assert not world.observed.apply(report(replica, ongoing=5), world.now)
+
+
+def test_an_answer_that_comes_when_the_next_question_is_due_is_news() -> None:
+    world = a_world("D")
+    answer(world, {"D": 1.0})
+    wait(world, 1.0)
+    assert len(asked(world)) == 2
+    world.now = 2.2
+    assert world.observed.apply(PolicyAnswer(asked(world)[-1].ask.ask_id, {"D": 1.0}), world.now)
+    world.turn()
+    assert len(asked(world)) == 3
+
+
+def test_what_was_asked_of_another_policy_counts_for_nothing() -> None:
+    world = a_world("D")
+    other = {"name": "D", "autoscaling_config": {**SCALED, "policy": {"policy_function": "m:other"}}}
+    late = asked(world)[-1]
+    world.goal = a_goal(an_app(deploy_id=2, deployments=(other,)), revision=2)
+    world.run()
+    assert asked(world)[-1].ask.function == "m:other"
+    world.turn(PolicyAnswer(late.ask.ask_id, {"D": 9.0}))
+    assert (fact(world).desired, fact(world).policy.wanted) == (1, None)
 
 
 def test_nobody_is_asked_where_the_count_is_given() -> None:

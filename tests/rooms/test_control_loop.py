@@ -20,6 +20,7 @@ from servd.controller.supervisor import Key, Supervisor
 from servd.ground.clock import SystemClock, block_for
 from servd.ground.pidfd import start_ticks
 from servd.wire.messages import ProxyReport
+from servd.wire.policy_messages import PolicyAsk
 from tests.core.build import IDENTITY, a_goal, an_app, some_settings
 from tests.descriptors import few_descriptors
 from tests.fakes import wait_until
@@ -134,6 +135,25 @@ async def test_signs_of_life_plan_nothing(tmp_path: Path, monkeypatch: pytest.Mo
 
     assert [await hear(count) for count in (0, 0, 0, 1, 1)] == [1, 0, 0, 1, 0]
     assert failures == []
+
+
+async def test_who_looks_on_is_not_woken_for_each_question_to_a_policy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask = actions.AskPolicy("f", PolicyAsk("1", "m:policy", "{}", "[]"), (("app", "D"),))
+    plans = [actions.Plan((ask,), 0.0)] * 4 + [actions.Plan((), 0.0), actions.Plan((), math.inf)]
+    seen: list[int] = []
+
+    def planned(*_: Any) -> actions.Plan:
+        seen.append(control._version)
+        return plans[len(seen) - 1]
+
+    monkeypatch.setattr(circle, "turn", planned)
+    control = a_control_loop(tmp_path, [])
+    control.start(cast(Any, RecordingExecutor()), cast(Any, None), cast(Any, None))
+    await wait_until(lambda: len(seen) == len(plans))
+    # of the other wake-ups, whose reason nobody knows, all are told
+    assert [version - seen[0] for version in seen] == [0, 0, 0, 0, 0, 1]
 
 
 @pytest.mark.parametrize("is_in_facts", [False, True])

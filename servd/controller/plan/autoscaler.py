@@ -34,48 +34,54 @@ DECISIONS_KEPT = 5
 POLICY_DEADLINE_S = 5.0
 """After so long a policy of user code is ended; the controller waits a second more for the word of it."""
 _POLICY_GRACE_S = 1.0
+POLICY_IS_LATE = f"it has not answered for {POLICY_DEADLINE_S + _POLICY_GRACE_S:g} s"
 _LONGEST_POLICY_PERIOD_S, _SHORTEST_POLICY_PERIOD_S = 1.0, 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyFact:
-    """What a policy of user code was asked and has said of one deployment.
+    """What a policy of user code has said of one deployment.
 
-    ask: id of the question that is open, "" if none is; asked_at: when the last one was put, monotonic seconds. wanted:
-    replicas by the last answer, None = it has said nothing of it. error: why the last question got no answer, "" if it got one;
-    failed_at: since when.
+    wanted: replicas by the last answer, None = it has said nothing of it. error: why the last question got no answer, "" if it
+    got one; failed_at: since when, monotonic seconds.
     """
 
-    ask: str = ""
-    asked_at: float = float("-inf")
     wanted: float | None = None
     error: str = ""
     failed_at: float = float("-inf")
-
-    @property
-    def late_at(self) -> float:
-        """When the open question counts as not answered."""
-        return self.asked_at + POLICY_DEADLINE_S + _POLICY_GRACE_S if self.ask else math.inf
 
     def answered(self, answer: PolicyAnswer, name: str, now: float) -> "PolicyFact":
         """With the answer to the open question; one that failed leaves the last number in force. name: bare."""
         if answer.error:
             return self.failed(answer.error, now)
-        return PolicyFact("", self.asked_at, answer.wanted.get(name))
+        return PolicyFact(answer.wanted.get(name))
 
     def failed(self, error: str, now: float) -> "PolicyFact":
         """Without an answer."""
-        return replace(self, ask="", error=error, failed_at=self.failed_at if self.error else now)
-
-    def checked(self, now: float) -> "PolicyFact":
-        """Itself, or without an answer if that is late."""
-        late = f"it has not answered for {POLICY_DEADLINE_S + _POLICY_GRACE_S:g} s"
-        return self.failed(late, now) if now >= self.late_at else self
+        return replace(self, error=error, failed_at=self.failed_at if self.error else now)
 
 
-def ask_period_s(config: Mapping[str, Any]) -> float:
-    """How often a policy is asked, seconds."""
-    return max(min(float(config["metrics_interval_s"]), _LONGEST_POLICY_PERIOD_S), _SHORTEST_POLICY_PERIOD_S)
+@dataclass(frozen=True, slots=True)
+class Question:
+    """The last question to a policy about one deployment. Not stored: whoever comes next asks anew.
+
+    ask_id: "" once it is answered, or given up. asked_at: monotonic seconds.
+    """
+
+    ask_id: str = ""
+    asked_at: float = float("-inf")
+
+    @property
+    def late_at(self) -> float:
+        """When it counts as not answered."""
+        return self.asked_at + POLICY_DEADLINE_S + _POLICY_GRACE_S if self.ask_id else math.inf
+
+    def next_at(self, config: Mapping[str, Any]) -> float:
+        """When the next one is due, monotonic seconds: in step with all that are put as often, for one turn of them all."""
+        if self.asked_at == -math.inf:
+            return self.asked_at
+        period_s = max(min(float(config["metrics_interval_s"]), _LONGEST_POLICY_PERIOD_S), _SHORTEST_POLICY_PERIOD_S)
+        return period_s * math.ceil(self.asked_at / period_s + 0.5)
 
 
 def full_config(config: Mapping[str, Any], of_application: Mapping[str, Any] | None) -> dict[str, Any]:

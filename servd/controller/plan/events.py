@@ -13,6 +13,7 @@ from typing import Any
 from servd.controller.plan.facts import ReplicaFact, UpgradeFact
 from servd.ground.edition import EXIT_OTHER_PROTOCOL, WAY_OUT
 from servd.ground.quick_dataclass import dataclass
+from servd.ground.states import ROUTABLE, ReplicaPhase, ReplicaState
 from servd.wire.build_messages import BuildResult
 from servd.wire.messages import ProxyReport, ReplicaReport
 from servd.wire.policy_messages import PolicyAnswer
@@ -125,6 +126,22 @@ _written = attrgetter(*sorted(_NAMES - {"reported_at", "ongoing", "memory_bytes"
 def said(report: ReplicaReport) -> dict[str, Any]:
     """What a report says of its replica, by the names that the fact has for it; the error apart, which stays."""
     return dict(zip(_TOLD, _said(report), strict=True))
+
+
+def state_after(fact: ReplicaFact, report: ReplicaReport) -> ReplicaState:
+    """The state of a replica that says this."""
+    if fact.state is ReplicaState.STOPPING:
+        return fact.state
+    if report.phase == ReplicaPhase.RUNNING:
+        if report.applied == fact.config_version:
+            return ReplicaState.RUNNING
+        return ReplicaState.UPDATING if fact.state in (ReplicaState.RECOVERING, *ROUTABLE) else fact.state
+    if report.phase == ReplicaPhase.DRAINING:
+        return ReplicaState.STOPPING  # not by our order: somebody sent it SIGTERM
+    if fact.state is ReplicaState.RECOVERING:
+        came_up = report.phase in (ReplicaPhase.UPDATING, ReplicaPhase.FAILED)
+        return ReplicaState.UPDATING if came_up else ReplicaState.STARTING
+    return fact.state
 
 
 def is_sign_of_life(report: ReplicaReport, fact: ReplicaFact) -> bool:

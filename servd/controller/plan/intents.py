@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from servd.controller.plan import actions
+from servd.controller.plan.autoscaler import Question
 from servd.controller.plan.observed import Observed
 from servd.ground.states import ReplicaState
 
@@ -42,9 +43,7 @@ def record(observed: Observed, action: actions.Action, now: float) -> None:
             observed.published = action.routing
         case actions.AskPolicy():
             for key in action.deployments:
-                one = observed.deployments.get(key)
-                if one is not None:
-                    observed.put(replace(one, policy=replace(one.policy, ask=action.ask.ask_id, asked_at=now)))
+                observed.questions[key] = Question(action.ask.ask_id, now)
         case actions.ReleaseListeners():
             observed.listeners.discard((action.host, action.port))
 

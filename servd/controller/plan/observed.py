@@ -7,7 +7,7 @@ from dataclasses import field, replace
 from typing import Any
 
 from servd.controller.plan import events
-from servd.controller.plan.autoscaler import Samples
+from servd.controller.plan.autoscaler import Question, Samples
 from servd.controller.plan.facts import (
     ApplicationFact,
     DataPlaneFact,
@@ -59,6 +59,7 @@ class Observed:
     resolved: dict[str, tuple[Any, tuple[DeploymentTarget, ...]]] = field(default_factory=dict)
     queued: dict[tuple[str, str], int] = field(default_factory=dict)
     samples: dict[str, Samples] = field(default_factory=dict)
+    questions: dict[tuple[str, str], Question] = field(default_factory=dict)
     unready_since: dict[str, float] = field(default_factory=dict)
     slow_noted_at: dict[str, float] = field(default_factory=dict)
     published: Routing | None = None
@@ -95,6 +96,7 @@ class Observed:
                 self.samples.pop(fact.replica_id, None)
             case DeploymentFact():
                 self.deployments.pop((fact.app, fact.name), None)
+                self.questions.pop((fact.app, fact.name), None)
             case ApplicationFact():
                 self.applications.pop(fact.name, None)
             case ProxyFact():
@@ -175,8 +177,9 @@ class Observed:
                 if self.upgrade is None or not self.upgrade.says(event):
                     self.put(event)
             case PolicyAnswer():
-                for one in [one for one in self.deployments.values() if one.policy.ask == event.ask_id]:
-                    self.put(replace(one, policy=one.policy.answered(event, one.name, now)))
+                asked = [key for key, one in self.questions.items() if one.ask_id == event.ask_id]
+                is_moved = [self._policy_answered(key, event, now) for key in asked]
+                return any(is_moved)
             case events.QueueReported():
                 self.queued[(event.caller_id, event.deployment)] = event.queued
                 if not event.queued:
@@ -185,6 +188,17 @@ class Observed:
                 self._sample(
                     [r for r in self.replicas.values() if r.state in ROUTABLE and r.full_name == full_name], now
                 )
+        return True
+
+    def _policy_answered(self, key: tuple[str, str], answer: PolicyAnswer, now: float) -> bool:
+        question = self.questions[key] = replace(self.questions[key], ask_id="")
+        fact, target = self.deployments.get(key), self.targets.get(key)
+        if fact is None or target is None or target.autoscaling is None:
+            return True
+        policy = fact.policy.answered(answer, fact.name, now)
+        if policy == fact.policy:
+            return now >= question.next_at(target.autoscaling)
+        self.put(replace(fact, policy=policy))
         return True
 
     def _started(self, event: events.Started, now: float) -> None:
@@ -239,7 +253,7 @@ class Observed:
         fact = self.replicas.get(report.replica_id)
         if fact is None:
             return False
-        state = self._state_after(fact, report)
+        state = events.state_after(fact, report)
         if state is fact.state and report.phase == ReplicaPhase.RUNNING and events.is_sign_of_life(report, fact):
             self.replicas[report.replica_id] = replace(fact, reported_at=now)
             return False
@@ -263,7 +277,7 @@ class Observed:
             self._sample([replica for replica in all_of_it if replica.state in ROUTABLE], now)
         self._judge(before, updated, report, now)
         target = self.targets.get(fact.key)
-        is_load_planned = target is None or (target.autoscaling is not None and target.pinned is None)
+        is_load_planned = target is None or target.follows_load
         return events.is_worth_a_plan(before, self.replicas[report.replica_id], is_load_planned=is_load_planned)
 
     def _sample(self, replicas: list[ReplicaFact], now: float) -> None:
@@ -283,21 +297,6 @@ class Observed:
         if not waiting:
             return 0.0
         return waiting / max(1, sum(r.state in ROUTABLE for r in self.replicas_of(fact.app, fact.deployment)))
-
-    @staticmethod
-    def _state_after(fact: ReplicaFact, report: ReplicaReport) -> ReplicaState:
-        if fact.state is ReplicaState.STOPPING:
-            return fact.state
-        if report.phase == ReplicaPhase.RUNNING:
-            if report.applied == fact.config_version:
-                return ReplicaState.RUNNING
-            return ReplicaState.UPDATING if fact.state in (ReplicaState.RECOVERING, *ROUTABLE) else fact.state
-        if report.phase == ReplicaPhase.DRAINING:
-            return ReplicaState.STOPPING  # not by our order: somebody sent it SIGTERM
-        if fact.state is ReplicaState.RECOVERING:
-            came_up = report.phase in (ReplicaPhase.UPDATING, ReplicaPhase.FAILED)
-            return ReplicaState.UPDATING if came_up else ReplicaState.STARTING
-        return fact.state
 
     def _judge(self, before: ReplicaFact, fact: ReplicaFact, report: ReplicaReport, now: float) -> None:
         """A failed start or reconfigure is counted; too many failed checks make the deployment UNHEALTHY."""

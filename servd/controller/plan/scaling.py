@@ -8,9 +8,10 @@ from typing import Any
 
 from servd.controller.plan.autoscaler import (
     POLICY_DEADLINE_S,
+    POLICY_IS_LATE,
     Decision,
+    Question,
     Samples,
-    ask_period_s,
     decide,
     decide_by_policy,
     loads_of,
@@ -35,10 +36,13 @@ def autoscale(
     current = wanted_count(target, fact)
     waiting = observed.waiting(target.id.full_name)
     if target.policy is not None:
-        fact = replace(fact, policy=fact.policy.checked(now))
+        question = observed.questions.get(key := (target.id.app, target.id.name), Question())
+        if now >= question.late_at:
+            question = observed.questions[key] = replace(question, ask_id="")
+            fact = replace(fact, policy=fact.policy.failed(POLICY_IS_LATE, now))
         lean, serving = (fact.lean, fact.lean_since), len(_serving(target, observed))
         decision = decide_by_policy(config, current, serving, fact.policy.wanted, *lean, now, queued=waiting)
-        wake_at = min(decision.wake_at, fact.policy.late_at)
+        wake_at = min(decision.wake_at, question.late_at)
     else:
         running = [replica for replica in _serving(target, observed) if replica.state is ReplicaState.RUNNING]
         samples, loads = _load(target, running, observed, now)
@@ -86,13 +90,12 @@ def _load(
     return samples, loads_of(samples, since, now, target.autoscaling.get("aggregation_function", "mean"))
 
 
-def ask_at(target: DeploymentTarget, fact: DeploymentFact) -> float:
-    """When its policy is to be asked next, monotonic seconds; inf while a question is open."""
-    assert target.autoscaling is not None
-    return math.inf if fact.policy.ask else fact.policy.asked_at + ask_period_s(target.autoscaling)
+def asked_next_at(targets: Sequence[DeploymentTarget], asked: Sequence[Question]) -> float:
+    """When the policy of these deployments is to be asked next, monotonic seconds. asked: the last questions, as `targets`."""
+    return max(one.next_at(target.autoscaling or {}) for target, one in zip(targets, asked, strict=True))
 
 
-def question(ask_id: str, targets: Sequence[DeploymentTarget], observed: Observed, now: float) -> PolicyAsk:
+def ask_of(ask_id: str, targets: Sequence[DeploymentTarget], observed: Observed, now: float) -> PolicyAsk:
     """What is asked of the policy that these deployments have together."""
     policy = targets[0].policy
     assert policy is not None

@@ -295,6 +295,7 @@ def _settle_deployment(target: DeploymentTarget, observed: Observed, now: float)
     if fact is None or fact.target_key != target.key:
         fact = fresh_fact(target, fact)
         observed.put(fact)
+        observed.questions.pop(key, None)
     wake_at = float("inf")
     if target.autoscaling is not None and target.pinned is None:
         fact, wake_at = autoscale(target, fact, observed, now)

@@ -105,6 +105,11 @@ class DeploymentTarget:
         return self.options.get("max_surge_percent")
 
     @property
+    def follows_load(self) -> bool:
+        """Whether its count follows from how busy its replicas are."""
+        return self.autoscaling is not None and self.pinned is None and self.policy is None
+
+    @property
     def policy(self) -> dict[str, Any] | None:
         """`policy_function`, `policy_kwargs` and whether it is `of_application`, where user code decides."""
         return self.autoscaling.get("policy") if self.autoscaling is not None and self.pinned is None else None

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from servd.controller.plan import actions
+from servd.controller.plan.autoscaler import Question
 from servd.controller.plan.facts import ApplicationFact, ForkServerFact
 from servd.controller.plan.observed import Observed
 from servd.controller.plan.outgrown import is_outdated
 from servd.controller.plan.restarts import BackOff, retry_delay_s
-from servd.controller.plan.scaling import ask_at, question
+from servd.controller.plan.scaling import ask_of, asked_next_at
 from servd.controller.plan.settle import builder_of
 from servd.controller.plan.targets import DeploymentTarget, base_environment, failures_allowed
 from servd.documents.runtime_env import local_path
@@ -180,10 +181,15 @@ def policy_actions(observed: Observed, now: float, rng: random.Random) -> Iterat
             groups.setdefault((target.id.app, "" if of_all else target.id.name), []).append(target)
     for (app_name, _), targets in sorted(groups.items()):
         keys = tuple((target.id.app, target.id.name) for target in targets)
-        due = max(ask_at(target, observed.deployments[key]) for target, key in zip(targets, keys, strict=True))
+        asked = [observed.questions.get(key, Question()) for key in keys]
+        due = asked_next_at(targets, asked)
         server = template_for(targets[0], observed.applications[app_name], observed)
         if due > now:
             yield due
+        elif any(one.ask_id for one in asked):
+            # its answer is news, or late
+            continue
         elif server is not None and server.result is not None and not server.result.error:
-            ask = question(random_hex(12, rng), targets, observed, now)
+            ask = ask_of(random_hex(12, rng), targets, observed, now)
             yield actions.AskPolicy(server.fork_server_id, ask, keys)
+            yield asked_next_at(targets, [Question(ask.ask_id, now)] * len(targets))
