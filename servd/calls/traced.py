@@ -182,7 +182,7 @@ def waiting() -> Waiting | None:
 
 
 def begun_batch(request: RequestContext, name: str, items: Sequence[Waiting | None]) -> RequestContext:
-    """What a batch runs for, if some of its items are part of traces: below the first of them, with links to all.
+    """What a batch runs for: if some of its items are part of traces, below the first of them, with links to all.
 
     Args:
         request: as of a batch without a trace.
@@ -191,6 +191,8 @@ def begun_batch(request: RequestContext, name: str, items: Sequence[Waiting | No
     """
     known = [item for item in items if item is not None]
     if not known:
+        # its task has the variables of whichever item let it form
+        spans.leave()
         return request
     sampled = [item for item in known if item.trace.is_sampled]
     first = (sampled or known)[0].trace

@@ -41,6 +41,11 @@ def enter(place: TraceContext) -> None:
     context.attach(trace.set_span_in_context(NonRecordingSpan(span_context(place))))
 
 
+def leave() -> None:
+    """Let what begins in the current context be below nothing."""
+    context.attach(context.Context())
+
+
 def as_it_is() -> context.Context | None:
     """The current context, None for an empty one."""
     return context.get_current() or None

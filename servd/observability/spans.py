@@ -237,6 +237,12 @@ def enter(trace: TraceContext, span: Span | None) -> None:
         _context().enter(trace)
 
 
+def leave() -> None:
+    """Let spans of the application's be in no trace, in the current context, if it can have any."""
+    if _API in sys.modules:
+        _context().leave()
+
+
 @functools.cache
 def _context() -> ModuleType:
     return importlib.import_module(_CONTEXT)

@@ -1,5 +1,7 @@
 """Spans by OpenTelemetry's SDK: what is recorded below what, when its thread starts, and what is said when nobody takes them."""
 
+import asyncio
+import contextvars
 import gc
 import logging
 import threading
@@ -14,9 +16,11 @@ from opentelemetry import context, trace
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
+from servd.batching import batch
+from servd.calls import traced
 from servd.observability import otel_context
 from servd.observability.otel_spans import OtelSpans
-from servd.observability.spans import Sampling, TraceSettings, begin, here, preload
+from servd.observability.spans import Sampling, TraceSettings, begin, enter, here, preload
 from servd.observability.trace_context import TraceContext
 from tests.odd_errors import KINDS, raise_odd
 
@@ -152,6 +156,23 @@ def test_spans_of_the_application_follow_the_one_above(
     below = next(span for span in kept.spans if span.name == "theirs" and span.parent is not None)
     assert below.parent is not None
     assert otel_context.place_of(below.parent).span_id == ours.context.span_id
+
+
+async def test_a_batch_without_a_trace_is_in_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(traced, "is_engaged", True)
+    places: list[TraceContext | None] = []
+
+    @batch(max_batch_size=1, max_concurrent_batches=1)
+    async def same(items: list[int]) -> list[int]:
+        places.append(here())
+        return items
+
+    variables = contextvars.copy_context()
+    variables.run(enter, PARENT, None)
+    # the first one lets the second begin
+    first = asyncio.create_task(same(1), context=variables)
+    await asyncio.gather(first, asyncio.create_task(same(2)))
+    assert places == [PARENT, None]
 
 
 def test_looking_for_a_trace_leaves_the_garbage_collector_alone(monkeypatch: pytest.MonkeyPatch) -> None:
