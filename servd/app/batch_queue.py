@@ -14,6 +14,7 @@ from servd.calls.failures import tell_of_batch
 from servd.calls.request_context import RequestContext, current_request
 from servd.exceptions import ServdError
 from servd.ground.clock import SystemClock
+from servd.observability import spans
 from servd.observability.described import for_future, summary_of
 
 # a loop's own clock stands still within a turn
@@ -46,7 +47,7 @@ class BatchCall:
         self.future = future
         self.size = size
         self.request = current_request.get()
-        self.waiting = traced.waiting() if traced.is_engaged else None
+        self.waiting = traced.waiting() if spans.has_met_traces else None
         self.key = len(args), tuple(sorted(kwargs)) if kwargs else (), self.request.multiplexed_model_id
         self.stream: asyncio.Queue[Any] | None = asyncio.Queue() if streams else None
 
@@ -182,7 +183,7 @@ class BatchQueue:
 
     async def _run(self, batch: list[BatchCall]) -> None:
         request = _request_of(batch)
-        if traced.is_engaged:
+        if spans.has_met_traces:
             request = traced.begun_batch(request, self._name, [call.waiting for call in batch])
         current_request.set(request)
         began = _now()

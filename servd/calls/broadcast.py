@@ -4,13 +4,13 @@ import asyncio
 import random
 from typing import Any, Protocol
 
-from servd.calls.outgoing import CallTicket, Outgoing
+from servd.calls import traced
+from servd.calls.outgoing import BroadcastTicket, Outgoing
 from servd.calls.request_context import RequestContext
 from servd.calls.request_router import RequestRouter
 from servd.calls.routing_rules import Candidate
 from servd.exceptions import ReplicaDiedError, RequestError
 from servd.wire.messages import DeploymentTargets
-from servd.wire.records import BEYOND, Outbox
 
 
 class Sender(Protocol):
@@ -33,20 +33,6 @@ class Sender(Protocol):
     def submit(self, call: Outgoing, router: RequestRouter[Outgoing]) -> None:
         """Send a request to one of the router's candidates."""
         ...
-
-    def new_ticket(self, *call: Any) -> Any:
-        """As `traced.new_ticket`."""
-        ...
-
-
-class BroadcastTicket(CallTicket):
-    """A handle call that goes to one replica, however much that has to do."""
-
-    __slots__ = ()
-
-    def record(self, call_id: int, flags: int, outbox: Outbox) -> tuple[Any, ...]:
-        """As of any call, with the mark that no slot is needed."""
-        return super().record(call_id, flags | BEYOND, outbox)
 
 
 class _OneReplica(RequestRouter[Outgoing]):
@@ -93,7 +79,7 @@ async def submit_to_all(
     tickets = []
     for replica in list(router.candidates):
         about = (caller.loop, caller.cancel, method, parts, context, False, "", deadline)
-        ticket = caller.new_ticket(BroadcastTicket, deployment, *about)
+        ticket = traced.new_ticket(BroadcastTicket, deployment, about)
         caller.submit(ticket, _OneReplica(deployment, replica))
         tickets.append(ticket)
     return tickets

@@ -19,6 +19,7 @@ from servd.calls.routing_rules import Candidate
 from servd.exceptions import ReplicaDiedError, TransportError
 from servd.ground.clock import SystemClock
 from servd.ground.settings import max_retries_setting
+from servd.observability import spans
 from servd.observability.measures import handle_families, queue_families
 from servd.wire.caller_link import LinkWatch
 from servd.wire.messages import DeploymentTargets, MetricFamily, Routing
@@ -153,17 +154,18 @@ class Caller:
             deadline: monotonic seconds of the loop, None = no limit.
             affinity: see `affinity`.
         """
-        about = (self.loop, self.cancel, method, parts, context, stream, model_id, deadline, affinity)
-        ticket: CallTicket = traced.new_ticket(CallTicket, deployment, *about)
+        if spans.has_met_traces:
+            about = (self.loop, self.cancel, method, parts, context, stream, model_id, deadline, affinity)
+            ticket = traced.new_ticket(CallTicket, deployment, about)
+        else:
+            ticket = CallTicket(self.loop, self.cancel, method, parts, context, stream, model_id, deadline, affinity)
         self.subscribe(deployment)
-        router = self.router_of(deployment)
         key = (deployment, context.route)
         self._calls[key] = self._calls.get(key, 0) + 1
-        self.submit(ticket, router)
+        self.submit(ticket, self.router_of(deployment))
         return ticket
 
     submit_to_all = submit_to_all
-    new_ticket = staticmethod(lambda *call: traced.new_ticket(*call))
 
     def affinity(self, deployment: str, session_id: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
         """What a call says of where it belongs; any thread may ask."""

@@ -8,7 +8,6 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from servd.calls import traced
 from servd.calls.caller import Caller
 from servd.calls.outgoing import CallTicket
 from servd.calls.process import Process, install_process, remove_process
@@ -46,7 +45,7 @@ class DriverLine:
         self._refusal = ""
         if spans.begin("driver", self._id, {}, begins=True) is not None:
             atexit.register(spans.end)
-        traced.engage_where_application_traces()
+        spans.expect_traces()
         self._loop = asyncio.new_event_loop()
         self._stopped: asyncio.Event | None = None
         started: threading.Event = threading.Event()

@@ -11,7 +11,7 @@ from servd.calls.request_router import RequestRouter
 from servd.calls.routing_rules import Rule
 from servd.exceptions import RemoteFailure, RequestCancelledError, ServdError
 from servd.wire.caller_link import CallerLink
-from servd.wire.records import CALL, CREDIT_BYTES, STREAM, Outbox
+from servd.wire.records import BEYOND, CALL, CREDIT_BYTES, STREAM, Outbox
 
 _GRANT_BYTES = CREDIT_BYTES // 4
 _NO_ITEMS: deque[tuple[list[Any], int]] = deque(maxlen=0)
@@ -318,6 +318,16 @@ class CallTicket(Outgoing):
             where = "waiting for a replica" if self.peer is None else "in the called code"
             self._cancel(self)
             self._finish(TimeoutError(f"the time limit of the request passed {where} ({self._method})"))
+
+
+class BroadcastTicket(CallTicket):
+    """A handle call that goes to one replica, however much that has to do."""
+
+    __slots__ = ()
+
+    def record(self, call_id: int, flags: int, outbox: Outbox) -> tuple[Any, ...]:
+        """As of any call, with the mark that no slot is needed."""
+        return super().record(call_id, flags | BEYOND, outbox)
 
 
 def circle_of(call: Outgoing) -> ServdError | None:

@@ -2,16 +2,15 @@
 
 How this works: who takes a request of a trace in gives it a `TracedContext`. Where spans are recorded that opens one for as long
 as the request runs, and what the request calls is below it, or below whatever span of its own the application has opened
-inside. Requests without a trace meet none of this: the first one with a trace, or an application with OpenTelemetry, replaces
-`new_ticket`.
+inside. Processes in which no request is part of a trace, nor any application has OpenTelemetry, do none of this
+(`spans.has_met_traces`).
 """
 
 import contextvars
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from servd.calls.broadcast import BroadcastTicket
-from servd.calls.outgoing import CallTicket, Outgoing
+from servd.calls.outgoing import BroadcastTicket, CallTicket, Outgoing
 from servd.calls.request_context import RequestContext, current_request
 from servd.exceptions import RemoteFailure, RequestCancelledError
 from servd.ground.clock import SystemClock
@@ -90,25 +89,13 @@ def note_wait(call: Outgoing, span: Span | None) -> None:
         call.waits_since = 0.0
 
 
-def engage() -> None:
-    """Look for traces from now on, in this process: somebody may be in one."""
-    global new_ticket, is_engaged
-    is_engaged = True
-    spans.meet_traces()
-    new_ticket = _ticket_in_trace
+def new_ticket(kind: type[_Ticket], deployment: str, call: tuple[Any, ...]) -> _Ticket:
+    """A ticket for a call, which is part of a trace if whoever calls is, or if it begins one.
 
-
-def engage_where_application_traces() -> None:
-    """As `engage`, if the application has loaded OpenTelemetry, or spans are recorded here."""
-    if spans.is_api_loaded() or spans.installed() is not None:
-        engage()
-
-
-def _plain_ticket(kind: type[_Ticket], deployment: str, *call: Any) -> _Ticket:  # noqa: ARG001
-    return kind(*call)
-
-
-def _ticket_in_trace(kind: type[_Ticket], deployment: str, *call: Any) -> _Ticket:
+    Args:
+        deployment: full name.
+        call: what `CallTicket` takes.
+    """
     loop, cancel, method, parts, context, *rest = call
     parent = spans.here() or context.trace
     recorder = spans.installed()
@@ -125,12 +112,6 @@ def _ticket_in_trace(kind: type[_Ticket], deployment: str, *call: Any) -> _Ticke
     return ticket  # type: ignore[no-any-return]
 
 
-new_ticket: Callable[..., Any] = _plain_ticket
-"""Makes a ticket of a kind for a call of a deployment: kind, full name, then what `CallTicket` takes."""
-is_engaged = False
-"""Whether requests of this process may be part of a trace."""
-
-
 def begun(
     context: RequestContext, trace: TraceContext, method: str, attributes: Attributes
 ) -> tuple[TracedContext, contextvars.Context]:
@@ -141,8 +122,7 @@ def begun(
         trace: what came with it.
         method: of the deployment, for the span's name.
     """
-    if not is_engaged:
-        engage()
+    spans.meet_traces()
     traced, recorder = _with_trace(context, trace), spans.installed()
     if recorder is not None and trace.is_sampled:
         about = {"servd.method": method, "servd.request_id": context.request_id, **attributes}
@@ -214,6 +194,6 @@ def begun_batch(request: RequestContext, name: str, items: Sequence[Waiting | No
 def ids() -> tuple[str, str]:
     """Ids of the trace and of the span in which the current request is, for logs; "" without."""
     trace = current_request.get().trace
-    if is_engaged:
+    if spans.has_met_traces:
         trace = spans.here() or trace
     return ("", "") if trace is None else (trace.trace_id, trace.span_id)

@@ -40,7 +40,7 @@ _CONTEXT = "servd.observability.otel_context"
 Attributes = Mapping[str, Any]
 
 has_met_traces = False
-"""Whether requests of this process have been part of a trace; else nobody looks at each of them."""
+"""Whether requests of this process may be part of a trace; else nobody looks at each of them."""
 
 logger = logging.getLogger(__name__)
 
@@ -214,9 +214,15 @@ def is_api_loaded() -> bool:
 
 
 def meet_traces() -> None:
-    """A request is part of a trace."""
+    """A request is part of a trace, or may be."""
     global has_met_traces
     has_met_traces = True
+
+
+def expect_traces() -> None:
+    """As `meet_traces`, if the application has loaded OpenTelemetry, or spans are recorded here."""
+    if is_api_loaded() or _installed:
+        meet_traces()
 
 
 def here() -> TraceContext | None:

@@ -11,7 +11,6 @@ from typing import Any
 
 from servd.app.built import BuiltApplication
 from servd.app.deployment import ASGI_ATTRIBUTE
-from servd.calls import traced
 from servd.calls.caller import Caller
 from servd.calls.failure_log import Failures
 from servd.calls.failures import tell
@@ -196,7 +195,7 @@ class Replica:
         await self._warden.first_check(user.health_check)
         if recorder is not None:
             recorder.serve_application(_in_request)
-        traced.engage_where_application_traces()
+        spans.expect_traces()
         target = deployment.func_or_class
         self._needs_threads = not hasattr(target, ASGI_ATTRIBUTE) and needs_thread(target)
         self._server = ReplicaServer(

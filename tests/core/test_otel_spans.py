@@ -17,7 +17,6 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from servd.batching import batch
-from servd.calls import traced
 from servd.observability import otel_context
 from servd.observability.otel_spans import OtelSpans
 from servd.observability.spans import Sampling, TraceSettings, begin, enter, here, preload
@@ -159,7 +158,7 @@ def test_spans_of_the_application_follow_the_one_above(
 
 
 async def test_a_batch_without_a_trace_is_in_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(traced, "is_engaged", True)
+    monkeypatch.setattr("servd.observability.spans.has_met_traces", True)
     places: list[TraceContext | None] = []
 
     @batch(max_batch_size=1, max_concurrent_batches=1)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from servd.calls import traced
 from servd.calls.caller import Caller
 from servd.calls.pickling import dumps, load_exception, loads
 from servd.calls.request_context import NO_REQUEST, RequestContext, current_request
@@ -61,6 +62,22 @@ async def test_slots_are_given_back_whatever_the_end_of_a_request_does() -> None
             assert loads(await room.caller.submit_call("app_Echo", "say", arguments(), NO_REQUEST)) == "said"
             assert (await room.get()).endswith(b"said")
     assert set(ends) <= {"at the end"}
+
+
+async def test_calls_of_processes_without_traces_do_nothing_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+    new_ticket = traced.new_ticket
+    monkeypatch.setattr(traced, "new_ticket", lambda *call: (made.append(call[1]), new_ticket(*call))[1])
+
+    async def say() -> str:
+        return "said"
+
+    async with Room() as room:
+        room.route(room.replica(methods={"say": say}))
+        for has_met in (False, True):
+            monkeypatch.setattr("servd.observability.spans.has_met_traces", has_met)
+            assert loads(await room.caller.submit_call("app_Echo", "say", arguments(), NO_REQUEST)) == "said"
+            assert made == ["app_Echo"] * has_met
 
 
 async def test_streaming_call_with_credit() -> None:
