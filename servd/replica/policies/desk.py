@@ -3,6 +3,7 @@
 The fork server has one thread and must never wait: questions and answers are messages, a process that hangs is killed.
 """
 
+import contextlib
 import logging
 import select
 import socket
@@ -18,6 +19,8 @@ from servd.wire.policy_messages import PolicyAnswer, PolicyAsk
 
 _READ_BYTES = 64 * 1024
 _JOIN_S = 1.0
+UNASKED_S = 60.0
+"""A policy that nobody has asked for so long is not in force any more."""
 
 _now = SystemClock().now
 logger = logging.getLogger(__name__)
@@ -44,37 +47,49 @@ Fork = Callable[[socket.socket], Child]
 """Forks a process that answers on this end of a pair; raises OSError where the host gives none."""
 
 
+_Key = tuple[str, str, str]
+"""Bare name of the deployment, "" for the application's; import path; arguments as JSON text."""
+
+
 @dataclass(slots=True)
 class _Policy:
-    """One that lives. asks: id -> when its time is over."""
+    """One that lives. asks: id -> when its time is over. asked_at: when last.
+
+    unsent: the rest of what it was asked, while it takes nothing.
+    """
 
     socket: socket.socket
     process: Child
     reader: RecordReader
     asks: dict[str, float]
+    asked_at: float
+    unsent: bytearray
 
 
 class PolicyDesk:
-    """Processes of policies, by import path and arguments. poller: learns of their descriptors."""
+    """Processes of policies, by whose they are, import path and arguments. poller: learns of their descriptors."""
 
     def __init__(self, fork: Fork, poller: select.poll) -> None:
         self._fork = fork
         self._poller = poller
-        self._policies: dict[tuple[str, str], _Policy] = {}
+        self._policies: dict[_Key, _Policy] = {}
 
     def __repr__(self) -> str:
-        return f"PolicyDesk({sorted(function for function, _ in self._policies)})"
+        return f"PolicyDesk({sorted(function for _, function, _ in self._policies)})"
 
     def ask(self, ask: PolicyAsk) -> list[PolicyAnswer]:
         """Pass a question on; what can be answered at once."""
-        key = (ask.function, ask.kwargs)
+        # deployments share none: they would wait for each other
+        key = (ask.deployment, ask.function, ask.kwargs)
         try:
             policy = self._policies.get(key) or self._start(key)
-            policy.socket.sendall(record(ask))
+            policy.unsent += record(ask)
+            self._send(policy)
         except OSError as error:
             # its end is heard of at the next look
             return [PolicyAnswer(ask.ask_id, error=f"its process cannot be asked: {told(error)}")]
-        policy.asks[ask.ask_id] = _now() + ask.deadline_s
+        policy.asked_at = _now()
+        policy.asks[ask.ask_id] = policy.asked_at + ask.deadline_s
         return []
 
     def hear(self, fd: int) -> list[PolicyAnswer]:
@@ -84,8 +99,11 @@ class PolicyDesk:
             return []
         policy = self._policies[key]
         try:
+            self._send(policy)
             data = policy.socket.recv(_READ_BYTES)
             answers = [answer for answer in policy.reader.feed(data) if isinstance(answer, PolicyAnswer)]
+        except BlockingIOError:
+            return []
         except (OSError, ProtocolError):
             data, answers = b"", []
         for answer in answers:
@@ -93,8 +111,11 @@ class PolicyDesk:
         return answers if data else [*answers, *self._end(key, "its process has ended")]
 
     def look(self) -> list[PolicyAnswer]:
-        """End what takes too long."""
+        """End what takes too long, and what nobody asks any more."""
         now = _now()
+        for key in [key for key, policy in self._policies.items() if now >= policy.asked_at + UNASKED_S]:
+            logger.info("policy_not_needed function=%s pid=%s", key[1], self._policies[key].process.pid)
+            self._end(key, "")
         late = [key for key, policy in self._policies.items() if min(policy.asks.values(), default=now + 1) <= now]
         return [answer for key in late for answer in self._end(key, "it took too long, and was ended")]
 
@@ -103,7 +124,13 @@ class PolicyDesk:
         for key in list(self._policies):
             self._end(key, "")
 
-    def _start(self, key: tuple[str, str]) -> _Policy:
+    def _send(self, policy: _Policy) -> None:
+        """As much as it takes now: whoever takes nothing must not hold up the others."""
+        with contextlib.suppress(BlockingIOError):
+            del policy.unsent[: policy.socket.send(policy.unsent) if policy.unsent else 0]
+        self._poller.modify(policy.socket, select.POLLIN | (select.POLLOUT if policy.unsent else 0))
+
+    def _start(self, key: _Key) -> _Policy:
         mine, its = socket.socketpair()
         try:
             process = self._fork(its)
@@ -112,18 +139,18 @@ class PolicyDesk:
             raise
         finally:
             its.close()
-        mine.settimeout(_JOIN_S)
+        mine.setblocking(False)
         self._poller.register(mine, select.POLLIN)
-        policy = self._policies[key] = _Policy(mine, process, RecordReader(), {})
-        logger.info("policy_started function=%s pid=%s", key[0], process.pid)
+        policy = self._policies[key] = _Policy(mine, process, RecordReader(), {}, _now(), bytearray())
+        logger.info("policy_started function=%s pid=%s", key[1], process.pid)
         return policy
 
-    def _end(self, key: tuple[str, str], reason: str) -> list[PolicyAnswer]:
+    def _end(self, key: _Key, reason: str) -> list[PolicyAnswer]:
         policy = self._policies.pop(key)
         self._poller.unregister(policy.socket)
         policy.socket.close()
         policy.process.kill()
         policy.process.join(_JOIN_S)
         if reason:
-            logger.warning("policy_ended function=%s pid=%s reason=%s", key[0], policy.process.pid, reason)
+            logger.warning("policy_ended function=%s pid=%s reason=%s", key[1], policy.process.pid, reason)
         return [PolicyAnswer(ask_id, error=reason) for ask_id in policy.asks]
