@@ -153,7 +153,6 @@ async def test_a_time_limit_that_is_none_is_none(room: GrpcRoom, limit: str) -> 
     assert await room.method("Echo")("x", metadata=(("x-request-timeout-seconds", limit),)) == "x"
 
 
-@pytest.mark.long  # once in a whole run a stream whose client had vanished looked whole to its method
 async def test_clients_that_vanish_take_their_calls_along(room: GrpcRoom) -> None:
     async with Http2Client(room.grpc_port) as client:
         for name in ("Wait", "Swallow", "Talk", "Flood", "CountSync"):

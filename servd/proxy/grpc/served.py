@@ -23,6 +23,7 @@ from servd.wire.grpc_messages import Authentication, GrpcMethod, GrpcRoute
 from servd.wire.http_answers import text_for_clients
 from servd.wire.records import read_answer_block
 
+_LOOKS_AFTER_END = 3
 _TRACE_KEYS = (TRACEPARENT.decode(), TRACESTATE.decode())
 
 CODES = {code.value[0]: code for code in grpc.StatusCode}
@@ -179,8 +180,10 @@ class Served:
         with contextlib.suppress(grpc.aio.BaseError, grpc.aio.UsageError):
             async for message in messages:
                 await call.send(message)
-            # the library gives the same end for a client that has left, and says so a moment later: before this one ends
-            await self._context.read()
+            # the library gives the same end for a client that has left, and says so a moment later: before these end, unless its
+            # own threads get no time between two of its words
+            for _ in range(_LOOKS_AFTER_END):
+                await self._context.read()
             await call.send_end()
 
     async def _heard(self, call: GrpcCall) -> Ended:
