@@ -19,13 +19,15 @@ BASE = "python:3.13-slim"
 PYTHON = Path(sys.executable).resolve()
 PATH = f"{PYTHON.parent}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
 NEEDED = ("unshare", "nsenter", "setpriv", "chroot", "mount", "ip", "useradd")
-# as root, in a mount namespace of its own: `root` is the overlay then, with this test's interpreter in the place of the base's
+# as root, in a mount namespace of its own: `root` is the overlay then, with this test's interpreter in the place of the base's and
+# without this host's users
 BASE_SCRIPT = """
 mkdir -p {place} && mount -t tmpfs tmpfs {place} && cd {place} && mkdir upper work root
 mount -t overlay overlay -o lowerdir=/,upperdir=upper,workdir=work root
 mount --bind /dev root/dev && mount -t tmpfs tmpfs root/dev/shm && mount -t proc proc root/proc
 mount -t tmpfs -o mode=1777 tmpfs root/tmp
 chmod o+x {above}
+for file in passwd group; do awk -F: '$3 < 100 || $3 == 65534' /etc/$file > root/etc/$file; done
 cd root{home}
 [ -e python ] || ln -s {python} python
 printf '#!/bin/sh\nexec {python} -m pip "$@"\n' > pip && chmod +x pip
