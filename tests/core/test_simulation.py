@@ -45,10 +45,14 @@ def test_many_histories(block: int) -> None:
         Simulation(seed, gentle=seed % 5 == 0).run()
 
 
+FIRST = {"a lost drain kill": 1, "a lost reconfigure": 5, "a lost proxy stop": 19}
+"""A history in which each is noticed, where that is not the first of all: it is played first."""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_planted_faults_are_caught(fault: str) -> None:
-    for seed in range(50):
+    for seed in (FIRST.get(fault, 0), *range(50)):
         try:
             Simulation(seed, mutate=FAULTS[fault]).run()
         except Violation:
@@ -104,8 +108,8 @@ def never_outdated(fact: object, observed: Observed) -> bool:
 
 
 DECISIONS = [
-    ("servd.controller.plan.templates.is_outdated", never_outdated, "an upgrade ends", 32),
-    ("servd.controller.plan.outgrown.is_ready_to_fork", never_outdated, "an upgrade ends", 57),
+    ("servd.controller.plan.templates.is_outdated", never_outdated, "an upgrade ends", 2),
+    ("servd.controller.plan.outgrown.is_ready_to_fork", never_outdated, "an upgrade ends", 2),
     ("servd.controller.plan.replica_plan.next_step", roll_on, "stands still", 25),
     ("servd.controller.plan.settle.judge_starts", judge_only_if_none_runs, "a roll ends", 25),
     ("servd.controller.plan.replica_plan.next_step", stop_before_start, "never below", 8),

@@ -55,9 +55,13 @@ HOMES = {
 DRAWERS = {"utils", "util", "common", "helpers", "base", "misc", "manager", "info"}
 
 
+@cache
 def name_of(path: Path) -> str:
     parts = path.relative_to(SERVD).with_suffix("").parts
     return ".".join(part for part in parts if part != "__init__")
+
+
+KNOWN = frozenset(name_of(path) for path in MODULES if path.stem != "__init__" or path.parent == SERVD)
 
 
 @cache
@@ -65,8 +69,13 @@ def tree_of(path: Path) -> ast.Module:
     return ast.parse(path.read_text())
 
 
-def imports(path: Path) -> Iterator[str]:
+@cache
+def imports(path: Path) -> tuple[str, ...]:
     """Modules that a file imports: at its top, in functions, for type checkers, or by a name that is written out."""
+    return tuple(_imports(path))
+
+
+def _imports(path: Path) -> Iterator[str]:
     for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -84,9 +93,8 @@ def imports(path: Path) -> Iterator[str]:
 @cache
 def own_imports(path: Path) -> frozenset[str]:
     """Those of servd's own; rooms themselves, which are empty, left out."""
-    known = {name_of(p) for p in MODULES if p.stem != "__init__" or p.parent == SERVD}
     found = {name.removeprefix("servd.") for name in imports(path) if name.startswith("servd.")}
-    return frozenset(found & known - {name_of(path)})
+    return frozenset(found & KNOWN - {name_of(path)})
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
