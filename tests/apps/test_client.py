@@ -123,6 +123,7 @@ def test_logs_of_one_application() -> None:
 IN_WHEEL = "from servd import deployment\n\n@deployment\ndef word(): return __file__\n\napp = word.bind()\n"
 
 
+@pytest.mark.long
 def test_packages_of_an_application(tmp_path: Path, port: int) -> None:
     good, bad = str(a_wheel(tmp_path, "inwheel", IN_WHEEL)), f"{tmp_path}/absent-1.0-py3-none-any.whl"
     apps = [

@@ -14,7 +14,7 @@ from tests.system.running_daemon import RunningDaemon, a_daemon, settings_in
 MOST_MIB = 4.0
 """What the proxy may hold for one connection."""
 CONNECTIONS = 16
-FEW_CONNECTIONS = 10
+FEW_CONNECTIONS = 5
 """What the proxy needs once, however many there are, is shared among them."""
 _STILL_S = 0.6
 _WATCHED_S = 20.0

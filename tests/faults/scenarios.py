@@ -280,7 +280,7 @@ UNDER_LOAD: dict[str, tuple[Callable[[Path, int], Outcome], int, int]] = {
     "rolling_updates": (rolling_updates, 0, 50),
     "updates_of_one_replica": (updates_of_one_replica, 0, 20),
     "updates_while_busy": (updates_while_busy, 0, 20),
-    "updates_of_a_graph": (updates_of_a_graph, 1, 20),
+    "updates_of_a_graph": (updates_of_a_graph, 0, 20),
     "reconfigures": (reconfigures, 1, 50),
     "scale_changes": (scale_changes, 0, 20),
     "controller_kills": (controller_kills, 0, 20),
