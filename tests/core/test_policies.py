@@ -18,7 +18,7 @@ from servd.replica.policies.runner import PolicyRunner, load_policy
 from servd.schema import parse_v2
 from servd.wire.messages import ReplicaReport
 from servd.wire.policy_messages import PolicyAnswer, PolicyAsk
-from tests.core.build import World, a_build, a_goal, an_app, report, restart_controller
+from tests.core.build import World, a_build, a_goal, an_app, message_of, report, restart_controller
 
 SCALED = {"min_replicas": 1, "max_replicas": 9, "upscale_delay_s": 0.0, "downscale_delay_s": 0.0}
 POLICY = {"policy_function": "m:policy"}
@@ -251,6 +251,19 @@ def test_replicas_that_take_another_config_are_counted() -> None:
         world.observed.replicas[replica.replica_id] = replace(replica, state=ReplicaState.UPDATING)
     world.turn()
     assert fact(world).desired == 10
+
+
+def test_the_first_answer_is_the_reason_also_where_it_changes_nothing() -> None:
+    world = a_world("D")
+    assert fact(world).reason == ""
+    answer(world, {}, "ValueError: no")
+    assert "1 replicas stay wanted since it has said nothing yet: ValueError: no" in message_of(world)
+    wait(world, 1.0)
+    answer(world, {"D": 1.0})
+    assert fact(world).reason == "the policy says 1"
+    wait(world, 1.0)
+    answer(world, {}, "ValueError: no")
+    assert "1 replicas stay wanted by what it said last: ValueError: no" in message_of(world)
 
 
 def test_the_last_answer_holds_when_a_question_fails() -> None:

@@ -318,7 +318,9 @@ def decide_by_policy(
         # the last answer is of before they waited: what was started for them stays until they have it
         low = max(low, 1)
     if wanted is None:
-        return Decision(max(low, min(high, current)), 0, now, "the policy has named no number", math.inf)
+        bounded = max(low, min(high, current))
+        # where nothing follows from it there is nothing to tell yet: the reason of the first answer shall be told
+        return Decision(bounded, 0, now, "the policy has named no number" if bounded != current else "", math.inf)
     reason = f"the policy says {wanted:g}"
     scaled = max(low, min(high, _scaled(config, running, wanted)))
     if scaled == current:

@@ -74,7 +74,8 @@ def _without_policy(target: DeploymentTarget | None, fact: DeploymentFact | None
     """Why its autoscaling policy decides nothing, "" while it does."""
     if target is None or fact is None or target.policy is None or not fact.policy.error:
         return ""
-    there = f"{wanted_count(target, fact)} replicas stay wanted by what it said last"
+    why = "since it has said nothing yet" if fact.policy.wanted is None else "by what it said last"
+    there = f"{wanted_count(target, fact)} replicas stay wanted {why}"
     return f"autoscaling policy {target.policy['policy_function']} fails, {there}: {fact.policy.error}"
 
 
