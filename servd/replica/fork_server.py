@@ -16,6 +16,7 @@ import socket
 import sys
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkProcess
+from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 
 from servd.exceptions import DeployError, ProtocolError
@@ -47,6 +48,8 @@ _BACKLOG = 8
 _SEND_TIMEOUT_S = 5.0
 _READ_BYTES = 256 * 1024
 _LOOK_MS = 1000
+_IMPORT_S = 60.0
+"""Until a policy that is not forked has imported the application, at most."""
 
 _now = SystemClock().now
 
@@ -160,7 +163,7 @@ class ForkServer:
         self._is_stopping = False
         self._deaf_until: float | None = None
         self._kept_fds: set[int] = set()
-        self._policies = PolicyDesk(self._fork_policy, self._poller)
+        self._policies = PolicyDesk(self._start_policy, self._poller, _IMPORT_S if result.fork_unsafe else 0.0)
 
     def __repr__(self) -> str:
         return f"ForkServer({self._order.fork_server_id}, children={len(self._children)}, lines={len(self._lines)})"
@@ -289,8 +292,12 @@ class ForkServer:
         if not self._tell(exited):
             self._untold.append(exited)
 
-    def _fork_policy(self, sock: socket.socket) -> ForkProcess:
-        child = self._context.Process(target=self._be_policy, args=(sock, os.getpid()), name="policy")
+    def _start_policy(self, sock: socket.socket) -> BaseProcess:
+        child: BaseProcess = self._context.Process(target=self._be_policy, args=(sock, os.getpid()), name="policy")
+        if self._result.fork_unsafe:
+            # a lock that one of its threads holds would never be free in a fork
+            run, args = importlib.import_module(_POLICY).run_spawned, (sock, os.getpid(), os.getcwd())
+            child = multiprocessing.get_context("spawn").Process(target=run, args=args, name="policy")
         if reason := forks.start(child):
             raise OSError(reason)
         return child

@@ -92,6 +92,21 @@ def test_a_policy_that_nobody_asks_any_more_ends(desk: Desk) -> None:
     desk.desk.close()
 
 
+def test_one_that_imports_the_application_first_may_take_its_time_once(desk: Desk) -> None:
+    desk.desk = PolicyDesk(desk.fork, desk.poller, 60.0)
+    desk.ask("1")
+    desk.now += 30.0
+    desk.ask("2")
+    desk.now += 29.0
+    assert desk.desk.look() == []
+    desk.processes[0].end.send(record(PolicyAnswer("1")) + record(PolicyAnswer("2")))
+    assert len(desk.heard()) == 2
+    desk.ask("3")
+    desk.now += 5.0
+    assert desk.desk.look() == [PolicyAnswer("3", error="it took too long, and was ended")]
+    assert desk.processes[0].is_killed
+
+
 def test_a_process_that_takes_nothing_holds_nobody_up(desk: Desk) -> None:
     contexts = json.dumps(["x" * 4_000_000])
     desk.ask("1", contexts=contexts)

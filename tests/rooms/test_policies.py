@@ -37,6 +37,21 @@ def die(context):
 
 app = Echo.bind()
 """
+BUSY = """
+import threading
+from servd import deployment
+
+threading.Thread(target=threading.Event().wait, daemon=True, name="poller").start()
+
+@deployment
+class Echo:
+    pass
+
+def polling(context):
+    return sum(thread.name == "poller" for thread in threading.enumerate()), {}
+
+app = Echo.bind()
+"""
 TOLD = {
     "app": "shop", "deployment": "Echo", "current_num_replicas": 1, "target_num_replicas": 1,
     "running_replicas": [], "total_num_requests": 0.0, "total_queued_requests": 0.0,
@@ -50,9 +65,9 @@ async def room(tmp_path: Path) -> AsyncIterator[Room]:
         yield made
 
 
-def put(room: Room, function: str, ask_id: str = "1", deadline_s: float = 5.0) -> None:
+def put(room: Room, function: str, ask_id: str = "1", deadline_s: float = 5.0, module: str = "shop_code") -> None:
     assert room.fork_server is not None
-    room.fork_server.send(PolicyAsk(ask_id, f"shop_code:{function}", "{}", json.dumps([TOLD]), deadline_s=deadline_s))
+    room.fork_server.send(PolicyAsk(ask_id, f"{module}:{function}", "{}", json.dumps([TOLD]), deadline_s=deadline_s))
 
 
 async def answer(room: Room, ask_id: str = "1") -> Any:
@@ -86,3 +101,13 @@ async def test_policies_live_beside_replicas_and_end_with_their_fork_server(room
     # whatever they are at
     os.kill(hello.pid, 9)
     await wait_until(lambda: not command_line(pid))
+
+
+async def test_beside_threads_that_the_import_left_policies_are_not_forked(room: Room) -> None:
+    room.write(busy_code=BUSY)
+    hello = await room.open_fork_server(room.order("busy_code:app"))
+    assert "poller" in hello.result.fork_unsafe
+    # a fork would be without that thread, and with whatever it held
+    put(room, "polling", deadline_s=30.0, module="busy_code")
+    found = await answer(room)
+    assert (found.wanted, found.error) == ({"Echo": 1.0}, "")

@@ -5,6 +5,7 @@ The fork server has one thread and must never wait: questions and answers are me
 
 import contextlib
 import logging
+import math
 import select
 import socket
 from collections.abc import Callable
@@ -44,7 +45,7 @@ class Child(Protocol):
 
 
 Fork = Callable[[socket.socket], Child]
-"""Forks a process that answers on this end of a pair; raises OSError where the host gives none."""
+"""Starts a process that answers on this end of a pair; raises OSError where the host gives none."""
 
 
 _Key = tuple[str, str, str]
@@ -64,12 +65,17 @@ class _Policy:
     asks: dict[str, float]
     asked_at: float
     unsent: bytearray
+    starts_until: float
 
 
 class PolicyDesk:
-    """Processes of policies, by whose they are, import path and arguments. poller: learns of their descriptors."""
+    """Processes of policies, by whose they are, import path and arguments. poller: learns of their descriptors.
 
-    def __init__(self, fork: Fork, poller: select.poll) -> None:
+    start_s: for so long one may answer nothing at first, whatever the deadlines of its questions.
+    """
+
+    def __init__(self, fork: Fork, poller: select.poll, start_s: float = 0.0) -> None:
+        self._start_s = start_s
         self._fork = fork
         self._poller = poller
         self._policies: dict[_Key, _Policy] = {}
@@ -89,7 +95,7 @@ class PolicyDesk:
             # its end is heard of at the next look
             return [PolicyAnswer(ask.ask_id, error=f"its process cannot be asked: {told(error)}")]
         policy.asked_at = _now()
-        policy.asks[ask.ask_id] = policy.asked_at + ask.deadline_s
+        policy.asks[ask.ask_id] = max(policy.asked_at + ask.deadline_s, policy.starts_until)
         return []
 
     def hear(self, fd: int) -> list[PolicyAnswer]:
@@ -108,6 +114,7 @@ class PolicyDesk:
             data, answers = b"", []
         for answer in answers:
             policy.asks.pop(answer.ask_id, None)
+            policy.starts_until = -math.inf
         return answers if data else [*answers, *self._end(key, "its process has ended")]
 
     def look(self) -> list[PolicyAnswer]:
@@ -141,7 +148,9 @@ class PolicyDesk:
             its.close()
         mine.setblocking(False)
         self._poller.register(mine, select.POLLIN)
-        policy = self._policies[key] = _Policy(mine, process, RecordReader(), {}, _now(), bytearray())
+        policy = self._policies[key] = _Policy(
+            mine, process, RecordReader(), {}, _now(), bytearray(), _now() + self._start_s
+        )
         logger.info("policy_started function=%s pid=%s", key[1], process.pid)
         return policy
 

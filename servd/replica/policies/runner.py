@@ -39,6 +39,12 @@ def run(sock: socket.socket, parent: int) -> None:
                 sock.sendall(record(runner.answer(ask)))
 
 
+def run_spawned(sock: socket.socket, parent: int, directory: str) -> None:
+    """`run` in a fresh interpreter, with the fork server's import path and variables. directory: the current one."""
+    os.chdir(directory)
+    run(sock, parent)
+
+
 class PolicyRunner:
     """One policy, made at the first question, and the state that it has returned for each deployment."""
 
