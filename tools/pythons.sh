@@ -41,7 +41,8 @@ within() {
         mount -t tmpfs -o mode=1777 tmpfs "$root/tmp"
         cp -L /etc/resolv.conf "$root/etc/"
         unset TMPDIR
-        exec chroot "$root" sh -euc "cd /servd; python3 --version; exec \"\$@\"" sh "$@"
+        # the shell stays, as the process 1 that takes in and reaps what tests orphan
+        exec chroot "$root" sh -euc "cd /servd; python3 --version; \"\$@\" || exit" sh "$@"
     ' sh "$@"
 }
 
