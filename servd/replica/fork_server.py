@@ -292,19 +292,21 @@ class ForkServer:
         if not self._tell(exited):
             self._untold.append(exited)
 
-    def _start_policy(self, sock: socket.socket) -> BaseProcess:
-        child: BaseProcess = self._context.Process(target=self._be_policy, args=(sock, os.getpid()), name="policy")
+    def _start_policy(self, sock: socket.socket, deployment: str) -> BaseProcess:
+        whose = DeploymentID(self._order.app, deployment).full_name if deployment else self._order.app
+        args = (sock, os.getpid(), f"policy {whose} {self._order.state_dir}")
+        child: BaseProcess = self._context.Process(target=self._be_policy, args=args, name="policy")
         if self._result.fork_unsafe:
             # a lock that one of its threads holds would never be free in a fork
-            run, args = importlib.import_module(_POLICY).run_spawned, (sock, os.getpid(), os.getcwd())
-            child = multiprocessing.get_context("spawn").Process(target=run, args=args, name="policy")
+            run = importlib.import_module(_POLICY).run_spawned
+            child = multiprocessing.get_context("spawn").Process(target=run, args=(*args, os.getcwd()), name="policy")
         if reason := forks.start(child):
             raise OSError(reason)
         return child
 
-    def _be_policy(self, sock: socket.socket, parent: int) -> None:
+    def _be_policy(self, sock: socket.socket, parent: int, title: str) -> None:
         self._leave_parent(sock.fileno())
-        importlib.import_module(_POLICY).run(sock, parent)
+        importlib.import_module(_POLICY).run(sock, parent, title)
 
     def _tell_all(self, answers: list[PolicyAnswer]) -> None:
         for answer in answers:

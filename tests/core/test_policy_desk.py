@@ -49,7 +49,7 @@ class Desk:
         self.poller = select.poll()
         self.desk = PolicyDesk(self.fork, self.poller)
 
-    def fork(self, end: socket.socket) -> Process:
+    def fork(self, end: socket.socket, _deployment: str) -> Process:
         self.processes.append(Process(end))
         return self.processes[-1]
 

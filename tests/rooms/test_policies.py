@@ -10,7 +10,7 @@ import pytest
 
 from servd.wire.policy_messages import PolicyAnswer, PolicyAsk
 from tests.fakes import wait_until
-from tests.processes import command_line
+from tests.processes import Process, alive, command_line, offspring
 from tests.rooms.replica_room import Room, a_room
 
 CODE = """
@@ -70,6 +70,11 @@ def put(room: Room, function: str, ask_id: str = "1", deadline_s: float = 5.0, m
     room.fork_server.send(PolicyAsk(ask_id, f"{module}:{function}", "{}", json.dumps([TOLD]), deadline_s=deadline_s))
 
 
+def policies(fork_server: int) -> set[Process]:
+    """Living processes of policies of a fork server."""
+    return {one for one in offspring(fork_server) if command_line(one[0]).startswith(b"servd: policy shop")}
+
+
 async def answer(room: Room, ask_id: str = "1") -> Any:
     assert room.fork_server is not None
     return await room.fork_server.next(PolicyAnswer, lambda found: found.ask_id == ask_id)
@@ -98,9 +103,13 @@ async def test_policies_live_beside_replicas_and_end_with_their_fork_server(room
     put(room, "missing", "7")
     assert "has no attribute 'missing'" in (await answer(room, "7")).error
     put(room, "hang", "8")
+    # `say`, `count`, `missing` and the one that hangs
+    await wait_until(lambda: len(policies(hello.pid)) == 4)
+    living = policies(hello.pid)
+    assert pid in {number for number, _ in living}
     # whatever they are at
     os.kill(hello.pid, 9)
-    await wait_until(lambda: not command_line(pid))
+    await wait_until(lambda: not alive(living))
 
 
 async def test_beside_threads_that_the_import_left_policies_are_not_forked(room: Room) -> None:

@@ -44,8 +44,9 @@ class Child(Protocol):
         ...
 
 
-Fork = Callable[[socket.socket], Child]
-"""Starts a process that answers on this end of a pair; raises OSError where the host gives none."""
+Fork = Callable[[socket.socket, str], Child]
+"""Starts a process that answers on this end of a pair, for a deployment by its bare name ("" = for the application); raises
+OSError where the host gives none."""
 
 
 _Key = tuple[str, str, str]
@@ -140,7 +141,7 @@ class PolicyDesk:
     def _start(self, key: _Key) -> _Policy:
         mine, its = socket.socketpair()
         try:
-            process = self._fork(its)
+            process = self._fork(its, key[0])
         except OSError:
             mine.close()
             raise

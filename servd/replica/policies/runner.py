@@ -13,6 +13,7 @@ from typing import Any
 
 from servd.documents.autoscaling import AutoscalingConfig
 from servd.documents.autoscaling_context import AutoscalingContext, context_of
+from servd.ground import process
 from servd.ground.clock import SystemClock
 from servd.ground.ids import DeploymentID
 from servd.observability.described import text_of
@@ -26,8 +27,9 @@ _LONGEST_ERROR = 500
 logger = logging.getLogger(__name__)
 
 
-def run(sock: socket.socket, parent: int) -> None:
+def run(sock: socket.socket, parent: int, title: str) -> None:
     """Answer until the fork server is gone. parent: its pid."""
+    process.show_title(title)
     # a policy that hangs must not outlive it
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
@@ -39,10 +41,10 @@ def run(sock: socket.socket, parent: int) -> None:
                 sock.sendall(record(runner.answer(ask)))
 
 
-def run_spawned(sock: socket.socket, parent: int, directory: str) -> None:
+def run_spawned(sock: socket.socket, parent: int, title: str, directory: str) -> None:
     """`run` in a fresh interpreter, with the fork server's import path and variables. directory: the current one."""
     os.chdir(directory)
-    run(sock, parent)
+    run(sock, parent, title)
 
 
 class PolicyRunner:
