@@ -19,8 +19,8 @@ BASE = "python:3.13-slim"
 PYTHON = Path(sys.executable).resolve()
 PATH = f"{PYTHON.parent}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
 NEEDED = ("unshare", "nsenter", "setpriv", "chroot", "mount", "ip", "useradd")
-# as root, in a mount namespace of its own: `root` is the overlay then, with this test's interpreter in the place of the base's and
-# without this host's users
+# as root, in a mount namespace of its own: `root` is the overlay then, with this test's interpreter in the place of the base's
+# and without this host's users
 BASE_SCRIPT = """
 mkdir -p {place} && mount -t tmpfs tmpfs {place} && cd {place} && mkdir upper work root
 mount -t overlay overlay -o lowerdir=/,upperdir=upper,workdir=work root
