@@ -25,7 +25,7 @@ from servd.ground.package import VERSION
 from servd.observability.described import full_name_of, summary_of
 from servd.observability.failure import bounded
 from servd.observability.otel_context import below, place_of, span_context
-from servd.observability.spans import Attributes, Span, TraceSettings
+from servd.observability.spans import Attributes, Span, TraceSettings, without_secrets
 from servd.observability.trace_context import TraceContext
 from servd.observability.tracebacks import user_traceback
 
@@ -260,7 +260,7 @@ class _Out(SpanExporter):
             try:
                 result = self._exporter.export(spans)
             except Exception as error:
-                self.quiet.said = summary_of(error)
+                self.quiet.said = without_secrets(summary_of(error))
                 result = SpanExportResult.FAILURE
             said = self.quiet.said
         if result is not SpanExportResult.SUCCESS:
@@ -308,5 +308,5 @@ class _Quiet(logging.Filter):
         if text.startswith("Queue"):
             self.dropped += 1
         else:
-            self.said = bounded(text, _TEXT_CHARACTERS)
+            self.said = bounded(without_secrets(text), _TEXT_CHARACTERS)
         return False

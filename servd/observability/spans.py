@@ -7,6 +7,7 @@ import importlib
 import logging
 import os
 import random
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
@@ -28,6 +29,8 @@ _HTTP = "http/protobuf"
 _SAMPLERS = ("always_on", "always_off", "traceidratio", "parentbased_always_on", "parentbased_always_off",
              "parentbased_traceidratio")  # fmt: skip
 _DIGITS = 16
+_QUERY = re.compile(r"[?#][^\s'\"]*")
+_USER = re.compile(r"(?<=//)[^\s'\"]*@|^(?!\w+://)[^\s'\"]*@")
 LIBRARY = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
 """What must be there to record anything."""
 RECORDER = "servd.observability.otel_spans"
@@ -77,7 +80,7 @@ class TraceSettings:
     def shown(self) -> str:
         """The endpoint for logs: who it is that sends is nobody's business."""
         parts = urlsplit(self.endpoint)
-        return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
+        return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
 class Span(Protocol):
@@ -308,8 +311,13 @@ def checked_url(url: str, name: str) -> str:
     except ValueError:
         is_fine = False
     if not is_fine:
-        raise ValueError(f"{name}: {url!r} is no URL such as http://127.0.0.1:4318")
+        raise ValueError(f"{name}: {without_secrets(url)!r} is no URL such as http://127.0.0.1:4318")
     return url
+
+
+def without_secrets(text: str) -> str:
+    """A text with URLs, sound or not, for logs: all that may be a name, a password or a key is left out."""
+    return _USER.sub("", _QUERY.sub("", text))
 
 
 def ratio_of(text: str, name: str) -> float:

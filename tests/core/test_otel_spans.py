@@ -217,6 +217,19 @@ def test_an_endpoint_that_is_away_is_told_of_once(
     assert caplog.records[-1].getMessage() == "theirs"
 
 
+def test_reasons_do_not_show_who_sends(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    # nobody listens there, and one attempt is enough
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "0.5")
+    secret = TraceSettings("http://me:cret@127.0.0.1:9/x?key=cret", Sampling())
+    made = OtelSpans(secret, "D", "one", {}, False)
+    one_span(made)
+    assert made._late.force_flush()
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert line.startswith("traces_not_exported endpoint=http://127.0.0.1:9/x reason=")
+    assert "cret" not in line
+    made.flush(5.0)
+
+
 def test_a_slow_endpoint_holds_the_end_up_no_longer_than_allowed(spans: OtelSpans, kept: Kept) -> None:
     kept.gate.clear()
     one_span(spans)

@@ -48,6 +48,17 @@ def test_endpoint(environment: dict[str, str], expected: TraceSettings | None) -
 
 def test_logs_do_not_show_who_sends() -> None:
     assert TraceSettings("https://me:secret@c:4318/x?key=secret", ALL).shown == "https://c:4318/x"
+    assert TraceSettings("http://c/@me/x#secret", ALL).shown == "http://c/@me/x"
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["me:secret@c:4318", "https://me:secret@c:0/", "http://me:se/cret@[c", "ftp://c/x?secret", "http://?a=secret@b"],
+)
+def test_errors_do_not_show_who_sends(url: str) -> None:
+    with pytest.raises(ValueError, match="is no URL such as") as error:
+        trace_settings({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": url})
+    assert "cret" not in str(error.value)
 
 
 @pytest.mark.parametrize(
