@@ -40,6 +40,7 @@ _TALKATIVE = (
     "opentelemetry.sdk.trace.export",
 )
 _TEXT_CHARACTERS = 500
+_TELL_PERIOD_S = 60.0
 _now = SystemClock().now
 
 logger = logging.getLogger(__name__)
@@ -243,11 +244,15 @@ class _LateQueue(SpanProcessor):
 
 
 class _Out(SpanExporter):
-    """Sends, and tells once that it cannot, and once that it can again. trouble: why spans do not get through, "" if they do."""
+    """Sends, and tells once that it cannot, and once that it can again; of those for which there was no room now and then.
+
+    trouble: why spans do not get through, "" if they do.
+    """
 
     def __init__(self, exporter: SpanExporter, endpoint: str) -> None:
         self._exporter = exporter
         self._endpoint = endpoint
+        self._silent_until = 0.0
         self.trouble = ""
         self.quiet = _Quiet()
 
@@ -264,17 +269,26 @@ class _Out(SpanExporter):
                 result = SpanExportResult.FAILURE
             said = self.quiet.said
         if result is not SpanExportResult.SUCCESS:
+            self.quiet.drop(len(spans))
             if not self.trouble:
                 self.trouble = said or "refused"
                 logger.warning("traces_not_exported endpoint=%s reason=%s", self._endpoint, self.trouble)
         elif self.trouble:
             self.trouble = ""
-            logger.info("traces_exported_again endpoint=%s dropped=%d", self._endpoint, self.quiet.dropped)
-            self.quiet.dropped = 0
+            logger.info("traces_exported_again endpoint=%s dropped=%d", self._endpoint, self.quiet.take_dropped())
+        elif _now() >= self._silent_until:
+            self._tell_dropped()
         return result
 
     def shutdown(self) -> None:
+        self._tell_dropped()
         self._exporter.shutdown()
+
+    def _tell_dropped(self) -> None:
+        dropped = self.quiet.take_dropped()
+        if dropped:
+            self._silent_until = _now() + _TELL_PERIOD_S
+            logger.warning("traces_dropped endpoint=%s dropped=%d", self._endpoint, dropped)
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:  # noqa: ARG002
         return True
@@ -283,14 +297,15 @@ class _Out(SpanExporter):
 class _Quiet(logging.Filter):
     """Keeps what the library says of our spans out of the log: it says it again and again. Others' spans are not ours to hide.
 
-    said: the last line of this thread. dropped: spans for which there was no room.
+    said: the last line of this thread.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._here = threading.local()
+        self._lock = threading.Lock()
+        self._dropped = 0
         self.said = ""
-        self.dropped = 0
         for name in _TALKATIVE:
             # before those that the library has put there
             logging.getLogger(name).filters.insert(0, self)
@@ -301,12 +316,23 @@ class _Quiet(logging.Filter):
     def __exit__(self, *_: object) -> None:
         self._here.depth -= 1
 
+    def drop(self, count: int) -> None:
+        """So many spans are lost; any thread may say so."""
+        with self._lock:
+            self._dropped += count
+
+    def take_dropped(self) -> int:
+        """How many are since this was asked last."""
+        with self._lock:
+            dropped, self._dropped = self._dropped, 0
+        return dropped
+
     def filter(self, record: logging.LogRecord) -> bool:
         if not getattr(self._here, "depth", 0):
             return True
         text = record.getMessage()
         if text.startswith("Queue"):
-            self.dropped += 1
+            self.drop(1)
         else:
             self.said = bounded(without_secrets(text), _TEXT_CHARACTERS)
         return False

@@ -32,12 +32,14 @@ class Kept(SpanExporter):
     """Keeps what it is given, unless told to fail; one attempt at a time, while the gate is open."""
 
     def __init__(self) -> None:
+        self.is_asked = threading.Event()
         self.spans: list[ReadableSpan] = []
         self.fails = False
         self.gate = threading.Event()
         self.gate.set()
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        self.is_asked.set()
         self.gate.wait()
         if self.fails:
             logging.getLogger("opentelemetry.exporter.otlp.proto.http.trace_exporter").error("it is away")
@@ -192,14 +194,23 @@ def one_span(spans: OtelSpans) -> None:
     spans.start("s", None, "internal", attributes={}).end()
 
 
+def a_hundred_while_one_is_sent(spans: OtelSpans, kept: Kept) -> None:
+    """Behind the one there is room for 16."""
+    kept.gate.clear()
+    kept.is_asked.clear()
+    one_span(spans)
+    # the library counts one as dropped for which its thread makes room in that moment
+    assert kept.is_asked.wait(5.0)
+    for _ in range(99):
+        one_span(spans)
+
+
 def test_an_endpoint_that_is_away_is_told_of_once(
     spans: OtelSpans, kept: Kept, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    kept.gate.clear()
     kept.fails = True
-    for _ in range(100):
-        one_span(spans)
+    a_hundred_while_one_is_sent(spans, kept)
     queue: Any = spans._late._queue
     assert len(queue._batch_processor._queue) <= 16, "memory is bounded"
     kept.gate.set()
@@ -210,11 +221,28 @@ def test_an_endpoint_that_is_away_is_told_of_once(
     one_span(spans)
     queue.force_flush()
     assert "traces_exported_again" in caplog.records[-1].getMessage()
-    assert int(caplog.records[-1].getMessage().rpartition("dropped=")[2]) >= 80
+    # those for which there was no room, and those that were refused
+    assert int(caplog.records[-1].getMessage().rpartition("dropped=")[2]) == 100
     assert len(caplog.records) == 2
     # of somebody else's spans the library goes on telling
     logging.getLogger("opentelemetry.exporter.otlp.proto.http.trace_exporter").error("theirs")
     assert caplog.records[-1].getMessage() == "theirs"
+
+
+def test_spans_for_which_there_was_no_room_are_told_of_now_and_then(
+    spans: OtelSpans, kept: Kept, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    for _ in range(2):
+        a_hundred_while_one_is_sent(spans, kept)
+        kept.gate.set()
+        assert spans._late.force_flush()
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 1, "not again within a minute"
+    spans.flush(5.0)
+    told = [record.getMessage() for record in caplog.records]
+    assert [line.partition(" dropped=")[0] for line in told] == [f"traces_dropped endpoint={SETTINGS.endpoint}"] * 2
+    assert sum(int(line.rpartition("=")[2]) for line in told) + len(kept.spans) == 200
 
 
 def test_reasons_do_not_show_who_sends(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
