@@ -41,7 +41,8 @@ _TALKATIVE = (
 )
 _TEXT_CHARACTERS = 500
 _TELL_PERIOD_S = 60.0
-_now = SystemClock().now
+_clock = SystemClock()
+_now = _clock.now
 
 logger = logging.getLogger(__name__)
 
@@ -62,8 +63,6 @@ class OtelSpans:
         self.name = name
         self.begins = begins
         self._attributes = dict(attributes)
-        clock = SystemClock()
-        self._wall_offset_s = clock.wall_time() - clock.now()
         self._out = _Out(exporter or OTLPSpanExporter(endpoint=settings.endpoint), settings.shown)
         self._late = _LateQueue(self._out)
         self._resource = Resource.create({SERVICE_INSTANCE_ID: instance_id})
@@ -85,15 +84,17 @@ class OtelSpans:
         began: float | None = None,
     ) -> Span:
         """Open a span."""
+        # a clock that was set shows in the next one
+        offset_s = _clock.wall_time() - _now()
         span = self._tracer.start_span(
             name,
             below(parent),
             _KINDS[kind],
             {**self._attributes, **{key: value for key, value in attributes.items() if value is not None}},
             [Link(span_context(place)) for place in links],
-            self._nanos(began),
+            _nanos(began, offset_s),
         )
-        return OtelSpan(span, self._nanos)
+        return OtelSpan(span, offset_s)
 
     def enter(self, span: Span) -> None:
         """Let what begins in the current context be below this span."""
@@ -116,18 +117,15 @@ class OtelSpans:
         provider.add_span_processor(self._late)
         return provider
 
-    def _nanos(self, at: float | None) -> int:
-        return int(((_now() if at is None else at) + self._wall_offset_s) * 1e9)
-
 
 class OtelSpan:
-    """One that is open; see `spans.Span`."""
+    """One that is open; see `spans.Span`. offset_s: from monotonic seconds to wall time, for all that it says."""
 
-    __slots__ = ("_nanos", "context", "is_over", "span")
+    __slots__ = ("_offset_s", "context", "is_over", "span")
 
-    def __init__(self, span: trace.Span, nanos: Callable[[float | None], int]) -> None:
+    def __init__(self, span: trace.Span, offset_s: float) -> None:
         self.span = span
-        self._nanos = nanos
+        self._offset_s = offset_s
         self.context = place_of(span.get_span_context())
         self.is_over = False
 
@@ -149,7 +147,7 @@ class OtelSpan:
                 "exception.message": text,
                 "exception.stacktrace": bounded(user_traceback(error)),
             }
-            self.span.add_event("exception", told, self._nanos(None))
+            self.span.add_event("exception", told, _nanos(None, self._offset_s))
             self.fail_as(kind, text)
 
     def fail_as(self, kind: str, text: str | None = None) -> None:
@@ -162,7 +160,11 @@ class OtelSpan:
         """Close it."""
         if not self.is_over:
             self.is_over = True
-            self.span.end(self._nanos(at))
+            self.span.end(_nanos(at, self._offset_s))
+
+
+def _nanos(at: float | None, offset_s: float) -> int:
+    return int(((_now() if at is None else at) + offset_s) * 1e9)
 
 
 class _Follows(Sampler):

@@ -17,6 +17,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from servd.batching import batch
+from servd.ground.clock import SystemClock
 from servd.observability import otel_context
 from servd.observability.otel_spans import OtelSpans
 from servd.observability.spans import Sampling, TraceSettings, begin, enter, here, preload
@@ -203,6 +204,21 @@ def a_hundred_while_one_is_sent(spans: OtelSpans, kept: Kept) -> None:
     assert kept.is_asked.wait(5.0)
     for _ in range(99):
         one_span(spans)
+
+
+def test_a_clock_that_is_set_shows_in_the_next_span(
+    spans: OtelSpans, kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = spans.start("first", None, "internal", attributes={}, began=0.0)
+    wall_time = SystemClock.wall_time
+    monkeypatch.setattr(SystemClock, "wall_time", staticmethod(lambda: wall_time() + 3600))
+    second = spans.start("second", None, "internal", attributes={}, began=0.0)
+    for span in (first, second):
+        span.end(at=1.0)
+    spans.flush(5.0)
+    begun = {span.name: span.start_time or 0 for span in kept.spans}
+    assert begun["second"] - begun["first"] == pytest.approx(3600e9, abs=1e9)
+    assert [(span.end_time or 0) - (span.start_time or 0) for span in kept.spans] == [pytest.approx(1e9, abs=1000)] * 2
 
 
 def test_an_endpoint_that_is_away_is_told_of_once(
