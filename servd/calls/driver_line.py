@@ -69,6 +69,7 @@ class DriverLine:
             self._thread.join(_CLOSE_LIMIT_S)
         spans.end()
         spans.install(None)
+        atexit.unregister(spans.end)
 
     def submit_call(
         self,

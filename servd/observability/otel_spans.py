@@ -239,6 +239,7 @@ class _LateQueue(SpanProcessor):
         if queue is not None:
             with self._out.quiet:
                 queue.shutdown()  # type: ignore[no-untyped-call]
+        self._out.quiet.leave()
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
         queue = self._queue
@@ -317,6 +318,11 @@ class _Quiet(logging.Filter):
 
     def __exit__(self, *_: object) -> None:
         self._here.depth -= 1
+
+    def leave(self) -> None:
+        """There will be no more of our spans."""
+        for name in _TALKATIVE:
+            logging.getLogger(name).removeFilter(self)
 
     def drop(self, count: int) -> None:
         """So many spans are lost; any thread may say so."""

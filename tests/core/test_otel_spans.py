@@ -6,6 +6,8 @@ import gc
 import logging
 import threading
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from servd.batching import batch
+from servd.calls import driver_line
 from servd.ground.clock import SystemClock
 from servd.observability import otel_context
 from servd.observability.otel_spans import OtelSpans
@@ -272,6 +275,20 @@ def test_reasons_do_not_show_who_sends(monkeypatch: pytest.MonkeyPatch, caplog: 
     assert line.startswith("traces_not_exported endpoint=http://127.0.0.1:9/x reason=")
     assert "cret" not in line
     made.flush(5.0)
+
+
+def test_a_driver_that_is_closed_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
+    at_exit: list[Any] = []
+    monkeypatch.setattr(driver_line, "atexit", SimpleNamespace(register=at_exit.append, unregister=at_exit.remove))
+    filters = logging.getLogger("opentelemetry.sdk.trace.export").filters
+    before = len(filters)
+    line = driver_line.DriverLine(str(tmp_path))
+    try:
+        assert (len(filters), len(at_exit)) == (before + 1, 1)
+    finally:
+        line.close()
+    assert (len(filters), len(at_exit)) == (before, 0)
 
 
 def test_a_slow_endpoint_holds_the_end_up_no_longer_than_allowed(spans: OtelSpans, kept: Kept) -> None:
