@@ -3,7 +3,7 @@ FROM python:3.13-slim AS build
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE servd_entry.py ./
 COPY servd servd
-RUN python -m venv /opt/servd && /opt/servd/bin/pip install --no-cache-dir --disable-pip-version-check '.[grpc]'
+RUN python -m venv /opt/servd && /opt/servd/bin/pip install --no-cache-dir --disable-pip-version-check '.[grpc,otel]'
 
 FROM python:3.13-slim
 RUN useradd --uid 999 --create-home servd && install -d -m 0700 -o servd -g servd /var/lib/servd

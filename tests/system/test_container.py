@@ -1,6 +1,7 @@
 """The images of servd and of what `servd init` writes, their commands run as process 1 of namespaces of their own."""
 
 import signal
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,6 +63,13 @@ def test_what_a_dockerfile_says(which: str, project: Path) -> None:
     assert options["EXPOSE"] == str(DEFAULT_HTTP_PORT)
     assert f":{DEFAULT_HTTP_PORT}/-/healthz" in options["HEALTHCHECK"]
     assert "--log-to-stderr" in options["CMD"]
+
+
+def test_the_image_has_what_every_option_needs() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    (pip,) = [rest for word, rest in instructions((ROOT / "Dockerfile").read_text()) if word == "RUN" and "pip" in rest]
+    installed = pip.partition("'.[")[2].partition("]'")[0].split(",")
+    assert set(extras) - set(installed) == {"testing", "dev", "models", "docs", "bench"}
 
 
 def test_compose_gives_time_to_drain() -> None:
