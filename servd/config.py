@@ -19,7 +19,7 @@ from servd.documents.autoscaling import (
 from servd.documents.autoscaling_context import AutoscalingContext
 from servd.documents.bounds import MAX_COUNT, MAX_THREADS, Count, NotNegative, Positive, Replicas, whole
 from servd.documents.checked import Document, Fault
-from servd.documents.request_router import RequestRouterConfig, take_out_default
+from servd.documents.request_router import RequestRouterConfig, take_out_default_router
 from servd.ground.absent import stand_in
 from servd.ground.settings import DEFAULT_GRPC_PORT
 
@@ -203,7 +203,7 @@ class DeploymentOptions(Document):
     @classmethod
     def prepare(cls, raw: dict[str, Any]) -> list[Fault]:
         faults = expand_auto(raw)
-        take_out_default(raw)
+        take_out_default_router(raw)
         replicas, scaling = raw.get("num_replicas"), raw.get("autoscaling_config")
         if replicas is not None and scaling is not None:
             faults.append(

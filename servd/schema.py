@@ -30,7 +30,7 @@ from servd.documents.answers import (
     ServeInstanceDetails,
     ServeStatusSchema,
 )
-from servd.documents.autoscaling import take_out_default
+from servd.documents.autoscaling import take_out_default_policy
 from servd.documents.bounds import Positive, Replicas
 from servd.documents.checked import Document, Fault, Place, validated
 from servd.documents.control_plane import ApplicationDocument, GoalDocument
@@ -234,7 +234,7 @@ class ServeApplicationSchema(Document):
         if raw.get("external_scaler_enabled") is False:
             # as if not said: clients of 2.5 do not know the key
             del raw["external_scaler_enabled"]
-        take_out_default(raw, "autoscaling_policy")
+        take_out_default_policy(raw, "autoscaling_policy")
         for index, name in repeated(raw.get("deployments"), "name", None):
             faults.append((("deployments", index, "name"), f'deployment "{name}" is listed twice'))
         return faults + scaler_faults(raw)

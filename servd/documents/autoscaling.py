@@ -118,7 +118,7 @@ class AutoscalingConfig(Document):
         low, high = whole(raw.get("min_replicas", 1)), whole(raw.get("max_replicas", 1))
         first = whole(raw.get("initial_replicas"))
         faults: list[Fault] = []
-        take_out_default(raw)
+        take_out_default_policy(raw)
         for name in cls.later:
             if name in raw and raw[name] is None:
                 del raw[name]
@@ -131,7 +131,7 @@ class AutoscalingConfig(Document):
         return faults
 
 
-def take_out_default(raw: dict[str, Any], name: str = "policy") -> None:
+def take_out_default_policy(raw: dict[str, Any], name: str = "policy") -> None:
     """Let a policy that is what servd does without one be as if not said: documents of today spell it out."""
     policy = raw.get(name, "")
     given = policy if isinstance(policy, Mapping) else {"policy_function": policy}

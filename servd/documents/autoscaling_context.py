@@ -77,7 +77,7 @@ def context_of(told: Mapping[str, Any], config: Any, state: dict[str, Any], wall
     """The context behind what the controller says.
 
     Args:
-        told: of `autoscaler.told_to_policy`.
+        told: one of `PolicyAsk.contexts`, as the controller writes them (`plan/scaling.py`).
         config: the deployment's `AutoscalingConfig`.
         wall_time: now, seconds.
     """

@@ -142,7 +142,7 @@ class RequestRouterConfig(Document):
         return self.request_router_class == DEFAULT_CLASS and not self.request_router_kwargs
 
 
-def take_out_default(raw: dict[str, Any]) -> None:
+def take_out_default_router(raw: dict[str, Any]) -> None:
     """Let a `request_router_config` that nobody wrote be as if it were not there: clients of 2.5 do not know it."""
     config = raw.get("request_router_config", {})
     try:

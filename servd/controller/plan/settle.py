@@ -32,8 +32,6 @@ from servd.wire.build_messages import BuildResult
 
 BUILD_RETRIES = 4
 """How often a build that failed is tried again, 1, 2, 4 and 8 s later."""
-WARM_UP_S = 2.0
-"""A replica that has just begun to report has done nothing yet: for so long its samples shrink nothing."""
 # a verdict on a version holds for it whatever its counts and options
 _KEPT = ("dead", "unfit_version", "unfit_reason", "spawned_version", "spawned_reason", "decisions", "restarts")
 RUNNING = ApplicationStatus.RUNNING.value
