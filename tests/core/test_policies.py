@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -52,6 +53,16 @@ def of_all(
     return {one: 3 for one in contexts if one.name != "Left"}, {}
 
 
+def in_halves(_context: AutoscalingContext) -> Any:
+    """Returns a number of another kind than the interpreter's own, as numpy's are."""
+    return Fraction(5, 2), {}
+
+
+def endless(_context: AutoscalingContext) -> Any:
+    """Returns what is no number of replicas."""
+    return math.inf, {}
+
+
 def odd(_context: AutoscalingContext) -> Any:
     """Returns what is no answer."""
     return 3
@@ -80,6 +91,10 @@ def test_a_function_is_told_of_its_deployment() -> None:
     assert PolicyRunner().answer(ask(by_requests)) == PolicyAnswer("1", {"D": 3.5})
 
 
+def test_numbers_of_any_kind_are_counts() -> None:
+    assert PolicyRunner().answer(ask(in_halves)) == PolicyAnswer("1", {"D": 2.5})
+
+
 def test_a_class_is_made_once_and_gets_its_state_back() -> None:
     runner = PolicyRunner()
     question = ask(Steps, kwargs={"step": 2})
@@ -97,6 +112,7 @@ def test_a_policy_of_an_application_is_asked_about_all_and_may_leave_some_out() 
     [
         (odd, {}, r"a policy returns \(replicas, state\), got int"),
         (bad, {}, "SystemExit: gone"),
+        (endless, {}, "the count of replicas must be a number, got inf"),
         (by_requests, {"a": 1}, "policy_kwargs are the arguments of one"),
         (Steps, {"other": 1}, "unexpected keyword argument 'other'"),
     ],

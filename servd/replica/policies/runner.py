@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import Any
 
 from servd.documents.autoscaling import AutoscalingConfig
@@ -125,6 +126,7 @@ def _pair(returned: Any) -> tuple[Any, Any]:
 
 
 def _count(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    # numpy's numbers are some, and none of the interpreter's
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
         raise TypeError(f"the count of replicas must be a number, got {value!r}")
     return float(value)
