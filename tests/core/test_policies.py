@@ -282,6 +282,21 @@ def test_the_first_answer_is_the_reason_also_where_it_changes_nothing() -> None:
     assert "1 replicas stay wanted by what it said last: ValueError: no" in message_of(world)
 
 
+def test_a_policy_is_told_of_the_last_step_up_after_any_number_down() -> None:
+    world = a_world("D")
+    answer(world, {"D": 9.0})
+    for count in range(8, 2, -1):
+        wait(world, 1.0)
+        answer(world, {"D": float(count)})
+    wait(world, 1.0)
+    (context,) = json.loads(asked(world)[-1].ask.contexts)
+    assert (context["last_scale_up_s"], context["last_scale_down_s"]) == (7.0, 1.0)
+    # a new document forgets neither
+    world.goal = a_goal(replace(world.goal.applications[0], deploy_id=2), revision=2)
+    world.run()
+    assert (fact(world).scaled_up_at, fact(world).scaled_down_at) == (0.0, 6.0)
+
+
 def test_the_last_answer_holds_when_a_question_fails() -> None:
     world = a_world("D")
     answer(world, {"D": 3.0})

@@ -188,7 +188,8 @@ class DeploymentFact:
     be forked, and why. spawned_version / spawned_reason: version whose replicas are spawned because a forked one waited for a
     thread that the fork had left behind, and which that was. template_error: why the last fork server or template of its did
     not come up, "" once one stands ready. is_host_limit: the last start failed because the host gave no more. decisions: the
-    autoscaler's last ones, oldest first. restarts: how many of its replicas died or had to be ended.
+    autoscaler's last ones, oldest first. restarts: how many of its replicas died or had to be ended. scaled_up_at,
+    scaled_down_at: the autoscaler's last decision of that direction, monotonic seconds.
     """
 
     app: str
@@ -218,24 +219,21 @@ class DeploymentFact:
     decisions: tuple[ScalingFact, ...] = ()
     restarts: int = 0
     policy: PolicyFact = PolicyFact()
+    scaled_up_at: float = float("-inf")
+    scaled_down_at: float = float("-inf")
 
     def after_failed_start(self, error: str, now: float, *, is_host_limit: bool = False) -> "DeploymentFact":
         """With one failed start more; error: its reason, for people."""
-        return replace(
-            self,
-            failures=self.failures + 1,
-            failed_starts=self.failed_starts + 1,
-            failed_at=now,
-            last_error=error,
-            is_host_limit=is_host_limit,
-        )
+        last: dict[str, Any] = {"failed_at": now, "last_error": error, "is_host_limit": is_host_limit}
+        return replace(self, failures=self.failures + 1, failed_starts=self.failed_starts + 1, **last)
 
     def after_decision(self, now: float, before: int, after: int) -> "DeploymentFact":
         """With a decision of the autoscaler more, for the reason that it has; itself if the count stays. See `ScalingFact`."""
         if before == after:
             return self
         decision = ScalingFact(now, before, after, self.reason)
-        return replace(self, trigger="AUTOSCALING", decisions=(*self.decisions, decision)[-DECISIONS_KEPT:])
+        decided = replace(self, trigger="AUTOSCALING", decisions=(*self.decisions, decision)[-DECISIONS_KEPT:])
+        return replace(decided, scaled_up_at=now) if after > before else replace(decided, scaled_down_at=now)
 
     def without_failures(self) -> "DeploymentFact":
         """As if no start had failed yet; trouble stays."""

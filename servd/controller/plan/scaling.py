@@ -118,7 +118,7 @@ def _told(target: DeploymentTarget, observed: Observed, now: float) -> dict[str,
     serving = _serving(target, observed)
     _, loads = _load(target, serving, observed, now)
     queued = sum(line for (_, name), line in observed.queued.items() if name == target.id.full_name)
-    moves = {one.after > one.before: now - one.at for one in fact.decisions}
+    up_s, down_s = (now - at if at > -math.inf else None for at in (fact.scaled_up_at, fact.scaled_down_at))
     return {
         "app": target.id.app,
         "deployment": target.id.name,
@@ -130,7 +130,7 @@ def _told(target: DeploymentTarget, observed: Observed, now: float) -> dict[str,
         "total_queued_requests": float(queued),
         "min_replicas": config["min_replicas"],
         "max_replicas": config["max_replicas"],
-        "last_scale_up_s": moves.get(True),
-        "last_scale_down_s": moves.get(False),
+        "last_scale_up_s": up_s,
+        "last_scale_down_s": down_s,
         "config": {name: value for name, value in config.items() if name != "policy" and value is not None},
     }

@@ -33,7 +33,17 @@ from servd.wire.build_messages import BuildResult
 BUILD_RETRIES = 4
 """How often a build that failed is tried again, 1, 2, 4 and 8 s later."""
 # a verdict on a version holds for it whatever its counts and options
-_KEPT = ("dead", "unfit_version", "unfit_reason", "spawned_version", "spawned_reason", "decisions", "restarts")
+_KEPT = (
+    "dead",
+    "unfit_version",
+    "unfit_reason",
+    "spawned_version",
+    "spawned_reason",
+    "decisions",
+    "restarts",
+    "scaled_up_at",
+    "scaled_down_at",
+)
 RUNNING = ApplicationStatus.RUNNING.value
 DEPLOY_FAILED = ApplicationStatus.DEPLOY_FAILED.value
 
