@@ -83,8 +83,10 @@ class _Handle:
             use_new_handle_api: accepted for applications of release 2.7, no effect.
 
         Raises:
-            TypeError: `method_name` is no string and has no name.
+            TypeError: `method_name` is no string and has no name, or `session_id` is no string.
         """
+        if session_id is not None and not isinstance(session_id, str):
+            raise TypeError(f"session_id is a string, got {session_id!r}: `str(...)` makes one of it")
         if method_name is not None and not isinstance(method_name, str):
             method_name = _name_of(method_name)
         return type(self)(
@@ -209,7 +211,8 @@ class _Handle:
             stream=self._stream,
             model_id=self._model_id or context.multiplexed_model_id,
             deadline=context.deadline,
-            affinity=to.caller.affinity(self._full_name, self._session_id, args, kwargs),
+            session_id=self._session_id,
+            arguments=(args, kwargs),
         )
 
     async def _open(

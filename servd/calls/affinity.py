@@ -60,7 +60,15 @@ def prompt_of(value: Any) -> str:
 
 def prompt_of_arguments(args: Iterable[Any], kwargs: Mapping[str, Any]) -> str:
     """The first text among a handle call's arguments, "" for none."""
-    return next(filter(None, map(prompt_of, (*args, *kwargs.values()))), "")
+    return next(filter(None, map(_prompt_if_any, (*args, *kwargs.values()))), "")
+
+
+def _prompt_if_any(argument: Any) -> str:
+    try:
+        return prompt_of(argument)
+    except Exception:
+        # attributes may be user code: a call must not fail since a router wanted to know of them
+        return ""
 
 
 def _joined(value: Any) -> str:

@@ -5,6 +5,9 @@ import sys
 from collections.abc import Callable
 from typing import Any, Protocol
 
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and named ones of a handle call."""
+NO_ARGUMENTS: Arguments = ((), {})
 _KEPT_IN_SCOPE = (
     "type",
     "asgi",

@@ -8,7 +8,7 @@ from operator import attrgetter
 from typing import Any
 
 from servd.calls import traced
-from servd.calls.affinity import prompt_of_arguments
+from servd.calls.arguments import NO_ARGUMENTS, Arguments
 from servd.calls.broadcast import submit_to_all
 from servd.calls.knots import refuse_circles, untie
 from servd.calls.outgoing import CallTicket, Outgoing, circle_of
@@ -144,7 +144,8 @@ class Caller:
         stream: bool = False,
         model_id: str = "",
         deadline: float | None = None,
-        affinity: str = "",
+        session_id: str = "",
+        arguments: Arguments = NO_ARGUMENTS,
     ) -> CallTicket:
         """Call a method of a deployment.
 
@@ -152,28 +153,22 @@ class Caller:
             parts: pickled (args, kwargs).
             stream: the answer comes item by item.
             deadline: monotonic seconds of the loop, None = no limit.
-            affinity: see `affinity`.
+            session_id, arguments: for rules that go by the one, or by a text among the others, which none else looks at.
         """
+        self.subscribe(deployment)
+        router = self.router_of(deployment)
+        said = (session_id, arguments) if router.may_read_texts else session_id
         if spans.has_met_traces:
-            about = (self.loop, self.cancel, method, parts, context, stream, model_id, deadline, affinity)
+            about = (self.loop, self.cancel, method, parts, context, stream, model_id, deadline, said)
             ticket = traced.new_ticket(CallTicket, deployment, about)
         else:
-            ticket = CallTicket(self.loop, self.cancel, method, parts, context, stream, model_id, deadline, affinity)
-        self.subscribe(deployment)
+            ticket = CallTicket(self.loop, self.cancel, method, parts, context, stream, model_id, deadline, said)
         key = (deployment, context.route)
         self._calls[key] = self._calls.get(key, 0) + 1
-        self.submit(ticket, self.router_of(deployment))
+        self.submit(ticket, router)
         return ticket
 
     submit_to_all = submit_to_all
-
-    def affinity(self, deployment: str, session_id: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-        """What a call says of where it belongs; any thread may ask."""
-        router = self._routers.get(deployment)
-        if router is None or not router.is_known:
-            return session_id or prompt_of_arguments(args, kwargs)
-        rule = router.rule
-        return prompt_of_arguments(args, kwargs) if rule is not None and rule.reads_text else session_id
 
     def submit(self, call: Outgoing, router: Router) -> None:
         """Send a request, or let it wait; everything that happens to it is told to `call`."""

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+from servd.calls.arguments import NO_ARGUMENTS, Arguments
 from servd.calls.caller import Caller
 from servd.calls.outgoing import CallTicket
 from servd.calls.process import Process, install_process, remove_process
@@ -81,19 +82,24 @@ class DriverLine:
         stream: bool = False,
         model_id: str = "",
         deadline: float | None = None,
-        affinity: str = "",
+        session_id: str = "",
+        arguments: Arguments = NO_ARGUMENTS,
     ) -> CallTicket:
         """As `Caller.submit_call`; a call that has to wait is reported at once, since it may need a replica started."""
         ticket = self._caller.submit_call(
-            deployment, method, parts, context, stream=stream, model_id=model_id, deadline=deadline, affinity=affinity
+            deployment,
+            method,
+            parts,
+            context,
+            stream=stream,
+            model_id=model_id,
+            deadline=deadline,
+            session_id=session_id,
+            arguments=arguments,
         )
         if self._said is not None and not self._said.queued and self._caller.queued():
             self._report()
         return ticket
-
-    def affinity(self, deployment: str, session_id: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-        """As `Caller.affinity`."""
-        return self._caller.affinity(deployment, session_id, args, kwargs)
 
     async def submit_to_all(self, *call: Any) -> Sequence[CallTicket]:
         """As `Caller.submit_to_all`."""

@@ -5,6 +5,8 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator
 from typing import Any, Protocol
 
+from servd.calls.affinity import prompt_of_arguments
+from servd.calls.arguments import Arguments
 from servd.calls.circles import circle
 from servd.calls.request_context import RequestContext
 from servd.calls.request_router import RequestRouter
@@ -154,7 +156,8 @@ class Outgoing:
 class CallTicket(Outgoing):
     """A handle call: await it for the parts of the result, or iterate over the parts of its items.
 
-    context: of the request that it is made for. affinity: session, or text that a model is asked about.
+    context: of the request that it is made for. said: what a router may go by: the session, or that and
+    the arguments, of which a rule may want the text.
 
     Raises (from awaiting and iterating):
         RemoteFailure: the called code raised.
@@ -163,7 +166,6 @@ class CallTicket(Outgoing):
     """
 
     __slots__ = (
-        "_affinity",
         "_cancel",
         "_deadline",
         "_done",
@@ -172,6 +174,7 @@ class CallTicket(Outgoing):
         "_method",
         "_on_sent",
         "_parts",
+        "_said",
         "_stream",
         "_taken",
         "_timer",
@@ -189,13 +192,13 @@ class CallTicket(Outgoing):
         stream: bool,
         model_id: str,
         deadline: float | None,
-        affinity: str = "",
+        said: str | tuple[str, Arguments] = "",
     ) -> None:
         self._loop = loop
-        self._affinity = affinity
         self._cancel = cancel
         self._method = method
         self._parts = parts
+        self._said = said
         self.context = context
         self._stream = stream
         self._deadline = deadline
@@ -272,8 +275,11 @@ class CallTicket(Outgoing):
             self._on_sent()
         return (CALL, call_id, flags, self._method, outbox.attach_all(self._parts), about)
 
-    def affinity(self, rule: Rule) -> str:  # noqa: ARG002
-        return self._affinity
+    def affinity(self, rule: Rule) -> str:
+        if not isinstance(self._said, str):
+            session_id, arguments = self._said
+            self._said = prompt_of_arguments(*arguments) if rule.reads_text else session_id
+        return self._said
 
     def on_reply(self, succeeded: bool, parts: list[Any]) -> None:
         self._finish(parts if succeeded else RemoteFailure(parts))

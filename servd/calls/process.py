@@ -5,6 +5,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Protocol
 
+from servd.calls.arguments import NO_ARGUMENTS, Arguments
 from servd.calls.request_context import RequestContext
 from servd.ground.quick_dataclass import dataclass
 
@@ -38,13 +39,10 @@ class Calls(Protocol):
         stream: bool = False,
         model_id: str = "",
         deadline: float | None = None,
-        affinity: str = "",
+        session_id: str = "",
+        arguments: Arguments = NO_ARGUMENTS,
     ) -> Ticket:
-        """Send a call to a replica of the deployment. affinity: what it says of where it belongs."""
-        ...
-
-    def affinity(self, deployment: str, session_id: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-        """What a call says of where it belongs: its session, or its text, as the router goes by it; on any thread."""
+        """Send a call to a replica of the deployment. session_id, arguments: what a router may go by."""
         ...
 
     async def submit_to_all(

@@ -56,6 +56,7 @@ class RequestRouter(Generic[WorkT]):
     Attributes:
         refused: why one of today's replicas has refused this caller, "" if none has.
         rule: how to choose; None = the better of two.
+        may_read_texts: the rule goes by texts, or is not known yet.
     """
 
     __slots__ = (
@@ -66,6 +67,7 @@ class RequestRouter(Generic[WorkT]):
         "deployment",
         "is_known",
         "line",
+        "may_read_texts",
         "refused",
         "rule",
         "targets",
@@ -82,6 +84,7 @@ class RequestRouter(Generic[WorkT]):
         self.line: list[WorkT] = []
         self.refused = ""
         self.rule: Rule | None = None
+        self.may_read_texts = True
         # told once the controller has said where the replicas are
         self.when_known: list[Callable[[], None]] = []
         self._chosen_for: dict[str, str] = {}
@@ -100,6 +103,7 @@ class RequestRouter(Generic[WorkT]):
             self.when_known.pop()()
         if targets.router != self.targets.router:
             self.rule = make_rule(targets.router, self._rng)
+        self.may_read_texts = self.rule is not None and self.rule.reads_text
         self.targets = targets
         self.refused = ""
         wanted = {endpoint.replica_id: endpoint for endpoint in targets.endpoints}
@@ -126,6 +130,7 @@ class RequestRouter(Generic[WorkT]):
     def forget(self) -> None:
         """Know nothing again: requests wait for news."""
         self.is_known = False
+        self.may_read_texts = True
         self.targets = DeploymentTargets(self.deployment)
 
     def drop(self, candidate: Candidate) -> None:

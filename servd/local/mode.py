@@ -13,6 +13,7 @@ from typing import Any
 from servd.app.built import BuiltApplication
 from servd.app.ingress import changes_undone
 from servd.calls import pickling
+from servd.calls.arguments import NO_ARGUMENTS, Arguments
 from servd.calls.process import Process, set_local_process
 from servd.calls.replica_context import ReplicaContext, local_replica
 from servd.calls.request_context import RequestContext, current_request
@@ -108,7 +109,8 @@ class LocalCaller:
         stream: bool = False,
         model_id: str = "",
         deadline: float | None = None,
-        affinity: str = "",  # noqa: ARG002 - there is one replica
+        session_id: str = "",  # noqa: ARG002 - there is one replica
+        arguments: Arguments = NO_ARGUMENTS,  # noqa: ARG002
     ) -> LocalTicket:
         """Call a method; the deadline bounds it."""
         own = self._replicas.get(deployment)
@@ -129,10 +131,6 @@ class LocalCaller:
         if id(context) in _made:
             _made[id(context)].append(ticket)
         return ticket
-
-    def affinity(self, *_call: Any) -> str:
-        """There is one replica."""
-        return ""
 
     async def submit_to_all(
         self, deployment: str, method: str, parts: list[Any], context: RequestContext, deadline: float | None

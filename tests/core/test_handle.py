@@ -64,9 +64,6 @@ class FakeCaller:
             return FakeTicket(asyncio.get_running_loop().create_future(), self.methods[method](*args, **kwargs))
         return FakeTicket(asyncio.ensure_future(self._run(method, args, kwargs)))
 
-    def affinity(self, *_call: Any) -> str:
-        return ""
-
     async def _run(self, method: str, args: Any, kwargs: Any) -> Any:
         try:
             if method not in self.methods:
@@ -376,3 +373,8 @@ async def test_whether_a_call_was_cancelled(caller: FakeCaller) -> None:
 def test_what_run_gives_is_a_handle_of_today_too() -> None:
     assert isinstance(a_handle(RayServeSyncHandle), DeploymentHandle)
     assert not isinstance(a_handle(RayServeHandle), DeploymentHandle)
+
+
+def test_a_session_is_a_string() -> None:
+    with pytest.raises(TypeError, match="session_id is a string, got 5"):
+        a_handle().options(session_id=5)  # type: ignore[arg-type]

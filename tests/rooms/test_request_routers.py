@@ -104,7 +104,7 @@ async def test_a_full_replica_passes_a_session_on_and_gets_it_back() -> None:
         order = [home]
         held = []
         for taken in range(1, 5):
-            held.append(room.caller.submit_call("app_Echo", "hold", dumps(((), {})), NO_REQUEST, affinity="1"))
+            held.append(room.caller.submit_call("app_Echo", "hold", dumps(((), {})), NO_REQUEST, session_id="1"))
             if taken < 4:
                 order.append(await body(room, "x-session-id: 1"))
         # each in the ring's order, none twice
@@ -127,7 +127,9 @@ async def test_a_full_replica_passes_a_session_on_and_gets_it_back() -> None:
 async def test_calls_that_came_before_the_replicas_go_where_they_belong(router: dict[str, Any]) -> None:
     async with Room() as room:
         calls = [
-            room.caller.submit_call("app_Echo", "say", dumps(((), {})), NO_REQUEST, affinity=key * 100)
+            room.caller.submit_call(
+                "app_Echo", "say", dumps(((), {})), NO_REQUEST, session_id=key, arguments=((key * 100,), {})
+            )
             for key in "abcdefgh"
             for _ in range(2)
         ]
@@ -136,6 +138,34 @@ async def test_calls_that_came_before_the_replicas_go_where_they_belong(router: 
             found = [loads(await call) for call in calls]
         assert found[::2] == found[1::2]
         assert len(set(found)) > 1
+
+
+class Shy:
+    """An argument whose attributes may not be looked at."""
+
+    looks = 0
+
+    @property
+    def prompt(self) -> str:
+        type(self).looks += 1
+        raise RuntimeError("not now")
+
+
+async def test_arguments_are_looked_at_where_the_router_wants_a_text_only() -> None:
+    async with Room() as room:
+        install_process(room.caller, asyncio.get_running_loop())
+        handle: Any = DeploymentHandle(DeploymentID("app", "Echo"))
+        early = handle.say.remote(Shy())
+        address = a_replica(room, "a"), a_replica(room, "b")
+        room.route(*address)
+        for router in ({"name": "least_loaded"}, STICKY, {}):
+            room.route(*address, router=router)
+            assert await handle.say.remote(Shy()) in NAMES
+        assert await early in NAMES
+        assert Shy.looks == 0
+        room.route(*address, router=PREFIX)
+        assert await handle.say.remote(Shy()) in NAMES
+        assert Shy.looks > 0
 
 
 @pytest.mark.parametrize(("router", "most"), [({"name": "round_robin"}, 0), (STICKY, 2 * FIRST_OF_LINE)])
@@ -149,7 +179,7 @@ async def test_a_long_line_is_not_thrown_at_the_first_replicas(
         # as many as may wait: those that come back find the line full, and keep their place all the same
         room.route(router=router, may_grow=True, max_queued_requests=100)
         calls = [
-            room.caller.submit_call("app_Echo", "say", dumps(((), {})), NO_REQUEST, affinity=str(number))
+            room.caller.submit_call("app_Echo", "say", dumps(((), {})), NO_REQUEST, session_id=str(number))
             for number in range(100)
         ]
         room.route(*four(room, limit=1)[:2], router=router, max_queued_requests=100)

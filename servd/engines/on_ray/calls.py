@@ -6,6 +6,7 @@ from typing import Any
 from ray import serve
 from ray.serve import exceptions as ray_exceptions
 
+from servd.calls.arguments import NO_ARGUMENTS, Arguments
 from servd.calls.request_context import RequestContext
 from servd.exceptions import (
     BackPressureError,
@@ -47,21 +48,18 @@ class ClusterCaller:
         stream: bool = False,
         model_id: str = "",
         deadline: float | None = None,
-        affinity: str = "",
+        session_id: str = "",
+        arguments: Arguments = NO_ARGUMENTS,  # noqa: ARG002 - a text of theirs is inside the pickle that the cluster sees
     ) -> "ClusterTicket":
-        """Send a call to a replica of the deployment; full name. affinity: its session."""
+        """Send a call to a replica of the deployment; full name."""
         handle = self._handles.get(deployment)
         if handle is None:
             handle = self._handles[deployment] = serve.get_deployment_handle(*self._place_of(deployment))
         left_s = None if deadline is None else deadline - SystemClock().now()
         request = (context.request_id, context.route, model_id, left_s, context.depth + 1)
-        session = {"session_id": affinity} if affinity else {}
+        session = {"session_id": session_id} if session_id else {}
         called = handle.options(method_name="servd_stream" if stream else "servd_call", stream=stream, **session)
         return ClusterTicket(deployment, called.remote(method, [bytes(part) for part in parts], request))
-
-    def affinity(self, _deployment: str, session_id: str, *_arguments: Any) -> str:
-        """Its session: the text of a call is inside the pickle that the cluster sees."""
-        return session_id
 
     async def submit_to_all(
         self,
