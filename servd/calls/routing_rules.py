@@ -180,19 +180,29 @@ class ConsistentHash:
         self._load_factor = load_factor
         self._places: list[int] = []
         self._ring: list[Candidate] = []
+        self._placed: frozenset[Candidate] = frozenset()
+        self._places_of: dict[str, list[int]] = {}
 
     def update(self, candidates: Sequence[Candidate]) -> None:
-        """Place them on the ring; the order that they come in has no effect."""
+        """Place them on the ring; the order that they come in has no effect.
+
+        News of any deployment come here, and each caller hears all of them: it costs nothing where none has come or gone.
+        """
+        placed = frozenset(candidates)
+        if placed == self._placed:
+            return
+        self._placed = placed
+        self._places_of = {one.replica_id: self._places_for(one.replica_id) for one in candidates}
         ring = sorted(
-            (
-                (_place(f"{candidate.replica_id} {number}"), candidate.replica_id, candidate)
-                for candidate in candidates
-                for number in range(self._virtual_nodes)
-            ),
+            ((place, one.replica_id, one) for one in candidates for place in self._places_of[one.replica_id]),
             key=lambda entry: entry[:2],
         )
         self._places = [place for place, _, _ in ring]
         self._ring = [candidate for _, _, candidate in ring]
+
+    def _places_for(self, replica_id: str) -> list[int]:
+        known = self._places_of.get(replica_id)
+        return known or [_place(f"{replica_id} {number}") for number in range(self._virtual_nodes)]
 
     def choose(self, among: Sequence[Candidate], affinity: str) -> Candidate | None:
         """The first of the ring behind the value's place that is neither full nor above its share of the load."""

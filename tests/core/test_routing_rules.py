@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from servd.calls import routing_rules
 from servd.calls.affinity import affinity_of_grpc, affinity_of_http, prompt_of_arguments
 from servd.calls.request_router import RequestRouter
 from servd.calls.routing_rules import Candidate, ConsistentHash, PrefixAffinity, Rule, make_rule
@@ -16,6 +17,7 @@ from servd.exceptions import ConfigError
 from servd.schema import parse_v2
 from servd.wire.messages import DeploymentTargets, Endpoint
 
+place = routing_rules._place
 RULES = ("round_robin", "least_loaded", "consistent_hash", "prefix")
 
 
@@ -98,6 +100,26 @@ def test_every_caller_agrees_and_comes_back() -> None:
     assert len({away[key] for key in keys if homes[key] == there[2].replica_id}) > 2
     there[2].is_full = False
     assert {key: chosen(one, there, key) for key in keys} == homes
+
+
+def test_only_newcomers_are_placed_on_the_ring(monkeypatch: pytest.MonkeyPatch) -> None:
+    placed: list[str] = []
+    monkeypatch.setattr(routing_rules, "_place", lambda text: (placed.append(text), place(text))[1])
+    there = replicas(5)
+    by = rule("consistent_hash", there[:4], num_virtual_nodes=10)
+    placed.clear()
+    by.update(there[:4])
+    by.update(there[:3])
+    assert placed == []
+    by.update(there)
+    assert {text.split()[0] for text in placed} == {there[3].replica_id, there[4].replica_id}
+    placed.clear()
+    # another connection to the same replica: its places are known, and requests go to the new one
+    again = [Candidate(there[0].replica_id, "ipc://again"), *there[1:]]
+    by.update(again)
+    assert placed == []
+    assert again[0] in {by.choose(again, str(number)) for number in range(50)}
+    assert there[0] not in {by.choose(again, str(number)) for number in range(50)}
 
 
 def test_loads_are_bounded_where_that_is_asked_for() -> None:
