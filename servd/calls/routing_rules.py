@@ -77,18 +77,25 @@ class Rule(Protocol):
 
 
 def make_rule(config: Mapping[str, Any], rng: random.Random) -> Rule | None:
-    """The rule behind `DeploymentTargets.router`; None for the default."""
-    options = {key: value for key, value in config.items() if key != "name"}
+    """The rule behind `DeploymentTargets.router`; None for the default.
+
+    A controller of a later edition may name a rule that callers of this one lack, or an option: they go by the default one then,
+    or without the option, until the last of them has ended.
+    """
     name = config.get("name")
     if name == ROUND_ROBIN:
         return RoundRobin(rng)
     if name == LEAST_LOADED:
         return LeastLoaded(rng)
     if name == CONSISTENT_HASH:
-        return ConsistentHash(rng, **options)
+        return ConsistentHash(rng, **_known(config, ConsistentHash.options))
     if name == PREFIX:
-        return PrefixAffinity(rng, **options)
+        return PrefixAffinity(rng, **_known(config, PrefixAffinity.options))
     return None
+
+
+def _known(config: Mapping[str, Any], options: tuple[str, ...]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key in options}
 
 
 def better_of_two(candidates: Sequence[Candidate], rng: random.Random) -> Candidate | None:
@@ -166,6 +173,7 @@ class ConsistentHash:
     """
 
     reads_text = False
+    options = ("header", "num_virtual_nodes", "load_factor")
 
     def __init__(
         self,
@@ -251,6 +259,7 @@ class PrefixAffinity:
     """
 
     header, reads_text = b"", True
+    options = ("imbalanced_threshold", "match_rate_threshold", "eviction_threshold_chars", "eviction_target_chars")
 
     def __init__(
         self,

@@ -21,6 +21,8 @@ from servd.documents.router_names import (
 )
 
 MAX_VIRTUAL_NODES = 1000
+MAX_REMEMBERED_CHARS = 10_000_000
+"""Some 130 MiB in each caller, where all texts differ."""
 _NEAREST = (
     (PREFIX, ("prefix", "cache", "kv", "prompt")),
     (CONSISTENT_HASH, ("hash", "session", "sticky", "affinity", "ring")),
@@ -69,8 +71,8 @@ class PrefixOptions(Document):
 
     imbalanced_threshold: Annotated[float, Field(ge=0)] | None = None
     match_rate_threshold: Annotated[float, Field(ge=0, le=1)] = MATCH_RATE
-    eviction_threshold_chars: Annotated[int, Field(gt=0, le=1 << 30)] = REMEMBERED_CHARS
-    eviction_target_chars: Annotated[int, Field(ge=0, le=1 << 30)] = KEPT_CHARS
+    eviction_threshold_chars: Annotated[int, Field(gt=0, le=MAX_REMEMBERED_CHARS)] = REMEMBERED_CHARS
+    eviction_target_chars: Annotated[int, Field(ge=0, le=MAX_REMEMBERED_CHARS)] = KEPT_CHARS
 
     also: ClassVar[Mapping[str, Mapping[str, Any]]] = {"do_eviction": {"const": True}}
     hints: ClassVar[Mapping[str, str]] = {

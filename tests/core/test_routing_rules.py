@@ -12,6 +12,7 @@ from servd.calls.affinity import affinity_of_grpc, affinity_of_http, prompt_of_a
 from servd.calls.request_router import RequestRouter
 from servd.calls.routing_rules import Candidate, ConsistentHash, PrefixAffinity, Rule, make_rule
 from servd.config import DeploymentConfig, RequestRouterConfig
+from servd.documents.request_router import ConsistentHashOptions, PrefixOptions
 from servd.documents.router_names import RAY_CLASSES, rule_of
 from servd.exceptions import ConfigError
 from servd.schema import parse_v2
@@ -320,6 +321,11 @@ def test_a_router_class_in_code_is_named_like_its_path() -> None:
         ("prefix", {"do_eviction": False}, "always bounded"),
         ("prefix", {"eviction_interval_secs": 5}, "eviction_interval_secs: servd has no"),
         ("prefix", {"eviction_threshold_chars": 10, "eviction_target_chars": 11}, "must be at most"),
+        (
+            "prefix",
+            {"eviction_threshold_chars": 10_000_001},
+            "eviction_threshold_chars: .*less than or equal to 10000000",
+        ),
         ("round_robin", {"a": 1}, "request_router_kwargs.a: unknown key"),
     ],
 )
@@ -343,6 +349,18 @@ def test_options_of_rays_classes_are_taken() -> None:
     # what the controller says is what the rules take
     for name in set(RAY_CLASSES.values()) - {"power_of_two"}:
         assert make_rule(named({"request_router_class": name}), random.Random(0)) is not None
+
+
+def test_callers_go_without_what_a_later_edition_says() -> None:
+    config: dict[str, Any] = {"name": "consistent_hash", "header": "x-user", "of_tomorrow": 1}
+    made = make_rule(config, random.Random(0))
+    assert made is not None
+    assert made.header == b"x-user"
+    assert make_rule({"name": "prefix", "of_tomorrow": 1}, random.Random(0)) is not None
+    assert make_rule({"name": "of_tomorrow", "header": "x"}, random.Random(0)) is None
+    # and of all that a document of today may say they know
+    assert {*ConsistentHashOptions.model_fields} == {*ConsistentHash.options}
+    assert {*PrefixOptions.model_fields} == {*PrefixAffinity.options}
 
 
 def test_a_document_takes_the_codes_router_back() -> None:
