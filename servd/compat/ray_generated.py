@@ -1,11 +1,15 @@
 """`ray.serve.generated`: what clients of Ray Serve's own gRPC service import, without generated code."""
 
+import sys
 from collections.abc import Iterable
+from opcode import opmap
 from types import ModuleType
 from typing import Any, ClassVar
 
 from servd.calls.grpc_services import RAY_SERVE, applications_answer, healthz_answer
 from servd.wire.protobuf import fields
+
+_IMPORT_FROM = opmap["IMPORT_FROM"]
 
 
 class Empty:
@@ -106,10 +110,15 @@ def _fill(module: ModuleType, *kinds: type[Any]) -> None:
     def missing(name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        # an AttributeError would lose its words in `from ... import`
-        raise ImportError(
+        words = (
             f"servd's {home} has {names} for clients, and no {name}: generate the code of your own services "
             "from their .proto file, see docs/grpc.md"
         )
+        # `from ... import` puts words of its own in place of an AttributeError's, and no class can be both; `hasattr` and
+        # `getattr` with a default go by that one only
+        asks = sys._getframe(1)
+        if asks.f_code.co_code[asks.f_lasti] == _IMPORT_FROM:
+            raise ImportError(words)
+        raise AttributeError(words)
 
     module.__dict__.update({kind.__name__: kind for kind in kinds}, __getattr__=missing)

@@ -1,6 +1,7 @@
 """What gRPC asks of everything that neither opens a socket nor imports gRPC."""
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from types import ModuleType
@@ -317,12 +318,18 @@ def test_clients_of_rays_own_service_need_no_generated_code() -> None:
     assert stub.Healthz(HealthzRequest())[1].message == "success"
 
 
-def test_other_names_of_rays_generated_modules_say_what_to_do() -> None:
-    module = ModuleType("ray.serve.generated.serve_pb2")
+def test_other_names_of_rays_generated_modules_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("a_serve_pb2")
+    monkeypatch.setitem(sys.modules, "a_serve_pb2", module)
     fill_messages(module)
     assert module.HealthzRequest is HealthzRequest
-    with pytest.raises(ImportError, match=r"serve_pb2 has .*HealthzRequest.*no UserDefinedMessage: generate the code"):
+    words = r"serve_pb2 has .*HealthzRequest.*no UserDefinedMessage: generate the code"
+    with pytest.raises(ImportError, match=words):
+        exec("from a_serve_pb2 import HealthzRequest, UserDefinedMessage")
+    with pytest.raises(AttributeError, match=words):
         _ = module.UserDefinedMessage
+    assert not hasattr(module, "UserDefinedMessage")
+    assert getattr(module, "UserDefinedMessage", None) is None
     assert not hasattr(module, "__path__")
 
 
