@@ -83,8 +83,17 @@ def test_configs_are_checked_with_their_code(path: Path) -> None:
         ("import servd\n@servd.multiplexed\nasync def f(x): ...", 2, DIFFERS, "one model"),
         ("from servd import metrics\nmetrics.Counter('a')", 2, DIFFERS, "`ray_...`"),
         ("import servd\nservd.run(app)", 2, DIFFERS, "refused"),
+        (
+            "import servd\n@servd.deployment(\n  request_router_config={'request_router_class': 'prefix'})\nclass D: ...",
+            3, DIFFERS, "servd's pickle",
+        ),
+        (
+            "from servd import deployment\nfrom servd.config import AutoscalingConfig\n"
+            "@deployment(\n  autoscaling_config=AutoscalingConfig(policy={'policy_function': 'm:f'}))\nclass D: ...",
+            4, DIFFERS, "Ray's controller",
+        ),
     ],
-)
+)  # fmt: skip
 def test_what_servds_package_cannot_make_the_same(
     tmp_path: Path, code: str, line: int, severity: Severity, word: str
 ) -> None:
@@ -279,6 +288,16 @@ def test_imports_are_followed_within_the_code_alone(tmp_path: Path) -> None:
         ),
         (
             "import_path: m:a\nruntime_env: {working_dir: .}\ndeployments:\n- name: D\n"
+            "  autoscaling_config:\n    max_replicas: 2\n    policy: {policy_function: 'm:p'}\n",
+            DIFFERS, 7, "Ray's controller",
+        ),
+        (
+            "applications:\n- import_path: m:a\n  runtime_env: {working_dir: .}\n"
+            "  autoscaling_policy: {policy_function: 'm:p'}\n",
+            DIFFERS, 4, "Ray's controller",
+        ),
+        (
+            "import_path: m:a\nruntime_env: {working_dir: .}\ndeployments:\n- name: D\n"
             "  ray_actor_options: {env_vars: {A: b}}\n",
             TRANSLATED, 5, "env_vars",
         ),
@@ -292,6 +311,14 @@ def test_imports_are_followed_within_the_code_alone(tmp_path: Path) -> None:
 def test_documents(tmp_path: Path, text: str, severity: Severity, line: int, word: str) -> None:
     found = of(document(tmp_path, text), severity)
     assert [at for at, what in found if word in what] == [line], found
+
+
+def test_texts_of_handle_calls_are_seen_with_rays_own_handles_alone(tmp_path: Path) -> None:
+    text = "import_path: %s:a\nruntime_env: {working_dir: .}\ndeployments:\n- name: D\n"
+    text += "  request_router_config: {request_router_class: prefix}\n"
+    (tmp_path / "n.py").write_text("import servd\n")
+    assert [line for line, what in of(document(tmp_path, text % "n"), DIFFERS) if "servd's pickle" in what] == [5]
+    assert [line for line, what in of(document(tmp_path, text % "m"), DIFFERS) if "servd's pickle" in what] == []
 
 
 def test_a_document_says_what_the_code_leaves_open(tmp_path: Path) -> None:

@@ -84,6 +84,10 @@ def _of_servd(file: CodeFile, around: Surroundings) -> Rule:
                 "`preload` has no effect there: each replica constructs an instance of its own, with memory of its own"
             )
             yield Finding(file.path, preload.lineno, _DIFFERS, what)
+        router = _items(deployment.option("request_router_config"))
+        name = router.get("request_router_class")
+        if isinstance(name, ast.Constant) and removed.is_by_text({"request_router_class": str(name.value)}):
+            yield Finding(file.path, name.lineno, _DIFFERS, removed.TEXTS)
         yield from _reservations(file, deployment, around)
 
 
@@ -245,7 +249,7 @@ def _options(file: CodeFile, deployment: DeploymentCode, around: Surroundings) -
 
 
 def _reservations(file: CodeFile, deployment: DeploymentCode, around: Surroundings) -> Rule:
-    """CPUs of its replicas, and whether it may have none."""
+    """CPUs of its replicas, how many it may have and who says so."""
     call, target = deployment.call, deployment.target
     line = call.lineno if call else target.lineno if target else 1
     is_new = not (call and isinstance(call.func, ast.Attribute) and call.func.attr == "options")
@@ -254,6 +258,8 @@ def _reservations(file: CodeFile, deployment: DeploymentCode, around: Surroundin
         found = _items(scaling)
         if around.is_uploaded and _is_zero(found.get("min_replicas")):
             yield Finding(file.path, scaling.lineno, _FAILS, SCALED_TO_ZERO, SCALED_TO_ZERO_INSTEAD)
+        if "policy" in found:
+            yield Finding(file.path, found["policy"].lineno, _DIFFERS, removed.POLICY, removed.POLICY_INSTEAD)
     options = deployment.option("ray_actor_options")
     # one that is computed may hold anything
     is_open = options is not None and not isinstance(options, ast.Dict)

@@ -115,10 +115,11 @@ class DocumentRules:
         if is_servds and servicers_of(self._value):
             what = "methods of gRPC are not found in an application that imports servd"
             yield self._at((*place, "import_path"), _FAILS, what, "write it with `from ray import serve`")
+        if app.get("autoscaling_policy"):
+            yield self._at((*place, "autoscaling_policy"), _DIFFERS, removed.POLICY, removed.POLICY_INSTEAD)
         for index, entry in enumerate(app.get("deployments") or ()):
             uploaded = self._way.uploads and is_uploaded(env)
-            passed_on = removed.PASSED_ON if is_servds else frozenset()
-            yield from self._deployment((*place, "deployments", index), entry, uploaded, passed_on)
+            yield from self._deployment((*place, "deployments", index), entry, uploaded, is_servds)
 
     def _environment(self, place: Place, env: Mapping[str, Any]) -> Findings:
         modules = [((*place, "py_modules", n), uri) for n, uri in enumerate(env.get("py_modules") or ())]
@@ -155,9 +156,9 @@ class DocumentRules:
             what = f"{path} is more than 100 MiB as an archive, which is all that the cluster takes"
             yield self._at(place, _FAILS, what, "leave data out with `excludes`, or use an archive or the image")
 
-    def _deployment(self, place: Place, entry: Mapping[str, Any], uploaded: bool, passed_on: Set[str]) -> Findings:
+    def _deployment(self, place: Place, entry: Mapping[str, Any], uploaded: bool, is_servds: bool) -> Findings:
         for key in entry:
-            if key in _OWN_KEYS and key not in passed_on:
+            if key in _OWN_KEYS and not (is_servds and key in removed.PASSED_ON):
                 what = f"`{key}` {IGNORED_WITHOUT_A_WORD}"
                 yield self._at((*place, key), _DROPPED, what, _OWN_KEYS[key])
         if entry.get("route_prefix") is not None:
@@ -171,6 +172,10 @@ class DocumentRules:
         if scaling.get("min_replicas") == 0 and uploaded:
             at = (*place, "autoscaling_config", "min_replicas")
             yield self._at(at, _FAILS, SCALED_TO_ZERO, SCALED_TO_ZERO_INSTEAD)
+        if scaling.get("policy"):
+            yield self._at((*place, "autoscaling_config", "policy"), _DIFFERS, removed.POLICY, removed.POLICY_INSTEAD)
+        if is_servds and removed.is_by_text(entry.get("request_router_config") or {}):
+            yield self._at((*place, "request_router_config"), _DIFFERS, removed.TEXTS)
         for where, what, instead in removed.lost_options(entry.get("request_router_config") or {}):
             yield self._at((*place, "request_router_config", *where), _DIFFERS, what, instead)
         yield from self._log_level(place, entry)

@@ -117,6 +117,18 @@ _NO_ROUTER_OPTIONS = {
     "load_factor": "leave it out: a full replica passes requests on there too",
 }
 
+POLICY = (
+    "a policy is loaded in Ray's controller, which has of the application its function alone: one that uses or is annotated with "
+    "names of servd, of other modules or of packages in its environment is never asked there"
+)
+POLICY_INSTEAD = "use the standard library and `ray.serve` in it, or install the rest into the image of the head node"
+TEXTS = "the text of a handle call lies in servd's pickle there: such calls go to the less busy of two"
+
+
+def is_by_text(config: Mapping[str, Any]) -> bool:
+    """Whether a config names the router that goes by texts."""
+    return rule_name(config.get("request_router_class", DEFAULT_CLASS)) == PREFIX
+
 
 def translated_router(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config there, of a checked one."""
