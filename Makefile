@@ -11,7 +11,7 @@ STATE_DIR ?= .cache/state
 SOAK_MINUTES ?= 10
 BENCH ?=
 
-.PHONY: run wheel test compiled test-all test-models test-engine faults soak lint types docs bench clean
+.PHONY: run wheel test compiled test-all test-models test-engine faults soak lint types reference docs bench clean
 
 run: $(VENV)/installed
 	@$(BIN)/python tools/quickstart.py --http-port $(HTTP_PORT) --admin-port $(ADMIN_PORT) --state-dir $(STATE_DIR)
@@ -55,9 +55,12 @@ types: $(VENV)/installed-dev
 	$(BIN)/mypy --strict tests/typing examples/typed/reviews.py
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-# pages that are made from the code, then the site: a link that leads nowhere ends it
-docs: $(VENV)/installed-docs
+# pages that are made from the code; apart from the site, so that a test sees those that were not made again
+reference: $(VENV)/installed-dev
 	$(BIN)/python -m tools.reference
+
+# the site: a link that leads nowhere ends it
+docs: $(VENV)/installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 	@echo "built .cache/site/index.html"
 

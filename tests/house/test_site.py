@@ -1,6 +1,7 @@
 """The documentation site: pages from the code are what the code says, every page has a place, every link leads somewhere."""
 
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,14 @@ LINK = re.compile(r"(?<!\\)\[(?:[^\]\[]|\[[^\]]*\])*\]\(([^)\s]+)\)")
 
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_from_the_code_is_what_the_code_says(name: str) -> None:
-    assert (DOCS / "reference" / name).read_text() == PAGES[name](), "run: python -m tools.reference"
+    assert (DOCS / "reference" / name).read_text() == PAGES[name](), "run: make reference"
+
+
+def test_the_site_is_built_of_the_pages_as_they_are() -> None:
+    """One that made them would do so before the tests of a whole run, and none could be out of date."""
+    made = subprocess.run(["make", "-n", "docs"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "mkdocs build" in made.stdout
+    assert "tools.reference" not in made.stdout
 
 
 def test_the_plot_of_autoscaling_is_what_the_autoscaler_decides() -> None:
