@@ -1,13 +1,17 @@
-"""The live page of a full host: `python -m benchmarks.page_at_size [--apps N] [--replicas N] [--seconds S]`. Needs Chromium.
+"""The live page and the status of a full host: `python -m benchmarks.page_at_size [--apps N] [--replicas N] [--seconds S]`.
 
 The controller's own code shows a goal of 50 applications and 1,000 replicas that never were processes, all of which tell new
 figures every 2 s. Shown are the time from the click to the first paint in a real Chromium, the time until its tables have every
 deployment, and the CPU that the admin server takes for that one page, as a share of a core: the thread that serves it, alone.
+Before that, and without Chromium nothing else: `GET /api/serve/applications/` in the shape of 2.5 and in today's, by turns over
+one connection each, with 4 deployments in each application; medians, and the 10th and 90th percentile of their ratio.
 """
 
 import argparse
 import asyncio
+import http.client
 import random
+import statistics
 import tempfile
 import threading
 import time
@@ -26,7 +30,9 @@ from tests.wire.fake_plane import FakePlane, Server
 
 TELL_EVERY_S = 2.0
 PAINT = "performance.getEntriesByName('first-contentful-paint')[0]?.startTime ?? 0"
-AIMS = {"first paint, ms": 1000.0, "CPU, % of a core": 2.0}
+TODAY, RATIO = "GET of today's shape, ms", "today's, times 2.5's"
+AIMS = {"first paint, ms": 1000.0, "CPU, % of a core": 2.0, TODAY: 30.0, RATIO: 1.5}
+ROUNDS, WARM_UP = 200, 20
 
 
 @dataclass
@@ -47,12 +53,13 @@ class FullPlane(FakePlane):
         return self.version
 
 
-def full_world(apps: int, replicas: int) -> World:
-    """Applications of one deployment each, all replicas RUNNING."""
+def full_world(apps: int, replicas: int, *deployments: str) -> World:
+    """Applications of these deployments each, all replicas RUNNING. replicas: in all."""
     names = [f"app{number:02d}" for number in range(apps)]
     world = World(a_goal(*(an_app(name) for name in names)))
     for name in names:
-        build = a_build("Model", Model={"num_replicas": replicas // apps})
+        options = {"num_replicas": replicas // apps // len(deployments)}
+        build = a_build(*deployments, **dict.fromkeys(deployments, options))
         world.builds[name] = replace(build, route_prefix=f"/{name}")
     return world.run(limit=1000)
 
@@ -94,7 +101,7 @@ def cpu_s(thread: threading.Thread) -> float:
 
 def measured(apps: int, replicas: int, seconds: float, folder: Path) -> dict[str, float]:
     """The figures of one run."""
-    world = full_world(apps, replicas)
+    world = full_world(apps, replicas, "Model")
     assert len(world.observed.replicas) == replicas // apps * apps
     world.now = SystemClock().now()
     plane = FullPlane(world=world)
@@ -118,6 +125,40 @@ def measured(apps: int, replicas: int, seconds: float, folder: Path) -> dict[str
     return {"first paint, ms": paint_ms, "all tables, ms": complete_ms, "CPU, % of a core": 100 * share}
 
 
+def answered(apps: int, folder: Path) -> dict[str, float]:
+    """Times of both shapes of the status, milliseconds, and today's by that of 2.5."""
+    plane = FullPlane(world=full_world(apps, 4 * apps, "Front", "Model", "Store", "Log"))
+    took: dict[int, list[float]] = {}
+    with Server(plane, AccessRules("127.0.0.1"), folder).running() as server:
+        lines = [http.client.HTTPConnection("127.0.0.1", port) for port in (server.port, server.today_port)]
+        for _ in range(WARM_UP + ROUNDS):
+            for line in lines:
+                began = time.perf_counter()
+                line.request("GET", "/api/serve/applications/")
+                answer = line.getresponse()
+                body = answer.read()
+                took.setdefault(line.port, []).append(1000 * (time.perf_counter() - began))
+                assert answer.status == 200, body
+        seed, today = (took[line.port][WARM_UP:] for line in lines)
+        for line in lines:
+            line.close()
+    ratios = statistics.quantiles([t / s for s, t in zip(seed, today, strict=True)], n=10)
+    return {
+        "GET of 2.5's shape, ms": statistics.median(seed),
+        TODAY: statistics.median(today),
+        RATIO: statistics.median(today) / statistics.median(seed),
+        "ratio, 10th percentile": ratios[0],
+        "ratio, 90th percentile": ratios[-1],
+    }
+
+
+def shown(found: dict[str, float]) -> None:
+    """Print figures."""
+    for name, value in found.items():
+        verdict = f"  aim {AIMS[name]:g}: {'reached' if value <= AIMS[name] else 'MISSED'}" if name in AIMS else ""
+        print(f"{name:<24} {value:8.2f}{verdict}")
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -125,14 +166,16 @@ def main() -> None:
     parser.add_argument("--replicas", type=int, default=1000)
     parser.add_argument("--seconds", type=float, default=30.0)
     options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="servd-status-") as folder:
+        answers = answered(options.apps, Path(folder))
+    print(f"{options.apps} applications, {4 * options.apps} deployments and replicas, the status")
+    shown(answers)
     if CHROMIUM is None:
-        raise SystemExit("there is no Chromium here")
+        raise SystemExit("there is no Chromium here, which the page needs")
     with tempfile.TemporaryDirectory(prefix="servd-page-") as folder:
         found = measured(options.apps, options.replicas, options.seconds, Path(folder))
     print(f"{options.apps} applications, {options.replicas} replicas, one page")
-    for name, value in found.items():
-        verdict = f"  aim {AIMS[name]:g}: {'reached' if value <= AIMS[name] else 'MISSED'}" if name in AIMS else ""
-        print(f"{name:<18} {value:8.1f}{verdict}")
+    shown(found)
 
 
 if __name__ == "__main__":
