@@ -152,7 +152,8 @@ class _Handle:
                 if not waits:
                     raise
         made_at = context.cancellations
-        if not waits and _get_ident() == to.thread_id:
+        is_here = _get_ident() == to.thread_id
+        if not waits and is_here:
             ticket = self._submit(to, args, kwargs, parts, context)
             if self._stream:
                 return DeploymentResponseGenerator(to, ticket, request_id=context.request_id)
@@ -162,11 +163,7 @@ class _Handle:
             return DeploymentResponseGenerator(to, opening=opened, request_id=context.request_id)
         fetch = self._fetch(sent, to, args, kwargs, parts, context, made_at)
         future: asyncio.Future[Any] | concurrent.futures.Future[Any]
-        future = (
-            to.loop.create_task(fetch)
-            if _get_ident() == to.thread_id
-            else asyncio.run_coroutine_threadsafe(fetch, to.loop)
-        )
+        future = to.loop.create_task(fetch) if is_here else asyncio.run_coroutine_threadsafe(fetch, to.loop)
         return kind(to, future=future, request_id=context.request_id)
 
     def _call_all(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> DeploymentBroadcastResponse:
