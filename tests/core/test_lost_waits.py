@@ -189,6 +189,9 @@ def test_a_wait_in_a_forked_child_is_seen_for_what_it_is() -> None:
     said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.splitlines()
     verdicts = dict(line.split("] ", 1) for line in said)
     assert len(verdicts) == 15
+    # a thread that receives could wake no other; whether that shows depends on what earlier calls left on its stack
+    beside_receive = verdicts.pop("['query', 'receive'")
+    assert beside_receive == "None" or "waits in _polars_runtime" in beside_receive
     lost = [who for who, verdict in verdicts.items() if verdict != "None"]
     assert lost == ["['query'", "['query', 'idle'"], verdicts
     assert "waits in _polars_runtime" in verdicts[lost[0]]

@@ -15,7 +15,8 @@ def thresholds() -> Iterator[tuple[int, int, int]]:
 
 def test_a_replica_looks_for_cycles_less_often_than_python_would(thresholds: tuple[int, int, int]) -> None:
     search_less_often()
-    assert gc.get_threshold()[0] > 10 * thresholds[0]
+    # 700 until Python 3.12, 2000 from 3.13 on
+    assert gc.get_threshold()[0] >= 5 * thresholds[0]
     assert gc.get_threshold()[1:] == thresholds[1:]
 
 
