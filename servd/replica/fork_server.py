@@ -299,7 +299,9 @@ class ForkServer:
         if self._result.fork_unsafe:
             # a lock that one of its threads holds would never be free in a fork
             run = importlib.import_module(_POLICY).run_spawned
-            child = multiprocessing.get_context("spawn").Process(target=run, args=(*args, os.getcwd()), name="policy")
+            child = multiprocessing.get_context("spawn").Process(
+                target=run, args=(*args, self._order, os.getcwd()), name="policy"
+            )
         if reason := forks.start(child):
             raise OSError(reason)
         return child

@@ -47,7 +47,12 @@ threading.Thread(target=threading.Event().wait, daemon=True, name="poller").star
 class Echo:
     pass
 
+asked = []
+
 def polling(context):
+    asked.append(context)
+    if len(asked) == 1:
+        raise ValueError("no idea")
     return sum(thread.name == "poller" for thread in threading.enumerate()), {}
 
 app = Echo.bind()
@@ -118,5 +123,9 @@ async def test_beside_threads_that_the_import_left_policies_are_not_forked(room:
     assert "poller" in hello.result.fork_unsafe
     # a fork would be without that thread, and with whatever it held
     put(room, "polling", deadline_s=30.0, module="busy_code")
-    found = await answer(room)
+    assert (await answer(room)).error == "ValueError: no idea"
+    [log] = (room.home / "logs" / "serve").glob("fork_server*")
+    assert "policy_failed function=busy_code:polling" in log.read_text()
+    put(room, "polling", "2", deadline_s=30.0, module="busy_code")
+    found = await answer(room, "2")
     assert (found.wanted, found.error) == ({"Echo": 1.0}, "")

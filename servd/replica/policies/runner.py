@@ -17,7 +17,10 @@ from servd.documents.autoscaling_context import AutoscalingContext, context_of
 from servd.ground import process
 from servd.ground.clock import SystemClock
 from servd.ground.ids import DeploymentID
+from servd.ground.settings import FORK_SERVER_FILE
+from servd.observability import logs
 from servd.observability.described import text_of
+from servd.wire.build_messages import BuildOrder
 from servd.wire.codec import RecordReader, record
 from servd.wire.policy_messages import PolicyAnswer, PolicyAsk
 
@@ -42,9 +45,20 @@ def run(sock: socket.socket, parent: int, title: str) -> None:
                 sock.sendall(record(runner.answer(ask)))
 
 
-def run_spawned(sock: socket.socket, parent: int, title: str, directory: str) -> None:
-    """`run` in a fresh interpreter, with the fork server's import path and variables. directory: the current one."""
+def run_spawned(sock: socket.socket, parent: int, title: str, order: BuildOrder, directory: str) -> None:
+    """`run` in a fresh interpreter, with the import path, variables and log of the fork server of `order`.
+
+    directory: the current one.
+    """
     os.chdir(directory)
+    logs.setup(
+        "fork_server",
+        order.fork_server_id,
+        order.log_dir,
+        FORK_SERVER_FILE,
+        request_fields=lambda: ("", "", "", "", order.app),
+        runs_application=True,
+    )
     run(sock, parent, title)
 
 
