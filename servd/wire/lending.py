@@ -155,10 +155,8 @@ class LendingDoor:
     def body(self, key: int, call_id: int) -> tuple[int, int] | None:
         """Descriptor and bytes that are left of the body that this caller has lent with this request, which has come; None = it
         did not arrive, and will not."""
-        if (key, call_id) not in self._bodies and self._door is not None:
-            self._accept()
-            for line in list(self._lines):
-                self._take(line)
+        if (key, call_id) not in self._bodies:
+            self._take_all()
         return self._bodies.pop((key, call_id), None)
 
     def refuse(self, key: int, call_id: int) -> None:
@@ -168,6 +166,8 @@ class LendingDoor:
 
     def leave(self, key: int) -> None:
         """The caller is gone: none of its requests will come."""
+        # what it sent may not have been read yet, and would be kept for ever
+        self._take_all()
         for known in [known for known in self._bodies if known[0] == key]:
             os.close(self._bodies.pop(known)[0])
 
@@ -211,23 +211,30 @@ class LendingDoor:
         self._bodies.clear()
         self._give_up()
 
+    def _take_all(self) -> None:
+        """Take what has been sent so far, by whomever."""
+        self._accept()
+        for line in list(self._lines):
+            self._take(line)
+
     def _accept(self) -> None:
-        assert self._door is not None
-        try:
-            line, _ = self._door.accept()
-        except BlockingIOError:
-            return
-        except OSError as error:
-            # no descriptor, say: whoever waits at the door would wake the loop for ever
-            logger.warning("lending_door_closed reason=%s: bodies go through the proxy", error)
-            self.close()
-            return
-        if peer_credentials(line)[1] != os.getuid():
-            line.close()
-            return
-        line.setblocking(False)
-        self._lines.add(line)
-        self._loop.add_reader(line, self._take, line)
+        # all who wait: the record of a request tells that its loan was sent before, not by whom the door was entered first
+        while self._door is not None:
+            try:
+                line, _ = self._door.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                # no descriptor, say: whoever waits at the door would wake the loop for ever
+                logger.warning("lending_door_closed reason=%s: bodies go through the proxy", error)
+                self.close()
+                return
+            if peer_credentials(line)[1] != os.getuid():
+                line.close()
+                continue
+            line.setblocking(False)
+            self._lines.add(line)
+            self._loop.add_reader(line, self._take, line)
 
     def _take(self, line: socket.socket) -> None:
         try:
