@@ -156,13 +156,15 @@ class Share:
             self._on_sent(size - kept)
 
     def open(self) -> int:
-        """The flag for the answer: it may come as it likes (0) where nobody else has any room, else it is medium or narrow."""
+        """The flag for the answer: it may come as it likes (0) where nobody else has any room and each of the others can still
+        have a medium one, else it is medium or narrow."""
         room = self._room
         if room is None:
             return 0
         room.taken -= self._lent
         # what a body of its own holds is nobody else's
-        is_alone = room.taken == self._borrowed and room.left >= CREDIT_BYTES
+        others_bytes = MEDIUM_BYTES * (room.shares - 1)
+        is_alone = room.taken == self._borrowed and room.left >= CREDIT_BYTES + others_bytes
         flag = 0 if is_alone else MEDIUM if room.left >= MEDIUM_BYTES else NARROW
         self._lent = 0 if flag == NARROW else FIRST_CREDIT[flag]
         room.taken += self._lent

@@ -30,22 +30,30 @@ def test_one_request_alone_is_served_as_if_there_were_no_bound() -> None:
 
 def test_further_answers_are_medium_and_then_narrow_and_some_find_more_room() -> None:
     room = ConnectionRoom()
-    first, *others = [Share(room) for _ in range(20)]
-    assert first.open() == 0
-    flags = [share.open() for share in others]
-    count = flags.count(MEDIUM)
-    assert flags == [MEDIUM] * count + [NARROW] * (19 - count)
-    assert count == (ROOM_BYTES - 20 * SHARE_BYTES - CREDIT_BYTES) // MEDIUM_BYTES
-    first.close()
-    wide = [share.widen() for share in others]
+    shares = [Share(room) for _ in range(40)]
+    flags = [share.open() for share in shares]
+    count = (ROOM_BYTES - 40 * SHARE_BYTES) // MEDIUM_BYTES
+    assert flags == [MEDIUM] * count + [NARROW] * (40 - count)
+    for share in shares[:count]:
+        share.close()
+    wide = [share.widen() for share in shares[count:]]
     assert wide[0] >= CREDIT_BYTES // 4
     assert all(wide[:5])
-    assert room.taken == sum(wide) + count * MEDIUM_BYTES
-    for share in others[:-1]:
+    assert room.taken == sum(wide)
+    for share in shares[count:-1]:
         share.close()
     # asked again after its replica died
-    assert others[-1].open() == 0
+    assert shares[-1].open() == 0
     assert room.taken == CREDIT_BYTES
+
+
+@pytest.mark.parametrize("count", [2, 8, 9, 20])
+def test_the_first_answer_leaves_all_others_a_medium_one(count: int) -> None:
+    room = ConnectionRoom()
+    first, *others = [Share(room) for _ in range(count)]
+    is_wide = first.open() == 0
+    assert is_wide == (count <= 7)
+    assert {share.open() for share in others} == {MEDIUM}
 
 
 def test_ten_requests_at_a_time_have_a_medium_answer_each() -> None:
