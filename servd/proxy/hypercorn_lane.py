@@ -19,6 +19,7 @@ from hypercorn.protocol.http_stream import HTTPStream
 from hypercorn.protocol.ws_stream import ASGIWebsocketState, WSStream
 from hypercorn.typing import ConnectionState
 
+from servd.calls.connection_room import Share
 from servd.ground.clock import worked
 from servd.proxy.app_queue import AppQueue
 from servd.proxy.client_host import Silence, is_reset
@@ -28,7 +29,6 @@ from servd.proxy.heartbeat import Heartbeat
 from servd.proxy.http_form import HttpForm
 from servd.proxy.hypercorn_http2 import LaneHttp2
 from servd.proxy.hypercorn_websocket import LaneWebSocket
-from servd.proxy.limits import Share
 from servd.proxy.websocket_form import WebSocketForm
 
 _PREFACE = b"PRI * HTTP/2.0\r\n"
