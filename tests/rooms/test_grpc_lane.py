@@ -42,7 +42,7 @@ class Stand:
 
     def __init__(self) -> None:
         self.gate = asyncio.Event()
-        self.sent = 0
+        self.sent = self.given = 0
         self.got: list[str] = []
         self.ended = ""
         self.whole = 0
@@ -160,6 +160,7 @@ class Stand:
     async def Flood(self, text: str) -> AsyncIterator[str]:
         try:
             for self.sent in range(1, int(text) + 1):
+                self.given += 1
                 yield BIG
         finally:
             self.ended = "over"

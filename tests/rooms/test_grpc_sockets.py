@@ -2,8 +2,17 @@
 
 import asyncio
 import socket
+import subprocess
+import sys
 
-from servd.proxy.grpc.sockets import connections, stop_listening
+from servd.proxy.grpc.sockets import connections, others_listen, stop_listening
+
+LISTENER = """
+import socket, sys
+with socket.create_server(("127.0.0.1", int(sys.argv[1])), reuse_port=True):
+    print(flush=True)
+    input()
+"""
 
 
 async def test_listening_ends_once_what_waits_is_accepted() -> None:
@@ -27,3 +36,16 @@ async def test_listening_ends_once_what_waits_is_accepted() -> None:
         except ConnectionRefusedError:
             pass
         socket.create_connection(other.getsockname()).close()
+
+
+def test_another_process_that_listens_at_the_port_is_found() -> None:
+    with socket.create_server(("127.0.0.1", 0), reuse_port=True) as server:
+        port = server.getsockname()[1]
+        assert not others_listen(port)
+        command = [sys.executable, "-c", LISTENER, str(port)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+            assert other.stdout is not None
+            other.stdout.readline()
+            assert others_listen(port)
+            other.communicate("\n")
+        assert not others_listen(port)

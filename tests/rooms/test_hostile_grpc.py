@@ -10,12 +10,13 @@ import pytest
 
 grpc = pytest.importorskip("grpc", reason="needs grpcio: pip install 'servd-serve[grpc]'")
 
+from servd.calls.connection_room import ROOM_BYTES  # noqa: E402
 from servd.proxy.grpc.lane import GrpcLane  # noqa: E402
 from servd.wire.grpc_messages import GrpcMethod, GrpcRoute  # noqa: E402
 from servd.wire.records import CREDIT_BYTES  # noqa: E402
 from tests.fakes import wait_until  # noqa: E402
 from tests.rooms.http2_client import PREFACE, Http2Client, frame  # noqa: E402
-from tests.rooms.test_grpc_lane import DEPLOYMENT, GrpcRoom, outcome  # noqa: E402
+from tests.rooms.test_grpc_lane import BIG, DEPLOYMENT, GrpcRoom, outcome  # noqa: E402
 
 HEADERS = {"content_type": "application/grpc", "te": "trailers"}
 
@@ -206,6 +207,23 @@ async def test_what_nobody_takes_is_bounded_whatever_its_size(room: GrpcRoom, si
     call.cancel()
     task.cancel()
     await serves(room)
+
+
+async def test_answers_of_one_connection_that_nobody_reads_share_a_room(room: GrpcRoom) -> None:
+    count = 40
+    async with Http2Client(room.grpc_port) as client:
+        for _ in range(count):
+            stream = client.ask("/s.Stand/Flood", "POST", end=False, **HEADERS)
+            await client.send(stream, a_message(b"1000000"), end=True)
+        server = next(iter(room.servers.values()))
+        await wait_until(lambda: server.ongoing == count)
+        (peer,) = server._link.peers.values()  # type: ignore[union-attr]
+        exchanges = peer.open.values()
+        await wait_until(lambda: all(exchange._credit <= 0 for exchange in exchanges), timeout_s=20)  # type: ignore[attr-defined]
+        # a few of each are in hands on the way; each would have eleven more if the room were its own
+        assert room.stands[0].given * len(BIG) <= ROOM_BYTES + 5 * count * len(BIG)
+    await serves(room)
+    assert not room.grpc._rooms
 
 
 async def test_a_lane_refuses_a_limit_that_is_none(monkeypatch: pytest.MonkeyPatch, room: GrpcRoom) -> None:

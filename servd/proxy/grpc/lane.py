@@ -8,18 +8,21 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from servd.calls.connection_room import ConnectionRoom, Share
 from servd.ground.keep_alive import KeepAlive
 from servd.ground.settings import variable
 from servd.proxy.grpc.certificate import GrpcCertificate
 from servd.proxy.grpc.own_services import OwnServices
 from servd.proxy.grpc.served import Forwarder, Served
-from servd.proxy.grpc.sockets import connections, stop_listening
+from servd.proxy.grpc.sockets import connections, others_listen, stop_listening
 from servd.proxy.grpc.table import GrpcTable
 from servd.wire.grpc_messages import GrpcMethod, GrpcRoute
 
 _MOST_BYTES = 2**31 - 1
 """Largest message that gRPC can carry."""
 _LOOK_S = 0.1
+_SUCCESSOR_S = 4.0
+"""How long a successor may take to listen."""
 _LAST_S = 1.0
 """What is left of the time to leave when calls under way are waited for."""
 
@@ -40,6 +43,7 @@ class GrpcLane:
         self._handlers: dict[str, Any] = {}
         self._server: grpc.aio.Server | None = None
         self._port = 0
+        self._rooms: dict[str, ConnectionRoom] = {}
 
     def __repr__(self) -> str:
         return f"GrpcLane({self.table}, ongoing={self.ongoing})"
@@ -87,12 +91,33 @@ class GrpcLane:
         loop = asyncio.get_running_loop()
         end = loop.time() + grace_s
         if is_replaced and _age_s():
-            # a server that stops cancels what comes in before its clients know; one that says goodbye at an age does not
-            await stop_listening(self._port)
-            # the sockets are the library's, and tell nobody of their end
-            while connections(self._port) and loop.time() < end - _LAST_S:  # noqa: ASYNC110
-                await asyncio.sleep(_LOOK_S)
+            await self._see_clients_off(loop, end - grace_s + _SUCCESSOR_S, end - _LAST_S)
         await server.stop(max(0.0, end - loop.time()))
+
+    async def _see_clients_off(self, loop: asyncio.AbstractEventLoop, until: float, end: float) -> None:
+        """Serve clients until they have moved, at most until `end`; new ones until others listen, at most until `until`.
+
+        A server that stops cancels what comes in before its clients know of it; one that says goodbye at an age does not.
+        """
+        # the sockets are the library's or another's, and tell nobody what becomes of them
+        while not others_listen(self._port) and loop.time() < until:  # noqa: ASYNC110
+            await asyncio.sleep(_LOOK_S)
+        await stop_listening(self._port)
+        while connections(self._port) and loop.time() < end:  # noqa: ASYNC110
+            await asyncio.sleep(_LOOK_S)
+
+    def share(self, client: str) -> Share:
+        """What a call holds of the room of its connection, which gRPC names so; `over` gives it back."""
+        room = self._rooms.get(client)
+        if room is None:
+            room = self._rooms[client] = ConnectionRoom()
+        return Share(room)
+
+    def over(self, client: str, share: Share) -> None:
+        """A call has ended."""
+        share.close()
+        if not self._rooms[client].shares:
+            del self._rooms[client]
 
     def handler(self, name: str) -> Any:
         """What serves a method, in gRPC's form; None for one that nobody has."""

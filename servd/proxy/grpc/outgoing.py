@@ -5,14 +5,26 @@ from collections import deque
 from typing import Any
 
 from servd.calls.affinity import affinity_of_grpc
+from servd.calls.connection_room import Share
 from servd.calls.outgoing import Outgoing
 from servd.calls.routing_rules import Rule
 from servd.calls.traced import note_wait
 from servd.observability.head_traces import TracedId
 from servd.wire.grpc_messages import Authentication, GrpcMethod
-from servd.wire.records import CREDIT_BYTES, GRPC, MESSAGE_COST_BYTES, STREAMED_BODY, TRACED, Outbox
+from servd.wire.records import (
+    CREDIT_BYTES,
+    FIRST_CREDIT,
+    GRPC,
+    MESSAGE_COST_BYTES,
+    NARROW_BYTES,
+    STREAMED_BODY,
+    TRACED,
+    Outbox,
+)
 
 _GRANT_BYTES = CREDIT_BYTES // 4
+_LARGE_BYTES = NARROW_BYTES // 2
+"""Messages of this size fill a narrow window at once."""
 
 Metadata = tuple[tuple[str, "str | bytes"], ...]
 
@@ -21,6 +33,7 @@ class GrpcCall(Outgoing):
     """One call; look at what it has become each time `heard` returns.
 
     Args:
+        share: what it holds of its connection's room, for an answer that streams.
         message: the request, b"" where many come.
         client: as gRPC names it, `ipv4:127.0.0.1:1234`.
         deadline: loop's seconds, None = no limit.
@@ -37,15 +50,18 @@ class GrpcCall(Outgoing):
         "_authentication",
         "_client",
         "_credit",
+        "_is_narrow",
         "_loop",
         "_message",
         "_metadata",
         "_method",
         "_request_id",
         "_room",
+        "_share",
         "_taken",
         "_traced",
         "_waiter",
+        "_window_bytes",
         "answer",
         "compression",
         "deadline",
@@ -58,6 +74,7 @@ class GrpcCall(Outgoing):
         loop: asyncio.AbstractEventLoop,
         method: GrpcMethod,
         message: bytes,
+        share: Share,
         *,
         request_id: str,
         model_id: str,
@@ -70,6 +87,9 @@ class GrpcCall(Outgoing):
         self._loop = loop
         self._method = method
         self._message = message
+        self._share = share
+        self._is_narrow = False
+        self._window_bytes = CREDIT_BYTES
         self._request_id = request_id
         self._client = client
         self._metadata = metadata
@@ -102,6 +122,11 @@ class GrpcCall(Outgoing):
         about = (left, self.model_id, self._client, self._metadata, self._authentication)
         if self._method.streams_in:
             flags |= STREAMED_BODY
+        if self._method.streams_out:
+            size = self._share.open()
+            self._is_narrow = size > 0
+            self._window_bytes = FIRST_CREDIT[size]
+            flags |= size
         if self._traced is not None:
             flags |= TRACED
             note_wait(self, self._traced.span)
@@ -118,7 +143,7 @@ class GrpcCall(Outgoing):
     def took(self, message: bytes) -> None:
         """The client has got a message of the answer: there is room for as much."""
         self._taken += len(message) + MESSAGE_COST_BYTES
-        if self._taken >= _GRANT_BYTES and self.peer is not None:
+        if self._taken >= min(_GRANT_BYTES, self._window_bytes // 2) and self.peer is not None:
             self.peer.grant(self, self._taken)
             self._taken = 0
 
@@ -150,6 +175,10 @@ class GrpcCall(Outgoing):
 
     def on_piece(self, data: bytes) -> None:
         self.messages.append(bytes(data))
+        if self._is_narrow and len(data) >= _LARGE_BYTES and self.peer is not None and (more := self._share.widen()):
+            self._is_narrow = False
+            self._window_bytes += more
+            self.peer.grant(self, more)
         self._wake()
 
     def on_end(self, error: str | None) -> None:

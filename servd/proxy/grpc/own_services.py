@@ -7,6 +7,7 @@ from typing import Any
 import grpc
 
 from servd.calls import grpc_services as services
+from servd.calls.connection_room import Share
 from servd.exceptions import ProtocolError
 from servd.proxy.grpc.outgoing import GrpcCall
 from servd.proxy.grpc.served import Forwarder, text_of
@@ -105,6 +106,7 @@ class OwnServices:
             self._forwarder.loop,
             GrpcMethod(services.REFLECT, is_idempotent=True),
             request,
+            Share(),
             request_id=self._forwarder.request_id(None).decode(),
             model_id="",
             client=client,

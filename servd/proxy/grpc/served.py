@@ -11,6 +11,7 @@ import grpc
 import grpc.aio
 
 from servd.calls.caller import Caller
+from servd.calls.connection_room import Share
 from servd.exceptions import BackPressureError, NoRouteError, RequestError
 from servd.observability.access_log import Labels
 from servd.observability.head_traces import RESPONSE, HeadTraces, TracedId
@@ -59,6 +60,14 @@ class Lane(Protocol):
     ongoing: int
     is_secure: bool
 
+    def share(self, client: str) -> Share:
+        """What a call holds of its connection's room. client: that connection, as gRPC names it."""
+        ...
+
+    def over(self, client: str, share: Share) -> None:
+        """A call has ended."""
+        ...
+
 
 class Served:
     """One call."""
@@ -77,6 +86,8 @@ class Served:
         self._trace()
         self._labels: Labels = (method.name, "", "")
         self._call: GrpcCall | None = None
+        self._client: str = context.peer()
+        self._share = lane.share(self._client)
         self._sent_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
 
@@ -120,6 +131,7 @@ class Served:
             raise
         finally:
             lane.ongoing -= 1
+            lane.over(self._client, self._share)
             self._note(code)
 
     async def _served(self, message: bytes, messages: AsyncIterator[bytes] | None) -> Ended:
@@ -156,9 +168,10 @@ class Served:
             loop,
             self._method,
             message,
+            self._share,
             request_id=self._request_id,
             model_id=text_of(self._said.get("multiplexed_model_id")) or "",
-            client=context.peer(),
+            client=self._client,
             metadata=self._metadata,
             deadline=loop.time() + whole_s if whole_s < math.inf else None,
             authentication=_authentication(context) if self._lane.is_secure else None,
@@ -224,7 +237,7 @@ class Served:
         journal = self._lane.forwarder.journal
         if journal.is_on:
             peer = None if self._call is None else self._call.peer
-            about = (self._method.name.encode(), self._sent_bytes, client_host(self._context.peer()))
+            about = (self._method.name.encode(), self._sent_bytes, client_host(self._client))
             replica_id = "" if peer is None else peer.replica_id
             key = (self._labels, "gRPC", code.name)
             journal.note(key, self._began, self._id, *about, replica_id)

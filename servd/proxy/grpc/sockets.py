@@ -9,9 +9,11 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 _LOOK_S = 0.002
 _LOOKS = 250
+_LISTEN = "0A"
 _TCP_INFO_BYTES = 28
 """Up to the count of connections that nobody has accepted yet, which is what a listening socket has in the place of `unacked`."""
 
@@ -23,6 +25,17 @@ async def stop_listening(port: int) -> None:
         if not sum(_end_if_empty(sock) for sock in _sockets(port) if _listens(sock)):
             return
         await asyncio.sleep(_LOOK_S)
+
+
+def others_listen(port: int) -> bool:
+    """Whether another process has a listening socket at a port, as far as this one can see."""
+    found: set[str] = set()
+    for table in ("/proc/self/net/tcp", "/proc/self/net/tcp6"):
+        with contextlib.suppress(OSError):
+            rows = [line.split() for line in Path(table).read_text().splitlines()[1:]]
+            found |= {row[9] for row in rows if row[3] == _LISTEN and int(row[1].rpartition(":")[2], 16) == port}
+    own = {str(os.fstat(sock.fileno()).st_ino) for sock in _sockets(port)}
+    return bool(found - own)
 
 
 def connections(port: int) -> int:

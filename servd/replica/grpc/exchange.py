@@ -56,6 +56,8 @@ class GrpcExchange:
         client: str = "",
         metadata: tuple[tuple[str, str | bytes], ...] = (),
         authentication: Authentication | None = None,
+        *,
+        credit: int = CREDIT_BYTES,
     ) -> None:
         self._peer = peer
         self.call_id = call_id
@@ -65,7 +67,7 @@ class GrpcExchange:
         self.client = client
         self.metadata = metadata
         self.authentication = authentication
-        self._credit = CREDIT_BYTES
+        self._credit = credit
         self._taken = 0
         self.is_unheard = False
         self._is_complete = False

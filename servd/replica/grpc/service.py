@@ -22,7 +22,7 @@ from servd.replica.grpc.exchange import GrpcExchange
 from servd.replica.grpc.reflection import reflected
 from servd.wire.grpc_codes import Code, pushback
 from servd.wire.http_answers import text_for_clients
-from servd.wire.records import STREAMED_BODY, TRACED, body_of
+from servd.wire.records import FIRST_CREDIT, SMALLER, STREAMED_BODY, TRACED, body_of
 
 _CONTEXT = "grpc_context"
 
@@ -88,7 +88,9 @@ class GrpcService:
         deadline = None if left is None else self._loop.time() + left
         context = RequestContext(request_id, method, self._app, model_id, deadline, 0, ancestors)
         body = bytes(body_of(message, frames))
-        exchange = GrpcExchange(peer, call_id, method, body, context, client, metadata, known[0] if known else None)
+        credit = FIRST_CREDIT[flags & SMALLER]
+        who = (client, metadata, known[0] if known else None)
+        exchange = GrpcExchange(peer, call_id, method, body, context, *who, credit=credit)
         peer.open[call_id] = exchange
         peer.newest = call_id
         if flags & STREAMED_BODY:
