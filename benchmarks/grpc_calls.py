@@ -3,7 +3,8 @@
 Unary calls that give their few bytes back, at 1, 32 and 128 in flight, and streams of 1,000 messages; the client is another
 process, of Python too, on one channel. Where `h2load` is there, unary calls from it as well: that client costs next to nothing.
 Shown are medians over interleaved rounds, and the least and greatest ratio of a round; machines differ, so compare ratios of
-one run. Ray has an environment of its own, which is made on first use; `--ray PYTHON` names another, `--ray ""` leaves it out.
+one run. Below it: the memory of a proxy that has no port of gRPC, and of one that has. Ray has an environment of its own, which
+is made on first use; `--ray PYTHON` names another, `--ray ""` leaves it out.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 from benchmarks.compare.peers import NotInstallableError, python_of
@@ -149,16 +150,25 @@ def bare(folder: Path) -> Iterator[int]:
         server.wait()
 
 
+def home_of(folder: Path, *, with_grpc: bool) -> Path:
+    """The state directory of a daemon."""
+    return folder / ("state" if with_grpc else "plain")
+
+
 @contextmanager
-def served(folder: Path) -> Iterator[int]:
-    """A daemon with one proxy and one replica; gives its port for gRPC."""
+def served(folder: Path, *, with_grpc: bool = True) -> Iterator[int]:
+    """A daemon with one proxy and, with gRPC, one replica; gives its port for gRPC."""
     port, http, admin = free_port(), free_port(), free_port()
     command = [sys.executable, "-m", "servd"]
-    where = ["--state-dir", str(folder / "state")]
-    ports = ["--http-port", str(http), "--admin-port", str(admin), "--dashboard-port", "0", "--grpc-port", str(port)]
-    servicers = ["--grpc-servicer-functions", "service.add_EchoServicer_to_server"]
+    where = ["--state-dir", str(home_of(folder, with_grpc=with_grpc))]
+    ports = ["--http-port", str(http), "--admin-port", str(admin), "--dashboard-port", "0"]
+    servicers = ["--grpc-port", str(port), "--grpc-servicer-functions", "service.add_EchoServicer_to_server"]
+    servicers = servicers if with_grpc else []
     subprocess.run([*command, "start", "--detach", *where, *ports, *servicers], check=True, stdout=subprocess.DEVNULL)
     try:
+        if not with_grpc:
+            yield port
+            return
         document = folder / "echo.yaml"
         document.write_text(f"import_path: echo:app\nruntime_env:\n  working_dir: {folder / 'code'}\n")
         subprocess.run([*command, "deploy", "--wait", *where, str(document)], check=True, stdout=subprocess.DEVNULL)
@@ -190,6 +200,21 @@ def ray(python: str, folder: Path) -> Iterator[int]:
         # it ends what it has started
         server.terminate()
         server.communicate(timeout=60)
+
+
+def memory_of_proxy(folder: Path, *, with_grpc: bool) -> tuple[float, bool]:
+    """Proportional set size in MB, and whether the library is loaded."""
+    home = str(home_of(folder, with_grpc=with_grpc)).encode()
+    with served(folder, with_grpc=with_grpc):
+        for process in Path("/proc").glob("[0-9]*"):
+            # some end meanwhile
+            with suppress(OSError):
+                title = (process / "cmdline").read_bytes()
+                if title.startswith(b"servd: proxy") and home in title:
+                    pss = re.search(r"^Pss: +(\d+)", (process / "smaps_rollup").read_text(), re.MULTILINE)
+                    assert pss is not None
+                    return int(pss[1]) / 1000, "cygrpc" in (process / "maps").read_text()
+    raise RuntimeError("there is no proxy")
 
 
 def with_python(folder: Path, port: int, kind: str, in_flight: int, seconds: float) -> float:
@@ -259,7 +284,11 @@ def main() -> None:
                 )
                 with server() as port:
                     samples[system].append(measure(folder, port, options.seconds))
+        memory = {with_grpc: memory_of_proxy(folder, with_grpc=with_grpc) for with_grpc in (False, True)}
     show(samples)
+    for with_grpc, (mb, is_loaded) in memory.items():
+        which = "with a port of gRPC" if with_grpc else "without a port of gRPC"
+        print(f"memory of a proxy {which}: {mb:.1f} MB, grpc {'loaded' if is_loaded else 'not loaded'}")
     if options.json:
         options.json.write_text(json.dumps({"cores": os.cpu_count(), "samples": samples}, indent=1))
 
