@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from servd.ground.clock import SystemClock
-from tests.faults import clock_steps, disks, hostile, limits, moments, network, older, sizes
+from tests.faults import clock_steps, disks, hostile, hostile_grpc, limits, moments, network, older, sizes
 from tests.faults.outcome import Outcome, from_json
 from tests.faults.scenarios import UNDER_LOAD
 
@@ -68,7 +68,15 @@ SCENARIOS: dict[str, Scenario] = {
     "many_replicas": Scenario(sizes.many_replicas, 0, 1, is_test=False),
     "first_release": Scenario(older.first_release, 0, 1),
     "sixty_commits_ago": Scenario(older.commits_ago, 0, 1, why_not=older.why_not),
-    **{f"hostile:{kind}": Scenario(partial(hostile.play, kind), 0, hostile.CONNECTIONS) for kind in hostile.KINDS},
+    **{
+        f"hostile:{kind}": Scenario(
+            partial(hostile.play, kind),
+            0,
+            hostile.CONNECTIONS,
+            why_not=hostile_grpc.why_not if kind in hostile_grpc.KINDS else str,
+        )
+        for kind in hostile.KINDS
+    },
     "hostile": Scenario(hostile.play_some, 1, 0),
     **{cell: Scenario(_once(partial(disks.play, cell)), 0, 1, _MOUNTS, disks.why_not) for cell in disks.CELLS},
 }

@@ -7,8 +7,10 @@ from functools import partial
 from pathlib import Path
 
 from servd.ground.clock import SystemClock, block_for
+from tests.faults import hostile_grpc
 from tests.faults.hostile_client import Http2Attacker, RawClient, WebSocketAttacker, frame
 from tests.faults.outcome import Outcome
+from tests.ports import free_port
 from tests.system.running_daemon import RunningDaemon, a_daemon, settings_in
 
 MOST_MIB = 4.0
@@ -201,6 +203,7 @@ KINDS: dict[str, Callable[[int], RawClient]] = {
     "websocket: pings": partial(_chat, "/echo", WebSocketAttacker.frame(9, b"x" * 100) * 100_000),
     "websocket: compressed": lambda port: _chat("/deaf", WebSocketAttacker.bomb() * 30, port, "permessage-deflate"),
     "websocket: many in one http2": partial(_chats, "/deaf"),
+    **hostile_grpc.KINDS,
 }
 """One connection of each kind: opened, and left alone once it takes nothing more."""
 
@@ -209,12 +212,14 @@ WORST = ("http2: whole answers unread", "http2: bodies that nobody takes")
 
 
 @contextmanager
-def a_victim(directory: Path) -> Iterator["Victim"]:
-    """A daemon with one proxy and the application, both warm."""
-    (directory / "large.py").write_text(APPLICATION)
-    with a_daemon(settings_in(directory, proxies=1)) as daemon:
+def a_victim(directory: Path, kind: str = "") -> Iterator["Victim"]:
+    """A daemon with one proxy and the application, both warm; with a port of gRPC for kinds that need it."""
+    is_grpc = kind in hostile_grpc.KINDS
+    (directory / "large.py").write_text(hostile_grpc.APPLICATION if is_grpc else APPLICATION)
+    options = {"grpc_port": free_port(), "grpc_servicers": (hostile_grpc.SERVICER,)} if is_grpc else {}
+    with a_daemon(settings_in(directory, proxies=1, **options)) as daemon:
         daemon.deploy(directory, "large:app")
-        victim = Victim(daemon)
+        victim = GrpcVictim(daemon) if is_grpc else Victim(daemon)
         victim.warm_up()
         yield victim
 
@@ -272,9 +277,25 @@ class Victim:
         return self.daemon.pids("proxy") == [self._pid] and self.daemon.get()[0] == 200
 
 
+class GrpcVictim(Victim):
+    """The same, by its port of gRPC."""
+
+    def __init__(self, daemon: RunningDaemon) -> None:
+        super().__init__(daemon)
+        assert daemon.settings.grpc_port is not None
+        self.port = daemon.settings.grpc_port
+
+    def warm_up(self) -> None:
+        for _ in range(2):
+            assert self.is_well()
+
+    def is_well(self) -> bool:
+        return self.daemon.pids("proxy") == [self._pid] and hostile_grpc.is_answered(self.port)
+
+
 def play(kind: str, directory: Path, connections: int) -> Outcome:
     """So many connections of a kind at once."""
-    with a_victim(directory) as victim:
+    with a_victim(directory, kind) as victim:
         outcome = Outcome(connections)
         _attack(victim, kind, connections, outcome)
     return outcome

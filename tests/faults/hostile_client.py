@@ -130,6 +130,28 @@ class Http2Attacker(RawClient):
             if not self._hear(0.0 if has_sent else _STUCK_S) and not has_sent:
                 return
 
+    def upload_each(self, bodies: dict[int, bytes], *, end: bool) -> None:
+        """Send each stream's body as the windows open, until they open no more."""
+        self.push_all()
+        left = {stream_id: memoryview(body) for stream_id, body in bodies.items()}
+        while left:
+            has_sent = False
+            for stream_id, body in list(left.items()):
+                try:
+                    size = min(len(body), self._h2.local_flow_control_window(stream_id), 16_000)
+                    if size > 0:
+                        self._h2.send_data(stream_id, bytes(body[:size]), end_stream=end and size == len(body))
+                        left[stream_id] = body[size:]
+                        has_sent = True
+                    if size == len(body):
+                        del left[stream_id]
+                except h2.exceptions.ProtocolError:
+                    # the server has ended it
+                    del left[stream_id]
+            self.push_all()
+            if not self._hear(0.0 if has_sent else _STUCK_S) and not has_sent:
+                return
+
     def _hear(self, limit_s: float) -> bool:
         heard = False
         while select.select([self._socket], [], [], 0.0 if heard else limit_s)[0]:
