@@ -7,7 +7,6 @@ from contextlib import nullcontext
 from typing import Any
 
 from servd.calls.affinity import affinity_of_http
-from servd.calls.connection_room import Share
 from servd.calls.outgoing import Outgoing
 from servd.calls.routing_rules import Rule
 from servd.calls.traced import note_wait
@@ -16,6 +15,7 @@ from servd.observability.head_traces import TracedId
 from servd.proxy.body_stream import BodyStream
 from servd.proxy.forwarder import CLIENT_GONE, Forwarder, Target, id_headers
 from servd.proxy.http1_rules import outlives_client
+from servd.wire.connection_room import Share
 from servd.wire.records import (
     CREDIT_BYTES,
     FIRST_CREDIT,

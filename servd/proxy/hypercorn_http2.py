@@ -12,9 +12,9 @@ from hypercorn.events import Closed, Event
 from hypercorn.protocol.events import Body
 from hypercorn.protocol.h2 import BufferCompleteError, H2Protocol, StreamBuffer
 
-from servd.calls.connection_room import ConnectionRoom, Share
 from servd.proxy.app_queue import AppQueue
 from servd.proxy.hypercorn_websocket import LaneWebSocket
+from servd.wire.connection_room import ConnectionRoom, Share
 
 _STREAM_WINDOW_BYTES = 65_535
 _WINDOW_BYTES = 384 * 1024

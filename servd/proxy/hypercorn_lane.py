@@ -19,7 +19,6 @@ from hypercorn.protocol.http_stream import HTTPStream
 from hypercorn.protocol.ws_stream import ASGIWebsocketState, WSStream
 from hypercorn.typing import ConnectionState
 
-from servd.calls.connection_room import Share
 from servd.ground.clock import worked
 from servd.proxy.app_queue import AppQueue
 from servd.proxy.client_host import Silence, is_reset
@@ -30,6 +29,7 @@ from servd.proxy.http_form import HttpForm
 from servd.proxy.hypercorn_http2 import LaneHttp2
 from servd.proxy.hypercorn_websocket import LaneWebSocket
 from servd.proxy.websocket_form import WebSocketForm
+from servd.wire.connection_room import Share
 
 _PREFACE = b"PRI * HTTP/2.0\r\n"
 _AFTER_END_S = 1.0

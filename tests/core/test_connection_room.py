@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from servd.calls.connection_room import ROOM_BYTES, SHARE_BYTES, ConnectionRoom, Share
 from servd.calls.outgoing import Outgoing
 from servd.proxy.body_stream import BodyStream
 from servd.proxy.http1_rules import size_of_head
 from servd.proxy.limits import WHOLE_BODY_BYTES
+from servd.wire.connection_room import ROOM_BYTES, SHARE_BYTES, ConnectionRoom, Share
 from servd.wire.records import CREDIT_BYTES, MEDIUM, MEDIUM_BYTES, NARROW
 
 KIB = 1024

@@ -5,11 +5,11 @@ from typing import Any, cast
 
 import pytest
 
-from servd.calls.connection_room import Share
 from servd.proxy.app_queue import ROOM_BYTES, AppQueue
 from servd.proxy.forwarded_call import ForwardedCall
 from servd.proxy.hypercorn_lane import next_read
 from servd.proxy.websocket_form import _Credit
+from servd.wire.connection_room import Share
 
 KIB = 1024
 

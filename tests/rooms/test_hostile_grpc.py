@@ -10,8 +10,8 @@ import pytest
 
 grpc = pytest.importorskip("grpc", reason="needs grpcio: pip install 'servd-serve[grpc]'")
 
-from servd.calls.connection_room import ROOM_BYTES  # noqa: E402
 from servd.proxy.grpc.lane import GrpcLane  # noqa: E402
+from servd.wire.connection_room import ROOM_BYTES  # noqa: E402
 from servd.wire.grpc_messages import GrpcMethod, GrpcRoute  # noqa: E402
 from servd.wire.records import CREDIT_BYTES  # noqa: E402
 from tests.fakes import wait_until  # noqa: E402

@@ -8,7 +8,6 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from servd.calls.connection_room import ConnectionRoom, Share
 from servd.ground.keep_alive import KeepAlive
 from servd.ground.settings import variable
 from servd.proxy.grpc.certificate import GrpcCertificate
@@ -16,6 +15,7 @@ from servd.proxy.grpc.own_services import OwnServices
 from servd.proxy.grpc.served import Forwarder, Served
 from servd.proxy.grpc.sockets import connections, others_listen, stop_listening
 from servd.proxy.grpc.table import GrpcTable
+from servd.wire.connection_room import ConnectionRoom, Share
 from servd.wire.grpc_messages import GrpcMethod, GrpcRoute
 
 _MOST_BYTES = 2**31 - 1

@@ -5,11 +5,11 @@ from collections import deque
 from typing import Any
 
 from servd.calls.affinity import affinity_of_grpc
-from servd.calls.connection_room import Share
 from servd.calls.outgoing import Outgoing
 from servd.calls.routing_rules import Rule
 from servd.calls.traced import note_wait
 from servd.observability.head_traces import TracedId
+from servd.wire.connection_room import Share
 from servd.wire.grpc_messages import Authentication, GrpcMethod
 from servd.wire.records import (
     CREDIT_BYTES,

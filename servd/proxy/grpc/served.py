@@ -11,7 +11,6 @@ import grpc
 import grpc.aio
 
 from servd.calls.caller import Caller
-from servd.calls.connection_room import Share
 from servd.exceptions import BackPressureError, NoRouteError, RequestError
 from servd.observability.access_log import Labels
 from servd.observability.head_traces import RESPONSE, HeadTraces, TracedId
@@ -19,6 +18,7 @@ from servd.observability.journal import Journal
 from servd.observability.trace_context import TRACEPARENT, TRACESTATE, trace_in, with_trace
 from servd.proxy.grpc.outgoing import GrpcCall, Metadata
 from servd.proxy.grpc.table import GrpcTable
+from servd.wire.connection_room import Share
 from servd.wire.grpc_codes import Code, pushback
 from servd.wire.grpc_messages import Authentication, GrpcMethod, GrpcRoute
 from servd.wire.http_answers import text_for_clients
