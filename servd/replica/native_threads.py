@@ -26,6 +26,7 @@ _COMMON = ("libc.so", "libc-", "ld-", "libpthread", "libstdc++", "libm.so", "lib
 _PYTHON_MODULE = ".cpython-"
 _INTERPRETER = re.compile(r"libpython\d[^/]*\.so|python[\d.]*[td]*$|lib-dynload/")
 _WORD = struct.Struct("<Q")
+_PAGE_BYTES = 4096
 
 _Segment = tuple[int, int, str]
 """First address, address after the last, file."""
@@ -230,7 +231,8 @@ def _outer_stack(pointer: int, stacks: list[_Segment]) -> bytes:
 def _library_of(stack: bytes, code: list[_Segment]) -> str:
     whole = stack[len(stack) % _WORD.size :]
     for (address,) in reversed(list(_WORD.iter_unpack(whole))):
-        if file := _file_at(address, code):
+        # whole pages are a size: that of the thread's stack, 8 MiB, lies in the code of a Python at low addresses, as Debian's
+        if address % _PAGE_BYTES and (file := _file_at(address, code)):
             return file
     return ""
 
