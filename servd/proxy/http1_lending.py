@@ -12,7 +12,7 @@ from servd.proxy.http1_answer import HttpAnswering
 from servd.proxy.http1_rules import outlives_client
 from servd.proxy.limits import WHOLE_BODY_BYTES
 from servd.proxy.listener import Listener
-from servd.wire.body_loan import LENT_BODY_BYTES, BodyLoan
+from servd.wire.body_loan import LENT_BODY_BYTES, BodyLoan, Reader
 from servd.wire.records import CLAIM, LENDS
 
 
@@ -177,7 +177,7 @@ class HttpLending(HttpAnswering):
             peer.keep(self)
 
     def _cut(self) -> None:
-        if self._is_lent:
+        if self._is_lent or (self._loan is not None and self._loan.reader is not Reader.OWN):
             # whoever has it too may not know yet; this ends it for all
             self._is_lent = False
             with contextlib.suppress(OSError):

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import os
 import random
 import socket
@@ -14,6 +15,7 @@ from servd.proxy.limits import Limits
 from servd.replica.exchange import HttpExchange
 from servd.wire.body_loan import LENT_BODY_BYTES
 from servd.wire.lending import LendingDoor, LendingLine, Loan
+from servd.wire.uploading import Uploading
 from tests.fakes import Room, hello, new_address, wait_until
 
 MIB = 1024 * 1024
@@ -303,6 +305,25 @@ async def test_a_time_limit_ends_a_request_whose_body_does_not_come(loans: list[
         assert (status, text) == (408, b"The time limit of 0.3 s passed while reading the body.")
         assert loans
         assert await client.has_ended()
+        client.socket.close()
+
+
+async def test_an_answer_that_is_cut_ends_its_connection_though_the_replica_keeps_the_body(
+    loans: list[Loan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with a_room(limits=Limits(request_s=0.2)) as room:
+        with monkeypatch.context() as patch:
+            # one that hangs does not hear that the request is over
+            patch.setattr(Uploading, "end", lambda _: None)
+            client = Client(room)
+            await client.post("begin", 3 * MIB, sent=2 * MIB)
+            while not await client.has_ended():
+                pass
+            assert client._got.endswith(b"begun\r\n")
+            assert loans
+            uploads = [each for each in gc.get_objects() if isinstance(each, Uploading) and each._socket is not None]
+        for upload in uploads:
+            upload.end()
         client.socket.close()
 
 
