@@ -17,7 +17,18 @@ from servd.documents.autoscaling import (
     warn_of_low_limit,
 )
 from servd.documents.autoscaling_context import AutoscalingContext
-from servd.documents.bounds import MAX_COUNT, MAX_THREADS, Count, NotNegative, Positive, Replicas, whole
+from servd.documents.bounds import (
+    MAX_COUNT,
+    MAX_THREADS,
+    Count,
+    LocalFile,
+    NotNegative,
+    Passphrase,
+    Positive,
+    Replicas,
+    tls_faults,
+    whole,
+)
 from servd.documents.checked import Document, Fault
 from servd.documents.request_router import RequestRouterConfig, take_out_default_router
 from servd.ground.absent import stand_in
@@ -308,6 +319,10 @@ class HTTPOptions(Document):
     root_path: str = ""
     request_timeout_s: Positive | None = None
     keep_alive_timeout_s: Positive | None = None
+    ssl_certfile: LocalFile | None = None
+    ssl_keyfile: LocalFile | None = None
+    ssl_keyfile_password: Passphrase | None = Field(default=None, repr=False)
+    ssl_ca_certs: LocalFile | None = None
     fixed_number_replicas: int | None = None
     fixed_number_selection_seed: int = 0
 
@@ -317,6 +332,10 @@ class HTTPOptions(Document):
         "root_path",
         "request_timeout_s",
         "keep_alive_timeout_s",
+        "ssl_certfile",
+        "ssl_keyfile",
+        "ssl_keyfile_password",
+        "ssl_ca_certs",
     )
     """Those that the daemon is told by these names."""
 
@@ -327,7 +346,7 @@ class HTTPOptions(Document):
             raw["location"] = DeploymentMode.NoServer
         if raw.get("host", "") is None or raw.get("location", "") is None:
             raw["location"] = DeploymentMode.NoServer
-        faults: list[Fault] = []
+        faults = tls_faults(raw)
         if raw.get("middlewares"):
             reason = "no user code runs in a proxy: wrap the application's own ASGI app in the middleware"
             faults.append((("middlewares",), reason))

@@ -31,7 +31,7 @@ from servd.documents.answers import (
     ServeStatusSchema,
 )
 from servd.documents.autoscaling import take_out_default_policy
-from servd.documents.bounds import Positive, Replicas
+from servd.documents.bounds import AbsolutePath, Passphrase, Positive, Replicas, tls_faults
 from servd.documents.checked import Document, Fault, Place, validated
 from servd.documents.control_plane import ApplicationDocument, GoalDocument
 from servd.documents.cross_checks import item_faults, repeated, scaler_faults
@@ -148,15 +148,20 @@ class HTTPOptionsSchema(Document):
     root_path: str = ""
     request_timeout_s: Positive | None = None
     keep_alive_timeout_s: Positive | None = None
+    ssl_certfile: AbsolutePath | None = None
+    ssl_keyfile: AbsolutePath | None = None
+    ssl_keyfile_password: Passphrase | None = Field(default=None, repr=False)
+    ssl_ca_certs: AbsolutePath | None = None
 
     hints: ClassVar[Mapping[str, str]] = {
-        "ssl_keyfile": "use `servd start --http-tls-cert FILE --http-tls-key FILE`",
-        "ssl_certfile": "use `servd start --http-tls-cert FILE --http-tls-key FILE`",
-        "ssl_keyfile_password": "give a key without a passphrase to `servd start --http-tls-key FILE`",
-        "ssl_ca_certs": "put a TLS terminator that checks client certificates in front",
         "middlewares": "wrap the application's own ASGI app in the middleware",
         "location": "set proxy_location at the top level",
     }
+
+    @classmethod
+    def prepare(cls, raw: dict[str, Any]) -> list[Fault]:
+        """A certificate needs its key."""
+        return tls_faults(raw)
 
     def http_wish(self, location: str | None) -> HttpWish:
         """Those of them that were sent."""
@@ -168,6 +173,10 @@ class HTTPOptionsSchema(Document):
             location=location,
             request_timeout_s=(self.request_timeout_s or 0.0) if "request_timeout_s" in sent else None,
             keep_alive_timeout_s=(self.keep_alive_timeout_s or 0.0) if "keep_alive_timeout_s" in sent else None,
+            ssl_certfile=(self.ssl_certfile or "") if "ssl_certfile" in sent else None,
+            ssl_keyfile=(self.ssl_keyfile or "") if "ssl_keyfile" in sent else None,
+            ssl_ca_certs=(self.ssl_ca_certs or "") if "ssl_ca_certs" in sent else None,
+            ssl_keyfile_password=self.ssl_keyfile_password,
         )
 
 
@@ -322,7 +331,7 @@ class ServeDeploySchema(Document):
 
     def stored(self) -> dict[str, Any]:
         """Only what was sent, in the order of the contract."""
-        sent = self.model_dump(mode="json", exclude_unset=True)
+        sent = self.model_dump(mode="json", exclude_unset=True, exclude={"http_options": {"ssl_keyfile_password"}})
         return {**sent, "applications": [app.stored() for app in self.applications]}
 
     def to_goal(self) -> GoalDocument:

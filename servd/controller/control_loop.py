@@ -26,6 +26,7 @@ from servd.controller.shown.status import Identity, epoch_of, instance_view
 from servd.controller.snapshots import prune, take_snapshots
 from servd.controller.stack_requests import StackRequests
 from servd.controller.supervisor import Supervisor
+from servd.controller.tls_wish import check_tls, keep_secrets
 from servd.daemon.edition_watch import EditionWatch
 from servd.daemon.listeners import check_grpc
 from servd.daemon.upgrade import Upgrader
@@ -39,13 +40,7 @@ from servd.documents.control_plane import (
     check_match,
 )
 from servd.documents.sent import HttpWish
-from servd.exceptions import (
-    DeployError,
-    GoalNotSavedError,
-    ListenError,
-    ServdError,
-    UnknownNameError,
-)
+from servd.exceptions import DeployError, GoalNotSavedError, ListenError, ServdError, UnknownNameError
 from servd.ground.clock import Clock
 from servd.ground.ids import DeploymentID
 from servd.ground.places import trouble_of
@@ -54,7 +49,6 @@ from servd.ground.states import RevisionOutcome
 
 DELETE_LIMIT_S = 60.0
 STOP_KILL_S = 1.0
-
 UNDECIDED = RevisionOutcome.UNDECIDED
 
 logger = logging.getLogger(__name__)
@@ -175,7 +169,9 @@ class ControlLoop(Circle):
     async def put(self, document: GoalDocument, *, if_match: str | None = None, origin: str = "") -> int:
         """Replace the goal's applications; gives the new revision."""
         async with self._changing:
-            return await self._accept(await self._after_put(document, if_match), origin)
+            goal = await self._after_put(document, if_match)
+            keep_secrets(document.http, self._settings)
+            return await self._accept(goal, origin)
 
     async def plan(self, document: GoalDocument, *, if_match: str | None = None) -> ChangePlan:
         """What `put` would do; nothing is changed."""
@@ -190,6 +186,7 @@ class ControlLoop(Circle):
         # the world has moved on meanwhile; the goal has not, the lock is ours
         situation = self._situation()
         http = change.check_put(self._goal, document, situation)
+        check_tls(document.http, http, self._settings)
         return change.put(self._goal, document, http, situation, snapshots)
 
     async def _compared(self, goal: Goal) -> ChangePlan:
@@ -243,6 +240,7 @@ class ControlLoop(Circle):
         former = history.goal_of(self._store, number)
         situation = self._situation()
         http = change.check_rollback(self._goal, former, situation)
+        check_tls(former.asked, http, self._settings)
         history.check_code(former, self._code_dir)
         return change.rollback(self._goal, former, http, situation)
 
@@ -300,6 +298,8 @@ class ControlLoop(Circle):
             if self._goal.running:
                 return self._goal.revision
             options = change.merged_options(http, self._situation())
+            check_tls(http, options, self._settings)
+            keep_secrets(http, self._settings)
             return await self._accept(change.start_instance(self._goal, options), origin)
 
     async def delete(self, *, if_match: str | None = None, origin: str = "") -> None:

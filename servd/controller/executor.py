@@ -18,7 +18,8 @@ from servd.controller.plan.facts import ForkServerFact, ProxyFact, ReplicaFact
 from servd.controller.plan.observed import Observed
 from servd.controller.supervisor import Key, Supervisor
 from servd.controller.working_copies import remove, unused
-from servd.exceptions import HostLimitError, InvariantError
+from servd.daemon.data_tls import check_files, files_in_force, passphrase_of
+from servd.exceptions import ConfigError, HostLimitError, InvariantError
 from servd.ground.host_limits import no_process, processes_left
 from servd.ground.ids import DeploymentID
 from servd.ground.pidfd import is_called
@@ -200,6 +201,7 @@ class Executor:
 
     async def _start_proxy(self, fact: ProxyFact) -> None:
         settings = self._settings
+        files = files_in_force(fact.tls_files, settings)
         start = ProxyStart(
             proxy_id=fact.proxy_id,
             slot=fact.slot,
@@ -210,20 +212,24 @@ class Executor:
             state_dir=settings.state_dir,
             socket_dir=settings.socket_dir,
             log_dir=settings.log_dir,
-            tls_cert=settings.http_tls_cert or "",
-            tls_key=settings.http_tls_key or "",
+            tls_cert=files.certificate,
+            tls_key=files.key,
             forwarded_allow_ips=settings.forwarded_allow_ips,
             believes_forwarded_host=settings.believes_forwarded_host,
             grpc_port=fact.grpc_port,
-            grpc_tls_ca=settings.grpc_tls_ca or "",
+            grpc_tls_ca=settings.grpc_tls_ca or files.client_ca,
             keep_alive_timeout_s=fact.keep_alive_timeout_s,
+            tls_client_ca=files.client_ca,
         )
         try:
+            # a process that cannot begin could not say why
+            check_files(files, passphrase_of(settings.state_dir, files.key), has_grpc=bool(fact.grpc_port))
             sockets = await self._channel.open_listeners(fact.host, fact.port, settings.proxies)
             pid, ticks = self._supervisor.start((PROXY, fact.proxy_id), PROXY_TARGET, (start, sockets), {})
-        except HostLimitError as error:
+        except (HostLimitError, ConfigError) as error:
             logger.warning("action_failed action=StartProxy reason=%s", error)
-            self._emit(events.StartFailed(PROXY, fact.proxy_id, str(error), is_host_limit=True))
+            is_host_limit = isinstance(error, HostLimitError)
+            self._emit(events.StartFailed(PROXY, fact.proxy_id, str(error), is_host_limit=is_host_limit))
         except Exception as error:
             logger.exception("action_failed action=StartProxy")
             self._emit(events.StartFailed(PROXY, fact.proxy_id, str(error)))

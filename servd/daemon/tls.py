@@ -5,6 +5,7 @@ import logging
 import os
 import socket
 import ssl
+from collections.abc import Callable
 
 from servd.exceptions import StateError
 
@@ -13,14 +14,17 @@ HTTP2, HTTP1 = "h2", "http/1.1"
 logger = logging.getLogger(__name__)
 
 
-def server_context(certificate: str, key: str, option: str, protocols: tuple[str, ...] = (HTTP1,)) -> ssl.SSLContext:
+def server_context(
+    certificate: str, key: str, option: str, protocols: tuple[str, ...] = (HTTP1,), passphrase: str | None = None
+) -> ssl.SSLContext:
     """What a listening port needs to speak TLS 1.2 and later.
 
     Args:
         certificate: PEM file with the certificate and its chain.
-        key: PEM file with its private key, without a passphrase.
+        key: PEM file with its private key.
         option: begin of the two options' names, for errors, e.g. "--admin-tls".
         protocols: offered in ALPN, best first.
+        passphrase: of the key; None = it has none.
 
     Raises:
         StateError: a file cannot be used; names the option.
@@ -28,11 +32,11 @@ def server_context(certificate: str, key: str, option: str, protocols: tuple[str
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(list(protocols))
-    load(context, certificate, key, option)
+    load(context, certificate, key, option, passphrase)
     return context
 
 
-def load(context: ssl.SSLContext, certificate: str, key: str, option: str) -> None:
+def load(context: ssl.SSLContext, certificate: str, key: str, option: str, passphrase: str | None = None) -> None:
     """Read the files (again): connections from now on use what they hold.
 
     Raises:
@@ -40,15 +44,28 @@ def load(context: ssl.SSLContext, certificate: str, key: str, option: str) -> No
     """
     try:
         # a first try beside the context: a half-loaded pair must not take a running port down
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=_no_passphrase)
-        context.load_cert_chain(certificate, key, password=_no_passphrase)
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=answer_of(passphrase))
+        context.load_cert_chain(certificate, key, password=answer_of(passphrase))
     except (OSError, ssl.SSLError, ValueError) as error:
         reason = error.strerror if isinstance(error, FileNotFoundError | PermissionError) else str(error)
         raise StateError(f"cannot use {option}-cert {certificate} with {option}-key {key}: {reason}") from error
 
 
-def _no_passphrase() -> str:
-    raise ValueError("the key has a passphrase; give one without")
+def answer_of(passphrase: str | None, asked: list[bool] | None = None) -> Callable[[], str]:
+    """What OpenSSL asks for a passphrase: by itself it would ask the terminal.
+
+    Args:
+        asked: grows where it asks.
+    """
+
+    def answer() -> str:
+        if asked is not None:
+            asked.append(True)
+        if passphrase is None:
+            raise ValueError("the key has a passphrase; give one without")
+        return passphrase
+
+    return answer
 
 
 def check_pair(certificate: str | None, key: str | None, option: str) -> bool:
@@ -68,32 +85,69 @@ def check_pair(certificate: str | None, key: str | None, option: str) -> bool:
 class Certificate:
     """A port's certificate that follows its files: a renewed one is used for the connections after it.
 
+    Args:
+        option: begin of the two options' names, for errors.
+        client_ca: PEM file of what vouches for clients, each of which needs a certificate then; "" = none does.
+        passphrase: asked for what opens the key, each time that it is read.
+
+    Attributes:
+        context: what the port speaks TLS with.
+
     Raises:
         StateError: a file cannot be used.
     """
 
-    def __init__(self, certificate: str, key: str, option: str) -> None:
+    def __init__(
+        self,
+        certificate: str,
+        key: str,
+        option: str,
+        client_ca: str = "",
+        passphrase: Callable[[], str | None] = lambda: None,
+    ) -> None:
         self._files = (certificate, key)
+        self._client_ca = client_ca
         self._option = option
-        self._seen = self._stamps()
-        self.context = server_context(certificate, key, option, (HTTP2, HTTP1))
+        self._passphrase = passphrase
+        self._seen = self._stamps(), passphrase()
+        self.context = self._made()
 
-    def refresh(self) -> None:
-        """Look at the files; what cannot be used leaves the old ones in force, with a log line."""
-        stamps = self._stamps()
-        if stamps == self._seen:
-            return
-        self._seen = stamps
+    def refresh(self) -> bool:
+        """Look at the files; what cannot be used leaves the old ones in force, with a log line.
+
+        Returns:
+            Whether `context` is another now: servers that were made with the one before have to be made again.
+        """
+        seen = self._stamps(), self._passphrase()
+        if seen == self._seen:
+            return False
+        has_other_clients = seen[0][2:] != self._seen[0][2:]
+        self._seen = seen
         try:
-            load(self.context, *self._files, self._option)
+            if has_other_clients:
+                # one context forgets nobody who ever vouched for clients
+                self.context = self._made()
+            else:
+                load(self.context, *self._files, self._option, self._passphrase())
         except StateError as error:
             logger.error("certificate_not_renewed reason=%s", error)
-        else:
-            logger.info("certificate_renewed file=%s", self._files[0])
+            return False
+        logger.info("certificate_renewed file=%s", self._files[0])
+        return has_other_clients
+
+    def _made(self) -> ssl.SSLContext:
+        context = server_context(*self._files, self._option, (HTTP2, HTTP1), self._passphrase())
+        if self._client_ca:
+            try:
+                context.load_verify_locations(self._client_ca)
+            except (OSError, ssl.SSLError) as error:
+                raise StateError(f"cannot use {self._client_ca} to check clients: {error}") from error
+            context.verify_mode = ssl.CERT_REQUIRED
+        return context
 
     def _stamps(self) -> list[int]:
         stamps = []
-        for path in self._files:
+        for path in filter(None, (*self._files, self._client_ca)):
             try:
                 stamps.append(os.stat(path).st_mtime_ns)
             except OSError:

@@ -1,8 +1,10 @@
-"""Numbers that documents hold, with their bounds."""
+"""Numbers and paths that documents hold, with their bounds."""
 
+import os
+from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 MAX_REPLICAS = 100_000
 """More than one host can hold; a slip of the finger must not exhaust the controller."""
@@ -13,6 +15,30 @@ Replicas = Annotated[int, Field(gt=0, le=MAX_REPLICAS)]
 Count = Annotated[int, Field(gt=0, le=MAX_COUNT)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
+
+
+def _check_absolute(path: str) -> str:
+    if not path.startswith("/"):
+        raise ValueError(f"must be an absolute path on the daemon's host, got {path!r}")
+    return path
+
+
+AbsolutePath = Annotated[str, AfterValidator(_check_absolute)]
+LocalFile = Annotated[str, Field(min_length=1), AfterValidator(os.path.abspath)]
+"""A path of this program's, relative ones from where it runs."""
+Passphrase = Annotated[str, Field(min_length=1, max_length=1024)]
+"""Of a key; OpenSSL takes no longer ones."""
+
+
+def tls_faults(raw: Mapping[str, Any]) -> list[tuple[tuple[str | int, ...], str]]:
+    """What does not fit together in `ssl_...` options: place and reason."""
+    faults: list[tuple[tuple[str | int, ...], str]] = []
+    for one, other in (("ssl_certfile", "ssl_keyfile"), ("ssl_keyfile", "ssl_certfile")):
+        if raw.get(one) and not raw.get(other):
+            faults.append(((one,), f"a certificate and its key belong together: give {other} too"))
+    if raw.get("ssl_keyfile_password") and not raw.get("ssl_keyfile"):
+        faults.append((("ssl_keyfile_password",), "it opens the key of ssl_keyfile: give that too"))
+    return faults
 
 
 def whole(value: Any) -> int | None:

@@ -134,7 +134,9 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 
 def _detail(loc: tuple[str | int, ...], kind: str, reason: str, given: Any) -> InitErrorDetails:
-    return InitErrorDetails(type=PydanticCustomError(kind, reason), loc=loc, input=given)
+    # also where the key is misspelt
+    is_secret = any("pass" in str(key).lower() for key in loc[-1:])
+    return InitErrorDetails(type=PydanticCustomError(kind, reason), loc=loc, input="***" if is_secret else given)
 
 
 def _at(value: Any, loc: tuple[str | int, ...]) -> Any:

@@ -159,7 +159,9 @@ class ProxyView:
 
 @dataclass(frozen=True, slots=True)
 class HttpView:
-    """Options of the data plane in force; listening: a proxy accepts; request_timeout_s: 0 = none; grpc: its options."""
+    """Options of the data plane in force; listening: a proxy accepts; request_timeout_s: 0 = none; grpc: its options.
+    ssl_certfile, ssl_keyfile, ssl_ca_certs: paths, "" = none.
+    """
 
     host: str
     port: int
@@ -169,6 +171,9 @@ class HttpView:
     is_tls: bool = False
     request_timeout_s: float = 0.0
     grpc: dict[str, Any] = field(default_factory=dict)
+    ssl_certfile: str = ""
+    ssl_keyfile: str = ""
+    ssl_ca_certs: str = ""
 
 
 @dataclass(frozen=True, slots=True)

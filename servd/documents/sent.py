@@ -12,13 +12,19 @@ _GRPC_OPTIONS = {
     "request_timeout_s": "grpc_request_timeout_s",
     "enable_reflection": "grpc_reflection",
 }
-_LIFTED_BY_NULL = frozenset({"request_timeout_s", "grpc_request_timeout_s", "keep_alive_timeout_s"})
-"""Of an `HttpWish`: 0 there is a `null` in the document."""
+_LIFTED_BY_NULL = frozenset({"request_timeout_s", "grpc_request_timeout_s", "keep_alive_timeout_s"}) | {
+    "ssl_certfile",
+    "ssl_keyfile",
+    "ssl_ca_certs",
+}
+"""Of an `HttpWish`: 0 or "" there is a `null` in the document."""
 
 
 @dataclass(frozen=True, slots=True)
 class HttpWish:
-    """Options of HTTP and gRPC that a document sent; None = not sent, so it never conflicts. A limit or port of 0 is none."""
+    """Options of HTTP and gRPC that a document sent; None = not sent, so it never conflicts. A limit or port of 0 is none, and
+    so is a path of "". ssl_keyfile_password: on its way only, no goal holds it.
+    """
 
     host: str | None = None
     port: int | None = None
@@ -30,6 +36,18 @@ class HttpWish:
     grpc_request_timeout_s: float | None = None
     grpc_reflection: bool | None = None
     keep_alive_timeout_s: float | None = None
+    ssl_certfile: str | None = None
+    ssl_keyfile: str | None = None
+    ssl_ca_certs: str | None = None
+    ssl_keyfile_password: str | None = None
+
+    @property
+    def names_tls(self) -> bool:
+        """Whether anything of TLS was sent."""
+        return any(
+            sent is not None
+            for sent in (self.ssl_certfile, self.ssl_keyfile, self.ssl_ca_certs, self.ssl_keyfile_password)
+        )
 
 
 class TopLevel(Protocol):
@@ -54,6 +72,7 @@ class TopLevel(Protocol):
 def top_level(of: TopLevel, applications: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """The document, in the order of the contract; options that say nothing are left out."""
     sent = {key: value for key, value in asdict(of.http).items() if value is not None}
+    sent.pop("ssl_keyfile_password", None)
     for key in _LIFTED_BY_NULL & sent.keys():
         sent[key] = sent[key] or None
     location = sent.pop("location", None)

@@ -14,6 +14,7 @@ from typing import Any
 
 from servd.calls.caller import Caller
 from servd.calls.replica_peer import Router
+from servd.daemon.data_tls import passphrase_of
 from servd.daemon.tls import Certificate
 from servd.ground import event_loop, process
 from servd.ground.edition import own_edition
@@ -101,7 +102,7 @@ class Proxy:
         self._lane = LateLane(self._forwarder)
         self._grpc = LateGrpc(start, self._forwarder)
         self._listener = Listener(self._forwarder, self._lane.hand_over, lambda: self._lane.connections)
-        self._certificate = Certificate(start.tls_cert, start.tls_key, "--http-tls") if start.tls_cert else None
+        self._certificate = _certificate_of(start) if start.tls_cert else None
         self._doors: dict[int, Door] = {}
         self._pauses = 0
         self._others: tuple[int, ...] = ()
@@ -294,8 +295,11 @@ class Proxy:
             self._listener.turn()
             self._lane.turn()
             self._open_soon()
-            if self._certificate is not None:
-                self._certificate.refresh()
+            if self._certificate is not None and self._certificate.refresh():
+                for door in self._doors.values():
+                    # a moment, in which clients wait in the kernel's queue
+                    await door.close()
+                    await door.open()
             self._report()
 
     async def _watch_queues(self) -> None:
@@ -319,6 +323,16 @@ class SamplingConnection(HttpConnection):
             self._special = {**self._special, BEGINS: b""}
             self._is_usual = False
         super().on_headers_complete()
+
+
+def _certificate_of(start: ProxyStart) -> Certificate:
+    return Certificate(
+        start.tls_cert,
+        start.tls_key,
+        "--http-tls",
+        start.tls_client_ca,
+        lambda: passphrase_of(start.state_dir, start.tls_key),
+    )
 
 
 def _nothing(_: tuple[str, ...]) -> None:

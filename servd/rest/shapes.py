@@ -106,7 +106,7 @@ class Application(ApplicationHead):
 
 
 class Http(TypedDict):
-    """Options of the data plane in force. grpc_port: 0 = none."""
+    """Options of the data plane in force. grpc_port: 0 = none. ssl_certfile, ssl_keyfile, ssl_ca_certs: paths, "" = none."""
 
     host: str
     port: Count
@@ -114,6 +114,9 @@ class Http(TypedDict):
     location: ProxyLocation
     listening: bool
     tls: bool
+    ssl_certfile: str
+    ssl_keyfile: str
+    ssl_ca_certs: str
     request_timeout_s: float | None
     grpc_port: Count
 

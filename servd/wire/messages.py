@@ -217,7 +217,9 @@ class CallerReport:
 
 @dataclass(frozen=True, slots=True)
 class ProxyStart:
-    """What a proxy process is started with, beside its listening socket. grpc_port: at that host, 0 = none. grpc_tls_ca: path."""
+    """What a proxy process is started with, beside its listening socket. grpc_port: at that host, 0 = none. grpc_tls_ca,
+    tls_client_ca: paths of what vouches for clients of gRPC and HTTP, "" = they need no certificate.
+    """
 
     proxy_id: str
     slot: int
@@ -235,6 +237,7 @@ class ProxyStart:
     grpc_port: int = 0
     grpc_tls_ca: str = ""
     keep_alive_timeout_s: float = 0.0
+    tls_client_ca: str = ""
 
 
 @dataclass(frozen=True, slots=True)

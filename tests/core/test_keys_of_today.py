@@ -56,10 +56,10 @@ STATES: dict[str, dict[str, State]] = {
         "root_path": Works("/r"),
         "request_timeout_s": Works(3),
         "keep_alive_timeout_s": Works(5),
-        "ssl_keyfile": Refused("/k"),
-        "ssl_certfile": Refused("/c"),
-        "ssl_keyfile_password": Refused("x"),
-        "ssl_ca_certs": Refused("/a"),
+        "ssl_keyfile": Works("/other/key"),
+        "ssl_certfile": Works("/other/certificate"),
+        "ssl_keyfile_password": Works("x"),
+        "ssl_ca_certs": Works("/a"),
     },
     "grpc_options": {
         "port": Works(9001),
@@ -162,6 +162,7 @@ STATES: dict[str, dict[str, State]] = {
     },
 }
 APP = {"import_path": "m:app"}
+TLS = {"ssl_certfile": "/certificate", "ssl_keyfile": "/key"}
 
 
 def deployment(**options: Any) -> dict[str, Any]:
@@ -172,8 +173,9 @@ PLACES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "": lambda keys: {"applications": [APP], **keys},
     **{
         name: lambda keys, name=name: {"applications": [APP], name: keys}  # type: ignore[misc]
-        for name in ("http_options", "grpc_options", "controller_options", "logging_config", "tracing_config")
+        for name in ("grpc_options", "controller_options", "logging_config", "tracing_config")
     },
+    "http_options": lambda keys: {"applications": [APP], "http_options": {**TLS, **keys}},
     "applications": lambda keys: {"applications": [{**APP, **keys}]},
     "deployments": lambda keys: deployment(**keys),
     "autoscaling_config": lambda keys: deployment(autoscaling_config={"max_replicas": 9, **keys}),

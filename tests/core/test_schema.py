@@ -81,8 +81,12 @@ def test_v1_refusals_name_place_and_reason(document: dict[str, Any], fragments: 
         ({"applications": [], "http_options": {"host": None}}, ["http_options.host"]),
         ({"applications": [], "http_options": {"port": -1}}, ["http_options.port"]),
         (
-            {"applications": [], "http_options": {"ssl_keyfile": "x"}},
-            ["http_options.ssl_keyfile", "servd has no", "--http-tls-key"],
+            {"applications": [], "http_options": {"ssl_keyfile": "/x"}},
+            ["http_options.ssl_keyfile", "give ssl_certfile too"],
+        ),
+        (
+            {"applications": [], "http_options": {"ssl_keyfile": "x", "ssl_certfile": "/x"}},
+            ["http_options.ssl_keyfile", "absolute path"],
         ),
         ({"applications": [], "target_capacity": 101}, ["target_capacity", "100"]),
         ({"applications": [], "controller_options": {}}, ["servd has no controller_options", "servd start"]),

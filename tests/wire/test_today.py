@@ -25,10 +25,7 @@ DOCUMENT = {"applications": [{"name": "a", "import_path": "m:a", "route_prefix":
 ONLY_RAY = {
     "grpc_options",
     "keep_alive_timeout_s",
-    "ssl_keyfile",
-    "ssl_certfile",
     "ssl_keyfile_password",
-    "ssl_ca_certs",
 }
 """Keys of recorded answers that servd's do not have."""
 TABLES = {"applications", "deployments", "proxies", "nodes"}

@@ -106,7 +106,7 @@ def put(
         mode=document.mode,
         http=http,
         applications=_at(document.target_capacity, (*_kept(goal, document), *wishes)),
-        asked=document.http,
+        asked=replace(document.http, ssl_keyfile_password=None),
         logging_config=document.logging_config,
         target_capacity=document.target_capacity,
     )
@@ -261,6 +261,10 @@ def merged_options(wish: HttpWish, situation: Situation, *, compare_all: bool = 
         keep_alive_timeout_s=current.keep_alive_timeout_s
         if wish.keep_alive_timeout_s is None
         else wish.keep_alive_timeout_s,
+        # other files make other proxies at the same address
+        ssl_certfile=current.ssl_certfile if wish.ssl_certfile is None else wish.ssl_certfile,
+        ssl_keyfile=current.ssl_keyfile if wish.ssl_keyfile is None else wish.ssl_keyfile,
+        ssl_ca_certs=current.ssl_ca_certs if wish.ssl_ca_certs is None else wish.ssl_ca_certs,
     )
 
 

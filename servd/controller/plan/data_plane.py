@@ -35,6 +35,10 @@ def flag_options(settings: Settings, stored: HttpGoal | None = None) -> HttpGoal
         grpc_request_timeout_s=base.grpc_request_timeout_s,
         grpc_reflection=base.grpc_reflection if settings.grpc_reflection is None else settings.grpc_reflection,
         keep_alive_timeout_s=base.keep_alive_timeout_s,
+        ssl_certfile="" if settings.http_tls_cert else base.ssl_certfile,
+        ssl_keyfile="" if settings.http_tls_cert else base.ssl_keyfile,
+        # the flags have none
+        ssl_ca_certs=base.ssl_ca_certs,
     )
 
 
@@ -106,8 +110,8 @@ def proxy_actions(
 
 
 def _fits(proxy: ProxyFact, http: HttpGoal) -> bool:
-    mine = (proxy.host, proxy.port, proxy.root_path, proxy.grpc_port, proxy.keep_alive_timeout_s)
-    return mine == (http.host, http.port, http.root_path, http.grpc_port, http.keep_alive_timeout_s)
+    mine = (proxy.host, proxy.port, proxy.root_path, proxy.grpc_port, proxy.keep_alive_timeout_s, proxy.tls_files)
+    return mine == (http.host, http.port, http.root_path, http.grpc_port, http.keep_alive_timeout_s, http.tls_files)
 
 
 def _stand_in(fact: DataPlaneFact, settings: Settings, fitting: list[ProxyFact]) -> Iterator[actions.Action]:
@@ -152,5 +156,6 @@ def _start_missing(
                 edition=observed.edition,
                 grpc_port=http.grpc_port,
                 keep_alive_timeout_s=http.keep_alive_timeout_s,
+                tls_files=http.tls_files,
             )
             yield actions.StartProxy(proxy, f"slot {slot} is empty")

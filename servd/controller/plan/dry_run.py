@@ -50,6 +50,9 @@ _HTTP_OPTIONS = (
     "grpc_request_timeout_s",
     "grpc_reflection",
     "keep_alive_timeout_s",
+    "ssl_certfile",
+    "ssl_keyfile",
+    "ssl_ca_certs",
 )
 
 

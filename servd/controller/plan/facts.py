@@ -307,6 +307,7 @@ class ProxyFact:
     edition: str = ""
     grpc_port: int = 0
     keep_alive_timeout_s: float = 0.0
+    tls_files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,8 @@ from servd.wire.codec import register_message
 class HttpGoal:
     """Stored options of the data plane. request_timeout_s, grpc_request_timeout_s: of every request, 0 = no limit. grpc_port: 0 =
     no gRPC. grpc_servicers: import paths of the functions that say which methods there are. keep_alive_timeout_s: how long a
-    connection may be without a request, 0 = as the daemon's environment says.
+    connection may be without a request, 0 = as the daemon's environment says. ssl_certfile, ssl_keyfile, ssl_ca_certs: paths that
+    documents gave, "" = none.
     """
 
     host: str
@@ -27,6 +28,15 @@ class HttpGoal:
     grpc_request_timeout_s: float = 0.0
     grpc_reflection: bool = True
     keep_alive_timeout_s: float = 0.0
+    ssl_certfile: str = ""
+    ssl_keyfile: str = ""
+    ssl_ca_certs: str = ""
+
+    @property
+    def tls_files(self) -> tuple[str, ...]:
+        """Certificate, key and what vouches for clients, each "" = as the flags say; () if documents gave none."""
+        files = (self.ssl_certfile, self.ssl_keyfile, self.ssl_ca_certs)
+        return files if any(files) else ()
 
 
 @dataclass(frozen=True, slots=True)

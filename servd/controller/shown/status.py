@@ -22,6 +22,7 @@ from servd.controller.plan.start_verdict import starting_templates
 from servd.controller.plan.targets import DEFAULTS, DeploymentTarget, wanted_count
 from servd.controller.shown.advice import deployment_message
 from servd.controller.shown.standing import application_standing, deployment_standing, status_trigger
+from servd.daemon.data_tls import files_in_force
 from servd.documents.control_plane import (
     ApplicationView,
     DeadReplicaView,
@@ -84,6 +85,7 @@ def instance_view(
     """The whole instance at `now` (monotonic seconds). notice: what is wrong with the daemon itself, for people."""
     http = observed.data_plane.http
     shown = http or goal.http or flag_options(settings)
+    files = files_in_force(shown.tls_files, settings)
     proxies = tuple(_proxy(fact, now) for fact in sorted(observed.proxies.values(), key=lambda p: p.slot))
     applications = sorted(observed.applications.values(), key=lambda app: app.ordinal)
     return InstanceView(
@@ -97,9 +99,12 @@ def instance_view(
             root_path=shown.root_path,
             location=shown.location,
             listening=is_served(http) and any(p.listening and not p.draining for p in observed.proxies.values()),
-            is_tls=settings.http_tls_cert is not None,
+            is_tls=bool(files.certificate),
             request_timeout_s=shown.request_timeout_s,
             grpc=_grpc_options(shown),
+            ssl_certfile=files.certificate,
+            ssl_keyfile=files.key,
+            ssl_ca_certs=files.client_ca,
         ),
         proxies=proxies,
         applications=tuple(_application(fact, observed, Pool.of(settings), now) for fact in applications),

@@ -46,6 +46,8 @@ class GrpcCertificate:
 
     def _read(self) -> Any:
         pair = (Path(self._key).read_bytes(), Path(self._chain).read_bytes())
+        if b"ENCRYPTED" in pair[0]:
+            raise OSError(f"the key {self._key} has a passphrase, which gRPC's library does not take")
         roots = Path(self._client_ca).read_bytes() if self._client_ca else None
         return grpc.ssl_server_certificate_configuration([pair], roots)
 

@@ -1,0 +1,148 @@
+"""TLS of the data port from a document: its files, a key with a passphrase, certificates of clients, and changes of all that."""
+
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from servd.daemon.data_tls import PASSPHRASES, TlsFiles, check_files, keep_passphrase, passphrase_of
+from servd.exceptions import ConfigError
+from tests.fakes import make_certificate
+from tests.system.running_daemon import RunningDaemon, a_daemon, eventually, settings_in
+
+SECRET = "open sesame 7"
+SCHEME = """
+from servd import deployment
+
+@deployment
+class Scheme:
+    async def __call__(self, request):
+        return request.scope["scheme"] + " " + request.scope["http_version"]
+
+app = Scheme.bind()
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("certificates")
+    for name in ("server", "client", "other"):
+        make_certificate(made, name)
+    command = ["openssl", "ec", "-aes256", "-in", made / "server.key", "-out", made / "locked.key"]
+    subprocess.run([*command, "-passout", f"pass:{SECRET}"], check=True, capture_output=True, timeout=30)
+    (made / "text").write_text("no PEM")
+    return made
+
+
+@pytest.mark.parametrize(
+    ("files", "passphrase", "fragment"),
+    [
+        (("server.crt", "server.key", ""), None, ""),
+        (("server.crt", "locked.key", "client.crt"), SECRET, ""),
+        (("server.crt", "gone.key", ""), None, r"ssl_keyfile: the daemon cannot read .*gone.key: No such file"),
+        (("text", "server.key", ""), None, "ssl_certfile: .*text holds no certificate"),
+        (("server.crt", "text", ""), None, "ssl_keyfile: .*text holds no private key"),
+        (("server.crt", "other.key", ""), None, "ssl_keyfile: .*other.key is not the key of the certificate"),
+        (("server.crt", "locked.key", ""), "wrong", "ssl_keyfile_password: it does not open the key"),
+        (("server.crt", "locked.key", ""), None, "ssl_keyfile_password: the key .* has a passphrase; give it"),
+        (("server.crt", "server.key", "text"), None, "ssl_ca_certs: .*text holds no certificate"),
+        (("", "", "client.crt"), None, "ssl_ca_certs: .* over TLS only"),
+    ],
+)
+def test_files_that_cannot_be_used_are_named(
+    files: tuple[str, ...], passphrase: str | None, fragment: str, folder: Path
+) -> None:
+    paths = TlsFiles(*(str(folder / name) if name else "" for name in files))
+    if not fragment:
+        check_files(paths, passphrase)
+        return
+    with pytest.raises(ConfigError, match=rf"http_options\.{fragment}") as refusal:
+        check_files(paths, passphrase)
+    assert not passphrase or passphrase not in str(refusal.value)
+
+
+def test_grpc_takes_no_key_with_a_passphrase(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="gRPC"):
+        check_files(TlsFiles(str(folder / "server.crt"), str(folder / "locked.key")), SECRET, has_grpc=True)
+
+
+def test_a_passphrase_is_its_owners_alone(tmp_path: Path) -> None:
+    for number in range(20):
+        keep_passphrase(str(tmp_path), f"/key{number}", f"secret{number}")
+    assert [passphrase_of(str(tmp_path), f"/key{number}") for number in (3, 4, 19)] == [None, "secret4", "secret19"]
+    assert (tmp_path / PASSPHRASES).stat().st_mode & 0o777 == 0o600
+
+
+def document(code: Path, **options: Any) -> dict[str, Any]:
+    app = {"name": "default", "import_path": "scheme:app", "runtime_env": {"working_dir": str(code)}}
+    return {"applications": [app], "http_options": options}
+
+
+def asked(daemon: RunningDaemon, folder: Path, *more: Any) -> str:
+    """What curl gets, or why it gets nothing."""
+    url = f"https://127.0.0.1:{daemon.settings.http_port}/"
+    command = ["curl", "-sS", "--max-time", "5", "--cacert", folder / "server.crt", *more, url]
+    done = subprocess.run(command, capture_output=True, timeout=20, text=True)
+    return done.stdout or done.stderr
+
+
+def written(directory: Path) -> bytes:
+    """All files of a state directory but the one for passphrases."""
+    files = (path for path in directory.rglob("*") if path.is_file() and path.name != PASSPHRASES)
+    return b"".join(path.read_bytes() for path in files)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_a_document_brings_tls_and_asks_clients_for_certificates(tmp_path: Path, folder: Path) -> None:
+    code = tmp_path / "code"
+    code.mkdir()
+    (code / "scheme.py").write_text(SCHEME)
+    clients = tmp_path / "clients.pem"
+    shutil.copy(folder / "client.crt", clients)
+    tls = {"ssl_certfile": str(folder / "server.crt"), "ssl_keyfile": str(folder / "locked.key")}
+    settings = settings_in(tmp_path)
+    mine = ("--cert", folder / "client.crt", "--key", folder / "client.key")
+    with a_daemon(settings) as daemon:
+
+        def put(**options: Any) -> tuple[int, Any]:
+            return daemon.ask("PUT", "/api/serve/applications/", document(code, **options))
+
+        assert put() == (200, "")
+        daemon.wait_until_running()
+        assert daemon.get() == (200, "http 1.1")
+        status, text = put(**tls, ssl_keyfile_password="wrong word")
+        assert status == 400
+        assert "it does not open the key" in str(text)
+        assert "wrong word" not in str(text)
+        assert daemon.get() == (200, "http 1.1")
+        # while the application runs
+        assert put(**tls, ssl_keyfile_password=SECRET, ssl_ca_certs=str(clients)) == (200, "")
+        eventually(lambda: asked(daemon, folder, *mine) == "https 1.1")
+        assert asked(daemon, folder, "--http2", *mine) == "https 2"
+        eventually(lambda: "https" not in asked(daemon, folder))
+        assert "https" not in asked(daemon, folder, "--cert", folder / "other.crt", "--key", folder / "other.key")
+        # a proxy that has to start again
+        [proxy] = daemon.pids("proxy")
+        os.kill(proxy, signal.SIGKILL)
+        eventually(lambda: asked(daemon, folder, *mine) == "https 1.1")
+        # others vouch from now on, and nobody else
+        shutil.copy(folder / "other.crt", clients)
+        eventually(lambda: "https" not in asked(daemon, folder, *mine))
+        assert asked(daemon, folder, "--cert", folder / "other.crt", "--key", folder / "other.key") == "https 1.1"
+        answers = [daemon.ask("GET", path) for path in ("/api/servd/v1/status", "/api/servd/v1/revisions/2")]
+        answers.append(daemon.ask("GET", "/api/serve/applications/?dialect=today"))
+        assert all(status == 200 and SECRET not in str(body) for status, body in answers), answers
+        assert answers[0][1]["http"]["tls"]
+        assert answers[2][1]["http_options"]["ssl_ca_certs"] == str(clients)
+        # what is left out stays, what is null goes
+        assert put(ssl_ca_certs=None) == (200, "")
+        eventually(lambda: asked(daemon, folder) == "https 1.1")
+        assert put(ssl_certfile=None, ssl_keyfile=None) == (200, "")
+        eventually(lambda: "https" not in asked(daemon, folder))
+        assert daemon.get() == (200, "http 1.1")
+    assert SECRET.encode() not in written(tmp_path / "state")
