@@ -1,0 +1,61 @@
+"""The examples of a policy and of a router: valid documents that name what the code has, and code that does what they say."""
+
+import importlib
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from servd.config import AutoscalingConfig, AutoscalingContext
+from servd.documents.files import load_document, resolve_paths
+from servd.ground.ids import DeploymentID
+from servd.schema import parse_v2
+from servd.testing import client
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture
+def code(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], ModuleType]:
+    def load(folder: str, name: str) -> ModuleType:
+        monkeypatch.syspath_prepend(str(EXAMPLES / folder))
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        return importlib.import_module(name)
+
+    return load
+
+
+def deployment_of(folder: str) -> dict[str, Any]:
+    """The one override of the example's document."""
+    path = EXAMPLES / folder / "serve.yaml"
+    [app] = parse_v2(resolve_paths(load_document(str(path)).value, str(path.parent))).applications
+    [override] = app.deployments
+    return dict(override)
+
+
+@pytest.mark.parametrize(("hour", "load", "count"), [(12, 0.0, 3), (3, 0.0, 1), (3, 10.0, 5), (20, 1.0, 1)])
+def test_the_policy_follows_the_clock_and_the_load(
+    hour: int, load: float, count: int, code: Callable[[str, str], ModuleType]
+) -> None:
+    config = AutoscalingConfig(**deployment_of("policies")["autoscaling_config"])
+    assert config.policy is not None
+    module, _, name = str(config.policy.policy_function).partition(":")
+    policy = getattr(code("policies", module), name)(**config.policy.policy_kwargs)
+    now = time.mktime((2026, 1, 15, hour, 0, 0, 0, 0, -1))
+    context = AutoscalingContext(
+        DeploymentID("shop", "Shop"), "Shop", "shop", 1, 1, [], load, current_time=now, config=config
+    )
+    assert policy(context)[0] == count
+
+
+def test_the_conversation_goes_on(code: Callable[[str, str], ModuleType]) -> None:
+    router = deployment_of("routers")["request_router_config"]
+    assert router["request_router_kwargs"] == {"header": "x-user-id"}
+    with client(code("routers", "talks").app) as http:
+        said = [http.get("/", params={"say": word}, headers={"x-user-id": "ada"}).json()["said"] for word in "ab"]
+        assert said == [["a"], ["a", "b"]]
+        assert http.get("/", params={"say": "c"}, headers={"x-user-id": "bob"}).json()["said"] == ["c"]
