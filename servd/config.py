@@ -20,6 +20,7 @@ from servd.documents.autoscaling_context import AutoscalingContext
 from servd.documents.bounds import (
     MAX_COUNT,
     MAX_THREADS,
+    AbsolutePath,
     Count,
     LocalFile,
     NotNegative,
@@ -140,14 +141,12 @@ class LoggingConfig(Document):
     log_level: str = "INFO"
     enable_access_log: bool = True
     additional_log_standard_attrs: list[Annotated[str, AfterValidator(_check_attribute)]] = Field(default_factory=list)
+    logs_dir: AbsolutePath | None = None
 
     also: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "logs_dir": {"enum": ["", None]},
+        "logs_dir": {"enum": [""]},
         "log_level": {"type": "integer"},
         "additional_log_standard_attrs": {"type": "null"},
-    }
-    hints: ClassVar[Mapping[str, str]] = {
-        "logs_dir": "log files are in <state directory>/logs, which `servd start --state-dir` sets",
     }
 
     @classmethod

@@ -14,6 +14,7 @@ from servd.controller.daemon_channel import DaemonChannel
 from servd.controller.executor import Executor
 from servd.controller.fact_store import FactStore
 from servd.controller.goal_store import GoalStore
+from servd.controller.log_directories import check_log_directories
 from servd.controller.plan import change
 from servd.controller.plan.data_plane import is_served
 from servd.controller.plan.dry_run import compare, replaced_snapshots
@@ -250,11 +251,7 @@ class ControlLoop(Circle):
             wish = self._goal.application(app)
             if wish is None:
                 raise UnknownNameError(f"there is no application {app!r}")
-            known = {name for owner, name in self._observed.targets if owner == app}
-            known |= {override["name"] for override in wish.document.deployments}
-            if deployment not in known:
-                there = ", ".join(sorted(known)) or "none yet"
-                raise UnknownNameError(f"application {app!r} has no deployment {deployment!r}; it has {there}")
+            change.check_deployment(wish, self._observed.targets, deployment)
             goal = change.scale(self._goal, app, deployment, count)
             self._refuse_while_stopping()
             self._store.save_scale(goal)
@@ -327,6 +324,7 @@ class ControlLoop(Circle):
         return change.situation_of(self._goal, self._observed, self._settings, self._clock.wall_time())
 
     async def _snapshots(self, *documents: ApplicationDocument, config_file: str = "") -> dict[str, dict[str, str]]:
+        await asyncio.to_thread(check_log_directories, documents)
         return await asyncio.to_thread(take_snapshots, documents, self._code_dir, config_file)
 
     @property

@@ -27,6 +27,7 @@ from servd.ground.places import trouble_of
 from servd.ground.settings import Settings, fork_server_sockets, replica_files, variable, work_dir
 from servd.ground.states import ReplicaState
 from servd.observability import logs
+from servd.observability.dead_logs import forget_dead
 from servd.wire.began import SUFFIX as BEGAN
 from servd.wire.began import remove_files
 from servd.wire.build_messages import BuildOrder
@@ -223,7 +224,8 @@ class Executor:
         )
         try:
             # a process that cannot begin could not say why
-            check_files(files, passphrase_of(settings.state_dir, files.key), has_grpc=bool(fact.grpc_port))
+            if fact.tls_files:
+                check_files(files, passphrase_of(settings.state_dir, files.key), has_grpc=bool(fact.grpc_port))
             sockets = await self._channel.open_listeners(fact.host, fact.port, settings.proxies)
             pid, ticks = self._supervisor.start((PROXY, fact.proxy_id), PROXY_TARGET, (start, sockets), {})
         except (HostLimitError, ConfigError) as error:
@@ -367,7 +369,7 @@ class Executor:
             return
         self._deaths = 0
         living = {logs.replica_file(fact.full_name, fact.replica_id) for fact in self._observed.replicas.values()}
-        logs.forget_dead(self._settings.log_dir, living)
+        forget_dead(self._settings.log_dir, living)
 
 
 def _variables(order: BuildOrder, defaults: dict[str, str]) -> dict[str, str]:

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import stat
 from pathlib import Path
 
 from servd.ground.clock import SystemClock
@@ -27,10 +28,16 @@ class LogFile:
         self._is_away = False
         self._look_at = 0.0
         self._stood_in: tuple[int, ...] = ()
+        self._link: Path | None = None
         self._fd = self._open_or_none()
 
     def __repr__(self) -> str:
         return f"LogFile({self._path})"
+
+    @property
+    def path(self) -> Path:
+        """Where it lies."""
+        return self._path
 
     def write(self, data: bytes) -> None:
         """Append whole lines; a full or broken disk loses them silently."""
@@ -50,6 +57,25 @@ class LogFile:
         for fd in fds:
             os.dup2(self._fd, fd)
         self._stood_in = fds
+
+    def move(self, path: Path, linked_from: Path | None = None) -> None:
+        """Go on elsewhere.
+
+        Args:
+            linked_from: a name in another directory under which it can be found too, and so can those that it rotates to; None =
+                none. What has that name, or `path`, is called `.before` from now on.
+        """
+        if path == self._path:
+            return
+        usual = linked_from or path
+        with contextlib.suppress(OSError):
+            before = os.lstat(usual)
+            if stat.S_ISREG(before.st_mode) and not before.st_size:
+                os.unlink(usual)
+            else:
+                os.replace(usual, f"{usual}.before")
+        self._path, self._link = path, linked_from
+        self._replace(self._open_or_none())
 
     def fileno(self) -> int:
         """Its descriptor; the same number for ever."""
@@ -97,7 +123,21 @@ class LogFile:
             os.dup2(self._fd, fd)
 
     def _open(self) -> int:
-        return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        if self._link is not None:
+            with contextlib.suppress(OSError):
+                self._keep_links(self._link)
+        return fd
+
+    def _keep_links(self, link: Path) -> None:
+        for directory in (link.parent.parent, link.parent):
+            directory.mkdir(mode=0o700, exist_ok=True)
+        for suffix in ("", *(f".{number}" for number in range(1, self._backups + 1))):
+            target, name = f"{self._path}{suffix}", f"{link}{suffix}"
+            if os.path.exists(target) and not (os.path.islink(name) and os.readlink(name) == target):
+                if os.path.lexists(name):
+                    os.unlink(name)
+                os.symlink(target, name)
 
     def _rotate(self) -> None:
         # whoever comes second finds another file under the name and only opens it
@@ -115,3 +155,12 @@ class LogFile:
             return os.path.samestat(status, os.stat(self._path))
         except OSError:
             return False
+
+
+def directory_trouble(logs_dir: str) -> str:
+    """Why log files cannot be written there, "" if they can; it is made if it is not there."""
+    try:
+        os.makedirs(logs_dir, mode=0o700, exist_ok=True)
+    except OSError as error:
+        return f"cannot make the directory {logs_dir}: {error.strerror}"
+    return "" if os.access(logs_dir, os.W_OK | os.X_OK) else f"cannot write in the directory {logs_dir}"

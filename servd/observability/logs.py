@@ -9,7 +9,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,10 @@ from servd.ground.settings import is_on, variable
 from servd.observability.access_log import trace_words
 from servd.observability.application_lines import ApplicationLines, PrintedLines
 from servd.observability.described import report_of, text_of
-from servd.observability.log_file import LogFile
+from servd.observability.log_file import LogFile, directory_trouble
 from servd.observability.own_loggers import keep_own_loggers
 from servd.observability.shown_lines import ShownLines
 
-DEAD_FILES_KEPT = 100
-"""Log files of replicas that are gone, of all deployments together."""
-DEAD_BYTES_KEPT = 2 * 1024 * 1024 * 1024
-"""What they may hold together; the newest one stays whatever it holds."""
 LONGEST_MESSAGE = 64 * 1024
 """Characters of one message; what is left out of a longer one is said."""
 LAST_LINES_S = 0.5
@@ -43,6 +39,8 @@ Fields = tuple[str, str, str, str, str]
 RequestFields = Callable[[], Fields]
 """Gives request id, ids of trace and span, route and application of the running request, each "" when unknown."""
 
+logger = logging.getLogger(__name__)
+
 _NO_FIELDS: Fields = ("", "", "", "", "")
 
 _own_levels: dict[str, int] = {}
@@ -51,6 +49,9 @@ _own_levels: dict[str, int] = {}
 _application_lines: ApplicationLines | None = None
 _shown_lines: ShownLines | None = None
 """What is to be shown on stderr without ever waiting for it; None = nothing of this process."""
+
+_placed: tuple[LogFile, Path] | None = None
+"""The file of a process that runs an application, and where it lies unless a `logging_config` says otherwise."""
 
 _LIKE_A_LINE = re.compile(r'\n(?=[^ \n]+ \d{4}-\d\d-\d\d |\{"levelname": )')
 """In the midst of a message: what `servd logs` would take for the begin of a line."""
@@ -94,31 +95,6 @@ def replica_file(deployment: str, replica_tag: str) -> str:
     return f"deployment_{in_file_name(deployment)}_{in_file_name(full_name)}#{suffix}.log"
 
 
-def forget_dead(
-    log_dir: str, living: Collection[str], kept: int = DEAD_FILES_KEPT, kept_bytes: int = DEAD_BYTES_KEPT
-) -> None:
-    """Remove the log files of replicas that are gone, with those they rotated to, all but the newest.
-
-    Args:
-        living: names as `replica_file` gives them.
-        kept, kept_bytes: how many stay, and how much they hold together; the newest one stays in any case.
-    """
-    dead = []
-    try:
-        for entry in os.scandir(Path(log_dir) / "serve"):
-            if entry.name.startswith("deployment_") and entry.name.rpartition(".log")[0] + ".log" not in living:
-                status = entry.stat()
-                dead.append((status.st_mtime, entry.path, status.st_size))
-        held = 0
-        for number, (_, path, size) in enumerate(sorted(dead, reverse=True)):
-            held += size
-            if number >= kept or (number and held > kept_bytes):
-                os.unlink(path)
-    except OSError:
-        # the directory is gone or read-only, or somebody else cleans up: logs are expendable, also to us
-        pass
-
-
 def last_lines(log_dir: str, file_name: str) -> tuple[str, ...]:
     """The last lines of a log file under the log root, for people: at most 50 and 8 KiB; none when it cannot be read."""
     try:
@@ -160,7 +136,7 @@ def setup(
     Returns:
         The file, for an `AccessLog`.
     """
-    global _shown_lines
+    global _shown_lines, _placed
     file = LogFile(Path(log_dir) / "serve" / file_name)
     formatter = LineFormatter(component, component_id, request_fields)
     handlers: list[logging.Handler] = [_FileHandler(file)]
@@ -185,6 +161,7 @@ def setup(
             logger.addHandler(handler)
         logger.propagate = False
     if runs_application:
+        _placed = (file, file.path)
         _application().direct(handlers, shown=shown, passes_on=wish in logging.getLevelNamesMapping())
     configure({})
     revive()
@@ -249,6 +226,7 @@ def _is_written(logger: logging.Logger) -> bool:
 def configure(config: Mapping[str, Any]) -> Style:
     """Write the lines of this process from now on as a `logging_config` says; gives what it comes to."""
     style = style_of(config)
+    _place(str(config.get("logs_dir") or ""))
     names: tuple[str, ...] = LOGGER_NAMES
     if _application_lines is not None:
         _application_lines.level = style.level
@@ -265,6 +243,20 @@ def configure(config: Mapping[str, Any]) -> Style:
                 handler.formatter.is_json = style.is_json
                 handler.formatter.attributes = style.attributes
     return style
+
+
+def _place(logs_dir: str) -> None:
+    """Write the file of this process in that directory from now on, "" = among all others."""
+    if _placed is None:
+        return
+    file, usual = _placed
+    trouble = directory_trouble(logs_dir) if logs_dir else ""
+    if trouble:
+        logger.warning("logs_dir_not_used reason=%s instead=%s", trouble, usual.parent)
+    if logs_dir and not trouble:
+        file.move(Path(logs_dir) / usual.name, usual)
+    else:
+        file.move(usual)
 
 
 def revive() -> None:

@@ -71,7 +71,7 @@ STATES: dict[str, dict[str, State]] = {
     "logging_config": {
         "encoding": Works("JSON"),
         "log_level": Works("DEBUG"),
-        "logs_dir": Default(None, "/logs"),
+        "logs_dir": Works("/logs"),
         "enable_access_log": Works(False),
         "additional_log_standard_attrs": Works(["process"]),
     },

@@ -95,10 +95,11 @@ V2_OPTIONS: dict[str, tuple[list[Any], list[Any]]] = {
         [
             {"encoding": "JSON", "log_level": "DEBUG", "enable_access_log": False},
             {"logs_dir": None},
+            {"logs_dir": "/x"},
             {"additional_log_standard_attrs": ["process", "threadName"]},
         ],
         [
-            {"logs_dir": "/x"},
+            {"logs_dir": "x"},
             {"logs_dir": 0},
             {"additional_log_standard_attrs": ""},
             {"additional_log_standard_attrs": ["colour"]},

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from servd.observability import log_file, logs
+from servd.observability.dead_logs import forget_dead
 from servd.observability.log_file import LogFile
 from servd.observability.log_lines import Wish, head_of
 
@@ -180,14 +181,49 @@ def test_of_dead_replicas_the_newest_files_stay(tmp_path: Path) -> None:
         (folder / logs.replica_file("app_D", f"app_D#{number}")).touch()
         os.utime(folder / logs.replica_file("app_D", f"app_D#{number}"), (number, number))
     (folder / "controller_1.log").touch()
-    logs.forget_dead(str(tmp_path), {logs.replica_file("app_D", "app_D#0")}, kept=2)
+    forget_dead(str(tmp_path), {logs.replica_file("app_D", "app_D#0")}, kept=2)
     left = sorted(name.rpartition("#")[2] for name in os.listdir(folder))
     assert left == ["0.log", "4.log", "5.log", "controller_1.log"]
-    logs.forget_dead(str(tmp_path / "nowhere"), set())
+    forget_dead(str(tmp_path / "nowhere"), set())
     (folder / logs.replica_file("app_D", "app_D#4")).write_bytes(b"x" * 100)
     os.utime(folder / logs.replica_file("app_D", "app_D#4"), (4, 4))
-    logs.forget_dead(str(tmp_path), {logs.replica_file("app_D", "app_D#0")}, kept_bytes=99)
+    forget_dead(str(tmp_path), {logs.replica_file("app_D", "app_D#0")}, kept_bytes=99)
     assert sorted(name.rpartition("#")[2] for name in os.listdir(folder)) == ["0.log", "5.log", "controller_1.log"]
+
+
+def test_a_file_in_a_directory_of_its_own_is_found_among_the_others_too(tmp_path: Path) -> None:
+    root, elsewhere = tmp_path / "logs", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    name = logs.replica_file("app_D", "app_D#abcdef")
+    usual = root / "serve" / name
+    file = LogFile(usual, max_bytes=10, backups=2)
+    file.move(elsewhere / name, usual)
+    assert not Path(f"{usual}.before").exists(), "nothing was in it"
+    for word in (b"first\n", b"second\n", b"third\n"):
+        file.write(word)
+    assert [usual.read_bytes(), Path(f"{usual}.1").read_bytes(), Path(f"{usual}.2").read_bytes()] == [
+        b"third\n",
+        b"second\n",
+        b"first\n",
+    ]
+    assert usual.resolve() == elsewhere / name
+    # and back, in the midst
+    file.move(usual)
+    file.write(b"home\n")
+    assert (usual.read_bytes(), usual.is_symlink()) == (b"home\n", False)
+    assert Path(f"{usual}.before").read_bytes() == b"third\n"
+    # what is dead goes, wherever it lies; a link to what is gone already is in nobody's way
+    (elsewhere / f"{name}.2").unlink()
+    forget_dead(str(root), set(), kept=0)
+    assert os.listdir(root / "serve") == os.listdir(elsewhere) == []
+
+
+def test_a_link_of_somebody_elses_is_removed_and_not_what_it_leads_to(tmp_path: Path) -> None:
+    (tmp_path / "serve").mkdir()
+    (tmp_path / "precious").touch()
+    (tmp_path / "serve" / "deployment_a_a#x.log").symlink_to(tmp_path / "precious")
+    forget_dead(str(tmp_path), set(), kept=0)
+    assert sorted(os.listdir(tmp_path)) == ["precious", "serve"]
 
 
 def test_a_file_that_was_renamed_or_removed_is_begun_anew(tmp_path: Path) -> None:

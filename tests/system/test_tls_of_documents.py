@@ -1,4 +1,7 @@
-"""TLS of the data port from a document: its files, a key with a passphrase, certificates of clients, and changes of all that."""
+"""TLS of the data port from a document: its files, a key with a passphrase, certificates of clients, and changes of all that.
+
+Its application has a directory for its log files, too.
+"""
 
 import os
 import shutil
@@ -78,7 +81,8 @@ def test_a_passphrase_is_its_owners_alone(tmp_path: Path) -> None:
 
 
 def document(code: Path, **options: Any) -> dict[str, Any]:
-    app = {"name": "default", "import_path": "scheme:app", "runtime_env": {"working_dir": str(code)}}
+    app: dict[str, Any] = {"name": "default", "import_path": "scheme:app", "runtime_env": {"working_dir": str(code)}}
+    app["logging_config"] = {"logs_dir": str(code.parent / "own" / "logs")}
     return {"applications": [app], "http_options": options}
 
 
@@ -96,6 +100,19 @@ def written(directory: Path) -> bytes:
     return b"".join(path.read_bytes() for path in files)
 
 
+def check_logs(daemon: RunningDaemon, logs_dir: Path) -> None:
+    """The replica's file lies there, and is found by who asks for its lines; a directory that cannot be is refused."""
+    [file] = logs_dir.iterdir()
+    eventually(lambda: b"__call__ OK" in file.read_bytes())
+    status, found = daemon.ask("GET", "/api/servd/v1/logs?application=default")
+    assert status == 200
+    assert any("__call__ OK" in line["text"] for line in found["lines"]), found
+    wrong = document(logs_dir)
+    wrong["applications"][0]["logging_config"] = {"logs_dir": f"{file}/below"}
+    status, text = daemon.ask("PUT", "/api/serve/applications/", wrong)
+    assert (status, "logs_dir of application 'default': the daemon cannot make" in str(text)) == (400, True), text
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 def test_a_document_brings_tls_and_asks_clients_for_certificates(tmp_path: Path, folder: Path) -> None:
@@ -107,6 +124,7 @@ def test_a_document_brings_tls_and_asks_clients_for_certificates(tmp_path: Path,
     tls = {"ssl_certfile": str(folder / "server.crt"), "ssl_keyfile": str(folder / "locked.key")}
     settings = settings_in(tmp_path)
     mine = ("--cert", folder / "client.crt", "--key", folder / "client.key")
+    others = ("--cert", folder / "other.crt", "--key", folder / "other.key")
     with a_daemon(settings) as daemon:
 
         def put(**options: Any) -> tuple[int, Any]:
@@ -115,6 +133,7 @@ def test_a_document_brings_tls_and_asks_clients_for_certificates(tmp_path: Path,
         assert put() == (200, "")
         daemon.wait_until_running()
         assert daemon.get() == (200, "http 1.1")
+        check_logs(daemon, tmp_path / "own" / "logs")
         status, text = put(**tls, ssl_keyfile_password="wrong word")
         assert status == 400
         assert "it does not open the key" in str(text)
@@ -123,17 +142,20 @@ def test_a_document_brings_tls_and_asks_clients_for_certificates(tmp_path: Path,
         # while the application runs
         assert put(**tls, ssl_keyfile_password=SECRET, ssl_ca_certs=str(clients)) == (200, "")
         eventually(lambda: asked(daemon, folder, *mine) == "https 1.1")
+        # the proxy of before accepts until the new one does
+        eventually(lambda: len(daemon.pids("proxy")) == 1)
         assert asked(daemon, folder, "--http2", *mine) == "https 2"
-        eventually(lambda: "https" not in asked(daemon, folder))
-        assert "https" not in asked(daemon, folder, "--cert", folder / "other.crt", "--key", folder / "other.key")
+        assert "https" not in asked(daemon, folder)
+        assert "https" not in asked(daemon, folder, *others)
         # a proxy that has to start again
         [proxy] = daemon.pids("proxy")
         os.kill(proxy, signal.SIGKILL)
         eventually(lambda: asked(daemon, folder, *mine) == "https 1.1")
         # others vouch from now on, and nobody else
-        shutil.copy(folder / "other.crt", clients)
-        eventually(lambda: "https" not in asked(daemon, folder, *mine))
-        assert asked(daemon, folder, "--cert", folder / "other.crt", "--key", folder / "other.key") == "https 1.1"
+        shutil.copy(folder / "other.crt", tmp_path / "new")
+        os.replace(tmp_path / "new", clients)
+        eventually(lambda: asked(daemon, folder, *others) == "https 1.1")
+        assert "https" not in asked(daemon, folder, *mine)
         answers = [daemon.ask("GET", path) for path in ("/api/servd/v1/status", "/api/servd/v1/revisions/2")]
         answers.append(daemon.ask("GET", "/api/serve/applications/?dialect=today"))
         assert all(status == 200 and SECRET not in str(body) for status, body in answers), answers
@@ -143,6 +165,6 @@ def test_a_document_brings_tls_and_asks_clients_for_certificates(tmp_path: Path,
         assert put(ssl_ca_certs=None) == (200, "")
         eventually(lambda: asked(daemon, folder) == "https 1.1")
         assert put(ssl_certfile=None, ssl_keyfile=None) == (200, "")
-        eventually(lambda: "https" not in asked(daemon, folder))
+        eventually(lambda: len(daemon.pids("proxy")) == 1 and "https" not in asked(daemon, folder))
         assert daemon.get() == (200, "http 1.1")
     assert SECRET.encode() not in written(tmp_path / "state")

@@ -133,6 +133,7 @@ TEXTS: dict[str, dict[str, str]] = {
         "log_level": "a level of `logging`, by name or number; access lines are `INFO`",
         "enable_access_log": "a line for each request",
         "additional_log_standard_attrs": "attributes of `logging.LogRecord` that each line has too",
+        "logs_dir": "absolute path: where log files of replicas lie, instead of `logs/serve` of the state directory, where links lead to them; of an application or deployment, or of all whose config is that of the top level",
     },
     "AutoscalingPolicy": {
         "policy_function": "import path of a function or class: see [Policies of your own](../api.md#policies-of-your-own)",

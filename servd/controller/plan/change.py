@@ -13,7 +13,7 @@ from servd.controller.plan.settle import route_prefix
 from servd.documents.control_plane import ApplicationDocument, GoalDocument
 from servd.documents.runtime_env import check_application
 from servd.documents.sent import HttpWish
-from servd.exceptions import ConfigError
+from servd.exceptions import ConfigError, UnknownNameError
 from servd.ground.ids import DeploymentID
 from servd.ground.names import check_name
 from servd.ground.quick_dataclass import dataclass
@@ -207,6 +207,22 @@ def start_instance(goal: Goal, http: HttpGoal) -> Goal:
 def delete(goal: Goal) -> Goal:
     """The emptied goal; the same object if Serve does not run."""
     return Goal(revision=goal.revision + 1) if goal.running else goal
+
+
+def check_deployment(wish: ApplicationGoal, targets: Iterable[tuple[str, str]], deployment: str) -> None:
+    """Refuse the name of a deployment that the application does not have.
+
+    Args:
+        targets: (application, bare name) of what builds gave.
+
+    Raises:
+        UnknownNameError: says which ones it has.
+    """
+    known = {name for owner, name in targets if owner == wish.name}
+    known |= {override["name"] for override in wish.document.deployments}
+    if deployment not in known:
+        there = ", ".join(sorted(known)) or "none yet"
+        raise UnknownNameError(f"application {wish.name!r} has no deployment {deployment!r}; it has {there}")
 
 
 def scale(goal: Goal, app: str, deployment: str, count: int) -> Goal:
