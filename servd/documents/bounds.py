@@ -23,7 +23,7 @@ def _check_absolute(path: str) -> str:
     return path
 
 
-AbsolutePath = Annotated[str, AfterValidator(_check_absolute)]
+AbsolutePath = Annotated[str, AfterValidator(_check_absolute), Field(json_schema_extra={"pattern": "^/"})]
 LocalFile = Annotated[str, Field(min_length=1), AfterValidator(os.path.abspath)]
 """A path of this program's, relative ones from where it runs."""
 Passphrase = Annotated[str, Field(min_length=1, max_length=1024)]
