@@ -89,7 +89,7 @@ def document(code: Path, **options: Any) -> dict[str, Any]:
 def asked(daemon: RunningDaemon, folder: Path, *more: Any) -> str:
     """What curl gets, or why it gets nothing."""
     url = f"https://127.0.0.1:{daemon.settings.http_port}/"
-    command = ["curl", "-sS", "--max-time", "5", "--cacert", folder / "server.crt", *more, url]
+    command = ["curl", "-sS", "--http1.1", "--max-time", "5", "--cacert", folder / "server.crt", *more, url]
     done = subprocess.run(command, capture_output=True, timeout=20, text=True)
     return done.stdout or done.stderr
 
