@@ -14,7 +14,6 @@ from servd.controller.daemon_channel import DaemonChannel
 from servd.controller.executor import Executor
 from servd.controller.fact_store import FactStore
 from servd.controller.goal_store import GoalStore
-from servd.controller.log_directories import check_log_directories
 from servd.controller.plan import change
 from servd.controller.plan.data_plane import is_served
 from servd.controller.plan.dry_run import compare, replaced_snapshots
@@ -24,10 +23,9 @@ from servd.controller.plan.observed import Observed
 from servd.controller.plan.start_verdict import try_at_once
 from servd.controller.shown.outcome import outcome_of
 from servd.controller.shown.status import Identity, epoch_of, instance_view
-from servd.controller.snapshots import prune, take_snapshots
+from servd.controller.snapshots import check_log_directories, check_tls, keep_secrets, prune, take_snapshots
 from servd.controller.stack_requests import StackRequests
 from servd.controller.supervisor import Supervisor
-from servd.controller.tls_wish import check_tls, keep_secrets
 from servd.daemon.edition_watch import EditionWatch
 from servd.daemon.listeners import check_grpc
 from servd.daemon.upgrade import Upgrader

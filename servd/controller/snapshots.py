@@ -1,4 +1,6 @@
-"""Snapshots of local directories by content hash: builds, replicas and restarts use these, never the live directory."""
+"""What documents name on this host. Directories of code become snapshots by content hash: builds, replicas and restarts use
+these, never the live directory. Directories for log files and files of TLS are tried.
+"""
 
 import hashlib
 import os
@@ -10,13 +12,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 from servd.controller.file_store import FileStore
+from servd.controller.plan.goal import HttpGoal
+from servd.daemon.data_tls import check_files, files_in_force, keep_passphrase, passphrase_of
 from servd.documents.code_entries import code_entries
 from servd.documents.control_plane import ApplicationDocument
 from servd.documents.runtime_env import is_local_directory, local_path, local_uris
+from servd.documents.sent import HttpWish
 from servd.exceptions import ConfigError, GoalNotSavedError, HostLimitError, StateError
 from servd.ground.durable import sync_directory, sync_tree
 from servd.ground.host_limits import host_limit_in, told
-from servd.ground.settings import make_private_dir
+from servd.ground.settings import Settings, make_private_dir
+from servd.observability.logs import directory_trouble
 
 MAX_SNAPSHOT_BYTES = 512 * 1024 * 1024
 _DIGEST = re.compile("[0-9a-f]{64}")
@@ -171,3 +177,50 @@ def _own_bytes(path: str) -> int:
         return os.stat(path).st_size
     sizes = [os.lstat(os.path.join(folder, name)) for folder, _, names in os.walk(path) for name in names]
     return sum(about.st_size for about in sizes if stat.S_ISREG(about.st_mode) and about.st_nlink <= 2)
+
+
+def check_log_directories(documents: Iterable[ApplicationDocument]) -> None:
+    """Make each `logs_dir` of the applications and their overrides.
+
+    Raises:
+        ConfigError: lists those in which no file can be written, and whose they are.
+    """
+    problems = []
+    for document in documents:
+        wanted = [(f"application {document.name!r}", document.logging_config)]
+        wanted += [(f"deployment {one['name']!r}", one.get("logging_config")) for one in document.deployments]
+        for whose, config in wanted:
+            logs_dir = (config or {}).get("logs_dir")
+            if logs_dir and (trouble := directory_trouble(logs_dir)):
+                problems.append(f"logging_config.logs_dir of {whose}: the daemon {trouble}")
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def check_tls(wish: HttpWish, http: HttpGoal | None, settings: Settings) -> None:
+    """Refuse files that the port could not use; one that says nothing of them is not held up by theirs.
+
+    Args:
+        http: options after it, None = Serve shall not run.
+
+    Raises:
+        ConfigError: which file, and what is wrong with it.
+    """
+    if http is not None and (wish.names_tls or wish.grpc_servicers):
+        files = files_in_force(http.tls_files, settings)
+        said = wish.ssl_keyfile_password or passphrase_of(settings.state_dir, files.key)
+        check_files(files, said, has_grpc=bool(http.grpc_port))
+
+
+def keep_secrets(wish: HttpWish, settings: Settings) -> None:
+    """Put the passphrase where the proxies find it.
+
+    Raises:
+        GoalNotSavedError: it could not be written.
+    """
+    if wish.ssl_keyfile_password is not None and wish.ssl_keyfile:
+        try:
+            keep_passphrase(settings.state_dir, wish.ssl_keyfile, wish.ssl_keyfile_password)
+        except OSError as error:
+            text = f"the passphrase of {wish.ssl_keyfile} was not saved in {settings.state_dir}: {error.strerror}"
+            raise GoalNotSavedError(f"{text}; the accepted goal goes on") from error

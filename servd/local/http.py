@@ -1,6 +1,7 @@
 """HTTP and WebSocket requests to an application of this process: what stands between client and handler, without sockets."""
 
 import asyncio
+import sys
 import concurrent.futures
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
@@ -28,6 +29,8 @@ _LEAVE_LIMIT_S = 5.0
 
 class LocalExchange:
     """One request: what `UserCallable.handle_http` asks of a replica's `HttpExchange`."""
+
+    whole_below = sys.maxsize
 
     def __init__(self, scope: dict[str, Any], receive: Receive, send: Send, request_id: str) -> None:
         self.scope, self.receive, self._send = scope, receive, send
