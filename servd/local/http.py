@@ -1,8 +1,8 @@
 """HTTP and WebSocket requests to an application of this process: what stands between client and handler, without sockets."""
 
 import asyncio
-import sys
 import concurrent.futures
+import sys
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 

@@ -113,6 +113,7 @@ def check_logs(daemon: RunningDaemon, logs_dir: Path) -> None:
     assert (status, "logs_dir of application 'default': the daemon cannot make" in str(text)) == (400, True), text
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 def test_a_document_brings_tls_and_asks_clients_for_certificates(tmp_path: Path, folder: Path) -> None:
