@@ -27,7 +27,7 @@ from servd.ground.places import trouble_of
 from servd.ground.settings import Settings, fork_server_sockets, replica_files, variable, work_dir
 from servd.ground.states import ReplicaState
 from servd.observability import logs
-from servd.observability.dead_logs import forget_dead
+from servd.observability.log_file import forget_dead
 from servd.wire.began import SUFFIX as BEGAN
 from servd.wire.began import remove_files
 from servd.wire.build_messages import BuildOrder

@@ -22,7 +22,7 @@ from servd.exceptions import ConfigError, GoalNotSavedError, HostLimitError, Sta
 from servd.ground.durable import sync_directory, sync_tree
 from servd.ground.host_limits import host_limit_in, told
 from servd.ground.settings import Settings, make_private_dir
-from servd.observability.logs import directory_trouble
+from servd.observability.log_file import directory_trouble
 
 MAX_SNAPSHOT_BYTES = 512 * 1024 * 1024
 _DIGEST = re.compile("[0-9a-f]{64}")

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import os
 import stat
+from collections.abc import Collection
 from pathlib import Path
 
 from servd.ground.clock import SystemClock
@@ -12,6 +13,10 @@ MAX_FILE_BYTES = 512 * 1024 * 1024
 BACKUP_FILES = 5
 RETRY_S = 1.0
 """Between two tries to open a file that is away."""
+DEAD_FILES_KEPT = 100
+"""Log files of replicas that are gone, of all deployments together."""
+DEAD_BYTES_KEPT = 2 * 1024 * 1024 * 1024
+"""What they may hold together; the newest one stays whatever it holds."""
 
 
 class LogFile:
@@ -164,3 +169,39 @@ def directory_trouble(logs_dir: str) -> str:
     except OSError as error:
         return f"cannot make the directory {logs_dir}: {error.strerror}"
     return "" if os.access(logs_dir, os.W_OK | os.X_OK) else f"cannot write in the directory {logs_dir}"
+
+
+def forget_dead(
+    log_dir: str, living: Collection[str], kept: int = DEAD_FILES_KEPT, kept_bytes: int = DEAD_BYTES_KEPT
+) -> None:
+    """Remove the log files of replicas that are gone, with those they rotated to, all but the newest.
+
+    Args:
+        living: names as `replica_file` gives them.
+        kept, kept_bytes: how many stay, and how much they hold together; the newest one stays in any case.
+    """
+    dead = []
+    try:
+        for entry in os.scandir(Path(log_dir) / "serve"):
+            if entry.name.startswith("deployment_") and entry.name.rpartition(".log")[0] + ".log" not in living:
+                # one that leads to a file that is gone is a dead one too
+                status = entry.stat(follow_symlinks=os.path.exists(entry.path))
+                dead.append((status.st_mtime, entry.path, status.st_size))
+        held = 0
+        for number, (_, path, size) in enumerate(sorted(dead, reverse=True)):
+            held += size
+            if number >= kept or (number and held > kept_bytes):
+                _remove_log(path)
+    except OSError:
+        # the directory is gone or read-only, or somebody else cleans up: logs are expendable, also to us
+        pass
+
+
+def _remove_log(path: str) -> None:
+    """Remove a log file, and the one in a `logs_dir` if it is a link to that."""
+    if os.path.islink(path):
+        target, name = os.readlink(path), os.path.basename(path).rpartition(".log")[0]
+        if os.path.basename(target).startswith(f"{name}.log"):
+            with contextlib.suppress(OSError):
+                os.unlink(target)
+    os.unlink(path)

@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 from servd.observability import log_file, logs
-from servd.observability.dead_logs import forget_dead
-from servd.observability.log_file import LogFile
+from servd.observability.log_file import LogFile, forget_dead
 from servd.observability.log_lines import Wish, head_of
 
 
