@@ -32,6 +32,7 @@ _TRACKER_PATIENCE_S = 1.0
 """For so long trackers of shared memory may clean up after the others are gone."""
 _END_LIMIT_S = 5.0
 _LOOK_AGAIN_S = 0.01
+_LOOKS = 5
 
 
 @dataclass(slots=True)
@@ -128,12 +129,13 @@ def has_started_others() -> bool:
     """
     if signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN or any(resource.getrusage(resource.RUSAGE_CHILDREN)):
         return True
-    try:
-        # those that nobody has asked after are here also when they have ended
-        return any(_read("self", f"task/{thread}/children") for thread in os.listdir("/proc/self/task"))
-    except OSError:
-        # a thread has ended meanwhile, or the kernel keeps no such list
-        return True
+    for _ in range(_LOOKS):
+        with suppress(OSError):
+            # those that nobody has asked after are here also when they have ended
+            return any(_read("self", f"task/{thread}/children") for thread in os.listdir("/proc/self/task"))
+        # a thread has ended meanwhile: another one has its children now
+    # the kernel keeps no such list, or no descriptor is left
+    return True
 
 
 def end_families(leaders: Collection[tuple[int, int]], known: Collection[int] = ()) -> None:

@@ -247,9 +247,21 @@ def in_thread(work: Callable[[], None]) -> None:
     thread.join()
 
 
+def listed_once_more(name: str) -> None:
+    """Let the next list of a directory name what is gone by the time that somebody looks."""
+    listdir = os.listdir
+
+    def first(path: str) -> list[str]:
+        os.listdir = listdir
+        return [name, *listdir(path)]
+
+    os.listdir = first  # type: ignore[assignment] # in a process that ends soon
+
+
 STARTS: dict[str, tuple[Callable[[], object], bool]] = {
     "nothing": (lambda: None, False),
     "a thread": (lambda: in_thread(lambda: None), False),
+    "a thread that ends meanwhile": (lambda: listed_once_more("0"), False),
     "one that lives": (lambda: fork_and(wait=False, end=False), True),
     "one that has ended": (fork_and, True),
     "one that nobody asks after": (lambda: fork_and(wait=False), True),

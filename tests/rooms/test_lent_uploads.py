@@ -321,7 +321,7 @@ async def test_an_answer_that_is_cut_ends_its_connection_though_the_replica_keep
                 pass
             assert client._got.endswith(b"begun\r\n")
             assert loans
-            uploads = [each for each in gc.get_objects() if isinstance(each, Uploading) and each._socket is not None]
+            uploads = [each for each in gc.get_objects() if type(each) is Uploading and each._socket is not None]
         for upload in uploads:
             upload.end()
         client.socket.close()
