@@ -126,6 +126,7 @@ def test_the_single_application_document(daemon: RunningDaemon, forge: tuple[str
     assert asked == ["/apps/fruit/HEAD.zip", "/codeload/fruit.zip"]
 
 
+@pytest.mark.long
 def test_the_document_of_two_applications(daemon: RunningDaemon, forge: tuple[str, list[str]]) -> None:
     url, _ = forge
     body = document("11-v2-put-two-apps.json", url)

@@ -120,6 +120,7 @@ def test_a_detached_daemon_stays(tmp_path: Path) -> None:
     assert list(titles(state_dir)) == []
 
 
+@pytest.mark.long
 def test_a_script_with_a_daemon_leaves_it_running(daemon: RunningDaemon, tmp_path: Path) -> None:
     helper(tmp_path)
     assert run_python(tmp_path, SCRIPT, daemon.settings.state_dir) == "hello script!\n"
@@ -151,6 +152,7 @@ def test_programs_written_for_ray_serve(daemon: RunningDaemon, program: list[str
     assert run_command([*prefix, *program, port], RAY_STYLE, daemon.settings.state_dir) == said
 
 
+@pytest.mark.long
 def test_an_edited_file_is_a_new_version(daemon: RunningDaemon, tmp_path: Path) -> None:
     (tmp_path / "edited.py").write_text(EDITED)
     (tmp_path / "part.py").write_text("word = 'one'")

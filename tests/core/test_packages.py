@@ -150,7 +150,7 @@ def test_the_environment_sees_its_packages_and_servds(tmp_path: Path) -> None:
     assert os.environ["VIRTUAL_ENV"] == str(there)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_pip_says_is_told_and_the_next_try_is_a_new_one(tmp_path: Path) -> None:
     pip = ["--no-index", f"--find-links {tmp_path / 'wheels'}", "notyet"]
     (tmp_path / "wheels").mkdir()

@@ -288,9 +288,9 @@ UNDER_LOAD: dict[str, tuple[Callable[[Path, int], Outcome], int, int]] = {
     "fork_server_kills": (fork_server_kills, 1, 20),
     "fork_server_kills_in_updates": (fork_server_kills_in_updates, 0, 20),
     "idle_replica_kills": (idle_replica_kills, 0, 20),
-    "busy_replica_kills": (busy_replica_kills, 1, 20),
+    "busy_replica_kills": (busy_replica_kills, 0, 20),
     "proxy_kills": (proxy_kills, 1, 20),
-    "proxies_told_to_go": (proxies_told_to_go, 1, 20),
+    "proxies_told_to_go": (proxies_told_to_go, 0, 20),
     "daemon_kills": (daemon_kills, 0, 20),
 }
 """name -> (scenario, repetitions in `make test` (0 = not there), repetitions in `make faults` and `make test-all`)."""

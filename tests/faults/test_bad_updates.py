@@ -23,6 +23,7 @@ def message(stage: Stage) -> str:
     return str(stage.work()["message"])
 
 
+@pytest.mark.long
 def test_a_config_that_raises_takes_one_replica_and_a_good_one_heals(tmp_path: Path) -> None:
     with a_stage(tmp_path, replicas=3) as stage:
         before = {replica["pid"] for replica in stage.running()}

@@ -123,6 +123,7 @@ def test_from_start_to_stop(fresh: Shell) -> None:
     assert not os.path.exists(socket_dir_for(fresh.state_dir))
 
 
+@pytest.mark.long
 def test_a_run_that_is_interrupted_takes_its_application_back(shell: Shell) -> None:
     assert shell("deploy", "configs/fruit.yaml", "--wait")[0] == 0
     options = ("--app-dir", str(FRUIT), "--name", "calculator", "--route-prefix", "/math")
@@ -198,6 +199,7 @@ app = Echo.bind()
 """
 
 
+@pytest.mark.long
 def test_an_update_of_which_only_the_first_replica_starts_ends_and_a_rollback_heals(
     shell: Shell, tmp_path: Path
 ) -> None:
@@ -216,6 +218,7 @@ def test_an_update_of_which_only_the_first_replica_starts_ends_and_a_rollback_he
     assert {shell.ask("/", {}) for _ in range(30)} == {(200, "old")}
 
 
+@pytest.mark.long
 def test_rollback_passes_by_what_never_ran(fresh: Shell, tmp_path: Path) -> None:
     code = tmp_path / "code"
     code.mkdir()

@@ -278,6 +278,7 @@ def test_multiprocessing_is_the_applications_to_use(tmp_path: Path) -> None:
         assert daemon.get() == (200, "0")
 
 
+@pytest.mark.long
 def test_a_socket_directory_that_goes_with_the_controller_is_made_anew(tmp_path: Path, echo: Path) -> None:
     with a_daemon(settings_in(tmp_path, open_http=False)) as daemon:
         (controller,) = daemon.pids("controller")

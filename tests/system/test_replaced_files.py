@@ -48,6 +48,7 @@ def kill_all(daemon: RunningDaemon, *titles: str) -> None:
         eventually(lambda title=title, pids=pids: set(daemon.pids(title)) - pids)  # type: ignore[misc]
 
 
+@pytest.mark.long
 def test_a_daemon_whose_package_is_replaced_goes_on_with_the_old_one_and_says_so(tmp_path: Path) -> None:
     package, code, variables = a_package(tmp_path)
     with a_daemon(settings_in(tmp_path), variables) as daemon:

@@ -112,6 +112,7 @@ def test_ready_means_that_the_last_goal_is_serving_again(tmp_path: Path, manager
     assert manager.heard() == {"STOPPING": "1"}
 
 
+@pytest.mark.long
 def test_a_broken_application_does_not_keep_the_service_from_being_ready(tmp_path: Path, manager: Manager) -> None:
     settings = settings_in(tmp_path)
     with a_daemon(settings) as daemon:

@@ -336,6 +336,7 @@ print(servd.get_deployment_handle("Model", "default").sync.remote().result(30))
 """
 
 
+@pytest.mark.long
 def test_a_graceful_stop_sends_what_waits(tmp_path: Path) -> None:
     (tmp_path / "shop.py").write_text(SHOP)
     with a_receiver() as receiver:
