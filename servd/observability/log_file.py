@@ -128,10 +128,18 @@ class LogFile:
             os.dup2(self._fd, fd)
 
     def _open(self) -> int:
-        fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        if self._link is not None:
-            with contextlib.suppress(OSError):
-                self._keep_links(self._link)
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+        if self._link is None:
+            return os.open(self._path, flags, 0o600)
+        # a directory that is not ours alone: no link of somebody's may lead us on, no pipe hold us up
+        if trouble := _openness(str(self._path.parent)):
+            raise PermissionError(trouble)
+        fd = os.open(self._path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise FileExistsError(f"{self._path} is no file")
+        with contextlib.suppress(OSError):
+            self._keep_links(self._link)
         return fd
 
     def _keep_links(self, link: Path) -> None:
@@ -168,7 +176,23 @@ def directory_trouble(logs_dir: str) -> str:
         os.makedirs(logs_dir, mode=0o700, exist_ok=True)
     except OSError as error:
         return f"cannot make the directory {logs_dir}: {error.strerror}"
-    return "" if os.access(logs_dir, os.W_OK | os.X_OK) else f"cannot write in the directory {logs_dir}"
+    if not os.access(logs_dir, os.W_OK | os.X_OK):
+        return f"cannot write in the directory {logs_dir}"
+    return _openness(logs_dir)
+
+
+def _openness(directory: str) -> str:
+    """Who else could put a link or a pipe in the place of a log file there, for people; "" = nobody."""
+    try:
+        status = os.stat(directory)
+    except OSError as error:
+        return f"cannot look at the directory {directory}: {error.strerror}"
+    if status.st_uid not in (0, os.getuid()):
+        return f"does not write in the directory {directory}: it belongs to uid {status.st_uid}; give one of its own user's"
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        mode = stat.S_IMODE(status.st_mode)
+        return f"does not write in the directory {directory}: others may (mode {mode:o}); chmod go-w {directory}"
+    return ""
 
 
 def forget_dead(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from servd.observability import log_file, logs
-from servd.observability.log_file import LogFile, forget_dead
+from servd.observability.log_file import LogFile, directory_trouble, forget_dead
 from servd.observability.log_lines import Wish, head_of
 
 
@@ -192,7 +192,7 @@ def test_of_dead_replicas_the_newest_files_stay(tmp_path: Path) -> None:
 
 def test_a_file_in_a_directory_of_its_own_is_found_among_the_others_too(tmp_path: Path) -> None:
     root, elsewhere = tmp_path / "logs", tmp_path / "elsewhere"
-    elsewhere.mkdir()
+    elsewhere.mkdir(mode=0o700)
     name = logs.replica_file("app_D", "app_D#abcdef")
     usual = root / "serve" / name
     file = LogFile(usual, max_bytes=10, backups=2)
@@ -215,6 +215,45 @@ def test_a_file_in_a_directory_of_its_own_is_found_among_the_others_too(tmp_path
     (elsewhere / f"{name}.2").unlink()
     forget_dead(str(root), set(), kept=0)
     assert os.listdir(root / "serve") == os.listdir(elsewhere) == []
+
+
+@pytest.mark.parametrize("in_the_way", ["a link", "a pipe", "an open directory"])
+def test_nobody_else_says_what_a_replica_writes_to(tmp_path: Path, in_the_way: str) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir(mode=0o700)
+    precious, path = tmp_path / "precious", elsewhere / "x.log"
+    precious.touch()
+    if in_the_way == "a link":
+        path.symlink_to(precious)
+    elif in_the_way == "a pipe":
+        os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK) if in_the_way == "a pipe" else -1
+    file = LogFile(tmp_path / "logs" / "serve" / "x.log")
+    if in_the_way == "an open directory":
+        elsewhere.chmod(0o770)
+    file.move(path, file.path)
+    file.write(b"lost\n")
+    if reader >= 0:
+        assert os.read(reader, 10) == b""
+        os.close(reader)
+    assert precious.read_bytes() == b""
+    assert in_the_way != "an open directory" or not path.exists()
+    file.close()
+
+
+def test_a_directory_that_others_may_write_to_is_none_for_logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert directory_trouble(str(tmp_path)) == ""
+    tmp_path.chmod(0o720)
+    assert directory_trouble(str(tmp_path)).endswith(f"others may (mode 720); chmod go-w {tmp_path}")
+    tmp_path.chmod(0o1702)
+    assert "others may (mode 1702)" in directory_trouble(str(tmp_path))
+    tmp_path.chmod(0o755)
+    assert directory_trouble(str(tmp_path)) == ""
+    if os.getuid() == 0:
+        os.chown(tmp_path, 12345, -1)
+    else:
+        monkeypatch.setattr(os, "getuid", lambda: -1)
+    assert f"it belongs to uid {tmp_path.stat().st_uid}" in directory_trouble(str(tmp_path))
 
 
 def test_a_link_of_somebody_elses_is_removed_and_not_what_it_leads_to(tmp_path: Path) -> None:
