@@ -109,7 +109,7 @@ class Certificate:
         self._client_ca = client_ca
         self._option = option
         self._passphrase = passphrase
-        self._seen = self._stamps(), passphrase()
+        self._in_force = self._seen = self._stamps(), passphrase()
         self.context = self._made()
 
     def refresh(self) -> bool:
@@ -119,10 +119,10 @@ class Certificate:
             Whether `context` is another now: servers that were made with the one before have to be made again.
         """
         seen = self._stamps(), self._passphrase()
-        if seen == self._seen:
+        is_news, self._seen = seen != self._seen, seen
+        if seen == self._in_force:
             return False
-        has_other_clients = seen[0][2:] != self._seen[0][2:]
-        self._seen = seen
+        has_other_clients = seen[0][2:] != self._in_force[0][2:]
         try:
             if has_other_clients:
                 # one context forgets nobody who ever vouched for clients
@@ -130,8 +130,11 @@ class Certificate:
             else:
                 load(self.context, *self._files, self._option, self._passphrase())
         except StateError as error:
-            logger.error("certificate_not_renewed reason=%s", error)
+            # tried again at every look: what was short may have been something else than the files
+            if is_news:
+                logger.error("certificate_not_renewed reason=%s", error)
             return False
+        self._in_force = seen
         logger.info("certificate_renewed file=%s", self._files[0])
         return has_other_clients
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from servd.daemon.data_tls import PASSPHRASES, TlsFiles, check_files, keep_passphrase, passphrase_of
+from servd.daemon.tls import Certificate
 from servd.exceptions import ConfigError
 from tests.fakes import make_certificate
 from tests.system.running_daemon import RunningDaemon, a_daemon, eventually, settings_in
@@ -71,6 +72,33 @@ def test_files_that_cannot_be_used_are_named(
 def test_grpc_takes_no_key_with_a_passphrase(folder: Path) -> None:
     with pytest.raises(ConfigError, match="gRPC"):
         check_files(TlsFiles(str(folder / "server.crt"), str(folder / "locked.key")), SECRET, has_grpc=True)
+
+
+def names_of(certificate: Certificate) -> list[Any]:
+    """Who vouches for clients."""
+    return [one["subject"][0][0][1] for one in certificate.context.get_ca_certs()]
+
+
+def test_who_vouches_for_clients_changes_though_the_key_comes_later(folder: Path, tmp_path: Path) -> None:
+    files = {name: tmp_path / name for name in ("chain", "key", "clients")}
+    stamp = iter(range(1, 9))
+
+    def copy(name: str, target: str) -> None:
+        shutil.copy(folder / name, files[target])
+        now = next(stamp)
+        os.utime(files[target], (now, now))
+
+    for name, target in (("server.crt", "chain"), ("server.key", "key"), ("client.crt", "clients")):
+        copy(name, target)
+    certificate = Certificate(str(files["chain"]), str(files["key"]), "--http-tls", str(files["clients"]))
+    assert (certificate.refresh(), names_of(certificate)) == (False, ["client"])
+    # one file after the other, with a look before the last one
+    copy("other.crt", "clients")
+    copy("other.crt", "chain")
+    assert (certificate.refresh(), names_of(certificate)) == (False, ["client"])
+    copy("other.key", "key")
+    assert (certificate.refresh(), names_of(certificate)) == (True, ["other"])
+    assert not certificate.refresh()
 
 
 def test_a_passphrase_is_its_owners_alone(tmp_path: Path) -> None:
