@@ -566,6 +566,27 @@ async def test_calls_under_way_end_before_the_lane_does(room: GrpcRoom) -> None:
     await closing
 
 
+async def test_a_lane_that_others_replace_is_healthy_until_its_clients_were_told_to_go(
+    room: GrpcRoom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SERVD_GRPC_MAX_CONNECTION_AGE_S", "0.4")
+    monkeypatch.setattr("servd.proxy.grpc.lane.others_listen", lambda _: True)
+    lane = GrpcLane(room.forwarder)
+    lane.apply_routing((GrpcRoute("app", DEPLOYMENT, (GrpcMethod(IDEMPOTENT),)),))
+    port = await lane.open("127.0.0.1", 0)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        watch = channel.unary_stream("/grpc.health.v1.Health/Watch")(b"")
+        assert await watch.read() == health_answer(Health.SERVING)
+        closing = asyncio.create_task(lane.close(10.0, is_replaced=True))
+        await asyncio.sleep(0)
+        assert await channel.unary_unary("/grpc.health.v1.Health/Check")(b"") == health_answer(Health.SERVING)
+        assert await channel.unary_unary(IDEMPOTENT)(b"x") == b"x"
+        # nor do those who watch it hold up its end
+        await asyncio.wait_for(closing, 5.0)
+        assert await watch.read() == health_answer(Health.NOT_SERVING)
+        assert await watch.read() is grpc.aio.EOF
+
+
 async def test_a_call_is_noted_with_all_that_is_known_of_it(room: GrpcRoom) -> None:
     journal = room.forwarder.journal = Journal(asyncio.get_running_loop(), counts=True)
     await room.method("Echo")("hello", metadata=(("request_id", "r-1"),))

@@ -23,6 +23,8 @@ _MOST_BYTES = 2**31 - 1
 _LOOK_S = 0.1
 _SUCCESSOR_S = 4.0
 """How long a successor may take to listen."""
+_MOST_OF_AGE = 1.1
+"""The library ends a connection up to a tenth after its age."""
 _LAST_S = 1.0
 """What is left of the time to leave when calls under way are waited for."""
 
@@ -84,15 +86,17 @@ class GrpcLane:
             is_replaced: others listen at the port: clients are served until they have moved there.
         """
         server, self._server = self._server, None
-        self._own.is_serving = False
-        self._own.tell()
-        if server is None:
-            return
         loop = asyncio.get_running_loop()
         end = loop.time() + grace_s
-        if is_replaced and _age_s():
+        if server is not None and is_replaced and _age_s():
             await self._see_clients_off(loop, end - grace_s + _SUCCESSOR_S, end - _LAST_S)
-        await server.stop(max(0.0, end - loop.time()))
+        self._serve_no_more()
+        if server is not None:
+            await server.stop(max(0.0, end - loop.time()))
+
+    def _serve_no_more(self) -> None:
+        self._own.is_serving = False
+        self._own.tell()
 
     async def _see_clients_off(self, loop: asyncio.AbstractEventLoop, until: float, end: float) -> None:
         """Serve clients until they have moved, at most until `end`; new ones until others listen, at most until `until`.
@@ -103,7 +107,11 @@ class GrpcLane:
         while not others_listen(self._port) and loop.time() < until:  # noqa: ASYNC110
             await asyncio.sleep(_LOOK_S)
         await stop_listening(self._port)
-        while connections(self._port) and loop.time() < end:  # noqa: ASYNC110
+        aged = loop.time() + _MOST_OF_AGE * _age_s()
+        while connections(self._port) and loop.time() < end:
+            if self._own.is_serving and loop.time() >= aged:
+                # all clients have been told to go: those who ask for its health now only hold it up
+                self._serve_no_more()
             await asyncio.sleep(_LOOK_S)
 
     def share(self, client: str) -> Share:
