@@ -1,6 +1,7 @@
 """gRPC through a proxy's lane and a replica, over real channels; messages are text here, whatever makes their bytes."""
 
 import asyncio
+import errno
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -570,7 +571,7 @@ async def test_a_lane_that_others_replace_is_healthy_until_its_clients_were_told
     room: GrpcRoom, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SERVD_GRPC_MAX_CONNECTION_AGE_S", "0.4")
-    monkeypatch.setattr("servd.proxy.grpc.lane.others_listen", lambda _: True)
+    monkeypatch.setattr("servd.proxy.grpc.lane.others_listen", lambda *_: True)
     lane = GrpcLane(room.forwarder)
     lane.apply_routing((GrpcRoute("app", DEPLOYMENT, (GrpcMethod(IDEMPOTENT),)),))
     port = await lane.open("127.0.0.1", 0)
@@ -585,6 +586,17 @@ async def test_a_lane_that_others_replace_is_healthy_until_its_clients_were_told
         await asyncio.wait_for(closing, 5.0)
         assert await watch.read() == health_answer(Health.NOT_SERVING)
         assert await watch.read() is grpc.aio.EOF
+
+
+async def test_a_lane_ends_though_it_cannot_look_for_its_clients(
+    room: GrpcRoom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(_: str) -> list[str]:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("servd.proxy.grpc.sockets.os.listdir", fails)
+    await room.grpc.close(1.0, is_replaced=True)
+    assert (await outcome(room.method("Echo")("x", timeout=5.0)))[0] == "UNAVAILABLE"
 
 
 async def test_a_call_is_noted_with_all_that_is_known_of_it(room: GrpcRoom) -> None:

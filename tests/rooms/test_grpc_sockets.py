@@ -1,11 +1,14 @@
 """A server's sockets, found among the process's: no new connection, and none that waits is lost."""
 
 import asyncio
+import os
 import socket
 import subprocess
 import sys
 
-from servd.proxy.grpc.sockets import connections, others_listen, stop_listening
+import pytest
+
+from servd.proxy.grpc.sockets import Connections, listeners, others_listen, stop_listening
 
 LISTENER = """
 import socket, sys
@@ -22,14 +25,18 @@ async def test_listening_ends_once_what_waits_is_accepted() -> None:
             ending = asyncio.create_task(stop_listening(port))
             await asyncio.sleep(0.02)
             assert not ending.done()
-            assert connections(port) == 0
+            assert Connections(port).left() == 0
             accepted, _ = server.accept()
             await ending
-            assert connections(port) == 1
+            found = Connections(port)
+            assert found.left() == 1
             client.sendall(b"x")
             assert accepted.recv(1) == b"x"
             accepted.close()
-        assert connections(port) == 0
+        assert found.left() == 0
+        with other.dup():
+            # its number is another's now
+            assert found.left() == 0
         try:
             socket.create_connection(("127.0.0.1", port)).close()
             raise AssertionError("it listens still")
@@ -38,14 +45,23 @@ async def test_listening_ends_once_what_waits_is_accepted() -> None:
         socket.create_connection(other.getsockname()).close()
 
 
+def test_looks_leave_no_descriptor_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    # as if each were a socket when it is looked at first
+    monkeypatch.setattr("servd.proxy.grpc.sockets.stat.S_ISSOCK", lambda _: True)
+    before = len(os.listdir("/proc/self/fd"))
+    assert listeners(1) == set()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 def test_another_process_that_listens_at_the_port_is_found() -> None:
     with socket.create_server(("127.0.0.1", 0), reuse_port=True) as server:
         port = server.getsockname()[1]
-        assert not others_listen(port)
+        own = listeners(port)
+        assert not others_listen(port, own)
         command = [sys.executable, "-c", LISTENER, str(port)]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
             assert other.stdout is not None
             other.stdout.readline()
-            assert others_listen(port)
+            assert others_listen(port, own)
             other.communicate("\n")
-        assert not others_listen(port)
+        assert not others_listen(port, own)

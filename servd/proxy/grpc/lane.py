@@ -1,6 +1,7 @@
 """The server of gRPC in a proxy, on a port of its own: finds what serves a method."""
 
 import asyncio
+import logging
 import math
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -13,7 +14,7 @@ from servd.ground.settings import variable
 from servd.proxy.grpc.certificate import GrpcCertificate
 from servd.proxy.grpc.own_services import OwnServices
 from servd.proxy.grpc.served import Forwarder, Served
-from servd.proxy.grpc.sockets import connections, others_listen, stop_listening
+from servd.proxy.grpc.sockets import Connections, listeners, others_listen, stop_listening
 from servd.proxy.grpc.table import GrpcTable
 from servd.wire.connection_room import ConnectionRoom, Share
 from servd.wire.grpc_messages import GrpcMethod, GrpcRoute
@@ -27,6 +28,8 @@ _MOST_OF_AGE = 1.1
 """The library ends a connection up to a tenth after its age."""
 _LAST_S = 1.0
 """What is left of the time to leave when calls under way are waited for."""
+
+logger = logging.getLogger(__name__)
 
 
 class GrpcLane:
@@ -103,12 +106,18 @@ class GrpcLane:
 
         A server that stops cancels what comes in before its clients know of it; one that says goodbye at an age does not.
         """
-        # the sockets are the library's or another's, and tell nobody what becomes of them
-        while not others_listen(self._port) and loop.time() < until:  # noqa: ASYNC110
-            await asyncio.sleep(_LOOK_S)
-        await stop_listening(self._port)
+        try:
+            own = listeners(self._port)
+            # the sockets are the library's or another's, and tell nobody what becomes of them
+            while not others_listen(self._port, own) and loop.time() < until:  # noqa: ASYNC110
+                await asyncio.sleep(_LOOK_S)
+            await stop_listening(self._port)
+            connections = Connections(self._port)
+        except OSError as error:
+            logger.warning("grpc_clients_not_seen reason=%s", error)
+            return
         aged = loop.time() + _MOST_OF_AGE * _age_s()
-        while connections(self._port) and loop.time() < end:
+        while connections.left() and loop.time() < end:
             if self._own.is_serving and loop.time() >= aged:
                 # all clients have been told to go: those who ask for its health now only hold it up
                 self._serve_no_more()
