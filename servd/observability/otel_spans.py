@@ -39,6 +39,8 @@ _TALKATIVE = (
     "opentelemetry.sdk._shared_internal",
     "opentelemetry.sdk.trace.export",
 )
+_READS_HEADERS = "opentelemetry.util.re"
+"""Tells the whole text of a header that it cannot read, a key of the collector's maybe."""
 _TEXT_CHARACTERS = 500
 _TELL_PERIOD_S = 60.0
 _clock = SystemClock()
@@ -63,7 +65,8 @@ class OtelSpans:
         self.name = name
         self.begins = begins
         self._attributes = dict(attributes)
-        self._out = _Out(exporter or OTLPSpanExporter(endpoint=settings.endpoint), settings.shown)
+        quiet = _Quiet()
+        self._out = _Out(exporter or _exporter(settings, quiet), settings.shown, quiet)
         self._late = _LateQueue(self._out)
         self._resource = Resource.create({SERVICE_INSTANCE_ID: instance_id})
         if str(self._resource.attributes.get(SERVICE_NAME, "unknown_service")).startswith("unknown_service"):
@@ -246,18 +249,30 @@ class _LateQueue(SpanProcessor):
         return queue is None or queue.force_flush(timeout_millis)
 
 
+def _exporter(settings: TraceSettings, quiet: "_Quiet") -> SpanExporter:
+    with quiet:
+        made = OTLPSpanExporter(endpoint=settings.endpoint)
+    if quiet.has_odd_headers:
+        logger.warning(
+            "traces_headers_left_out endpoint=%s reason=headers of the endpoint cannot be read "
+            "(OTEL_EXPORTER_OTLP_HEADERS, OTEL_EXPORTER_OTLP_TRACES_HEADERS): name=value, further ones behind a comma",
+            settings.shown,
+        )
+    return made
+
+
 class _Out(SpanExporter):
     """Sends, and tells once that it cannot, and once that it can again; of those for which there was no room now and then.
 
     trouble: why spans do not get through, "" if they do.
     """
 
-    def __init__(self, exporter: SpanExporter, endpoint: str) -> None:
+    def __init__(self, exporter: SpanExporter, endpoint: str, quiet: "_Quiet") -> None:
         self._exporter = exporter
         self._endpoint = endpoint
         self._silent_until = 0.0
         self.trouble = ""
-        self.quiet = _Quiet()
+        self.quiet = quiet
 
     def __repr__(self) -> str:
         return f"_Out({self._endpoint}{f', {self.trouble}' if self.trouble else ''})"
@@ -300,7 +315,7 @@ class _Out(SpanExporter):
 class _Quiet(logging.Filter):
     """Keeps what the library says of our spans out of the log: it says it again and again. Others' spans are not ours to hide.
 
-    said: the last line of this thread.
+    said: the last line of this thread. has_odd_headers: there are some for the endpoint that cannot be read.
     """
 
     def __init__(self) -> None:
@@ -309,7 +324,8 @@ class _Quiet(logging.Filter):
         self._lock = threading.Lock()
         self._dropped = 0
         self.said = ""
-        for name in _TALKATIVE:
+        self.has_odd_headers = False
+        for name in (*_TALKATIVE, _READS_HEADERS):
             # before those that the library has put there
             logging.getLogger(name).filters.insert(0, self)
 
@@ -321,7 +337,7 @@ class _Quiet(logging.Filter):
 
     def leave(self) -> None:
         """There will be no more of our spans."""
-        for name in _TALKATIVE:
+        for name in (*_TALKATIVE, _READS_HEADERS):
             logging.getLogger(name).removeFilter(self)
 
     def drop(self, count: int) -> None:
@@ -338,6 +354,9 @@ class _Quiet(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         if not getattr(self._here, "depth", 0):
             return True
+        if record.name == _READS_HEADERS:
+            self.has_odd_headers = True
+            return False
         text = record.getMessage()
         if text.startswith("Queue"):
             self.drop(1)

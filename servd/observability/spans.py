@@ -30,6 +30,7 @@ _SAMPLERS = ("always_on", "always_off", "traceidratio", "parentbased_always_on",
              "parentbased_traceidratio")  # fmt: skip
 _DIGITS = 16
 _QUERY = re.compile(r"[?#][^\s'\"]*")
+_HEADER = re.compile(r"(?<=header )(value|name)\b.*", re.IGNORECASE | re.DOTALL)
 _USER = re.compile(r"(?<=//)[^\s'\"]*@|^(?!\w+://)[^\s'\"]*@")
 LIBRARY = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
 """What must be there to record anything."""
@@ -316,8 +317,8 @@ def checked_url(url: str, name: str) -> str:
 
 
 def without_secrets(text: str) -> str:
-    """A text with URLs, sound or not, for logs: all that may be a name, a password or a key is left out."""
-    return _USER.sub("", _QUERY.sub("", text))
+    """A text with URLs, sound or not, or about a header, for logs: all that may be a name, a password or a key is left out."""
+    return _USER.sub("", _QUERY.sub("", _HEADER.sub(r"\1", text)))
 
 
 def ratio_of(text: str, name: str) -> float:

@@ -283,6 +283,29 @@ def test_reasons_do_not_show_who_sends(
     assert line.endswith("http://c: Max retries exceeded with url: /x (Caused by: it is away)")
 
 
+@pytest.mark.parametrize(
+    ("headers", "told"),
+    [
+        ("Authorization: Bearer cret", "traces_headers_left_out"),
+        ("Authorization=Bearer%20cret%0d%0acret", "traces_not_exported"),
+        ("cret%0acret=x", "traces_not_exported"),
+    ],
+)
+def test_headers_that_cannot_be_do_not_show(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, headers: str, told: str
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", headers)
+    made = OtelSpans(SETTINGS, "D", "one", {}, False)
+    if told == "traces_not_exported":
+        one_span(made)
+        assert made._late.force_flush()
+    (line,) = (record.getMessage() for record in caplog.records)
+    made.flush(5.0)
+    assert line.startswith(f"{told} endpoint={SETTINGS.endpoint} reason=")
+    assert "eader" in line
+    assert "cret" not in caplog.text
+
+
 def test_a_driver_that_is_closed_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
     at_exit: list[Any] = []
