@@ -25,7 +25,15 @@ from servd.ground.package import VERSION
 from servd.observability.described import full_name_of, summary_of
 from servd.observability.failure import bounded
 from servd.observability.otel_context import below, place_of, span_context
-from servd.observability.spans import Attributes, Span, TraceSettings, without_secrets
+from servd.observability.spans import (
+    NOTHING_RECORDED,
+    Attributes,
+    Span,
+    TraceSettings,
+    install,
+    installed,
+    without_secrets,
+)
 from servd.observability.trace_context import TraceContext
 from servd.observability.tracebacks import user_traceback
 
@@ -67,7 +75,7 @@ class OtelSpans:
         self._attributes = dict(attributes)
         quiet = _Quiet()
         self._out = _Out(exporter or _exporter(settings, quiet), settings.shown, quiet)
-        self._late = _LateQueue(self._out)
+        self._late = _LateQueue(self._out, self._turn_off)
         self._resource = Resource.create({SERVICE_INSTANCE_ID: instance_id})
         if str(self._resource.attributes.get(SERVICE_NAME, "unknown_service")).startswith("unknown_service"):
             self._resource = self._resource.merge(Resource({SERVICE_NAME: SERVICE}))
@@ -107,13 +115,19 @@ class OtelSpans:
     def serve_application(self, in_request: Callable[[], bool]) -> None:
         """Take spans of the application's too, unless it has a provider of its own."""
         if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
-            trace.set_tracer_provider(self._provider(_Follows(self.sampling.ratio, in_request)))
+            trace.set_tracer_provider(self._provider(_Follows(self.sampling.ratio, in_request, self._late)))
 
     def flush(self, limit_s: float) -> None:
         """Send what waits. A thread of its own: the library's limit is not one for each attempt to send."""
         thread = threading.Thread(target=self._late.shutdown, name="servd-last-spans", daemon=True)
         thread.start()
         thread.join(min(limit_s, FLUSH_IN_TROUBLE_S) if self._out.trouble else limit_s)
+
+    def _turn_off(self) -> None:
+        # what can't be sent must not be called recorded, to clients or to those who are called
+        self.sampling = NOTHING_RECORDED
+        if installed() is self:
+            install(None)
 
     def _provider(self, sampler: Sampler) -> TracerProvider:
         provider = TracerProvider(sampler=sampler, resource=self._resource, shutdown_on_exit=False)
@@ -173,9 +187,10 @@ def _nanos(at: float | None, offset_s: float) -> int:
 class _Follows(Sampler):
     """For the application's spans: recorded as the span above is. Without one, by the ratio, unless a request runs."""
 
-    def __init__(self, ratio: float, in_request: Callable[[], bool]) -> None:
+    def __init__(self, ratio: float, in_request: Callable[[], bool], queue: "_LateQueue") -> None:
         self._first = TraceIdRatioBased(ratio)
         self._in_request = in_request
+        self._queue = queue
 
     def should_sample(
         self,
@@ -188,7 +203,9 @@ class _Follows(Sampler):
         trace_state: trace.TraceState | None = None,
     ) -> SamplingResult:
         above = trace.get_current_span(parent_context).get_span_context()
-        if above.is_valid:
+        if self._queue.is_over:
+            is_wanted = False
+        elif above.is_valid:
             is_wanted = above.trace_flags.sampled
         elif self._in_request():
             is_wanted = False
@@ -205,13 +222,17 @@ class _Follows(Sampler):
 
 
 class _LateQueue(SpanProcessor):
-    """The SDK's queue and its thread, from the first span on that ends."""
+    """The SDK's queue and its thread, from the first span on that ends.
 
-    def __init__(self, out: "_Out") -> None:
+    on_failure: called where they cannot begin. is_over: they take no more.
+    """
+
+    def __init__(self, out: "_Out", on_failure: Callable[[], None]) -> None:
         self._out = out
+        self._on_failure = on_failure
         self._lock = threading.Lock()
         self._queue: BatchSpanProcessor | None = None
-        self._is_over = False
+        self.is_over = False
 
     def on_start(self, span: Any, parent_context: context.Context | None = None) -> None:
         pass
@@ -220,7 +241,7 @@ class _LateQueue(SpanProcessor):
         queue = self._queue
         if queue is None:
             with self._lock:
-                if self._queue is None and not self._is_over:
+                if self._queue is None and not self.is_over:
                     self._begin()
                 queue = self._queue
         if queue is not None:
@@ -232,12 +253,13 @@ class _LateQueue(SpanProcessor):
             self._queue = BatchSpanProcessor(self._out)
         # variables that cannot be meant, no room for a thread: no request fails for that
         except Exception as error:
-            self._is_over = True
+            self.is_over = True
+            self._on_failure()
             logger.warning("traces_off reason=no queue for spans (OTEL_BSP_...): %s", summary_of(error))
 
     def shutdown(self) -> None:
         with self._lock:
-            self._is_over = True
+            self.is_over = True
             queue = self._queue
         if queue is not None:
             with self._out.quiet:

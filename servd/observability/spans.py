@@ -70,6 +70,10 @@ class Sampling:
         return int(parent.trace_id[-_DIGITS:], 16) < self.ratio * 16.0**_DIGITS
 
 
+NOTHING_RECORDED = Sampling(0.0, follows_parent=False)
+"""No trace is, whatever its caller says."""
+
+
 @dataclass(frozen=True, slots=True)
 class TraceSettings:
     """endpoint: full URL to which spans are posted, as OTLP in protobuf."""
@@ -148,17 +152,18 @@ class Spans(Protocol):
         ...
 
 
-_installed: list[Spans] = []
+_installed: Spans | None = None
 
 
 def installed() -> Spans | None:
     """What records the spans of this process; None where nobody does."""
-    return _installed[0] if _installed else None
+    return _installed
 
 
 def install(spans: Spans | None) -> None:
     """Record spans of this process with these from now on; None: no more."""
-    _installed[:] = [] if spans is None else [spans]
+    global _installed
+    _installed = spans
 
 
 def wanted() -> TraceSettings | None:
@@ -208,8 +213,8 @@ def _recorder() -> ModuleType | None:
 
 def end(limit_s: float = FLUSH_LIMIT_S) -> None:
     """Send what waits; the process is about to end."""
-    if _installed:
-        _installed[0].flush(limit_s)
+    if (recorder := _installed) is not None:
+        recorder.flush(limit_s)
 
 
 def is_api_loaded() -> bool:
@@ -225,7 +230,7 @@ def meet_traces() -> None:
 
 def expect_traces() -> None:
     """As `meet_traces`, if the application has loaded OpenTelemetry, or spans are recorded here."""
-    if is_api_loaded() or _installed:
+    if is_api_loaded() or _installed is not None:
         meet_traces()
 
 
@@ -241,8 +246,9 @@ def current_context() -> Any:
 
 def enter(trace: TraceContext, span: Span | None) -> None:
     """Let spans of the application's be below this place, in the current context, if it can have any."""
-    if span is not None and _installed:
-        _installed[0].enter(span)
+    # any thread may find that there is no room for one that sends
+    if span is not None and (recorder := _installed) is not None:
+        recorder.enter(span)
     elif _API in sys.modules:
         _context().enter(trace)
 

@@ -23,7 +23,7 @@ from servd.calls import driver_line
 from servd.ground.clock import SystemClock
 from servd.observability import otel_context
 from servd.observability.otel_spans import OtelSpans
-from servd.observability.spans import Sampling, TraceSettings, begin, enter, here, preload
+from servd.observability.spans import Sampling, TraceSettings, begin, enter, here, installed, preload
 from servd.observability.trace_context import TraceContext
 from tests.odd_errors import KINDS, raise_odd
 
@@ -336,8 +336,11 @@ def test_a_queue_that_cannot_be_fails_no_request(
 ) -> None:
     monkeypatch.setenv(variable, value)
     made = OtelSpans(SETTINGS, "D", "one", {}, False, kept)
+    monkeypatch.setattr("servd.observability.spans._installed", made)
     one_span(made)
     one_span(made)
+    assert installed() is None, "replicas hand traces on"
+    assert not made.sampling.wants(PARENT), "nobody is told that spans are recorded"
     made.flush(5.0)
     (line,) = (record.getMessage() for record in caplog.records)
     assert line.startswith("traces_off reason=")
