@@ -205,9 +205,9 @@ def begin(name: str, instance_id: str, attributes: Attributes, *, begins: bool =
 def _recorder() -> ModuleType | None:
     try:
         return importlib.import_module(RECORDER)
-    # an application may bring along whatever edition of the library
-    except (ImportError, AttributeError) as error:
-        logger.warning("traces_off reason=%s (%s)", MISSING, error)
+    # an application may bring along whatever edition of the library, or of protobuf, which raises TypeError
+    except Exception as error:
+        logger.warning("traces_off reason=%s (%s)", MISSING, summary_of(error))
         return None
 
 

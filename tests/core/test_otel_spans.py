@@ -347,6 +347,21 @@ def test_a_queue_that_cannot_be_fails_no_request(
     assert says in line
 
 
+def test_a_library_that_cannot_be_loaded_fails_no_process(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(_: str) -> None:
+        raise TypeError("Descriptors cannot be created directly.")
+
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("importlib.import_module", refuse)
+    preload()
+    assert begin("D", "one", {}) is None
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 2
+    assert all(line.startswith("traces_off reason=") and "TypeError: Descriptors" in line for line in lines)
+
+
 def test_variables_that_the_library_refuses_turn_traces_off(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
