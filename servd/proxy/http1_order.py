@@ -298,12 +298,23 @@ class HttpOrder(HttpLending):
         self._is_usual = False
         if self.is_active and self._is_streaming:
             self._forwarder.caller.cancel(self)
+            self._end_span(answer[0])
             self._end_request()
         if self._must_wait:
             self._has_next = True
             self._pause_reading()
         else:
             self._refuse_now(self._final)
+
+    def _end_span(self, status: int) -> None:
+        """The span of a request that is refused midway: its refusal is noted under another id."""
+        rid = self._request_id
+        if type(rid) is TracedId:
+            status = self._status if self.has_begun else status
+            sent = self._sent_bytes if self.has_begun else 0
+            replica_id = "" if self.peer is None else self.peer.replica_id
+            about = (self._path, sent, self._client_ip, replica_id)
+            rid.end((self._labels, self._method, status, self._began, self._now(), rid, *about))
 
     def _refuse_now(self, answer: Answer) -> None:
         if self.has_begun and self._is_streaming:

@@ -4,7 +4,6 @@ import asyncio
 import json
 import threading
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,8 +12,8 @@ from servd.observability.head_traces import HeadTraces
 from servd.observability.journal import LATENCY_BOUNDS_MS, MAX_SERIES, NOWHERE, Journal
 from servd.observability.log_file import LogFile
 from servd.observability.logs import style_of
-from servd.observability.spans import Sampling
 from servd.observability.trace_context import TraceContext
+from tests.recorded_spans import Recorder
 
 FRUIT = ("/fruit", "shop", "shop_Fruit")
 
@@ -60,7 +59,7 @@ async def test_a_line_of_a_trace_names_it_and_ends_its_span(tmp_path: Path, is_j
     journal.configure(style_of({"encoding": "JSON" if is_json else "TEXT"}))
     trace = TraceContext("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331", 1)
     recorder = Recorder()
-    begun = HeadTraces(journal, recorder).taken_in(b"abc", trace, "GET /fruit", {"x": 1}, began=100.0, begins=False)  # type: ignore[arg-type]
+    begun = HeadTraces(journal, recorder).taken_in(b"abc", trace, "GET /fruit", {"x": 1}, began=100.0, begins=False)
     assert begun is not None
     clock.at += 0.25
     journal.note((FRUIT, "GET", 503), 100.0, begun, b"/fruit/1", 17, "10.0.0.7", "shop_Fruit#a")
@@ -91,35 +90,6 @@ async def test_a_line_of_a_trace_names_it_and_ends_its_span(tmp_path: Path, is_j
         "failed": "503",
         "ended": 100.25,
     }
-
-
-class Recorder:
-    """Records spans in a list."""
-
-    def __init__(self) -> None:
-        self.sampling = Sampling()
-        self.spans: list[RecordedSpan] = []
-
-    def start(
-        self, name: str, parent: TraceContext, kind: str, *, attributes: dict[str, Any], began: float
-    ) -> "RecordedSpan":
-        self.spans.append(RecordedSpan(TraceContext(parent.trace_id, "00000000000000a1", 1), dict(attributes)))
-        return self.spans[-1]
-
-
-class RecordedSpan:
-    def __init__(self, context: TraceContext, told: dict[str, Any]) -> None:
-        self.context = context
-        self.told = told
-
-    def note(self, attributes: dict[str, Any]) -> None:
-        self.told |= attributes
-
-    def fail_as(self, kind: str) -> None:
-        self.told["failed"] = kind
-
-    def end(self, at: float | None = None) -> None:
-        self.told["ended"] = at
 
 
 async def test_lines_are_written_without_being_asked(tmp_path: Path) -> None:
