@@ -1,10 +1,11 @@
-"""What logs, metrics and traces cost: `python -m benchmarks.observability [--rounds N] [--steps N] [--json FILE]`.
+"""What logs, metrics and traces cost: `python -m benchmarks.observability [--rounds N] [--seconds S] [--steps N] [--json FILE]`.
 
 Two measurements, both in interleaved rounds. First whole daemons under wrk, 32 connections: one without access log and
-metrics, one with both, and two that record a hundredth of the traces, and all of them, for a collector that drops them; per
-round their rates and the CPU time of proxy and replica per request are compared. Then
-what the code itself costs: proxy and replica on one loop in one process, once per mode, `Server-Timing` on top of the
-others; 32 connections ask in lockstep, and the CPU time per request is compared, ZeroMQ's threads included, the
+metrics, one with both, and three that record none of the traces, a hundredth, and all of them, for a collector that drops
+them; per round, in an order drawn anew, their rates and the CPU time of proxy and replica per request are compared, what they
+send behind the load included: the next one begins when a daemon rests. `--steps 0` ends here. Then what the code itself
+costs: proxy and replica on one loop in one process, once per mode, `Server-Timing` on top of the others; 32 connections ask in
+lockstep, and the CPU time per request is compared, ZeroMQ's threads included, the
 client's part left out. The second shows small differences that drown in the first, and shows them too large: nothing else
 stands beside them, no load, no kernel's work for clients.
 """
@@ -63,18 +64,27 @@ AIM = 0.05
 """What logs and metrics may cost of the rate."""
 TRACES_AIM = 0.03
 """What a hundredth of the traces may cost beside."""
+SEED = 29
 DAEMONS: dict[str, tuple[bool, float | None]] = {
     "everything off": (False, None),
     "logs and metrics": (True, None),
+    "traces at 0 %": (True, 0.0),
     "traces at 1 %": (True, 0.01),
     "traces at 100 %": (True, 1.0),
 }
 """Daemons: whether logs and metrics are on, and the share of traces that is recorded."""
 COMPARED = (
     ("logs and metrics", "everything off"),
+    ("traces at 0 %", "logs and metrics"),
     ("traces at 1 %", "logs and metrics"),
     ("traces at 100 %", "logs and metrics"),
 )
+SENDING = {"OTEL_BSP_SCHEDULE_DELAY": "200"}
+"""Spans leave within their daemon's turn; by default they wait 5 s."""
+REST_SHARE = 0.02
+"""Of one CPU: a daemon that takes less has nothing more to send."""
+REST_LOOK_S = 0.5
+REST_LIMIT_S = 30.0
 COLLECTOR = """
 import http.server, sys
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -104,6 +114,20 @@ class Daemon:
         paths = [path for pid in self.pids for path in Path(f"/proc/{pid}/task").glob("*/schedstat")]
         return sum(int(path.read_text().split()[0]) for path in paths) / 1000
 
+    def rest(self) -> None:
+        """Wait until it has sent what it had to.
+
+        Raises:
+            TimeoutError: it never rests.
+        """
+        used, end = self.cpu_us(), time.monotonic() + REST_LIMIT_S
+        while time.monotonic() < end:
+            time.sleep(REST_LOOK_S)
+            before, used = used, self.cpu_us()
+            if used - before < REST_SHARE * REST_LOOK_S * 1e6:
+                return
+        raise TimeoutError(f"{self.endpoint} still works {REST_LIMIT_S:g} s after its load")
+
 
 def servd_with(*, is_on: bool, traces: float | None = None, collector: str = "") -> System:
     """A daemon with the no-op application, with access log and metrics or without. traces: share that goes to the collector."""
@@ -115,7 +139,7 @@ def servd_with(*, is_on: bool, traces: float | None = None, collector: str = "")
         path.write_text(json.dumps(document))
         setup.environment["SERVD_METRICS"] = str(int(is_on))
         if traces is not None:
-            setup.environment |= {ENDPOINT: f"{collector}/v1/traces", f"SERVD_{RATIO}": str(traces)}
+            setup.environment |= {ENDPOINT: f"{collector}/v1/traces", f"SERVD_{RATIO}": str(traces)} | SENDING
         return setup
 
     return System("servd", "", frozenset({NOOP.name}), start)
@@ -150,7 +174,7 @@ def start_collector(stack: ExitStack) -> str:
     return f"http://127.0.0.1:{int(process.stdout.readline())}"
 
 
-def compare_daemons(rounds: int) -> dict[tuple[str, str], dict[str, list[float]]]:
+def compare_daemons(rounds: int, seconds: int) -> dict[tuple[str, str], dict[str, list[float]]]:
     """Rate and CPU time per request of a daemon as shares of another's, round by round, by the names of both."""
     found: dict[tuple[str, str], dict[str, list[float]]] = {pair: {"rate": [], "cpu": []} for pair in COMPARED}
     with ExitStack() as stack:
@@ -159,15 +183,15 @@ def compare_daemons(rounds: int) -> dict[tuple[str, str], dict[str, list[float]]
             name: start_daemon(stack, is_on=is_on, traces=traces, collector=collector)
             for name, (is_on, traces) in DAEMONS.items()
         }
-        names = list(daemons)
+        names, rng = list(daemons), random.Random(SEED)
         for number in range(-1, rounds):
             figures = {}
-            # another order each round: nobody always follows the same neighbour
-            turn = number % len(names)
-            for name in names[turn:] + names[:turn]:
+            # nobody always follows the same neighbour
+            for name in rng.sample(names, len(names)):
                 daemon = daemons[name]
                 before = daemon.cpu_us()
-                one = run(NOOP, daemon.endpoint, CONNECTIONS, 1)
+                one = run(NOOP, daemon.endpoint, CONNECTIONS, seconds)
+                daemon.rest()
                 figures[name] = one.requests / one.seconds, (daemon.cpu_us() - before) / one.requests
             for (name, base), shares in found.items() if number >= 0 else ():
                 for kind, mine, others in zip(shares, figures[name], figures[base], strict=True):
@@ -305,13 +329,14 @@ def print_steps(entries: list[dict[str, Any]]) -> None:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--seconds", type=int, default=3, help="of load per daemon and round")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     document: dict[str, Any] = {"machine": machine()}
     with tempfile.TemporaryDirectory(prefix="servd-watch-") as directory:
-        for (name, base), kinds in compare_daemons(options.rounds).items():
+        for (name, base), kinds in compare_daemons(options.rounds, options.seconds).items():
             entry = document[name] = {"of": base}
             for kind, shares in kinds.items():
                 low, median, high = (round(share, 3) for share in statistics.quantiles(shares, n=4))
@@ -320,12 +345,13 @@ def main() -> None:
         for name, aim in (("logs and metrics", AIM), ("traces at 1 %", TRACES_AIM)):
             verdict = "reached" if document[name]["rate"]["median"] >= 1 - aim else "MISSED"
             print(f"aim: the rate with {name} stays within {aim:.0%}: {verdict}", flush=True)
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            entries = document["steps"] = summary(runner.run(measure(Path(directory), options.steps)))
-            print_steps(entries)
-            if options.json is not None:
-                options.json.write_text(json.dumps(document, indent=2) + "\n")
-            sys.stdout.flush()
+        if options.steps:
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                entries = document["steps"] = summary(runner.run(measure(Path(directory), options.steps)))
+                print_steps(entries)
+        if options.json is not None:
+            options.json.write_text(json.dumps(document, indent=2) + "\n")
+        sys.stdout.flush()
     # open connections of the second part end with the process
     os._exit(0)
 
