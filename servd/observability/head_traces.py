@@ -2,7 +2,7 @@
 
 from typing import Any, Protocol
 
-from servd.observability.spans import Attributes, Span, Spans, meet_traces
+from servd.observability.spans import NEVER, Attributes, Span, Spans, meet_traces
 from servd.observability.trace_context import TRACEPARENT, TraceContext
 from servd.wire.grpc_codes import Code
 
@@ -73,12 +73,16 @@ class Notes(Protocol):
 
 
 class HeadTraces:
-    """Finds the traces of requests, or begins some. spans: what records them, None for nobody."""
+    """Finds the traces of requests, or begins some. spans: what records them, None for nobody.
+
+    until_next: which of the requests to come begins a trace, counted down by who takes them in; at 0 `begins_now` is to be asked.
+    """
 
     def __init__(self, notes: Notes, spans: Spans | None = None) -> None:
         self._spans = spans
         if spans is not None:
             notes.is_on = notes.ends_spans = True
+        self.until_next = NEVER if spans is None else spans.sampling.gap()
 
     def __repr__(self) -> str:
         return f"HeadTraces({self._spans})"
@@ -91,6 +95,13 @@ class HeadTraces:
     def begins(self) -> bool:
         """Whether a request without a trace begins one; another answer each time."""
         return self._spans is not None and self._spans.sampling.begins_trace()
+
+    def begins_now(self) -> bool:
+        """Whether the request to which `until_next` has come begins a trace; counts on from there."""
+        # that nothing is recorded any more may have turned out meanwhile
+        can_begin = self.can_begin
+        self.until_next = self._spans.sampling.gap() if self._spans is not None else NEVER
+        return can_begin
 
     def taken_in(
         self,

@@ -5,6 +5,7 @@ trace. Nothing is loaded for that before somebody needs it.
 import functools
 import importlib
 import logging
+import math
 import os
 import random
 import re
@@ -35,6 +36,8 @@ _USER = re.compile(r"(?<=//)[^\s'\"]*@|^(?!\w+://)[^\s'\"]*@")
 LIBRARY = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
 """What must be there to record anything."""
 RECORDER = "servd.observability.otel_spans"
+NEVER = sys.maxsize // 2
+"""More requests than there will be."""
 FLUSH_LIMIT_S = 2.0
 """What the end of a process may wait for the last spans to leave."""
 
@@ -59,6 +62,14 @@ class Sampling:
     def begins_trace(self) -> bool:
         """Whether a request that is part of no trace begins one; another answer each time."""
         return random.random() < self.ratio
+
+    def gap(self) -> int:
+        """How many requests further on the next one begins a trace, as if each were asked: >= 1, `NEVER` at most."""
+        if self.ratio >= 1:
+            return 1
+        if self.ratio <= 0:
+            return NEVER
+        return int(min(1 + math.log(1 - random.random()) / math.log1p(-self.ratio), NEVER))
 
     def wants(self, parent: TraceContext) -> bool:
         """Whether a request that is part of a trace already is recorded.

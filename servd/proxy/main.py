@@ -319,10 +319,13 @@ class SamplingConnection(HttpConnection):
     __slots__ = ()
 
     def on_headers_complete(self) -> None:
-        if self._forwarder.traces.begins():
+        traces = self._forwarder.traces
+        traces.until_next -= 1
+        if traces.until_next <= 0 and traces.begins_now():
             self._special = {**self._special, BEGINS: b""}
             self._is_usual = False
-        super().on_headers_complete()
+        if not self._is_usual:
+            super().on_headers_complete()
 
 
 def _certificate_of(start: ProxyStart) -> Certificate:

@@ -3,6 +3,7 @@
 import pytest
 
 from servd.observability.spans import (
+    NEVER,
     Sampling,
     TraceSettings,
     ratio_of,
@@ -144,3 +145,19 @@ def test_who_begins_a_trace(ratio: float, low: int, high: int, monkeypatch: pyte
 
     monkeypatch.setattr("random.random", random.Random(7).random)
     assert low <= sum(Sampling(ratio).begins_trace() for _ in range(4000)) <= high
+
+
+@pytest.mark.parametrize("ratio", [1.0, 0.25, 0.01])
+def test_gaps_are_as_if_each_request_were_asked(ratio: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    import random
+
+    monkeypatch.setattr("random.random", random.Random(7).random)
+    gaps = [Sampling(ratio).gap() for _ in range(4000)]
+    assert min(gaps) == 1
+    assert sum(gaps) / 4000 == pytest.approx(1 / ratio, rel=0.05)
+    assert gaps.count(1) / 4000 == pytest.approx(ratio, abs=0.02)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 5e-324, 1e-300])
+def test_so_small_a_ratio_that_no_request_begins_a_trace(ratio: float) -> None:
+    assert Sampling(ratio).gap() == NEVER

@@ -1,11 +1,14 @@
 """Requests of traces where they come in: their spans end however they end, and others pay as little as can be."""
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 
 from servd.observability.head_traces import HeadTraces
+from servd.observability.spans import NOTHING_RECORDED
 from servd.proxy.limits import WHOLE_BODY_BYTES, Limits
+from servd.proxy.main import SamplingConnection
 from servd.replica.exchange import HttpExchange
 from tests.fakes import Room, wait_until
 from tests.recorded_spans import Recorder
@@ -42,3 +45,26 @@ async def test_an_upload_that_is_refused_midway_ends_its_span(path: bytes, statu
         (span,) = recorder.spans
         assert "ended" in span.told
         assert (span.told["http.response.status_code"], "failed" in span.told) == (status, False)
+
+
+async def test_requests_that_begin_a_trace_are_counted_down_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("servd.observability.spans.Sampling.gap", lambda _: 3)
+    async with Room() as room:
+        room.route(room.replica())
+        recorder = Recorder(0.4)
+        traces = room.forwarder.traces = HeadTraces(room.forwarder.journal, recorder)
+        connection = SamplingConnection(room.listener)
+        server = await room.forwarder.loop.create_server(lambda: connection, "127.0.0.1", 0)
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        plain = HEAD.partition(b"traceparent")[0] + b"\r\n"
+        heads = []
+        for number in range(9):
+            if number == 6:
+                recorder.sampling = NOTHING_RECORDED
+            writer.write(plain)
+            async with asyncio.timeout(5):
+                heads.append(await reader.readuntil(b"POST /"))
+        writer.close()
+        server.close()
+        assert [b"traceresponse" in head for head in heads] == [*(False, False, True) * 2, False, False, False]
+        assert (len(recorder.spans), traces.can_begin) == (2, False)
