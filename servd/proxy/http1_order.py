@@ -94,6 +94,9 @@ class HttpOrder(HttpLending):
             if type(self._request_id) is TracedId:
                 flags |= TRACED
                 note_wait(self, self._request_id.span)
+            else:
+                # what a trace has switched on
+                self._is_watched = self._is_timed
         return (HTTP, call_id, flags | self._lends, *tail)
 
     def affinity(self, rule: Rule) -> str:

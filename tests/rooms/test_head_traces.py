@@ -47,6 +47,40 @@ async def test_an_upload_that_is_refused_midway_ends_its_span(path: bytes, statu
         assert (span.told["http.response.status_code"], "failed" in span.told) == (status, False)
 
 
+class Stopwatch:
+    """The clock of a connection; says how often it is read."""
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        self.reads = 0
+
+    def __call__(self) -> float:
+        self.reads += 1
+        return self._now()
+
+
+async def test_a_connection_forgets_a_trace_that_is_over() -> None:
+    async with Room() as room:
+        room.route(room.replica())
+        reader, writer = await asyncio.open_connection("127.0.0.1", room.port)
+
+        async def ask(head: bytes) -> int:
+            (connection,) = room.listener.connections
+            stopwatch = connection._now = Stopwatch(room.forwarder.journal.now)
+            writer.write(head)
+            async with asyncio.timeout(5):
+                await reader.readuntil(b"POST /")
+            return stopwatch.reads
+
+        await wait_until(lambda: bool(room.listener.connections))
+        plain = HEAD.partition(b"traceparent")[0] + b"\r\n"
+        before = await ask(plain)
+        traced = await ask(HEAD + b"\r\n")
+        await ask(plain)
+        assert (traced, await ask(plain)) == (before + 1, before)
+        writer.close()
+
+
 async def test_requests_that_begin_a_trace_are_counted_down_to(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("servd.observability.spans.Sampling.gap", lambda _: 3)
     async with Room() as room:
