@@ -32,7 +32,10 @@ def below(place: TraceContext | None) -> context.Context:
 
 def current() -> TraceContext | None:
     """The innermost span of the current context, None without."""
-    found = trace.get_current_span().get_span_context()
+    here = context.get_current()
+    if not here:
+        return None
+    found = trace.get_current_span(here).get_span_context()
     return place_of(found) if found.is_valid else None
 
 
@@ -43,7 +46,8 @@ def enter(place: TraceContext) -> None:
 
 def leave() -> None:
     """Let what begins in the current context be below nothing."""
-    context.attach(context.Context())
+    if context.get_current():
+        context.attach(context.Context())
 
 
 def as_it_is() -> context.Context | None:
