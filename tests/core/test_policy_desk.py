@@ -3,11 +3,12 @@
 import json
 import select
 import socket
+from collections.abc import Iterator
 
 import pytest
 
 from servd.replica.policies import desk as desk_module
-from servd.replica.policies.desk import UNASKED_S, PolicyDesk
+from servd.replica.policies.desk import IT_STARTS, UNASKED_S, PolicyDesk
 from servd.wire.codec import RecordReader, record
 from servd.wire.policy_messages import PolicyAnswer, PolicyAsk
 
@@ -61,8 +62,10 @@ class Desk:
 
 
 @pytest.fixture
-def desk(monkeypatch: pytest.MonkeyPatch) -> "Desk":
-    return Desk(monkeypatch)
+def desk(monkeypatch: pytest.MonkeyPatch) -> Iterator["Desk"]:
+    found = Desk(monkeypatch)
+    yield found
+    found.desk.close()
 
 
 def test_each_deployment_has_a_process_of_its_own(desk: Desk) -> None:
@@ -95,16 +98,86 @@ def test_a_policy_that_nobody_asks_any_more_ends(desk: Desk) -> None:
 def test_one_that_imports_the_application_first_may_take_its_time_once(desk: Desk) -> None:
     desk.desk = PolicyDesk(desk.fork, desk.poller, 60.0)
     desk.ask("1")
-    desk.now += 30.0
-    desk.ask("2")
-    desk.now += 29.0
+    desk.now += 5.0
+    assert desk.desk.look() == [PolicyAnswer("1", error=IT_STARTS)]
+    # who asks once more is told the same; it has one question to answer when it is there
+    assert desk.ask("2") == [PolicyAnswer("2", error=IT_STARTS)]
+    desk.now += 54.0
     assert desk.desk.look() == []
-    desk.processes[0].end.send(record(PolicyAnswer("1")) + record(PolicyAnswer("2")))
-    assert len(desk.heard()) == 2
+    process = desk.processes[0]
+    assert process.asked() == ["1"]
+    process.end.send(record(PolicyAnswer("1")))
+    assert len(desk.heard()) == 1
+    # from then on each question has its own time
     desk.ask("3")
     desk.now += 5.0
-    assert desk.desk.look() == [PolicyAnswer("3", error="it took too long, and was ended")]
+    (ended,) = desk.desk.look()
+    assert ended.ask_id == "3"
+    assert ended.error.startswith("it took too long, and was ended")
+    assert process.is_killed
+
+
+def test_a_question_that_is_open_at_the_first_answer_has_no_more_than_its_own_time(desk: Desk) -> None:
+    desk.desk = PolicyDesk(desk.fork, desk.poller, 60.0)
+    desk.ask("1")
+    desk.now += 1.0
+    desk.processes[0].end.send(record(PolicyAnswer("0")))
+    desk.heard()
+    desk.now += 4.0
+    assert [answer.ask_id for answer in desk.desk.look()] == ["1"]
     assert desk.processes[0].is_killed
+
+
+def test_one_that_never_answers_is_ended_when_its_import_may_take_no_longer(desk: Desk) -> None:
+    desk.desk = PolicyDesk(desk.fork, desk.poller, 60.0)
+    desk.ask("1")
+    for _ in range(60):
+        assert not desk.processes[0].is_killed
+        desk.now += 1.0
+        desk.desk.look()
+        desk.ask("2")
+    assert desk.processes[0].is_killed
+
+
+def test_what_ends_is_started_again_ever_later(desk: Desk) -> None:
+    began = desk.now
+    starts = []
+    while desk.now < began + 200.0:
+        if desk.ask("1") == []:
+            starts.append(desk.now - began)
+            desk.processes[-1].end.close()
+            (ended,) = desk.heard()
+            assert ended.error.startswith("its process has ended; the next one starts ")
+        else:
+            # one reason while it rests: no news
+            assert desk.ask("2") == [PolicyAnswer("2", error=ended.error)]
+        desk.desk.look()
+        desk.now += 0.5
+    assert starts == [0.0, 1.0, 3.0, 7.0, 15.0, 31.0, 63.0, 123.0, 183.0]
+    # others are not held up
+    assert desk.ask("3", "E") == []
+
+
+def test_one_that_has_long_done_is_started_at_once_after_an_end(desk: Desk) -> None:
+    rests = []
+    for lives_s in (0.0, 1.0, 200.0, 0.0):
+        assert desk.ask("1") == []
+        for _ in range(int(lives_s)):
+            desk.now += 1.0
+            desk.processes[-1].end.send(record(PolicyAnswer("1")))
+            desk.heard()
+            desk.ask("1")
+            desk.desk.look()
+        desk.processes[-1].end.close()
+        desk.heard()
+        ended_at = desk.now
+        while desk.ask("2"):
+            desk.now += 1.0
+        rests.append(desk.now - ended_at)
+        desk.processes[-1].asked()
+        desk.processes[-1].end.send(record(PolicyAnswer("2")))
+        desk.heard()
+    assert rests == [1.0, 2.0, 1.0, 2.0]
 
 
 def test_a_process_that_takes_nothing_holds_nobody_up(desk: Desk) -> None:

@@ -32,6 +32,9 @@ def count(context):
 def hang(context):
     threading.Event().wait()
 
+def hang_too(context):
+    hang(context)
+
 def die(context):
     os._exit(3)
 
@@ -102,12 +105,12 @@ async def test_policies_live_beside_replicas_and_end_with_their_fork_server(room
     assert await room.call("Echo", "__call__", "hi") == "hi"
     put(room, "say", "5")
     assert int((await answer(room, "5")).wanted["Echo"]) == pid
-    assert (await answer(room, "4")).error == "it took too long, and was ended"
+    assert (await answer(room, "4")).error.startswith("it took too long, and was ended")
     put(room, "die", "6")
-    assert (await answer(room, "6")).error == "its process has ended"
+    assert (await answer(room, "6")).error.startswith("its process has ended")
     put(room, "missing", "7")
     assert "has no attribute 'missing'" in (await answer(room, "7")).error
-    put(room, "hang", "8")
+    put(room, "hang_too", "8")
     # `say`, `count`, `missing` and the one that hangs
     await wait_until(lambda: len(policies(hello.pid)) == 4)
     living = policies(hello.pid)

@@ -76,7 +76,7 @@ def _without_policy(target: DeploymentTarget | None, fact: DeploymentFact | None
         return ""
     why = "since it has said nothing yet" if fact.policy.wanted is None else "by what it said last"
     there = f"{wanted_count(target, fact)} replicas stay wanted {why}"
-    return f"autoscaling policy {target.policy['policy_function']} fails, {there}: {fact.policy.error}"
+    return f"autoscaling policy {target.policy['policy_function']} decides nothing, {there}: {fact.policy.error}"
 
 
 def _slow_template(status: DeploymentStatus, target: DeploymentTarget | None, observed: Observed, now: float) -> str:

@@ -22,6 +22,9 @@ _READ_BYTES = 64 * 1024
 _JOIN_S = 1.0
 UNASKED_S = 60.0
 """A policy that nobody has asked for so long is not in force any more."""
+FIRST_REST_S, LONGEST_REST_S = 1.0, 60.0
+"""From an end to the next start: twice as long each time, until it has done for the longest of them without an end."""
+IT_STARTS = "its process is a fresh one that imports the application first, and has not answered yet"
 
 _now = SystemClock().now
 logger = logging.getLogger(__name__)
@@ -57,7 +60,8 @@ _Key = tuple[str, str, str]
 class _Policy:
     """One that lives. asks: id -> when its time is over. asked_at: when last.
 
-    unsent: the rest of what it was asked, while it takes nothing.
+    unsent: the rest of what it was asked, while it takes nothing. starts_until: when its first answer is due at the latest; -inf
+    where nothing but questions has a time, as after that answer.
     """
 
     socket: socket.socket
@@ -69,10 +73,19 @@ class _Policy:
     starts_until: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Rest:
+    """Of a policy whose process has ended. reason: why, and when the next one starts. until: monotonic seconds."""
+
+    reason: str
+    rest_s: float
+    until: float
+
+
 class PolicyDesk:
     """Processes of policies, by whose they are, import path and arguments. poller: learns of their descriptors.
 
-    start_s: for so long one may answer nothing at first, whatever the deadlines of its questions.
+    start_s: for so long one may answer nothing at first, whatever the deadlines of its questions; it is asked one until then.
     """
 
     def __init__(self, fork: Fork, poller: select.poll, start_s: float = 0.0) -> None:
@@ -80,6 +93,7 @@ class PolicyDesk:
         self._fork = fork
         self._poller = poller
         self._policies: dict[_Key, _Policy] = {}
+        self._rests: dict[_Key, _Rest] = {}
 
     def __repr__(self) -> str:
         return f"PolicyDesk({sorted(function for _, function, _ in self._policies)})"
@@ -88,15 +102,22 @@ class PolicyDesk:
         """Pass a question on; what can be answered at once."""
         # deployments share none: they would wait for each other
         key = (ask.deployment, ask.function, ask.kwargs)
+        now, policy, rest = _now(), self._policies.get(key), self._rests.get(key)
+        if policy is not None and policy.starts_until > now:
+            # it would answer all of them at once then, each one late
+            policy.asked_at = now
+            return [PolicyAnswer(ask.ask_id, error=IT_STARTS)]
+        if policy is None and rest is not None and now < rest.until:
+            return [PolicyAnswer(ask.ask_id, error=rest.reason)]
         try:
-            policy = self._policies.get(key) or self._start(key)
+            policy = policy or self._start(key)
             policy.unsent += record(ask)
             self._send(policy)
         except OSError as error:
             # its end is heard of at the next look
             return [PolicyAnswer(ask.ask_id, error=f"its process cannot be asked: {told(error)}")]
-        policy.asked_at = _now()
-        policy.asks[ask.ask_id] = max(policy.asked_at + ask.deadline_s, policy.starts_until)
+        policy.asked_at = now
+        policy.asks[ask.ask_id] = now + ask.deadline_s
         return []
 
     def hear(self, fd: int) -> list[PolicyAnswer]:
@@ -121,11 +142,20 @@ class PolicyDesk:
     def look(self) -> list[PolicyAnswer]:
         """End what takes too long, and what nobody asks any more."""
         now = _now()
+        self._rests = {key: rest for key, rest in self._rests.items() if now < rest.until + LONGEST_REST_S}
         for key in [key for key, policy in self._policies.items() if now >= policy.asked_at + UNASKED_S]:
             logger.info("policy_not_needed function=%s pid=%s", key[1], self._policies[key].process.pid)
             self._end(key, "")
-        late = [key for key, policy in self._policies.items() if min(policy.asks.values(), default=now + 1) <= now]
-        return [answer for key in late for answer in self._end(key, "it took too long, and was ended")]
+        answers = []
+        for key, policy in list(self._policies.items()):
+            late = [ask_id for ask_id, until in policy.asks.items() if until <= now]
+            if policy.starts_until > now:
+                for ask_id in late:
+                    del policy.asks[ask_id]
+                    answers.append(PolicyAnswer(ask_id, error=IT_STARTS))
+            elif late or policy.starts_until > -math.inf:
+                answers += self._end(key, "it took too long, and was ended")
+        return answers
 
     def close(self) -> None:
         """End all of them."""
@@ -149,9 +179,8 @@ class PolicyDesk:
             its.close()
         mine.setblocking(False)
         self._poller.register(mine, select.POLLIN)
-        policy = self._policies[key] = _Policy(
-            mine, process, RecordReader(), {}, _now(), bytearray(), _now() + self._start_s
-        )
+        starts_until = _now() + self._start_s if self._start_s else -math.inf
+        policy = self._policies[key] = _Policy(mine, process, RecordReader(), {}, _now(), bytearray(), starts_until)
         logger.info("policy_started function=%s pid=%s", key[1], process.pid)
         return policy
 
@@ -161,6 +190,12 @@ class PolicyDesk:
         policy.socket.close()
         policy.process.kill()
         policy.process.join(_JOIN_S)
-        if reason:
-            logger.warning("policy_ended function=%s pid=%s reason=%s", key[1], policy.process.pid, reason)
+        if not reason:
+            return []
+        before = self._rests.pop(key, None)
+        rest_s = FIRST_REST_S if before is None else min(2 * before.rest_s, LONGEST_REST_S)
+        # the same words as long as it rests: they are news only once
+        reason = f"{reason}; the next one starts {rest_s:g} s after that"
+        self._rests[key] = _Rest(reason, rest_s, _now() + rest_s)
+        logger.warning("policy_ended function=%s pid=%s reason=%s", key[1], policy.process.pid, reason)
         return [PolicyAnswer(ask_id, error=reason) for ask_id in policy.asks]
