@@ -35,8 +35,8 @@ def start(child: Child) -> str:
             warnings.simplefilter("ignore", DeprecationWarning)
             child.start()
     except OSError as error:
-        # multiprocessing forgets the pipes of a child that it could not make
-        for fd in process.open_fds() - before:
+        # multiprocessing forgets the pipes of a child that it could not make, but not its tracker's, which a spawn starts first
+        for fd in process.open_fds() - before - {process.tracker_fd()}:
             process.close_fd(fd)
         return told(error, at_fork=True)
     return ""

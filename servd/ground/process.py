@@ -137,6 +137,13 @@ def allow_tracker() -> None:
         os.close(fd)
 
 
+def tracker_fd() -> int | None:
+    """Descriptor by which multiprocessing's resource tracker is held, None where there is none."""
+    tracker: Any = multiprocessing.resource_tracker._resource_tracker
+    fd: int | None = tracker._fd
+    return fd
+
+
 def open_fds() -> set[int]:
     """Numbers of this process's descriptors.
 

@@ -1,0 +1,32 @@
+"""A fork that the host refuses leaves nothing behind, and takes nothing with it that others use."""
+
+import errno
+import os
+from multiprocessing import resource_tracker
+
+import pytest
+
+from servd.ground import forks, process
+
+
+class Refused:
+    """A child of multiprocessing's that the host has no process for, though it had one for the tracker."""
+
+    def __init__(self) -> None:
+        self.tracker_fd = -1
+
+    def start(self) -> None:
+        # as a spawn does
+        self.tracker_fd = resource_tracker._resource_tracker._fd = os.dup(0)
+        os.pipe()
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+
+def test_a_refused_spawn_leaves_no_pipe_and_closes_no_tracker(monkeypatch: pytest.MonkeyPatch) -> None:
+    # the one of these tests is another
+    monkeypatch.setattr(resource_tracker, "_resource_tracker", resource_tracker.ResourceTracker())
+    before, child = process.open_fds(), Refused()
+    assert "process" in forks.start(child)
+    assert process.open_fds() - before == {child.tracker_fd}
+    os.close(child.tracker_fd)
+    resource_tracker._resource_tracker._fd = None
