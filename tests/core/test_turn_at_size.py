@@ -5,10 +5,11 @@ from typing import Any
 import pytest
 
 from servd.controller.plan import events
-from servd.controller.plan.facts import ReplicaFact, ReplicaTable
+from servd.controller.plan.facts import ForkServerTable, ReplicaFact, ReplicaTable
 from servd.controller.plan.observed import Observed
+from servd.controller.shown.status import instance_view
 from servd.wire.messages import REPLICA
-from tests.core.build import World, a_build, a_goal, an_app, report
+from tests.core.build import IDENTITY, World, a_build, a_goal, an_app, report
 
 ZERO = {"autoscaling_config": {"min_replicas": 0, "initial_replicas": 0, "max_replicas": 1}}
 
@@ -23,14 +24,15 @@ def crowded(deployments: int, **options: Any) -> World:
 
 @pytest.fixture
 def looks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Grows by one entry each time that somebody goes through all replicas."""
+    """Grows by one entry each time that somebody goes through all replicas, or all fork servers."""
     found: list[int] = []
 
-    def counted(table: ReplicaTable) -> Any:
+    def counted(table: dict[str, Any]) -> Any:
         found.append(len(table))
         return dict.values(table)
 
-    monkeypatch.setattr(ReplicaTable, "values", counted, raising=False)
+    for table in (ReplicaTable, ForkServerTable):
+        monkeypatch.setattr(table, "values", counted, raising=False)
     return found
 
 
@@ -40,6 +42,20 @@ def test_all_replicas_are_gone_through_as_often_for_many_deployments_as_for_two(
         world = crowded(deployments, num_replicas=2)
         looks.clear()
         world.turn(events.Exited(REPLICA, world.replicas("D1")[0].replica_id, -9))
+        counts.append(len(looks))
+    assert counts[0] == counts[1]
+
+
+def test_they_are_gone_through_as_often_for_a_view_of_many_applications_as_of_two(looks: list[int]) -> None:
+    counts = []
+    for apps in (2, 10):
+        names = [f"app{number}" for number in range(apps)]
+        world = World(a_goal(*(an_app(name) for name in names)))
+        world.builds.update(dict.fromkeys(names, a_build("D", "E")))
+        world.run(limit=100)
+        looks.clear()
+        view = instance_view(world.goal, world.observed, world.settings, IDENTITY, version=1, now=world.now)
+        assert len(view.applications) == apps
         counts.append(len(looks))
     assert counts[0] == counts[1]
 

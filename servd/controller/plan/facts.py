@@ -11,6 +11,7 @@ from typing import Any
 from servd.controller.plan.autoscaler import DECISIONS_KEPT, PolicyFact
 from servd.controller.plan.goal import ApplicationGoal, HttpGoal
 from servd.controller.plan.resources import Held
+from servd.ground.grouped import GroupedDict
 from servd.ground.ids import DeploymentID
 from servd.ground.quick_dataclass import dataclass
 from servd.ground.states import ROUTABLE, ReplicaState, UpgradeStage
@@ -112,38 +113,26 @@ class ReplicaFact:
         return self.start.goal.config_version
 
 
-class ReplicaTable(dict[str, ReplicaFact]):
-    """Replica id -> fact, oldest first. A turn asks for the replicas of each deployment several times.
-
-    It is changed by `table[id] = fact` and `table.pop(id, None)` alone.
-    """
+class ReplicaTable(GroupedDict[ReplicaFact, tuple[str, str]]):
+    """Replica id -> fact, oldest first. A turn asks for the replicas of each deployment several times."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self._by_deployment: dict[tuple[str, str], dict[str, ReplicaFact]] = {}
-
-    def __setitem__(self, replica_id: str, fact: ReplicaFact) -> None:
-        super().__setitem__(replica_id, fact)
-        self._by_deployment.setdefault(fact.key, {})[replica_id] = fact
-
-    def pop(self, replica_id: str, default: Any = None) -> Any:
-        """Forget one; gives its fact, `default` if there is none."""
-        fact = super().pop(replica_id, None)
-        if fact is None:
-            return default
-        siblings = self._by_deployment[fact.key]
-        del siblings[replica_id]
-        if not siblings:
-            del self._by_deployment[fact.key]
-        return fact
+        super().__init__(lambda fact: fact.key)
 
     def of(self, app: str, deployment: str) -> list[ReplicaFact]:
         """Replicas of one deployment (bare name), any state, oldest first."""
-        return list(self._by_deployment.get((app, deployment), {}).values())
+        return self.in_group((app, deployment))
 
     def deployments(self) -> KeysView[tuple[str, str]]:
         """(application, bare deployment name) of each that has a replica."""
-        return self._by_deployment.keys()
+        return self._groups.keys()
+
+
+class ForkServerTable(GroupedDict[ForkServerFact, str]):
+    """Fork server id -> fact, oldest first; `in_group` gives those of an application."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda fact: fact.app)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from servd.controller.plan.facts import (
     DeploymentFact,
     Fact,
     ForkServerFact,
+    ForkServerTable,
     ProxyFact,
     ReplicaFact,
     ReplicaTable,
@@ -51,7 +52,7 @@ class Observed:
     upgrade: UpgradeFact | None = None
     applications: dict[str, ApplicationFact] = field(default_factory=dict)
     deployments: dict[tuple[str, str], DeploymentFact] = field(default_factory=dict)
-    fork_servers: dict[str, ForkServerFact] = field(default_factory=dict)
+    fork_servers: ForkServerTable = field(default_factory=ForkServerTable)
     replicas: ReplicaTable = field(default_factory=ReplicaTable)
     proxies: dict[str, ProxyFact] = field(default_factory=dict)
     data_plane: DataPlaneFact = field(default_factory=DataPlaneFact)

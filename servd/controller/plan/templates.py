@@ -37,9 +37,8 @@ def _fitting(target: DeploymentTarget, app: ApplicationFact, observed: Observed)
     preload_key = observed.preload_key(target)
     return [
         f
-        for f in observed.fork_servers.values()
-        if f.app == app.name
-        and f.template_version == app.code_version
+        for f in observed.fork_servers.in_group(app.name)
+        if f.template_version == app.code_version
         and f.env_key == target.env_key
         and f.preload_key == preload_key
         and not f.stopping

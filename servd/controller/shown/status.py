@@ -88,6 +88,11 @@ def instance_view(
     files = files_in_force(shown.tls_files, settings)
     proxies = tuple(_proxy(fact, now) for fact in sorted(observed.proxies.values(), key=lambda p: p.slot))
     applications = sorted(observed.applications.values(), key=lambda app: app.ordinal)
+    names: dict[str, set[str]] = {app.name: set() for app in applications}
+    for app_name, name in (*observed.deployments, *observed.replicas.deployments()):
+        names.setdefault(app_name, set()).add(name)
+    # what a replica makes for itself only it knows; the oldest is asked
+    docs = {replica.app: replica.docs_path for replica in reversed(observed.replicas.values()) if replica.docs_path}
     return InstanceView(
         revision=goal.revision,
         version=version,
@@ -107,7 +112,10 @@ def instance_view(
             ssl_ca_certs=files.client_ca,
         ),
         proxies=proxies,
-        applications=tuple(_application(fact, observed, Pool.of(settings), now) for fact in applications),
+        applications=tuple(
+            _application(app, names[app.name], docs.get(app.name), observed, Pool.of(settings), now)
+            for app in applications
+        ),
         controller_pid=identity.pid,
         controller_actor_id=identity.actor_id,
         controller_worker_id=identity.worker_id,
@@ -181,21 +189,20 @@ def application_status(app: ApplicationFact) -> ApplicationStatus:
     return ApplicationStatus(app.settled) if app.settled else ApplicationStatus.DEPLOYING
 
 
-def _application(app: ApplicationFact, observed: Observed, pool: Pool, now: float) -> ApplicationView:
+def _application(
+    app: ApplicationFact, known: set[str], docs: str | None, observed: Observed, pool: Pool, now: float
+) -> ApplicationView:
+    """known: bare names of its deployments. docs: path of the documentation that a replica has made, None where none has."""
     order = [built.name for built in app.active.deployments] if app.active else []
-    known = {key[1] for key in observed.deployments if key[0] == app.name}
-    known |= {replica.deployment for replica in observed.replicas.values() if replica.app == app.name}
     names = [name for name in order if name in known] + sorted(known - set(order))
-    docs = [d.docs_path for d in app.active.deployments if d.docs_path] if app.active else []
-    # what a replica makes for itself only it knows
-    docs += [r.docs_path for r in observed.replicas.values() if r.app == app.name and r.docs_path]
+    built_docs = (d.docs_path for d in app.active.deployments if d.docs_path) if app.active else ()
     status = application_status(app)
     deployments = tuple(_deployment(app, name, observed, pool, now) for name in names)
     standing, standing_message = application_standing(status, app, deployments)
     return ApplicationView(
         name=app.name,
         route_prefix=route_prefix(app),
-        docs_path=docs[0] if docs else None,
+        docs_path=next(iter(built_docs), docs),
         status=status,
         message=app.message,
         last_deployed_time_s=app.goal.deployed_at,
