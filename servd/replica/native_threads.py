@@ -10,7 +10,7 @@ import re
 import struct
 import threading
 from bisect import bisect_right
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 from servd.ground.clock import SystemClock, block_for
 from servd.ground.quick_dataclass import dataclass
@@ -24,6 +24,8 @@ _LOOK_AGAIN_S = 0.01
 # on every stack, whoever's it is
 _COMMON = ("libc.so", "libc-", "ld-", "libpthread", "libstdc++", "libm.so", "libm-", "libgcc_s", "libdl")
 _PYTHON_MODULE = ".cpython-"
+_FROM_CTYPES = "libffi"
+"""What calls the C library's functions for Python code itself."""
 _INTERPRETER = re.compile(r"libpython\d[^/]*\.so|python[\d.]*[td]*$|lib-dynload/")
 _WORD = struct.Struct("<Q")
 _PAGE_BYTES = 4096
@@ -163,14 +165,27 @@ def _thread_now(wait: Wait, code: list[_Segment], stacks: list[_Segment]) -> Thr
     if wait.syscall is None:
         return ThreadNow(wait, "")
     files = _files_on(_stack_from(wait.stack_at, stacks), code)
-    own = next((file for place, file in files if place < _NEAR_BYTES and is_interpreter(file)), "")
     return ThreadNow(
         wait,
         _library_of(_outer_stack(wait.stack_at, stacks), code),
-        # what lies further in than Python itself, and so near, is left from an earlier call
-        waits_in=own or (files[0][1] if files else ""),
+        waits_in=innermost(files),
         libraries=frozenset(file for _, file in files if not is_interpreter(file)),
     )
+
+
+def innermost(files: Sequence[tuple[int, str]]) -> str:
+    """Whose code it is that waits, "" for nobody's.
+
+    What lies further in than Python's own code, or than a call of the C library by `ctypes`, and so near, is left from an earlier
+    call, or from the thread of before the fork whose stack this one has got.
+
+    Args:
+        files: distance from the inner end, bytes, and file of each word that points into code, the C library's left out.
+    """
+    near = [file for place, file in files if place < _NEAR_BYTES]
+    python = next((file for file in near if is_interpreter(file)), "")
+    caller = next((file for file in near if file.startswith(_FROM_CTYPES)), "")
+    return python or caller or (files[0][1] if files else "")
 
 
 def _stack_from(pointer: int, stacks: list[_Segment]) -> bytes:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from servd.replica.lost_waits import lost_waits, sleeps_for_ever
-from servd.replica.native_threads import ThreadNow, Wait
+from servd.replica.native_threads import ThreadNow, Wait, innermost
 
 FUTEX = 202 if os.uname().machine == "x86_64" else 98
 PYTHON, ARROW, DUCKDB = "libpython3.11.so.1.0", "libarrow.so.2600", "_duckdb.cpython-311-x86_64-linux-gnu.so"
@@ -90,6 +90,25 @@ def test_idle_threads_hold_nothing_whatever_earlier_calls_have_left_on_their_sta
     assert not lost_waits([LOST, idle], {ARROW})
     called = replace(idle, waits_in=DUCKDB)
     assert not lost_waits([LOST, called], {ARROW}, {8}), "the standard library has called a library"
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ([], ""),
+        ([(0, ARROW), (112, ARROW), (600, PYTHON)], ARROW),
+        # left where the C library has its own frames: by an earlier call, or by the thread of before the fork that had this stack
+        ([(40, ARROW), (136, PYTHON)], PYTHON),
+        ([(40, ARROW), (248, "libffi.so.8.1.2"), (296, PYTHON)], "libffi.so.8.1.2"),
+        ([(32, "libffi.so.8.1.2"), (80, PYTHON)], PYTHON),
+        # a library that was called by `ctypes`, with frames of its own
+        ([(40, ARROW), (400, "libffi.so.8.1.2"), (448, PYTHON)], ARROW),
+    ],
+)
+def test_what_waits_is_the_innermost_code_but_for_what_is_left_over(
+    files: list[tuple[int, str]], expected: str
+) -> None:
+    assert innermost(files) == expected
 
 
 _CHILD = """
