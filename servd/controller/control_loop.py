@@ -180,12 +180,12 @@ class ControlLoop(Circle):
     async def _after_put(self, document: GoalDocument, if_match: str | None) -> Goal:
         self._store.check_place()
         check_match(if_match, self._goal.revision)
-        change.check_put(self._goal, document, self._situation())
+        wanted = change.check_put(self._goal, document, self._situation())
+        await asyncio.to_thread(check_tls, document.http, wanted, self._settings)
         snapshots = await self._snapshots(*document.applications, config_file=document.config_file)
         # the world has moved on meanwhile; the goal has not, the lock is ours
         situation = self._situation()
         http = change.check_put(self._goal, document, situation)
-        check_tls(document.http, http, self._settings)
         return change.put(self._goal, document, http, situation, snapshots)
 
     async def _compared(self, goal: Goal) -> ChangePlan:
@@ -226,20 +226,21 @@ class ControlLoop(Circle):
     async def rollback(self, number: int, *, if_match: str | None = None, origin: str = "") -> int:
         """Make the goal what it was at that revision, its code included; gives the new revision."""
         async with self._changing:
-            goal = self._after_rollback(number, if_match)
+            goal = await self._after_rollback(number, if_match)
             return await self._accept(goal, f"{origin} (rollback to revision {number})")
 
     async def plan_rollback(self, number: int, *, if_match: str | None = None) -> ChangePlan:
         """What `rollback` would do; nothing is changed."""
         async with self._changing:
-            return await self._compared(self._after_rollback(number, if_match))
+            return await self._compared(await self._after_rollback(number, if_match))
 
-    def _after_rollback(self, number: int, if_match: str | None) -> Goal:
+    async def _after_rollback(self, number: int, if_match: str | None) -> Goal:
         check_match(if_match, self._goal.revision)
         former = history.goal_of(self._store, number)
+        wanted = change.check_rollback(self._goal, former, self._situation())
+        await asyncio.to_thread(check_tls, former.asked, wanted, self._settings)
         situation = self._situation()
         http = change.check_rollback(self._goal, former, situation)
-        check_tls(former.asked, http, self._settings)
         history.check_code(former, self._code_dir)
         return change.rollback(self._goal, former, http, situation)
 
@@ -292,8 +293,9 @@ class ControlLoop(Circle):
         async with self._changing:
             if self._goal.running:
                 return self._goal.revision
+            wanted = change.merged_options(http, self._situation())
+            await asyncio.to_thread(check_tls, http, wanted, self._settings)
             options = change.merged_options(http, self._situation())
-            check_tls(http, options, self._settings)
             keep_secrets(http, self._settings)
             return await self._accept(change.start_instance(self._goal, options), origin)
 

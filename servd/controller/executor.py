@@ -18,7 +18,7 @@ from servd.controller.plan.facts import ForkServerFact, ProxyFact, ReplicaFact
 from servd.controller.plan.observed import Observed
 from servd.controller.supervisor import Key, Supervisor
 from servd.controller.working_copies import remove, unused
-from servd.daemon.data_tls import check_files, files_in_force, passphrase_of
+from servd.daemon.data_tls import check_kept, files_in_force
 from servd.exceptions import ConfigError, HostLimitError, InvariantError
 from servd.ground.host_limits import no_process, processes_left
 from servd.ground.ids import DeploymentID
@@ -225,7 +225,7 @@ class Executor:
         try:
             # a process that cannot begin could not say why
             if fact.tls_files:
-                check_files(files, passphrase_of(settings.state_dir, files.key), has_grpc=bool(fact.grpc_port))
+                await asyncio.to_thread(check_kept, files, settings.state_dir, has_grpc=bool(fact.grpc_port))
             sockets = await self._channel.open_listeners(fact.host, fact.port, settings.proxies)
             pid, ticks = self._supervisor.start((PROXY, fact.proxy_id), PROXY_TARGET, (start, sockets), {})
         except (HostLimitError, ConfigError) as error:

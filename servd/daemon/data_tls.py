@@ -7,6 +7,7 @@ goal, revision, message, log line or answer.
 import json
 import os
 import ssl
+import stat
 from pathlib import Path
 
 from servd.daemon.tls import answer_of
@@ -77,7 +78,7 @@ def keep_passphrase(state_dir: str, key: str, passphrase: str) -> None:
 
 
 def check_files(files: TlsFiles, passphrase: str | None, *, has_grpc: bool = False) -> None:
-    """Check that a port can speak TLS with these.
+    """Check that a port can speak TLS with these. Blocks, for as long as the disk does.
 
     Args:
         has_grpc: the port of gRPC, whose library takes no passphrase, uses them too.
@@ -105,8 +106,16 @@ def check_files(files: TlsFiles, passphrase: str | None, *, has_grpc: bool = Fal
         )
 
 
+def check_kept(files: TlsFiles, state_dir: str, *, has_grpc: bool) -> None:
+    """As `check_files`, with the passphrase that is kept for the key."""
+    check_files(files, passphrase_of(state_dir, files.key), has_grpc=has_grpc)
+
+
 def _check_readable(option: str, path: str) -> None:
     try:
+        # before it is opened: a pipe would be waited for
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise ConfigError(f"http_options.{option}: {path} is not a file")
         with open(path, "rb") as file:
             file.read(1)
     except OSError as error:

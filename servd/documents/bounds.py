@@ -20,6 +20,8 @@ NotNegative = Annotated[float, Field(ge=0)]
 def _check_absolute(path: str) -> str:
     if not path.startswith("/"):
         raise ValueError(f"must be an absolute path on the daemon's host, got {path!r}")
+    if "\0" in path:
+        raise ValueError(f"no path holds the character of code 0, got {path!r}")
     return path
 
 

@@ -199,6 +199,7 @@ def test_wrong_actor_options_are_refused(options: dict[str, Any]) -> None:
         ({"logs_dir": None, "additional_log_standard_attrs": []}, True),
         ({"logs_dir": "/tmp"}, True),
         ({"logs_dir": "logs"}, False),
+        ({"logs_dir": "/tmp/a\0b"}, False),
         ({"log_level": "loud"}, False),
         ({"encoding": "XML"}, False),
     ],

@@ -4,12 +4,13 @@ import asyncio
 import math
 import multiprocessing
 import random
+import threading
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
-from servd.controller import circle
+from servd.controller import circle, control_loop, history
 from servd.controller.control_loop import ControlLoop
 from servd.controller.fact_store import FactStore
 from servd.controller.goal_store import GoalStore
@@ -17,6 +18,8 @@ from servd.controller.plan import actions, events
 from servd.controller.plan.goal import Goal
 from servd.controller.plan.observed import Observed
 from servd.controller.supervisor import Key, Supervisor
+from servd.documents.control_plane import DeployMode, GoalDocument
+from servd.documents.sent import HttpWish
 from servd.ground.clock import SystemClock, block_for
 from servd.ground.pidfd import start_ticks
 from servd.wire.messages import ProxyReport
@@ -70,6 +73,27 @@ async def test_the_instance_can_be_looked_at_while_no_descriptor_is_left(tmp_pat
     with few_descriptors(0):
         control.measure()
         assert control.view().health.memory_bytes > 0
+
+
+async def test_files_that_a_document_names_hold_up_nobody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    control = a_control_loop(tmp_path, [], Goal())
+    loop = asyncio.get_running_loop()
+    turned = threading.Event()
+
+    def check(*_: Any) -> None:
+        # as on a disk that answers late: only another thread's loop can end this wait
+        loop.call_soon_threadsafe(turned.set)
+        assert turned.wait(2.0), "the loop stood still"
+        turned.clear()
+
+    monkeypatch.setattr(control_loop, "check_tls", check)
+    monkeypatch.setattr(history, "check_code", lambda *_: None)
+    wish = HttpWish(ssl_certfile="/c", ssl_keyfile="/k")
+    assert await control.start_instance(wish) == 1
+    document = GoalDocument(DeployMode.MULTI_APP, wish, ())
+    await control.plan(document)
+    await control.put(document)
+    await control.plan_rollback(1)
 
 
 async def test_long_turns_leave_half_of_the_time_to_who_brings_news(

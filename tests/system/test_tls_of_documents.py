@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,26 @@ def test_files_that_cannot_be_used_are_named(
     with pytest.raises(ConfigError, match=rf"http_options\.{fragment}") as refusal:
         check_files(paths, passphrase)
     assert not passphrase or passphrase not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["ssl_certfile", "ssl_keyfile", "ssl_ca_certs"])
+def test_a_pipe_is_not_waited_for(folder: Path, tmp_path: Path, name: str) -> None:
+    named = {"ssl_certfile": folder / "server.crt", "ssl_keyfile": folder / "server.key", "ssl_ca_certs": ""}
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    named[name] = pipe
+    said: list[str] = []
+
+    def check() -> None:
+        try:
+            check_files(TlsFiles(*map(str, named.values())), None)
+        except ConfigError as error:
+            said.append(str(error))
+
+    thread = threading.Thread(target=check, daemon=True)
+    thread.start()
+    thread.join(5.0)
+    assert said == [f"http_options.{name}: {pipe} is not a file"]
 
 
 def test_grpc_takes_no_key_with_a_passphrase(folder: Path) -> None:
