@@ -76,7 +76,7 @@ def run(start: ProxyStart, socks: list[socket.socket], lifetime: Connection) -> 
 async def _live(start: ProxyStart, socks: list[socket.socket], lifetime: Connection, access: AccessLog) -> None:
     proxy = Proxy(start, socks, access)
     loop = asyncio.get_running_loop()
-    process.watch_lifetime(loop, lifetime.fileno(), lambda: proxy.drain(process.LIFETIME_DRAIN_S))
+    process.watch_lifetime(loop, lifetime.fileno(), lambda: proxy.end_within(process.LIFETIME_DRAIN_S))
     loop.add_signal_handler(signal.SIGTERM, lambda: proxy.drain(process.LIFETIME_DRAIN_S, is_replaced=True))
     await proxy.run()
 
@@ -108,8 +108,9 @@ class Proxy:
         self._others: tuple[int, ...] = ()
         self._generation = -1
         self._queued: dict[str, int] = {}
-        self._drain_s: float | None = None
-        self._is_replaced = False
+        self._end: float | None = None
+        self._is_replaced = self._is_closing = False
+        self._ending: list[asyncio.Task[None]] = []
         self._is_told_to_drain = asyncio.Event()
         self._opening: asyncio.Task[None] | None = None
         self._has_routes = False
@@ -137,14 +138,27 @@ class Proxy:
         Args:
             is_replaced: others serve gRPC at its port: it ends once its clients have gone there, within `_MOVED_S`.
         """
-        if self._drain_s is None:
-            self._drain_s, self._is_replaced = limit_s, is_replaced
+        if self._end is None:
+            self._end, self._is_replaced = self._loop.time() + limit_s, is_replaced
             self._is_told_to_drain.set()
 
+    def end_within(self, limit_s: float) -> None:
+        """Drain, since the daemon is gone; sooner than it was told before, and waiting for no client of gRPC to move."""
+        self.drain(limit_s)
+        assert self._end is not None
+        self._end, self._is_replaced = min(self._end, self._loop.time() + limit_s), False
+        self._end_grpc()
+
+    def _end_grpc(self) -> None:
+        if self._is_closing:
+            assert self._end is not None
+            now = self._loop.time()
+            grace_s = max(self._end - now, _MOVED_S if self._is_replaced else 0.0)
+            self._ending.append(self._loop.create_task(self._grpc.close(grace_s, is_replaced=self._is_replaced)))
+
     async def _finish(self) -> None:
-        assert self._drain_s is not None
-        end = self._loop.time() + self._drain_s
-        logger.info("proxy_draining connections=%d limit_s=%.1f", self._connections, self._drain_s)
+        assert self._end is not None
+        logger.info("proxy_draining connections=%d limit_s=%.1f", self._connections, self._end - self._loop.time())
         if self._opening is not None:
             await self._opening
         for door in self._doors.values():
@@ -154,12 +168,14 @@ class Proxy:
         self._listener.drain()
         self._lane.drain()
         self._report()
-        grace_s = max(self._drain_s, _MOVED_S) if self._is_replaced else self._drain_s
-        ending = self._loop.create_task(self._grpc.close(grace_s, is_replaced=self._is_replaced))
+        self._is_closing = True
+        self._end_grpc()
         # many small ends, none of them worth an event
-        while self._connections and self._loop.time() < end:  # noqa: ASYNC110
+        while self._connections and self._loop.time() < self._end:  # noqa: ASYNC110
             await asyncio.sleep(_LOOK_S)
-        await ending
+        while self._ending:
+            await self._ending[0]
+            del self._ending[0]
         self._lane.close()
         self._journal.settle()
         await self._send_spans()
@@ -231,7 +247,7 @@ class Proxy:
 
     def _report(self) -> None:
         own = self._doors.get(self._start.slot)
-        is_listening = own is not None and own.has_opened and self._drain_s is None and not self._grpc.is_untried
+        is_listening = own is not None and own.has_opened and self._end is None and not self._grpc.is_untried
         ongoing, trouble = self._listener.ongoing + self._grpc.ongoing, self._trouble or self._grpc.trouble
         self._link.send(ProxyReport(self._start.proxy_id, is_listening, self._connections, ongoing, trouble))
 
@@ -251,21 +267,21 @@ class Proxy:
 
     def _open_soon(self) -> None:
         # before the first routing everything would be 404
-        is_open = self._has_routes and self._drain_s is None
+        is_open = self._has_routes and self._end is None
         is_short = self._slots != self._doors.keys() or self._grpc.is_due
         if is_open and is_short and (self._opening is None or self._opening.done()):
             self._opening = self._loop.create_task(self._open())
 
     async def _open(self) -> None:
         await self._open_doors()
-        if self._grpc.is_due and self._drain_s is None:
+        if self._grpc.is_due and self._end is None:
             # only now: loading it takes a while, and may go wrong in any way
             await self._grpc.open()
             await self._open_doors()
         self._report()
 
     async def _open_doors(self) -> None:
-        while (missing := self._slots - self._doors.keys()) and self._drain_s is None:
+        while (missing := self._slots - self._doors.keys()) and self._end is None:
             slot, sock = min(missing), self._socks[min(missing)]
             door = self._doors[slot] = Door(self._loop, sock, self._serve, lambda: self._connection(self._listener))
             await door.open()

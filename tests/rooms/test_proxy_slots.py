@@ -19,6 +19,8 @@ from servd.observability.log_file import LogFile
 from servd.proxy import late_lane
 from servd.proxy.main import Proxy
 from servd.wire.messages import PROXY, Hello, ProxyGoal, ProxyReport, ProxyStart, Routing
+from tests.fakes import wait_until
+from tests.ports import free_port
 
 LIMIT_S = 10.0
 REQUEST = b"GET /nowhere HTTP/1.1\r\nHost: t\r\nConnection: close\r\n\r\n"
@@ -51,7 +53,7 @@ class Heard:
 @contextlib.asynccontextmanager
 async def a_proxy(
     directory: Path, socks: list[socket.socket], grpc_port: int = 0
-) -> AsyncIterator[tuple[ControlServer, Heard]]:
+) -> AsyncIterator[tuple[ControlServer, Heard, Proxy]]:
     """The proxy of slot 0 among these, which listens."""
     heard = Heard()
     server = ControlServer(heard, 1)
@@ -64,7 +66,7 @@ async def a_proxy(
     running = asyncio.create_task(proxy.run())
     try:
         await heard.until_listening()
-        yield server, heard
+        yield server, heard, proxy
     finally:
         proxy.drain(1.0)
         await asyncio.wait_for(running, LIMIT_S)
@@ -90,7 +92,7 @@ async def test_who_waits_at_a_slot_without_a_proxy_is_served_by_the_one_that_sta
     listeners = Listeners()
     socks = [listeners.bind_admin("127.0.0.1", 0) for _ in range(2)]
     own, other = (sock.getsockname()[1] for sock in socks)
-    async with a_proxy(tmp_path, [sock.dup() for sock in socks]) as (server, heard):
+    async with a_proxy(tmp_path, [sock.dup() for sock in socks]) as (server, heard, _):
         assert await answered(await asked(own)) == b"HTTP/1.1 404 Not Found"
         waiting = await asked(other)
         server.send(PROXY, "p", ProxyGoal("p", slots=(1,)))
@@ -118,10 +120,27 @@ async def test_http_waits_for_nothing_of_grpc(tmp_path: Path, monkeypatch: pytes
         raise AttributeError("of another grpcio")
 
     monkeypatch.setattr(late_lane, "load", load)
-    async with a_proxy(tmp_path, [sock.dup()], grpc_port=9000) as (_, heard):
+    async with a_proxy(tmp_path, [sock.dup()], grpc_port=9000) as (_, heard, _):
         assert answers[0] == b"HTTP/1.1 404 Not Found"
         report = await asyncio.wait_for(heard.reports.get(), LIMIT_S)
         assert (report.listening, report.trouble) == (True, "no gRPC on port 9000: of another grpcio")
+    sock.close()
+
+
+async def test_the_daemons_end_shortens_a_drain_that_waits_for_clients_of_grpc(tmp_path: Path) -> None:
+    grpc = pytest.importorskip("grpc", reason="needs grpcio: pip install 'servd-serve[grpc]'")
+    sock, port = Listeners().bind_admin("127.0.0.1", 0), free_port()
+    async with a_proxy(tmp_path, [sock.dup()], grpc_port=port) as (_, _, proxy):
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            healthz = channel.unary_unary("/ray.serve.RayServeAPIService/Healthz")
+            assert await healthz(b"")
+            proxy.drain(LIMIT_S, is_replaced=True)
+            await wait_until(lambda: bool(proxy._ending))
+            assert await healthz(b"")
+            began = asyncio.get_running_loop().time()
+            proxy.end_within(0.2)
+            await wait_until(lambda: not proxy._ending)
+            assert asyncio.get_running_loop().time() - began < 0.3 * LIMIT_S
     sock.close()
 
 

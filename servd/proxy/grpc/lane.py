@@ -48,6 +48,7 @@ class GrpcLane:
         self._handlers: dict[str, Any] = {}
         self._server: grpc.aio.Server | None = None
         self._port = 0
+        self._end = math.inf
         self._rooms: dict[str, ConnectionRoom] = {}
 
     def __repr__(self) -> str:
@@ -83,33 +84,33 @@ class GrpcLane:
         return self._port
 
     async def close(self, grace_s: float, *, is_replaced: bool = False) -> None:
-        """Take nothing more; what is under way has so many seconds to end.
+        """Take nothing more; what is under way has so many seconds to end. Again with fewer: it ends sooner.
 
         Args:
             is_replaced: others listen at the port: clients are served until they have moved there.
         """
-        server, self._server = self._server, None
         loop = asyncio.get_running_loop()
-        end = loop.time() + grace_s
-        if server is not None and is_replaced and _age_s():
-            await self._see_clients_off(loop, end - grace_s + _SUCCESSOR_S, end - _LAST_S)
+        now = loop.time()
+        self._end = min(self._end, now + grace_s)
+        if self._server is not None and is_replaced and _age_s():
+            await self._see_clients_off(loop, now + _SUCCESSOR_S)
         self._serve_no_more()
-        if server is not None:
-            await server.stop(max(0.0, end - loop.time()))
+        if self._server is not None:
+            await self._server.stop(max(0.0, self._end - loop.time()))
 
     def _serve_no_more(self) -> None:
         self._own.is_serving = False
         self._own.tell()
 
-    async def _see_clients_off(self, loop: asyncio.AbstractEventLoop, until: float, end: float) -> None:
-        """Serve clients until they have moved, at most until `end`; new ones until others listen, at most until `until`.
+    async def _see_clients_off(self, loop: asyncio.AbstractEventLoop, until: float) -> None:
+        """Serve clients until they have moved or the end is near; new ones until others listen, at most until `until`.
 
         A server that stops cancels what comes in before its clients know of it; one that says goodbye at an age does not.
         """
         try:
             own = listeners(self._port)
             # the sockets are the library's or another's, and tell nobody what becomes of them
-            while not others_listen(self._port, own) and loop.time() < until:  # noqa: ASYNC110
+            while not others_listen(self._port, own) and loop.time() < min(until, self._end):  # noqa: ASYNC110
                 await asyncio.sleep(_LOOK_S)
             await stop_listening(self._port)
             connections = Connections(self._port)
@@ -117,7 +118,7 @@ class GrpcLane:
             logger.warning("grpc_clients_not_seen reason=%s", error)
             return
         aged = loop.time() + _MOST_OF_AGE * _age_s()
-        while connections.left() and loop.time() < end:
+        while connections.left() and loop.time() < self._end - _LAST_S:
             if self._own.is_serving and loop.time() >= aged:
                 # all clients have been told to go: those who ask for its health now only hold it up
                 self._serve_no_more()
