@@ -136,6 +136,7 @@ class HttpForm(AsgiForm):
     async def _respond(self, send: NotedSend, call: ForwardedCall) -> bool:
         """Send the answer as it comes; whether the client was gone before its end."""
         has_begun = is_mute = False
+        left: int | None = None
         while True:
             try:
                 news = await call.next_news()
@@ -153,17 +154,19 @@ class HttpForm(AsgiForm):
             elif kind == "head":
                 has_begun = True
                 is_mute = not has_content(send.method, news[1])
-                headers = response_headers(
-                    framing(send.method, news[1], _VERSION, news[2], None).block, send.request_id
-                )
+                how = framing(send.method, news[1], _VERSION, news[2], None)
+                left = how.content_bytes
+                headers = response_headers(how.block, send.request_id)
                 await send({"type": "http.response.start", "status": news[1], "headers": headers})
                 continue
             elif kind == "body":
                 if not is_mute:
+                    if left is not None and (left := left - len(news[1])) < 0:
+                        raise ConnectionAbortedError("the response is longer than its content-length")
                     await send({"type": "http.response.body", "body": news[1], "more_body": True})
                 call.take(len(news[1]))
                 continue
-            elif kind == "end" and news[1] is None:
+            elif kind == "end" and news[1] is None and not left:
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
             elif kind != "disconnect":
                 raise ConnectionAbortedError("the response was broken off")

@@ -7,6 +7,7 @@ import socket
 from typing import cast
 
 import pytest
+from h2.errors import ErrorCodes
 
 from servd.replica.exchange import HttpExchange
 from tests.fakes import Room, wait_until
@@ -87,6 +88,20 @@ async def test_http2_has_the_same_rules(way: str) -> None:
             for status in STATUSES:
                 got = await client.get(f"/{way}/{status}/content-length=7")
                 assert got == (status, b"" if status in (204, 205, 304) else b"content")
+
+
+@pytest.mark.parametrize("length", [5, 9])
+async def test_http2_breaks_off_what_has_not_the_length_that_it_says(length: int) -> None:
+    async with Room(hand_over=True) as room:
+        room.route(room.replica(answer))
+        async with Http2Client(room.port) as client:
+            stream = client.ask(f"/pieces/200/content-length={length}")
+            assert (await client.head(stream))["content-length"] == str(length)
+            await wait_until(lambda: stream in client.reset or stream in client.ended)
+            assert client.reset == {stream: ErrorCodes.INTERNAL_ERROR}
+            head = client.ask(f"/pieces/200/content-length={length}", "HEAD")
+            await wait_until(lambda: head in client.ended)
+            assert await client.get("/pieces/200/") == (200, b"content")
 
 
 @pytest.mark.parametrize("way", ["whole", "pieces"])
