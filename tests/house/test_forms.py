@@ -1,4 +1,7 @@
-"""Processes of one protocol understand each other, whichever edition they are: their messages only grow at the end."""
+"""Processes of one protocol understand each other, whichever edition they are: their messages only grow at the end.
+
+What no release has had yet may still change otherwise, in the record as well; docs/architecture.md says what that means.
+"""
 
 import pytest
 
