@@ -7,8 +7,10 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from h2.connection import H2Connection
 from h2.errors import ErrorCodes
 
+from servd.proxy.hypercorn_http2 import LaneHttp2
 from servd.proxy.limits import Limits
 from servd.replica.exchange import HttpExchange
 from tests.fakes import Room, wait_until
@@ -43,6 +45,36 @@ async def test_h2c_upgrade() -> None:
             assert await client.answer(1) == (200, b"GET /first")
             assert await client.get("/second") == (200, b"GET /second")
         await wait_until(lambda: is_at_rest(room))
+
+
+async def test_large_answers_beside_each_other_take_few_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    frames, writes = [], 0
+    send, flush = H2Connection.send_data, LaneHttp2._flush
+
+    def count_frame(self: Any, stream_id: int, data: bytes, **how: Any) -> None:
+        frames.append(len(data))
+        send(self, stream_id, data, **how)
+
+    async def count_write(self: LaneHttp2) -> None:
+        nonlocal writes
+        writes += 1
+        await flush(self)
+
+    async with Room(hand_over=True) as room:
+
+        async def large(exchange: HttpExchange) -> None:
+            await exchange.send({"type": "http.response.start", "status": 200, "headers": []})
+            await exchange.send({"type": "http.response.body", "body": bytes(2**20), "more_body": False})
+
+        room.route(room.replica(large))
+        async with Http2Client(room.port, window=2**22) as client:
+            client.h2.increment_flow_control_window(2**24)
+            monkeypatch.setattr(LaneHttp2, "_flush", count_write)
+            monkeypatch.setattr(H2Connection, "send_data", count_frame)
+            got = await asyncio.gather(*(client.get("/") for _ in range(10)))
+    assert got == [(200, bytes(2**20))] * 10
+    assert len(frames) < 1.3 * sum(frames) / 2**14
+    assert writes < 0.9 * len(frames)
 
 
 async def test_trailers_are_dropped_and_lengths_are_checked() -> None:
