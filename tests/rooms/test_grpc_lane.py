@@ -509,6 +509,18 @@ async def test_a_slow_reader_holds_the_method_up(room: GrpcRoom) -> None:
     assert await stream.read() is grpc.aio.EOF
 
 
+async def test_calls_of_one_answer_take_no_room_from_streams_beside_them(room: GrpcRoom) -> None:
+    waiting = [room.method("Wait")("x") for _ in range(30)]
+    await wait_until(lambda: room.grpc.ongoing == 30)
+    stream = room.method("Flood")("10")
+    assert await stream.read() == BIG
+    assert [found.shares for found in room.grpc._rooms.values()] == [1]
+    room.stands[0].gate.set()
+    assert await asyncio.gather(*waiting) == ["x"] * 30
+    assert [await stream.read() for _ in range(10)] == [BIG] * 9 + [grpc.aio.EOF]
+    await wait_until(lambda: not room.grpc._rooms)
+
+
 async def test_a_method_that_does_not_read_holds_the_client_up(room: GrpcRoom) -> None:
     call = room.method("Swallow")()
     written = 0

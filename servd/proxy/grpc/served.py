@@ -87,7 +87,8 @@ class Served:
         self._labels: Labels = (method.name, "", "")
         self._call: GrpcCall | None = None
         self._client: str = context.peer()
-        self._share = lane.share(self._client)
+        # an answer of one message holds nothing of the room, and shall take it from no stream
+        self._share = lane.share(self._client) if method.streams_out else Share()
         self._sent_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
 
@@ -131,7 +132,8 @@ class Served:
             raise
         finally:
             lane.ongoing -= 1
-            lane.over(self._client, self._share)
+            if not self._share.is_alone:
+                lane.over(self._client, self._share)
             self._note(code)
 
     async def _served(self, message: bytes, messages: AsyncIterator[bytes] | None) -> Ended:
