@@ -161,7 +161,7 @@ class Proxy:
         logger.info("proxy_draining connections=%d limit_s=%.1f", self._connections, self._end - self._loop.time())
         if self._opening is not None:
             await self._opening
-        for door in self._doors.values():
+        for door in list(self._doors.values()):
             await door.close()
         for sock in self._socks:
             sock.close()
@@ -312,18 +312,25 @@ class Proxy:
             self._lane.turn()
             self._open_soon()
             if self._certificate is not None and self._certificate.refresh():
-                for door in self._doors.values():
-                    # a moment, in which clients wait in the kernel's queue
-                    await door.close()
-                    await door.open()
+                await self._open_anew()
             self._report()
+
+    async def _open_anew(self) -> None:
+        # others open and close meanwhile
+        for slot, door in list(self._doors.items()):
+            # a moment, in which clients wait in the kernel's queue
+            if self._end is None and self._doors.get(slot) is door:
+                await door.close()
+            # nor may what a drain has closed meanwhile be opened again
+            if self._end is None and self._doors.get(slot) is door:
+                await door.open()
 
     async def _watch_queues(self) -> None:
         while True:
             due = self._lag.now() + _QUEUE_REPORT_S
             await asyncio.sleep(_QUEUE_REPORT_S)
             self._lag.note(max(self._lag.now() - due, 0.0))
-            for door in self._doors.values():
+            for door in list(self._doors.values()):
                 door.turn()
             if self._caller.queued() != self._queued:
                 self._report_queues()

@@ -4,8 +4,9 @@ import asyncio
 import contextlib
 import gc
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from servd.daemon.unix_sockets import bind_unix
 from servd.ground.settings import control_socket
 from servd.observability.access_log import AccessLog
 from servd.observability.log_file import LogFile
-from servd.proxy import late_lane
+from servd.proxy import late_lane, main
 from servd.proxy.main import Proxy
 from servd.wire.messages import PROXY, Hello, ProxyGoal, ProxyReport, ProxyStart, Routing
 from tests.fakes import wait_until
@@ -142,6 +143,53 @@ async def test_the_daemons_end_shortens_a_drain_that_waits_for_clients_of_grpc(t
             await wait_until(lambda: not proxy._ending)
             assert asyncio.get_running_loop().time() - began < 0.3 * LIMIT_S
     sock.close()
+
+
+class MeddledDoor:
+    """Something happens while it closes."""
+
+    trouble, has_opened, pauses = "", True, 0
+
+    def __init__(self, meddle: Callable[[], None]) -> None:
+        self.meddle = meddle
+        self.calls: list[str] = []
+
+    async def close(self) -> None:
+        """Stop, which takes a moment."""
+        self.calls.append("close")
+        await asyncio.sleep(0)
+        self.meddle()
+
+    async def open(self) -> None:
+        """Accept."""
+        self.calls.append("open")
+
+
+@pytest.mark.parametrize("is_draining", [False, True])
+async def test_who_vouches_for_clients_may_change_while_slots_come_and_the_proxy_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_draining: bool
+) -> None:
+    monkeypatch.setattr(main, "_TURN_S", 0.0)
+    start = ProxyStart("p", 0, "token", "127.0.0.1", 0, "", *[str(tmp_path)] * 3)
+    proxy = Proxy(start, [], AccessLog(LogFile(tmp_path / "log"), "http_proxy", "127.0.0.1", ("http1.py", 7)))
+    late = MeddledDoor(lambda: None)
+
+    def meddle() -> None:
+        proxy._doors[2] = late  # type: ignore[assignment]
+        if is_draining:
+            proxy.drain(1.0)
+
+    doors = [MeddledDoor(meddle), MeddledDoor(lambda: None)]
+    proxy._doors.update(enumerate(doors))  # type: ignore[arg-type]
+    looks = iter([True])
+    proxy._certificate = SimpleNamespace(refresh=lambda: next(looks))  # type: ignore[assignment]
+    ticking = asyncio.create_task(proxy._tick())
+    # the second look ends it
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        await asyncio.wait_for(ticking, LIMIT_S)
+    whole = ["close", "open"]
+    assert [door.calls for door in doors] == ([["close"], []] if is_draining else [whole, whole])
+    proxy._caller.close()
 
 
 @contextlib.asynccontextmanager
