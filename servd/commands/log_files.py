@@ -61,7 +61,8 @@ def _of_gone(target: str) -> tuple[str, ...]:
     plain = glob.escape(in_file_name(target))
     deployment, _, suffix = target.rpartition("#")
     # a name may hold a # too
-    replica = (f"serve/deployment_*_{glob.escape(in_file_name(deployment))}#{glob.escape(suffix)}.log",)
+    name = f"serve/deployment_*_{glob.escape(in_file_name(deployment))}#{glob.escape(suffix)}"
+    replica = (f"{name}.log", f"{name}.before-*.log")
     app = (f"serve/deployment_{plain}_*_{plain}_*#*.log",)
     return (*(replica if deployment else app), f"serve/deployment_{plain}_{plain}#*.log")
 

@@ -2,7 +2,10 @@
 
 import contextlib
 import fcntl
+import glob
+import itertools
 import os
+import re
 import stat
 from collections.abc import Collection
 from pathlib import Path
@@ -17,6 +20,9 @@ DEAD_FILES_KEPT = 100
 """Log files of replicas that are gone, of all deployments together."""
 DEAD_BYTES_KEPT = 2 * 1024 * 1024 * 1024
 """What they may hold together; the newest one stays whatever it holds."""
+
+
+_SET_ASIDE = re.compile(r"\.before-\d+$")
 
 
 class LogFile:
@@ -68,17 +74,13 @@ class LogFile:
 
         Args:
             linked_from: a name in another directory under which it can be found too, and so can those that it rotates to; None =
-                none. What has that name, or `path`, is called `.before` from now on.
+                none. What has that name, or `path`, and what it rotated to, is called NAME.before-1.log from now on, or by the
+                first number that is free.
         """
         if path == self._path:
             return
-        usual = linked_from or path
         with contextlib.suppress(OSError):
-            before = os.lstat(usual)
-            if stat.S_ISREG(before.st_mode) and not before.st_size:
-                os.unlink(usual)
-            else:
-                os.replace(usual, f"{usual}.before")
+            self._set_aside(linked_from or path)
         self._path, self._link = path, linked_from
         self._replace(self._open_or_none())
 
@@ -142,15 +144,37 @@ class LogFile:
             self._keep_links(self._link)
         return fd
 
+    def _set_aside(self, usual: Path) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            status = os.lstat(usual)
+            if stat.S_ISREG(status.st_mode) and not status.st_size:
+                os.unlink(usual)
+        family = [suffix for suffix in self._suffixes() if os.path.lexists(f"{usual}{suffix}")]
+        for number in itertools.count(1):
+            name = usual.with_suffix(f".before-{number}.log")
+            if not any(os.path.lexists(f"{name}{suffix}") for suffix in self._suffixes()):
+                for suffix in family:
+                    os.rename(f"{usual}{suffix}", f"{name}{suffix}")
+                return
+
+    def _suffixes(self) -> tuple[str, ...]:
+        return ("", *(f".{number}" for number in range(1, self._backups + 1)))
+
     def _keep_links(self, link: Path) -> None:
         for directory in (link.parent.parent, link.parent):
             directory.mkdir(mode=0o700, exist_ok=True)
-        for suffix in ("", *(f".{number}" for number in range(1, self._backups + 1))):
+        aside = glob.glob(f"{glob.escape(str(link.with_suffix('')))}.before-*.log*")
+        for suffix in self._suffixes():
             target, name = f"{self._path}{suffix}", f"{link}{suffix}"
-            if os.path.exists(target) and not (os.path.islink(name) and os.readlink(name) == target):
-                if os.path.lexists(name):
+            lead = _lead(name)
+            if os.path.exists(target) and lead != target and (lead or not os.path.lexists(name)):
+                if lead:
                     os.unlink(name)
                 os.symlink(target, name)
+            # back where it was: one name of each file is enough
+            for other in aside:
+                if _lead(other) == target:
+                    os.unlink(other)
 
     def _rotate(self) -> None:
         # whoever comes second finds another file under the name and only opens it
@@ -207,7 +231,7 @@ def forget_dead(
     dead = []
     try:
         for entry in os.scandir(Path(log_dir) / "serve"):
-            if entry.name.startswith("deployment_") and entry.name.rpartition(".log")[0] + ".log" not in living:
+            if entry.name.startswith("deployment_") and f"{_stem(entry.name)}.log" not in living:
                 # one that leads to a file that is gone is a dead one too
                 status = entry.stat(follow_symlinks=os.path.exists(entry.path))
                 dead.append((status.st_mtime, entry.path, status.st_size))
@@ -221,11 +245,24 @@ def forget_dead(
         pass
 
 
+def _stem(name: str) -> str:
+    """The name of a replica's log file before `.log`, also of what it rotated to and what was set aside."""
+    return _SET_ASIDE.sub("", name.rpartition(".log")[0])
+
+
+def _lead(path: str) -> str:
+    """Where a link leads to, "" where there is none."""
+    try:
+        return os.readlink(path)
+    except OSError:
+        return ""
+
+
 def _remove_log(path: str) -> None:
     """Remove a log file, and the one in a `logs_dir` if it is a link to that."""
     if os.path.islink(path):
-        target, name = os.readlink(path), os.path.basename(path).rpartition(".log")[0]
-        if os.path.basename(target).startswith(f"{name}.log"):
+        target = os.readlink(path)
+        if os.path.basename(target).startswith(f"{_stem(os.path.basename(path))}.log"):
             with contextlib.suppress(OSError):
                 os.unlink(target)
     os.unlink(path)

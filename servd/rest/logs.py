@@ -60,6 +60,7 @@ def _patterns(view: InstanceView, app: str | None, deployment: str | None, repli
                 elif replica.rpartition("#")[0] == known.name:
                     tag = glob.escape(in_file_name(replica.rpartition("#")[2]))
                     yield f"serve/deployment_{full}_{full}#{tag}.log"
+                    yield f"serve/deployment_{full}_{full}#{tag}.before-*.log"
 
 
 def _read(log_dir: str, patterns: list[str], wish: Wish, limit: int) -> tuple[list[TailLine], bool]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from servd.commands import log_files
 from servd.observability import log_file, logs
 from servd.observability.log_file import LogFile, directory_trouble, forget_dead
 from servd.observability.log_lines import Wish, head_of
@@ -197,7 +198,7 @@ def test_a_file_in_a_directory_of_its_own_is_found_among_the_others_too(tmp_path
     usual = root / "serve" / name
     file = LogFile(usual, max_bytes=10, backups=2)
     file.move(elsewhere / name, usual)
-    assert not Path(f"{usual}.before").exists(), "nothing was in it"
+    assert os.listdir(usual.parent) == [name], "nothing was in it"
     for word in (b"first\n", b"second\n", b"third\n"):
         file.write(word)
     assert [usual.read_bytes(), Path(f"{usual}.1").read_bytes(), Path(f"{usual}.2").read_bytes()] == [
@@ -210,7 +211,7 @@ def test_a_file_in_a_directory_of_its_own_is_found_among_the_others_too(tmp_path
     file.move(usual)
     file.write(b"home\n")
     assert (usual.read_bytes(), usual.is_symlink()) == (b"home\n", False)
-    assert Path(f"{usual}.before").read_bytes() == b"third\n"
+    assert usual.with_suffix(".before-1.log").read_bytes() == b"third\n"
     # what is dead goes, wherever it lies; a link to what is gone already is in nobody's way
     (elsewhere / f"{name}.2").unlink()
     forget_dead(str(root), set(), kept=0)
@@ -254,6 +255,44 @@ def test_a_directory_that_others_may_write_to_is_none_for_logs(tmp_path: Path, m
     else:
         monkeypatch.setattr(os, "getuid", lambda: -1)
     assert f"it belongs to uid {tmp_path.stat().st_uid}" in directory_trouble(str(tmp_path))
+
+
+def test_nothing_is_lost_when_the_directory_of_logs_changes(tmp_path: Path) -> None:
+    root, name = tmp_path / "logs", logs.replica_file("app_D", "app_D#abcdef")
+    usual = root / "serve" / name
+    first, second = (tmp_path / name for name in ("first", "second"))
+    for directory in (first, second):
+        directory.mkdir(mode=0o700)
+    file = LogFile(usual, max_bytes=8, backups=2)
+    numbers = iter(range(1, 99))
+
+    def written() -> list[int]:
+        """What is found from the usual place."""
+        return sorted(int(path.read_bytes()[5:]) for path in usual.parent.iterdir())
+
+    def write_two() -> None:
+        for _ in range(2):
+            file.write(b"line %d\n" % next(numbers))
+
+    write_two()
+    for place in (first, second):
+        file.move(place / name, usual)
+        write_two()
+    assert written() == [1, 2, 3, 4, 5, 6]
+    # back, where it goes on: no file has two names there
+    file.move(first / name, usual)
+    write_two()
+    assert written() == [1, 2, 4, 5, 6, 7, 8], "3 is older than what it may rotate to"
+    file.move(usual)
+    write_two()
+    assert written() == [1, 2, 4, 5, 6, 7, 8, 9, 10]
+    # of a living replica nothing is too old
+    forget_dead(str(root), {name}, kept=0)
+    assert written() == [1, 2, 4, 5, 6, 7, 8, 9, 10]
+    found = {path for pattern in log_files.patterns(None, "app_D#abcdef") for path in root.glob(pattern)}
+    assert len(found) == 4
+    forget_dead(str(root), set(), kept=0)
+    assert [os.listdir(directory) for directory in (usual.parent, first, second)] == [[], [], []]
 
 
 def test_a_link_of_somebody_elses_is_removed_and_not_what_it_leads_to(tmp_path: Path) -> None:
