@@ -77,6 +77,9 @@ class LogFile:
                 none. What has that name, or `path`, and what it rotated to, is called NAME.before-1.log from now on, or by the
                 first number that is free.
         """
+        if linked_from is not None and _is_one(path.parent, linked_from.parent):
+            # the usual place by another name: a link would lead to itself
+            path, linked_from = linked_from, None
         if path == self._path:
             return
         with contextlib.suppress(OSError):
@@ -248,6 +251,13 @@ def forget_dead(
 def _stem(name: str) -> str:
     """The name of a replica's log file before `.log`, also of what it rotated to and what was set aside."""
     return _SET_ASIDE.sub("", name.rpartition(".log")[0])
+
+
+def _is_one(directory: Path, other: Path) -> bool:
+    try:
+        return os.path.samefile(directory, other)
+    except OSError:
+        return False
 
 
 def _lead(path: str) -> str:

@@ -295,6 +295,18 @@ def test_nothing_is_lost_when_the_directory_of_logs_changes(tmp_path: Path) -> N
     assert [os.listdir(directory) for directory in (usual.parent, first, second)] == [[], [], []]
 
 
+def test_the_usual_place_may_be_called_otherwise(tmp_path: Path) -> None:
+    (tmp_path / "name").symlink_to(tmp_path)
+    usual = tmp_path / "logs" / "serve" / "x.log"
+    file = LogFile(usual)
+    file.write(b"one\n")
+    for directory in (tmp_path / "name" / "logs" / "serve", tmp_path / "logs" / "serve" / ".." / "serve"):
+        file.move(directory / "x.log", usual)
+        file.write(b"two\n")
+    assert (usual.is_symlink(), usual.read_bytes(), os.listdir(usual.parent)) == (False, b"one\ntwo\ntwo\n", ["x.log"])
+    file.close()
+
+
 def test_a_link_of_somebody_elses_is_removed_and_not_what_it_leads_to(tmp_path: Path) -> None:
     (tmp_path / "serve").mkdir()
     (tmp_path / "precious").touch()
