@@ -15,24 +15,10 @@ from servd.observability.head_traces import TracedId
 from servd.proxy.body_stream import BodyStream
 from servd.proxy.forwarder import CLIENT_GONE, Forwarder, Target, id_headers
 from servd.proxy.http1_rules import outlives_client
-from servd.wire.connection_room import Share
-from servd.wire.records import (
-    CREDIT_BYTES,
-    FIRST_CREDIT,
-    FRAME_BYTES,
-    HTTP,
-    NARROW,
-    NARROW_BYTES,
-    TRACED,
-    WEBSOCKET,
-    Outbox,
-)
+from servd.wire.connection_room import Share, Window
+from servd.wire.records import FRAME_BYTES, HTTP, TRACED, WEBSOCKET, Outbox
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
-
-_GRANT_BYTES = CREDIT_BYTES // 4
-_LARGE_BYTES = NARROW_BYTES // 2
-"""Who sends pieces of this size fills a narrow window at once."""
 
 
 class ForwardedCall(Outgoing):
@@ -44,15 +30,13 @@ class ForwardedCall(Outgoing):
 
     __slots__ = (
         "_flags",
-        "_is_narrow",
         "_is_unheard",
         "_loop",
         "_news",
         "_now",
         "_tail",
-        "_taken_bytes",
         "_waiter",
-        "_window_bytes",
+        "_window",
         "client",
         "deadline",
         "limit_s",
@@ -84,10 +68,8 @@ class ForwardedCall(Outgoing):
         self._tail: tuple[Any, ...] = ()
         self._flags = 0
         self.share = share
-        self._is_narrow = False
-        self._window_bytes = CREDIT_BYTES
+        self._window = Window(share)
         self._is_unheard = False
-        self._taken_bytes = 0
         self.peer = None
         self.model_id = ""
         self.traced: TracedId | None = None
@@ -108,12 +90,7 @@ class ForwardedCall(Outgoing):
         if len(tail[4]) >= FRAME_BYTES:
             tail = (*tail[:4], outbox.attach(tail[4]), *tail[5:])
         self.sent_at = self._now()
-        # a WebSocket lasts: what it borrowed at once would be nobody else's for long
-        lasts = self._flags & WEBSOCKET and not self.share.is_alone
-        size = NARROW if lasts else self.share.open()
-        self._is_narrow = size > 0
-        self._window_bytes = FIRST_CREDIT[size]
-        flags |= size
+        flags |= self._window.open(lasts=bool(self._flags & WEBSOCKET))
         if self.traced is not None:
             flags |= TRACED
             note_wait(self, self.traced.span)
@@ -138,18 +115,12 @@ class ForwardedCall(Outgoing):
         self._is_unheard = True
 
     def take(self, size: int) -> None:
-        """The client took so many bytes of the answer. The replica hears of many small parts at once: each message costs."""
-        self._taken_bytes += size
-        if self._taken_bytes >= min(_GRANT_BYTES, self._window_bytes // 2) and self.peer is not None:
-            self.peer.grant(self, self._taken_bytes)
-            self._taken_bytes = 0
+        """The client took so many bytes of the answer."""
+        self._grant(self._window.took(size))
 
-    def _widen(self, size: int) -> None:
-        """A part of so many bytes came: let more of them be on their way, as far as there is room."""
-        if self._is_narrow and size >= _LARGE_BYTES and self.peer is not None and (more := self.share.widen()):
-            self._is_narrow = False
-            self._window_bytes += more
-            self.peer.grant(self, more)
+    def _grant(self, size: int) -> None:
+        if size and self.peer is not None:
+            self.peer.grant(self, size)
 
     async def next_news(self) -> tuple[Any, ...]:
         """What happened next.
@@ -182,14 +153,14 @@ class ForwardedCall(Outgoing):
     def on_piece(self, data: bytes) -> None:
         if self._is_unheard:
             self.take(len(data))
-        self._widen(len(data))
+        self._grant(self._window.widened(len(data)))
         self.tell("body", data)
 
     def on_end(self, error: str | None) -> None:
         self.tell("end", error)
 
     def on_event(self, message: dict[str, Any], cost: int) -> None:
-        self._widen(cost)
+        self._grant(self._window.widened(cost))
         self.tell("event", message, cost)
 
     def on_failure(self, error: Exception) -> None:

@@ -8,6 +8,9 @@ ROOM_BYTES = CREDIT_BYTES + 512 * 1024
 SHARE_BYTES = 12 * 1024
 """What the requests of one connection share, and what each that is under way costs, whatever it holds beside that."""
 _KEPT_FREE_BYTES = 2 * 1024
+_GRANT_BYTES = CREDIT_BYTES // 4
+_LARGE_BYTES = NARROW_BYTES // 2
+"""Who sends pieces of this size fills a narrow window at once."""
 
 
 def _nothing(size: int) -> None:
@@ -133,3 +136,45 @@ class Share:
         assert self._room is not None
         self._borrowed += size
         self._room.taken += size
+
+
+class Window:
+    """What of one answer may be on its way while its client has not taken it.
+
+    Args:
+        share: what the answer may hold of its connection's room.
+    """
+
+    __slots__ = ("_is_narrow", "_size", "_taken", "share")
+
+    def __init__(self, share: Share) -> None:
+        self.share = share
+        self._is_narrow = False
+        self._size = CREDIT_BYTES
+        self._taken = 0
+
+    def __repr__(self) -> str:
+        return f"Window({self._size}, taken={self._taken})"
+
+    def open(self, *, lasts: bool = False) -> int:
+        """The flag for the answer, which begins. lasts: what it borrowed at once would be nobody else's for long."""
+        flag = NARROW if lasts and not self.share.is_alone else self.share.open()
+        self._is_narrow = flag > 0
+        self._size = FIRST_CREDIT[flag]
+        return flag
+
+    def widened(self, size: int) -> int:
+        """A part of so many bytes came: how many more may be on their way, as far as there is room."""
+        more = self.share.widen() if self._is_narrow and size >= _LARGE_BYTES else 0
+        if more:
+            self._is_narrow = False
+            self._size += more
+        return more
+
+    def took(self, size: int) -> int:
+        """The client took so many bytes: what the replica shall hear of now, of many small parts at once: each message costs."""
+        self._taken += size
+        if self._taken < min(_GRANT_BYTES, self._size // 2):
+            return 0
+        taken, self._taken = self._taken, 0
+        return taken

@@ -9,7 +9,7 @@ from servd.calls.outgoing import Outgoing
 from servd.proxy.body_stream import BodyStream
 from servd.proxy.http1_rules import size_of_head
 from servd.proxy.limits import WHOLE_BODY_BYTES
-from servd.wire.connection_room import ROOM_BYTES, SHARE_BYTES, ConnectionRoom, Share
+from servd.wire.connection_room import ROOM_BYTES, SHARE_BYTES, ConnectionRoom, Share, Window
 from servd.wire.records import CREDIT_BYTES, MEDIUM, MEDIUM_BYTES, NARROW
 
 KIB = 1024
@@ -27,6 +27,23 @@ def test_one_request_alone_is_served_as_if_there_were_no_bound() -> None:
     assert download.open() == 0
     download.close()
     assert room.left == ROOM_BYTES
+
+
+def test_a_window_grows_once_with_a_large_part_and_tells_of_many_taken_bytes_at_once() -> None:
+    room = ConnectionRoom()
+    lasting, alone = Window(Share(room)), Window(Share())
+    # one that lasts borrows nothing at once, beside others
+    assert (lasting.open(lasts=True), alone.open(lasts=True)) == (NARROW, 0)
+    assert lasting.took(2 * KIB - 1) == 0
+    assert lasting.took(1) == 2 * KIB
+    assert lasting.widened(2 * KIB - 1) == 0
+    more = lasting.widened(2 * KIB)
+    assert more == lasting.share.lent == (ROOM_BYTES - SHARE_BYTES) // 4
+    assert lasting.widened(2 * KIB) == 0
+    for window, size in ((lasting, (more + 4 * KIB) // 2), (alone, CREDIT_BYTES // 4)):
+        assert window.took(size - 1) == 0
+        assert window.took(1) == size
+        assert alone.widened(CREDIT_BYTES) == 0
 
 
 def test_further_answers_are_medium_and_then_narrow_and_some_find_more_room() -> None:

@@ -9,22 +9,9 @@ from servd.calls.outgoing import Outgoing
 from servd.calls.routing_rules import Rule
 from servd.calls.traced import note_wait
 from servd.observability.head_traces import TracedId
-from servd.wire.connection_room import Share
+from servd.wire.connection_room import Share, Window
 from servd.wire.grpc_messages import Authentication, GrpcMethod
-from servd.wire.records import (
-    CREDIT_BYTES,
-    FIRST_CREDIT,
-    GRPC,
-    MESSAGE_COST_BYTES,
-    NARROW_BYTES,
-    STREAMED_BODY,
-    TRACED,
-    Outbox,
-)
-
-_GRANT_BYTES = CREDIT_BYTES // 4
-_LARGE_BYTES = NARROW_BYTES // 2
-"""Messages of this size fill a narrow window at once."""
+from servd.wire.records import GRPC, MESSAGE_COST_BYTES, STREAMED_BODY, TRACED, Outbox
 
 Metadata = tuple[tuple[str, "str | bytes"], ...]
 
@@ -50,18 +37,15 @@ class GrpcCall(Outgoing):
         "_authentication",
         "_client",
         "_credit",
-        "_is_narrow",
         "_loop",
         "_message",
         "_metadata",
         "_method",
         "_request_id",
         "_room",
-        "_share",
-        "_taken",
         "_traced",
         "_waiter",
-        "_window_bytes",
+        "_window",
         "answer",
         "compression",
         "deadline",
@@ -87,9 +71,7 @@ class GrpcCall(Outgoing):
         self._loop = loop
         self._method = method
         self._message = message
-        self._share = share
-        self._is_narrow = False
-        self._window_bytes = CREDIT_BYTES
+        self._window = Window(share)
         self._request_id = request_id
         self._client = client
         self._metadata = metadata
@@ -97,7 +79,7 @@ class GrpcCall(Outgoing):
         self.deadline = deadline
         self._traced = traced
         self.waits_since = 0.0
-        self._credit = self._taken = 0
+        self._credit = 0
         self._waiter: asyncio.Future[None] | None = None
         self._room: asyncio.Future[None] | None = None
         self.messages: deque[bytes] = deque()
@@ -123,10 +105,7 @@ class GrpcCall(Outgoing):
         if self._method.streams_in:
             flags |= STREAMED_BODY
         if self._method.streams_out:
-            size = self._share.open()
-            self._is_narrow = size > 0
-            self._window_bytes = FIRST_CREDIT[size]
-            flags |= size
+            flags |= self._window.open()
         if self._traced is not None:
             flags |= TRACED
             note_wait(self, self._traced.span)
@@ -142,10 +121,11 @@ class GrpcCall(Outgoing):
 
     def took(self, message: bytes) -> None:
         """The client has got a message of the answer: there is room for as much."""
-        self._taken += len(message) + MESSAGE_COST_BYTES
-        if self._taken >= min(_GRANT_BYTES, self._window_bytes // 2) and self.peer is not None:
-            self.peer.grant(self, self._taken)
-            self._taken = 0
+        self._grant(self._window.took(len(message) + MESSAGE_COST_BYTES))
+
+    def _grant(self, size: int) -> None:
+        if size and self.peer is not None:
+            self.peer.grant(self, size)
 
     async def send(self, message: bytes) -> None:
         """Send a further request message, once the replica has room for it."""
@@ -175,10 +155,7 @@ class GrpcCall(Outgoing):
 
     def on_piece(self, data: bytes) -> None:
         self.messages.append(bytes(data))
-        if self._is_narrow and len(data) >= _LARGE_BYTES and self.peer is not None and (more := self._share.widen()):
-            self._is_narrow = False
-            self._window_bytes += more
-            self.peer.grant(self, more)
+        self._grant(self._window.widened(len(data)))
         self._wake()
 
     def on_end(self, error: str | None) -> None:
