@@ -1,6 +1,6 @@
 """Requests that come with a trace, or begin one, at the process that takes them in from outside."""
 
-from typing import Any, Protocol
+from typing import Any
 
 from servd.observability.spans import NEVER, Attributes, Span, Spans, meet_traces
 from servd.observability.trace_context import TRACEPARENT, TraceContext
@@ -65,23 +65,14 @@ def traced_id(request_id: str | bytes, trace: TraceContext, span: Span | None = 
     return made
 
 
-class Notes(Protocol):
-    """What is asked of the journal in which the ends of requests are noted."""
-
-    ends_spans: bool
-    is_on: bool
-
-
 class HeadTraces:
     """Finds the traces of requests, or begins some. spans: what records them, None for nobody.
 
     until_next: which of the requests to come begins a trace, counted down by who takes them in; at 0 `begins_now` is to be asked.
     """
 
-    def __init__(self, notes: Notes, spans: Spans | None = None) -> None:
+    def __init__(self, spans: Spans | None = None) -> None:
         self._spans = spans
-        if spans is not None:
-            notes.is_on = notes.ends_spans = True
         self.until_next = NEVER if spans is None else spans.sampling.gap()
 
     def __repr__(self) -> str:

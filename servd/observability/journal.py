@@ -134,10 +134,9 @@ class Journal:
 
     Attributes:
         now: gives monotonic seconds.
-        is_on: somebody wants the notes.
+        is_on: somebody wants the notes. Those with a `TracedId` are wanted anyway: their spans end with them.
         is_resting: `resume` must be called before something is noted.
         noted: what is not settled yet. Append to it, or call `note`.
-        ends_spans: spans end with notes, so these are wanted.
     """
 
     __slots__ = (
@@ -156,7 +155,6 @@ class Journal:
         "_series",
         "_start",
         "_wall_offset",
-        "ends_spans",
         "is_on",
         "is_resting",
         "noted",
@@ -182,7 +180,6 @@ class Journal:
         self._clock = clock or SystemClock()
         self.now = self._clock.now
         self.noted: list[Any] = []
-        self.ends_spans = False
         self._lock = threading.Lock()
         self._series: dict[Key, Series] = {}
         self._wall_offset = self._clock.wall_time() - self.now()
@@ -218,7 +215,7 @@ class Journal:
             return
         with self._lock:
             self._is_writing = style.has_access_log
-            self.is_on = self._counts or style.has_access_log or self.ends_spans
+            self.is_on = self._counts or style.has_access_log
             if access.is_json != style.is_json:
                 access.set_style(is_json=style.is_json)
                 self._second, self._milli_end = 0, 0.0

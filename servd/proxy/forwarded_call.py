@@ -208,7 +208,7 @@ class NotedSend:
 
     def __exit__(self, *_: object) -> None:
         journal = self._forwarder.journal
-        if journal.is_on:
+        if journal.is_on or type(self.request_id) is TracedId:
             peer = None if self._call is None else self._call.peer
             client = self._scope["client"] if self._call is None else self._call.client
             client_ip = str(client[0]) if client else ""

@@ -96,7 +96,7 @@ class Forwarder:
         self._labels: dict[Labels, Labels] = {}
         self._clock = clock or SystemClock()
         self.journal = journal or Journal(caller.loop, counts=False, clock=self._clock)
-        self.traces = HeadTraces(self.journal, spans)
+        self.traces = HeadTraces(spans)
         self._ids = b""
         self._next_id = 0
         self.tail = b""

@@ -127,7 +127,7 @@ class HttpAnswering(asyncio.Protocol, Outgoing):
         else:
             self._write(self._head(status, block + b"content-length: %d\r\n" % size), body)
         journal = self._journal
-        if journal.is_on:
+        if journal.is_on or type(self._request_id) is TracedId:
             peer = self.peer
             journal.noted.append(
                 (
@@ -246,7 +246,7 @@ class HttpAnswering(asyncio.Protocol, Outgoing):
     def _note(self, status: int) -> None:
         """The request has ended."""
         journal = self._journal
-        if journal.is_on:
+        if journal.is_on or type(self._request_id) is TracedId:
             replica_id = "" if self.peer is None else self.peer.replica_id
             about = (self._path, self._sent_bytes if self.has_begun else 0, self._client_ip, replica_id)
             journal.note((self._labels, self._method, status), self._began, self._request_id, *about)

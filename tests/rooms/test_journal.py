@@ -59,7 +59,7 @@ async def test_a_line_of_a_trace_names_it_and_ends_its_span(tmp_path: Path, is_j
     journal.configure(style_of({"encoding": "JSON" if is_json else "TEXT"}))
     trace = TraceContext("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331", 1)
     recorder = Recorder()
-    begun = HeadTraces(journal, recorder).taken_in(b"abc", trace, "GET /fruit", {"x": 1}, began=100.0, begins=False)
+    begun = HeadTraces(recorder).taken_in(b"abc", trace, "GET /fruit", {"x": 1}, began=100.0, begins=False)
     assert begun is not None
     clock.at += 0.25
     journal.note((FRUIT, "GET", 503), 100.0, begun, b"/fruit/1", 17, "10.0.0.7", "shop_Fruit#a")

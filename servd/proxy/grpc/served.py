@@ -237,7 +237,7 @@ class Served:
 
     def _note(self, code: Code) -> None:
         journal = self._lane.forwarder.journal
-        if journal.is_on:
+        if journal.is_on or self._traced is not None:
             peer = None if self._call is None else self._call.peer
             about = (self._method.name.encode(), self._sent_bytes, client_host(self._client))
             replica_id = "" if peer is None else peer.replica_id
