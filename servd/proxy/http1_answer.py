@@ -298,6 +298,9 @@ class HttpAnswering(asyncio.Protocol, Outgoing):
         if self._stream is not None:
             if not self._stream.is_complete:
                 self._close_after()
+            elif self._stream.is_full:
+                # nobody takes what is left of it, and behind it nothing was read
+                self._has_next = True
             self._leave_body()
         if self._has_next and not self._is_deaf:
             # a turn later: many pipelined requests answered at once would go deeper and deeper

@@ -8,7 +8,7 @@ import pytest
 from servd.observability.access_log import AccessLog
 from servd.observability.journal import Journal
 from servd.observability.log_file import LogFile
-from servd.proxy.limits import Limits
+from servd.proxy.limits import WHOLE_BODY_BYTES, Limits
 from servd.replica.exchange import HttpExchange
 from tests.fakes import Room, wait_until
 
@@ -144,6 +144,37 @@ async def test_bodies_of_all_sizes_arrive(size: int) -> None:
         status, headers, got = split(await room.get("/", method="POST", body=body))
         assert (status, len(got), headers["content-length"]) == (200, size, str(size))
         assert got == body
+
+
+@pytest.mark.parametrize("is_chunked", [False, True])
+@pytest.mark.parametrize("beyond", [1, 1000, 200_000, WHOLE_BODY_BYTES, WHOLE_BODY_BYTES + 1000])
+async def test_the_connection_goes_on_behind_a_large_body_that_nobody_read(beyond: int, is_chunked: bool) -> None:
+    size = WHOLE_BODY_BYTES + beyond
+    body = b"y" * size
+    if is_chunked:
+        whole = b"transfer-encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (size, body)
+    else:
+        whole = b"content-length: %d\r\n\r\n%b" % (size, body)
+    all_there = asyncio.Event()
+
+    async def early(exchange: HttpExchange) -> None:
+        await all_there.wait()
+        exchange.finish(200, [], exchange.scope["path"].encode())
+
+    async with Room() as room:
+        room.route(room.replica(early))
+        reader, writer = await asyncio.open_connection("127.0.0.1", room.port)
+        writer.write(b"POST /first HTTP/1.1\r\nhost: x\r\n" + whole)
+        await writer.drain()
+        (connection,) = room.listener.connections
+        await wait_until(lambda: connection._stream is not None and connection._stream.is_complete)  # type: ignore[attr-defined]
+        all_there.set()
+        head, _, rest = (await reader.readuntil(b"/first")).partition(b"\r\n\r\n")
+        assert (rest, b"connection: close" in head) == (b"/first", False)
+        writer.write(b"GET /second HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        async with asyncio.timeout(5):
+            assert (await reader.read()).endswith(b"/second")
+        writer.close()
 
 
 async def test_chunked_request_body() -> None:
