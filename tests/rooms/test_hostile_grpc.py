@@ -18,6 +18,7 @@ from tests.fakes import wait_until  # noqa: E402
 from tests.rooms.http2_client import PREFACE, Http2Client, frame  # noqa: E402
 from tests.rooms.test_grpc_lane import BIG, DEPLOYMENT, GrpcRoom, outcome  # noqa: E402
 
+OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
 HEADERS = {"content_type": "application/grpc", "te": "trailers"}
 
 
@@ -166,7 +167,8 @@ async def test_clients_that_vanish_take_their_calls_along(room: GrpcRoom) -> Non
 
 @pytest.mark.long
 async def test_a_thousand_open_streams(room: GrpcRoom) -> None:
-    calls = [room.method("Talk")() for _ in range(1000)]
+    channels = [grpc.aio.insecure_channel(f"127.0.0.1:{room.grpc_port}", OWN_CONNECTION) for _ in range(10)]
+    calls = [channels[number % 10].stream_stream("/s.Stand/Talk", str.encode, bytes.decode)() for number in range(1000)]
     await asyncio.gather(*(call.write("a") for call in calls))
     assert set(await asyncio.gather(*(call.read() for call in calls))) == {"A"}
     assert await room.method("Echo")("x", timeout=5) == "x"
@@ -179,6 +181,29 @@ async def test_a_thousand_open_streams(room: GrpcRoom) -> None:
     await asyncio.gather(*(call.done_writing() for call in calls[1::2]))
     assert {await call.code() for call in calls[1::2]} == {grpc.StatusCode.OK}
     await serves(room)
+    await asyncio.gather(*(channel.close() for channel in channels))
+
+
+async def test_calls_beyond_what_a_connection_may_have_wait_in_their_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SERVD_GRPC_MAX_CONCURRENT_STREAMS", "4")
+    async with GrpcRoom() as room:
+        room.announce(await room.stand())
+        most = 0
+
+        async def ask() -> None:
+            nonlocal most
+            for _ in range(5):
+                assert await room.method("Echo")("x", timeout=20) == "x"
+                most = max(most, room.grpc.ongoing)
+
+        waiting = [asyncio.ensure_future(room.method("Wait")("x", timeout=20)) for _ in range(12)]
+        await wait_until(lambda: ongoing(room) == 8)
+        room.stands[0].gate.set()
+        assert set(await asyncio.gather(*waiting)) == {"x"}
+        await asyncio.gather(*(ask() for _ in range(20)))
+        # one whose answer has left may still be on its way out
+        assert most <= 8
+        await serves(room)
 
 
 @pytest.mark.parametrize("size", [1000, 300_000, 3 * CREDIT_BYTES])
@@ -232,3 +257,8 @@ async def test_a_lane_refuses_a_limit_that_is_none(monkeypatch: pytest.MonkeyPat
         lane: Any = GrpcLane(room.forwarder)
         with pytest.raises(ValueError, match=r"SERVD_GRPC_MAX_MESSAGE_BYTES|much"):
             await lane.open("127.0.0.1", 0)
+    monkeypatch.delenv("SERVD_GRPC_MAX_MESSAGE_BYTES")
+    for limit in ("0", "-1", "2147483648", "many"):
+        monkeypatch.setenv("SERVD_GRPC_MAX_CONCURRENT_STREAMS", limit)
+        with pytest.raises(ValueError, match=r"SERVD_GRPC_MAX_CONCURRENT_STREAMS|many"):
+            await GrpcLane(room.forwarder).open("127.0.0.1", 0)

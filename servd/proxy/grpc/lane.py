@@ -21,6 +21,10 @@ from servd.wire.grpc_messages import GrpcMethod, GrpcRoute
 
 _MOST_BYTES = 2**31 - 1
 """Largest message that gRPC can carry."""
+_MOST_CALLS = 100
+"""Of one connection at a time: what HTTP/2 asks for at least (RFC 9113, 6.5.2), and what the other lane of HTTP/2 allows."""
+_WINDOW_BYTES = 16 * 1024
+"""What a client may send of a call beside the message that is asked for; it grows to that message's size."""
 _LOOK_S = 0.1
 _SUCCESSOR_S = 4.0
 """How long a successor may take to listen."""
@@ -181,14 +185,23 @@ def options(keep_alive: KeepAlive) -> list[tuple[str, Any]]:
         keep_alive: when a client's host counts as gone; pings of HTTP/2 find that out here.
 
     Raises:
-        ValueError: `SERVD_GRPC_MAX_MESSAGE_BYTES` is no positive number that gRPC can carry, or
-            `SERVD_GRPC_MAX_CONNECTION_AGE_S` no time.
+        ValueError: `SERVD_GRPC_MAX_MESSAGE_BYTES` is no positive number that gRPC can carry,
+            `SERVD_GRPC_MAX_CONCURRENT_STREAMS` no positive number, or `SERVD_GRPC_MAX_CONNECTION_AGE_S` no time.
     """
     most = int(variable("GRPC_MAX_MESSAGE_BYTES", str(_MOST_BYTES)))
     if not 0 < most <= _MOST_BYTES:
         raise ValueError(f"SERVD_GRPC_MAX_MESSAGE_BYTES must be from 1 to {_MOST_BYTES}, got {most}")
+    calls = int(variable("GRPC_MAX_CONCURRENT_STREAMS", str(_MOST_CALLS)))
+    if not 0 < calls <= _MOST_BYTES:
+        raise ValueError(f"SERVD_GRPC_MAX_CONCURRENT_STREAMS must be from 1 to {_MOST_BYTES}, got {calls}")
     found = [
         ("grpc.so_reuseport", 1),
+        ("grpc.max_concurrent_streams", calls),
+        # else calls count on after their end until their memory is free, which no client knows: its next ones would be refused
+        ("grpc.http.overload_protection", 0),
+        ("grpc.http2.lookahead_bytes", _WINDOW_BYTES),
+        # else the window grows with what a client sends
+        ("grpc.http2.bdp_probe", 0),
         ("grpc.max_receive_message_length", most),
         ("grpc.max_send_message_length", most),
     ]

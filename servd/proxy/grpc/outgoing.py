@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from servd.calls.affinity import affinity_of_grpc
@@ -23,6 +24,7 @@ class GrpcCall(Outgoing):
         share: what it holds of its connection's room, for an answer that streams.
         message: the request, b"" where many come.
         client: as gRPC names it, `ipv4:127.0.0.1:1234`.
+        metadata: reads what the client has sent. Those of a hundred calls are many objects: none is kept while a call is served.
         deadline: loop's seconds, None = no limit.
         authentication: of the client's connection; None = it is plain.
         traced: its id, if it is part of a trace.
@@ -63,7 +65,7 @@ class GrpcCall(Outgoing):
         request_id: str,
         model_id: str,
         client: str,
-        metadata: Metadata,
+        metadata: Callable[[], Metadata],
         deadline: float | None,
         authentication: Authentication | None = None,
         traced: TracedId | None = None,
@@ -101,7 +103,7 @@ class GrpcCall(Outgoing):
 
     def record(self, call_id: int, flags: int, outbox: Outbox) -> tuple[Any, ...]:
         left = None if self.deadline is None else max(0.0, self.deadline - self._loop.time())
-        about = (left, self.model_id, self._client, self._metadata, self._authentication)
+        about = (left, self.model_id, self._client, self._metadata(), self._authentication)
         if self._method.streams_in:
             flags |= STREAMED_BODY
         if self._method.streams_out:
@@ -112,7 +114,7 @@ class GrpcCall(Outgoing):
         return (GRPC, call_id, flags, self._method.name, outbox.attach(self._message), self._request_id, about)
 
     def affinity(self, rule: Rule) -> str:
-        return affinity_of_grpc(rule, self._metadata, self._message)
+        return affinity_of_grpc(rule, self._metadata(), self._message)
 
     async def heard(self) -> None:
         """Return when something has happened to it; one waits at a time."""

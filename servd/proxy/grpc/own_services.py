@@ -110,7 +110,7 @@ class OwnServices:
             request_id=self._forwarder.request_id(None).decode(),
             model_id="",
             client=client,
-            metadata=(),
+            metadata=tuple,
             deadline=None,
         )
         caller.submit(call, caller.router_of(route.deployment))

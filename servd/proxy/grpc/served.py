@@ -5,6 +5,7 @@ import contextlib
 import logging
 import math
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any, Protocol
 
 import grpc
@@ -26,6 +27,9 @@ from servd.wire.records import read_answer_block
 
 _LOOKS_AFTER_END = 3
 _TRACE_KEYS = (TRACEPARENT.decode(), TRACESTATE.decode())
+_OWN_KEYS = frozenset(
+    {"application", "multiplexed_model_id", "request_id", "x-request-id", "x-request-timeout-seconds", *_TRACE_KEYS}
+)
 
 CODES = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -77,8 +81,7 @@ class Served:
         self._method = method
         self._context = context
         self._began = lane.forwarder.journal.now()
-        self._metadata: Metadata = tuple((key, value) for key, value in context.invocation_metadata() or ())
-        self._said = dict(self._metadata)
+        self._said = {key: value for key, value in context.invocation_metadata() or () if key in _OWN_KEYS}
         given = text_of(self._said.get("request_id")) or text_of(self._said.get("x-request-id"))
         self._traced: TracedId | None = None
         self._id = lane.forwarder.request_id(given.encode() if given else None)
@@ -98,15 +101,14 @@ class Served:
         begins = traces.begins()
         if not begins and TRACEPARENT.decode() not in self._said:
             return
-        parent = trace_in((key.encode(), value.encode()) for key, value in self._metadata if isinstance(value, str))
+        parent = trace_in(
+            (key.encode(), value.encode()) for key, value in metadata_of(self._context) if isinstance(value, str)
+        )
         name = self._method.name.removeprefix("/")
         about = {"rpc.system": "grpc", "rpc.method": name}
         traced = traces.taken_in(self._id, parent, name, about, began=self._began, begins=begins)
         if traced is not None:
             self._id = self._traced = traced
-            kept = [pair for pair in self._metadata if pair[0] not in _TRACE_KEYS]
-            pairs = with_trace((), traced.trace)
-            self._metadata = (*kept, *((key.decode(), value.decode()) for key, value in pairs))
 
     async def run(self, message: bytes, messages: AsyncIterator[bytes] | None) -> bytes:
         """Serve it to its end; gives the answer's message, b"" of a stream. messages: further ones of the request."""
@@ -174,7 +176,7 @@ class Served:
             request_id=self._request_id,
             model_id=text_of(self._said.get("multiplexed_model_id")) or "",
             client=self._client,
-            metadata=self._metadata,
+            metadata=partial(metadata_of, context, self._traced),
             deadline=loop.time() + whole_s if whole_s < math.inf else None,
             authentication=_authentication(context) if self._lane.is_secure else None,
             traced=self._traced,
@@ -243,6 +245,15 @@ class Served:
             replica_id = "" if peer is None else peer.replica_id
             key = (self._labels, "gRPC", code.name)
             journal.note(key, self._began, self._id, *about, replica_id)
+
+
+def metadata_of(context: Any, traced: TracedId | None = None) -> Metadata:
+    """What the client has sent; in a trace with what is above the call there."""
+    pairs = context.invocation_metadata() or ()
+    if traced is None:
+        return tuple((key, value) for key, value in pairs)
+    kept = ((key, value) for key, value in pairs if key not in _TRACE_KEYS)
+    return (*kept, *((key.decode(), value.decode()) for key, value in with_trace((), traced.trace)))
 
 
 def _authentication(context: Any) -> Authentication:
