@@ -25,11 +25,15 @@ class ConnectionRoom:
     """The room that the requests of one connection share.
 
     shares: how many they are. taken: bytes that they hold.
+
+    Args:
+        size: bytes in all.
     """
 
-    __slots__ = ("shares", "taken")
+    __slots__ = ("_size", "shares", "taken")
 
-    def __init__(self) -> None:
+    def __init__(self, size: int = ROOM_BYTES) -> None:
+        self._size = size
         self.shares = self.taken = 0
 
     def __repr__(self) -> str:
@@ -38,7 +42,7 @@ class ConnectionRoom:
     @property
     def left(self) -> int:
         """Bytes that none of them holds."""
-        return max(ROOM_BYTES - SHARE_BYTES * self.shares - self.taken, 0)
+        return max(self._size - SHARE_BYTES * self.shares - self.taken, 0)
 
 
 class Share:

@@ -22,6 +22,7 @@ KINDS = {
     "Deaf": grpc.unary_unary_rpc_method_handler,
     "Whole": grpc.unary_unary_rpc_method_handler,
     "Small": grpc.unary_stream_rpc_method_handler,
+    "Mute": grpc.stream_stream_rpc_method_handler,
     "Talk": grpc.stream_stream_rpc_method_handler,
 }
 
@@ -45,6 +46,10 @@ class Large:
     async def Small(self, message):
         for _ in range(100_000):
             yield b"x"
+
+    async def Mute(self, messages):
+        await asyncio.Event().wait()
+        yield b""
 
     async def Talk(self, messages):
         async for message in messages:
@@ -74,13 +79,23 @@ def is_answered(port: int) -> bool:
         return bool(call(b"x", timeout=20, wait_for_ready=True) == b"x")
 
 
-def _ask(client: Http2Attacker, method: str) -> int:
-    return client.ask(f"/s.Large/{method}", "POST", pairs=_HEADS, end=False)
+def _ask(client: Http2Attacker, method: str, metadata: list[tuple[str, str]] | None = None) -> int:
+    return client.ask(f"/s.Large/{method}", "POST", pairs=_HEADS + (metadata or []), end=False)
 
 
 def _asked(method: str, message: bytes, count: int, is_whole: bool, port: int) -> Http2Attacker:
     client = Http2Attacker(port)
     client.upload_each({_ask(client, method): message for _ in range(count)}, end=is_whole)
+    return client
+
+
+def _metadata(count: int, size: int, port: int) -> Http2Attacker:
+    client = Http2Attacker(port)
+    streams = [
+        _ask(client, "Deaf", [(f"x-{stream}-{number}", "y" * size) for number in range(count)])
+        for stream in range(_MANY)
+    ]
+    client.upload_each(dict.fromkeys(streams, a_message(b"x")), end=True)
     return client
 
 
@@ -95,6 +110,10 @@ KINDS: dict[str, Callable[[int], RawClient]] = {
     "grpc: whole answers unread": partial(_asked, "Whole", a_message(b"x"), _MANY, True),
     "grpc: small messages unread": partial(_asked, "Small", a_message(b"x"), _MANY, True),
     "grpc: whole requests": partial(_asked, "Deaf", a_message(b"x" * 16_384), _MANY, True),
+    "grpc: small requests that nobody takes": partial(_asked, "Mute", a_message(b"x") * 20_000, _MANY, False),
+    "grpc: requests that nobody takes": partial(_asked, "Mute", a_message(b"x" * 1000) * 100, _MANY, False),
+    "grpc: many metadata": partial(_metadata, 150, 1),
+    "grpc: large metadata": partial(_metadata, 4, 1900),
     "grpc: messages without end": partial(_asked, "Talk", a_message(b"x" * 1000, length=2**31 - 1), _MANY, False),
     "grpc: broken frames": partial(_frames, (b"\0\x03\xe8\0\0STRM" + b"\xff" * 1000) * 2000),
     "grpc: pings": partial(_frames, frame(6, 0, 0, b"12345678") * 200_000),

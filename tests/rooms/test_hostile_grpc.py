@@ -137,6 +137,13 @@ async def test_messages_that_are_too_large_are_refused(monkeypatch: pytest.Monke
         await serves(room)
 
 
+async def test_more_metadata_than_a_call_may_have_are_refused(room: GrpcRoom) -> None:
+    many = tuple((f"x-{number}", "y") for number in range(70))
+    assert await room.method("Echo")("x", metadata=many[:60]) == "x"
+    code, details, _ = await outcome(room.method("Echo")("x", metadata=many))
+    assert (code, "may have 64 metadata" in details) == ("RESOURCE_EXHAUSTED", True)
+
+
 async def test_which_application_is_meant_must_be_said_where_there_are_several(room: GrpcRoom) -> None:
     echo = (GrpcMethod("/s.Stand/Echo"),)
     room.grpc.apply_routing((GrpcRoute("a", DEPLOYMENT, echo), GrpcRoute("b", DEPLOYMENT, echo)))

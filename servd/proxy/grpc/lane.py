@@ -25,6 +25,8 @@ _MOST_CALLS = 100
 """Of one connection at a time: what HTTP/2 asks for at least (RFC 9113, 6.5.2), and what the other lane of HTTP/2 allows."""
 _WINDOW_BYTES = 16 * 1024
 """What a client may send of a call beside the message that is asked for; it grows to that message's size."""
+_ROOM_BYTES = 768 * 1024
+"""What the streams of answers of a connection share: less than those of HTTP, for the library keeps more of each call."""
 _LOOK_S = 0.1
 _SUCCESSOR_S = 4.0
 """How long a successor may take to listen."""
@@ -132,7 +134,7 @@ class GrpcLane:
         """What a call holds of the room of its connection, which gRPC names so; `over` gives it back."""
         room = self._rooms.get(client)
         if room is None:
-            room = self._rooms[client] = ConnectionRoom()
+            room = self._rooms[client] = ConnectionRoom(_ROOM_BYTES)
         return Share(room)
 
     def over(self, client: str, share: Share) -> None:

@@ -26,6 +26,8 @@ from servd.wire.http_answers import text_for_clients
 from servd.wire.records import read_answer_block
 
 _LOOKS_AFTER_END = 3
+_MOST_PAIRS = 64
+"""Metadata of a call, which the library bounds by their bytes alone: what short ones cost is many times those."""
 _TRACE_KEYS = (TRACEPARENT.decode(), TRACESTATE.decode())
 _OWN_KEYS = frozenset(
     {"application", "multiplexed_model_id", "request_id", "x-request-id", "x-request-timeout-seconds", *_TRACE_KEYS}
@@ -81,7 +83,9 @@ class Served:
         self._method = method
         self._context = context
         self._began = lane.forwarder.journal.now()
-        self._said = {key: value for key, value in context.invocation_metadata() or () if key in _OWN_KEYS}
+        pairs = context.invocation_metadata() or ()
+        self._said = {key: value for key, value in pairs if key in _OWN_KEYS}
+        self._pairs = len(pairs)
         given = text_of(self._said.get("request_id")) or text_of(self._said.get("x-request-id"))
         self._traced: TracedId | None = None
         self._id = lane.forwarder.request_id(given.encode() if given else None)
@@ -139,6 +143,13 @@ class Served:
             self._note(code)
 
     async def _served(self, message: bytes, messages: AsyncIterator[bytes] | None) -> Ended:
+        if self._pairs > _MOST_PAIRS:
+            return (
+                Code.RESOURCE_EXHAUSTED,
+                f"a call may have {_MOST_PAIRS} metadata, this one has {self._pairs}",
+                (),
+                b"",
+            )
         try:
             route = self._lane.table.find(text_of(self._said.get("application")))
         except NoRouteError as error:
