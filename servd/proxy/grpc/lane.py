@@ -23,7 +23,7 @@ _MOST_BYTES = 2**31 - 1
 """Largest message that gRPC can carry."""
 _MOST_CALLS = 100
 """Of one connection at a time: what HTTP/2 asks for at least (RFC 9113, 6.5.2), and what the other lane of HTTP/2 allows."""
-_WINDOW_BYTES = 16 * 1024
+_WINDOW_BYTES = 8 * 1024
 """What a client may send of a call beside the message that is asked for; it grows to that message's size."""
 _ROOM_BYTES = 768 * 1024
 """What the streams of answers of a connection share: less than those of HTTP, for the library keeps more of each call."""
@@ -187,21 +187,16 @@ def options(keep_alive: KeepAlive) -> list[tuple[str, Any]]:
         keep_alive: when a client's host counts as gone; pings of HTTP/2 find that out here.
 
     Raises:
-        ValueError: `SERVD_GRPC_MAX_MESSAGE_BYTES` is no positive number that gRPC can carry,
-            `SERVD_GRPC_MAX_CONCURRENT_STREAMS` no positive number, or `SERVD_GRPC_MAX_CONNECTION_AGE_S` no time.
+        ValueError: `SERVD_GRPC_MAX_MESSAGE_BYTES`, `SERVD_GRPC_MAX_CONCURRENT_STREAMS` or `SERVD_GRPC_STREAM_WINDOW_BYTES` is no
+            positive number that gRPC can carry, or `SERVD_GRPC_MAX_CONNECTION_AGE_S` no time.
     """
-    most = int(variable("GRPC_MAX_MESSAGE_BYTES", str(_MOST_BYTES)))
-    if not 0 < most <= _MOST_BYTES:
-        raise ValueError(f"SERVD_GRPC_MAX_MESSAGE_BYTES must be from 1 to {_MOST_BYTES}, got {most}")
-    calls = int(variable("GRPC_MAX_CONCURRENT_STREAMS", str(_MOST_CALLS)))
-    if not 0 < calls <= _MOST_BYTES:
-        raise ValueError(f"SERVD_GRPC_MAX_CONCURRENT_STREAMS must be from 1 to {_MOST_BYTES}, got {calls}")
+    most = _number("GRPC_MAX_MESSAGE_BYTES", _MOST_BYTES)
     found = [
         ("grpc.so_reuseport", 1),
-        ("grpc.max_concurrent_streams", calls),
+        ("grpc.max_concurrent_streams", _number("GRPC_MAX_CONCURRENT_STREAMS", _MOST_CALLS)),
         # else calls count on after their end until their memory is free, which no client knows: its next ones would be refused
         ("grpc.http.overload_protection", 0),
-        ("grpc.http2.lookahead_bytes", _WINDOW_BYTES),
+        ("grpc.http2.lookahead_bytes", _number("GRPC_STREAM_WINDOW_BYTES", _WINDOW_BYTES)),
         # else the window grows with what a client sends
         ("grpc.http2.bdp_probe", 0),
         ("grpc.max_receive_message_length", most),
@@ -216,6 +211,13 @@ def options(keep_alive: KeepAlive) -> list[tuple[str, Any]]:
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.max_pings_without_data", 0),
         ]
+    return found
+
+
+def _number(name: str, default: int) -> int:
+    found = int(variable(name, str(default)))
+    if not 0 < found <= _MOST_BYTES:
+        raise ValueError(f"SERVD_{name} must be from 1 to {_MOST_BYTES}, got {found}")
     return found
 
 
