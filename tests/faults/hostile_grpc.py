@@ -112,6 +112,7 @@ KINDS: dict[str, Callable[[int], RawClient]] = {
     "grpc: whole requests": partial(_asked, "Deaf", a_message(b"x" * 16_384), _MANY, True),
     "grpc: small requests that nobody takes": partial(_asked, "Mute", a_message(b"x") * 20_000, _MANY, False),
     "grpc: requests that nobody takes": partial(_asked, "Mute", a_message(b"x" * 1000) * 100, _MANY, False),
+    "grpc: answers to each unread": partial(_asked, "Talk", a_message(b"x") * 20_000, _MANY, False),
     "grpc: many metadata": partial(_metadata, 150, 1),
     "grpc: large metadata": partial(_metadata, 4, 1900),
     "grpc: messages without end": partial(_asked, "Talk", a_message(b"x" * 1000, length=2**31 - 1), _MANY, False),
