@@ -109,7 +109,7 @@ def _frames(data: bytes, port: int) -> Http2Attacker:
 KINDS: dict[str, Callable[[int], RawClient]] = {
     "grpc: whole answers unread": partial(_asked, "Whole", a_message(b"x"), _MANY, True),
     "grpc: small messages unread": partial(_asked, "Small", a_message(b"x"), _MANY, True),
-    "grpc: whole requests": partial(_asked, "Deaf", a_message(b"x" * 16_384), _MANY, True),
+    "grpc: whole requests": partial(_asked, "Deaf", a_message(b"x" * 8192), _MANY, True),
     "grpc: small requests that nobody takes": partial(_asked, "Mute", a_message(b"x") * 20_000, _MANY, False),
     "grpc: requests that nobody takes": partial(_asked, "Mute", a_message(b"x" * 1000) * 100, _MANY, False),
     "grpc: answers to each unread": partial(_asked, "Talk", a_message(b"x") * 20_000, _MANY, False),
