@@ -180,10 +180,10 @@ def _own_bytes(path: str) -> int:
 
 
 def check_log_directories(documents: Iterable[ApplicationDocument]) -> None:
-    """Make each `logs_dir` of the applications and their overrides.
+    """Look at each `logs_dir` of the applications and their overrides. Replicas make what is not there.
 
     Raises:
-        ConfigError: lists those in which no file can be written, and whose they are.
+        ConfigError: lists those in which no file could be written, and whose they are.
     """
     problems = []
     for document in documents:

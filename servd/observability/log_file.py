@@ -198,14 +198,24 @@ class LogFile:
 
 
 def directory_trouble(logs_dir: str) -> str:
-    """Why log files cannot be written there, "" if they can; it is made if it is not there."""
+    """Why log files cannot be written there, as far as a look can tell, "" if they can; one that is not there could be made."""
+    there = Path(logs_dir)
+    while not os.path.lexists(there):
+        there = there.parent
+    if not os.path.isdir(there):
+        return f"cannot make the directory {logs_dir}: {there} is no directory"
+    if not os.access(there, os.W_OK | os.X_OK):
+        return f"cannot write in the directory {there}"
+    return _openness(logs_dir) if there == Path(logs_dir) else ""
+
+
+def make_directory(logs_dir: str) -> str:
+    """Make it if it is not there; gives why log files cannot be written there, "" if they can."""
     try:
         os.makedirs(logs_dir, mode=0o700, exist_ok=True)
     except OSError as error:
         return f"cannot make the directory {logs_dir}: {error.strerror}"
-    if not os.access(logs_dir, os.W_OK | os.X_OK):
-        return f"cannot write in the directory {logs_dir}"
-    return _openness(logs_dir)
+    return directory_trouble(logs_dir)
 
 
 def _openness(directory: str) -> str:

@@ -19,7 +19,7 @@ from servd.ground.settings import is_on, variable
 from servd.observability.access_log import trace_words
 from servd.observability.application_lines import ApplicationLines, PrintedLines
 from servd.observability.described import report_of, text_of
-from servd.observability.log_file import LogFile, directory_trouble
+from servd.observability.log_file import LogFile, make_directory
 from servd.observability.own_loggers import keep_own_loggers
 from servd.observability.shown_lines import ShownLines
 
@@ -250,7 +250,7 @@ def _place(logs_dir: str) -> None:
     if _placed is None:
         return
     file, usual = _placed
-    trouble = directory_trouble(logs_dir) if logs_dir else ""
+    trouble = make_directory(logs_dir) if logs_dir else ""
     if trouble:
         logger.warning("logs_dir_not_used reason=%s instead=%s", trouble, usual.parent)
     if logs_dir and not trouble:

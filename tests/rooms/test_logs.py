@@ -13,7 +13,7 @@ import pytest
 
 from servd.commands import log_files
 from servd.observability import log_file, logs
-from servd.observability.log_file import LogFile, directory_trouble, forget_dead
+from servd.observability.log_file import LogFile, directory_trouble, forget_dead, make_directory
 from servd.observability.log_lines import Wish, head_of
 
 
@@ -305,6 +305,17 @@ def test_the_usual_place_may_be_called_otherwise(tmp_path: Path) -> None:
         file.write(b"two\n")
     assert (usual.is_symlink(), usual.read_bytes(), os.listdir(usual.parent)) == (False, b"one\ntwo\ntwo\n", ["x.log"])
     file.close()
+
+
+def test_a_look_at_a_directory_for_logs_makes_none(tmp_path: Path) -> None:
+    wanted = tmp_path / "a" / "b"
+    assert directory_trouble(str(wanted)) == ""
+    assert os.listdir(tmp_path) == []
+    assert (make_directory(str(wanted)), wanted.stat().st_mode & 0o777) == ("", 0o700)
+    (wanted / "file").touch()
+    below = wanted / "file" / "below"
+    assert directory_trouble(str(below)) == f"cannot make the directory {below}: {wanted / 'file'} is no directory"
+    assert make_directory(str(below)) == f"cannot make the directory {below}: Not a directory"
 
 
 def test_a_link_of_somebody_elses_is_removed_and_not_what_it_leads_to(tmp_path: Path) -> None:
