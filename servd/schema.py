@@ -176,7 +176,7 @@ class HTTPOptionsSchema(Document):
             ssl_certfile=(self.ssl_certfile or "") if "ssl_certfile" in sent else None,
             ssl_keyfile=(self.ssl_keyfile or "") if "ssl_keyfile" in sent else None,
             ssl_ca_certs=(self.ssl_ca_certs or "") if "ssl_ca_certs" in sent else None,
-            ssl_keyfile_password=self.ssl_keyfile_password,
+            ssl_keyfile_password=(self.ssl_keyfile_password or "") if "ssl_keyfile_password" in sent else None,
         )
 
 

@@ -169,7 +169,7 @@ class ControlLoop(Circle):
         """Replace the goal's applications; gives the new revision."""
         async with self._changing:
             goal = await self._after_put(document, if_match)
-            keep_secrets(document.http, self._settings)
+            keep_secrets(document.http, goal.http, self._settings)
             return await self._accept(goal, origin)
 
     async def plan(self, document: GoalDocument, *, if_match: str | None = None) -> ChangePlan:
@@ -296,7 +296,7 @@ class ControlLoop(Circle):
             wanted = change.merged_options(http, self._situation())
             await asyncio.to_thread(check_tls, http, wanted, self._settings)
             options = change.merged_options(http, self._situation())
-            keep_secrets(http, self._settings)
+            keep_secrets(http, options, self._settings)
             return await self._accept(change.start_instance(self._goal, options), origin)
 
     async def delete(self, *, if_match: str | None = None, origin: str = "") -> None:

@@ -208,19 +208,25 @@ def check_tls(wish: HttpWish, http: HttpGoal | None, settings: Settings) -> None
     """
     if http is not None and (wish.names_tls or wish.grpc_servicers):
         files = files_in_force(http.tls_files, settings)
-        said = wish.ssl_keyfile_password or passphrase_of(settings.state_dir, files.key)
-        check_files(files, said, has_grpc=bool(http.grpc_port))
+        said = wish.ssl_keyfile_password
+        if said is None:
+            said = passphrase_of(settings.state_dir, files.key)
+        check_files(files, said or None, has_grpc=bool(http.grpc_port))
 
 
-def keep_secrets(wish: HttpWish, settings: Settings) -> None:
-    """Put the passphrase where the proxies find it.
+def keep_secrets(wish: HttpWish, http: HttpGoal | None, settings: Settings) -> None:
+    """Put the passphrase where the proxies find it, or take it away from there.
+
+    Args:
+        http: options after it, None = Serve shall not run.
 
     Raises:
         GoalNotSavedError: it could not be written.
     """
-    if wish.ssl_keyfile_password is not None and wish.ssl_keyfile:
+    key = wish.ssl_keyfile or (files_in_force(http.tls_files, settings).key if http is not None else "")
+    if wish.ssl_keyfile_password is not None and key:
         try:
-            keep_passphrase(settings.state_dir, wish.ssl_keyfile, wish.ssl_keyfile_password)
+            keep_passphrase(settings.state_dir, key, wish.ssl_keyfile_password)
         except OSError as error:
-            text = f"the passphrase of {wish.ssl_keyfile} was not saved in {settings.state_dir}: {error.strerror}"
+            text = f"the passphrase of {key} was not saved in {settings.state_dir}: {error.strerror}"
             raise GoalNotSavedError(f"{text}; the accepted goal goes on") from error

@@ -11,7 +11,7 @@ import stat
 from pathlib import Path
 
 from servd.daemon.tls import answer_of
-from servd.exceptions import ConfigError
+from servd.exceptions import ConfigError, StateError
 from servd.ground.durable import sync_directory
 from servd.ground.quick_dataclass import dataclass
 from servd.ground.settings import Settings
@@ -43,29 +43,42 @@ def files_in_force(given: tuple[str, ...], settings: Settings) -> TlsFiles:
 
 
 def passphrase_of(state_dir: str, key: str) -> str | None:
-    """What opens that key, if a document said it."""
+    """What opens that key, if a document said it.
+
+    Raises:
+        StateError: what is kept cannot be read.
+    """
+    path = Path(state_dir, PASSPHRASES)
     try:
-        found = json.loads(Path(state_dir, PASSPHRASES).read_bytes()).get(key)
-    except (OSError, ValueError, AttributeError):
-        return None
-    return found if isinstance(found, str) else None
+        return _kept(path).get(key)
+    except OSError as error:
+        raise StateError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _kept(path: Path) -> dict[str, str]:
+    try:
+        found = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return {key: value for key, value in found.items() if isinstance(value, str)} if isinstance(found, dict) else {}
 
 
 def keep_passphrase(state_dir: str, key: str, passphrase: str) -> None:
     """Remember what opens a key, for proxies that start later; the latest 16 keys are remembered.
 
+    Args:
+        passphrase: "" = forget the one of before.
+
     Raises:
         OSError: it was not kept.
     """
     path = Path(state_dir, PASSPHRASES)
-    try:
-        known = dict(json.loads(path.read_bytes()))
-    except (OSError, ValueError, TypeError):
-        known = {}
-    if known.get(key) == passphrase:
+    known = _kept(path)
+    if known.get(key, "") == passphrase:
         return
     known.pop(key, None)
-    known[key] = passphrase
+    if passphrase:
+        known[key] = passphrase
     beside = path.with_suffix(".new")
     beside.unlink(missing_ok=True)
     fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

@@ -88,7 +88,8 @@ class Certificate:
     Args:
         option: begin of the two options' names, for errors.
         client_ca: PEM file of what vouches for clients, each of which needs a certificate then; "" = none does.
-        passphrase: asked for what opens the key, each time that it is read.
+        passphrase: asked for what opens the key, each time that it is read; may raise StateError.
+        passphrases: the file where that comes from; "" = nowhere.
 
     Attributes:
         context: what the port speaks TLS with.
@@ -104,12 +105,14 @@ class Certificate:
         option: str,
         client_ca: str = "",
         passphrase: Callable[[], str | None] = lambda: None,
+        passphrases: str = "",
     ) -> None:
         self._files = (certificate, key)
+        self._passphrases = passphrases
         self._client_ca = client_ca
         self._option = option
         self._passphrase = passphrase
-        self._in_force = self._seen = self._stamps(), passphrase()
+        self._in_force = self._seen = self._stamps()
         self.context = self._made()
 
     def refresh(self) -> bool:
@@ -118,11 +121,11 @@ class Certificate:
         Returns:
             Whether `context` is another now: servers that were made with the one before have to be made again.
         """
-        seen = self._stamps(), self._passphrase()
+        seen = self._stamps()
         is_news, self._seen = seen != self._seen, seen
         if seen == self._in_force:
             return False
-        has_other_clients = seen[0][2:] != self._in_force[0][2:]
+        has_other_clients = seen[1] != self._in_force[1]
         try:
             if has_other_clients:
                 # one context forgets nobody who ever vouched for clients
@@ -148,14 +151,16 @@ class Certificate:
             context.verify_mode = ssl.CERT_REQUIRED
         return context
 
-    def _stamps(self) -> list[int]:
-        stamps = []
-        for path in filter(None, (*self._files, self._client_ca)):
-            try:
-                stamps.append(os.stat(path).st_mtime_ns)
-            except OSError:
-                stamps.append(0)
-        return stamps
+    def _stamps(self) -> tuple[list[int], int]:
+        """What changes with the pair or with what opens it, and with who vouches for clients."""
+        return [_stamp(path) for path in (*self._files, self._passphrases)], _stamp(self._client_ca)
+
+
+def _stamp(path: str) -> int:
+    try:
+        return os.stat(path).st_mtime_ns
+    except OSError:
+        return 0
 
 
 class PolledTls:

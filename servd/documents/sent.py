@@ -1,7 +1,7 @@
 """A V2 document as it was sent, from what the goal keeps of it."""
 
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, field
 from typing import Any, Protocol
 
 from servd.ground.quick_dataclass import dataclass
@@ -23,7 +23,7 @@ _LIFTED_BY_NULL = frozenset({"request_timeout_s", "grpc_request_timeout_s", "kee
 @dataclass(frozen=True, slots=True)
 class HttpWish:
     """Options of HTTP and gRPC that a document sent; None = not sent, so it never conflicts. A limit or port of 0 is none, and
-    so is a path of "". ssl_keyfile_password: on its way only, no goal holds it.
+    so is a path of "". ssl_keyfile_password: on its way only, no goal holds it; "" = forget the one that is kept.
     """
 
     host: str | None = None
@@ -39,7 +39,7 @@ class HttpWish:
     ssl_certfile: str | None = None
     ssl_keyfile: str | None = None
     ssl_ca_certs: str | None = None
-    ssl_keyfile_password: str | None = None
+    ssl_keyfile_password: str | None = field(default=None, repr=False)
 
     @property
     def names_tls(self) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 
 from servd.calls.caller import Caller
 from servd.calls.replica_peer import Router
-from servd.daemon.data_tls import passphrase_of
+from servd.daemon.data_tls import PASSPHRASES, passphrase_of
 from servd.daemon.tls import Certificate
 from servd.ground import event_loop, process
 from servd.ground.edition import own_edition
@@ -358,6 +358,7 @@ def _certificate_of(start: ProxyStart) -> Certificate:
         "--http-tls",
         start.tls_client_ca,
         lambda: passphrase_of(start.state_dir, start.tls_key),
+        os.path.join(start.state_dir, PASSPHRASES),
     )
 
 
