@@ -149,8 +149,10 @@ def _is_locked(files: TlsFiles, passphrase: str | None) -> bool:
             files.certificate, files.key, password=answer_of(passphrase, asked)
         )
     except (OSError, ssl.SSLError, ValueError) as error:
-        is_misfit = getattr(error, "reason", "") == "KEY_VALUES_MISMATCH"
-        if is_misfit:
+        reason = str(getattr(error, "reason", ""))
+        if reason.endswith(("_TOO_SMALL", "_TOO_WEAK")):
+            said = f"ssl_certfile: {files.certificate} is too weak for OpenSSL ({error}); make it with a longer key and SHA-256"
+        elif reason == "KEY_VALUES_MISMATCH":
             said = f"ssl_keyfile: {files.key} is not the key of the certificate {files.certificate}"
         elif asked and passphrase is None:
             said = f"ssl_keyfile_password: the key {files.key} has a passphrase; give it"

@@ -96,6 +96,18 @@ def test_a_pipe_is_not_waited_for(folder: Path, tmp_path: Path, name: str) -> No
     assert said == [f"http_options.{name}: {pipe} is not a file"]
 
 
+def test_a_certificate_that_is_too_weak_is_not_called_a_bad_key(tmp_path: Path) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("needs the openssl program to make certificates")
+    files = TlsFiles(str(tmp_path / "weak.crt"), str(tmp_path / "weak.key"))
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:512", "-nodes", "-subj", "/CN=weak"]
+    subprocess.run(
+        [*command, "-keyout", files.key, "-out", files.certificate], check=True, capture_output=True, timeout=30
+    )
+    with pytest.raises(ConfigError, match=r"http_options\.ssl_certfile: .*weak\.crt is too weak"):
+        check_files(files, None)
+
+
 def test_grpc_takes_no_key_with_a_passphrase(folder: Path) -> None:
     with pytest.raises(ConfigError, match="gRPC"):
         check_files(TlsFiles(str(folder / "server.crt"), str(folder / "locked.key")), SECRET, has_grpc=True)
