@@ -30,6 +30,10 @@ class Asking:
         """[status, content type, body] of each, one after the other."""
         return [await self._answer(ask) for ask in asks]
 
+    async def at_once(self, asks: list[Ask]) -> list[Any]:
+        """The same, all together."""
+        return list(await asyncio.gather(*map(self._answer, asks)))
+
     async def _answer(self, ask: Ask) -> list[Any]:
         body = ask.get("body")
         answer = await self._client.request(

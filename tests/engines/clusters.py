@@ -5,6 +5,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,27 @@ RAY_PORT, SERVD_PORT, SERVD_ADMIN_PORT = 8000, 8100, 52400
 CPUS = 32
 """That the cluster believes it has."""
 START_LIMIT_S = 300.0
+RAY_START = f"""\
+import time
+from ray._private import services
+from ray.scripts.scripts import main
+
+ask = services.get_node
+
+def get_node(*arguments):
+    began = time.monotonic()
+    while True:
+        try:
+            return ask(*arguments)
+        except RuntimeError:
+            if time.monotonic() - began > {START_LIMIT_S}:
+                raise
+        time.sleep(0.1)
+
+services.get_node = get_node
+main()
+"""
+"""`ray start`, which gives a node 30 s to join as it comes: too little beside other work on the machine."""
 needs_ray = [
     pytest.mark.long,
     pytest.mark.skipif(not RAY, reason="SERVD_TEST_RAY names no environment with ray[serve]"),
@@ -57,14 +79,22 @@ class Machine:
             "RAY_worker_niceness": "0",
             # as many at a time as there are cores: the head has to answer meanwhile
             "RAY_worker_maximum_startup_concurrency": str(os.cpu_count() or 1),
+            # its parts may be slow to start beside other work on the machine
+            "RAY_DASHBOARD_STARTUP_TIMEOUT_S": f"{START_LIMIT_S:.0f}",
+            "RAY_agent_register_timeout_ms": f"{START_LIMIT_S * 1000:.0f}",
             "SERVD_ENGINE": "ray",
             "SERVD_ADDRESS": HEAD,
         }
         hide = "".join(f"mount -t tmpfs tmpfs {path} && " for path in hidden)
-        # what follows comes once its network is there
-        start = (
-            f"ip link set lo up && {hide}read _ && exec {RAY}/python -m ray.scripts.scripts start --block {ray_start}"
+        # ports that the node need not wait for its agents to tell
+        agents = (
+            "--runtime-env-agent-port 6381 --dashboard-agent-listen-port 6382 --dashboard-agent-grpc-port 6383 "
+            "--metrics-export-port 6384"
         )
+        # not with --block, which ends all once the server for Ray's own client has given up waiting, after 30 s too
+        ray = f"{RAY}/python -c {shlex.quote(RAY_START)} start {agents} {ray_start}"
+        # what follows `read` comes once its network is there
+        start = f"ip link set lo up && {hide}read _ && {ray} && sleep infinity"
         with open(folder / f"{name}.log", "wb") as log:
             self.process = subprocess.Popen(
                 ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", start],
@@ -108,10 +138,11 @@ class Head(Machine):
 
     def __init__(self, folder: Path, ray_start: str, hidden: Sequence[Path] = ()) -> None:
         ports = "--port 6379 --dashboard-port 8265 --disable-usage-stats --object-store-memory 100000000"
-        super().__init__(folder, "head", f"--head {ports} --temp-dir {folder}/r {ray_start}", hidden)
+        super().__init__(folder, "head", f"--head --no-monitor {ports} --temp-dir {folder}/r {ray_start}", hidden)
 
     async def until_it_answers(self) -> None:
-        await wait_until(lambda: self.servd("status")[0] == 0, START_LIMIT_S)
+        await wait_until(lambda: self.process.poll() is not None or self.servd("status")[0] == 0, START_LIMIT_S)
+        assert self.process.poll() is None, (self.folder / "head.log").read_text()
 
     def servd(self, *arguments: str, token: str = TOKEN) -> tuple[int, str, str]:
         """What a command of servd's does with the cluster."""
@@ -131,6 +162,15 @@ class Head(Machine):
         assert code == 0, err
         return json.loads(out)
 
+    def get(self, path: str, **ask: Any) -> Answer:
+        """One request to the cluster."""
+        (found,) = self.do("in_turn", asks=[{"path": path, **ask}])
+        return tuple(found)
+
+    def at_once(self, path: str, count: int) -> list[str]:
+        """Bodies of so many requests that go out together."""
+        return [body for _, _, body in self.do("at_once", asks=[{"path": path}] * count)]
+
     def status(self) -> dict[str, Any]:
         """Name of an application -> what the cluster says of it."""
         return dict(json.loads(self.servd("status", "--format", "json")[1]))
@@ -142,6 +182,9 @@ class Head(Machine):
             for one in app["deployments"].values()
             for replica in one["replicas"]
         ]
+
+    def pids(self) -> list[int]:
+        return sorted(replica["pid"] for replica in self.replicas())
 
 
 @contextlib.contextmanager

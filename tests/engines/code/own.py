@@ -41,8 +41,9 @@ class Sync(Counted):
 class Async(Counted):
     async def __call__(self, request: Request) -> int:
         self.begin()
+        count = int(request.query_params.get("count", 8))
         deadline = time.monotonic() + 20
-        while self.peak < 8 and time.monotonic() < deadline:  # noqa: ASYNC110 - any of them may be the last
+        while self.peak < count and time.monotonic() < deadline:  # noqa: ASYNC110 - any of them may be the last
             await asyncio.sleep(0.01)
         return self.end()
 
