@@ -1,6 +1,7 @@
 """The examples of a policy and of a router: valid documents that name what the code has, and code that does what they say."""
 
 import importlib
+import random
 import sys
 import time
 from collections.abc import Callable
@@ -10,8 +11,10 @@ from typing import Any
 
 import pytest
 
+from servd.calls.routing_rules import Candidate, make_rule
 from servd.config import AutoscalingConfig, AutoscalingContext
 from servd.documents.files import load_document, resolve_paths
+from servd.documents.router_names import rule_of
 from servd.ground.ids import DeploymentID
 from servd.schema import parse_v2
 from servd.testing import client
@@ -50,6 +53,20 @@ def test_the_policy_follows_the_clock_and_the_load(
         DeploymentID("shop", "Shop"), "Shop", "shop", 1, 1, [], load, current_time=now, config=config
     )
     assert policy(context)[0] == count
+
+
+def test_each_conversation_has_a_replica_of_its_own() -> None:
+    override = deployment_of("routers")
+    rule = make_rule(rule_of(override["request_router_config"]), random.Random(1))
+    assert rule is not None
+    replicas = [Candidate(f"Talks#{number}", "") for number in range(override["num_replicas"])]
+    rule.update(replicas)
+    chosen = {}
+    for busy in replicas:
+        busy.load = 3
+        for user in map(str, range(30)):
+            assert chosen.setdefault(user, rule.choose(replicas, user)) is rule.choose(replicas, user)
+    assert set(chosen.values()) == set(replicas)
 
 
 def test_the_conversation_goes_on(code: Callable[[str, str], ModuleType]) -> None:

@@ -9,15 +9,19 @@ import shutil
 import signal
 import subprocess
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from servd.controller.snapshots import keep_secrets
 from servd.daemon.data_tls import PASSPHRASES, TlsFiles, check_files, keep_passphrase, passphrase_of
 from servd.daemon.tls import Certificate
 from servd.documents.sent import HttpWish
 from servd.exceptions import ConfigError, StateError
+from servd.schema import HTTPOptionsSchema
+from tests.core.build import HTTP, some_settings
 from tests.fakes import make_certificate
 from tests.system.running_daemon import RunningDaemon, a_daemon, eventually, settings_in
 
@@ -141,6 +145,23 @@ def test_a_passphrase_is_its_owners_alone(tmp_path: Path) -> None:
         keep_passphrase(str(tmp_path), f"/key{number}", f"secret{number}")
     assert [passphrase_of(str(tmp_path), f"/key{number}") for number in (3, 4, 19)] == [None, "secret4", "secret19"]
     assert (tmp_path / PASSPHRASES).stat().st_mode & 0o777 == 0o600
+
+
+def test_a_passphrase_can_be_forgotten(tmp_path: Path) -> None:
+    settings, http = some_settings(state_dir=str(tmp_path)), replace(HTTP, ssl_certfile="/c", ssl_keyfile="/k")
+
+    def send(**options: Any) -> None:
+        keep_secrets(HTTPOptionsSchema(**options).http_wish(None), http, settings)
+
+    send(ssl_certfile="/c", ssl_keyfile="/k", ssl_keyfile_password=SECRET)
+    send(ssl_certfile="/c", ssl_keyfile="/other", ssl_keyfile_password=SECRET)
+    send(ssl_certfile="/c", ssl_keyfile="/k")
+    assert passphrase_of(str(tmp_path), "/k") == SECRET
+    # of the key in force
+    send(ssl_keyfile_password=None)
+    assert [passphrase_of(str(tmp_path), key) for key in ("/k", "/other")] == [None, SECRET]
+    send(ssl_certfile="/c", ssl_keyfile="/other", ssl_keyfile_password=None)
+    assert passphrase_of(str(tmp_path), "/other") is None
 
 
 def test_what_cannot_be_read_is_not_taken_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
