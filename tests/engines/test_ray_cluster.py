@@ -212,6 +212,7 @@ def test_status_and_config(cluster: Cluster, path: str, capsys: pytest.CaptureFi
             ["application 'a' failed to deploy: Traceback (most recent call last):\nWhy"],
         ),
         ({"a": an_app("DEPLOY_FAILED", "why ")}, {}, [], ["application 'a' failed to deploy: why"]),
+        ({"a": an_app("DEPLOY_FAILED", "why", "its own")}, {}, [], ["application 'a' failed to deploy: why: its own"]),
         ({}, {}, [], ["application 'a' was removed while it was deployed"]),
         ({"a": an_app("DELETING")}, {}, [], ["application 'a' was removed while it was deployed"]),
     ],

@@ -114,9 +114,11 @@ def unfinished(details: Mapping[str, Any], names: Iterable[str]) -> tuple[list[s
         if app is None or app["status"] == "DELETING":
             failures.append(f"application {name!r} was removed while it was deployed")
         elif app["status"] == "DEPLOY_FAILED":
-            failures.append(f"application {name!r} failed to deploy: {_innermost(app['message'])}")
+            # why its constructor failed is told of the deployment alone
+            reasons = [_innermost(message) for message in (app["message"], *_own_messages(app))]
+            failures.append(": ".join([f"application {name!r} failed to deploy", *reasons]))
         elif app["status"] != "RUNNING":
-            messages = [one["message"] for one in app["deployments"].values() if one.get("message")]
+            messages = _own_messages(app)
             waiting.append(": ".join([f"application {name!r} is {app['status']}", *messages]))
     if not waiting and not failures:
         proxies = details.get("proxies") or {}
@@ -126,6 +128,10 @@ def unfinished(details: Mapping[str, Any], names: Iterable[str]) -> tuple[list[s
             if one["status"] != "HEALTHY"
         ]
     return waiting, failures
+
+
+def _own_messages(app: Mapping[str, Any]) -> list[str]:
+    return [one["message"] for one in app["deployments"].values() if one.get("message")]
 
 
 def _innermost(message: str) -> str:
