@@ -119,7 +119,14 @@ def test_logs_are_found_by_names_of_any_length() -> None:
     ("target", "expected"),
     [
         ("app_D", ("serve/deployment_app_D_*_app_D_*#*.log", "serve/deployment_app_D_app_D#*.log")),
-        ("app_D#abcdef", ("serve/deployment_*_app_D#abcdef.log", "serve/deployment_app_D#abcdef_app_D#abcdef#*.log")),
+        (
+            "app_D#abcdef",
+            (
+                "serve/deployment_*_app_D#abcdef.log",
+                "serve/deployment_*_app_D#abcdef.before-*.log",
+                "serve/deployment_app_D#abcdef_app_D#abcdef#*.log",
+            ),
+        ),
     ],
 )
 def test_logs_of_those_that_are_gone_are_found_by_name_or_replica(target: str, expected: tuple[str, ...]) -> None:
