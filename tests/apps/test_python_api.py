@@ -159,7 +159,7 @@ def test_calls_from_a_script(port: int) -> None:
     assert asyncio.run(many()) == list(range(1, 101))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_variables_of_one_deployment() -> None:
     one = Variable.options(name="one", ray_actor_options={"env_vars": {"OWN": "1"}})
     other = Variable.options(name="other", ray_actor_options={"runtime_env": {"env_vars": {"OWN": "2"}}})

@@ -109,6 +109,7 @@ print(client.root_url)
 """
 
 
+@pytest.mark.long
 def test_a_detached_daemon_stays(tmp_path: Path) -> None:
     state_dir = str(tmp_path / "s")
     url = run_python(tmp_path, DETACHED, state_dir).strip()

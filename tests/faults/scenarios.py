@@ -285,7 +285,7 @@ UNDER_LOAD: dict[str, tuple[Callable[[Path, int], Outcome], int, int]] = {
     "scale_changes": (scale_changes, 0, 20),
     "controller_kills": (controller_kills, 0, 20),
     "controller_kills_in_updates": (controller_kills_in_updates, 0, 20),
-    "fork_server_kills": (fork_server_kills, 1, 20),
+    "fork_server_kills": (fork_server_kills, 0, 20),
     "fork_server_kills_in_updates": (fork_server_kills_in_updates, 0, 20),
     "idle_replica_kills": (idle_replica_kills, 0, 20),
     "busy_replica_kills": (busy_replica_kills, 0, 20),

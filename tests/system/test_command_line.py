@@ -259,6 +259,7 @@ def test_what_build_writes_is_served_as_it_is(shell: Shell, tmp_path: Path, more
     assert shell.ask("/", ["MANGO", 2]) == (200, "6")
 
 
+@pytest.mark.long
 def test_a_run_that_fails_leaves_the_rest_alone(shell: Shell) -> None:
     assert shell("deploy", "configs/fruit.yaml", "--wait")[0] == 0
     code, _, err = shell("run", "nothing.here:app", "--name", "n", "--route-prefix", "/n")

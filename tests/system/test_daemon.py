@@ -128,6 +128,7 @@ def test_a_damaged_goal_store_is_refused_in_one_line(tmp_path: Path) -> None:
     assert "Traceback" not in said
 
 
+@pytest.mark.long
 def test_a_full_goal_store_refuses_and_the_accepted_goal_goes_on(tmp_path: Path, echo: Path) -> None:
     with a_daemon(settings_in(tmp_path), {"SERVD_GOAL_STORE_MAX_PAGES": "5"}) as daemon:
         daemon.deploy(echo)
@@ -206,6 +207,7 @@ def test_a_restart_keeps_the_goal_and_a_flag_wins_over_the_stored_option(tmp_pat
         assert daemon.get()[0] == 200
 
 
+@pytest.mark.long
 def test_replicas_can_be_spawned_instead_of_forked(tmp_path: Path, echo: Path) -> None:
     with a_daemon(settings_in(tmp_path), {"SERVD_FORK": "0"}) as daemon:
         daemon.deploy(echo)

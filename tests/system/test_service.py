@@ -92,6 +92,7 @@ def deploy(daemon: RunningDaemon, folder: Path, source: str) -> None:
     client_of(daemon).put(document, multi_app=False)
 
 
+@pytest.mark.long
 def test_ready_means_that_the_last_goal_is_serving_again(tmp_path: Path, manager: Manager) -> None:
     gate = tmp_path / "gate"
     settings = settings_in(tmp_path)
