@@ -177,6 +177,7 @@ class LaneHttp2(H2Protocol):
             self.connection.reset_stream(stream_id, code)
         except ProtocolError:
             return
+        await self._forget_answer(stream_id)
         await self._flush()
 
     def _acknowledge(self, stream_id: int) -> bool:

@@ -4,11 +4,12 @@ import asyncio
 import http.client
 import io
 import socket
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from h2.errors import ErrorCodes
 
+from servd.proxy.hypercorn_http2 import LaneHttp2
 from servd.replica.exchange import HttpExchange
 from tests.fakes import Room, wait_until
 from tests.rooms.http2_client import Http2Client
@@ -27,6 +28,13 @@ async def answer(exchange: HttpExchange) -> None:
     await exchange.send({"type": "http.response.start", "status": int(status), "headers": headers})
     for piece in (b"con", b"tent"):
         await exchange.send({"type": "http.response.body", "body": piece, "more_body": True})
+    await exchange.send({"type": "http.response.body", "body": b""})
+
+
+async def promise_five_bytes(exchange: HttpExchange) -> None:
+    """A head that says so, and nothing after it."""
+    await exchange.send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"5")]})
+    await exchange.send({"type": "http.response.body", "body": b"", "more_body": True})
     await exchange.send({"type": "http.response.body", "body": b""})
 
 
@@ -102,6 +110,26 @@ async def test_http2_breaks_off_what_has_not_the_length_that_it_says(length: int
             head = client.ask(f"/pieces/200/content-length={length}", "HEAD")
             await wait_until(lambda: head in client.ended)
             assert await client.get("/pieces/200/") == (200, b"content")
+
+
+async def test_a_stream_that_is_broken_off_leaves_nothing_on_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[LaneHttp2] = []
+
+    def remembered(self: LaneHttp2, *args: Any, **options: Any) -> None:
+        made.append(self)
+        begin(self, *args, **options)
+
+    begin = LaneHttp2.__init__
+    monkeypatch.setattr(LaneHttp2, "__init__", remembered)
+    async with Room(hand_over=True) as room:
+        room.route(room.replica(promise_five_bytes))
+        async with Http2Client(room.port) as client:
+            for _ in range(3):
+                stream = client.ask("/")
+                await wait_until(lambda stream=stream: stream in client.reset)  # type: ignore[misc]
+            (lane,) = made
+            assert lane.stream_buffers == {}
+            assert stream not in lane.priority._streams
 
 
 @pytest.mark.parametrize("way", ["whole", "pieces"])
