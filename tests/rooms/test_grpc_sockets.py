@@ -21,10 +21,13 @@ with socket.create_server(("127.0.0.1", int(sys.argv[1])), reuse_port=True):
 async def test_listening_ends_once_what_waits_is_accepted() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server, socket.create_server(("127.0.0.1", 0)) as other:
         port = server.getsockname()[1]
+        server.setblocking(False)
         with socket.create_connection(("127.0.0.1", port)) as client:
             ending = asyncio.create_task(stop_listening(port))
             await asyncio.sleep(0.02)
             assert not ending.done()
+            # the library shares it, and must not wait in it
+            assert not os.get_blocking(server.fileno())
             assert Connections(port).left() == 0
             accepted, _ = server.accept()
             await ending

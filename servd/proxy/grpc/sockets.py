@@ -28,7 +28,9 @@ async def stop_listening(port: int) -> None:
         OSError: no descriptor is left to look with.
     """
     with contextlib.ExitStack() as held:
-        waiting = [held.enter_context(sock.dup()) for sock in _sockets(port) if _listens(sock)]
+        # `sock.dup` would let the library wait in it, which shares all but the number
+        listening = (os.dup(sock.fileno()) for sock in _sockets(port) if _listens(sock))
+        waiting = [held.enter_context(socket.socket(fileno=fd)) for fd in listening]
         for _ in range(_LOOKS):
             # what waits when a socket ends is reset
             waiting = [sock for sock in waiting if not _ended(sock)]
