@@ -123,6 +123,12 @@ class LogFile:
         if self._is_away and now < self._look_at:
             return
         self._look_at = now + RETRY_S
+        directory = self._path.parent
+        if self._link is not None and directory.is_dir() and (trouble := _openness(str(directory))):
+            self.move(self._link)
+            # as what is printed: a line of the log would be written from within a line of it
+            os.write(self._fd, f"logs_dir_not_used reason={trouble} instead={self._path.parent}\n".encode())
+            return
         self._replace(self._open_or_none())
 
     def _replace(self, successor: int) -> None:

@@ -257,6 +257,27 @@ def test_a_directory_that_others_may_write_to_is_none_for_logs(tmp_path: Path, m
     assert f"it belongs to uid {tmp_path.stat().st_uid}" in directory_trouble(str(tmp_path))
 
 
+def test_a_directory_that_is_opened_to_others_later_is_left_with_a_line(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir(mode=0o700)
+    usual = tmp_path / "logs" / "serve" / "x.log"
+    file = LogFile(usual)
+    file.move(elsewhere / "x.log", usual)
+    file.write(b"first\n")
+    elsewhere.chmod(0o770)
+    # as a rotation from outside does
+    (elsewhere / "x.log").rename(elsewhere / "x.log.old")
+    file.write(b"second\n")
+    said, second = usual.read_text().splitlines()
+    assert said == (
+        f"logs_dir_not_used reason=does not write in the directory {elsewhere}: others may (mode 770); "
+        f"chmod go-w {elsewhere} instead={usual.parent}"
+    )
+    assert second == "second"
+    assert (elsewhere / "x.log.old").read_bytes() == b"first\n"
+    file.close()
+
+
 def test_nothing_is_lost_when_the_directory_of_logs_changes(tmp_path: Path) -> None:
     root, name = tmp_path / "logs", logs.replica_file("app_D", "app_D#abcdef")
     usual = root / "serve" / name
