@@ -19,7 +19,7 @@ from servd.controller.plan.observed import Observed
 from servd.controller.supervisor import Key, Supervisor
 from servd.controller.working_copies import remove, unused
 from servd.daemon.data_tls import check_kept, files_in_force
-from servd.exceptions import ConfigError, HostLimitError, InvariantError
+from servd.exceptions import ConfigError, HostLimitError, InvariantError, StateError
 from servd.ground.host_limits import no_process, processes_left
 from servd.ground.ids import DeploymentID
 from servd.ground.pidfd import is_called
@@ -228,7 +228,7 @@ class Executor:
                 await asyncio.to_thread(check_kept, files, settings.state_dir, has_grpc=bool(fact.grpc_port))
             sockets = await self._channel.open_listeners(fact.host, fact.port, settings.proxies)
             pid, ticks = self._supervisor.start((PROXY, fact.proxy_id), PROXY_TARGET, (start, sockets), {})
-        except (HostLimitError, ConfigError) as error:
+        except (HostLimitError, ConfigError, StateError) as error:
             logger.warning("action_failed action=StartProxy reason=%s", error)
             is_host_limit = isinstance(error, HostLimitError)
             self._emit(events.StartFailed(PROXY, fact.proxy_id, str(error), is_host_limit=is_host_limit))

@@ -209,7 +209,7 @@ def check_tls(wish: HttpWish, http: HttpGoal | None, settings: Settings) -> None
     if http is not None and (wish.names_tls or wish.grpc_servicers):
         files = files_in_force(http.tls_files, settings)
         said = wish.ssl_keyfile_password
-        if said is None:
+        if said is None and files.key:
             said = passphrase_of(settings.state_dir, files.key)
         check_files(files, said or None, has_grpc=bool(http.grpc_port))
 
