@@ -158,6 +158,22 @@ def test_what_ends_is_started_again_ever_later(desk: Desk) -> None:
     assert desk.ask("3", "E") == []
 
 
+def test_one_that_never_answers_rests_ever_longer(desk: Desk) -> None:
+    desk.desk = PolicyDesk(desk.fork, desk.poller, 60.0)
+    ended, rests = 0.0, []
+    for _ in range(400):
+        count = len(desk.processes)
+        desk.ask("1")
+        if ended and len(desk.processes) > count:
+            rests.append(desk.now - ended)
+            ended = 0.0
+        desk.now += 1.0
+        desk.desk.look()
+        if desk.processes[-1].is_killed and not ended:
+            ended = desk.now
+    assert rests == [1.0, 2.0, 4.0, 8.0, 16.0]
+
+
 def test_one_that_has_long_done_is_started_at_once_after_an_end(desk: Desk) -> None:
     rests = []
     for lives_s in (0.0, 1.0, 200.0, 0.0):

@@ -142,7 +142,9 @@ class PolicyDesk:
     def look(self) -> list[PolicyAnswer]:
         """End what takes too long, and what nobody asks any more."""
         now = _now()
-        self._rests = {key: rest for key, rest in self._rests.items() if now < rest.until + LONGEST_REST_S}
+        self._rests = {
+            key: rest for key, rest in self._rests.items() if now < rest.until + LONGEST_REST_S + self._start_s
+        }
         for key in [key for key, policy in self._policies.items() if now >= policy.asked_at + UNASKED_S]:
             logger.info("policy_not_needed function=%s pid=%s", key[1], self._policies[key].process.pid)
             self._end(key, "")
