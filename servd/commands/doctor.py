@@ -28,7 +28,10 @@ LEAST_FREE_BYTES = 100 << 20
 EXTRAS = {
     "testing": ("httpx", "servd.testing needs it to test applications over HTTP"),
     "grpc": ("grpcio", "applications that answer gRPC need it"),
-    "otel": ("opentelemetry-sdk", "`--trace-endpoint` needs it, with an exporter: `servd-serve[otel]`"),
+    "otel": (
+        "opentelemetry-exporter-otlp-proto-http",
+        "`--trace-endpoint` needs it, and OpenTelemetry's SDK, which comes with it",
+    ),
 }
 """What users may want beside servd's own requirements: by extra, the distribution, and what it is for."""
 

@@ -48,7 +48,8 @@ def versions(**known: str) -> Callable[[str], str | None]:
         ),
         (
             doctor.of_requirements(
-                ["uvloop>=0.21"], versions(uvloop="1", httpx="1", grpcio="1", **{"opentelemetry-sdk": "1"})
+                ["uvloop>=0.21"],
+                versions(uvloop="1", httpx="1", grpcio="1", **{"opentelemetry-exporter-otlp-proto-http": "1"}),
             ),
             "ok",
             "all 1 packages",
