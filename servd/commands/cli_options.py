@@ -25,7 +25,9 @@ class Form(StrEnum):
 
 Address = Annotated[
     str | None,
-    typer.Option("--address", "-a", help="Admin address: http://HOST:PORT or unix://PATH.", show_default=False),
+    typer.Option(
+        "--address", "-a", help="Admin address: http(s)://HOST:PORT, unix://PATH or auto.", show_default=False
+    ),
 ]
 NoAddress = Annotated[str | None, typer.Option("--address", "-a", help="Accepted and ignored.", show_default=False)]
 StateDir = Annotated[
@@ -67,6 +69,14 @@ GrpcReflection = Annotated[
 ]
 TlsFile = Annotated[
     str | None, typer.Option(metavar="FILE", help="PEM file; the port then speaks TLS.", show_default=False)
+]
+ClientCaFile = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="PEM file of what vouches for clients of gRPC: each needs a certificate then; with --http-tls-cert.",
+        show_default=False,
+    ),
 ]
 DashboardPort = Annotated[
     int,
