@@ -379,7 +379,10 @@ def test_errors_outlive_the_controller(daemon: RunningDaemon) -> None:
     after = after_call(daemon, "after")
     expected = {"count": before["count"] + 1, "request_ids": ["after", *before["request_ids"]][:10]}
     assert after == {**before, **expected, "last_at": after["last_at"]}
-    assert listed(daemon, "?application=lost") == [lost], "its fork server has told of it again"
+    (kept,) = listed(daemon, "?application=lost")
+    assert kept["count"] <= tries, "its fork server has told of it again"
+    # of an error that is known, what came within the last seconds is not written yet
+    assert {**lost, "count": kept["count"], "last_at": kept["last_at"]} == kept
 
 
 def is_told_by_another(daemon: RunningDaemon, pid: int) -> bool:
