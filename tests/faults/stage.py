@@ -19,7 +19,7 @@ _QUICK_KILLS = 3
 APPLICATION = '''
 import asyncio
 import os
-import time
+import queue
 
 from servd import deployment
 
@@ -43,7 +43,7 @@ class Work:
             os.write(self.journal, f"{mark}\\n".encode())
         body = await request.body()
         if "block" in request.query_params:
-            time.sleep(60)
+            queue.SimpleQueue().get()
         if hold := request.query_params.get("hold"):
             await asyncio.sleep(float(hold))
         return f"{mark} {len(body)} {self.version} {self.colour} {os.getpid()}"

@@ -22,7 +22,7 @@ PROBE = """
 import asyncio
 import faulthandler
 import os
-import time
+import queue
 
 NAMES = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "MKL_NUM_THREADS")
 
@@ -42,9 +42,9 @@ class Probe:
         elif wish == "grow":
             self.kept.append(b"x" * 64 * 2**20)
         elif wish == "block":
-            time.sleep(60)
+            queue.SimpleQueue().get()
         elif wish == "wait":
-            await asyncio.sleep(60)
+            await asyncio.Event().wait()
         return {"start": self.at_start, "pid": os.getpid()}
 
 
@@ -173,13 +173,15 @@ def test_the_post_mortem_of_a_crash_tells_signal_age_open_requests_and_last_word
 def test_a_stuck_handler_leaves_its_stack(probes: Probes) -> None:
     probes.deploy()
     stuck = ask_and_leave(probes.daemon, "/?do=block")
-    (victim,) = eventually(lambda: [r for r in probes.status()["replicas"] if "time.sleep(60)" in r["message"]], 20.0)
+    (victim,) = eventually(
+        lambda: [r for r in probes.status()["replicas"] if "queue.SimpleQueue().get()" in r["message"]], 20.0
+    )
     assert "probe.py" in victim["message"]
     os.kill(victim["pid"], signal.SIGKILL)
     (dead,) = eventually(lambda: probes.status()["recent_dead_replicas"])
     stuck.close()
     assert (dead["signal"], dead["open_requests"]) == (signal.SIGKILL, 1)
-    assert "time.sleep(60)" in dead["stack"]
+    assert "queue.SimpleQueue().get()" in dead["stack"]
 
 
 def test_a_replica_above_its_memory_limit_is_replaced_and_nobody_notices(probes: Probes) -> None:

@@ -66,7 +66,7 @@ async def serve(exchange: HttpExchange) -> None:
         if path == "/fail":
             raise ValueError("no")
         if path == "/wait":
-            await asyncio.sleep(60)
+            await asyncio.Event().wait()
         if path == "/answer":
             await exchange.send({"type": "websocket.http.response.start", "status": 418, "headers": []})
             await exchange.send({"type": "websocket.http.response.body", "body": b"no"})

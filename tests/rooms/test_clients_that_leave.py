@@ -23,7 +23,7 @@ async def idle(exchange: HttpExchange) -> None:
     """Sends one piece, then nothing."""
     await exchange.send({"type": "http.response.start", "status": 200, "headers": []})
     await exchange.send({"type": "http.response.body", "body": b"data: 1\n\n", "more_body": True})
-    await asyncio.sleep(60)
+    await asyncio.Event().wait()
 
 
 async def starlette_async(exchange: HttpExchange) -> None:
@@ -31,7 +31,7 @@ async def starlette_async(exchange: HttpExchange) -> None:
 
     async def events() -> AsyncIterator[str]:
         yield "data: 1\n\n"
-        await asyncio.sleep(60)
+        await asyncio.Event().wait()
 
     await StreamingResponse(events())(exchange.scope, exchange.receive, exchange.send)  # type: ignore[arg-type]
 
@@ -158,7 +158,7 @@ async def test_a_handle_stream_behind_an_answer_ends_with_it() -> None:
     async def numbers() -> AsyncIterator[int]:
         try:
             yield 1
-            await asyncio.sleep(60)
+            await asyncio.Event().wait()
         finally:
             ended.set()
 

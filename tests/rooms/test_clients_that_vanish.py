@@ -194,7 +194,7 @@ class Handler:
                 while (await exchange.receive())["type"] != "websocket.disconnect":
                     pass
             elif path.startswith("/waits"):
-                await asyncio.sleep(60)
+                await asyncio.Event().wait()
             else:
                 await exchange.send({"type": "http.response.start", "status": 200, "headers": []})
                 body = b"x" * (100_000 if path == "/floods" else 100)

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 CALLS = 10
 APP = """
-import asyncio, json, multiprocessing, os, signal, subprocess, sys, time
+import asyncio, json, multiprocessing, os, signal, subprocess, sys, threading
 from servd.app.deployment import make_deployment
 
 SHOW = (
@@ -33,7 +33,7 @@ def square(number):
     return number * number
 
 def wait_long():
-    time.sleep(600)
+    threading.Event().wait()
 
 def inherited():
     names = {os.readlink(f"/proc/self/fd/{n}") for n in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{n}")}

@@ -8,7 +8,9 @@ import sys
 
 import pytest
 
+from servd.proxy.grpc import sockets
 from servd.proxy.grpc.sockets import Connections, listeners, others_listen, stop_listening
+from tests.fakes import wait_until
 
 LISTENER = """
 import socket, sys
@@ -18,13 +20,22 @@ with socket.create_server(("127.0.0.1", int(sys.argv[1])), reuse_port=True):
 """
 
 
-async def test_listening_ends_once_what_waits_is_accepted() -> None:
+async def test_listening_ends_once_what_waits_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = 0
+
+    def look(sock: socket.socket) -> bool:
+        nonlocal looks
+        looks += 1
+        return has_ended(sock)
+
+    has_ended = sockets._ended
+    monkeypatch.setattr(sockets, "_ended", look)
     with socket.create_server(("127.0.0.1", 0)) as server, socket.create_server(("127.0.0.1", 0)) as other:
         port = server.getsockname()[1]
         server.setblocking(False)
         with socket.create_connection(("127.0.0.1", port)) as client:
             ending = asyncio.create_task(stop_listening(port))
-            await asyncio.sleep(0.02)
+            await wait_until(lambda: looks >= 10)
             assert not ending.done()
             # the library shares it, and must not wait in it
             assert not os.get_blocking(server.fileno())

@@ -234,7 +234,7 @@ async def test_half_closed_clients_get_their_answers(count: int) -> None:
 @pytest.mark.parametrize("ends", ["closes", "resets"])
 async def test_clients_that_are_gone_free_their_slot(ends: str) -> None:
     async with Room() as room:
-        address = room.replica(lambda _: asyncio.sleep(30))
+        address = room.replica(lambda _: asyncio.Event().wait())
         room.route(address)
         _, writer = await asyncio.open_connection("127.0.0.1", room.port)
         writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
@@ -248,7 +248,7 @@ async def test_clients_that_are_gone_free_their_slot(ends: str) -> None:
 
 async def test_clients_that_reset_while_nobody_reads_their_body_free_their_slot() -> None:
     async with Room() as room:
-        address = room.replica(lambda _: asyncio.sleep(30))
+        address = room.replica(lambda _: asyncio.Event().wait())
         room.route(address)
         _, writer = await asyncio.open_connection("127.0.0.1", room.port)
         writer.write(post(b"content-length: 50000000") + b"x" * 20_000_000)

@@ -145,7 +145,7 @@ async def test_cancellation_reaches_the_handler(ends: str, kind: str, monkeypatc
                 await exchange.send({"type": "http.response.body", "body": b"x", "more_body": True})
             if kind == "websocket":
                 await exchange.send({"type": "websocket.accept"})
-            await asyncio.sleep(60)
+            await asyncio.Event().wait()
         except asyncio.CancelledError:
             cancelled.set()
             raise
@@ -332,7 +332,7 @@ async def test_heads_over_the_limit(name: str) -> None:
 
 async def test_streams_that_are_reset_at_once_cost_nothing() -> None:
     async with Room(hand_over=True) as room:
-        address = room.replica(lambda _: asyncio.sleep(30), limit=5)
+        address = room.replica(lambda _: asyncio.Event().wait(), limit=5)
         room.route(address)
         async with Http2Client(room.port) as client:
             await client.get("/-/healthz")
@@ -347,7 +347,7 @@ async def test_streams_that_are_reset_at_once_cost_nothing() -> None:
 
 async def test_a_client_that_takes_most_requests_back_is_sent_away() -> None:
     async with Room(hand_over=True) as room:
-        address = room.replica(lambda _: asyncio.sleep(30), limit=5)
+        address = room.replica(lambda _: asyncio.Event().wait(), limit=5)
         room.route(address)
         async with Http2Client(room.port) as client, Http2Client(room.port) as other:
             for _ in range(1200):
@@ -367,7 +367,7 @@ async def test_websocket_clients_that_leave_while_nobody_reads_free_their_slot(
 
     async def deaf(exchange: HttpExchange) -> None:
         await exchange.send({"type": "websocket.accept"})
-        await asyncio.sleep(60)
+        await asyncio.Event().wait()
 
     async with Room(hand_over=True) as room:
         address = room.replica(serve or deaf)

@@ -80,7 +80,7 @@ async def test_early_bytes_wait_for_the_handshake() -> None:
 
 async def test_client_that_leaves_during_the_handshake_leaves_nothing_behind() -> None:
     async with Room(hand_over=True) as room:
-        address = room.replica(lambda _: asyncio.sleep(30))
+        address = room.replica(lambda _: asyncio.Event().wait())
         room.route(address)
         _, writer = await asyncio.open_connection("127.0.0.1", room.port)
         writer.write(

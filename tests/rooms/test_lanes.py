@@ -43,7 +43,7 @@ async def answer(exchange: HttpExchange) -> None:
     elif what == "fail":
         raise RuntimeError("the handler's fault")
     elif what == "sleep":
-        await asyncio.sleep(30)
+        await asyncio.Event().wait()
     elif what == "scope":
         told = [scope["scheme"], scope["http_version"], scope["client"][0], str(scope["server"][1])]
         if scope["query_string"] == b"scope=host":
@@ -58,7 +58,7 @@ async def answer(exchange: HttpExchange) -> None:
         await exchange.send({"type": "http.response.start", "status": 200, "headers": []})
         await exchange.send({"type": "http.response.body", "body": b"abc", "more_body": True})
         if scope["query_string"].endswith(b"late"):
-            await asyncio.sleep(30)
+            await asyncio.Event().wait()
         raise RuntimeError("too late")
     elif what == "stream":
         await exchange.send({"type": "http.response.start", "status": 200, "headers": [(b"x-kind", b"stream")]})

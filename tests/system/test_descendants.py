@@ -28,19 +28,19 @@ KINDS = {
     "one that ignores signals": "subprocess.Popen(['sh', '-c', 'trap \"\" TERM HUP INT; sleep 600; sleep 600'])",
 }
 APP = """
-import multiprocessing, os, subprocess, time
+import multiprocessing, os, subprocess, threading
 from multiprocessing import get_context as context, shared_memory
 from servd import deployment
 
 IMPORTED = subprocess.Popen(["sleep", "600"])
 
 def wait_long():
-    time.sleep(600)
+    threading.Event().wait()
 
 def leave_session():
     os.setsid()
     os.close(2)
-    time.sleep(600)
+    threading.Event().wait()
 
 @deployment(graceful_shutdown_timeout_s=1, ray_actor_options={"num_cpus": 0})
 class Parent:
@@ -48,7 +48,7 @@ class Parent:
         BODY
     def __call__(self, request):
         if request.method == "POST":
-            time.sleep(600)
+            threading.Event().wait()
         return os.getpid()
 
 app = Parent.bind()

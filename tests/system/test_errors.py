@@ -113,7 +113,7 @@ class Front:
             case "left":
                 try:
                     open(request.query_params["folder"] + "/left", "w").close()
-                    await asyncio.sleep(60)
+                    await asyncio.Event().wait()
                 finally:
                     boom(kind)
             case "slow":

@@ -273,7 +273,7 @@ def test_one_traceback_is_told_once() -> None:
 @pytest.mark.slow
 def test_an_interrupt_while_the_command_loads_ends_it_without_a_word(servd: Command) -> None:
     (servd.folder / "typer.py").write_text(
-        "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)\n"
+        "import os, signal, threading\nos.kill(os.getpid(), signal.SIGINT)\nthreading.Event().wait()\n"
     )
     path = f"{servd.folder}:{FRUIT.parents[1]}"
     done = subprocess.run(
