@@ -74,7 +74,8 @@ class KeptErrors:
 register_message(ErrorGroup, ErrorsReport, KeptError, KeptErrors)
 
 
-def _group_of(failure: Failure) -> ErrorGroup:
+def group_of(failure: Failure) -> ErrorGroup:
+    """One failure alone."""
     return ErrorGroup(
         failure.id,
         failure.type,
@@ -152,7 +153,7 @@ class ErrorGroups:
             self._unsaid |= said
 
     def _count(self, failure: Failure) -> None:
-        group, old = _group_of(failure), self._groups.pop(failure.id, None)
+        group, old = group_of(failure), self._groups.pop(failure.id, None)
         self._groups[group.id] = group if old is None else _merged(old, group, old.count + 1)
         self._unsaid.add(group.id)
         if len(self._groups) > GROUPS_OF_REPLICA:

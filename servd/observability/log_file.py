@@ -286,9 +286,8 @@ def _lead(path: str) -> str:
 
 def _remove_log(path: str) -> None:
     """Remove a log file, and the one in a `logs_dir` if it is a link to that."""
-    if os.path.islink(path):
-        target = os.readlink(path)
-        if os.path.basename(target).startswith(f"{_stem(os.path.basename(path))}.log"):
-            with contextlib.suppress(OSError):
-                os.unlink(target)
+    target = _lead(path)
+    if os.path.basename(target).startswith(f"{_stem(os.path.basename(path))}.log"):
+        with contextlib.suppress(OSError):
+            os.unlink(target)
     os.unlink(path)
