@@ -318,18 +318,13 @@ class LaneHttp2(H2Protocol):
                 sent += len(data)
             if buffer.complete:
                 connection.end_stream(stream_id)
-                self._forget_buffer(stream_id)
+                await self._forget_answer(stream_id)
             elif sent < _TURN_BYTES or not buffer.buffer:
                 self.priority.block(stream_id)
         except ProtocolError:
             # reset meanwhile
-            await buffer.close()
-            self._forget_buffer(stream_id)
+            await self._forget_answer(stream_id)
         await self._flush()
-
-    def _forget_buffer(self, stream_id: int) -> None:
-        del self.stream_buffers[stream_id]
-        self.priority.remove_stream(stream_id)
 
     async def _close_stream(self, stream_id: int) -> None:
         self._queues.pop(stream_id, None)
