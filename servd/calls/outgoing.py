@@ -101,6 +101,11 @@ class Outgoing:
         """The request as a record; asked again each time it is sent."""
         raise NotImplementedError
 
+    def _grant_bytes(self, size: int) -> None:
+        """There is room for so many bytes more of the answer."""
+        if size and self.peer is not None:
+            self.peer.grant(self, size)
+
     def affinity(self, rule: Rule) -> str:  # noqa: ARG002
         """What a rule goes by, "" where the request has nothing of it; asked each time a replica is chosen by one."""
         return ""

@@ -116,11 +116,7 @@ class ForwardedCall(Outgoing):
 
     def take(self, size: int) -> None:
         """The client took so many bytes of the answer."""
-        self._grant(self._window.took(size))
-
-    def _grant(self, size: int) -> None:
-        if size and self.peer is not None:
-            self.peer.grant(self, size)
+        self._grant_bytes(self._window.took(size))
 
     async def next_news(self) -> tuple[Any, ...]:
         """What happened next.
@@ -153,14 +149,14 @@ class ForwardedCall(Outgoing):
     def on_piece(self, data: bytes) -> None:
         if self._is_unheard:
             self.take(len(data))
-        self._grant(self._window.widened(len(data)))
+        self._grant_bytes(self._window.widened(len(data)))
         self.tell("body", data)
 
     def on_end(self, error: str | None) -> None:
         self.tell("end", error)
 
     def on_event(self, message: dict[str, Any], cost: int) -> None:
-        self._grant(self._window.widened(cost))
+        self._grant_bytes(self._window.widened(cost))
         self.tell("event", message, cost)
 
     def on_failure(self, error: Exception) -> None:

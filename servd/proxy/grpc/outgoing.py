@@ -123,11 +123,7 @@ class GrpcCall(Outgoing):
 
     def took(self, message: bytes) -> None:
         """The client has got a message of the answer: there is room for as much."""
-        self._grant(self._window.took(len(message) + MESSAGE_COST_BYTES))
-
-    def _grant(self, size: int) -> None:
-        if size and self.peer is not None:
-            self.peer.grant(self, size)
+        self._grant_bytes(self._window.took(len(message) + MESSAGE_COST_BYTES))
 
     async def send(self, message: bytes) -> None:
         """Send a further request message, once the replica has room for it."""
@@ -157,7 +153,7 @@ class GrpcCall(Outgoing):
 
     def on_piece(self, data: bytes) -> None:
         self.messages.append(bytes(data))
-        self._grant(self._window.widened(len(data)))
+        self._grant_bytes(self._window.widened(len(data)))
         self._wake()
 
     def on_end(self, error: str | None) -> None:
