@@ -20,8 +20,6 @@ from servd.observability.spans import Attributes, Span
 from servd.observability.trace_context import TraceContext, packed
 from servd.wire.records import TRACED, Outbox
 
-_CONTEXT = 4
-"""Where a call's own request is among what `CallTicket` takes."""
 _now = SystemClock().now
 _Ticket = TypeVar("_Ticket", bound=CallTicket)
 
@@ -98,14 +96,14 @@ def new_ticket(kind: type[_Ticket], deployment: str, call: tuple[Any, ...]) -> _
         deployment: full name.
         call: what `CallTicket` takes.
     """
-    parent = spans.here() or call[_CONTEXT].trace
+    _, _, method, _, context, *_ = call
+    parent = spans.here() or context.trace
     recorder = spans.installed()
     begins = parent is None and recorder is not None and recorder.begins and recorder.sampling.begins_trace()
     if parent is None and not begins:
         return kind(*call)
-    loop, cancel, method, parts, context, *rest = call
     traced_kind: Any = _TracedBroadcastTicket if issubclass(kind, BroadcastTicket) else _TracedTicket
-    ticket = traced_kind(loop, cancel, method, parts, context, *rest)
+    ticket = traced_kind(*call)
     ticket.waits_since, ticket._span = 0.0, None
     if recorder is not None and (parent is None or parent.is_sampled):
         about = {"servd.called": deployment, "servd.method": method, "servd.request_id": context.request_id}

@@ -3,7 +3,7 @@
 from typing import Any
 
 from servd.observability.spans import NEVER, Attributes, Span, Spans, meet_traces
-from servd.observability.trace_context import TRACEPARENT, TraceContext
+from servd.observability.trace_context import SAMPLED, TRACEPARENT, TraceContext
 from servd.wire.grpc_codes import Code
 
 BEGINS = b":begins"
@@ -84,8 +84,9 @@ class HeadTraces:
         return self._spans is not None and self._spans.sampling.ratio > 0
 
     def begins(self) -> bool:
-        """Whether a request without a trace begins one; another answer each time."""
-        return self._spans is not None and self._spans.sampling.begins_trace()
+        """Whether this request begins a trace if its client has begun none; counts on."""
+        self.until_next -= 1
+        return self.until_next <= 0 and self.begins_now()
 
     def begins_now(self) -> bool:
         """Whether the request to which `until_next` has come begins a trace; counts on from there."""
@@ -119,7 +120,9 @@ class HeadTraces:
             assert parent is not None
             return traced_id(request_id, parent)
         if parent is not None and not spans.sampling.wants(parent):
-            return traced_id(request_id, TraceContext(parent.trace_id, parent.span_id, parent.flags & ~1, parent.state))
+            return traced_id(
+                request_id, TraceContext(parent.trace_id, parent.span_id, parent.flags & ~SAMPLED, parent.state)
+            )
         about = {**attributes, "servd.request_id": request_id.decode()}
         span = spans.start(name, parent, "server", attributes=about, began=began)
         return traced_id(request_id, span.context, span)

@@ -2,6 +2,8 @@
 trace. Nothing is loaded for that before somebody needs it.
 """
 
+import asyncio
+import contextlib
 import functools
 import importlib
 import logging
@@ -222,15 +224,17 @@ def _recorder() -> ModuleType | None:
         return None
 
 
-def end(limit_s: float = FLUSH_LIMIT_S) -> None:
+def end() -> None:
     """Send what waits; the process is about to end."""
     if (recorder := _installed) is not None:
-        recorder.flush(limit_s)
+        recorder.flush(FLUSH_LIMIT_S)
 
 
-def is_api_loaded() -> bool:
-    """Whether somebody here may have spans of OpenTelemetry."""
-    return _API in sys.modules
+async def end_beside() -> None:
+    """As `end`, beside the loop; without a thread to spare what waits is lost."""
+    if _installed is not None:
+        with contextlib.suppress(RuntimeError):
+            await asyncio.to_thread(end)
 
 
 def meet_traces() -> None:
@@ -241,7 +245,7 @@ def meet_traces() -> None:
 
 def expect_traces() -> None:
     """As `meet_traces`, if the application has loaded OpenTelemetry, or spans are recorded here."""
-    if is_api_loaded() or _installed is not None:
+    if _API in sys.modules or _installed is not None:
         meet_traces()
 
 
@@ -294,8 +298,8 @@ def trace_settings(environment: Mapping[str, str] | None = None) -> TraceSetting
                 raise ValueError(f"{name}={said[name]}: servd exports traces as {_HTTP} only (collectors: port 4318)")
             break
     if ENDPOINT not in said:
-        endpoint = f"{checked_url(endpoint, _BASE_ENDPOINT).rstrip('/')}{_PATH}"
-    return TraceSettings(checked_url(endpoint, ENDPOINT), _sampling(said))
+        endpoint = f"{_checked_url(endpoint, _BASE_ENDPOINT).rstrip('/')}{_PATH}"
+    return TraceSettings(_checked_url(endpoint, ENDPOINT), _sampling(said))
 
 
 def traces_endpoint(url: str, name: str) -> str:
@@ -304,7 +308,7 @@ def traces_endpoint(url: str, name: str) -> str:
     Raises:
         ValueError: it is no such URL. name: of the option, for the text.
     """
-    return f"{url.rstrip('/')}{_PATH}" if not urlsplit(checked_url(url, name)).path.strip("/") else url
+    return f"{url.rstrip('/')}{_PATH}" if not urlsplit(_checked_url(url, name)).path.strip("/") else url
 
 
 def variables_for(endpoint: str) -> dict[str, str]:
@@ -317,7 +321,7 @@ def variables_for(endpoint: str) -> dict[str, str]:
     }
 
 
-def checked_url(url: str, name: str) -> str:
+def _checked_url(url: str, name: str) -> str:
     """The URL; name: of where it was given, for the text.
 
     Raises:

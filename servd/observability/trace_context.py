@@ -10,6 +10,8 @@ from servd.ground.quick_dataclass import dataclass
 
 TRACEPARENT = b"traceparent"
 TRACESTATE = b"tracestate"
+METADATA = (TRACEPARENT.decode(), TRACESTATE.decode())
+"""The same names among metadata of gRPC."""
 SAMPLED = 1
 """Flag: whoever made the span above records it."""
 MOST_MEMBERS = 32
@@ -93,6 +95,13 @@ def trace_in(headers: Iterable[tuple[bytes, bytes]]) -> TraceContext | None:
         if name in (TRACEPARENT, TRACESTATE):
             said[name] = f"{_text(said[name])},{_text(value)}".encode("latin-1") if name in said else value
     return read_trace(said[TRACEPARENT], said.get(TRACESTATE, b"")) if TRACEPARENT in said else None
+
+
+def trace_in_metadata(pairs: Iterable[tuple[str, str | bytes]]) -> TraceContext | None:
+    """As `trace_in`, of metadata of gRPC."""
+    return trace_in(
+        (key.encode(), value.encode()) for key, value in pairs if key in METADATA and isinstance(value, str)
+    )
 
 
 def packed(trace: TraceContext) -> bytes:

@@ -1,7 +1,6 @@
 """The proxy process: its listening socket, its line to the controller, its end."""
 
 import asyncio
-import contextlib
 import gc
 import logging
 import os
@@ -109,7 +108,7 @@ class Proxy:
         self._generation = -1
         self._queued: dict[str, int] = {}
         self._end: float | None = None
-        self._is_replaced = self._is_closing = False
+        self._is_replaced = False
         self._ending: list[asyncio.Task[None]] = []
         self._is_told_to_drain = asyncio.Event()
         self._opening: asyncio.Task[None] | None = None
@@ -147,14 +146,13 @@ class Proxy:
         self.drain(limit_s)
         assert self._end is not None
         self._end, self._is_replaced = min(self._end, self._loop.time() + limit_s), False
-        self._end_grpc()
+        if self._ending:
+            self._end_grpc()
 
     def _end_grpc(self) -> None:
-        if self._is_closing:
-            assert self._end is not None
-            now = self._loop.time()
-            grace_s = max(self._end - now, _MOVED_S if self._is_replaced else 0.0)
-            self._ending.append(self._loop.create_task(self._grpc.close(grace_s, is_replaced=self._is_replaced)))
+        assert self._end is not None
+        grace_s = max(self._end - self._loop.time(), _MOVED_S if self._is_replaced else 0.0)
+        self._ending.append(self._loop.create_task(self._grpc.close(grace_s, is_replaced=self._is_replaced)))
 
     async def _finish(self) -> None:
         assert self._end is not None
@@ -168,7 +166,6 @@ class Proxy:
         self._listener.drain()
         self._lane.drain()
         self._report()
-        self._is_closing = True
         self._end_grpc()
         # many small ends, none of them worth an event
         while self._connections and self._loop.time() < self._end:  # noqa: ASYNC110
@@ -178,15 +175,9 @@ class Proxy:
             del self._ending[0]
         self._lane.close()
         self._journal.settle()
-        await self._send_spans()
+        await spans.end_beside()
         self._send_metrics(0)
         logger.info("proxy_drained connections=%d", self._connections)
-
-    async def _send_spans(self) -> None:
-        if spans.installed() is not None:
-            # without a thread to spare they are lost
-            with contextlib.suppress(RuntimeError):
-                await asyncio.to_thread(spans.end)
 
     @property
     def _connections(self) -> int:

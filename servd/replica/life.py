@@ -1,7 +1,6 @@
 """The life of one replica on its main thread: start, serve, reconfigure, drain."""
 
 import asyncio
-import contextlib
 import json
 import logging
 import signal
@@ -227,19 +226,13 @@ class Replica:
         except TimeoutError:
             logger.warning("drain_cut_off ongoing=%d", self.ongoing)
         self._journal.settle()
-        await self._send_spans()
+        await spans.end_beside()
         self._warden.send_metrics()
         self._server.close(_LINGER_S)
         self._caller.close()
         sockets.finish()
         remove_files(self._start.address)
         self._warden.flush()
-
-    async def _send_spans(self) -> None:
-        if spans.installed() is not None:
-            # without a thread to spare they are lost
-            with contextlib.suppress(RuntimeError):
-                await asyncio.to_thread(spans.end)
 
     # --- what the warden asks and tells -----------------------------------------------------------------------------
 

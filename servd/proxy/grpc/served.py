@@ -16,7 +16,7 @@ from servd.exceptions import BackPressureError, NoRouteError, RequestError
 from servd.observability.access_log import Labels
 from servd.observability.head_traces import RESPONSE, HeadTraces, TracedId
 from servd.observability.journal import Journal
-from servd.observability.trace_context import TRACEPARENT, TRACESTATE, trace_in, with_trace
+from servd.observability.trace_context import METADATA, TRACEPARENT, trace_in_metadata, with_trace
 from servd.proxy.grpc.outgoing import GrpcCall, Metadata
 from servd.proxy.grpc.table import GrpcTable
 from servd.wire.connection_room import Share
@@ -28,9 +28,8 @@ from servd.wire.records import read_answer_block
 _LOOKS_AFTER_END = 3
 _MOST_PAIRS = 64
 """Metadata of a call, which the library bounds by their bytes alone: what short ones cost is many times those."""
-_TRACE_KEYS = (TRACEPARENT.decode(), TRACESTATE.decode())
 _OWN_KEYS = frozenset(
-    {"application", "multiplexed_model_id", "request_id", "x-request-id", "x-request-timeout-seconds", *_TRACE_KEYS}
+    {"application", "multiplexed_model_id", "request_id", "x-request-id", "x-request-timeout-seconds", *METADATA}
 )
 
 CODES = {code.value[0]: code for code in grpc.StatusCode}
@@ -105,9 +104,7 @@ class Served:
         begins = traces.begins()
         if not begins and TRACEPARENT.decode() not in self._said:
             return
-        parent = trace_in(
-            (key.encode(), value.encode()) for key, value in metadata_of(self._context) if isinstance(value, str)
-        )
+        parent = trace_in_metadata(self._context.invocation_metadata() or ())
         name = self._method.name.removeprefix("/")
         about = {"rpc.system": "grpc", "rpc.method": name}
         traced = traces.taken_in(self._id, parent, name, about, began=self._began, begins=begins)
@@ -263,7 +260,7 @@ def metadata_of(context: Any, traced: TracedId | None = None) -> Metadata:
     pairs = context.invocation_metadata() or ()
     if traced is None:
         return tuple((key, value) for key, value in pairs)
-    kept = ((key, value) for key, value in pairs if key not in _TRACE_KEYS)
+    kept = ((key, value) for key, value in pairs if key not in METADATA)
     return (*kept, *((key.decode(), value.decode()) for key, value in with_trace((), traced.trace)))
 
 

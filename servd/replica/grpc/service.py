@@ -3,7 +3,7 @@
 import asyncio
 import inspect
 from asyncio import Task
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from typing import Any, Protocol
 
@@ -16,7 +16,7 @@ from servd.exceptions import BackPressureError, DeploymentUnavailableError, RayS
 from servd.ground.settings import SHOW_TRACEBACKS, is_on
 from servd.grpc_util import RayServegRPCContext, code_of, gRPCInputStream
 from servd.observability.described import slot, text_of
-from servd.observability.trace_context import TraceContext, trace_in
+from servd.observability.trace_context import trace_in_metadata
 from servd.observability.tracebacks import user_traceback
 from servd.replica.grpc.exchange import GrpcExchange
 from servd.replica.grpc.reflection import reflected
@@ -96,7 +96,7 @@ class GrpcService:
         if flags & STREAMED_BODY:
             exchange.expect_messages()
         variables = None
-        if flags & TRACED and (trace := _trace_in(metadata)) is not None:
+        if flags & TRACED and (trace := trace_in_metadata(metadata)) is not None:
             about = {"rpc.system": "grpc", "rpc.method": method}
             exchange.context, variables = traced.begun(context, trace, method.rpartition("/")[2], about)
         serving = self._serve(server, peer, exchange)
@@ -199,10 +199,6 @@ class _Requests(gRPCInputStream):
     async def _received(exchange: GrpcExchange, codec: Codec) -> AsyncIterator[Any]:
         while (message := await exchange.receive()) is not None:
             yield _read(codec, message)
-
-
-def _trace_in(metadata: Sequence[tuple[str, str | bytes]]) -> TraceContext | None:
-    return trace_in((key.encode(), value.encode()) for key, value in metadata if isinstance(value, str))
 
 
 def _unimplemented(text: str) -> gRPCStatusError:
