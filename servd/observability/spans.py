@@ -2,7 +2,6 @@
 trace. Nothing is loaded for that before somebody needs it.
 """
 
-import asyncio
 import contextlib
 import functools
 import importlib
@@ -232,6 +231,9 @@ def end() -> None:
 
 async def end_beside() -> None:
     """As `end`, beside the loop; without a thread to spare what waits is lost."""
+    # commands read settings of traces, and have no loop
+    import asyncio
+
     if _installed is not None:
         with contextlib.suppress(RuntimeError):
             await asyncio.to_thread(end)
