@@ -204,12 +204,8 @@ def _ended_build(app: ApplicationFact, observed: Observed) -> ForkServerFact | N
     return next(
         (
             f
-            for f in observed.fork_servers.values()
-            if f.is_builder
-            and f.app == app.name
-            and f.deploy_id == app.goal.deploy_id
-            and f.result is not None
-            and not f.stopping
+            for f in observed.fork_servers.in_group(app.name)
+            if f.is_builder and f.deploy_id == app.goal.deploy_id and f.result is not None and not f.stopping
         ),
         None,
     )
@@ -218,15 +214,14 @@ def _ended_build(app: ApplicationFact, observed: Observed) -> ForkServerFact | N
 def _has_twin(builder: ForkServerFact, code_version: str, observed: Observed) -> bool:
     """Whether a fork server of the same code in the same environment stands ready: one is enough, and that one has children."""
     return any(
-        f.app == builder.app
-        and f.template_version == code_version
+        f.template_version == code_version
         and f.env_key == builder.env_key
         and f.edition == builder.edition
         and not f.preload_key
         and not f.stopping
         and f.result is not None
         and not f.result.error
-        for f in observed.fork_servers.values()
+        for f in observed.fork_servers.in_group(builder.app)
     )
 
 
@@ -353,9 +348,7 @@ def _forget_gone(observed: Observed) -> None:
         if key not in observed.targets and key not in busy:
             observed.forget(fact)
     for app in list(observed.applications.values()):
-        alive = any(key[0] == app.name for key in busy) or any(
-            server.app == app.name for server in observed.fork_servers.values()
-        )
+        alive = any(key[0] == app.name for key in busy) or bool(observed.fork_servers.in_group(app.name))
         if app.deleting and not alive:
             observed.forget(app)
             observed.resolved.pop(app.name, None)
@@ -366,8 +359,8 @@ def builder_of(app: ApplicationFact, observed: Observed) -> ForkServerFact | Non
     return next(
         (
             f
-            for f in observed.fork_servers.values()
-            if f.is_builder and f.app == app.name and f.deploy_id == app.goal.deploy_id and not f.stopping
+            for f in observed.fork_servers.in_group(app.name)
+            if f.is_builder and f.deploy_id == app.goal.deploy_id and not f.stopping
         ),
         None,
     )
