@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from servd.exceptions import DeployError, ProtocolError
 from servd.ground import descendants, entry, forks, process
 from servd.ground.clock import SystemClock
-from servd.ground.edition import own_edition
+from servd.ground.edition import own_edition, stamp
 from servd.ground.host_limits import host_limit_in, told
 from servd.ground.ids import DeploymentID
 from servd.ground.pidfd import start_ticks
@@ -295,13 +295,13 @@ class ForkServer:
     def _start_policy(self, sock: socket.socket, deployment: str) -> BaseProcess:
         whose = DeploymentID(self._order.app, deployment).full_name if deployment else self._order.app
         args = (sock, os.getpid(), f"policy {whose} {self._order.state_dir}")
-        child: BaseProcess = self._context.Process(target=self._be_policy, args=args, name="policy")
+        child: BaseProcess
         if self._result.fork_unsafe:
             # a lock that one of its threads holds would never be free in a fork
-            run = importlib.import_module(_POLICY).run_spawned
-            child = multiprocessing.get_context("spawn").Process(
-                target=run, args=(*args, self._order, os.getcwd()), name="policy"
-            )
+            spawned = (stamp(), f"{_POLICY}:run_spawned", *args, self._order, os.getcwd())
+            child = multiprocessing.get_context("spawn").Process(target=entry.call, args=spawned, name="policy")
+        else:
+            child = self._context.Process(target=self._be_policy, args=args, name="policy")
         if reason := forks.start(child):
             raise OSError(reason)
         return child
