@@ -27,10 +27,10 @@ from servd.documents.bounds import (
     Passphrase,
     Positive,
     Replicas,
-    tls_faults,
     whole,
 )
 from servd.documents.checked import Document, Fault
+from servd.documents.cross_checks import tls_faults
 from servd.documents.request_router import RequestRouterConfig, take_out_default_router
 from servd.ground.absent import stand_in
 from servd.ground.settings import DEFAULT_GRPC_PORT

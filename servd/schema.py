@@ -31,10 +31,10 @@ from servd.documents.answers import (
     ServeStatusSchema,
 )
 from servd.documents.autoscaling import take_out_default_policy
-from servd.documents.bounds import AbsolutePath, Passphrase, Positive, Replicas, tls_faults
+from servd.documents.bounds import AbsolutePath, Passphrase, Positive, Replicas
 from servd.documents.checked import Document, Fault, Place, validated
 from servd.documents.control_plane import ApplicationDocument, GoalDocument
-from servd.documents.cross_checks import item_faults, repeated, scaler_faults
+from servd.documents.cross_checks import item_faults, repeated, scaler_faults, tls_faults
 from servd.documents.sent import HttpWish
 from servd.documents.statuses import ApplicationOverview as ApplicationStatusOverview
 from servd.documents.statuses import DeploymentOverview as DeploymentStatusOverview
@@ -165,19 +165,10 @@ class HTTPOptionsSchema(Document):
 
     def http_wish(self, location: str | None) -> HttpWish:
         """Those of them that were sent."""
-        sent = self.model_fields_set
-        return HttpWish(
-            host=self.host if "host" in sent else None,
-            port=self.port if "port" in sent else None,
-            root_path=self.root_path if "root_path" in sent else None,
-            location=location,
-            request_timeout_s=(self.request_timeout_s or 0.0) if "request_timeout_s" in sent else None,
-            keep_alive_timeout_s=(self.keep_alive_timeout_s or 0.0) if "keep_alive_timeout_s" in sent else None,
-            ssl_certfile=(self.ssl_certfile or "") if "ssl_certfile" in sent else None,
-            ssl_keyfile=(self.ssl_keyfile or "") if "ssl_keyfile" in sent else None,
-            ssl_ca_certs=(self.ssl_ca_certs or "") if "ssl_ca_certs" in sent else None,
-            ssl_keyfile_password=(self.ssl_keyfile_password or "") if "ssl_keyfile_password" in sent else None,
-        )
+        lifted: dict[str, Any] = {"request_timeout_s": 0.0, "keep_alive_timeout_s": 0.0}
+        given = {name: getattr(self, name) for name in self.model_fields_set}
+        sent = {name: lifted.get(name, "") if value is None else value for name, value in given.items()}
+        return HttpWish(location=location, **sent)
 
 
 class DeploymentSchema(DeploymentOptions):

@@ -11,8 +11,7 @@ import typer
 from servd.ground.extras import GRPC_MISSING, is_there
 from servd.ground.settings import DEFAULT_FORWARDED_ALLOW_IPS, DEFAULT_GRPC_PORT, SHOW_TRACEBACKS, default_state_dir
 from servd.ground.states import ProxyLocation
-from servd.observability import spans
-from servd.observability.spans import MISSING, RATIO, trace_settings, traces_endpoint, variables_for
+from servd.observability.spans import LIBRARY, MISSING, RATIO, trace_settings, traces_endpoint, variables_for
 
 
 class Form(StrEnum):
@@ -128,7 +127,7 @@ def record_traces(endpoint: str | None) -> None:
             endpoint = traces_endpoint(endpoint, "--trace-endpoint")
         except ValueError as error:
             fail(str(error))
-        if not is_there(spans.LIBRARY):
+        if not is_there(LIBRARY):
             fail(f"--trace-endpoint: {MISSING}")
         os.environ.update(variables_for(endpoint))
 
@@ -167,7 +166,7 @@ def look_at_traces() -> None:
     why = ""
     try:
         settings = trace_settings()
-        if settings is not None and not is_there(spans.LIBRARY):
+        if settings is not None and not is_there(LIBRARY):
             why = MISSING
     except ValueError as error:
         settings, why = None, str(error)

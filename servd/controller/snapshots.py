@@ -13,7 +13,7 @@ from typing import Any
 
 from servd.controller.file_store import FileStore
 from servd.controller.plan.goal import HttpGoal
-from servd.daemon.data_tls import check_files, files_in_force, keep_passphrase, passphrase_of
+from servd.daemon.data_tls import check_files, check_kept, files_in_force, keep_passphrase
 from servd.documents.code_entries import code_entries
 from servd.documents.control_plane import ApplicationDocument
 from servd.documents.runtime_env import is_local_directory, local_path, local_uris
@@ -208,10 +208,11 @@ def check_tls(wish: HttpWish, http: HttpGoal | None, settings: Settings) -> None
     """
     if http is not None and (wish.names_tls or wish.grpc_servicers):
         files = files_in_force(http.tls_files, settings)
-        said = wish.ssl_keyfile_password
-        if said is None and files.key:
-            said = passphrase_of(settings.state_dir, files.key)
-        check_files(files, said or None, has_grpc=bool(http.grpc_port))
+        said, has_grpc = wish.ssl_keyfile_password, bool(http.grpc_port)
+        if said is None:
+            check_kept(files, settings.state_dir, has_grpc=has_grpc)
+        else:
+            check_files(files, said or None, has_grpc=has_grpc)
 
 
 def keep_secrets(wish: HttpWish, http: HttpGoal | None, settings: Settings) -> None:

@@ -121,7 +121,7 @@ def check_files(files: TlsFiles, passphrase: str | None, *, has_grpc: bool = Fal
 
 def check_kept(files: TlsFiles, state_dir: str, *, has_grpc: bool) -> None:
     """As `check_files`, with the passphrase that is kept for the key."""
-    check_files(files, passphrase_of(state_dir, files.key), has_grpc=has_grpc)
+    check_files(files, passphrase_of(state_dir, files.key) if files.key else None, has_grpc=has_grpc)
 
 
 def _check_readable(option: str, path: str) -> None:

@@ -1,7 +1,6 @@
 """Numbers and paths that documents hold, with their bounds."""
 
 import os
-from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
@@ -30,17 +29,6 @@ LocalFile = Annotated[str, Field(min_length=1), AfterValidator(os.path.abspath)]
 """A path of this program's, relative ones from where it runs."""
 Passphrase = Annotated[str, Field(min_length=1, max_length=1024)]
 """Of a key; OpenSSL takes no longer ones."""
-
-
-def tls_faults(raw: Mapping[str, Any]) -> list[tuple[tuple[str | int, ...], str]]:
-    """What does not fit together in `ssl_...` options: place and reason."""
-    faults: list[tuple[tuple[str | int, ...], str]] = []
-    for one, other in (("ssl_certfile", "ssl_keyfile"), ("ssl_keyfile", "ssl_certfile")):
-        if raw.get(one) and not raw.get(other):
-            faults.append(((one,), f"a certificate and its key belong together: give {other} too"))
-    if raw.get("ssl_keyfile_password") and not raw.get("ssl_keyfile"):
-        faults.append((("ssl_keyfile_password",), "it opens the key of ssl_keyfile: give that too"))
-    return faults
 
 
 def whole(value: Any) -> int | None:

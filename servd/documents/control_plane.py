@@ -168,12 +168,16 @@ class HttpView:
     root_path: str
     location: str
     listening: bool
-    is_tls: bool = False
     request_timeout_s: float = 0.0
     grpc: dict[str, Any] = field(default_factory=dict)
     ssl_certfile: str = ""
     ssl_keyfile: str = ""
     ssl_ca_certs: str = ""
+
+    @property
+    def is_tls(self) -> bool:
+        """Whether the port speaks TLS."""
+        return bool(self.ssl_certfile)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Rules of documents that reach over more than one object."""
+"""Rules of documents that reach over more than one key or object."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -33,6 +33,17 @@ def scaler_faults(raw: Mapping[str, Any]) -> list[Fault]:
     ]
     reason = "external_scaler_enabled excludes autoscaling, which {} has: take one of them out"
     return [(("external_scaler_enabled",), reason.format(", ".join(map(repr, scaled))))] if scaled else []
+
+
+def tls_faults(raw: Mapping[str, Any]) -> list[Fault]:
+    """What does not fit together in `ssl_...` options: place and reason."""
+    faults: list[Fault] = []
+    for one, other in (("ssl_certfile", "ssl_keyfile"), ("ssl_keyfile", "ssl_certfile")):
+        if raw.get(one) and not raw.get(other):
+            faults.append(((one,), f"a certificate and its key belong together: give {other} too"))
+    if raw.get("ssl_keyfile_password") and not raw.get("ssl_keyfile"):
+        faults.append((("ssl_keyfile_password",), "it opens the key of ssl_keyfile: give that too"))
+    return faults
 
 
 def item_faults(index: int, app: Mapping[str, Any]) -> list[Fault]:

@@ -12,11 +12,16 @@ _GRPC_OPTIONS = {
     "request_timeout_s": "grpc_request_timeout_s",
     "enable_reflection": "grpc_reflection",
 }
-_LIFTED_BY_NULL = frozenset({"request_timeout_s", "grpc_request_timeout_s", "keep_alive_timeout_s"}) | {
-    "ssl_certfile",
-    "ssl_keyfile",
-    "ssl_ca_certs",
-}
+_LIFTED_BY_NULL = frozenset(
+    {
+        "request_timeout_s",
+        "grpc_request_timeout_s",
+        "keep_alive_timeout_s",
+        "ssl_certfile",
+        "ssl_keyfile",
+        "ssl_ca_certs",
+    }
+)
 """Of an `HttpWish`: 0 or "" there is a `null` in the document."""
 
 
@@ -40,6 +45,13 @@ class HttpWish:
     ssl_keyfile: str | None = None
     ssl_ca_certs: str | None = None
     ssl_keyfile_password: str | None = field(default=None, repr=False)
+
+    @property
+    def kept(self) -> dict[str, Any]:
+        """What was sent, but for what no goal holds."""
+        return {
+            key: value for key, value in asdict(self).items() if value is not None and key != "ssl_keyfile_password"
+        }
 
     @property
     def names_tls(self) -> bool:
@@ -71,8 +83,7 @@ class TopLevel(Protocol):
 
 def top_level(of: TopLevel, applications: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """The document, in the order of the contract; options that say nothing are left out."""
-    sent = {key: value for key, value in asdict(of.http).items() if value is not None}
-    sent.pop("ssl_keyfile_password", None)
+    sent = of.http.kept
     for key in _LIFTED_BY_NULL & sent.keys():
         sent[key] = sent[key] or None
     location = sent.pop("location", None)

@@ -261,27 +261,8 @@ def merged_options(wish: HttpWish, situation: Situation, *, compare_all: bool = 
                     f"{title} is {there!r} and cannot be changed to {sent!r} while applications are deployed. "
                     "Shut down Serve first (DELETE, or `servd shutdown`), or leave the option out"
                 )
-    return HttpGoal(
-        host=current.host if wish.host is None else wish.host,
-        port=current.port if wish.port is None else wish.port,
-        root_path=current.root_path if wish.root_path is None else wish.root_path,
-        location=current.location if wish.location is None else wish.location,
-        # no address: it may change at any time
-        request_timeout_s=current.request_timeout_s if wish.request_timeout_s is None else wish.request_timeout_s,
-        grpc_port=_grpc_port(current, wish),
-        grpc_servicers=current.grpc_servicers if wish.grpc_servicers is None else wish.grpc_servicers,
-        grpc_request_timeout_s=current.grpc_request_timeout_s
-        if wish.grpc_request_timeout_s is None
-        else wish.grpc_request_timeout_s,
-        grpc_reflection=current.grpc_reflection if wish.grpc_reflection is None else wish.grpc_reflection,
-        keep_alive_timeout_s=current.keep_alive_timeout_s
-        if wish.keep_alive_timeout_s is None
-        else wish.keep_alive_timeout_s,
-        # other files make other proxies at the same address
-        ssl_certfile=current.ssl_certfile if wish.ssl_certfile is None else wish.ssl_certfile,
-        ssl_keyfile=current.ssl_keyfile if wish.ssl_keyfile is None else wish.ssl_keyfile,
-        ssl_ca_certs=current.ssl_ca_certs if wish.ssl_ca_certs is None else wish.ssl_ca_certs,
-    )
+    # what has no address may change at any time; other files make other proxies at the same address
+    return replace(current, **{**wish.kept, "grpc_port": _grpc_port(current, wish)})
 
 
 def _grpc_port(current: HttpGoal, wish: HttpWish) -> int:

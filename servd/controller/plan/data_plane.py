@@ -24,21 +24,17 @@ has ended all shall be well within seconds."""
 def flag_options(settings: Settings, stored: HttpGoal | None = None) -> HttpGoal:
     """Options of the flags, over the stored ones, over the defaults."""
     base = stored or HttpGoal(DEFAULT_HTTP_HOST, DEFAULT_HTTP_PORT)
-    return HttpGoal(
+    return replace(
+        base,
         host=base.host if settings.http_host is None else settings.http_host,
         port=base.port if settings.http_port is None else settings.http_port,
-        root_path=base.root_path,
         location=base.location if settings.http_location is None else settings.http_location,
-        request_timeout_s=base.request_timeout_s,
         grpc_port=base.grpc_port if settings.grpc_port is None else settings.grpc_port,
         grpc_servicers=settings.grpc_servicers or base.grpc_servicers,
-        grpc_request_timeout_s=base.grpc_request_timeout_s,
         grpc_reflection=base.grpc_reflection if settings.grpc_reflection is None else settings.grpc_reflection,
-        keep_alive_timeout_s=base.keep_alive_timeout_s,
+        # of those who vouch for clients no flag says anything
         ssl_certfile="" if settings.http_tls_cert else base.ssl_certfile,
         ssl_keyfile="" if settings.http_tls_cert else base.ssl_keyfile,
-        # the flags have none
-        ssl_ca_certs=base.ssl_ca_certs,
     )
 
 

@@ -40,22 +40,6 @@ Files = Mapping[tuple[str, str], Mapping[str, str]]
 """(snapshot before, snapshot after) -> relative path -> what happened to that file."""
 
 
-_HTTP_OPTIONS = (
-    "host",
-    "port",
-    "root_path",
-    "location",
-    "request_timeout_s",
-    "grpc_port",
-    "grpc_request_timeout_s",
-    "grpc_reflection",
-    "keep_alive_timeout_s",
-    "ssl_certfile",
-    "ssl_keyfile",
-    "ssl_ca_certs",
-)
-
-
 def replaced_snapshots(after: Goal, observed: Observed) -> set[tuple[str, str]]:
     """The pairs of snapshots that `compare` has to know the differences of."""
     served = [(observed.applications.get(wish.name), wish) for wish in after.applications]
@@ -89,7 +73,9 @@ def compare(
 def _http_changes(old: HttpGoal | None, new: HttpGoal | None) -> dict[str, tuple[Any, Any]]:
     before = asdict(old) if old is not None else {}
     after = asdict(new) if new is not None else {}
-    return {name: (before.get(name), after.get(name)) for name in _HTTP_OPTIONS if before.get(name) != after.get(name)}
+    # servicers show as a change of the applications
+    names = [name for name in after or before if name != "grpc_servicers"]
+    return {name: (before.get(name), after.get(name)) for name in names if before.get(name) != after.get(name)}
 
 
 def _application(wish: ApplicationGoal, observed: Observed, files: Files) -> ApplicationChange:

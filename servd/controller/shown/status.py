@@ -104,7 +104,6 @@ def instance_view(
             root_path=shown.root_path,
             location=shown.location,
             listening=is_served(http) and any(p.listening and not p.draining for p in observed.proxies.values()),
-            is_tls=bool(files.certificate),
             request_timeout_s=shown.request_timeout_s,
             grpc=_grpc_options(shown),
             ssl_certfile=files.certificate,
