@@ -22,7 +22,7 @@ from servd.rest.exchange import Resource, read_body
 from servd.rest.figures import figures_body
 from servd.rest.problems import problem
 from servd.rest.routes import Maker
-from servd.rest.sessions import cookie, name_of, new_session
+from servd.rest.sessions import cookie, new_session, sessions_in
 
 ABORT_KEY = "servd.abort"
 """Where the server puts what ends a connection at once into the ASGI scope."""
@@ -63,7 +63,7 @@ def page_resource(plane: ControlPlane) -> Resource:
 
     async def get(request: Request) -> Response:
         text = with_tables(template("index.html"), plane.view())
-        if name_of(_port_of(request)) in request.headers.get("cookie", ""):
+        if any(sessions_in("; ".join(request.headers.getlist("cookie")), _port_of(request))):
             text = text.replace(_PLACE_OF_LOGOUT, _LOGOUT, 1)
         return HTMLResponse(text, headers=_unkept())
 

@@ -28,7 +28,7 @@ def is_session(token: str, session: str, at: float) -> bool:
 
 def has_session(token: str, cookies: str, port: int, at: float) -> bool:
     """Whether a `Cookie` header carries such a session that began at this port. at: wall time, seconds."""
-    return any(is_session(token, session, at) for session in _sessions(cookies, port))
+    return any(is_session(token, session, at) for session in sessions_in(cookies, port))
 
 
 def name_of(port: int) -> str:
@@ -43,7 +43,8 @@ def cookie(port: int, session: str, *, is_tls: bool) -> str:
     return f"{name_of(port)}={session}; Path=/; Max-Age={last_s}; HttpOnly; SameSite=Strict{secure}"
 
 
-def _sessions(cookies: str, port: int) -> Iterator[str]:
+def sessions_in(cookies: str, port: int) -> Iterator[str]:
+    """Those that a browser sends along to the port."""
     for part in cookies.split(";"):
         name, _, value = part.strip().partition("=")
         if name == name_of(port):
