@@ -193,6 +193,13 @@ def test_an_open_page_ends_with_its_session(locked: Server, monkeypatch: pytest.
     assert locked.ask("GET", "/page/events", headers={**HOST, "Cookie": session})[0] == 401
 
 
+def test_who_has_a_session_of_this_port_can_log_out(server: Server) -> None:
+    for port, shows in ((server.port, True), (server.port * 10, False)):
+        session = cookie(port, "s", is_tls=False).partition(";")[0]
+        text = server.ask("GET", "/", headers={"Cookie": session})[2]
+        assert ("Log out" in text) is shows
+
+
 def test_of_too_many_pages_the_last_is_told_to_wait(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live, "MOST_PAGES", 2)
     pages = [Stream(server), Stream(server)]
