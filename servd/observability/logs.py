@@ -20,7 +20,7 @@ from servd.observability.access_log import trace_words
 from servd.observability.application_lines import ApplicationLines, PrintedLines
 from servd.observability.described import report_of, text_of
 from servd.observability.log_file import LogFile, make_directory
-from servd.observability.own_loggers import keep_own_loggers
+from servd.observability.own_loggers import is_written, keep_own_loggers, speak_through
 from servd.observability.shown_lines import ShownLines
 
 LONGEST_MESSAGE = 64 * 1024
@@ -160,12 +160,12 @@ def setup(
         for handler in handlers:
             logger.addHandler(handler)
         logger.propagate = False
+    speak_through(handlers)
     if runs_application:
         _placed = (file, file.path)
         _application().direct(handlers, shown=shown, passes_on=wish in logging.getLevelNamesMapping())
     configure({})
     revive()
-    keep_own_loggers(handlers)
     return file
 
 
@@ -214,13 +214,8 @@ def _is_own(name: str) -> bool:
 
 
 def _is_written(logger: logging.Logger) -> bool:
-    """Whether it has handlers of servd's; a configuration of the user's takes them from a logger that it names."""
-    found: logging.Logger | None = logger if _is_own(logger.name) else None
-    while found is not None:
-        if any(isinstance(handler, _OWN_HANDLERS) for handler in found.handlers):
-            return True
-        found = found.parent if found.propagate else None
-    return False
+    """Whether it is one of servd's, and writes."""
+    return _is_own(logger.name) and is_written(logger)
 
 
 def configure(config: Mapping[str, Any]) -> Style:

@@ -8,15 +8,15 @@ _PREFIX = "servd."
 _handlers: list[logging.Handler] = []
 
 
-def keep_own_loggers(handlers: Sequence[logging.Handler] | None = None) -> None:
+def speak_through(handlers: Sequence[logging.Handler]) -> None:
+    """Let these write their lines from now on."""
+    _handlers[:] = handlers
+
+
+def keep_own_loggers() -> None:
     """Let them speak whatever is configured from now on: `logging.config` silences all loggers that it is not told of, and takes
     the handlers of those that it is told of, as of `ray.serve`, which may be another name of theirs.
-
-    Args:
-        handlers: what writes their lines; None = as before.
     """
-    if handlers is not None:
-        _handlers[:] = handlers
     manager = logging.root.manager
     for name, logger in manager.loggerDict.items():
         if type(logger) is logging.Logger and name.startswith(_PREFIX):
@@ -50,13 +50,14 @@ class _OwnLogger(logging.Logger):
     def callHandlers(self, record: logging.LogRecord) -> None:
         """By way of those above it, and where none of them writes servd's lines any more, to what does."""
         super().callHandlers(record)
-        if not _reaches(self):
+        if not is_written(self):
             for handler in _handlers:
                 if record.levelno >= handler.level:
                     handler.handle(record)
 
 
-def _reaches(logger: logging.Logger) -> bool:
+def is_written(logger: logging.Logger) -> bool:
+    """Whether it has the handlers of servd's; a configuration of the user's takes them from a logger that it names."""
     found: logging.Logger | None = logger
     while found is not None:
         if any(handler in _handlers for handler in found.handlers):
