@@ -166,7 +166,8 @@ class HTTPOptionsSchema(Document):
     def http_wish(self, location: str | None) -> HttpWish:
         """Those of them that were sent."""
         lifted: dict[str, Any] = {"request_timeout_s": 0.0, "keep_alive_timeout_s": 0.0}
-        given = {name: getattr(self, name) for name in self.model_fields_set}
+        # an order to start has other keys beside these
+        given = {name: getattr(self, name) for name in HTTPOptionsSchema.model_fields if name in self.model_fields_set}
         sent = {name: lifted.get(name, "") if value is None else value for name, value in given.items()}
         return HttpWish(location=location, **sent)
 

@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 
+from servd.documents.orders import StartOrder
+from servd.documents.sent import HttpWish
 from servd.exceptions import ConfigError
 from servd.ground.states import DeployMode
 from servd.schema import check_import_path, parse_v1, parse_v2
@@ -259,3 +261,23 @@ def test_the_innermost_logging_config_wins() -> None:
         }
     )
     assert [app.logging_config for app in goal.applications] == [{"log_level": "ERROR"}, {"encoding": "JSON"}]
+
+
+@pytest.mark.parametrize(
+    ("order", "wish"),
+    [
+        ({}, HttpWish()),
+        ({"port": 1, "root_path": ""}, HttpWish(port=1, root_path="")),
+        (
+            {"proxy_location": "EveryNode", "request_timeout_s": None},
+            HttpWish(location="EveryNode", request_timeout_s=0.0),
+        ),
+        (
+            {"ssl_certfile": None, "ssl_keyfile": None, "keep_alive_timeout_s": 2.0},
+            HttpWish(ssl_certfile="", ssl_keyfile="", keep_alive_timeout_s=2.0),
+        ),
+        ({"grpc_options": {"grpc_servicer_functions": []}}, HttpWish(grpc_servicers=())),
+    ],
+)
+def test_what_an_order_to_start_says_of_the_data_plane(order: dict[str, Any], wish: HttpWish) -> None:
+    assert StartOrder.model_validate(order).wish() == wish
