@@ -375,6 +375,10 @@ class Caller:
             self._turn_later()
         self._noted = self._sent
         self._budget.note(self._sent, self.loop.time())
+        for peer in self._leaving:
+            if not peer.pending:
+                # the last was taken back rather than answered, maybe
+                peer.close()
         self._leaving = [peer for peer in self._leaving if peer.pending]
         if self._leaving:
             self._turn_later()

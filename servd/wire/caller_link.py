@@ -45,12 +45,12 @@ class LinkWatch:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self._socket: zmq.Socket[bytes] | None = None
-        self._on_lost: dict[bytes, Callable[[], None]] = {}
+        self._links: dict[bytes, tuple[zmq.Socket[bytes], Callable[[], None]]] = {}
         self._count = 0
         self._is_scheduled = False
 
     def __repr__(self) -> str:
-        return f"LinkWatch({len(self._on_lost)} links)"
+        return f"LinkWatch({len(self._links)} links)"
 
     def add(self, socket: "zmq.Socket[bytes]", on_lost: Callable[[], None]) -> bytes:
         """Call back once when a connection of the socket ended, or could not be made; gives the key for `remove`.
@@ -70,19 +70,23 @@ class LinkWatch:
             self._socket.connect(address)
         except zmq.ZMQError as error:
             raise not_opened(error) from error
-        self._on_lost[key] = on_lost
+        self._links[key] = (socket, on_lost)
         self._take_soon()
         return key
 
-    def remove(self, socket: "zmq.Socket[bytes]", key: bytes) -> None:
-        """Forget a socket that is about to be closed."""
-        del self._on_lost[key]
-        socket.disable_monitor()
+    def remove(self, key: bytes) -> None:
+        """Forget a socket that is about to be closed. Calling it again does nothing."""
+        if (link := self._links.pop(key, None)) is not None:
+            link[0].disable_monitor()
         # the monitor's end is closed once this one has read all that it sent
         self._take_soon()
 
     def close(self) -> None:
-        """Close; the links are closed before."""
+        """Close. Links that are still there are watched no more."""
+        # ZeroMQ's own thread waits for a reader of the next news, and nothing in this process is sent meanwhile
+        for socket, _ in self._links.values():
+            socket.disable_monitor()
+        self._links.clear()
         if self._socket is not None:
             self.loop.remove_reader(fd_of(self._socket))
             self._socket.close(0)
@@ -101,8 +105,8 @@ class LinkWatch:
             # all that is asked for means the same
             lost.add(self._socket.recv_multipart(NOBLOCK)[0])
         for key in lost:
-            if (on_lost := self._on_lost.get(key)) is not None:
-                on_lost()
+            if (link := self._links.get(key)) is not None:
+                link[1]()
 
 
 class CallerLink:
@@ -164,7 +168,7 @@ class CallerLink:
             return
         self._is_closed = True
         self._loop.remove_reader(fd_of(self._socket))
-        self._watch.remove(self._socket, self._key)
+        self._watch.remove(self._key)
         self._socket.close(0)
 
     def _flush(self) -> None:

@@ -157,6 +157,31 @@ async def test_each_loss_is_told_to_its_own_link(watch: LinkWatch) -> None:
             replica.close()
 
 
+async def test_a_watch_that_is_closed_before_its_links_stops_nobody_elses() -> None:
+    loop = asyncio.get_running_loop()
+    heard: list[int] = []
+    addresses = [new_address(), new_address()]
+    replicas = [ReplicaLink(loop, address, lambda peer, *_: peer.send((0,)), lambda _: None) for address in addresses]
+    watches = [LinkWatch(loop), LinkWatch(loop)]
+    links = [
+        CallerLink(watch, address, lambda *_, n=n: heard.append(n), lambda _: None)  # type: ignore[misc]
+        for n, (watch, address) in enumerate(zip(watches, addresses, strict=True))
+    ]
+    for link in links:
+        link.send((0,))
+    await wait_until(lambda: sorted(heard) == [0, 1])
+    watches[0].close()
+    replicas[0].close()
+    for _ in range(20):
+        heard.clear()
+        links[1].send((0,))
+        await wait_until(lambda: heard == [1])
+    for link in links:
+        link.close()
+    watches[1].close()
+    replicas[1].close()
+
+
 async def test_a_link_takes_three_descriptors_and_gives_them_back(watch: LinkWatch) -> None:
     loop = asyncio.get_running_loop()
     addresses = [new_address() for _ in range(LINKS)]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from servd.calls import traced
+from servd.calls import caller, traced
 from servd.calls.caller import Caller
 from servd.calls.pickling import dumps, load_exception, loads
 from servd.calls.request_context import NO_REQUEST, RequestContext, current_request
@@ -593,6 +593,22 @@ async def test_post_to_a_replica_that_blocks_and_is_killed_is_not_repeated(repli
         room.route(other)
         assert split(await waiting)[0] == 502
         assert split(await behind)[2] == b"from b", "it had never begun"
+
+
+async def test_a_busy_replica_that_left_is_let_go_once_its_last_request_is_taken_back(
+    replicas: Replicas, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(caller, "_TURN_S", 0.02)
+    async with Room() as room:
+        room.route(replicas.start("a"))
+        _, writer = await asyncio.open_connection("127.0.0.1", room.port)
+        writer.write(b"GET /block HTTP/1.1\r\nhost: x\r\n\r\n")
+        await wait_until(lambda: replicas.seen("/block") == 1)
+        room.route(replicas.start("b"))
+        assert repr(room.caller.watch) == "LinkWatch(2 links)"
+        writer.close()
+        await wait_until(lambda: repr(room.caller.watch) == "LinkWatch(1 links)")
+        assert split(await room.get("/"))[2] == b"from b"
 
 
 @pytest.mark.slow
