@@ -97,6 +97,13 @@ class Circle:
         self._must_plan = True
         self._take_news_soon()
 
+    def _plan_now(self) -> None:
+        """Plan before anybody is answered."""
+        self._must_plan = True
+        # before the start nobody acts, and the first plan is made there
+        if self._executor is not None:
+            self._turn()
+
     def _take_news_soon(self) -> None:
         # before the start there is nobody to act, and a plan that nobody carries out would count as carried out
         if self._executor is not None and not self._turn_is_due:

@@ -347,12 +347,13 @@ class ControlLoop(Circle):
         return goal.revision
 
     def _take(self, goal: Goal, origin: str) -> None:
-        """The goal is on disk: from now on it is the one in force. Leaves the audit line."""
+        """The goal is on disk: from now on it is the one in force, and the status tells of it. Leaves the audit line."""
         logger.info("audit revision=%d previous=%d origin=%s", goal.revision, self._goal.revision, origin or "-")
         self._goal = goal
         self._facts.save_goal(self._store.latest())
         self._note_change()
-        self._schedule()
+        # who asked for the change looks at the status next, and would find what ran before all RUNNING
+        self._plan_now()
 
     def _refuse_while_stopping(self) -> None:
         if self._is_stopping:

@@ -5,6 +5,7 @@ import math
 import multiprocessing
 import random
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -52,7 +53,9 @@ class RecordingExecutor:
         """There is nothing to remove."""
 
 
-def a_control_loop(directory: Path, failures: list[str], goal: Goal | None = None) -> ControlLoop:
+def a_control_loop(
+    directory: Path, failures: list[str], goal: Goal | None = None, observed: Observed | None = None
+) -> ControlLoop:
     settings = some_settings(state_dir=str(directory), socket_dir=str(directory))
     return ControlLoop(
         asyncio.get_running_loop(),
@@ -61,7 +64,7 @@ def a_control_loop(directory: Path, failures: list[str], goal: Goal | None = Non
         random.Random(1),
         IDENTITY,
         goal or a_goal(an_app()),
-        Observed(),
+        observed or Observed(),
         GoalStore.open(str(directory)),
         FactStore(str(directory)),
         lambda: failures.append("turn failed"),
@@ -94,6 +97,27 @@ async def test_files_that_a_document_names_hold_up_nobody_else(tmp_path: Path, m
     await control.plan(document)
     await control.put(document)
     await control.plan_rollback(1)
+
+
+@pytest.mark.parametrize("change", ["put", "put one", "delete one"])
+async def test_an_accepted_change_is_seen_by_who_looks_next(tmp_path: Path, change: str) -> None:
+    app = an_app()
+    observed = Observed()
+    control = a_control_loop(tmp_path, [], Goal(), observed)
+    document = replace(app.document, runtime_env={})
+    assert await control.put(GoalDocument(DeployMode.MULTI_APP, HttpWish(), (document,))) == 1
+    control.start(cast(Any, RecordingExecutor()), cast(Any, None), cast(Any, None))
+    await asyncio.wait_for(control.has_planned.wait(), 10.0)
+    [fact] = observed.applications.values()
+    observed.put(replace(fact, settled="RUNNING"))
+    if change == "put":
+        await control.put(GoalDocument(DeployMode.MULTI_APP, HttpWish(), (document,)))
+    elif change == "put one":
+        await control.put_application(document)
+    else:
+        await control.delete_application(document.name)
+    seen = [one.status for one in control.view().applications]
+    assert seen == ["DELETING" if change == "delete one" else "DEPLOYING"]
 
 
 async def test_long_turns_leave_half_of_the_time_to_who_brings_news(

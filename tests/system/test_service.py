@@ -218,7 +218,7 @@ def test_history_rollback_scale_and_stacks_of_a_real_instance(tmp_path: Path) ->
         assert client.status()["revision"] == 1
         client.put(document | {"deployments": []}, multi_app=False)
         daemon.wait_until_running()
-        eventually(lambda: daemon.get() == (200, "second"))
+        assert daemon.get() == (200, "second")
         with pytest.raises(RefusedError, match="412"):
             client.rollback(1, revision=1)
         # the code of the first revision comes back, though its directory has changed
