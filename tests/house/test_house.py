@@ -1,7 +1,8 @@
 """The house keeps its order: layers, cycles, one home per library, file and function sizes, names."""
 
 import ast
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -52,6 +53,7 @@ HOMES = {
     "sqlite3": {"controller.goal_store", "controller.goal_file", "controller.fact_store"},
     "prometheus_client": {"metrics"},
 }  # fmt: skip
+SHADOWS = {"deployment", "ingress", "build", "run", "batch", "status", "delete", "start"}
 DRAWERS = {"utils", "util", "common", "helpers", "base", "misc", "manager", "info"}
 
 
@@ -64,68 +66,118 @@ def name_of(path: Path) -> str:
 KNOWN = frozenset(name_of(path) for path in MODULES if path.stem != "__init__" or path.parent == SERVD)
 
 
-@cache
-def tree_of(path: Path) -> ast.Module:
-    return ast.parse(path.read_text())
+@dataclass(frozen=True)
+class Contents:
+    """What the rules are about, of one file. Syntax trees are large, and would be kept till the last test.
+
+    functions: (name, lines) of each. imports: modules that it imports: at its top, in functions, for type checkers, or by a name
+    that is written out. statements: at the top of the file.
+    """
+
+    lines: int
+    doc: str
+    statements: int
+    functions: tuple[tuple[str, int], ...]
+    imports: tuple[str, ...]
 
 
 @cache
-def imports(path: Path) -> tuple[str, ...]:
-    """Modules that a file imports: at its top, in functions, for type checkers, or by a name that is written out."""
-    return tuple(_imports(path))
+def contents(path: Path) -> Contents:
+    text = path.read_text()
+    tree = ast.parse(text)
+    nodes = list(ast.walk(tree))
+    functions = [node for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    return Contents(
+        text.count("\n"),
+        ast.get_docstring(tree) or "",
+        len(tree.body),
+        tuple((node.name, (node.end_lineno or node.lineno) - node.lineno + 1) for node in functions),
+        tuple(name for node in nodes for name in _imports(node, path)),
+    )
 
 
-def _imports(path: Path) -> Iterator[str]:
-    for node in ast.walk(tree_of(path)):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            assert node.module is not None
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "import_module":
-            yield from (
-                word.value for word in node.args if isinstance(word, ast.Constant) and isinstance(word.value, str)
-            )
+def _imports(node: ast.AST, path: Path) -> Iterator[str]:
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        assert node.level == 0, f"{path}: relative import"
+        assert node.module is not None
+        yield node.module
+        yield from (f"{node.module}.{alias.name}" for alias in node.names)
+    elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "import_module":
+        yield from (word.value for word in node.args if isinstance(word, ast.Constant) and isinstance(word.value, str))
 
 
 @cache
 def own_imports(path: Path) -> frozenset[str]:
     """Those of servd's own; rooms themselves, which are empty, left out."""
-    found = {name.removeprefix("servd.") for name in imports(path) if name.startswith("servd.")}
+    found = {name.removeprefix("servd.") for name in contents(path).imports if name.startswith("servd.")}
     return frozenset(found & KNOWN - {name_of(path)})
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_sizes(path: Path) -> None:
-    lines = path.read_text().count("\n")
-    assert lines <= 400, f"{path.name} has {lines} lines"
-    for node in ast.walk(tree_of(path)):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            size = (node.end_lineno or node.lineno) - node.lineno + 1
-            assert size <= 60, f"{path.name}: {node.name} has {size} lines"
+def sizes(path: Path) -> Iterator[str]:
+    if (lines := contents(path).lines) > 400:
+        yield f"{path.name} has {lines} lines"
+    yield from (f"{path.name}: {name} has {size} lines" for name, size in contents(path).functions if size > 60)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_one_home_per_library(path: Path) -> None:
+def one_home_per_library(path: Path) -> Iterator[str]:
     name = name_of(path)
-    for module in imports(path):
-        library = module.partition(".")[0]
-        if library in HOMES and module.count(".") < 3:
-            assert name in HOMES[library], f"{name} imports {module}; its home is {sorted(HOMES[library])}"
+    for module in contents(path).imports:
+        homes = HOMES.get(module.partition(".")[0], {name})
+        if name not in homes and module.count(".") < 3:
+            yield f"{name} imports {module}; its home is {sorted(homes)}"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_names(path: Path) -> None:
-    assert path.stem not in DRAWERS
-    assert path.stem not in {"deployment", "ingress", "build", "run", "batch", "status", "delete", "start"} or (
-        path.parent != SERVD
-    ), "a late import of the module would replace the public function"
-    assert path.stem == "__init__" or path.stem not in path.parent.relative_to(SERVD).parts, (
-        "it repeats its room's name"
-    )
-    assert ast.get_docstring(tree_of(path)), f"{path} has no docstring"
+def names(path: Path) -> Iterator[str]:
+    if path.stem in DRAWERS:
+        yield f"{path} is a drawer"
+    if path.parent == SERVD and path.stem in SHADOWS:
+        yield f"{path}: a late import of the module would replace the public function"
+    if path.stem != "__init__" and path.stem in path.parent.relative_to(SERVD).parts:
+        yield f"{path} repeats its room's name"
+    if not contents(path).doc:
+        yield f"{path} has no docstring"
+
+
+def imports_go_down(path: Path) -> Iterator[str]:
+    if wrong := sorted(other for other in own_imports(path) if not may_import(name_of(path), other)):
+        yield f"{name_of(path)} stands in {room_of(name_of(path))}, which may not enter {wrong}"
+
+
+@pytest.mark.parametrize("rule", [sizes, one_home_per_library, names, imports_go_down])
+def test_every_file_keeps_the_rules(rule: Callable[[Path], Iterator[str]]) -> None:
+    assert len(MODULES) > 300
+    assert [fault for path in MODULES for fault in rule(path)] == []
+
+
+@pytest.mark.parametrize(
+    ("rule", "name", "text", "fault"),
+    [
+        (sizes, "a", '"""A."""\n' * 401, "a.py has 401 lines"),
+        (sizes, "a", "def f():\n" + "    pass\n" * 60, "a.py: f has 61 lines"),
+        (one_home_per_library, "a", "def f():\n    import zmq", "a imports zmq; its home is"),
+        (names, "utils", '"""A."""', "utils.py is a drawer"),
+        (names, "deployment", '"""A."""', "deployment.py: a late import"),
+        (names, "wire/wire", '"""A."""', "wire.py repeats its room's name"),
+        (names, "a", "pass", "a.py has no docstring"),
+        (imports_go_down, "ground/a", "from servd.rest import app", "ground.a stands in ground, which may not enter"),
+    ],
+)
+def test_who_breaks_a_rule_is_named(
+    rule: Callable[[Path], Iterator[str]],
+    name: str,
+    text: str,
+    fault: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tests.house.test_house.SERVD", tmp_path)
+    path = tmp_path / f"{name}.py"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    [said] = rule(path)
+    assert fault in said
 
 
 def test_the_root_holds_what_users_import_or_start() -> None:
@@ -139,26 +191,20 @@ def test_every_folder_is_a_room_that_says_what_lives_there() -> None:
     assert {".".join(folder.relative_to(SERVD).parts) for folder in folders} == ROOMS
     for folder in folders:
         assert len(list(folder.glob("*.py"))) <= FOLDER_AT_MOST, f"{folder.name} is a hall, not a room"
-        door = tree_of(folder / "__init__.py")
-        assert len(ast.get_docstring(door) or "") > 100, f"{folder.name} does not say what lives there"
-        assert len(door.body) == 1, f"{folder.name}/__init__.py does something"
-
-
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_imports_go_down(path: Path) -> None:
-    wrong = sorted(other for other in own_imports(path) if not may_import(name_of(path), other))
-    assert not wrong, f"{name_of(path)} stands in {room_of(name_of(path))}, which may not enter {wrong}"
+        door = contents(folder / "__init__.py")
+        assert len(door.doc) > 100, f"{folder.name} does not say what lives there"
+        assert door.statements == 1, f"{folder.name}/__init__.py does something"
 
 
 @pytest.mark.parametrize("path", sorted((SERVD / "controller" / "plan").glob("*.py")), ids=name_of)
 def test_what_decides_imports_nothing_that_does(path: Path) -> None:
-    for module in imports(path):
+    for module in contents(path).imports:
         assert module.partition(".")[0] not in IMPURE, f"{path.stem} imports {module}"
 
 
 @pytest.mark.parametrize("name", PURE)
 def test_pure_files_touch_no_world(name: str) -> None:
-    for module in imports(SERVD.joinpath(*name.split(".")).with_suffix(".py")):
+    for module in contents(SERVD.joinpath(*name.split(".")).with_suffix(".py")).imports:
         assert module.partition(".")[0] not in IMPURE, f"{name} imports {module}"
 
 
@@ -181,7 +227,7 @@ def test_nothing_imports_in_a_circle() -> None:
 def test_circles_of_every_kind_are_found(tmp_path: Path, text: str) -> None:
     path = tmp_path / "a.py"
     path.write_text(text)
-    found = {name.removeprefix("servd.").partition(".")[0] for name in imports(path)} & {"a", "b"}
+    found = {name.removeprefix("servd.").partition(".")[0] for name in contents(path).imports} & {"a", "b"}
     assert circle_in({"a": found, "b": {"c"}, "c": {"a"}}) == ["a", "b", "c", "a"]
     assert circle_in({"a": found, "b": {"c"}, "c": set()}) == []
 
