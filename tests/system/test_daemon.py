@@ -180,6 +180,7 @@ def test_a_fork_server_killed_is_replaced_and_its_replicas_live_on(tmp_path: Pat
         daemon.wait_until_running()
 
 
+@pytest.mark.long
 def test_the_daemon_killed_takes_all_with_it_and_the_next_one_serves_the_goal(tmp_path: Path, echo: Path) -> None:
     settings = settings_in(tmp_path)
     first = RunningDaemon(settings).ready()

@@ -13,7 +13,7 @@ from servd.ground.clock import SystemClock
 from tests.processes import Process, alive, command_line, offspring, pids, process
 from tests.system.running_daemon import RunningDaemon, a_daemon, eventually, settings_in
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 KINDS = {
     "forked": "context('fork').Process(target=wait_long).start()",
@@ -109,7 +109,6 @@ def test_a_killed_replica_and_a_drain_leave_nothing_of_any_kind_and_callers_lear
         eventually(lambda: not alive(started), 15.0)
 
 
-@pytest.mark.long
 def test_the_death_and_the_stop_of_the_daemon_leave_nothing(tmp_path: Path) -> None:
     killed = RunningDaemon(settings_in(tmp_path))
     before = marked()
