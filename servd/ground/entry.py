@@ -22,9 +22,11 @@ def call(first: Stamp | str, *args: Any) -> None:
 def load(module: str) -> ModuleType:
     """The module of that name, with all that it imports, in the least time."""
     # loading makes no garbage worth a search, and searches are a tenth of its time
+    was_searching = gc.isenabled()
     gc.disable()
     try:
         return importlib.import_module(module)
     finally:
-        gc.freeze()
-        gc.enable()
+        if was_searching:
+            gc.freeze()
+            gc.enable()

@@ -1,13 +1,13 @@
 """The event loop of a process."""
 
 import asyncio
-import importlib
 from collections.abc import Callable, Coroutine
 from types import ModuleType
 from typing import Any, TypeVar
 
 import uvloop
 
+from servd.ground import entry
 from servd.ground.host_limits import host_limit_in
 
 _T = TypeVar("_T")
@@ -38,11 +38,11 @@ def run(
 async def load(name: str) -> ModuleType:
     """The module of that name, imported in a thread while the loop goes on; in the loop where no thread can be had."""
     try:
-        return await asyncio.to_thread(importlib.import_module, name)
+        return await asyncio.to_thread(entry.load, name)
     except RuntimeError as error:
         if not host_limit_in(error):
             raise
-        return importlib.import_module(name)
+        return entry.load(name)
 
 
 def _run(runner: asyncio.Runner, main: Coroutine[Any, Any, _T], on_exit: Callable[[BaseException], None] | None) -> _T:

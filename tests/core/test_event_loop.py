@@ -1,11 +1,12 @@
 """The loop of a process that runs user code goes on when a task or a callback wants to end the interpreter."""
 
 import asyncio
+import gc
 import sys
 
 import pytest
 
-from servd.ground.event_loop import run
+from servd.ground.event_loop import load, run
 
 
 async def leave(kind: type[BaseException]) -> None:
@@ -46,3 +47,14 @@ def test_what_main_raises_ends_the_loop() -> None:
         run(leave(SystemExit), on_exit=lambda _: None)
     with pytest.raises(SystemExit):
         run(leave(SystemExit))
+
+
+@pytest.mark.parametrize("searches", [True, False])
+async def test_loading_a_module_leaves_the_garbage_collector_as_it_was(searches: bool) -> None:
+    try:
+        if not searches:
+            gc.disable()
+        assert await load("json") is sys.modules["json"]
+        assert gc.isenabled() == searches
+    finally:
+        gc.enable()
