@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any
@@ -31,7 +32,7 @@ from servd.proxy.http1 import HttpConnection
 from servd.proxy.late_lane import LateGrpc, LateLane
 from servd.proxy.limits import Limits
 from servd.proxy.listener import Listener
-from servd.wire.allocator import keep_freed_memory
+from servd.wire.allocator import FreedMemory, keep_freed_memory
 from servd.wire.control_link import ControlLink
 from servd.wire.messages import (
     CallerReport,
@@ -93,6 +94,7 @@ class Proxy:
         self._journal = Journal(self._loop, access)
         self._journal.configure(logs.configure({}))
         self._lag = LoopLag(self._journal.now)
+        self._freed = FreedMemory(process.resident_bytes)
         trusted = TrustedProxies(start.forwarded_allow_ips, believes_host=start.believes_forwarded_host)
         limits = replace(Limits.from_environment(), unused_s=start.keep_alive_timeout_s)
         recorder = spans.begin("proxy", start.proxy_id, {})
@@ -298,6 +300,9 @@ class Proxy:
         while True:
             pauses = self._accept_pauses
             await asyncio.sleep(_TURN_S)
+            # without a descriptor nobody can look
+            with suppress(OSError):
+                self._freed.look()
             self._listener.is_short = self._accept_pauses > pauses or self._trouble != ""
             self._listener.turn()
             self._lane.turn()
