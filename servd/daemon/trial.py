@@ -20,8 +20,10 @@ from servd.ground.settings import Settings
 
 LIMIT_S = 60.0
 _ENTRY = "import sys; sys.path.insert(0, sys.argv[1]); from servd.daemon.trial import take; take(sys.argv[2])"
-_NOT_LOADED = ("servd.__main__", "servd.compat")
-"""What starts something when it is loaded, or stands for another package."""
+_NOT_LOADED = ("servd.__main__", "servd.compat", "servd.engines.on_ray", "servd.testing")
+"""What starts something when it is loaded, stands for another package, or is for a Ray cluster or tests alone."""
+_MAY_LACK = frozenset({"google", "grpc", "opentelemetry"})
+"""Packages of extras: modules that need them are loaded where somebody asks for it."""
 _LINES_SHOWN = 3
 
 
@@ -62,10 +64,18 @@ def take(handover: str) -> None:
     """Be the one that is tried: load every module, read the handover, say what this is."""
     for name in sorted(module.name for module in pkgutil.walk_packages(servd.__path__, "servd.", onerror=_fail)):
         if not name.startswith(_NOT_LOADED):
-            importlib.import_module(name)
+            _load(name)
     found: Handover = parse_handover(handover)
     Settings(**found.settings)
     print(_words(PROTOCOL, VERSION, os.path.dirname(PACKAGE_DIR)), flush=True)
+
+
+def _load(name: str) -> None:
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in _MAY_LACK:
+            raise
 
 
 def _words(protocol: int, version: str, place: str) -> str:

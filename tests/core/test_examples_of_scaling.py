@@ -4,7 +4,7 @@ import importlib
 import random
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,13 +23,19 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @pytest.fixture
-def code(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], ModuleType]:
+def code(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], ModuleType]]:
+    loaded = set()
+
     def load(folder: str, name: str) -> ModuleType:
         monkeypatch.syspath_prepend(str(EXAMPLES / folder))
-        monkeypatch.delitem(sys.modules, name, raising=False)
+        loaded.add(name)
+        sys.modules.pop(name, None)
         return importlib.import_module(name)
 
-    return load
+    yield load
+    # others have modules of these names too
+    for name in loaded:
+        sys.modules.pop(name, None)
 
 
 def deployment_of(folder: str) -> dict[str, Any]:

@@ -5,6 +5,8 @@ import json
 import multiprocessing
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import pytest
 
 from servd.daemon.keepsake import Keepsake
 from servd.daemon.listeners import Listeners
-from servd.daemon.takeover import Belongings, close_left, command, parse_handover, received
+from servd.daemon.takeover import Belongings, Handover, close_left, command, parse_handover, received
 from servd.daemon.unix_sockets import UnixSockets
 from servd.daemon.upgrade import Upgrader
 from servd.exceptions import UpgradeError
@@ -147,6 +149,53 @@ async def test_a_version_that_does_not_pass_its_trial_is_refused_with_its_words(
     with pytest.raises(UpgradeError, match="old one goes on") as refused:
         await upgrader.prepare()
     assert reason in str(refused.value)
+
+
+TRIED = """
+import importlib.metadata, re, sys
+from servd.daemon.trial import take
+
+asked, needed = ["servd-serve"], set()
+while asked:
+    name = re.sub("[-_.]+", "-", asked.pop()).lower()
+    if name not in needed:
+        needed.add(name)
+        try:
+            wanted = importlib.metadata.requires(name) or []
+        except importlib.metadata.PackageNotFoundError:
+            # for another Python or system
+            continue
+        asked += [re.match("[A-Za-z0-9._-]+", one)[0] for one in wanted if "extra ==" not in one]
+owners = importlib.metadata.packages_distributions()
+extra = {
+    module for module, names in owners.items() if not needed & {re.sub("[-_.]+", "-", name).lower() for name in names}
+}
+
+class Plain:
+    def find_spec(self, name, path=None, target=None):
+        # a namespace that extras share with what FastAPI needs
+        if name.partition(".")[0] in extra or name in ("opentelemetry.sdk", "opentelemetry.exporter"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+if sys.argv[2] == "plain":
+    sys.meta_path.insert(0, Plain())
+take(sys.argv[1])
+print(*sorted(sys.modules.keys() & {"fastapi", "grpc", "httpx", "opentelemetry.sdk"}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("install", "loaded"), [("plain", "fastapi"), ("all extras", "fastapi grpc opentelemetry.sdk")]
+)
+def test_this_version_passes_its_trial_whatever_extras_are_installed(install: str, loaded: str) -> None:
+    settings = {"state_dir": "/s", "socket_dir": "/r"}
+    handover = Handover(settings, "/home", "1 b c", "1 a b", 3, (4, 5), (), (6, None), (), (7, 8))
+    done = subprocess.run(
+        [sys.executable, "-c", TRIED, handover.text, install], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[1] == loaded
 
 
 async def test_the_edition_that_runs_is_not_tried(tmp_path: Path) -> None:
