@@ -212,6 +212,10 @@ def test_a_controller_that_is_killed_in_the_midst_of_it_ends_nothing(package: Pa
         def has_come() -> bool:
             if stage is None:
                 return bool(set(daemon.pids("controller")) - {old})
+            if stage is UpgradeStage.PROXIES:
+                # they may be there before the new controller answers
+                proxies = set(daemon.pids("proxy"))
+                return bool(proxies - before and proxies & before)
             try:
                 state = daemon.status()["upgrade"]
             except (OSError, http.client.HTTPException):
