@@ -28,7 +28,7 @@ _LEAVE_LIMIT_S = 5.0
 
 
 class LocalExchange:
-    """One request: what `UserCallable.handle_http` asks of a replica's `HttpExchange`."""
+    """One request, in this process."""
 
     whole_below = sys.maxsize
 
@@ -228,7 +228,7 @@ class LocalCall:
             caller.route_prefix or "/",
             multiplexed_model_id=given.get(b"serve_multiplexed_model_id", b"").decode("latin-1"),
         )
-        exchange: Any = LocalExchange(self._scope, self._to_app.get, self._send, context.request_id)
+        exchange = LocalExchange(self._scope, self._to_app.get, self._send, context.request_id)
         try:
             async with caller.ingress(context) as ingress:
                 await ingress.handle_http(exchange)

@@ -1,7 +1,7 @@
-"""What a handler returned, as an HTTP response: status, headers, body. Streams excepted."""
+"""What a handler returned, as an HTTP response: status, headers, body, streams excepted; and by what it goes out."""
 
 from enum import Enum
-from typing import Any
+from typing import Any, Protocol
 
 from servd.app.json_text import json_text
 from servd.exceptions import BackPressureError, DeploymentUnavailableError, UserCodeError
@@ -17,6 +17,42 @@ Answer = tuple[int, Headers, bytes]
 RAW_TEXT: Headers = ((b"content-type", b"text/plain"),)
 UTF8_TEXT: Headers = ((b"content-type", b"text/plain; charset=utf-8"),)
 JSON: Headers = ((b"content-type", b"application/json"),)
+
+
+class Exchange(Protocol):
+    """One HTTP request or WebSocket as user code answers it, whoever carries that: a replica, this process alone, a Ray cluster.
+
+    has_begun: the response's head was sent.
+    """
+
+    has_begun: bool
+
+    @property
+    def scope(self) -> Any:
+        """Its ASGI scope, a dictionary."""
+        ...
+
+    @property
+    def whole_below(self) -> int:
+        """Bytes; a body smaller than that may go by `finish`, whoever reads it."""
+        ...
+
+    @property
+    def receive(self) -> Any:
+        """ASGI's."""
+        ...
+
+    async def send(self, message: Any) -> None:
+        """ASGI's."""
+        ...
+
+    def finish(self, status: int, headers: Any, body: bytes) -> None:
+        """Answer with a whole response, once the handler has ended."""
+        ...
+
+    async def answer(self, status: int, headers: Any, body: bytes) -> None:
+        """Answer with a whole response, and wait until it has left."""
+        ...
 
 
 def value_response(value: Any) -> Answer:

@@ -18,10 +18,9 @@ from servd.calls.replica_context import ReplicaContext
 from servd.calls.request_context import RequestContext
 from servd.exceptions import RayServeException
 from servd.ground.clock import Clock, SystemClock
-from servd.replica.exchange import HttpExchange
 from servd.replica.instances import has_hooks_on_thread, new_instance
 from servd.replica.methods import ON_REPLICA_START, Method, is_generator, method_of, public_methods
-from servd.replica.responses import UTF8_TEXT, body_message, exit_error, value_response
+from servd.replica.responses import UTF8_TEXT, Exchange, body_message, exit_error, value_response
 from servd.replica.sync_threads import SyncThreads
 
 _END = object()
@@ -168,7 +167,7 @@ class UserCallable:
             tell_or_log(error, "__del__")
         _closed.append(instance)
 
-    async def handle_http(self, exchange: HttpExchange) -> None:
+    async def handle_http(self, exchange: Exchange) -> None:
         """Answer one HTTP request or WebSocket. Raises what the handler raises before the response began."""
         if self._is_held:
             await self._wait_until_released()
@@ -280,7 +279,7 @@ class UserCallable:
         finally:
             self._leave(method, succeeded, began)
 
-    async def _answer(self, exchange: HttpExchange, entry: Method | None) -> None:
+    async def _answer(self, exchange: Exchange, entry: Method | None) -> None:
         if exchange.scope["type"] != "http":
             await exchange.send({"type": "websocket.close", "code": 1000})
             return
@@ -292,7 +291,7 @@ class UserCallable:
         own = contextvars.copy_context()
         await self._answer_with(exchange, await self._invoke(entry, arguments, {}, own), own)
 
-    async def _answer_with(self, exchange: HttpExchange, value: Any, own: contextvars.Context | None = None) -> None:
+    async def _answer_with(self, exchange: Exchange, value: Any, own: contextvars.Context | None = None) -> None:
         if isinstance(value, Response):
             if type(value).__call__ is Response.__call__ and value.background is None:
                 await exchange.answer(value.status_code, value.raw_headers, bytes(value.body))
@@ -304,7 +303,7 @@ class UserCallable:
         else:
             await exchange.answer(*value_response(value))
 
-    async def _stream_response(self, exchange: HttpExchange, value: Any, own: contextvars.Context) -> None:
+    async def _stream_response(self, exchange: Exchange, value: Any, own: contextvars.Context) -> None:
         async with aclosing(self._items(value, own)) as items:
             # what fails before the first item is still a 500
             first = await anext(items, _END)

@@ -4,8 +4,9 @@ import asyncio
 import inspect
 import logging
 import os
+import sys
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 from ray import serve
 
@@ -19,7 +20,6 @@ from servd.engines.on_ray.calls import FAILURE, VALUE, ClusterCaller, Part, cont
 from servd.engines.on_ray.private_names import get_serve_request_context
 from servd.ground.ids import DeploymentID, ReplicaID
 from servd.observability.tracebacks import user_traceback
-from servd.replica.exchange import HttpExchange
 from servd.replica.responses import UTF8_TEXT, Headers, error_response
 from servd.replica.user_callable import UserCallable
 
@@ -114,7 +114,7 @@ class ClusterReplica:
         current_request.set(context)
         exchange = ClusterExchange(scope, receive, send)
         try:
-            await self._limited(self._user.handle_http(cast(HttpExchange, exchange)), exchange)
+            await self._limited(self._user.handle_http(exchange), exchange)
         except Exception as error:
             tell(error, "__call__")
             if exchange.has_begun or scope["type"] != "http":
@@ -142,7 +142,10 @@ class ClusterReplica:
 
 
 class ClusterExchange:
-    """What `UserCallable` needs of an `HttpExchange`, over ASGI."""
+    """One request over ASGI."""
+
+    # Ray's proxy takes a response of any size
+    whole_below = sys.maxsize
 
     def __init__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         self.scope, self.receive, self._send = scope, receive, send
