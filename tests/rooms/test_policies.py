@@ -1,5 +1,6 @@
 """Policies in processes of a fork server: what hangs or dies costs nobody else anything, and all end with it."""
 
+import asyncio
 import json
 import os
 from collections.abc import AsyncIterator
@@ -14,7 +15,7 @@ from tests.processes import Process, alive, command_line, offspring
 from tests.rooms.replica_room import Room, a_room
 
 CODE = """
-import os, threading
+import asyncio, os, threading
 from servd import deployment
 
 @deployment
@@ -28,6 +29,19 @@ def say(context):
 def count(context):
     asked = context.policy_state.get("asked", 0) + 1
     return asked, {"asked": asked}
+
+class Polls:
+    def __init__(self):
+        self.seen, self.task = 0, None
+
+    async def poll(self):
+        while True:
+            self.seen += 1
+            await asyncio.sleep(0.001)
+
+    def __call__(self, context):
+        self.task = self.task or asyncio.get_running_loop().create_task(self.poll())
+        return self.seen, {}
 
 def hang(context):
     threading.Event().wait()
@@ -110,9 +124,16 @@ async def test_policies_live_beside_replicas_and_end_with_their_fork_server(room
     assert (await answer(room, "6")).error.startswith("its process has ended")
     put(room, "missing", "7")
     assert "has no attribute 'missing'" in (await answer(room, "7")).error
+    # its tasks go on between the questions
+    put(room, "Polls", "first")
+    assert (await answer(room, "first")).wanted == {"Echo": 0.0}
+    async with asyncio.timeout(5.0):
+        put(room, "Polls", "again")
+        while not (await answer(room, "again")).wanted["Echo"]:
+            put(room, "Polls", "again")
     put(room, "hang_too", "8")
-    # `say`, `count`, `missing` and the one that hangs
-    await wait_until(lambda: len(policies(hello.pid)) == 4)
+    # `say`, `count`, `missing`, `Polls` and the one that hangs
+    await wait_until(lambda: len(policies(hello.pid)) == 5)
     living = policies(hello.pid)
     assert pid in {number for number, _ in living}
     # whatever they are at

@@ -1,5 +1,6 @@
-"""The policy's own process: asks user code, and keeps the state that it returns."""
+"""The policy's own process: asks user code on an event loop, where its tasks go on, and keeps the state that it returns."""
 
+import asyncio
 import ctypes
 import importlib
 import json
@@ -38,11 +39,17 @@ def run(sock: socket.socket, parent: int, title: str) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         return
-    reader, runner = RecordReader(), PolicyRunner()
-    while data := sock.recv(_READ_BYTES):
+    asyncio.run(_answer_all(sock))
+
+
+async def _answer_all(sock: socket.socket) -> None:
+    # a policy is called on a loop, as in Ray's controller: tasks that it starts there go on between the questions
+    loop, reader, runner = asyncio.get_running_loop(), RecordReader(), PolicyRunner()
+    sock.setblocking(False)
+    while data := await loop.sock_recv(sock, _READ_BYTES):
         for ask in reader.feed(data):
             if isinstance(ask, PolicyAsk):
-                sock.sendall(record(runner.answer(ask)))
+                await loop.sock_sendall(sock, record(runner.answer(ask)))
 
 
 def run_spawned(sock: socket.socket, parent: int, title: str, order: BuildOrder, directory: str) -> None:
