@@ -33,6 +33,7 @@ from servd.documents.checked import Document, Fault
 from servd.documents.cross_checks import tls_faults
 from servd.documents.request_router import RequestRouterConfig, take_out_default_router
 from servd.ground.absent import stand_in
+from servd.ground.ids import DeploymentID
 from servd.ground.settings import DEFAULT_GRPC_PORT
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "AutoscalingContext",
     "AutoscalingPolicy",
     "BackpressureConfig",
+    "DeploymentID",
     "DeploymentMode",
     "HTTPOptions",
     "LoggingConfig",

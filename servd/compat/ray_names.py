@@ -235,6 +235,17 @@ def _fill_absent(module: ModuleType) -> None:
     module.__dict__.update({name: stand_in(module.__name__, name) for name in NAMES[module.__name__].split()})
 
 
+def _fill_routers(module: ModuleType) -> None:
+    _fill_absent(module)
+    module.__dict__.update(ReplicaID=importlib.import_module("servd.ground.ids").ReplicaID)
+
+
+def _fill_ids(module: ModuleType) -> None:
+    # private in Ray too, but policies of applications name the types of their arguments from there
+    ids = importlib.import_module("servd.ground.ids")
+    module.__dict__.update(DeploymentID=ids.DeploymentID, ReplicaID=ids.ReplicaID)
+
+
 def _fill_policies(module: ModuleType) -> None:
     _fill_absent(module)
     module.__dict__.update(AutoscalingContext=importlib.import_module("servd.config").AutoscalingContext)
@@ -243,12 +254,14 @@ def _fill_policies(module: ModuleType) -> None:
 _MAKERS: dict[str, Callable[[ModuleType], None]] = {
     **{name: _fill_absent for name in NAMES if name.startswith("ray.")},
     "ray.serve.autoscaling_policy": _fill_policies,
+    "ray.serve.request_router": _fill_routers,
     "ray": _fill_ray,
     "ray.dag": _fill_dag,
     "ray.exceptions": _fill_exceptions,
     "ray.runtime_env": _fill_runtime_env,
     "ray.util": _fill_nothing,
     "ray.serve._private": _fill_nothing,
+    "ray.serve._private.common": _fill_ids,
     "ray.serve._private.constants": _fill_constants,
     "ray.serve.generated": _fill_nothing,
     "ray.serve.generated.serve_pb2": _fill_messages,

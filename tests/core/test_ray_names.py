@@ -46,6 +46,10 @@ import ray.serve.deployment
 from ray.serve.deployment import Application, Deployment
 from ray.serve.schema import LoggingConfig
 from ray.serve._private.constants import SERVE_LOGGER_NAME
+from ray.serve._private.common import DeploymentID, ReplicaID
+from ray.serve.request_router import ReplicaID as Public
+import servd.config
+assert DeploymentID is servd.config.DeploymentID and Public is ReplicaID
 from ray.util import metrics
 import servd, servd.handle, servd.dag
 assert serve.deployment is servd.api.deployment and Deployment is serve.Deployment and Application is serve.Application
