@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from servd.calls import pickling
 from servd.calls.arguments import needs_waiting, resolve
 from servd.calls.broadcast_response import DeploymentBroadcastResponse, outcome_of
-from servd.calls.method_types import TypedCalls
+from servd.calls.method_types import TypedCalls, name_of_method
 from servd.calls.process import Process, Ticket, installed_process, local_process
 from servd.calls.request_context import MAX_DEPTH, NO_REQUEST, RequestContext, current_request
 from servd.calls.response import DeploymentResponse, DeploymentResponseGenerator, Ref, call_error
 from servd.exceptions import NoRouteError, RequestCancelledError, ServdError
+from servd.ground.absent import check_serializations, refuse_of_handles
 from servd.ground.ids import DeploymentID, random_uuid
 from servd.ground.parametrized import Served
 from servd.ground.settings import variable
@@ -72,24 +73,31 @@ class _Handle:
         method_name: str | Callable[..., Any] | None = None,
         multiplexed_model_id: str | None = None,
         stream: bool | None = None,
-        use_new_handle_api: bool | None = None,  # noqa: ARG002
+        use_new_handle_api: bool | None = None,
         session_id: str | None = None,
+        request_serialization: str | None = None,
+        response_serialization: str | None = None,
+        _by_reference: bool | None = None,
+        _prefer_local_routing: bool | None = None,
     ) -> Self:
         """A copy of this handle with other options; they hold for this copy's calls only.
 
         Args:
             method_name: the method, by its name or as `Class.method`.
             session_id: calls of one session go to one replica where the deployment's router is `consistent_hash`.
-            use_new_handle_api: accepted for applications of release 2.7, no effect.
+            use_new_handle_api: True: a `DeploymentHandle`, whatever this one is, for applications of release 2.7.
+            request_serialization, response_serialization, _by_reference, _prefer_local_routing: no effect on values.
 
         Raises:
             TypeError: `method_name` is no string and has no name, or `session_id` is no string.
+            ValueError: a serialization that does not exist.
         """
+        check_serializations(request_serialization, response_serialization)
         if session_id is not None and not isinstance(session_id, str):
             raise TypeError(f"session_id is a string, got {session_id!r}: `str(...)` makes one of it")
         if method_name is not None and not isinstance(method_name, str):
-            method_name = _name_of(method_name)
-        return type(self)(
+            method_name = name_of_method(method_name)
+        return (DeploymentHandle if use_new_handle_api else type(self))(  # type: ignore[return-value]
             self._id,
             method_name=self._method if method_name is None else method_name,
             multiplexed_model_id=self._model_id if multiplexed_model_id is None else multiplexed_model_id,
@@ -106,6 +114,7 @@ class _Handle:
     if not TYPE_CHECKING:
 
         def __call__(self, *_args: Any, **_kwargs: Any) -> NoReturn:
+            refuse_of_handles(self._method)
             call = "" if self._method == "__call__" else f".{self._method}"
             raise TypeError(f"a handle is called with `.remote`: `await handle{call}.remote(...)`")
 
@@ -262,13 +271,6 @@ def _connected() -> Process:
     from servd.calls.connection import connected_process
 
     return connected_process()
-
-
-def _name_of(method: Callable[..., Any]) -> str:
-    name = getattr(method, "__name__", None)
-    if not isinstance(name, str) or isinstance(method, type):
-        raise TypeError(f"method_name is a method's name, or the method as `Class.method`, got {method!r}")
-    return name
 
 
 def _is_response(value: Any) -> bool:

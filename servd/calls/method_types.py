@@ -67,6 +67,10 @@ class TypedCalls(Parametrized[Served]):
             session_id: str | None = None,
             stream: Literal[True],
             use_new_handle_api: bool | None = None,
+            request_serialization: str | None = None,
+            response_serialization: str | None = None,
+            _by_reference: bool | None = None,
+            _prefer_local_routing: bool | None = None,
         ) -> StreamingHandle[Served]: ...
         @overload
         def options(
@@ -77,5 +81,21 @@ class TypedCalls(Parametrized[Served]):
             session_id: str | None = None,
             stream: bool | None = None,
             use_new_handle_api: bool | None = None,
+            request_serialization: str | None = None,
+            response_serialization: str | None = None,
+            _by_reference: bool | None = None,
+            _prefer_local_routing: bool | None = None,
         ) -> Self: ...
         def options(self, **options: Any) -> Any: ...
+
+
+def name_of_method(method: Callable[..., Any]) -> str:
+    """Name of a method that is given as `Class.method`.
+
+    Raises:
+        TypeError: it has none, or is a class.
+    """
+    name = getattr(method, "__name__", None)
+    if not isinstance(name, str) or isinstance(method, type):
+        raise TypeError(f"method_name is a method's name, or the method as `Class.method`, got {method!r}")
+    return name

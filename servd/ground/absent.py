@@ -80,6 +80,16 @@ NAMES = {
 }
 """Module -> the names that it gives, separated by spaces."""
 
+_SERIALIZATIONS = ("cloudpickle", "pickle", "msgpack", "orjson")
+_CHOSEN = (
+    "`options(session_id=...)` keeps calls on one replica where the deployment's router is `consistent_hash`, and "
+    "`broadcast` calls every replica"
+)
+_OF_HANDLES = {
+    "choose_replica": _CHOSEN,
+    "dispatch": _CHOSEN,
+    "_init": "leave it out, they are ready at once and all replicas are local",
+}
 
 _OPTIONS = {
     "controller_options": "ControllerOptions",
@@ -98,6 +108,29 @@ def refuse_options(function: str, given: Mapping[str, Any]) -> None:
             raise TypeError(f"{function}() has no argument {name!r}")
         if value is not None:
             raise ValueError(f"servd has no {name}: {INSTEAD[_OPTIONS[name]]}")
+
+
+def refuse_of_handles(name: str) -> None:
+    """Refuse a function of Ray's handles; other names are the user's.
+
+    Raises:
+        NotImplementedError: says what to use instead.
+    """
+    if name in _OF_HANDLES:
+        raise NotImplementedError(
+            f"handles have no {name} here: {_OF_HANDLES[name]}; a method of that name is called with `.remote`"
+        )
+
+
+def check_serializations(*given: str | None) -> None:
+    """Check what options of handles say of how values travel.
+
+    Raises:
+        ValueError: nobody has that one.
+    """
+    for name in given:
+        if name is not None and name not in _SERIALIZATIONS:
+            raise ValueError(f"a serialization is one of {', '.join(_SERIALIZATIONS)}, got {name!r}")
 
 
 class _Absent(type):

@@ -134,6 +134,25 @@ def a_handle(kind: type[Any] = DeploymentHandle) -> Any:
     return kind(DeploymentID("app", "d"))
 
 
+async def test_options_of_later_releases(caller: FakeCaller) -> None:
+    ways = {"request_serialization": "msgpack", "_by_reference": False, "_prefer_local_routing": True}
+    assert await a_handle().options(**ways).remote(1) == 2
+    with pytest.raises(ValueError, match="cloudpickle, pickle, msgpack, orjson, got 'yaml'"):
+        a_handle().options(response_serialization="yaml")
+    with pytest.raises(NotImplementedError, match=r"no choose_replica here: .*session_id"):
+        a_handle().choose_replica(1)
+    caller.methods["dispatch"] = lambda x: -x
+    assert await a_handle().dispatch.remote(1) == -1
+
+
+@pytest.mark.parametrize("kind", [DeploymentHandle, RayServeHandle, RayServeDeploymentHandle, RayServeSyncHandle])
+async def test_the_new_api_of_older_handles(caller: FakeCaller, kind: type[Any]) -> None:
+    newer = a_handle(kind).options(use_new_handle_api=True, method_name="double")
+    assert type(newer) is DeploymentHandle
+    assert await newer.remote(2) == 4
+    assert type(a_handle(kind).options(use_new_handle_api=False)) is kind
+
+
 async def test_one_step(caller: FakeCaller) -> None:
     response = a_handle().remote(1)
     assert isinstance(response, DeploymentResponse)
