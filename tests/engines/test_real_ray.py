@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -136,6 +137,39 @@ def test_the_data_port_stays_as_it_is(head: Head) -> None:
     assert (code, "port: 8000 -> 8001" in err) == (1, True), err
 
 
+START_S = 15
+VERSIONED = """\
+http_options: {host: 127.0.0.1, port: 8000}
+applications:
+- name: versioned
+  route_prefix: /versioned
+  import_path: own:versioned
+  runtime_env: {working_dir: %s, env_vars: {VERSION: "%s", START_S: "%d"}}
+"""
+
+
+def test_requests_go_on_while_a_new_version_starts(head: Head) -> None:
+    path, done = head.folder / "versioned.yaml", head.folder / "deployed"
+    code = ROOT / "tests" / "engines" / "code"
+    path.write_text(VERSIONED % (code, "one", START_S))
+    head.deploy(path)
+    found: list[list[object]] = []
+    asking = threading.Thread(target=lambda: found.extend(head.do("meanwhile", path="/versioned", until=str(done))))
+    asking.start()
+    try:
+        path.write_text(VERSIONED % (code, "two", START_S))
+        head.deploy(path)
+        asyncio.run(wait_until(lambda: head.get("/versioned")[2] == "two", 60))
+    finally:
+        done.touch()
+        asking.join()
+    assert {status for status, *_ in found} == {200}
+    versions = [body for _, body, _ in found]
+    assert set(versions) == {"one", "two"}
+    # nobody waited for a constructor
+    assert max(float(str(seconds)) for *_, seconds in found) < START_S
+
+
 def test_one_application_goes_and_then_all(head: Head) -> None:
     head.deploy(write(head, "fr"))
     code, out, err = head.servd("delete", "text")
@@ -144,6 +178,23 @@ def test_one_application_goes_and_then_all(head: Head) -> None:
     assert list(head.status()) == ["shop"]
     assert head.servd("shutdown", "--yes")[0] == 0
     assert head.status() == {}
+
+
+def test_an_application_that_does_not_start_says_why(head: Head) -> None:
+    code = head.folder / "broken"
+    code.mkdir()
+    (code / "m.py").write_text(
+        "import servd\n@servd.deployment(ray_actor_options={'num_cpus': 0.1})\nclass D:\n"
+        "    def __init__(self): raise OSError('no weights')\na = D.bind()\n"
+    )
+    path = head.folder / "broken.yaml"
+    path.write_text(
+        f"http_options: {{host: 127.0.0.1}}\napplications: [{{name: broken, import_path: 'm:a', "
+        f"runtime_env: {{working_dir: {code}}}, deployments: [{{name: D}}]}}]\n"
+    )
+    code_, _, err = head.servd("deploy", str(path), "--wait", "--timeout", "120")
+    assert (code_, "no weights" in err) == (1, True), err
+    assert head.servd("shutdown", "--yes")[0] == 0
 
 
 OWN = """\
@@ -163,6 +214,9 @@ applications:
 - {name: slow, route_prefix: /slow, import_path: "own:slow", runtime_env: {working_dir: %(code)s}}
 - {name: ticks, route_prefix: /ticks, import_path: "own:ticks", runtime_env: {working_dir: %(code)s}}
 - {name: fast, route_prefix: /fast, import_path: "own:fast", runtime_env: {working_dir: %(code)s}}
+- {name: model, route_prefix: /model, import_path: "own:model", runtime_env: {working_dir: %(code)s}}
+- {name: batched, route_prefix: /batched, import_path: "own:batched", runtime_env: {working_dir: %(code)s}}
+- {name: alone, route_prefix: /alone, import_path: "own:alone", runtime_env: {working_dir: %(code)s}}
 - {name: outer, route_prefix: /outer, import_path: "own:outer", runtime_env: {working_dir: %(code)s},
    deployments: [{name: Outer, user_config: {word: file}}]}
 """
@@ -189,3 +243,24 @@ def test_code_of_servds_own_answers_as_on_servd(head: Head) -> None:
     before = head.pids()
     assert "Uploaded" not in head.deploy(path)
     assert head.pids() == before
+
+
+def test_streams_and_websockets_of_servds_own_code(head: Head) -> None:
+    stream = head.get("/fast/stream?count=100")
+    assert stream[:2] == (200, "text/plain; charset=utf-8")
+    parts = [f"part {number} of 100, \u00e9\n" for number in range(100)]
+    assert stream[2].encode("latin-1").decode() == "".join(parts)
+    assert head.get("/fast/echo", say=["one", [0, 1, 255], "x" * 100_000, "bye"], subprotocols=["other", "own"]) == (
+        4001, "said bye", ["own", "ONE", [255, 1, 0], "X" * 100_000],
+    )  # fmt: skip
+
+
+def test_a_preloaded_model_batches_and_back_pressure(head: Head) -> None:
+    assert json.loads(head.get("/model?row=12")[2]) == {"square": 144, "starts": 1}
+    assert head.at_once("/batched", 32) == ["16"] * 32
+    folder = head.folder / "alone"
+    folder.mkdir()
+    found = head.do(
+        "pressed", path=f"/alone?folder={folder}", count=5, refused=4, began=f"{folder}/began", go=f"{folder}/go"
+    )
+    assert sorted(found) == [200, 200, 503, 503, 503, 503]
