@@ -218,9 +218,11 @@ def _is_method_of(function: Any, target: type[Any]) -> bool:
     # by identity: a function of elsewhere may have been put into the class
     if not inspect.isfunction(function):
         return False
-    owner = (function.__module__, _class_name(function))
+    owner = _class_name(function)
+    # a class that stood in a function and travelled by value has lost where it stood
+    names = {owner, owner.rpartition(".")[2]} if "<locals>" in owner else {owner}
     return any(
-        (kind.__module__, kind.__qualname__) == owner
+        (kind.__module__ == function.__module__ and kind.__qualname__ in names)
         or any(_unwrapped(member) is function for member in vars(kind).values())
         for kind in target.__mro__
         if kind is not object

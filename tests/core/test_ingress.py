@@ -381,6 +381,11 @@ async def test_whose_routes_are_served() -> None:
             assert (await client.get("/two")).status_code == two
             assert (await client.get("/read")).status_code == (200 if kind is One else 404)
             assert (await client.post("/write")).status_code == (200 if kind is One else 404)
+    # as a class of a function is in a replica that got it by value
+    for part in One.__mro__[:-1]:
+        part.__qualname__ = part.__name__
+    async with client_of(One()) as client:
+        assert ((await client.get("/read")).json(), (await client.post("/write")).json()) == ("first", "second")
     alone = Two()
     await alone.__servd_startup__(alone=True)
     async with client_of(alone) as client:
