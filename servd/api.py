@@ -18,7 +18,7 @@ from servd.calls.connection import NOT_RUNNING
 from servd.calls.process import installed_process
 from servd.calls.replica_context import replica_context
 from servd.compat.companions import offer_companions
-from servd.config import HTTPOptions, LoggingConfig, gRPCOptions
+from servd.config import HTTPOptions, LoggingConfig, check_route_prefix, gRPCOptions
 from servd.daemon.presence import stay
 from servd.dag import HandleMaker
 from servd.documents.program_environment import program_environment
@@ -86,17 +86,15 @@ def run(
         name: of the application; one of this name is replaced. Without a name, "", it replaces all others too, and its
             deployments go by their bare names.
         route_prefix: instead of the ingress's; None = not over HTTP.
-        logging_config: as in documents.
-        local: run it in this process, without daemon and sockets.
+        logging_config: as in documents. local: run it in this process, without daemon and sockets.
         host, port: of the data plane; ignored with a warning where Serve runs with others.
-        external_scaler_enabled: what it allows is always allowed.
-        _blocking: False = do not wait.
+        external_scaler_enabled: what it allows is always allowed. _blocking: False = do not wait.
 
     Returns:
         A handle to the ingress.
 
     Raises:
-        TypeError: `target` is no application. ValueError: it cannot be built.
+        TypeError: `target` is no application. ValueError: it cannot be built, or `route_prefix` is wrong.
         ServdError: the daemon refuses it, say because the prefix is taken; nothing is changed then.
         RuntimeError: a deployment is UNHEALTHY, with its message; the application stays and goes on trying.
     """
@@ -106,10 +104,12 @@ def run(
     if local or _local_testing_mode:
         return _run_locally(root, name)
     built = build_application(root, name, HandleMaker())
+    prefix = built.route_prefix if isinstance(route_prefix, Unset) else route_prefix
+    prefix = prefix and check_route_prefix(prefix)
     client = _client_module().find_or_start(host=host, port=port)
     order = _order_for(client, host, port)
     # the code's own too: where it is taken shows before anything is changed
-    order["route_prefix"] = built.route_prefix if isinstance(route_prefix, Unset) else route_prefix
+    order["route_prefix"] = prefix
     logging_config = client.logging_config if logging_config is None else logging_config
     if logging_config is not None:
         order["logging_config"] = _plain_logging(logging_config)

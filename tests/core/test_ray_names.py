@@ -287,9 +287,16 @@ def test_a_rank_is_one_of_both_modules() -> None:
     assert (rank.rank, rank.node_rank, rank.local_rank) == (1, 0, 1)
 
 
+@servd.deployment
+def nothing() -> None:
+    """Deployed by nobody."""
+
+
 @pytest.mark.parametrize(
     ("call", "error", "said"),
     [
+        (lambda: servd.run(nothing.bind(), route_prefix="hello"), ValueError, "must start with '/', got 'hello'"),
+        (lambda: servd.run(nothing.bind(), route_prefix="/{hello}"), ValueError, "must not hold wildcards"),
         (
             lambda: servd.run(None, controller_options={}),
             ValueError,
