@@ -189,7 +189,9 @@ def test_looking_for_a_trace_leaves_the_garbage_collector_alone(monkeypatch: pyt
         before = gc.get_freeze_count()
         assert here() is None
         preload()
-        assert (gc.get_freeze_count(), gc.isenabled()) == (before, False)
+        # of what was frozen before something may have gone
+        assert gc.get_freeze_count() <= before
+        assert not gc.isenabled()
     finally:
         if was_on:
             gc.enable()
