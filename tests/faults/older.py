@@ -1,7 +1,6 @@
 """A start with what an older servd left when the power went: its state directory, and the facts beside its sockets."""
 
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -62,10 +61,7 @@ def commits_ago(directory: Path, times: int) -> Outcome:
         stage = Stage(daemon, directory)
         stage.deploy(version=1, replicas=2)
     finally:
-        # the daemon first, so that it starts nobody again
-        for pid in (daemon.process.pid, *daemon.pids()):
-            os.kill(pid, signal.SIGKILL)
-        daemon.process.wait()
+        daemon.cut_the_power()
     eventually(lambda: not list(titles(settings.state_dir)), 5.0)
     began = clock.now()
     with a_daemon(settings) as stage.daemon:

@@ -141,10 +141,7 @@ def test_after_a_power_cut_the_last_accepted_document_is_served_again(tmp_path: 
     stage.deploy(version=1, replicas=2)
     # accepted, and by no means carried out
     stage.put(version=2, colour=7, replicas=3)
-    # the daemon first, so that it starts nobody again
-    for pid in (daemon.process.pid, *daemon.pids()):
-        os.kill(pid, signal.SIGKILL)
-    daemon.process.wait()
+    daemon.cut_the_power()
     eventually(lambda: not list(titles(settings.state_dir)), 5.0)
     with a_daemon(settings) as stage.daemon:
         stage.wait()

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -140,6 +140,14 @@ class RunningDaemon:
     def pids(self, title: str = "") -> list[int]:
         """Living processes of this daemon, by the begin of their title after `servd: `."""
         return [pid for pid, name in titles(self.settings.state_dir) if name.startswith(f"servd: {title}")]
+
+    def cut_the_power(self) -> None:
+        """Kill it and all its processes: itself first, so that it starts nobody again."""
+        for pid in (self.process.pid, *self.pids()):
+            # who has noticed that the daemon is gone ends by itself
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait()
 
     def stop(self) -> int:
         """Stop it as Ctrl-C does; gives the exit code."""
