@@ -1,9 +1,10 @@
 """What holds for every test."""
 
 import gc
+import logging
 import os
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 
 import pytest
 
@@ -39,3 +40,16 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.enable()
         gc.collect()
         gc.freeze()
+
+
+def silenced() -> set[logging.Logger]:
+    return {logger for logger in logging.root.manager.loggerDict.values() if getattr(logger, "disabled", False)}  # type: ignore[misc]
+
+
+@pytest.fixture(autouse=True)
+def _loggers_speak_again() -> Iterator[None]:
+    """`logging.config` silences all loggers of a process, those of libraries that tests to come listen to among them."""
+    before = silenced()
+    yield
+    for logger in silenced() - before:
+        logger.disabled = False

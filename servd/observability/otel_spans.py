@@ -25,6 +25,7 @@ from servd.ground.package import VERSION
 from servd.observability.described import full_name_of, summary_of
 from servd.observability.failure import bounded
 from servd.observability.otel_context import below, place_of, span_context
+from servd.observability.own_loggers import leave_alone, overhear
 from servd.observability.spans import (
     NOTHING_RECORDED,
     Attributes,
@@ -334,22 +335,20 @@ class _Out(SpanExporter):
         return True
 
 
-class _Quiet(logging.Filter):
+class _Quiet:
     """Keeps what the library says of our spans out of the log: it says it again and again. Others' spans are not ours to hide.
 
     said: the last line of this thread. has_odd_headers: there are some for the endpoint that cannot be read.
     """
 
     def __init__(self) -> None:
-        super().__init__()
         self._here = threading.local()
         self._lock = threading.Lock()
         self._dropped = 0
         self.said = ""
         self.has_odd_headers = False
         for name in (*_TALKATIVE, _READS_HEADERS):
-            # before those that the library has put there
-            logging.getLogger(name).filters.insert(0, self)
+            overhear(logging.getLogger(name), self)
 
     def __enter__(self) -> None:
         self._here.depth = getattr(self._here, "depth", 0) + 1
@@ -360,7 +359,7 @@ class _Quiet(logging.Filter):
     def leave(self) -> None:
         """There will be no more of our spans."""
         for name in (*_TALKATIVE, _READS_HEADERS):
-            logging.getLogger(name).removeFilter(self)
+            leave_alone(logging.getLogger(name), self)
 
     def drop(self, count: int) -> None:
         """So many spans are lost; any thread may say so."""
@@ -373,15 +372,17 @@ class _Quiet(logging.Filter):
             dropped, self._dropped = self._dropped, 0
         return dropped
 
-    def filter(self, record: logging.LogRecord) -> bool:
-        if not getattr(self._here, "depth", 0):
-            return True
+    def listens(self) -> bool:
+        """Whether this thread is about our spans."""
+        return bool(getattr(self._here, "depth", 0))
+
+    def hear(self, record: logging.LogRecord) -> None:
+        """Keep what is said while it listens."""
         if record.name == _READS_HEADERS:
             self.has_odd_headers = True
-            return False
+            return
         text = record.getMessage()
         if text.startswith("Queue"):
             self.drop(1)
         else:
             self.said = bounded(without_secrets(text), _TEXT_CHARACTERS)
-        return False

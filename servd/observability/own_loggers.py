@@ -1,7 +1,10 @@
-"""The loggers of servd's own modules, which no configuration of the application silences."""
+"""Loggers that no configuration of the application silences: those of servd's own modules, and a library's while what it says is
+of servd's own doing.
+"""
 
 import logging
 from collections.abc import Sequence
+from typing import Protocol
 
 _PREFIX = "servd."
 
@@ -24,6 +27,33 @@ def keep_own_loggers() -> None:
     if manager.loggerClass is None:
         # those of modules that are loaded later
         manager.loggerClass = _new_logger  # type: ignore[assignment]
+
+
+class Listener(Protocol):
+    """Whoever hears what is said while it listens."""
+
+    def listens(self) -> bool:
+        """Whether what this thread says now is for it alone."""
+
+    def hear(self, record: logging.LogRecord) -> None:
+        """Take one line, of any level."""
+
+
+def overhear(logger: logging.Logger, listener: Listener) -> None:
+    """Let it hear, from now on, what is said to the logger while it listens, and nobody else. A filter would not do: a logger
+    that `logging.config` silences, as it does by itself with all that it is not told of, or one of a higher level, asks none.
+    """
+    if not isinstance(logger, _Overheard):
+        # of its own kind still, which may be the application's
+        logger.__class__ = type("Overheard", (_Overheard, type(logger)), {})
+    assert isinstance(logger, _Overheard)
+    logger.listeners = (*logger.listeners, listener)
+
+
+def leave_alone(logger: logging.Logger, listener: Listener) -> None:
+    """Let it hear nothing any more."""
+    if isinstance(logger, _Overheard):
+        logger.listeners = tuple(one for one in logger.listeners if one is not listener)
 
 
 class _OwnLogger(logging.Logger):
@@ -54,6 +84,20 @@ class _OwnLogger(logging.Logger):
             for handler in _handlers:
                 if record.levelno >= handler.level:
                     handler.handle(record)
+
+
+class _Overheard(logging.Logger):
+    listeners: tuple[Listener, ...] = ()
+
+    def isEnabledFor(self, level: int) -> bool:
+        return any(one.listens() for one in self.listeners) or super().isEnabledFor(level)
+
+    def handle(self, record: logging.LogRecord) -> None:
+        for listener in self.listeners:
+            if listener.listens():
+                listener.hear(record)
+                return
+        super().handle(record)
 
 
 def is_written(logger: logging.Logger) -> bool:

@@ -4,8 +4,9 @@ import asyncio
 import contextvars
 import gc
 import logging
+import logging.config
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,6 +30,7 @@ from tests.odd_errors import KINDS, raise_odd
 
 PARENT = TraceContext("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331", 1, "a=1")
 SETTINGS = TraceSettings("http://127.0.0.1:9/v1/traces", Sampling())
+EXPORTER = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
 WORKER = "OtelBatchSpanRecordProcessor"
 
 
@@ -46,7 +48,7 @@ class Kept(SpanExporter):
         self.is_asked.set()
         self.gate.wait()
         if self.fails:
-            logging.getLogger("opentelemetry.exporter.otlp.proto.http.trace_exporter").error("it is away")
+            logging.getLogger(EXPORTER).error("it is away")
             return SpanExportResult.FAILURE
         self.spans += spans
         return SpanExportResult.SUCCESS
@@ -227,6 +229,54 @@ def test_a_clock_that_is_set_shows_in_the_next_span(
     assert [(span.end_time or 0) - (span.start_time or 0) for span in kept.spans] == [pytest.approx(1e9, abs=1000)] * 2
 
 
+def silence_all() -> None:
+    logging.config.dictConfig({"version": 1})
+    assert logging.getLogger(EXPORTER).disabled
+
+
+def level_out_of_reach() -> None:
+    logging.getLogger(EXPORTER).setLevel(logging.CRITICAL + 1)
+    logging.getLogger("opentelemetry.sdk._shared_internal").setLevel(logging.CRITICAL + 1)
+
+
+class OwnKind(logging.Logger):
+    """As of an application that calls `logging.setLoggerClass`."""
+
+
+def another_kind() -> None:
+    logging.getLogger(EXPORTER).__class__ = OwnKind
+
+
+@pytest.mark.parametrize("configure", [silence_all, level_out_of_reach, another_kind, lambda: logging.disable()])
+def test_what_an_application_configures_of_loggers_hides_no_reason(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, kept: Kept, configure: Callable[[], None]
+) -> None:
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "20")
+    monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "16")
+    monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "4")
+    kept.fails = True
+    kinds = {name: type(logging.getLogger(name)) for name in (EXPORTER, "opentelemetry.sdk._shared_internal")}
+    is_late = configure is not another_kind
+    if not is_late:
+        configure()
+    made = OtelSpans(SETTINGS, "D", "one", {}, False, kept)
+    try:
+        if is_late:
+            configure()
+        a_hundred_while_one_is_sent(made, kept)
+        kept.gate.set()
+        assert made._late.force_flush()
+        assert made._out.trouble == "it is away"
+        assert made._out.quiet.take_dropped() == 100
+    finally:
+        logging.disable(logging.NOTSET)
+        made.flush(5.0)
+        for name, kind in kinds.items():
+            logging.getLogger(name).setLevel(logging.NOTSET)
+            logging.getLogger(name).__class__ = kind
+    assert "it is away" not in caplog.text.replace("reason=it is away", "")
+
+
 def test_an_endpoint_that_is_away_is_told_of_once(
     spans: OtelSpans, kept: Kept, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -247,7 +297,7 @@ def test_an_endpoint_that_is_away_is_told_of_once(
     assert int(caplog.records[-1].getMessage().rpartition("dropped=")[2]) == 100
     assert len(caplog.records) == 2
     # of somebody else's spans the library goes on telling
-    logging.getLogger("opentelemetry.exporter.otlp.proto.http.trace_exporter").error("theirs")
+    logging.getLogger(EXPORTER).error("theirs")
     assert caplog.records[-1].getMessage() == "theirs"
 
 
@@ -276,7 +326,7 @@ def test_reasons_do_not_show_who_sends(
     def export(_: Sequence[ReadableSpan]) -> SpanExportResult:
         if is_raised:
             raise OSError(text)
-        logging.getLogger("opentelemetry.exporter.otlp.proto.http.trace_exporter").error("%s", text)
+        logging.getLogger(EXPORTER).error("%s", text)
         return SpanExportResult.FAILURE
 
     monkeypatch.setattr(kept, "export", export)
@@ -313,14 +363,14 @@ def test_a_driver_that_is_closed_leaves_nothing_behind(monkeypatch: pytest.Monke
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
     at_exit: list[Any] = []
     monkeypatch.setattr(driver_line, "atexit", SimpleNamespace(register=at_exit.append, unregister=at_exit.remove))
-    filters = logging.getLogger("opentelemetry.sdk.trace.export").filters
-    before = len(filters)
+    library: Any = logging.getLogger("opentelemetry.sdk.trace.export")
+    before = getattr(library, "listeners", ())
     line = driver_line.DriverLine(str(tmp_path))
     try:
-        assert (len(filters), len(at_exit)) == (before + 1, 1)
+        assert (len(library.listeners), len(at_exit)) == (len(before) + 1, 1)
     finally:
         line.close()
-    assert (len(filters), len(at_exit)) == (before, 0)
+    assert (library.listeners, len(at_exit)) == (before, 0)
 
 
 def test_a_slow_endpoint_holds_the_end_up_no_longer_than_allowed(spans: OtelSpans, kept: Kept) -> None:
