@@ -53,6 +53,7 @@ lint: $(VENV)/installed-dev
 types: $(VENV)/installed-dev
 	$(BIN)/mypy
 	$(BIN)/mypy --strict tests/typing examples/typed/reviews.py
+	$(BIN)/mypy --config-file tests/mypy_plugin/mypy.ini tests/mypy_plugin
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 # pages that are made from the code; apart from the site, so that a test sees those that were not made again

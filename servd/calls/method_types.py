@@ -17,11 +17,33 @@ class MethodHandle(Protocol[Parameters, Answer]):
 class StreamingHandle(Protocol[Served]):
     """A handle after `options(stream=True)`."""
 
+    @property
+    def deployment_name(self) -> str:
+        """Full name `<app>_<name>`."""
+
+    @property
+    def app_name(self) -> str:
+        """Name of the application."""
+
+    def options(
+        self,
+        *,
+        method_name: str | None = None,
+        multiplexed_model_id: str | None = None,
+        session_id: str | None = None,
+        stream: Literal[True] | None = None,
+    ) -> Self:
+        """A copy of this handle with other options."""
+
     def remote(self, *args: Any, **kwargs: Any) -> DeploymentResponseGenerator[Any]:
         """Call the deployment."""
 
     def __getattr__(self, name: str) -> Self:
         """The handle to a method."""
+
+
+class NamedMethod(Parametrized[Served, Answer]):
+    """What a handle to a method is of, for `servd.mypy_plugin`. Served: the class, Answer: the method's name."""
 
 
 class TypedCalls(Parametrized[Served]):
