@@ -3,7 +3,9 @@
 import ast
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,9 @@ PAGES = [
     "production.md",
     "deployment.md",
 ]
+EXAMPLES = DOCS.parent / "examples"
+NEEDS = {"grpc": "grpc", "pytorch": "torch"}
+"""What an example is about, and may lack here."""
 COMMANDS = {info.name or info.callback.__name__ for info in app.registered_commands if info.callback}
 
 
@@ -115,3 +120,25 @@ def test_a_page_with_a_daemon_of_its_own_does_what_it_says(page: str, tmp_path: 
         place.reader(folder).follow(DOCS / page)
     finally:
         place.servd("stop")
+
+
+def test_every_example_has_a_page() -> None:
+    folders = {path.parent for path in EXAMPLES.rglob("*.py")}
+    assert folders == {path.parent for path in EXAMPLES.rglob("README.md")}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", sorted(path.parent.name for path in EXAMPLES.glob("*/README.md")))
+def test_the_page_of_an_example_does_what_it_says(name: str, place: Place, tmp_path: Path) -> None:
+    if (needed := NEEDS.get(name)) and find_spec(needed) is None:
+        pytest.skip(f"needs {needed}")
+    for folder in (EXAMPLES, DOCS.parent / "configs"):
+        shutil.copytree(folder, tmp_path / folder.name)
+    port = str(free_port())
+    for file in (tmp_path / "configs" / "grpc.yaml", tmp_path / "examples" / "grpc" / "buy.py"):
+        file.write_text(file.read_text().replace("9000", port))
+    folder = tmp_path / "examples" / name
+    try:
+        place.reader(folder).follow(folder / "README.md")
+    finally:
+        place.servd("shutdown", "-y")
