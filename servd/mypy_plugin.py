@@ -1,7 +1,8 @@
-"""Types of calls by a method's name, for mypy: `plugins = ["servd.mypy_plugin"]`. It needs mypy, so nothing of servd imports it.
+"""For mypy, which alone imports it: types of calls by a method's name, and of `bind` of classes under `@deployment`.
 
 How this works: `handle.predict` of a `DeploymentHandle[Model]` becomes a `DeploymentHandle[NamedMethod[Model, "predict"]]`, which
-`options` keeps; a call of its `remote` is checked with the signature of `Model.predict`.
+`options` keeps; a call of its `remote` is checked with the signature of `Model.predict`. A class under `@deployment` gets
+the methods of a deployment, and calls of them are checked as those of a `Deployment` of its constructor's parameters.
 """
 
 from collections.abc import Callable
@@ -11,8 +12,16 @@ from mypy.checker import TypeChecker
 from mypy.errorcodes import MISC
 from mypy.lookup import lookup_fully_qualified
 from mypy.maptype import map_instance_to_supertype
-from mypy.nodes import ARG_STAR2, FuncDef, TypeInfo
-from mypy.plugin import AttributeContext, CheckerPluginInterface, MethodContext, MethodSigContext, Plugin
+from mypy.nodes import ARG_STAR, ARG_STAR2, Argument, FuncDef, TypeInfo, Var
+from mypy.plugin import (
+    AttributeContext,
+    CheckerPluginInterface,
+    ClassDefContext,
+    MethodContext,
+    MethodSigContext,
+    Plugin,
+)
+from mypy.plugins.common import add_method_to_class
 from mypy.server.trigger import make_trigger
 from mypy.types import (
     AnyType,
@@ -22,6 +31,7 @@ from mypy.types import (
     LiteralType,
     NoneType,
     Overloaded,
+    Parameters,
     ParamSpecType,
     ProperType,
     TupleType,
@@ -32,6 +42,11 @@ from mypy.types import (
     get_proper_type,
 )
 
+_DECORATOR = "servd.api.deployment"
+_DEPLOYMENT = "servd.app.deployment.Deployment"
+_OF_DEPLOYMENTS = frozenset({"bind", "options"})
+_MARK = "servd"
+"""Key in what mypy keeps of a class under `@deployment`."""
 _STREAMING = "servd.calls.method_types.StreamingHandle"
 _NAMED_METHOD = "servd.calls.method_types.NamedMethod"
 _RESPONSE = "servd.calls.response.DeploymentResponse"
@@ -45,7 +60,11 @@ _ITERABLES = frozenset({"typing.Iterable", "typing.AsyncIterable"})
 
 
 class ServdPlugin(Plugin):
-    """Gives what `DeploymentHandle[Model]` knows of methods that go by their names."""
+    """Knows deployments, and what their handles know of methods that go by their names."""
+
+    def get_class_decorator_hook_2(self, fullname: str) -> Callable[[ClassDefContext], bool] | None:
+        """For `@deployment`."""
+        return _decorated if fullname == _DECORATOR else None
 
     def get_attribute_hook(self, fullname: str) -> Callable[[AttributeContext], Type] | None:
         """For `handle.predict`."""
@@ -58,14 +77,42 @@ class ServdPlugin(Plugin):
         return _with_options if name == "options" and owner in _HANDLES else None
 
     def get_method_signature_hook(self, fullname: str) -> Callable[[MethodSigContext], FunctionLike] | None:
-        """For `.remote(...)`."""
+        """For `.remote(...)`, and `bind` of a class."""
         owner, _, name = fullname.rpartition(".")
+        if name in _OF_DEPLOYMENTS and not owner.startswith("servd."):
+            return partial(_of_class, name)
         return _call if name == "remote" and owner in _HANDLES else None
 
 
 def plugin(version: str) -> type[Plugin]:  # noqa: ARG001 - mypy's
     """What mypy asks for."""
     return ServdPlugin
+
+
+def _decorated(context: ClassDefContext) -> bool:
+    anything = AnyType(TypeOfAny.special_form)
+    arguments = [
+        Argument(Var(name, anything), anything, None, kind)
+        for name, kind in (("args", ARG_STAR), ("kwargs", ARG_STAR2))
+    ]
+    context.cls.info.metadata[_MARK] = {}
+    for name in _OF_DEPLOYMENTS - context.cls.info.names.keys():
+        add_method_to_class(context.api, context.cls, name, arguments, anything, is_staticmethod=True)
+    return True
+
+
+def _of_class(name: str, context: MethodSigContext) -> FunctionLike:
+    made = context.type
+    # a class that is generic, or has several constructors, stays open
+    if not isinstance(made, CallableType) or not made.is_type_obj() or made.variables:
+        return context.default_signature
+    model = get_proper_type(made.ret_type)
+    if not isinstance(model, Instance) or _MARK not in model.type.metadata:
+        return context.default_signature
+    _needs(context.api, f"{model.type.fullname}.__init__")
+    parameters = Parameters(made.arg_types, made.arg_kinds, made.arg_names)
+    member = _member(context.api, _instance(context.api, _DEPLOYMENT, parameters, model), name, context)
+    return member if isinstance(member, FunctionLike) else context.default_signature
 
 
 def _named(name: str, context: AttributeContext) -> Type:
@@ -200,7 +247,11 @@ def _member(
 ) -> ProperType:
     """The type of a member of an instance; mypy says where there is none."""
     assert isinstance(api, TypeChecker)
-    # for the daemon of mypy: what is checked here counts on that method, which no expression names
-    needs = api.tree.plugin_deps.setdefault(make_trigger(f"{of.type.fullname}.{name}"), set())
-    needs.add(api.tscope.current_full_target())
+    _needs(api, f"{of.type.fullname}.{name}")
     return get_proper_type(api.expr_checker.analyze_external_member_access(name, of, context.context))
+
+
+def _needs(api: CheckerPluginInterface, fullname: str) -> None:
+    """For the daemon of mypy: what is checked now counts on a method that no expression names."""
+    assert isinstance(api, TypeChecker)
+    api.tree.plugin_deps.setdefault(make_trigger(fullname), set()).add(api.tscope.current_full_target())

@@ -1,4 +1,4 @@
-"""What mypy says of calls by a method's name, with `servd.mypy_plugin`."""
+"""What mypy says of calls by a method's name, and of `bind`, with `servd.mypy_plugin`."""
 
 import os
 from pathlib import Path
@@ -13,9 +13,12 @@ ROOT = Path(__file__).parents[2]
 CONFIG = "tests/mypy_plugin/mypy.ini"
 MODEL = """
 from collections.abc import AsyncGenerator
+from servd import deployment
 
+@deployment(num_replicas=2)
 class Model:
     scale = 1.0
+    def __init__(self, path: str) -> None: ...
     async def predict(self, text: str) -> float: return 1.0
     async def words(self) -> AsyncGenerator[str, None]: yield "a"
 """
@@ -59,6 +62,8 @@ def test_the_cases_are_as_they_say() -> None:
             "reveal_type(model.predict)",
             "DeploymentHandle[servd.calls.method_types.NamedMethod[model.Model, Literal['predict']]]",
         ),
+        ("Model.bind()", 'Missing positional argument "path" in call to "bind" of "Deployment"'),
+        ("reveal_type(Model.bind('p'))", "servd.app.deployment.Application[model.Model]"),
         ("type(model).remote(model, 3)", ""),
     ],
 )
@@ -77,8 +82,17 @@ def written(folder: Path, line: str) -> list[Path]:
     return [model, program]
 
 
-def test_the_daemon_of_mypy_sees_that_a_method_has_changed(tmp_path: Path) -> None:
-    model, program = written(tmp_path, "await model.predict.remote('a')")
+@pytest.mark.parametrize(
+    ("line", "before", "after", "expected"),
+    [
+        ("await model.predict.remote('a')", "text: str", "text: bytes", "bytes | DeploymentResponse[bytes]"),
+        ("Model.bind('a')", "path: str", "path: bytes", "bytes"),
+    ],
+)
+def test_the_daemon_of_mypy_sees_what_has_changed(
+    tmp_path: Path, line: str, before: str, after: str, expected: str
+) -> None:
+    model, program = written(tmp_path, line)
     sources = [BuildSource(str(model), "model"), BuildSource(str(program), "program")]
     arguments = ["--config-file", CONFIG, "--cache-dir", os.devnull, "--local-partial-types", str(program)]
     options = process_options(arguments, server_options=True)[1]
@@ -86,5 +100,5 @@ def test_the_daemon_of_mypy_sees_that_a_method_has_changed(tmp_path: Path) -> No
     # what `dmypy` runs, in this process
     server = Server(options, str(tmp_path / "status.json"))
     assert server.check(sources, False, False, 80)["status"] == 0
-    model.write_text(MODEL.replace("text: str", "text: bytes"))
-    assert 'expected "bytes | DeploymentResponse[bytes]"' in str(server.check(sources, False, False, 80)["out"])
+    model.write_text(MODEL.replace(before, after))
+    assert f'expected "{expected}"' in str(server.check(sources, False, False, 80)["out"])

@@ -1,10 +1,10 @@
-"""Checked by `make types` with `servd.mypy_plugin`: what calls by a method's name take and give. Nothing runs it."""
+"""Checked by `make types` with `servd.mypy_plugin`: what calls by a method's name, and `bind`, take and give. Nothing runs it."""
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
 from typing import Any, Generic, NoReturn, ParamSpec, Protocol, TypeVar, assert_type, overload
 
 import servd
-from servd import batch, deployment, ingress, multiplexed
+from servd import Application, batch, deployment, ingress, multiplexed
 from servd.handle import DeploymentHandle, DeploymentResponse, DeploymentResponseGenerator, RayServeHandle
 
 Item = TypeVar("Item")
@@ -229,6 +229,7 @@ async def elsewhere(
     old.predict.options(multiplexed_model_id="m").remote(3)
 
 
+@servd.deployment
 class Front:
     def __init__(self, model: DeploymentHandle[Model]) -> None:
         self.model, self.words = model, model.options(stream=True).words
@@ -239,6 +240,37 @@ class Front:
         self.words.remote("a")  # type: ignore[arg-type]
 
 
-started = servd.run(deployment(Front).bind(deployment(Other).bind()), local=True)  # type: ignore[arg-type]
+@deployment(name="bare")
+class Bare:
+    """Without a constructor of its own."""
+
+
+@deployment
+class Boxed(Generic[Item]):
+    def __init__(self, item: Item) -> None:
+        self.item = item
+
+
+class Plain:
+    @staticmethod
+    def bind(number: int) -> int:
+        return number
+
+
+front = Front.options(num_replicas=2).bind(Model.bind("path"))
+assert_type(front, Application[Front])
+assert_type(Model.bind("path"), Application[Model])
+assert_type(Model.options(name="m").bind("path"), Application[Model])
+assert_type(Bare.bind(), Application[Bare])
+assert_type(Boxed.bind(3), Any)
+assert_type(Plain.bind(3), int)
+started = servd.run(front, local=True)
 assert_type(started.use.remote().result(), None)
+
+Model.bind()  # type: ignore[call-arg]
+Model.bind(3)  # type: ignore[arg-type]
+Model.options(num_replicas=2).bind(path=3)  # type: ignore[arg-type]
+Model.options(replicas=2)  # type: ignore[call-arg]
+Bare.bind("path")  # type: ignore[call-arg]
+Front.bind(Bare.bind())  # type: ignore[arg-type]
 started.use.remote("a")  # type: ignore[call-arg]
