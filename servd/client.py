@@ -245,6 +245,10 @@ class Client:
             logger.info("shutdown daemon=gone")
         except RefusedError as error:
             raise TimeoutError(error.text) from error
+        else:
+            if self.connection.after_shutdown is not None:
+                self.connection.after_shutdown()
+                return
         self.close()
 
     def close(self) -> None:

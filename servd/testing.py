@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from typing import Any
 
 from starlette.websockets import WebSocketDisconnect
@@ -18,7 +19,7 @@ from servd.api import delete, run
 from servd.app.built import BuiltApplication
 from servd.app.deployment import Application
 from servd.calls.route_table import decoded_path
-from servd.client import concrete_port, start_own
+from servd.client import Client, concrete_port, start_own
 from servd.exceptions import ServdError
 from servd.ground.settings import DEFAULT_HTTP_HOST, url_of
 from servd.handle import RayServeSyncHandle
@@ -285,6 +286,7 @@ def daemon() -> Iterator[Daemon]:
     """A daemon on free ports, with a state directory that goes with it; it ends with this process at the latest.
 
     Meanwhile it is the daemon of this process: `servd.run`, `servd.delete`, `servd.get_app_handle` and the others mean it.
+    `servd.shutdown()` deletes what was deployed, and leaves it as it is at its start.
 
     Raises:
         ServdError: this process runs a daemon of its own already, or it cannot start.
@@ -293,13 +295,16 @@ def daemon() -> Iterator[Daemon]:
         state_dir = os.path.join(folder, "state")
         owner = start_own(state_dir)
         try:
-            yield Daemon(_opened(owner), state_dir)
+            port = _opened_port(owner)
+            # else the verbs of the next test would mean the daemon of this host
+            owner.connection.after_shutdown = partial(owner.start_instance, {"port": port})
+            yield Daemon(url_of(DEFAULT_HTTP_HOST, port), state_dir)
         finally:
             owner.close()
 
 
-def _opened(owner: Any) -> str:
-    """Open the data plane on a free port; its URL."""
+def _opened_port(owner: Client) -> int:
+    """Open the data plane on a free port."""
     for left in reversed(range(_PORT_TRIES)):
         port = concrete_port(None, 0)
         try:
@@ -310,7 +315,7 @@ def _opened(owner: Any) -> str:
                 raise
             continue
         break
-    return url_of(DEFAULT_HTTP_HOST, port)
+    return port
 
 
 if "pytest" in sys.modules:
@@ -318,6 +323,6 @@ if "pytest" in sys.modules:
 
     @pytest.fixture(scope="session")
     def servd_daemon() -> Iterator[Daemon]:
-        """One daemon for all tests of the run (see `daemon`); delete what a test deploys: `servd.delete(name)`."""
+        """One daemon for all tests of the run (see `daemon`); let each delete what it deploys: `servd.delete(name)`."""
         with daemon() as running:
             yield running

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Callable
 from typing import Any
 
 from servd.calls.driver_line import DriverLine
@@ -30,6 +31,8 @@ class Connection:
         self._daemon = daemon
         self._line: DriverLine | None = None
         self.is_closed = False
+        self.after_shutdown: Callable[[], None] | None = None
+        """Called in the place of `close` when `servd.shutdown()` has deleted everything: makes Serve run again."""
 
     def __repr__(self) -> str:
         return f"Connection({self.admin.address}{', closed' if self.is_closed else ''})"

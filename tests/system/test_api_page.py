@@ -91,8 +91,7 @@ def test_the_examples_run() -> None:
     names: dict[str, Any] = {"__name__": "page"}
     exec(GIVEN, names)
     with testing.daemon() as daemon:
-        # the one that ends the daemon is the last
-        for example in sorted(EXAMPLES, key=lambda text: "servd.shutdown()" in text):
+        for example in EXAMPLES:
             names |= {name: made() for what, (name, made) in NEEDED.items() if what in example}
             code = example.replace("9000", daemon.url.rpartition(":")[2])
             try:

@@ -89,6 +89,13 @@ def test_a_daemon_is_this_process_own_and_leaves_nothing() -> None:
         assert servd.get_app_handle("echo") is not None
         with pytest.raises(ServdError, match="has started a daemon already"), daemon():
             pass
+        # as at the end of a test written for Ray Serve; twice, and it goes on
+        for _ in range(2):
+            servd.shutdown()
+            assert servd.status().applications == {}
+        servd.run(echo.bind(), name="again", route_prefix="/again")
+        with running.client() as http:
+            assert http.get("/again?text=hi").text == "hi"
         state_dir = running.state_dir
         assert list(titles(state_dir))
     assert not os.path.exists(state_dir)
