@@ -255,7 +255,8 @@ class Executor:
     def _set_proxy_goal(self, goal: ProxyGoal) -> None:
         if not self._server.send(PROXY, goal.proxy_id, goal) and goal.drain:
             fact = self._observed.proxies.get(goal.proxy_id)
-            if fact is None or not fact.listening:
+            # one that has served may have clients, though it has not said so to this controller yet: it is told when it greets
+            if fact is None or not fact.has_served:
                 self._supervisor.kill((PROXY, goal.proxy_id))
 
     def adopt(self) -> None:

@@ -9,6 +9,7 @@ from servd.controller.control_server import ControlServer
 from servd.controller.executor import Executor
 from servd.controller.metrics_desk import MetricsDesk
 from servd.controller.plan import actions, events
+from servd.controller.plan.data_plane import goal_of
 from servd.controller.plan.facts import UpgradeFact
 from servd.controller.plan.observed import Observed
 from servd.controller.shown.figures import FiguresDesk
@@ -27,7 +28,6 @@ from servd.wire.messages import (
     Forked,
     Hello,
     MetricsReport,
-    ProxyGoal,
     ProxyReport,
     ReplicaReport,
     StackReport,
@@ -105,7 +105,7 @@ class ProcessNews:
             return False
         if self._supervisor.adopt((PROXY, hello.id), pid, hello.start_ticks) and not fact.pid:
             self._emit(events.Started(PROXY, hello.id, pid, hello.start_ticks))
-        goal = ProxyGoal(hello.id, drain=fact.draining, slots=tuple(fact.slots))
+        goal = goal_of(fact, self._observed, drain=fact.draining)
         self._loop.call_soon(self._executor.greet_proxy, actions.SetProxyGoal(goal, "hello"))
         return True
 

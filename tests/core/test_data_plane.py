@@ -2,16 +2,18 @@
 
 from dataclasses import replace
 
+import pytest
+
 from servd.calls.route_table import RouteTable
 from servd.controller.plan import actions, events
-from servd.controller.plan.data_plane import boot
+from servd.controller.plan.data_plane import boot, goal_of
 from servd.controller.plan.goal import Goal
-from servd.controller.plan.observed import Observed
+from servd.controller.plan.observed import PROXY_DRAIN_S, Observed
 from servd.controller.plan.routing import routing
 from servd.controller.shown.status import instance_view
 from servd.ground.states import DeployMode
 from servd.wire.build_messages import BuildResult
-from servd.wire.messages import PROXY, ProxyReport
+from servd.wire.messages import PROXY, ProxyGoal, ProxyReport
 from tests.core.build import (
     HTTP,
     IDENTITY,
@@ -241,3 +243,30 @@ def test_other_times_of_idle_connections_need_other_proxies() -> None:
     assert (before.keep_alive_timeout_s, after.keep_alive_timeout_s) == (0.0, 5.0)
     told = [type(action).__name__ for action in world.log if not isinstance(action, actions.Publish)]
     assert told[-2:] == ["StartProxy", "SetProxyGoal"]
+
+
+def test_who_serves_an_address_given_up_goes_on_until_its_successor_listens_whoever_plans() -> None:
+    world = World(a_goal())
+    world.run()
+    (before,) = world.observed.proxies
+    world.goal = replace(world.goal, revision=2, http=replace(HTTP, keep_alive_timeout_s=5.0))
+    # nobody has reported to this one yet
+    restart_controller(world)
+    plan = world.turn()
+    assert orders(plan) == {}
+    assert not world.observed.proxies[before].draining
+    # what never listened has nobody to serve
+    (new,) = set(world.observed.proxies) - {before}
+    world.goal = replace(world.goal, revision=3, http=replace(HTTP, keep_alive_timeout_s=6.0))
+    assert list(orders(world.turn())) == [new]
+
+
+@pytest.mark.parametrize(("port", "is_replaced"), [(HTTP.grpc_port, True), (HTTP.grpc_port + 1, False)])
+def test_a_proxy_that_greets_again_is_told_what_it_was_told(port: int, is_replaced: bool) -> None:
+    world = World(a_goal())
+    world.run()
+    (proxy,) = world.observed.proxies.values()
+    assert goal_of(proxy, world.observed, drain=False) == ProxyGoal(proxy.proxy_id, slots=proxy.slots)
+    world.observed.put(replace(world.observed.data_plane, http=replace(HTTP, grpc_port=port)))
+    told = goal_of(proxy, world.observed, drain=True)
+    assert told == ProxyGoal(proxy.proxy_id, True, PROXY_DRAIN_S, is_replaced=is_replaced)

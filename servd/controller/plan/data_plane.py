@@ -92,17 +92,24 @@ def proxy_actions(
     ready = wanted is None or (all(p.listening for p in fitting) and len(fitting) >= settings.proxies)
     for proxy in current:
         is_misplaced = proxy not in placed or proxy.slot >= settings.proxies
-        # one of before an upgrade that has not reported yet serves all the same
-        if (is_misplaced and not proxy.listening) or (ready and (is_misplaced or proxy not in fitting)):
+        # one that has not reported to this controller yet serves all the same, if it ever did
+        if (is_misplaced and not proxy.has_served) or (ready and (is_misplaced or proxy not in fitting)):
             reason = "address given up" if is_misplaced else "upgrade"
-            stays = wanted is not None and (proxy.host, proxy.grpc_port) == (wanted.host, wanted.grpc_port)
-            goal = ProxyGoal(proxy.proxy_id, drain=True, drain_timeout_s=PROXY_DRAIN_S, is_replaced=stays)
-            yield actions.SetProxyGoal(goal, reason)
+            yield actions.SetProxyGoal(goal_of(proxy, observed, drain=True), reason)
     for proxy in observed.proxies.values():
         if proxy.draining and proxy.kill_at <= now and proxy.killed_at < now - KILL_AGAIN_S:
             yield actions.KillProxy(proxy.proxy_id, "drain took too long")
         elif proxy.draining:
             yield max(proxy.kill_at, proxy.killed_at + KILL_AGAIN_S) if proxy.kill_at < math.inf else math.inf
+
+
+def goal_of(proxy: ProxyFact, observed: Observed, *, drain: bool) -> ProxyGoal:
+    """What a proxy is told when it shall drain, and whenever it says Hello."""
+    if not drain:
+        return ProxyGoal(proxy.proxy_id, slots=tuple(proxy.slots))
+    http = observed.data_plane.http
+    stays = http is not None and is_served(http) and (proxy.host, proxy.grpc_port) == (http.host, http.grpc_port)
+    return ProxyGoal(proxy.proxy_id, drain=True, drain_timeout_s=PROXY_DRAIN_S, is_replaced=stays)
 
 
 def _fits(proxy: ProxyFact, http: HttpGoal) -> bool:
