@@ -5,6 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from servd.ground.package import DISTRIBUTION
+
 PEERS_DIR = Path(__file__).parents[2] / ".cache" / "peers"
 INSTALL_LIMIT_S = 900.0
 REQUIREMENTS = {
@@ -61,7 +63,8 @@ def sees_packages_of(python: str, other: str) -> None:
 
 def version_of(package: str, python: str | None = None) -> str:
     """The version installed, by default in the environment of the peer of that name."""
-    return _printed(python or python_of(package), f"import importlib.metadata as m; print(m.version({package!r}))")
+    name = DISTRIBUTION if package == "servd" else package
+    return _printed(python or python_of(package), f"import importlib.metadata as m; print(m.version({name!r}))")
 
 
 def _printed(python: str, code: str) -> str:

@@ -1,13 +1,15 @@
 """The pure half of the benchmarks: what wrk printed, ratios, the table, files."""
 
+import importlib.metadata
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
 from benchmarks.compare.cases import AIMS, BY_NAME, json_text
 from benchmarks.compare.figures import Sample, aims, ratio_by_round, reached, rows
-from benchmarks.compare.peers import REQUIREMENTS
+from benchmarks.compare.peers import REQUIREMENTS, version_of
 from benchmarks.compare.processes import cpu_ticks
 from benchmarks.compare.results import Results, machine, read, together, write
 from benchmarks.compare.systems import SYSTEMS, Endpoint
@@ -16,6 +18,7 @@ from benchmarks.compare.wrk import LoadError, parsed, script
 from benchmarks.models.cases import CASES, verdicts
 from benchmarks.models.systems import SYSTEMS as MODEL_SYSTEMS
 from benchmarks.models.table import report as models_report
+from servd.ground.package import DISTRIBUTION
 
 PRINTED = """Running 1s test @ http://127.0.0.1:8000/
   1 threads and 32 connections
@@ -181,3 +184,8 @@ def test_report_on_models() -> None:
 
 def test_every_system_of_models_has_an_environment() -> None:
     assert {system.peer for system in MODEL_SYSTEMS} <= {*REQUIREMENTS, "servd"}
+
+
+@pytest.mark.parametrize(("package", "distribution"), [("servd", DISTRIBUTION), ("pytest", "pytest")])
+def test_versions_are_those_of_what_is_installed(package: str, distribution: str) -> None:
+    assert version_of(package, sys.executable) == importlib.metadata.version(distribution)
