@@ -10,10 +10,12 @@ instance has been constructed, so everything counts that its module and its cons
 import copy
 import dataclasses
 import inspect
+import os
 import types
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from fastapi import APIRouter, Depends, FastAPI
 from fastapi.routing import APIRoute, APIWebSocketRoute
@@ -27,6 +29,12 @@ INSTANCE_KEY = "servd.instance"
 _DOCUMENTATION = ("openapi", "swagger_ui_html", "swagger_ui_redirect", "redoc_html")
 _METHOD = "__servd_method__"
 """Attribute of an endpoint that was made from a method: the method's function."""
+_HOME = "__servd_home__"
+"""Attribute of such an endpoint: the marks of the class in whose body the method stands."""
+MARKS_ATTRIBUTE = "__servd_marks__"
+"""Attribute of a decorated class: what `marks_of` gave."""
+
+_marks: WeakKeyDictionary[type[Any], str] = WeakKeyDictionary()
 
 
 def check_routes(app: FastAPI | APIRouter, target: type[Any]) -> str | None:
@@ -37,6 +45,16 @@ def check_routes(app: FastAPI | APIRouter, target: type[Any]) -> str | None:
     """
     _bind_methods(_router_of(app), target, must_take_self=True)
     return _whole(app).docs_url
+
+
+def marks_of(target: type[Any]) -> frozenset[str]:
+    """What tells a class and its bases from others of their names, as of a cell that ran twice in a notebook, in any process."""
+    return frozenset(_mark(kind) for kind in target.__mro__ if kind is not object)
+
+
+def _mark(kind: type[Any]) -> str:
+    # not from `random`, which scripts seed
+    return _marks.setdefault(kind, os.urandom(8).hex())
 
 
 def own_app(app: FastAPI | APIRouter, target: type[Any], *, alone: bool) -> FastAPI:
@@ -133,7 +151,10 @@ def _bind_methods(router: Any, target: type[Any], *, must_take_self: bool) -> No
             if not isinstance(route, APIRoute | APIWebSocketRoute) or hasattr(route.endpoint, _METHOD):
                 continue
             if _is_method_of(route.endpoint, target) and (must_take_self or _takes_self(route.endpoint)):
-                part.routes[index] = _bound_route(route)
+                part.routes[index] = bound = _bound_route(route)
+                homes = [kind for kind in target.__mro__ if _stands_in(bound.endpoint, kind)]
+                if must_take_self and homes:
+                    setattr(bound.endpoint, _HOME, frozenset(map(_mark, homes)))
                 _mark_changed(part)
 
 
@@ -208,7 +229,11 @@ def _is_for(route: Any, target: type[Any]) -> bool:
         return True
     method = getattr(route.endpoint, _METHOD, None)
     if method is not None:
-        return _is_method_of(method, target)
+        home, marks = getattr(route.endpoint, _HOME, None), getattr(target, MARKS_ATTRIBUTE, frozenset())
+        if home is None or home & marks:
+            return _is_method_of(method, target)
+        # of a class that this one's definition has replaced, unless it was put into this one
+        return any(_holds(kind, method) for kind in target.__mro__)
     # what is left after binding is of another class, and nobody could fill in its `self`
     return not (_class_name(route.endpoint) and _takes_self(route.endpoint))
 
@@ -218,15 +243,19 @@ def _is_method_of(function: Any, target: type[Any]) -> bool:
     # by identity: a function of elsewhere may have been put into the class
     if not inspect.isfunction(function):
         return False
+    return any(_stands_in(function, kind) or _holds(kind, function) for kind in target.__mro__ if kind is not object)
+
+
+def _stands_in(function: Any, kind: type[Any]) -> bool:
+    """Whether a function stands in the body of a class of this name."""
     owner = _class_name(function)
     # a class that stood in a function and travelled by value has lost where it stood
     names = {owner, owner.rpartition(".")[2]} if "<locals>" in owner else {owner}
-    return any(
-        (kind.__module__ == function.__module__ and kind.__qualname__ in names)
-        or any(_unwrapped(member) is function for member in vars(kind).values())
-        for kind in target.__mro__
-        if kind is not object
-    )
+    return kind.__module__ == function.__module__ and kind.__qualname__ in names
+
+
+def _holds(kind: type[Any], function: Any) -> bool:
+    return any(_unwrapped(member) is function for member in vars(kind).values())
 
 
 def _unwrapped(member: Any) -> Any:

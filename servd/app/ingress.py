@@ -67,6 +67,8 @@ def ingress(app: Any) -> IngressDecorator:
             STARTUP_ATTRIBUTE: _startup,
             SHUTDOWN_ATTRIBUTE: _shutdown,
         }
+        if (routes := _class_routes(app)) is not None:
+            attributes[routes.MARKS_ATTRIBUTE] = routes.marks_of(target)
         return type(target.__name__, (target,), attributes)
 
     return decorate

@@ -517,3 +517,59 @@ async def test_an_ingress_travels_by_value() -> None:
     copy = pickling.load_application(pickling.dump_application(Shipped.bind()))
     async with client_of(servd.build(copy).ingress.func_or_class()) as client:
         assert (await client.get("/x")).json() == "shipped"
+
+
+def _shipped(target: Any) -> Any:
+    loaded = pickling.load_application(pickling.dump_application(servd.deployment(target).bind()))
+    return servd.build(loaded).ingress.func_or_class
+
+
+@pytest.mark.parametrize("by_value", [False, True])
+async def test_a_class_that_is_defined_again_under_its_name_has_its_own_routes(by_value: bool) -> None:
+    own = FastAPI()
+
+    class Tools:
+        @own.get("/shared")
+        def shared(self) -> str:
+            return type(self).__name__ + self.name()
+
+        def name(self) -> str:
+            return ""
+
+    def cell(version: str, path: str) -> Any:
+        @ingress(own)
+        class Chat(Tools):
+            @own.get("/")
+            def read(self) -> str:
+                return self.name()
+
+            @own.get(path)
+            def other(self) -> str:
+                return path
+
+            def name(self) -> str:
+                return version
+
+        return Chat
+
+    chats = [cell("first", "/a"), cell("second", "/b")]
+    for chat, version, paths in zip(chats, ("first", "second"), ("a", "b"), strict=True):
+        target = _shipped(chat) if by_value else chat
+        async with client_of(target()) as client:
+            assert (await client.get("/")).json() == version
+            assert (await client.get("/shared")).json() == f"Chat{version}"
+            assert [path for path in "ab" if (await client.get(f"/{path}")).status_code == 200] == [paths]
+
+
+async def test_one_class_may_be_decorated_twice_and_lend_its_methods() -> None:
+    own = FastAPI()
+
+    class Chat:
+        @own.get("/")
+        def read(self) -> str:
+            return type(self).__name__
+
+    again = type("Chat", (), {"read": Chat.read, "__module__": __name__})
+    for target in (ingress(own)(Chat), ingress(own)(Chat), ingress(own)(ingress(own)(Chat)), ingress(own)(again)):
+        async with client_of(target()) as client:
+            assert (await client.get("/")).json() == "Chat"
