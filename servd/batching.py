@@ -1,7 +1,10 @@
 """`batch`: single calls in, one call of the user's function with lists out."""
 
+import asyncio
+import contextlib
 import functools
 import inspect
+import weakref
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
@@ -24,8 +27,8 @@ def batch(
 
     Callers pass and get single values; the function gets a list per parameter passed and gives a list of equal length. An
     exception object in that list is raised to its caller alone. An async generator yields one list per step; each caller
-    gets an async generator of its elements, which `StopIteration` ends. The decorated function has `set_max_batch_size(n)` and
-    `set_batch_wait_timeout_s(s)`.
+    gets an async generator of its elements, which `StopIteration` ends; its item waits from the call on. The decorated function
+    has `set_max_batch_size(n)` and `set_batch_wait_timeout_s(s)`.
 
     Args:
         max_batch_size: items, or what `batch_size_fn` sums up to, >= 1.
@@ -53,18 +56,14 @@ def _decorated(function: Any, options: BatchOptions) -> Callable[..., Any]:
     if inspect.isasyncgenfunction(function):
 
         @functools.wraps(function)
-        async def wrapper(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
-            call = queues.add(args, kwargs)
-            assert call.stream is not None
-            try:
-                while (element := await call.stream.get()) is not StreamEnd:
-                    if isinstance(element, Exception):
-                        raise element
-                    yield element
-                if call.future.done():
-                    call.future.result()
-            finally:
-                call.future.cancel()
+        def wrapper(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, None]:
+            # off a loop, as on a thread of sync handlers, nothing can wait yet
+            call = queues.add(args, kwargs) if asyncio._get_running_loop() is not None else None
+            elements = _elements(call, functools.partial(queues.add, args, kwargs))
+            if call is not None:
+                # a generator that never begins runs no `finally` either
+                weakref.finalize(elements, _forget, call.future).atexit = False
+            return elements
 
     else:
 
@@ -84,6 +83,35 @@ def _decorated(function: Any, options: BatchOptions) -> Callable[..., Any]:
     wrapper.set_batch_wait_timeout_s = set_batch_wait_timeout_s  # type: ignore[attr-defined]
     setattr(wrapper, BATCH_ATTRIBUTE, options)
     return wrapper
+
+
+async def _elements(call: BatchCall | None, add: Callable[[], BatchCall]) -> AsyncGenerator[Any, None]:
+    """What a batch has for one of its calls; one that was queued on another loop than this is queued anew."""
+    if call is not None and call.future.get_loop() is not asyncio.get_running_loop():
+        _forget(call.future)
+        call = None
+    call = call or add()
+    assert call.stream is not None
+    try:
+        while (element := await call.stream.get()) is not StreamEnd:
+            if isinstance(element, Exception):
+                raise element
+            yield element
+        if call.future.done():
+            call.future.result()
+    finally:
+        call.future.cancel()
+
+
+def _forget(future: "asyncio.Future[Any]") -> None:
+    """Give a call up; wherever garbage is collected."""
+    loop = future.get_loop()
+    if asyncio._get_running_loop() is loop:
+        future.cancel()
+    elif not future.done():
+        # nothing waits on a loop that is closed
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(future.cancel)
 
 
 class _Queues:

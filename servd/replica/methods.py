@@ -4,6 +4,7 @@ import inspect
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Protocol
 
+from servd.app.options import BATCH_ATTRIBUTE
 from servd.calls.request_context import RequestContext
 from servd.ground.quick_dataclass import dataclass
 from servd.replica.exchange import HttpExchange
@@ -41,9 +42,14 @@ def kind_of(function: Callable[..., Any]) -> str:
         function = inner
     if inspect.iscoroutinefunction(function):
         return "async"
-    if inspect.isasyncgenfunction(function):
+    if inspect.isasyncgenfunction(function) or _is_batched_generator(function):
         return "async generator"
     return "generator" if inspect.isgeneratorfunction(function) else "sync"
+
+
+def _is_batched_generator(function: Any) -> bool:
+    # `batch` gives a plain function, for its item waits from the call on
+    return hasattr(function, BATCH_ATTRIBUTE) and inspect.isasyncgenfunction(inspect.unwrap(function))
 
 
 def are_handlers_sync(target: Any) -> bool:

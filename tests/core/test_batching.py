@@ -2,7 +2,9 @@
 
 import asyncio
 import copy
+import gc
 import pickle
+import threading
 from typing import Any
 
 import cloudpickle
@@ -12,6 +14,7 @@ from servd import deployment
 from servd.batching import batch
 from servd.calls.request_context import RequestContext, current_request
 from servd.exceptions import ServdError
+from servd.replica.methods import kind_of
 
 
 class Recorder:
@@ -366,3 +369,73 @@ async def test_a_stream_that_nobody_listens_to_frees_the_queue(waits_between: bo
     await second.aclose()
     assert [item async for item in count(0)] == [0]
     assert closed == [[1, 2], [0]]
+
+
+async def test_the_item_of_a_stream_waits_from_the_call_on() -> None:
+    batches = []
+
+    @batch(max_batch_size=3, batch_wait_timeout_s=60)
+    async def count(items: list[int]) -> Any:
+        batches.append(items)
+        yield items
+
+    streams = [count(n) for n in range(3)]
+    await asyncio.sleep(0.01)
+    assert batches == [[0, 1, 2]]
+    assert [await anext(stream) for stream in streams] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("thread", ["of the loop", "another"])
+async def test_a_stream_that_never_begins_leaves_no_item(thread: str, caplog: pytest.LogCaptureFixture) -> None:
+    batches = []
+
+    @batch(max_batch_size=2, batch_wait_timeout_s=0.05)
+    async def count(items: list[int]) -> Any:
+        batches.append(items)
+        yield items
+        raise ValueError("nobody hears of this")
+
+    streams = [count(1)]
+    if thread == "another":
+        collector = threading.Thread(target=streams.clear)
+        collector.start()
+        collector.join()
+    else:
+        streams.clear()
+    await asyncio.sleep(0)
+    assert [item async for item in _first_of(count(2))] == [2]
+    assert batches == [[2]]
+    gc.collect()
+    assert not caplog.records
+
+
+async def _first_of(stream: Any) -> Any:
+    yield await anext(stream)
+    await stream.aclose()
+
+
+def test_a_stream_may_be_called_off_a_loop_and_on_one_that_ended() -> None:
+    @batch(max_batch_size=2, batch_wait_timeout_s=0)
+    async def count(items: list[int]) -> Any:
+        yield items
+
+    async def called(n: int) -> Any:
+        return count(n)
+
+    async def items_of(stream: Any) -> list[int]:
+        return [item async for item in stream]
+
+    assert asyncio.run(items_of(count(1))) == [1]
+    begun_elsewhere, forgotten = asyncio.run(called(2)), asyncio.run(called(3))
+    del forgotten
+    assert asyncio.run(items_of(begun_elsewhere)) == [2]
+
+
+async def test_wrong_arguments_of_a_stream_are_its_calls_error() -> None:
+    with pytest.raises(TypeError):
+        Recorder().stream()
+
+
+def test_a_batched_generator_is_a_handler_that_streams() -> None:
+    assert kind_of(Recorder.stream) == kind_of(Recorder().stream) == "async generator"
+    assert kind_of(Recorder.double) == "async"
