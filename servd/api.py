@@ -24,7 +24,7 @@ from servd.dag import HandleMaker
 from servd.documents.program_environment import program_environment
 from servd.exceptions import ServdError
 from servd.ground.absent import refuse_options
-from servd.ground.ids import DeploymentID
+from servd.ground.ids import DeploymentID, full_name_of
 from servd.ground.names import check_name
 from servd.ground.parametrized import Parameters, Served
 from servd.handle import DeploymentHandle, RayServeHandle, RayServeSyncHandle
@@ -122,7 +122,7 @@ def run(
         client.wait_until_healthy(name)
     if blocking:
         stay(client.admin)
-    return RayServeSyncHandle(DeploymentID(name, built.ingress_name))
+    return RayServeSyncHandle(DeploymentID(built.ingress_name, name))
 
 
 def start(
@@ -245,7 +245,7 @@ def get_app_handle(name: str) -> DeploymentHandle:
     """
     local = sys.modules.get("servd.local.mode")
     if local is not None and (ingress := local.RUNS.ingress_of(name)):
-        return DeploymentHandle(DeploymentID(name, ingress))
+        return DeploymentHandle(DeploymentID(ingress, name))
     client = _running_client()
     app = client.status()["applications"].get(name)
     if app is None or not app["deployments"]:
@@ -253,7 +253,7 @@ def get_app_handle(name: str) -> DeploymentHandle:
     client.open_line()
     # the ingress comes last
     *_, last = app["deployments"].values()
-    return DeploymentHandle(DeploymentID(name, last["name"]))
+    return DeploymentHandle(DeploymentID(last["name"], name))
 
 
 def get_deployment_handle(deployment_name: str, app_name: str | None = None) -> DeploymentHandle:
@@ -270,7 +270,7 @@ def get_deployment_handle(deployment_name: str, app_name: str | None = None) -> 
         if replica is None:
             raise ServdError("outside of a replica `get_deployment_handle` needs an app_name")
         app_name = replica.app_name
-    return DeploymentHandle(DeploymentID(check_name(app_name), check_name(deployment_name)))
+    return DeploymentHandle(DeploymentID(check_name(deployment_name), check_name(app_name)))
 
 
 def get_deployment(name: str) -> Deployment:
@@ -280,7 +280,7 @@ def get_deployment(name: str) -> Deployment:
         KeyError: there is none.
     """
     found = list_deployments()
-    alone = DeploymentID(name, name).full_name
+    alone = full_name_of(name, name)
     if name not in found and alone in found:
         return found[alone]
     if name not in found:
@@ -321,7 +321,7 @@ class _Legacy:
         replica = installed_process()
         if replica is not None and replica_context() is not None:
             # the name was checked by `get_deployment`
-            return (RayServeSyncHandle if sync else RayServeHandle)(DeploymentID("", name))
+            return (RayServeSyncHandle if sync else RayServeHandle)(DeploymentID(name, ""))
         return _running_client().get_handle(name, sync=sync)
 
 
@@ -358,7 +358,7 @@ def _run_locally(root: Application, name: str) -> RayServeSyncHandle:
     caller = RUNS.prepare(name)
     built = build_application(root, name, HandleMaker())
     RUNS.run(built, caller)
-    return RayServeSyncHandle(DeploymentID(name, built.ingress_name))
+    return RayServeSyncHandle(DeploymentID(built.ingress_name, name))
 
 
 def _local_runs_closed() -> None:

@@ -19,7 +19,7 @@ from servd.daemon.admin_client import AdminClient, RefusedError, UnreachableErro
 from servd.daemon.launch import TiedDaemon, start_detached, start_tied
 from servd.exceptions import DeployError, ListenError, ServdError
 from servd.ground.clock import SystemClock
-from servd.ground.ids import DeploymentID
+from servd.ground.ids import DeploymentID, full_name_of
 from servd.ground.settings import (
     DEFAULT_ADMIN_HOST,
     DEFAULT_ADMIN_PORT,
@@ -129,7 +129,7 @@ class Client:
         """
         live = self.live_deployments() if app else {}
         for name in names:
-            full = DeploymentID(app, name).full_name
+            full = full_name_of(app, name)
             if full in live and live[full][0].app != app:
                 other = live[full][0]
                 raise ServdError(
@@ -213,12 +213,12 @@ class Client:
             KeyError: there is none, and not `missing_ok`.
         """
         found = self.live_deployments()
-        alone = DeploymentID(deployment_name, deployment_name).full_name
+        alone = full_name_of(deployment_name, deployment_name)
         if deployment_name not in found and alone in found:
             deployment_name = alone
         if deployment_name not in found and not missing_ok:
             raise KeyError(f"deployment {deployment_name!r} does not exist; there are: {', '.join(found) or 'none'}")
-        target = found.get(deployment_name, (DeploymentID("", deployment_name), {}))[0]
+        target = found.get(deployment_name, (DeploymentID(deployment_name, ""), {}))[0]
         self.open_line()
         return (RayServeSyncHandle if sync else RayServeHandle)(target)
 
@@ -226,7 +226,7 @@ class Client:
         """Full name -> identity and status of every deployment there is."""
         apps = self.status()["applications"]
         return {
-            full: (DeploymentID(app, deployment["name"]), deployment)
+            full: (DeploymentID(deployment["name"], app), deployment)
             for app, about in apps.items()
             for full, deployment in about["deployments"].items()
         }

@@ -281,7 +281,7 @@ def _restore(
     kind: type[Self], app: str, name: str, method: str, model_id: str, stream: bool, session_id: str = ""
 ) -> Self:
     """The handle behind `_Handle.__reduce__`."""
-    deployment = DeploymentID(app, name)
+    deployment = DeploymentID(name, app)
     return kind(deployment, method_name=method, multiplexed_model_id=model_id, stream=stream, session_id=session_id)
 
 

@@ -225,7 +225,7 @@ class _Walk:
         name = self.deploy(bound)
         if self._calls:
             self._calls[-1][name] = None
-        return self._maker.handle(DeploymentID(self._app, name), style)
+        return self._maker.handle(DeploymentID(name, self._app), style)
 
     def _value(self, value: Any, style: str) -> Any:
         """`value` as the constructor gets it."""

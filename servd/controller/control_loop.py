@@ -41,7 +41,7 @@ from servd.documents.control_plane import (
 from servd.documents.sent import HttpWish
 from servd.exceptions import DeployError, GoalNotSavedError, ListenError, ServdError, UnknownNameError
 from servd.ground.clock import Clock
-from servd.ground.ids import DeploymentID
+from servd.ground.ids import full_name_of
 from servd.ground.places import trouble_of
 from servd.ground.settings import Settings
 from servd.ground.states import RevisionOutcome
@@ -317,7 +317,7 @@ class ControlLoop(Circle):
         return bool(self._observed.applications) or plane.running or closing
 
     def _alive(self) -> str:
-        names = {DeploymentID(r.app, r.deployment).full_name for r in self._observed.replicas.values()}
+        names = {full_name_of(r.app, r.deployment) for r in self._observed.replicas.values()}
         return ", ".join([*sorted(names), *sorted(self._observed.proxies)])
 
     def _situation(self) -> change.Situation:

@@ -21,7 +21,7 @@ from servd.controller.working_copies import remove, unused
 from servd.daemon.data_tls import check_kept, files_in_force
 from servd.exceptions import ConfigError, HostLimitError, InvariantError, StateError
 from servd.ground.host_limits import no_process, processes_left
-from servd.ground.ids import DeploymentID
+from servd.ground.ids import full_name_of
 from servd.ground.pidfd import is_called
 from servd.ground.places import trouble_of
 from servd.ground.settings import Settings, fork_server_sockets, replica_files, variable, work_dir
@@ -325,7 +325,7 @@ class Executor:
             log_lines: tuple[str, ...] = ()
             if fact is not None:
                 remove_files(fact.start.address)
-                file_name = logs.replica_file(DeploymentID(fact.app, fact.deployment).full_name, name)
+                file_name = logs.replica_file(full_name_of(fact.app, fact.deployment), name)
                 log_lines = logs.last_lines(fact.start.log_dir, file_name)
             limit = _limit_at_start() if fact is not None and fact.state is ReplicaState.STARTING else ""
             self._emit(events.Exited(REPLICA, name, exit_code, log_lines, limit))

@@ -81,7 +81,7 @@ def context_of(told: Mapping[str, Any], config: Any, state: dict[str, Any], wall
         config: the deployment's `AutoscalingConfig`.
         wall_time: now, seconds.
     """
-    deployment = DeploymentID(told["app"], told["deployment"])
+    deployment = DeploymentID(told["deployment"], told["app"])
     ages = (told["last_scale_up_s"], told["last_scale_down_s"])
     last_up, last_down = (None if age is None else wall_time - age for age in ages)
     return AutoscalingContext(

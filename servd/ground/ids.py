@@ -11,10 +11,15 @@ _LETTERS = string.ascii_letters
 
 @dataclass(frozen=True, slots=True, order=True)
 class DeploymentID:
-    """A deployment: the pair (application, bare name). `str()` is the full name `<app>_<name>`."""
+    """A deployment of an application, by its bare name. `str()` is the full name `<app>_<name>`."""
 
     app: str
     name: str
+
+    def __init__(self, name: str, app_name: str = "default") -> None:
+        # the order of Ray's, in which policies of users write it
+        object.__setattr__(self, "app", app_name)
+        object.__setattr__(self, "name", name)
 
     @property
     def app_name(self) -> str:
@@ -24,10 +29,18 @@ class DeploymentID:
     @property
     def full_name(self) -> str:
         """`<app>_<name>`, or the bare name when the application has none."""
-        return f"{self.app}_{self.name}" if self.app else self.name
+        return full_name_of(self.app, self.name)
 
     def __str__(self) -> str:
         return self.full_name
+
+    def __repr__(self) -> str:
+        return f"DeploymentID(name={self.name!r}, app_name={self.app!r})"
+
+
+def full_name_of(app: str, name: str) -> str:
+    """`<app>_<name>`, or the bare name when the application has none."""
+    return f"{app}_{name}" if app else name
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -18,7 +18,7 @@ from servd.calls.process import Process, set_local_process
 from servd.calls.replica_context import ReplicaContext, local_replica
 from servd.calls.request_context import RequestContext, current_request
 from servd.exceptions import NoRouteError, RemoteFailure, ServdError
-from servd.ground.ids import DeploymentID, ReplicaID, random_letters
+from servd.ground.ids import DeploymentID, ReplicaID, full_name_of, random_letters
 from servd.local.slots import LocalSlots
 
 # the one place outside `replica/` that runs user code: a process that is driver and replicas at once
@@ -79,7 +79,7 @@ class LocalCaller:
         """Construct every deployment, dependencies first; whatever user code raises comes out."""
         self.app_name, self.ingress_name, self.route_prefix = built.name, built.ingress_name, built.route_prefix
         for name, deployment in built.deployments.items():
-            target = DeploymentID(built.name, name)
+            target = DeploymentID(name, built.name)
             about = ReplicaContext(ReplicaID(target, random_letters(6)))
             threads = deployment.config.max_sync_threads
             replica = UserCallable(deployment, about, max_sync_threads=threads)
@@ -200,7 +200,7 @@ class LocalCaller:
         Raises:
             ServdError: the application has ended. BackPressureError: too many wait.
         """
-        replica, about, slots = self._find(DeploymentID(self.app_name, self.ingress_name).full_name)
+        replica, about, slots = self._find(full_name_of(self.app_name, self.ingress_name))
         context.app_name, context.ancestors = about.app_name, (about.replica_tag,)
         async with _slot(slots, RequestContext(), context):
             current_request.set(context)

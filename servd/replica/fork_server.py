@@ -24,7 +24,7 @@ from servd.ground import descendants, entry, forks, process
 from servd.ground.clock import SystemClock
 from servd.ground.edition import own_edition, stamp
 from servd.ground.host_limits import host_limit_in, told
-from servd.ground.ids import DeploymentID
+from servd.ground.ids import full_name_of
 from servd.ground.pidfd import start_ticks
 from servd.ground.quick_dataclass import dataclass
 from servd.ground.settings import FORK_SERVER_FILE, fork_server_socket, is_private_dir
@@ -65,7 +65,7 @@ def serve(order: BuildOrder, lifetime: Connection) -> None:
     Args:
         lifetime: read end of the lifetime pipe.
     """
-    full_name = DeploymentID(order.app, order.preload).full_name
+    full_name = full_name_of(order.app, order.preload)
     title = f"template {full_name}" if order.preload else f"fork server {order.app or order.fork_server_id}"
     process.begin(title, order.state_dir, lifetime.fileno())
     descendants.lead(title, order.state_dir, order.socket_dir)
@@ -293,7 +293,7 @@ class ForkServer:
             self._untold.append(exited)
 
     def _start_policy(self, sock: socket.socket, deployment: str) -> BaseProcess:
-        whose = DeploymentID(self._order.app, deployment).full_name if deployment else self._order.app
+        whose = full_name_of(self._order.app, deployment) if deployment else self._order.app
         args = (sock, os.getpid(), f"policy {whose} {self._order.state_dir}")
         child: BaseProcess
         if self._result.fork_unsafe:

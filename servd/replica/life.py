@@ -163,7 +163,7 @@ class Replica:
         deployment = built.deployments[start.deployment]
         logs.revive()
         context = ReplicaContext(
-            ReplicaID.of_tag(DeploymentID(start.app, start.deployment), start.replica_id),
+            ReplicaID.of_tag(DeploymentID(start.deployment, start.app), start.replica_id),
             process=ProcessIds(node_id_of(start.state_dir), start.actor_id, start.worker_id),
         )
         set_replica_context(context)

@@ -16,7 +16,7 @@ from servd.calls.failures import tell
 from servd.calls.request_context import current_request
 from servd.exceptions import DeployError
 from servd.ground import descendants, event_loop, process
-from servd.ground.ids import DeploymentID
+from servd.ground.ids import full_name_of
 from servd.observability import logs
 from servd.observability.access_log import AccessLog, place_of
 from servd.replica.code.environment import Environment
@@ -66,7 +66,7 @@ def _run(
     descendants.lead(title, start.state_dir, start.socket_dir)
     os.environ.update(start.variables)
     apply_thread_counts(start.default_variables)
-    full_name = DeploymentID(start.app, start.deployment).full_name
+    full_name = full_name_of(start.app, start.deployment)
     file = logs.setup(
         "replica",
         start.replica_id,

@@ -4,7 +4,7 @@ import contextlib
 import sys
 
 from servd.calls.caller import Caller
-from servd.ground.ids import DeploymentID
+from servd.ground.ids import full_name_of
 from servd.ground.process import own_usage
 from servd.observability.journal import Journal
 from servd.observability.measures import LoopLag, family, labelled, replica_families
@@ -16,7 +16,7 @@ def replica_metrics(
     start: ReplicaStart, journal: Journal, ongoing: int, caller: Caller, lag: LoopLag, health: HealthChecks | None
 ) -> list[MetricFamily]:
     """The metrics of a replica, its user's included; any thread may ask."""
-    full_name = DeploymentID(start.app, start.deployment).full_name
+    full_name = full_name_of(start.app, start.deployment)
     tags = {"deployment": full_name, "replica": start.replica_id, "application": start.app}
     pairs = labelled(**tags)
     found = [

@@ -56,7 +56,7 @@ def test_the_policy_follows_the_clock_and_the_load(
     policy = getattr(code("policies", module), name)(**config.policy.policy_kwargs)
     now = time.mktime((2026, 1, 15, hour, 0, 0, 0, 0, -1))
     context = AutoscalingContext(
-        DeploymentID("shop", "Shop"), "Shop", "shop", 1, 1, [], load, current_time=now, config=config
+        DeploymentID("Shop", "shop"), "Shop", "shop", 1, 1, [], load, current_time=now, config=config
     )
     assert policy(context)[0] == count
 

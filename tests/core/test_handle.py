@@ -131,7 +131,7 @@ def remote_loop() -> Iterator[FakeCaller]:
 
 
 def a_handle(kind: type[Any] = DeploymentHandle) -> Any:
-    return kind(DeploymentID("app", "d"))
+    return kind(DeploymentID("d", "app"))
 
 
 async def test_options_of_later_releases(caller: FakeCaller) -> None:
@@ -349,7 +349,7 @@ def test_a_response_that_is_not_there_yet_cannot_be_pickled() -> None:
 
 
 def test_the_environment_chooses_the_style_of_unannotated_handles(monkeypatch: pytest.MonkeyPatch) -> None:
-    target = DeploymentID("app", "d")
+    target = DeploymentID("d", "app")
     assert type(bound_handle(target, "")) is DeploymentHandle
     monkeypatch.setenv("SERVD_LEGACY_HANDLES", "1")
     assert type(bound_handle(target, "")) is RayServeDeploymentHandle

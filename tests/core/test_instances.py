@@ -91,7 +91,7 @@ def test_what_a_constructor_raises(error: BaseException, is_async: bool) -> None
     ("construct", "what"),
     [
         (get_replica_context, r"`get_replica_context\(\)`"),
-        (lambda: DeploymentHandle(DeploymentID("app", "D")).remote(), "calling a handle or using the client"),
+        (lambda: DeploymentHandle(DeploymentID("D", "app")).remote(), "calling a handle or using the client"),
     ],
 )
 def test_what_belongs_to_a_replica_is_refused(construct: Any, what: str) -> None:

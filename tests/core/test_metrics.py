@@ -14,7 +14,7 @@ from servd.metrics import Counter, Gauge, Histogram, families
 
 @pytest.fixture
 def replica() -> Iterator[None]:
-    set_replica_context(ReplicaContext(ReplicaID(DeploymentID("app", "d"), "abcdef")))
+    set_replica_context(ReplicaContext(ReplicaID(DeploymentID("d", "app"), "abcdef")))
     yield
     set_replica_context(None)
 

@@ -16,7 +16,7 @@ from servd.multiplex import multiplexed
 @pytest.fixture(autouse=True)
 def replica(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr("servd.app.model_pool.LONGEST_WAIT_S", 0.02)
-    set_replica_context(ReplicaContext(ReplicaID(DeploymentID("app", "d"), "abcdef")))
+    set_replica_context(ReplicaContext(ReplicaID(DeploymentID("d", "app"), "abcdef")))
     yield
     set_replica_context(None)
 

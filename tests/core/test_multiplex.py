@@ -42,7 +42,7 @@ def replica(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     gc.collect()
     log.clear()
     monkeypatch.setattr(model_pool, "_pools", weakref.WeakSet())
-    set_replica_context(ReplicaContext(ReplicaID(DeploymentID("app", "d"), "abcdef")))
+    set_replica_context(ReplicaContext(ReplicaID(DeploymentID("d", "app"), "abcdef")))
     yield
     set_replica_context(None)
 

@@ -122,7 +122,7 @@ def test_a_mistake_in_a_handler(get: Callable[[str], Any], path: str, cause: str
 
 
 def _running_handle() -> Any:
-    return DeploymentHandle(DeploymentID("a", "Model"))
+    return DeploymentHandle(DeploymentID("Model", "a"))
 
 
 MISTAKES: dict[str, tuple[Callable[[], Any], str, str]] = {

@@ -99,7 +99,7 @@ def test_a_class_is_made_once_and_gets_its_state_back() -> None:
     runner = PolicyRunner()
     question = ask(Steps, kwargs={"step": 2})
     assert [runner.answer(question).wanted for _ in range(3)] == [{"D": 4.0}] * 3
-    assert runner._states[DeploymentID("app", "D")]["asked"] == 3
+    assert runner._states[DeploymentID("D", "app")]["asked"] == 3
 
 
 def test_a_policy_of_an_application_is_asked_about_all_and_may_leave_some_out() -> None:

@@ -50,6 +50,8 @@ from ray.serve._private.common import DeploymentID, ReplicaID
 from ray.serve.request_router import ReplicaID as Public
 import servd.config
 assert DeploymentID is servd.config.DeploymentID and Public is ReplicaID
+assert DeploymentID("d", "a") == DeploymentID(name="d", app_name="a") != DeploymentID("a", "d")
+assert DeploymentID("d").app_name == "default" and repr(DeploymentID("d")) == "DeploymentID(name='d', app_name='default')"
 from ray.util import metrics
 import servd, servd.handle, servd.dag
 assert serve.deployment is servd.api.deployment and Deployment is serve.Deployment and Application is serve.Application

@@ -19,6 +19,6 @@ def test_names_are_bare_unless_the_application_is_of_before(
     monkeypatch: pytest.MonkeyPatch, switch: str, app: str, deployment: str, tag: str
 ) -> None:
     monkeypatch.setenv("SERVD_LEGACY_HANDLES", switch)
-    context = ReplicaContext(ReplicaID.of_tag(DeploymentID(app, "Cart"), "shop_Cart#aBcDeF"))
+    context = ReplicaContext(ReplicaID.of_tag(DeploymentID("Cart", app), "shop_Cart#aBcDeF"))
     assert (context.app_name, context.deployment, context.replica_tag) == (app, deployment, tag)
     assert (context.replica_id.unique_id, context.replica_id.deployment_id.name) == ("aBcDeF", "Cart")

@@ -44,14 +44,14 @@ def test_a_parameter_of_such_a_type_gets_a_handle(annotation: Any) -> None:
 
 
 def test_a_method_is_named_by_itself() -> None:
-    handle: DeploymentHandle[Model] = DeploymentHandle(DeploymentID("app", "Model"))
+    handle: DeploymentHandle[Model] = DeploymentHandle(DeploymentID("Model", "app"))
     for method in (Model.predict, Model.many, Model.load):
         assert handle.options(method_name=method) == handle.options(method_name=method.__name__)
 
 
 @pytest.mark.parametrize("wrong", [3, Model, object()])
 def test_what_is_no_method_is_named(wrong: Any) -> None:
-    handle = DeploymentHandle(DeploymentID("app", "Model"))
+    handle = DeploymentHandle(DeploymentID("Model", "app"))
     with pytest.raises(TypeError, match=r"or the method as `Class.method`, got"):
         handle.options(method_name=wrong)
 

@@ -29,7 +29,7 @@ async def room() -> AsyncIterator[Room]:
 
 
 def a_handle() -> Any:
-    return DeploymentHandle(DeploymentID("app", "Echo"))
+    return DeploymentHandle(DeploymentID("Echo", "app"))
 
 
 def a_replica(room: Room, name: str, **options: Any) -> str:
@@ -104,11 +104,11 @@ async def test_a_deployment_without_replicas(room: Room) -> None:
     away = DeploymentTargets("app_Away", unavailable="its start failed")
     room.caller.apply_routing(Routing(9, targets=(away, DeploymentTargets("app_Not", exists=False))))
     with pytest.raises(DeploymentUnavailableError, match="its start failed"):
-        await results(DeploymentHandle(DeploymentID("app", "Away")), "say")
+        await results(DeploymentHandle(DeploymentID("Away", "app")), "say")
 
 
 async def test_one_that_does_not_exist(room: Room) -> None:
-    called = asyncio.create_task(results(DeploymentHandle(DeploymentID("app", "Not")), "say"))
+    called = asyncio.create_task(results(DeploymentHandle(DeploymentID("Not", "app")), "say"))
     await asyncio.sleep(0)
     room.caller.apply_routing(Routing(1, targets=(DeploymentTargets("app_Not", exists=False),)))
     with pytest.raises(UnknownDeploymentError, match="app_Not does not exist"):

@@ -74,7 +74,7 @@ async def test_a_session_reaches_one_replica_over_every_lane() -> None:
         assert len(set(homes.values())) > 1
         for session, home in homes.items():
             assert await body(room, f"x_session_id: {session}") == home
-            handle: Any = DeploymentHandle(DeploymentID("app", "Echo")).options(session_id=session)
+            handle: Any = DeploymentHandle(DeploymentID("Echo", "app")).options(session_id=session)
             assert await handle.say.remote() == home
         session, home = homes.popitem()
         headers = {"x-session-id": session}
@@ -88,7 +88,7 @@ async def test_texts_that_begin_alike_reach_one_replica() -> None:
     async with Room() as room:
         room.route(*four(room), router=PREFIX)
         install_process(room.caller, asyncio.get_running_loop())
-        handle: Any = DeploymentHandle(DeploymentID("app", "Echo"))
+        handle: Any = DeploymentHandle(DeploymentID("Echo", "app"))
         prompts = [letter * 300 for letter in "wxyz"]
         homes = [await body(room, method="POST", body=b'{"prompt": "%b 1"}' % prompt.encode()) for prompt in prompts]
         assert sorted(homes) == list(NAMES)
@@ -154,7 +154,7 @@ class Shy:
 async def test_arguments_are_looked_at_where_the_router_wants_a_text_only() -> None:
     async with Room() as room:
         install_process(room.caller, asyncio.get_running_loop())
-        handle: Any = DeploymentHandle(DeploymentID("app", "Echo"))
+        handle: Any = DeploymentHandle(DeploymentID("Echo", "app"))
         early = handle.say.remote(Shy())
         address = a_replica(room, "a"), a_replica(room, "b")
         room.route(*address)

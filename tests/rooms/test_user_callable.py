@@ -80,7 +80,7 @@ def a_callable(target: Any, *args: Any, threads: int = 1) -> UserCallable:
     deployment = make_deployment(target, {})
     deployment._init_args = args
     return UserCallable(
-        deployment, ReplicaContext(ReplicaID(DeploymentID("app", "x"), "abc")), max_sync_threads=threads
+        deployment, ReplicaContext(ReplicaID(DeploymentID("x", "app"), "abc")), max_sync_threads=threads
     )
 
 

@@ -14,7 +14,7 @@ from servd.documents.control_plane import ApplicationDocument, GoalDocument
 from servd.documents.runtime_env import check_application
 from servd.documents.sent import HttpWish
 from servd.exceptions import ConfigError, UnknownNameError
-from servd.ground.ids import DeploymentID
+from servd.ground.ids import full_name_of
 from servd.ground.names import check_name
 from servd.ground.quick_dataclass import dataclass
 from servd.ground.settings import DEFAULT_GRPC_PORT, Settings
@@ -289,11 +289,11 @@ def _wish(
 
 
 def _check_full_names(documents: Iterable[ApplicationDocument], deployed: Iterable[tuple[str, str]]) -> None:
-    owners: dict[str, tuple[str, str]] = {DeploymentID(*pair).full_name: pair for pair in deployed}
+    owners: dict[str, tuple[str, str]] = {full_name_of(*pair): pair for pair in deployed}
     for document in documents:
         for override in document.deployments:
             pair = (document.name, override["name"])
-            full_name = DeploymentID(*pair).full_name
+            full_name = full_name_of(*pair)
             owner = owners.setdefault(full_name, pair)
             if owner != pair:
                 raise ConfigError(

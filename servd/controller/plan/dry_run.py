@@ -25,7 +25,7 @@ from servd.controller.plan.targets import (
 from servd.documents.control_plane import ApplicationChange, ChangePlan, DeploymentChange
 from servd.documents.runtime_env import local_path
 from servd.exceptions import DeployError
-from servd.ground.ids import DeploymentID
+from servd.ground.ids import full_name_of
 
 UNTOUCHED, RECONFIGURED, RESTARTED = "untouched", "reconfigured", "restarted"
 REMOVED, ADDED = "removed", "added"
@@ -111,7 +111,7 @@ def _sources(old: ApplicationGoal, new: ApplicationGoal, files: Files) -> Iterat
 def _listed(wish: ApplicationGoal) -> Iterator[tuple[str, DeploymentChange]]:
     """Deployments of an unbuilt application, as far as its document names them."""
     for override in wish.document.deployments:
-        name = DeploymentID(wish.name, override["name"]).full_name
+        name = full_name_of(wish.name, override["name"])
         yield name, DeploymentChange(override["name"], ADDED, (), 0, override.get("num_replicas"))
 
 

@@ -12,7 +12,7 @@ from servd.controller.plan.autoscaler import DECISIONS_KEPT, PolicyFact
 from servd.controller.plan.goal import ApplicationGoal, HttpGoal
 from servd.controller.plan.resources import Held
 from servd.ground.grouped import GroupedDict
-from servd.ground.ids import DeploymentID
+from servd.ground.ids import full_name_of
 from servd.ground.quick_dataclass import dataclass
 from servd.ground.states import ROUTABLE, ReplicaState, UpgradeStage
 from servd.wire.build_messages import BuildOrder, BuildResult
@@ -105,7 +105,7 @@ class ReplicaFact:
     @property
     def full_name(self) -> str:
         """Full name of its deployment."""
-        return DeploymentID(self.app, self.deployment).full_name
+        return full_name_of(self.app, self.deployment)
 
     @property
     def config_version(self) -> str:

@@ -9,7 +9,7 @@ from servd.controller.plan.settle import route_prefix, serving_ingress
 from servd.controller.plan.start_verdict import failing_message
 from servd.controller.plan.targets import DEFAULTS, DeploymentTarget, failures_allowed, likely_prefix, wanted_count
 from servd.documents.router_names import rule_of
-from servd.ground.ids import DeploymentID
+from servd.ground.ids import full_name_of
 from servd.ground.states import SERVING, ReplicaState
 from servd.wire.grpc_messages import GrpcRoute
 from servd.wire.messages import DeploymentTargets, Endpoint, Route, Routing
@@ -32,7 +32,7 @@ def routing(observed: Observed, leaving: Collection[str]) -> Routing:
         prefix = route_prefix(app)
         if app.deleting or app.active is None or prefix is None:
             continue
-        routes.append(Route(prefix, DeploymentID(app.name, serving_ingress(app, observed)).full_name, app.name))
+        routes.append(Route(prefix, full_name_of(app.name, serving_ingress(app, observed)), app.name))
     taken = {route.prefix for route in routes}
     starting = {prefix: app for prefix, app in _starting(observed) if prefix not in taken}
     routes += [Route(prefix, _nameless(app), app, is_starting=True) for prefix, app in starting.items()]
@@ -57,7 +57,7 @@ def _grpc_routes(observed: Observed) -> Iterator[GrpcRoute]:
         own_s = target.options["request_timeout_s"] if target is not None else None
         limits = [limit for limit in (own_s, http.grpc_request_timeout_s) if limit]
         limit_s = min(limits) if limits else None
-        yield GrpcRoute(app.name, DeploymentID(*key).full_name, app.active.grpc_methods, limit_s, http.grpc_reflection)
+        yield GrpcRoute(app.name, full_name_of(*key), app.active.grpc_methods, limit_s, http.grpc_reflection)
 
 
 def _starting(observed: Observed) -> Iterator[tuple[str, str]]:
@@ -94,7 +94,7 @@ def _targets_of(key: tuple[str, str], observed: Observed, leaving: Collection[st
         # only failing starts: after a mere death the successor is on its way, so requests wait for it
         unavailable = _NO_CAPACITY if target.capacity == 0 else failing_message(target, fact, observed)
     return DeploymentTargets(
-        deployment=DeploymentID(*key).full_name,
+        deployment=full_name_of(*key),
         app=key[0],
         endpoints=tuple(Endpoint(r.replica_id, r.start.address, r.model_ids) for r in replicas),
         max_queued_requests=options["max_queued_requests"],

@@ -306,7 +306,7 @@ def _target(
     autoscaling = options["autoscaling_config"]
     if autoscaling is not None:
         autoscaling = full_config(autoscaling, app.document.autoscaling_policy)
-    identifier = DeploymentID(app.name, built.name)
+    identifier = DeploymentID(built.name, app.name)
     version = digest(
         code_version,
         {**actor_options, "num_cpus": shown_options["num_cpus"]},

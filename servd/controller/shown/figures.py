@@ -20,7 +20,7 @@ from servd.documents.figure_views import (
     Sample,
 )
 from servd.ground.clock import Clock
-from servd.ground.ids import DeploymentID
+from servd.ground.ids import full_name_of
 from servd.ground.quick_dataclass import dataclass
 from servd.ground.states import ROUTABLE
 from servd.observability.figures import STEP_S, Ended, FiguresReport, Told, together
@@ -100,15 +100,14 @@ class FiguresDesk:
             if app in (None, key[0]) and name in (None, key[1]):
                 later = (one for one in samples if epoch + one.at > since)
                 shown = [replace(one, at=round(epoch + max(one.at, now - HISTORY_S), 3)) for one in later]
-                found[DeploymentID(*key).full_name] = DeploymentHistory(*key, shown)
+                found[full_name_of(*key)] = DeploymentHistory(*key, shown)
         return found
 
     def deployments(self, app: str | None = None, name: str | None = None) -> dict[str, DeploymentFigures]:
         """Full name -> its figures now."""
         now, gone = self._clock.now(), self._gone()
         return {
-            DeploymentID(*one.key).full_name: self._figures(one, gone.get(one.key, ()), now)
-            for one in self._states(app, name)
+            full_name_of(*one.key): self._figures(one, gone.get(one.key, ()), now) for one in self._states(app, name)
         }
 
     def _gone(self) -> dict[Key, list[Told]]:
@@ -179,7 +178,7 @@ class FiguresDesk:
                 wanted=wanted_count(target, fact) if target is not None else 0,
                 running=sum(one.state in ROUTABLE for one in replicas),
                 ongoing=sum(one.ongoing for one in replicas),
-                waiting=lines.get(DeploymentID(*key).full_name, 0) + sum(one.latest.waiting for one in told),
+                waiting=lines.get(full_name_of(*key), 0) + sum(one.latest.waiting for one in told),
                 memory_bytes=sum(one.latest.memory_bytes for one in told),
                 cpu_share=round(math.fsum(one.latest.cpu_share for one in told), 3),
             )

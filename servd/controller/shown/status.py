@@ -34,7 +34,7 @@ from servd.documents.control_plane import (
 )
 from servd.documents.controller_views import ControllerHealth, ScalingView, UpgradeView
 from servd.ground.edition import edition_of
-from servd.ground.ids import DeploymentID
+from servd.ground.ids import full_name_of
 from servd.ground.quick_dataclass import dataclass
 from servd.ground.settings import SLOW_START_S, Settings
 from servd.ground.states import (
@@ -176,7 +176,7 @@ def _hindrance(observed: Observed) -> str:
     if any(is_outdated(proxy, observed) for proxy in observed.proxies.values()) and observed.data_plane.proxy_failures:
         return f"a proxy did not start: {observed.data_plane.proxy_error}"
     waiting = {replica.key for replica in observed.replicas.values() if is_outdated(replica, observed)}
-    facts = {DeploymentID(*key).full_name: observed.deployments.get(key) for key in sorted(waiting)}
+    facts = {full_name_of(*key): observed.deployments.get(key) for key in sorted(waiting)}
     failed = {name: fact.last_error for name, fact in facts.items() if fact is not None and fact.failures}
     return "\n".join(f"{name}: {error}" for name, error in failed.items())
 
@@ -224,7 +224,7 @@ def _deployment(app: ApplicationFact, name: str, observed: Observed, pool: Pool,
     dead = fact.dead if fact else ()
     autoscaled = target is not None and target.autoscaling is not None and target.pinned is None
     return DeploymentView(
-        name=DeploymentID(*key).full_name,
+        name=full_name_of(*key),
         bare_name=name,
         status=status,
         status_trigger=status_trigger(status, app, fact),
@@ -272,7 +272,7 @@ def _last_target(app: ApplicationFact, name: str, observed: Observed) -> Deploym
 def _plain_config(key: tuple[str, str]) -> dict[str, object]:
     names = list(DEFAULTS)[: list(DEFAULTS).index("max_queued_requests")]
     config = {name: DEFAULTS[name] for name in names if name != "autoscaling_config"}
-    return {"name": DeploymentID(*key).full_name, **config}
+    return {"name": full_name_of(*key), **config}
 
 
 def _replica(fact: ReplicaFact, observed: Observed) -> ReplicaView:

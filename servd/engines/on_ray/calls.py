@@ -16,7 +16,7 @@ from servd.exceptions import (
     UnknownDeploymentError,
 )
 from servd.ground.clock import SystemClock
-from servd.ground.ids import DeploymentID
+from servd.ground.ids import DeploymentID, full_name_of
 from servd.handle import DeploymentHandle
 
 VALUE, FAILURE = "value", "failure"
@@ -82,7 +82,7 @@ class ClusterCaller:
             return full_name.removeprefix(own), self._app
         for app, about in serve.status().applications.items():
             for name in about.deployments:
-                if DeploymentID(app, name).full_name == full_name:
+                if full_name_of(app, name) == full_name:
                     return name, app
         raise UnknownDeploymentError(f"no deployment {full_name!r} runs on the cluster")
 
@@ -137,9 +137,9 @@ def _parts(part: Part) -> list[bytes]:
 
 def get_deployment_handle(deployment_name: str, app_name: str | None = None) -> DeploymentHandle:
     """A handle to a deployment by its bare name; without an application, of the caller's own."""
-    return DeploymentHandle(DeploymentID(app_name or serve.get_replica_context().app_name, deployment_name))
+    return DeploymentHandle(DeploymentID(deployment_name, app_name or serve.get_replica_context().app_name))
 
 
 def get_app_handle(name: str) -> DeploymentHandle:
     """A handle to the ingress of an application."""
-    return DeploymentHandle(DeploymentID(name, serve.get_app_handle(name).deployment_id.name))
+    return DeploymentHandle(DeploymentID(serve.get_app_handle(name).deployment_id.name, name))

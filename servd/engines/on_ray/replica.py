@@ -41,7 +41,7 @@ class ClusterReplica:
         def option(key: str) -> Any:
             return given.get(key, getattr(deployment.config, key))
 
-        self._context = ReplicaContext(ReplicaID(DeploymentID(self._app, name), ids.replica_id.unique_id))
+        self._context = ReplicaContext(ReplicaID(DeploymentID(name, self._app), ids.replica_id.unique_id))
         self._user = UserCallable(
             deployment, self._context, max_sync_threads=option("max_sync_threads"), owns_process=True
         )

@@ -98,7 +98,7 @@ class PolicyRunner:
         wall_time = SystemClock().wall_time()
         contexts: dict[DeploymentID, AutoscalingContext] = {}
         for told in json.loads(ask.contexts):
-            deployment = DeploymentID(told["app"], told["deployment"])
+            deployment = DeploymentID(told["deployment"], told["app"])
             config = AutoscalingConfig.model_validate(told["config"])
             contexts[deployment] = context_of(told, config, self._states.get(deployment, {}), wall_time)
         if ask.of_application:
