@@ -136,13 +136,19 @@ def _check_attribute(name: str) -> str:
     return name
 
 
+def _each_once(names: list[str]) -> list[str]:
+    return list(dict.fromkeys(names))
+
+
 class LoggingConfig(Document):
     """How an application or deployment logs."""
 
     encoding: Literal["TEXT", "JSON"] = "TEXT"
     log_level: str = "INFO"
     enable_access_log: bool = True
-    additional_log_standard_attrs: list[Annotated[str, AfterValidator(_check_attribute)]] = Field(default_factory=list)
+    additional_log_standard_attrs: Annotated[
+        list[Annotated[str, AfterValidator(_check_attribute)]], AfterValidator(_each_once)
+    ] = Field(default_factory=list)
     logs_dir: AbsolutePath | None = None
 
     also: ClassVar[Mapping[str, Mapping[str, Any]]] = {

@@ -212,6 +212,13 @@ def test_logging_config(options: dict[str, Any], accepted: bool) -> None:
             LoggingConfig(**options)
 
 
+def test_an_attribute_of_log_records_is_taken_once() -> None:
+    assert LoggingConfig(additional_log_standard_attrs=["name", "process", "name"]).additional_log_standard_attrs == [
+        "name",
+        "process",
+    ]
+
+
 @pytest.mark.parametrize(
     ("options", "location"),
     [
