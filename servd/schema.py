@@ -21,20 +21,13 @@ from servd.config import (
     gRPCOptions,
 )
 from servd.documents import runtime_env
-from servd.documents.answers import (
-    ApplicationDetails,
-    DeploymentDetails,
-    HTTPProxyDetails,
-    ReplicaDetails,
-    ServeActorDetails,
-    ServeInstanceDetails,
-    ServeStatusSchema,
-)
+from servd.documents.answers import HTTPProxyDetails, ServeActorDetails, ServeStatusSchema
 from servd.documents.autoscaling import take_out_default_policy
 from servd.documents.bounds import AbsolutePath, Passphrase, Positive, Replicas
 from servd.documents.checked import Document, Fault, Place, validated
 from servd.documents.control_plane import ApplicationDocument, GoalDocument
 from servd.documents.cross_checks import item_faults, repeated, scaler_faults, tls_faults
+from servd.documents.details import ApplicationDetails, DeploymentDetails, ReplicaDetails, ServeInstanceDetails
 from servd.documents.sent import HttpWish
 from servd.documents.statuses import ApplicationOverview as ApplicationStatusOverview
 from servd.documents.statuses import DeploymentOverview as DeploymentStatusOverview

@@ -7,10 +7,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from servd.documents.answers import ServeInstanceDetails, ServeStatusSchema
 from servd.documents.orders import ApplicationOrder, ScaleOrder, StartOrder
 from servd.ground.package import VERSION
 from servd.rest import figure_shapes, shapes, today_shapes
-from servd.schema import ServeApplicationSchema, ServeDeploySchema, ServeInstanceDetails, ServeStatusSchema
+from servd.schema import ServeApplicationSchema, ServeDeploySchema
 
 Json = dict[str, Any]
 

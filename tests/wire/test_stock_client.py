@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from servd.documents.answers import ServeInstanceDetails
 from servd.documents.sent import HttpWish
 from servd.ground.states import ApplicationStatus, DeployMode
 from servd.rest.access import AccessRules
-from servd.schema import ServeInstanceDetails
 from tests.wire.fake_plane import FakePlane, Server, an_application, an_instance
 
 REQUEST = (

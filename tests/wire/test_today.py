@@ -15,9 +15,11 @@ from servd.ground.states import DeploymentStanding, ReplicaState, StatusTrigger
 from servd.rest.access import AccessRules
 from servd.rest.today import details, stored_config
 from servd.rest.today_shapes import TodayInstance
+from servd.schema import ServeInstanceDetails
 from tests.wire.fake_plane import FakePlane, Server, an_application, an_instance
 
 RECORDED = sorted((Path(__file__).parent / "today").glob("*.json"))
+EXAMPLES = sorted((Path(__file__).parent / "examples").glob("*v2-get-[!s]*.json"))
 EXACT = TypeAdapter(TodayInstance)
 V2 = "/api/serve/applications/"
 SCALE = "/api/v1/applications/a/deployments/D/scale"
@@ -83,6 +85,29 @@ def paths_of(value: Any, at: str = "") -> set[tuple[str, str]]:
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
 def test_the_models_take_what_was_recorded(path: Path) -> None:
     EXACT.validate_json(path.read_bytes())
+
+
+@pytest.mark.parametrize("path", [*RECORDED, *EXAMPLES], ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_the_public_types_take_the_answers_of_either_dialect(path: Path) -> None:
+    answer = json.loads(path.read_text())
+    answer = answer["response"]["json"] if "response" in answer else answer
+    found = ServeInstanceDetails(**answer)
+    assert {name: app.status for name, app in found.applications.items()} == {
+        name: app["status"] for name, app in answer["applications"].items()
+    }
+
+
+def test_the_public_types_take_what_is_answered_here() -> None:
+    answer = json.loads(json.dumps(details(a_busy_instance())))
+    found = ServeInstanceDetails(**answer)
+    assert found.http_options is not None
+    assert (found.http_options.port, found.http_options["port"]) == (answer["http_options"]["port"],) * 2
+    app = found.applications["a"]
+    assert app.deployed_app_config is not None
+    sent = answer["applications"]["a"]["deployed_app_config"]
+    assert app.deployed_app_config.model_dump(exclude_unset=True) == sent
+    assert (app.source, app.deployments["D"].status_trigger) == ("declarative", StatusTrigger.AUTOSCALING)
+    assert [replica.state for replica in app.deployments["D"].recent_dead_replicas] == ["STOPPED"]
 
 
 def test_an_answer_has_every_recorded_key_and_no_other() -> None:
