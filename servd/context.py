@@ -3,6 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 from servd.calls.replica_context import ReplicaContext, get_replica_context
+from servd.calls.request_context import RequestContext as _RequestContext
+from servd.calls.request_context import current_request as _serve_request_context
 from servd.calls.request_context import get_multiplexed_model_id
 from servd.ground.absent import stand_in
 from servd.ground.ids import ReplicaRank
@@ -47,6 +49,14 @@ def get_trace_context() -> "Context | None":
     """
     found: Context | None = current_context()
     return found
+
+
+def _get_serve_request_context() -> _RequestContext:
+    """The request that is served, as Ray Serve's function of this name gives it: there is no public one for its id.
+
+    Its `request_id`, `route`, `app_name` and `multiplexed_model_id` are "" where there is none. Not to be changed.
+    """
+    return _serve_request_context.get()
 
 
 def __getattr__(name: str) -> Any:

@@ -32,6 +32,12 @@ def trace_words(trace_id: str, span_id: str) -> str:
     return f"trace_id={trace_id} span_id={span_id}"
 
 
+def replica_fields(component: str, component_id: str) -> dict[str, str]:
+    """What JSON lines of a replica have beside its id, under Ray Serve's names: its deployment's full name, and its letters."""
+    deployment, _, letters = component_id.rpartition("#")
+    return {"deployment": deployment, "replica": letters} if component == "replica" and deployment else {}
+
+
 def place_of(function: Callable[..., Any]) -> tuple[str, int]:
     """File name and first line of a function, as log lines show them."""
     code = function.__code__
@@ -79,6 +85,8 @@ class AccessLog:
         self.parties: dict[tuple[str, str], bytes] = {}
         if is_json:
             who = f'", "component_name": {_quoted(self._component)}, "component_id": {_quoted(self._component_id)}'
+            for name, value in replica_fields(self._component, self._component_id).items():
+                who += f', "{name}": {_quoted(value)}'
             self._start = '{"levelname": "INFO", "asctime": "'
             self.before_id = who + ', "request_id": "'
             self.end_line, self._size = b"}\n", b', "bytes": %d'

@@ -16,7 +16,7 @@ from typing import Any
 from servd.ground.names import in_file_name, on_one_line, without_controls
 from servd.ground.quick_dataclass import dataclass
 from servd.ground.settings import is_on, variable
-from servd.observability.access_log import trace_words
+from servd.observability.access_log import replica_fields, trace_words
 from servd.observability.application_lines import ApplicationLines, PrintedLines
 from servd.observability.described import report_of, text_of
 from servd.observability.log_file import LogFile, make_directory
@@ -302,6 +302,7 @@ class LineFormatter(logging.Formatter):
         super().__init__()
         self._component = component
         self._component_id = component_id
+        self._replica = replica_fields(component, component_id)
         self._request_fields = request_fields
         self.is_json = False
         self.attributes: tuple[str, ...] = ()
@@ -336,6 +337,7 @@ class LineFormatter(logging.Formatter):
             "asctime": self.formatTime(record),
             "component_name": self._component,
             "component_id": self._component_id,
+            **self._replica,
             "request_id": request[0],
             "trace_id": request[1],
             "span_id": request[2],

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import servd
+import servd.context
 from servd.exceptions import BackPressureError, RequestCancelledError, ServdError, UserCodeError
 from servd.handle import DeploymentHandle
 
@@ -238,3 +239,16 @@ def test_a_local_replica_has_the_first_rank() -> None:
             return self.told, context.rank.rank, context.world_size, context.deployment
 
     assert servd.run(Ranked.bind(), local=True).remote().result() == ((None, 0), 0, 1, "Ranked")
+
+
+def test_what_is_said_of_the_request_is_read_under_ray_serves_names() -> None:
+    @servd.deployment
+    class Asked:
+        def __call__(self) -> Any:
+            about = servd.context._get_serve_request_context()
+            same = servd.context._serve_request_context.get() is about
+            return same, about.app_name, about.multiplexed_model_id, bool(about.request_id)
+
+    handle = servd.run(Asked.bind(), local=True)
+    assert handle.options(multiplexed_model_id="m").remote().result() == (True, "default", "m", True)
+    assert servd.context._get_serve_request_context().request_id == ""

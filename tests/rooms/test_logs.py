@@ -47,6 +47,7 @@ def test_a_line_of_a_trace_names_it(tmp_path: Path, is_json: bool) -> None:
     if is_json:
         found = json.loads(line)
         assert tuple(found[name] for name in ("request_id", "trace_id", "span_id", "route", "application")) == fields
+        assert (found["deployment"], found["replica"], found["component_id"]) == ("app_D", "abcdef", "app_D#abcdef")
     else:
         assert f" replica app_D#abcdef rid trace_id={fields[1]} span_id={fields[2]} /r app test_logs.py:" in line
     head = head_of(line)
@@ -60,6 +61,7 @@ def test_json_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     logging.getLogger("servd.anything").warning("two\nlines")
     fields = json.loads((tmp_path / "serve" / "x.log").read_text())
     assert (fields["levelname"], fields["component_id"], fields["message"]) == ("WARNING", "1", "two\nlines")
+    assert "replica" not in fields
 
 
 def test_detached_daemon_writes_nothing_to_stderr(
