@@ -146,7 +146,10 @@ class _Handle:
         kind: type[DeploymentResponse],
         sent: threading.Event | None = None,
     ) -> Any:
-        """The call on its way, as a `kind` or a generator of results. sent: set when a replica is chosen, or it failed."""
+        """The call on its way, as a `kind` or a generator of results.
+
+        sent: set when a replica is chosen, or it failed, or an argument is a result that may be long in coming.
+        """
         to, context = self._way()
         waits = False
         for item in (*args, *kwargs.values()) if kwargs else args:
@@ -160,6 +163,9 @@ class _Handle:
                 waits = needs_waiting(args, kwargs, _is_response)
                 if not waits:
                     raise
+        if waits and sent is not None:
+            # what it waits for may be for the caller to bring about
+            sent.set()
         made_at = context.cancellations
         is_here = _get_ident() == to.thread_id
         if not waits and is_here:
@@ -363,8 +369,8 @@ class RayServeSyncHandle(DeploymentHandle[Served]):
         """Call the deployment.
 
         Returns:
-            A `Ref`, once a replica is chosen for the call (on an event-loop thread at once); with
-            `options(stream=True)` a `DeploymentResponseGenerator`.
+            A `Ref`, once a replica is chosen for the call (on an event-loop thread, and where an argument is the result
+            of another call, at once); with `options(stream=True)` a `DeploymentResponseGenerator`.
         """
         if self._stream or asyncio._get_running_loop() is not None:
             return self._start(args, kwargs, Ref)

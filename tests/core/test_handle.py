@@ -317,6 +317,18 @@ def test_waiting_too_long_is_a_timeout_and_the_call_goes_on() -> None:
 
 
 @pytest.mark.usefixtures("remote_loop")
+@pytest.mark.parametrize("is_nested", [False, True])
+def test_a_call_with_the_result_of_another_holds_nobody_up(is_nested: bool) -> None:
+    before = a_handle().wait.remote()
+    response = a_handle(RayServeSyncHandle).double.remote([before] if is_nested else before)
+    with pytest.raises(TimeoutError):
+        response.result(0.01)
+    before.cancel()
+    with pytest.raises(RequestCancelledError):
+        response.result(5)
+
+
+@pytest.mark.usefixtures("remote_loop")
 def test_streams_are_read_from_a_thread() -> None:
     assert list(a_handle().options(stream=True).count.remote(3)) == [0, 1, 2]
 
