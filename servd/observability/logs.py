@@ -9,7 +9,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,10 @@ RequestFields = Callable[[], Fields]
 logger = logging.getLogger(__name__)
 
 _NO_FIELDS: Fields = ("", "", "", "", "")
+
+_FIELDS_IN_ONE = "ray_serve_extra_fields"
+_ATTRIBUTES = logging.makeLogRecord({}).__dict__.keys() | {"asctime", "message", "taskName"}
+"""What each record has."""
 
 _own_levels: dict[str, int] = {}
 """Level that was set here, by logger ("" is the root); a logger that has another one got it from the user."""
@@ -349,8 +353,21 @@ class LineFormatter(logging.Formatter):
         }
         found = {key: value for key, value in fields.items() if value != ""}
         # last: the level comes first in each line, which is how lines are told from what goes on with them
-        further = {name: _in_json(value) for name, value in self._further(record) if name not in found}
+        further = {
+            name: _in_json(value) for name, value in (*self._further(record), *_extras_of(record)) if name not in found
+        }
         return json.dumps({**found, **further})
+
+
+def _extras_of(record: logging.LogRecord) -> Iterator[tuple[str, Any]]:
+    """What was logged as `extra`; what Ray Serve's name for fields holds, as fields of their own."""
+    for name, value in record.__dict__.items():
+        if name in _ATTRIBUTES:
+            continue
+        if name == _FIELDS_IN_ONE and isinstance(value, Mapping):
+            yield from ((str(key), one) for key, one in value.items())
+        else:
+            yield name, value
 
 
 def _in_json(value: Any) -> Any:

@@ -64,6 +64,21 @@ def test_json_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "replica" not in fields
 
 
+def test_extras_are_fields_of_json_lines(tmp_path: Path) -> None:
+    logs.setup("replica", "app_D#abcdef", str(tmp_path), "x.log")
+    logs.configure({"encoding": "JSON", "additional_log_standard_attrs": ["cart"]})
+    logger = logging.getLogger("ray.serve")
+    logger.info("sold", extra={"cart": {"plums": 2}, "lineno_of_bill": 4, "replica": "mine", "shop": object()})
+    logger.info("kept", extra={"ray_serve_extra_fields": {"shelf": 3, "levelname": "mine"}})
+    logger.info("odd", extra={"ray_serve_extra_fields": [1]})
+    sold, kept, odd = map(json.loads, (tmp_path / "serve" / "x.log").read_text().splitlines())
+    assert (sold["cart"], sold["lineno_of_bill"], sold["replica"]) == ({"plums": 2}, 4, "abcdef")
+    assert sold["shop"].startswith("<object object")
+    assert (kept["shelf"], kept["levelname"], kept["cart"]) == (3, "INFO", None)
+    assert odd["ray_serve_extra_fields"] == [1]
+    assert list(odd)[:2] == ["levelname", "asctime"]
+
+
 def test_detached_daemon_writes_nothing_to_stderr(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
