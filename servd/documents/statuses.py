@@ -4,14 +4,20 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from servd.ground.states import ApplicationStatus, DeploymentStatus, ProxyStatus
+from servd.ground.states import (
+    ApplicationStanding,
+    ApplicationStatus,
+    DeploymentStanding,
+    DeploymentStatus,
+    ProxyStatus,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class DeploymentOverview:
     """One deployment. replica_states: state -> number of replicas in it."""
 
-    status: DeploymentStatus
+    status: DeploymentStanding
     status_trigger: str
     replica_states: dict[str, int]
     message: str
@@ -19,9 +25,9 @@ class DeploymentOverview:
 
 @dataclass(frozen=True, slots=True)
 class ApplicationOverview:
-    """One application. deployments: by bare name."""
+    """One application, as it is now. deployments: by bare name."""
 
-    status: ApplicationStatus
+    status: ApplicationStanding
     message: str
     last_deployed_time_s: float
     deployments: dict[str, DeploymentOverview] = field(default_factory=dict)
@@ -81,8 +87,9 @@ def serve_status(status: dict[str, Any]) -> ServeStatus:
 
 def _application(app: dict[str, Any]) -> ApplicationOverview:
     return ApplicationOverview(
-        ApplicationStatus(app["status"]),
-        app["message"],
+        # a daemon of an edition before this one says nothing of it
+        ApplicationStanding(app.get("standing", app["status"])),
+        app.get("standing_message", app["message"]),
         app["last_deployed_time_s"],
         {item["name"]: _deployment(item) for item in app["deployments"].values()},
     )
@@ -90,7 +97,8 @@ def _application(app: dict[str, Any]) -> ApplicationOverview:
 
 def _deployment(item: dict[str, Any]) -> DeploymentOverview:
     counts = Counter(str(replica["state"]) for replica in item["replicas"])
-    return DeploymentOverview(DeploymentStatus(item["status"]), item["status_trigger"], dict(counts), item["message"])
+    standing = DeploymentStanding(item.get("standing", item["status"]))
+    return DeploymentOverview(standing, item["status_trigger"], dict(counts), item["message"])
 
 
 def application_status(name: str, status: dict[str, Any]) -> StatusOverview:

@@ -224,13 +224,19 @@ def _own_proxy(view: InstanceView, proxy: ProxyView) -> shapes.Proxy:
 
 def _own_application(view: InstanceView, app: ApplicationView) -> shapes.Application:
     deployments = {deployment.name: _own_deployment(view, deployment) for deployment in app.deployments}
-    return {**_application_head(app), "deployments": deployments}
+    return {
+        **_application_head(app),
+        "standing": app.standing,
+        "standing_message": app.standing_message,
+        "deployments": deployments,
+    }
 
 
 def _own_deployment(view: InstanceView, deployment: DeploymentView) -> shapes.Deployment:
     return {
         "name": deployment.bare_name,
         "status": deployment.status,
+        "standing": deployment.standing,
         "status_trigger": deployment.status_trigger,
         "message": deployment.message,
         "deployment_config": deployment.config,

@@ -12,7 +12,9 @@ from pydantic import Field, TypeAdapter
 from typing_extensions import TypedDict
 
 from servd.ground.states import (
+    ApplicationStanding,
     ApplicationStatus,
+    DeploymentStanding,
     DeploymentStatus,
     DeployMode,
     ProxyLocation,
@@ -74,10 +76,11 @@ class DeadReplica(TypedDict):
 
 
 class Deployment(TypedDict):
-    """One deployment."""
+    """One deployment. standing: its status in the words of today's Ray Serve."""
 
     name: str
     status: DeploymentStatus
+    standing: DeploymentStanding
     status_trigger: str
     message: str
     deployment_config: dict[str, Any]
@@ -100,8 +103,10 @@ class ApplicationHead(TypedDict):
 
 
 class Application(ApplicationHead):
-    """One application; deployments by full name."""
+    """One application; deployments by full name. standing: how it is now, in the words of today's Ray Serve."""
 
+    standing: ApplicationStanding
+    standing_message: str
     deployments: dict[str, Deployment]
 
 

@@ -1,6 +1,7 @@
 """Today's words for how things stand: histories that were recorded of Ray Serve 2.60, replayed by the core."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import pytest
 from servd.controller.plan import events
 from servd.controller.plan.change import scale
 from servd.controller.shown.status import instance_view
+from servd.documents.statuses import serve_status
 from servd.ground.states import ReplicaState
+from servd.rest.bodies import own_status
 from servd.rest.today import details
 from servd.wire.build_messages import BuildResult
 from servd.wire.messages import REPLICA
@@ -42,6 +45,13 @@ def standing_in(app: dict[str, Any]) -> Standing:
 def told(world: World) -> dict[str, Any]:
     view = instance_view(world.goal, world.observed, world.settings, IDENTITY, version=1, now=world.now)
     return json.loads(json.dumps(details(view)["applications"]["app"]))  # type: ignore[no-any-return]
+
+
+def of_python(world: World) -> tuple[str, str, str]:
+    """What `servd.status()` says of the application, why, and of its deployment."""
+    view = instance_view(world.goal, world.observed, world.settings, IDENTITY, version=1, now=world.now)
+    app = serve_status(dict(own_status(replace(view, running=True)))).applications["app"]
+    return app.status, app.message, next((str(one.status) for one in app.deployments.values()), "")
 
 
 def accepted() -> World:
@@ -137,12 +147,15 @@ def unbuildable() -> World:
 )
 def test_a_recorded_history_stands_as_it_stood(name: str, app: str, world: Any) -> None:
     assert standing_in(told(world())) == recorded(name, app)
+    status, _, deployment = of_python(world())
+    assert (status, deployment) == recorded(name, app)[:2]
 
 
 def test_a_killed_replica_makes_its_deployment_unhealthy_until_the_next_one_runs() -> None:
     world = killed()
     assert standing_in(told(world))[:3] == ("UNHEALTHY", "UNHEALTHY", "HEALTH_CHECK_FAILED")
     assert "D" in told(world)["message"]
+    assert of_python(world) == ("UNHEALTHY", told(world)["message"], "UNHEALTHY")
     come_true(world)
     [dead] = told(world)["deployments"]["D"]["recent_dead_replicas"]
     assert (dead["state"], dead["start_time_s"], len(dead["actor_id"])) == ("STOPPED", 0.0, 32)
