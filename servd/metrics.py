@@ -79,12 +79,16 @@ class _Metric:
         self._name, self._description = name, description
         self._keys = tag_keys or ()
         self._defaults: dict[str, str] = {}
-        self._automatic = _replica_tags()
+        self._automatic = self._tags_of_replica()
         self._refuse_automatic(self._keys)
         self._collector: Any = self._make((*self._keys, *self._automatic))
 
     def _make(self, keys: tuple[str, ...]) -> Any:
         raise NotImplementedError
+
+    def _tags_of_replica(self) -> dict[str, str]:
+        """What is added to the code's own tags."""
+        return _replica_tags()
 
     @property
     def info(self) -> dict[str, Any]:

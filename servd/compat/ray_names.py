@@ -39,7 +39,7 @@ _OTHER_MODULES = {
     "ray.dag.input_node": "servd.dag",
     "ray.serve.batching": "servd.batching",
     "ray.serve.multiplex": "servd.multiplex",
-    "ray.util.metrics": "servd.metrics",
+    "ray.util.metrics": "servd.compat.util_metrics",
     # applications take it from there; it is what servd pickles with too
     "ray.cloudpickle": "cloudpickle",
 }

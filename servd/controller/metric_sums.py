@@ -74,9 +74,13 @@ def _todays_name(name: str, kind: str) -> str:
 
 
 def _todays_labels(pairs: Pairs) -> Pairs:
-    """Deployments by their bare names: the application has a label of its own."""
-    prefix = next((f"{value}_" for name, value in pairs if name == "application" and value), "")
-    return tuple((name, value.removeprefix(prefix) if name == "deployment" else value) for name, value in pairs)
+    """Deployments by their bare names, and replicas by their letters: the others have labels of their own."""
+    labels = dict(pairs)
+    before = {
+        "deployment": f"{labels['application']}_" if labels.get("application") else "",
+        "replica": f"{labels.get('deployment', '')}#",
+    }
+    return tuple((name, value.removeprefix(before.get(name, ""))) for name, value in pairs)
 
 
 def _added(family: MetricFamily, known: Any, value: Any) -> Any:

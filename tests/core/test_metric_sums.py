@@ -126,3 +126,12 @@ def test_todays_label_of_a_deployment_without_an_application() -> None:
     sums = MetricSums()
     sums.add([MetricFamily("mine", "gauge", "", (((("deployment", "_private"), ("application", "")), 1),))])
     assert 'ray_mine{deployment="_private",application=""} 1.0' in sums.text(is_todays=True)
+
+
+def test_todays_label_of_a_replica_is_its_letters() -> None:
+    sums = MetricSums()
+    sums.add([MetricFamily("level", "gauge", "", ((tuple(TAGS.items()), 1), ((("replica", "m#ine"),), 2)))])
+    text = sums.text(is_todays=True)
+    assert 'ray_level{deployment="D",replica="x",application="a"} 1.0' in text
+    assert 'ray_level{replica="m#ine"} 2.0' in text
+    assert 'level{deployment="a_D",replica="a_D#x",application="a"} 1.0' in sums.text()

@@ -7,6 +7,7 @@ import pytest
 
 from servd.calls.replica_context import ReplicaContext, set_replica_context
 from servd.calls.request_context import RequestContext, current_request
+from servd.compat import util_metrics
 from servd.controller.metric_sums import MetricSums
 from servd.ground.ids import DeploymentID, ReplicaID
 from servd.metrics import Counter, Gauge, Histogram, families
@@ -55,6 +56,19 @@ def test_a_replica_adds_who_it_is() -> None:
         Counter("own", tag_keys=("deployment",))
     with pytest.raises(ValueError, match="replica"):
         counter.set_default_tags({"replica": "x"})
+
+
+@pytest.mark.usefixtures("replica")
+@pytest.mark.parametrize("own", ["deployment", "replica", "application"])
+def test_tags_of_rays_own_metrics_are_the_codes(own: str) -> None:
+    counter = util_metrics.Counter(f"my_{own}", tag_keys=(own,))
+    counter.set_default_tags({own: "mine"})
+    counter.inc()
+    (line,) = lines(f"my_{own}")
+    filled_in = {"deployment": "app_d", "replica": "app_d#abcdef", "application": "app"}
+    assert all(f'{key}="{value}"' in line for key, value in {**filled_in, own: "mine"}.items())
+    assert util_metrics.Gauge(f"other_{own}").info["tag_keys"] == tuple(filled_in)
+    assert isinstance(util_metrics.Histogram(f"h_{own}", boundaries=[1]), Histogram)
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,8 @@ assert DeploymentID("d").app_name == "default" and repr(DeploymentID("d")) == "D
 from ray.util import metrics
 import servd, servd.handle, servd.dag
 assert serve.deployment is servd.api.deployment and Deployment is serve.Deployment and Application is serve.Application
-assert metrics is serve.metrics and SERVE_LOGGER_NAME == "ray.serve" and serve.run_many and serve.RunTarget
+assert issubclass(metrics.Counter, serve.metrics.Counter) and SERVE_LOGGER_NAME == "ray.serve"
+assert serve.run_many and serve.RunTarget
 assert serve is servd and ray.serve is servd
 assert DeploymentHandle is servd.handle.DeploymentHandle and Same is InputNode is servd.dag.InputNode
 assert servd.handle.__spec__.name == "servd.handle" and servd.__spec__.name == "servd"
