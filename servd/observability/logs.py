@@ -44,8 +44,9 @@ logger = logging.getLogger(__name__)
 _NO_FIELDS: Fields = ("", "", "", "", "")
 
 _FIELDS_IN_ONE = "ray_serve_extra_fields"
-_ATTRIBUTES = logging.makeLogRecord({}).__dict__.keys() | {"asctime", "message", "taskName"}
-"""What each record has."""
+_ACCESS_MARK = "serve_access_log"
+_ATTRIBUTES = logging.makeLogRecord({}).__dict__.keys() | {"asctime", "message", "taskName", _ACCESS_MARK}
+"""What each record has, and the extra by which application code marks one as an access line."""
 
 _own_levels: dict[str, int] = {}
 """Level that was set here, by logger ("" is the root); a logger that has another one got it from the user."""
@@ -155,6 +156,7 @@ def setup(
         handlers.append(shown)
     for handler in handlers:
         handler.setFormatter(formatter)
+        handler.addFilter(formatter.lets_pass)
     for name in LOGGER_NAMES:
         logger = logging.getLogger(name)
         for old in logger.handlers[:]:
@@ -240,6 +242,7 @@ def configure(config: Mapping[str, Any]) -> Style:
         for handler in logger.handlers:
             if isinstance(handler.formatter, LineFormatter):
                 handler.formatter.is_json = style.is_json
+                handler.formatter.has_access_lines = style.has_access_log
                 handler.formatter.attributes = style.attributes
     return style
 
@@ -309,7 +312,12 @@ class LineFormatter(logging.Formatter):
         self._replica = replica_fields(component, component_id)
         self._request_fields = request_fields
         self.is_json = False
+        self.has_access_lines = True
         self.attributes: tuple[str, ...] = ()
+
+    def lets_pass(self, record: logging.LogRecord) -> bool:
+        """Whether it is to be written: one that is marked as an access line goes with these."""
+        return self.has_access_lines or not getattr(record, _ACCESS_MARK, False)
 
     def format(self, record: logging.LogRecord) -> str:
         """The line of one record, its traceback on the lines after it."""

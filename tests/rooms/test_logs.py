@@ -79,6 +79,17 @@ def test_extras_are_fields_of_json_lines(tmp_path: Path) -> None:
     assert list(odd)[:2] == ["levelname", "asctime"]
 
 
+@pytest.mark.parametrize("is_json", [False, True])
+def test_a_record_marked_as_an_access_line_goes_with_these(tmp_path: Path, is_json: bool) -> None:
+    logs.setup("replica", "app_D#abcdef", str(tmp_path), "x.log")
+    for has_lines in (True, False):
+        logs.configure({"encoding": "JSON" if is_json else "TEXT", "enable_access_log": has_lines})
+        logging.getLogger("ray.serve").info("marked", extra={"serve_access_log": True})
+        logging.getLogger("ray.serve").info("plain", extra={"serve_access_log": False})
+    text = (tmp_path / "serve" / "x.log").read_text()
+    assert (text.count("marked"), text.count("plain"), text.count("serve_access_log")) == (1, 2, 0)
+
+
 def test_detached_daemon_writes_nothing_to_stderr(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
