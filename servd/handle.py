@@ -1,7 +1,6 @@
 """Handles: how code calls deployments, in one step (`await h.remote(x)`) or in the older two."""
 
 import asyncio
-import concurrent.futures
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -146,10 +145,7 @@ class _Handle:
         kind: type[DeploymentResponse],
         sent: threading.Event | None = None,
     ) -> Any:
-        """The call on its way, as a `kind` or a generator of results.
-
-        sent: set when a replica is chosen, or it failed, or an argument is a result that may be long in coming.
-        """
+        """The call on its way, as a `kind` or a generator. sent: set when a replica is chosen, it failed, or it must wait."""
         to, context = self._way()
         waits = False
         for item in (*args, *kwargs.values()) if kwargs else args:
@@ -164,8 +160,7 @@ class _Handle:
                 if not waits:
                     raise
         if waits and sent is not None:
-            # what it waits for may be for the caller to bring about
-            sent.set()
+            sent.set()  # what it waits for may be for the caller to bring about
         made_at = context.cancellations
         is_here = _get_ident() == to.thread_id
         if not waits and is_here:
@@ -177,8 +172,7 @@ class _Handle:
             opened = asyncio.run_coroutine_threadsafe(self._open(to, args, kwargs, parts, context, made_at), to.loop)
             return DeploymentResponseGenerator(to, opening=opened, request_id=context.request_id)
         fetch = self._fetch(sent, to, args, kwargs, parts, context, made_at)
-        future: asyncio.Future[Any] | concurrent.futures.Future[Any]
-        future = to.loop.create_task(fetch) if is_here else asyncio.run_coroutine_threadsafe(fetch, to.loop)
+        future: Any = to.loop.create_task(fetch) if is_here else asyncio.run_coroutine_threadsafe(fetch, to.loop)
         return kind(to, future=future, request_id=context.request_id)
 
     def _call_all(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> DeploymentBroadcastResponse:
@@ -369,8 +363,8 @@ class RayServeSyncHandle(DeploymentHandle[Served]):
         """Call the deployment.
 
         Returns:
-            A `Ref`, once a replica is chosen for the call (on an event-loop thread, and where an argument is the result
-            of another call, at once); with `options(stream=True)` a `DeploymentResponseGenerator`.
+            A `Ref`, once a replica is chosen (at once on an event-loop thread, and with the result of another call);
+            with `options(stream=True)` a `DeploymentResponseGenerator`.
         """
         if self._stream or asyncio._get_running_loop() is not None:
             return self._start(args, kwargs, Ref)
@@ -396,8 +390,7 @@ def bound_handle(deployment: DeploymentID, style: str) -> _Handle:
     """The handle that stands for a bound deployment in a constructor.
 
     Args:
-        style: the handle type that the parameter's annotation names; "" = none, then the application's environment
-            decides (`SERVD_LEGACY_HANDLES=1`: two steps), else one step.
+        style: the handle type of the parameter's annotation; "" = none: as `SERVD_LEGACY_HANDLES` has it (1: two steps).
     """
     if not style and variable("DEPLOYMENT_HANDLE_IS_SYNC", "0") == "1":
         style = "RayServeSyncHandle"

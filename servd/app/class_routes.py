@@ -229,7 +229,8 @@ def _is_for(route: Any, target: type[Any]) -> bool:
         return True
     method = getattr(route.endpoint, _METHOD, None)
     if method is not None:
-        home, marks = getattr(route.endpoint, _HOME, None), getattr(target, MARKS_ATTRIBUTE, frozenset())
+        home: Any = getattr(route.endpoint, _HOME, None)
+        marks: Any = getattr(target, MARKS_ATTRIBUTE, frozenset())
         if home is None or home & marks:
             return _is_method_of(method, target)
         # of a class that this one's definition has replaced, unless it was put into this one

@@ -1,13 +1,22 @@
-"""Words for exceptions, whatever their classes do when they are asked: nothing here raises. Standard library only.
+"""Words for exceptions and what is logged, whatever their classes do when asked: nothing here raises. Standard library only.
 
 How this works: Python's own report is tried first. It asks the exception for attributes and texts, and so runs code of the
 user's, which may raise or recurse. Then a stand-in is reported: an exception of a class of the same name without any code, with
 the same frames and causes.
 """
 
+import json
+import logging
 import traceback
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+LONGEST_MESSAGE = 64 * 1024
+"""Characters of one message; what is left out of a longer one is said."""
+_FIELDS_IN_ONE = "ray_serve_extra_fields"
+ACCESS_MARK = "serve_access_log"
+_ATTRIBUTES = logging.makeLogRecord({}).__dict__.keys() | {"asctime", "message", "taskName", ACCESS_MARK}
+"""What each record has, and the extra by which application code marks one as an access line."""
 NO_TEXT = "<exception str() failed>"
 """As the interpreter says it."""
 
@@ -115,3 +124,31 @@ def _bare(error: BaseException) -> BaseException:
     # a group must have a member; its own take the place of this one
     made: BaseException = bare("", [Exception()]) if is_group else bare()
     return made
+
+
+def extras_of(record: logging.LogRecord) -> Iterator[tuple[str, Any]]:
+    """What was logged as `extra`; what Ray Serve's name for fields holds, as fields of their own."""
+    for name, value in record.__dict__.items():
+        if name in _ATTRIBUTES:
+            continue
+        if name == _FIELDS_IN_ONE and isinstance(value, Mapping):
+            yield from ((str(key), one) for key, one in value.items())
+        else:
+            yield name, value
+
+
+def in_json(value: Any) -> Any:
+    """The value in terms of JSON; as bounded text where it has none, or long ones, or its code raises."""
+    try:
+        text = json.dumps(value, default=str)
+        if len(text) <= LONGEST_MESSAGE:
+            return json.loads(text)
+    except BaseException:
+        pass
+    return bounded(text_of(value))
+
+
+def bounded(text: str) -> str:
+    """The text, cut where it is too long."""
+    left_out = len(text) - LONGEST_MESSAGE
+    return text if left_out <= 0 else f"{text[:LONGEST_MESSAGE]} [{left_out} characters left out]"

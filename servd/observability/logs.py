@@ -9,7 +9,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,11 @@ from servd.ground.quick_dataclass import dataclass
 from servd.ground.settings import is_on, variable
 from servd.observability.access_log import replica_fields, trace_words
 from servd.observability.application_lines import ApplicationLines, PrintedLines
-from servd.observability.described import report_of, text_of
+from servd.observability.described import ACCESS_MARK, bounded, extras_of, in_json, report_of, text_of
 from servd.observability.log_file import LogFile, make_directory
 from servd.observability.own_loggers import is_written, keep_own_loggers, speak_through
 from servd.observability.shown_lines import ShownLines
 
-LONGEST_MESSAGE = 64 * 1024
-"""Characters of one message; what is left out of a longer one is said."""
 LAST_LINES_S = 0.5
 """How long the end of a process waits for whoever reads its stderr."""
 LAST_LINES = 50
@@ -42,11 +40,6 @@ RequestFields = Callable[[], Fields]
 logger = logging.getLogger(__name__)
 
 _NO_FIELDS: Fields = ("", "", "", "", "")
-
-_FIELDS_IN_ONE = "ray_serve_extra_fields"
-_ACCESS_MARK = "serve_access_log"
-_ATTRIBUTES = logging.makeLogRecord({}).__dict__.keys() | {"asctime", "message", "taskName", _ACCESS_MARK}
-"""What each record has, and the extra by which application code marks one as an access line."""
 
 _own_levels: dict[str, int] = {}
 """Level that was set here, by logger ("" is the root); a logger that has another one got it from the user."""
@@ -317,14 +310,14 @@ class LineFormatter(logging.Formatter):
 
     def lets_pass(self, record: logging.LogRecord) -> bool:
         """Whether it is to be written: one that is marked as an access line goes with these."""
-        return self.has_access_lines or not getattr(record, _ACCESS_MARK, False)
+        return self.has_access_lines or not getattr(record, ACCESS_MARK, False)
 
     def format(self, record: logging.LogRecord) -> str:
         """The line of one record, its traceback on the lines after it."""
         # one that has come through a queue has only the text of its exception
         trace = self.formatException(record.exc_info) if record.exc_info else record.exc_text
         parts = (record.getMessage(), trace, record.stack_info)
-        message = "\n".join(_bounded(part.rstrip("\n")) for part in parts if part)
+        message = "\n".join(bounded(part.rstrip("\n")) for part in parts if part)
         request = self._request_fields() if self._request_fields else _NO_FIELDS
         if self.is_json:
             return self._json(record, message, request)
@@ -333,7 +326,7 @@ class LineFormatter(logging.Formatter):
         known = on_one_line(" ".join(filter(None, about)))
         place = f"{record.filename}:{record.lineno}" if record.lineno else record.filename
         level = on_one_line(record.levelname)
-        further = "".join(f" {name}={on_one_line(_bounded(text_of(value)))}" for name, value in self._further(record))
+        further = "".join(f" {name}={on_one_line(bounded(text_of(value)))}" for name, value in self._further(record))
         return f"{level} {self.formatTime(record)} {known} {place}{further} - {_as_text(message)}"
 
     def _further(self, record: logging.LogRecord) -> list[tuple[str, Any]]:
@@ -362,36 +355,9 @@ class LineFormatter(logging.Formatter):
         found = {key: value for key, value in fields.items() if value != ""}
         # last: the level comes first in each line, which is how lines are told from what goes on with them
         further = {
-            name: _in_json(value) for name, value in (*self._further(record), *_extras_of(record)) if name not in found
+            name: in_json(value) for name, value in (*self._further(record), *extras_of(record)) if name not in found
         }
         return json.dumps({**found, **further})
-
-
-def _extras_of(record: logging.LogRecord) -> Iterator[tuple[str, Any]]:
-    """What was logged as `extra`; what Ray Serve's name for fields holds, as fields of their own."""
-    for name, value in record.__dict__.items():
-        if name in _ATTRIBUTES:
-            continue
-        if name == _FIELDS_IN_ONE and isinstance(value, Mapping):
-            yield from ((str(key), one) for key, one in value.items())
-        else:
-            yield name, value
-
-
-def _in_json(value: Any) -> Any:
-    """The value in terms of JSON; as bounded text where it has none, or long ones, or its code raises."""
-    try:
-        text = json.dumps(value, default=str)
-        if len(text) <= LONGEST_MESSAGE:
-            return json.loads(text)
-    except BaseException:
-        pass
-    return _bounded(text_of(value))
-
-
-def _bounded(text: str) -> str:
-    left_out = len(text) - LONGEST_MESSAGE
-    return text if left_out <= 0 else f"{text[:LONGEST_MESSAGE]} [{left_out} characters left out]"
 
 
 def _as_text(message: str) -> str:

@@ -13,6 +13,7 @@ import pytest
 
 from servd.commands import log_files
 from servd.observability import log_file, logs
+from servd.observability.described import LONGEST_MESSAGE
 from servd.observability.log_file import LogFile, directory_trouble, forget_dead, make_directory
 from servd.observability.log_lines import Wish, head_of
 
@@ -458,7 +459,7 @@ def test_a_file_stands_in_for_descriptors_wherever_it_goes(tmp_path: Path) -> No
         ("a\nERROR 2026-11-28 22:00:00,000 forged", "a\n ERROR 2026-11-28 22:00:00,000 forged"),
         ("a\nw 2026-11-28 22:00:00,000 forged", "a\n w 2026-11-28 22:00:00,000 forged"),
         ('a\n{"levelname": "INFO", "message": "forged"}', 'a\n {"levelname": "INFO", "message": "forged"}'),
-        ("x" * 10_000_000, "x" * logs.LONGEST_MESSAGE + f" [{10_000_000 - logs.LONGEST_MESSAGE} characters left out]"),
+        ("x" * 10_000_000, "x" * LONGEST_MESSAGE + f" [{10_000_000 - LONGEST_MESSAGE} characters left out]"),
         ("half \ud800", "half \\ud800"),
     ],
     ids=["text", "controls", "markup", "forged", "forged level", "forged JSON", "long", "surrogate"],
