@@ -92,12 +92,22 @@ class BatchQueue:
                 return self._on(loop).add(args, kwargs)
             self._loop = loop
         measure = self._options.batch_size_fn
-        size = 1 if measure is None else _measured(measure, next(iter((*args, *kwargs.values())), None))
+        size = 1 if measure is None else self._measured(measure, next(iter((*args, *kwargs.values())), None))
         call = BatchCall(args, kwargs, loop.create_future(), size, self._streams)
         self._waiting.append(call)
         self._arrivals.append(loop.time())
         self._schedule()
         return call
+
+    def _measured(self, measure: Callable[[list[Any]], Any], item: Any) -> float:
+        """The size of one item as the user's function has it: a number of at least 0, since sizes are added up."""
+        size = measure([item])
+        if not isinstance(size, numbers.Real) or not float(size) >= 0:
+            raise TypeError(f"batch_size_fn must give a number of at least 0, it gave {size!r}")
+        if float(size) > self._options.max_batch_size:
+            limit = self._options.max_batch_size
+            raise RuntimeError(f"{self._name}: an item of size {size} fits into no batch, max_batch_size is {limit}")
+        return float(size)
 
     def _on(self, loop: asyncio.AbstractEventLoop) -> "BatchQueue":
         found = self._elsewhere.get(loop)
@@ -253,14 +263,6 @@ class BatchQueue:
 
 def _is_deserted(batch: list[BatchCall]) -> bool:
     return all(call.future.done() for call in batch) and not all(call.is_wanted for call in batch)
-
-
-def _measured(measure: Callable[[list[Any]], Any], item: Any) -> float:
-    """The size of one item as the user's function has it: a number of at least 0, since sizes are added up."""
-    size = measure([item])
-    if not isinstance(size, numbers.Real) or not float(size) >= 0:
-        raise TypeError(f"batch_size_fn must give a number of at least 0, it gave {size!r}")
-    return float(size)
 
 
 def _ends(element: Any) -> bool:

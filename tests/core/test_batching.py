@@ -167,8 +167,25 @@ async def test_sizes_may_be_measured() -> None:
         seen.append(texts)
         return texts
 
-    await asyncio.gather(read("aaa"), read("bb"), read("cccccccc"), read("d"))
-    assert seen == [["aaa", "bb"], ["cccccccc"], ["d"]]
+    await asyncio.gather(read("aaa"), read("bb"), read("ccccc"), read("d"))
+    assert seen == [["aaa", "bb"], ["ccccc"], ["d"]]
+
+
+async def test_an_item_that_fits_into_no_batch_is_its_callers_error() -> None:
+    seen: list[Any] = []
+
+    @batch(max_batch_size=5, batch_wait_timeout_s=0.01, batch_size_fn=lambda items: sum(map(len, items)))
+    async def read(texts: list[str]) -> list[str]:
+        seen.append(texts)
+        return texts
+
+    before = asyncio.create_task(read("aaa"))
+    await asyncio.sleep(0)
+    with pytest.raises(RuntimeError, match="item of size 8 fits into no batch, max_batch_size is 5"):
+        await read("cccccccc")
+    read.set_max_batch_size(8)
+    assert await asyncio.gather(before, read("cccccccc")) == ["aaa", "cccccccc"]
+    assert seen == [["aaa"], ["cccccccc"]]
 
 
 async def test_setters_hold_from_the_next_batch_on() -> None:
