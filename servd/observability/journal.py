@@ -18,7 +18,7 @@ from servd.observability import spans
 from servd.observability.access_log import SHORT_TENTHS, AccessLog, Key, Labels
 from servd.observability.head_traces import TracedId
 from servd.observability.latency_buckets import bucket_of
-from servd.observability.logs import Style
+from servd.observability.logs import Style, lets_access_lines_through
 
 LATENCY_BOUNDS_MS = (
     1,
@@ -248,7 +248,7 @@ class Journal:
             # the loop may append meanwhile: what comes behind these stays for the next time
             batch = self._read(self.noted[:_NOTES_AT_ONCE])
             del self.noted[: len(batch)]
-            access = self._access if self._is_writing else None
+            access = self._access if self._is_writing and lets_access_lines_through() else None
             if spans.has_met_traces:
                 batch = [note if type(note[5]) is not TracedId else _untraced(note, access) for note in batch]
             if access is not None:

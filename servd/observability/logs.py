@@ -240,6 +240,11 @@ def configure(config: Mapping[str, Any]) -> Style:
     return style
 
 
+def lets_access_lines_through() -> bool:
+    """Whether no level that the application has set on a logger says otherwise."""
+    return all(logging.getLogger(name).level <= logging.INFO for name in LOGGER_NAMES)
+
+
 def _place(logs_dir: str) -> None:
     """Write the file of this process in that directory from now on, "" = among all others."""
     if _placed is None:
@@ -330,7 +335,7 @@ class LineFormatter(logging.Formatter):
         return f"{level} {self.formatTime(record)} {known} {place}{further} - {_as_text(message)}"
 
     def _further(self, record: logging.LogRecord) -> list[tuple[str, Any]]:
-        return [(name, getattr(record, name, None)) for name in self.attributes]
+        return [(name, _attribute(record, name)) for name in self.attributes]
 
     def formatException(self, ei: Any) -> str:
         """The whole traceback; whatever the exception's class does, the line is written."""
@@ -358,6 +363,13 @@ class LineFormatter(logging.Formatter):
             name: in_json(value) for name, value in (*self._further(record), *extras_of(record)) if name not in found
         }
         return json.dumps({**found, **further})
+
+
+def _attribute(record: logging.LogRecord, name: str) -> Any:
+    value = getattr(record, name, None)
+    # code that asked for "ray.serve" may have got "servd"; servd's own loggers have longer names
+    is_alias = name == "name" and value == "servd" and logging.getLogger("ray.serve").name == value
+    return "ray.serve" if is_alias else value
 
 
 def _as_text(message: str) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import threading
 from pathlib import Path
 
@@ -131,6 +132,24 @@ async def test_json_lines_and_none(tmp_path: Path) -> None:
     }
     assert (json.loads(odd)["route"], json.loads(odd)["message"]) == ('/"x"', 'a"b ERROR 0.0ms')
     assert journal.series()[key].count == 2
+
+
+@pytest.mark.parametrize("name", ["servd", "ray.serve"])
+async def test_a_level_of_the_application_silences_access_lines_too(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "x.log"
+    journal = Journal(asyncio.get_running_loop(), access_log(path))
+    logger = logging.getLogger(name)
+    before = logger.level
+    try:
+        for level in (logging.INFO, logging.ERROR, logging.DEBUG):
+            logger.setLevel(level)
+            journal.note((FRUIT, "GET", 200), journal.now(), str(level).encode())
+            journal.settle()
+    finally:
+        logger.setLevel(before)
+    lines = path.read_text().splitlines()
+    assert [line.split()[5] for line in lines] == ["20", "10"]
+    assert journal.series()[(FRUIT, "GET", 200)].count == 3
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,22 @@ def test_json_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "replica" not in fields
 
 
+@pytest.mark.parametrize("is_json", [False, True])
+def test_lines_name_the_logger_that_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_json: bool
+) -> None:
+    logs.setup("replica", "app_D#abcdef", str(tmp_path), "x.log")
+    logs.configure({"encoding": "JSON" if is_json else "TEXT", "additional_log_standard_attrs": ["name"]})
+    logging.getLogger("servd").info("as it is")
+    monkeypatch.setitem(logging.Logger.manager.loggerDict, "ray.serve", logging.getLogger("servd"))
+    logging.getLogger("ray.serve").info("of Ray Serve")
+    logging.getLogger("servd.rest").info("of servd")
+    lines = (tmp_path / "serve" / "x.log").read_text().splitlines()
+    names = ["servd", "ray.serve", "servd.rest"]
+    for line, name in zip(lines, names, strict=True):
+        assert (json.loads(line)["name"] == name) if is_json else (f" name={name} - " in line)
+
+
 def test_extras_are_fields_of_json_lines(tmp_path: Path) -> None:
     logs.setup("replica", "app_D#abcdef", str(tmp_path), "x.log")
     logs.configure({"encoding": "JSON", "additional_log_standard_attrs": ["cart"]})
