@@ -16,11 +16,11 @@ from servd.ground.settings import SLOW_START_S, fork_server_log, variable
 from servd.observability.tracebacks import user_traceback
 from servd.replica.code.environment import Environment
 from servd.replica.code.importing import code_version, is_pinned, load_application
-from servd.replica.fork_safety import fork_unsafe_reason
 from servd.replica.instances import HOOK, new_preloaded
-from servd.replica.lost_waits import note_threads
 from servd.replica.main import run_forked
-from servd.replica.native_pools import counting_libraries
+from servd.replica.native.fork_safety import fork_unsafe_reason
+from servd.replica.native.lost_waits import note_threads
+from servd.replica.native.pools import counting_libraries
 from servd.wire.build_messages import BuildOrder, BuildResult
 
 __all__ = ["built_from", "run_forked"]

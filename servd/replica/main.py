@@ -22,7 +22,7 @@ from servd.observability.access_log import AccessLog, place_of
 from servd.replica.code.environment import Environment
 from servd.replica.code.importing import load_application
 from servd.replica.life import Replica
-from servd.replica.native_pools import apply_thread_counts
+from servd.replica.native.pools import apply_thread_counts
 from servd.replica.notes import noter
 from servd.wire.build_messages import BuildOrder
 from servd.wire.messages import ReplicaStart

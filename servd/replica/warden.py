@@ -22,7 +22,7 @@ from servd.observability.figures import OwnFigures
 from servd.observability.loop_watch import LoopWatch, stacks
 from servd.observability.measures import LoopLag
 from servd.replica.health import HealthChecks
-from servd.replica.lost_waits import LostWaits
+from servd.replica.native.lost_waits import LostWaits
 from servd.replica.sync_threads import ThreadsWatch
 from servd.replica.ward import Ward
 from servd.wire.began import remove_files

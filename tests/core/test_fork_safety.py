@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from servd.replica.fork_safety import fork_unsafe_reason, judge, uses_device
-from servd.replica.native_threads import NativeThread, _has_to_run, native_threads
+from servd.replica.native.fork_safety import fork_unsafe_reason, judge, uses_device
+from servd.replica.native.threads import NativeThread, _has_to_run, native_threads
 
 OPENBLAS = NativeThread("libscipy_openblas64_-32a4b2a6.so", "python")
 GOMP = NativeThread("libgomp-e985bcbb.so.1.0.0", "python")
@@ -80,7 +80,7 @@ def test_a_living_thread_is_found() -> None:
 def test_threads_that_start_anew_in_a_child_do_not_forbid_it() -> None:
     code = (
         "import threading\n"
-        "from servd.replica.fork_safety import fork_unsafe_reason\n"
+        "from servd.replica.native.fork_safety import fork_unsafe_reason\n"
         "for name in ('OtelBatchSpanRecordProcessor', 'sentry-sdk.BackgroundWorker', 'poller'):\n"
         "    threading.Thread(target=threading.Event().wait, name=name, daemon=True).start()\n"
         "    print(fork_unsafe_reason())"
@@ -98,9 +98,9 @@ def test_a_thread_that_gets_no_cpu_is_waited_for(monkeypatch: pytest.MonkeyPatch
         zlib.compress(data)
         stop.wait()
 
-    monkeypatch.setattr("servd.replica.native_threads._SETTLE_S", 0.02)
+    monkeypatch.setattr("servd.replica.native.threads._SETTLE_S", 0.02)
     # as on a busy host: it wants to run, and does not
-    monkeypatch.setattr("servd.replica.native_threads.run_s", lambda _: 1.0)
+    monkeypatch.setattr("servd.replica.native.threads.run_s", lambda _: 1.0)
     # other tests have left some
     others = [int(task) for task in os.listdir("/proc/self/task")]
     thread = threading.Thread(target=work_and_wait)
@@ -114,7 +114,7 @@ def test_a_thread_that_gets_no_cpu_is_waited_for(monkeypatch: pytest.MonkeyPatch
 
 def test_a_thread_has_its_time_also_where_the_first_look_comes_late(monkeypatch: pytest.MonkeyPatch) -> None:
     ran = iter([7.0, 7.4, 7.6])
-    monkeypatch.setattr("servd.replica.native_threads.run_s", lambda _: next(ran))
+    monkeypatch.setattr("servd.replica.native.threads.run_s", lambda _: next(ran))
     ran_s: dict[str, float] = {}
     assert [_has_to_run("1", ran_s) for _ in range(3)] == [True, True, False]
 
@@ -128,8 +128,8 @@ def test_a_library_that_ends_forked_children_forbids_it(monkeypatch: pytest.Monk
 
 _POOL = """
 import ctypes, sys
-from servd.replica.native_threads import native_threads
-from servd.replica.native_pools import end_openmp_pools
+from servd.replica.native.threads import native_threads
+from servd.replica.native.pools import end_openmp_pools
 
 openmp = ctypes.CDLL(sys.argv[1])
 nothing = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: None)
@@ -164,8 +164,8 @@ def test_openmp_pools_end_and_start_anew_with_the_threads_that_the_code_has_chos
 def test_threads_of_a_library_are_known_as_its_own() -> None:
     code = (
         "import numpy; numpy.ones((600, 600)) @ numpy.ones((600, 600))\n"
-        "from servd.replica.native_threads import native_threads\n"
-        "from servd.replica.fork_safety import fork_unsafe_reason\n"
+        "from servd.replica.native.threads import native_threads\n"
+        "from servd.replica.native.fork_safety import fork_unsafe_reason\n"
         "print([thread.owner for thread in native_threads()], fork_unsafe_reason())"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

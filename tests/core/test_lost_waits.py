@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from servd.replica.lost_waits import lost_waits, sleeps_for_ever
-from servd.replica.native_threads import ThreadNow, Wait, innermost
+from servd.replica.native.lost_waits import lost_waits, sleeps_for_ever
+from servd.replica.native.threads import ThreadNow, Wait, innermost
 
 FUTEX = 202 if os.uname().machine == "x86_64" else 98
 PYTHON, ARROW, DUCKDB = "libpython3.11.so.1.0", "libarrow.so.2600", "_duckdb.cpython-311-x86_64-linux-gnu.so"
@@ -116,9 +116,9 @@ import asyncio, ctypes, os, queue, socket, sys, threading, time
 from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import polars as pl
-from servd.replica.lost_waits import LOOK_S, SURE_S, LostWaits, note_threads
+from servd.replica.native.lost_waits import LOOK_S, SURE_S, LostWaits, note_threads
 from servd.ground.clock import block_for
-from servd.replica.native_threads import is_interpreter, waits_now
+from servd.replica.native.threads import is_interpreter, waits_now
 
 table = pl.DataFrame({"a": [1, 2, 3]})
 executor = ThreadPoolExecutor(1)

@@ -2,7 +2,7 @@
 
 import struct
 
-from servd.replica.native_threads import _library_of
+from servd.replica.native.threads import _library_of
 
 PYTHON = (0x422000, 0x844000, "/usr/bin/python3.14")
 BLAS = (0x7F92BA482000, 0x7F92BB7B0000, "/site-packages/numpy.libs/libscipy_openblas64_-4b78795a.so")

@@ -3,8 +3,8 @@
 A forked child that never greets hangs in something that it inherited, a lock for one: its successors are spawned.
 
 A forked replica that speaks, but in which a thread waits for one that the fork left behind, is of no use either. It has proof
-that the wait can never end, however slow its code is (`servd/replica/lost_waits.py`): it is killed at once, its successor is
-spawned, and so are all further replicas of that version of the deployment. Those that have met no such wait go on.
+that the wait can never end, however slow its code is (`servd/replica/native/lost_waits.py`): it is killed at once, its successor
+is spawned, and so are all further replicas of that version of the deployment. Those that have met no such wait go on.
 
 A proxy that speaks but does not listen in time is of no use either.
 

@@ -24,7 +24,7 @@ from functools import cache
 from typing import Any
 
 from servd.ground.clock import SystemClock, block_for
-from servd.replica.native_threads import loaded_libraries, native_threads
+from servd.replica.native.threads import loaded_libraries, native_threads
 
 _GNU = "libgomp"
 _PAUSE_SOFT = 1

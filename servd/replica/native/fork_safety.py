@@ -5,8 +5,8 @@ import sys
 import threading
 from collections.abc import Sequence
 
-from servd.replica.native_pools import end_openmp_pools
-from servd.replica.native_threads import NativeThread, described, native_threads
+from servd.replica.native.pools import end_openmp_pools
+from servd.replica.native.threads import NativeThread, described, native_threads
 
 SURVIVE = {
     "openblas": "OpenBLAS, as numpy 2.4, scipy 1.16 and opencv 5.0 bring it: makes its pool anew in a child",

@@ -21,8 +21,8 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from servd.ground.quick_dataclass import dataclass
 from servd.observability.loop_watch import blocked
 from servd.observability.tracebacks import is_runtime
-from servd.replica.fork_safety import SURVIVE_BY_NAME
-from servd.replica.native_threads import ThreadNow, Wait, is_interpreter, native_threads, threads_now, waits_now
+from servd.replica.native.fork_safety import SURVIVE_BY_NAME
+from servd.replica.native.threads import ThreadNow, Wait, is_interpreter, native_threads, threads_now, waits_now
 
 SURE_S = 5.0
 LOOK_S = 2.5

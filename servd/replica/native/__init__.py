@@ -1,0 +1,4 @@
+"""Native threads of a process that is to fork, or has: which there are, what a child can do without, what it waits for in vain.
+
+Imports `observability` and `ground`. Used by fork servers and by the wardens of replicas.
+"""
