@@ -24,12 +24,12 @@ from servd.proxy.app_queue import AppQueue
 from servd.proxy.client_host import Silence, is_reset
 from servd.proxy.forwarded_call import Send
 from servd.proxy.forwarder import Forwarder
-from servd.proxy.heartbeat import Heartbeat
 from servd.proxy.http_form import HttpForm
 from servd.proxy.hypercorn_http2 import LaneHttp2
 from servd.proxy.hypercorn_websocket import LaneWebSocket
 from servd.proxy.websocket_form import WebSocketForm
 from servd.wire.connection_room import Share
+from servd.wire.websocket.heartbeat import Heartbeat
 
 _PREFACE = b"PRI * HTTP/2.0\r\n"
 _AFTER_END_S = 1.0

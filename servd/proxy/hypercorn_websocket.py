@@ -11,7 +11,7 @@ from wsproto.events import CloseConnection, Message, Ping
 from wsproto.frame_protocol import CloseReason
 
 from servd.proxy.app_queue import AppQueue
-from servd.proxy.heartbeat import Heartbeat
+from servd.wire.websocket.heartbeat import Heartbeat
 
 _PART_BYTES = 32 * 1024
 """From this size on the begin of a message is sent on, where the replica puts it together."""

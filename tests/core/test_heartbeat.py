@@ -2,8 +2,8 @@
 
 import pytest
 
-from servd.proxy.heartbeat import Heartbeat
 from servd.proxy.limits import Limits
+from servd.wire.websocket.heartbeat import Heartbeat
 
 SIGNS = {None: ".", "ping": "p", "gone": "g"}
 

@@ -25,7 +25,7 @@ class Floor:
 FLOORS = (
     Floor(("ground",), ("exceptions",)),
     Floor(("wire",)),
-    Floor(("documents", "observability", "daemon"), ("config", "schema")),
+    Floor(("documents", "observability", "daemon", "wire.websocket"), ("config", "schema")),
     Floor(("calls",), ("handle", "metrics", "client", "context", "grpc_util")),
     Floor(
         ("app", "compat", "page", "proxy.grpc"),
