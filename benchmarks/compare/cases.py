@@ -26,7 +26,7 @@ class Case:
     connections: of the client, one measurement each; for handle calls the calls in flight.
     scale: what one request counts, in `unit`.
     body: what is posted; None = a GET without one.
-    answer: must be in the answer's body; its length matters where it is a number.
+    answer: must be in the answer's body; its length matters where it is a number. Of WebSockets the length of a message.
     """
 
     name: str
@@ -51,7 +51,8 @@ CASES = (
     Case("compose", "two deployments", "wrk", "requests/s", (1, 32), 1.0),
     Case("calls", "handle calls", "calls", "calls/s", (1, 64)),
     Case("stream", f"stream of {CHUNKS} chunks", "wrk", "chunks/s", (8,), CHUNKS, answer=CHUNKS * 100),
-    Case("websocket", "WebSocket echo", "websocket", "messages/s", (32,)),
+    Case("websocket", "WebSocket echo", "websocket", "messages/s", (32,), answer=16),
+    Case("websocket64", "WebSocket echo, 64 KiB", "websocket", "messages/s", (32,), answer=65_536),
     Case("start", "start to first 200", "start", "s (less is better)", (0,)),
     Case("memory", "memory, one no-op app", "start", "MB PSS (less is better)", (0,)),
 )

@@ -14,10 +14,7 @@ from benchmarks.compare.systems import Endpoint
 from benchmarks.compare.wrk import Load, LoadError
 
 LIMIT_S = 60.0
-TEXT = b"0123456789abcdef"
 MASK = b"\x11\x22\x33\x44"
-MESSAGE = bytes([0x81, 0x80 | len(TEXT)]) + MASK + bytes(byte ^ MASK[at % 4] for at, byte in enumerate(TEXT))
-ECHO = bytes([0x81, len(TEXT)]) + TEXT
 UPGRADE = (
     "GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
     "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
@@ -86,13 +83,27 @@ def calls(endpoint: Endpoint, in_flight: int, seconds: float) -> Load:
     return Load(found["calls"], found["calls"] / found["calls_per_s"], found["p50_ms"], found["p99_ms"])
 
 
+def _head(size: int, masked: int) -> bytes:
+    """The begin of the frame of a text."""
+    if size < 126:
+        return bytes([0x81, masked | size])
+    if size < 65536:
+        return bytes([0x81, masked | 126]) + size.to_bytes(2, "big")
+    return bytes([0x81, masked | 127]) + size.to_bytes(8, "big")
+
+
 class Messenger(asyncio.Protocol):
     """One WebSocket that has one message under way."""
 
-    def __init__(self, endpoint: Endpoint, until: float, taken: list[float], done: "asyncio.Future[None]") -> None:
+    def __init__(
+        self, size: int, endpoint: Endpoint, until: float, taken: list[float], done: "asyncio.Future[None]"
+    ) -> None:
         self._endpoint, self._until, self._taken, self._done = endpoint, until, taken, done
+        text = (b"0123456789abcdef" * (size // 16 + 1))[:size]
+        self._message = _head(size, 0x80) + MASK + bytes(byte ^ MASK[at % 4] for at, byte in enumerate(text))
+        self._echo = _head(size, 0) + text
         self._is_open = False
-        self._buffer = b""
+        self._buffer = bytearray()
         self._sent = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -111,17 +122,17 @@ class Messenger(asyncio.Protocol):
                 self._fail(f"no upgrade: {head[:60]!r}")
                 return
             self._is_open = True
-        elif len(self._buffer) < len(ECHO):
+        elif len(self._buffer) < len(self._echo):
             return
-        elif self._buffer == ECHO:
+        elif self._buffer == self._echo:
             self._taken.append(time.perf_counter() - self._sent)
         else:
             self._fail(f"no echo: {self._buffer[:60]!r}")
             return
-        self._buffer = b""
+        self._buffer.clear()
         self._sent = time.perf_counter()
         if self._sent < self._until:
-            self._transport.write(MESSAGE)
+            self._transport.write(self._message)
         elif not self._done.done():
             self._done.set_result(None)
 
@@ -134,8 +145,8 @@ class Messenger(asyncio.Protocol):
         self._fail(f"the connection was closed: {error}")
 
 
-def websocket(endpoint: Endpoint, connections: int, seconds: float) -> Load:
-    """Echo short messages over so many WebSockets."""
+def websocket(size: int, endpoint: Endpoint, connections: int, seconds: float) -> Load:
+    """Echo messages of so many bytes over so many WebSockets."""
 
     async def load() -> Load:
         loop = asyncio.get_running_loop()
@@ -145,7 +156,7 @@ def websocket(endpoint: Endpoint, connections: int, seconds: float) -> Load:
         transports = []
         for end in ends:
             transport, _ = await loop.create_connection(
-                lambda end=end: Messenger(endpoint, began + seconds, taken, end),  # type: ignore[misc]
+                lambda end=end: Messenger(size, endpoint, began + seconds, taken, end),  # type: ignore[misc]
                 "127.0.0.1",
                 endpoint.port,
             )

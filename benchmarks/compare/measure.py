@@ -204,7 +204,7 @@ def load(case: Case, endpoint: Endpoint, count: int, seconds: int) -> wrk.Load:
         case "calls":
             return clients.calls(endpoint, count, seconds)
         case "websocket":
-            return clients.websocket(endpoint, count, seconds)
+            return clients.websocket(int(case.answer), endpoint, count, seconds)
         case _:
             return wrk.run(case, endpoint, count, seconds)
 

@@ -28,6 +28,7 @@ SERVE_PATHS = {
     "compose": "/compose",
     "calls": "/compose",
     "websocket": "/fast/ws",
+    "websocket64": "/fast/ws",
 }
 ASGI_PATHS = {
     "noop": "/",
@@ -38,7 +39,7 @@ ASGI_PATHS = {
     "down100": f"/download?bytes={100 * MEGABYTE}",
     "stream": "/stream",
 }
-FASTAPI_PATHS = {"fastapi": "/", "websocket": "/ws"}
+FASTAPI_PATHS = {"fastapi": "/", "websocket": "/ws", "websocket64": "/ws"}
 
 
 @dataclass(frozen=True, slots=True)
