@@ -18,12 +18,14 @@ from servd.calls.caller import Caller
 from servd.calls.request_context import RequestContext
 from servd.proxy.forwarder import Forwarder
 from servd.proxy.http1 import HttpConnection
+from servd.proxy.http1_websocket import WebSocketConnection, WebSocketLane
 from servd.proxy.late_lane import LateLane
 from servd.proxy.limits import Limits
 from servd.proxy.listener import Listener
 from servd.replica.exchange import HttpExchange
 from servd.replica.grpc.service import GrpcService
 from servd.replica.server import ReplicaServer
+from servd.replica.websocket import WebSocketExchange
 from servd.wire.messages import DeploymentTargets, Endpoint, Route, Routing
 
 Http = Callable[[HttpExchange], Awaitable[None]]
@@ -91,7 +93,10 @@ def a_caller() -> Caller:
 
 
 class Room:
-    """Replicas and a proxy listener on the running loop, over real sockets. Use with `async with`."""
+    """Replicas and a proxy listener on the running loop, over real sockets. Use with `async with`.
+
+    takes_websockets: those of plain HTTP/1.1 are handed over to the replicas; else Hypercorn's lane has them all.
+    """
 
     def __init__(
         self,
@@ -100,7 +105,9 @@ class Room:
         root_path: str = "",
         hand_over: bool = False,
         tls: ssl.SSLContext | None = None,
+        takes_websockets: bool = True,
     ) -> None:
+        self.takes_websockets = takes_websockets
         self.caller = a_caller()
         self.forwarder = Forwarder(self.caller, root_path, limits or Limits())
         self.listener = Listener(self.forwarder)
@@ -114,7 +121,7 @@ class Room:
 
     async def __aenter__(self) -> "Room":
         if self._hand_over:
-            self.listener.hand_over = self.lane.hand_over
+            self.listener.hand_over = WebSocketLane(self.listener, self.lane.hand_over).hand_over
             self.listener.handed_over = lambda: self.lane.connections
         loop = asyncio.get_running_loop()
         server = await loop.create_server(lambda: HttpConnection(self.listener), "127.0.0.1", 0, ssl=self._tls)
@@ -136,7 +143,13 @@ class Room:
     def replica(self, http: Http = hello, methods: dict[str, Any] | None = None, *, limit: int = 100) -> str:
         """Start one more replica; gives its address."""
         address = new_address()
-        server = a_server(address, FakeUser(http, methods), limit=limit, on_cancelled=self.caller.cancel_calls_of)
+        server = a_server(
+            address,
+            FakeUser(http, methods),
+            limit=limit,
+            on_cancelled=self.caller.cancel_calls_of,
+            takes_websockets=self.takes_websockets,
+        )
         server.start()
         self.servers[address] = server
         return address
@@ -146,6 +159,16 @@ class Room:
         self._generation += 1
         targets = targets_for(*addresses, **options)
         self.forwarder.apply_routing(routing_for(targets, prefix=prefix, generation=self._generation))
+
+    def handed(self) -> list[WebSocketExchange]:
+        """WebSockets that replicas run over their clients' connections."""
+        peers = [peer for server in self.servers.values() for peer in server._callers()]
+        return [work for peer in peers for work in peer.open.values() if isinstance(work, WebSocketExchange)]
+
+    @property
+    def websockets(self) -> int:
+        """Connections that the proxy counts as WebSockets or HTTP/2."""
+        return self.lane.connections + sum(isinstance(one, WebSocketConnection) for one in self.listener.connections)
 
     async def raw(
         self, data: bytes, *, until: bytes | None = None, timeout_s: float = 5.0, tls: ssl.SSLContext | None = None

@@ -25,6 +25,8 @@ class Target(Protocol):
     link: CallerLink
     replica_id: str
     pending: "dict[int, Outgoing]"
+    is_greeted: bool
+    takes_websockets: bool
 
     def grant(self, call: "Outgoing", size: int) -> None:
         """The reader of a call's answer took `size` bytes."""
@@ -46,6 +48,15 @@ class Target(Protocol):
     def lend_body(self, call: "Outgoing", descriptor: int, left: int, *, is_sure: bool) -> bool:
         """Let the replica read what is left of a request's body from this socket, before the request is sent; False: it is not
         told."""
+        ...
+
+    def hand_over(self, call: "Outgoing", descriptor: int) -> bool:
+        """Give the replica the connection of a WebSocket, before the request is sent; False: it does not take it, now or at
+        all."""
+        ...
+
+    def unsend(self, call: "Outgoing") -> None:
+        """Nothing of a request was sent, and nothing is to come of it."""
         ...
 
     def keep(self, call: "Outgoing") -> None:
@@ -132,6 +143,9 @@ class Outgoing:
 
     def on_taken(self, size: int) -> None:
         """The replica reads no more of a body that was lent with the request, and has taken so many bytes."""
+
+    def on_returned(self) -> None:
+        """The connection of a WebSocket did not arrive at the replica, which has begun nothing."""
 
     def on_lost_sight(self) -> None:
         """The link to the replica is lost, and its process may live on: it may still begin, and use what it was lent."""

@@ -30,6 +30,7 @@ from servd.wire.records import (
     REJECTED,
     REPLY,
     RESPONSE,
+    RETURNED,
     TAKEN,
     WANT,
     bodies_of,
@@ -70,7 +71,7 @@ class ReplicaPeer:
     """One replica as a caller sees it: its link and the requests that are there.
 
     told_id: id of the last request sent before the replica was last told how many wait. takes_bodies: it has said that bodies of
-    requests may be lent to it.
+    requests may be lent to it. takes_websockets: and that WebSockets may be handed over to it. is_greeted: it has said all this.
     """
 
     __slots__ = (
@@ -80,6 +81,7 @@ class ReplicaPeer:
         "_key",
         "_lending",
         "candidate",
+        "is_greeted",
         "is_retired",
         "link",
         "owner",
@@ -87,6 +89,7 @@ class ReplicaPeer:
         "replica_id",
         "router",
         "takes_bodies",
+        "takes_websockets",
         "told_id",
     )
 
@@ -96,7 +99,7 @@ class ReplicaPeer:
         self.candidate = candidate
         self.replica_id = candidate.replica_id
         self.pending: dict[int, Outgoing] = {}
-        self.is_retired = self.takes_bodies = False
+        self.is_retired = self.is_greeted = self.takes_bodies = self.takes_websockets = False
         self.told_id = 0
         key = random.getrandbits(63) | 1
         # the link first: where there is no descriptor for it, nothing is left open
@@ -172,6 +175,23 @@ class ReplicaPeer:
         self.takes_bodies = self._lend(Loan(self._key, call.call_id, left, is_request=True), descriptor)
         return self.takes_bodies
 
+    def hand_over(self, call: Outgoing, descriptor: int) -> bool:
+        """Give the replica the connection of a WebSocket, whose record is about to be sent; False: it does not take it, or, where
+        `takes_websockets` goes on, cannot be told now."""
+        if not self.takes_websockets:
+            return False
+        if self._lend(Loan(self._key, call.call_id, 0, is_request=True), descriptor):
+            return True
+        self.takes_websockets = self._lending is not None and self._lending.is_open
+        return False
+
+    def unsend(self, call: Outgoing) -> None:
+        """Nothing of a request was sent, and nothing is to come of it."""
+        if self.pending.pop(call.call_id, None) is not None:
+            self.candidate.load -= 1
+            if self.is_retired and not self.pending:
+                self.close()
+
     def _lend(self, loan: Loan, descriptor: int) -> bool:
         if self._lending is None:
             self._lending = LendingLine(self.candidate.address)
@@ -240,11 +260,13 @@ class ReplicaPeer:
             self.owner.on_offer(self)
         elif kind == LIMIT:
             self.candidate.limit = record[1]
-            self.takes_bodies = self.takes_bodies or len(record) > 2
+            self.is_greeted = True
+            self.takes_bodies = self.takes_bodies or (len(record) > 2 and record[2])
+            self.takes_websockets = self.takes_websockets or len(record) > 3
             self.owner.refuse_circles(self.router)
         elif kind == REFUSED:
             self._on_refused(record[1])
-        elif kind in (END, REJECTED):
+        elif kind in (END, REJECTED, RETURNED):
             self._on_last(kind, record)
         else:
             self._on_part(kind, record, frames)
@@ -254,6 +276,10 @@ class ReplicaPeer:
         call = self.pending.pop(record[1], None)
         if kind == REJECTED:
             self.owner.on_rejected(self, record[1], call, record[3])
+        elif kind == RETURNED:
+            self.takes_websockets = False
+            if call is not None:
+                call.on_returned()
         elif call is not None:
             call.on_end(record[3])
 

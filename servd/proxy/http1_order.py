@@ -52,6 +52,8 @@ class HttpOrder(HttpLending):
         "_upgrade",
     )
 
+    is_websocket = False
+    _schemes = ("http", "https")
     _is_in_body: bool
     _is_usual: bool
     _head_tick: int
@@ -197,6 +199,9 @@ class HttpOrder(HttpLending):
 
     def _start_stream(self) -> None:
         raise NotImplementedError
+
+    def drain(self) -> None:
+        """The proxy is to end; what is under way may go on."""
 
     def check_time(self, tick: int, is_over: bool) -> None:
         """Once a second: end the connection when it is idle or its client too slow."""
@@ -380,7 +385,7 @@ class HttpOrder(HttpLending):
         return origin(
             client,
             server[:2] if isinstance(server, tuple) else None,
-            scheme_for(said.scheme, "http" if self._transport.get_extra_info("sslcontext") is None else "https"),
+            scheme_for(said.scheme, self._schemes[self._transport.get_extra_info("sslcontext") is not None]),
             version,
             self._forwarder.table.root_path,
         )

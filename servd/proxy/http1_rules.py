@@ -1,6 +1,8 @@
-"""Rules for heads of HTTP/1.1 requests: what is refused, and what becomes of a wish for another protocol. Pure."""
+"""Rules for heads of HTTP/1.1 requests: what is refused, and what becomes of a wish for another protocol, WebSocket say. Pure."""
 
+import binascii
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from servd.proxy import forwarded_for
 
@@ -24,6 +26,8 @@ SPECIAL = forwarded_for.HEADERS | {
     b"x-request-timeout-seconds",
 }
 """Names of the headers that concern the proxy, in lower case."""
+
+_KEY_BYTES = 16
 
 _KNOWN_UPGRADES = frozenset((b"websocket", b"h2c"))
 
@@ -102,3 +106,58 @@ def unusual_target(url: bytes) -> tuple[bytes, bytes]:
         return url, b""
     place, _, query = rest.partition(b"?")
     return b"/" + place.partition(b"/")[2], query
+
+
+class Handshake(NamedTuple):
+    """A handshake as it is to be.
+
+    url: the request's target. headers: names in lower case. special: those that concern the proxy, values of equal names joined.
+    subprotocols: that the client offers, in its order. early: what it sent behind the head.
+    """
+
+    url: bytes
+    headers: Headers
+    special: dict[bytes, bytes]
+    subprotocols: tuple[str, ...]
+    early: bytes
+
+
+def read_handshake(data: bytes) -> Handshake | None:
+    """The handshake at the begin of a connection's bytes; None = it is no right one, or asks for what only the proxy can do.
+
+    Args:
+        data: a head as `head_bytes` writes it, and what came behind it.
+
+    Source: RFC 6455, 4.2.1.
+    """
+    head, end, early = data.partition(b"\r\n\r\n")
+    first, *lines = head.split(b"\r\n")
+    method, _, rest = first.partition(b" ")
+    url, _, version = rest.partition(b" ")
+    if not end or method != b"GET" or version != b"HTTP/1.1":
+        return None
+    headers: Headers = [line.partition(b": ")[::2] for line in lines]
+    if outlives_client(headers):
+        return None
+    if [value.lower() for value in _values(headers, b"upgrade")] != [b"websocket"]:
+        return None
+    if _values(headers, b"sec-websocket-version") != [b"13"] or not _is_key(_values(headers, b"sec-websocket-key")):
+        return None
+    special: dict[bytes, bytes] = {}
+    for name, value in headers:
+        if name in SPECIAL:
+            special[name] = special[name] + b", " + value if name in special else value
+    offered = b",".join(_values(headers, b"sec-websocket-protocol")).decode("latin-1")
+    subprotocols = tuple(name.strip() for name in offered.split(",") if name.strip())
+    return Handshake(url, headers, special, subprotocols, early)
+
+
+def _values(headers: Headers, wanted: bytes) -> list[bytes]:
+    return [value for name, value in headers if name == wanted]
+
+
+def _is_key(values: list[bytes]) -> bool:
+    try:
+        return len(values) == 1 and len(binascii.a2b_base64(values[0], strict_mode=True)) == _KEY_BYTES
+    except binascii.Error:
+        return False

@@ -24,6 +24,15 @@ class Connection(Protocol):
         """A request is being answered."""
         ...
 
+    @property
+    def is_websocket(self) -> bool:
+        """It is one that is served here: not a request like others."""
+        ...
+
+    def drain(self) -> None:
+        """End what would not end by itself."""
+        ...
+
     def check_time(self, tick: int, is_over: bool) -> None:
         """End what is idle or too slow; `is_over`: idle ones end now."""
         ...
@@ -70,8 +79,8 @@ class Listener:
 
     @property
     def ongoing(self) -> int:
-        """Requests that are being answered."""
-        return sum(connection.is_active for connection in self.connections)
+        """Requests that are being answered, WebSockets not included."""
+        return sum(connection.is_active and not connection.is_websocket for connection in self.connections)
 
     def turn(self) -> None:
         """To be called once a second: renews the date, ends connections that are idle or too slow."""
@@ -82,7 +91,9 @@ class Listener:
             connection.check_time(self.tick, is_over)
 
     def drain(self) -> None:
-        """Close connections after their next answer, idle ones after the grace."""
+        """Close connections after their next answer, idle ones after the grace, WebSockets now."""
         if not self.is_draining:
             self.is_draining = True
             self._drain_tick = self.tick
+            for connection in list(self.connections):
+                connection.drain()

@@ -29,6 +29,7 @@ from servd.proxy.door import Door
 from servd.proxy.forwarded_for import TrustedProxies
 from servd.proxy.forwarder import Forwarder
 from servd.proxy.http1 import HttpConnection
+from servd.proxy.http1_websocket import WebSocketLane
 from servd.proxy.late_lane import LateGrpc, LateLane
 from servd.proxy.limits import Limits
 from servd.proxy.listener import Listener
@@ -102,7 +103,8 @@ class Proxy:
         self._connection = SamplingConnection if self._forwarder.traces.can_begin else HttpConnection
         self._lane = LateLane(self._forwarder)
         self._grpc = LateGrpc(start, self._forwarder)
-        self._listener = Listener(self._forwarder, self._lane.hand_over, lambda: self._lane.connections)
+        self._listener = Listener(self._forwarder, handed_over=lambda: self._lane.connections)
+        self._listener.hand_over = WebSocketLane(self._listener, self._lane.hand_over).hand_over
         self._certificate = _certificate_of(start) if start.tls_cert else None
         self._doors: dict[int, Door] = {}
         self._pauses = 0

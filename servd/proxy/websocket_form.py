@@ -7,13 +7,10 @@ from servd.proxy.app_queue import AppQueue
 from servd.proxy.asgi_form import AsgiForm
 from servd.proxy.forwarded_call import ForwardedCall, NotedSend, response_headers
 from servd.proxy.forwarder import CLIENT_GONE, Forwarder, answer_failure, answer_timeout, id_headers
+from servd.proxy.http1_websocket import GOODBYE_S
 from servd.proxy.probes import Answer
 from servd.wire.http_answers import framing
-from servd.wire.records import EVENT_COST_BYTES, WEBSOCKET
-
-RESTARTING = 1012
-GOODBYE_S = 5.0
-"""What a handler may still do after its client has gone."""
+from servd.wire.records import EVENT_COST_BYTES, RESTARTING, WEBSOCKET
 
 _GOING_WRONG = 1011
 _CLOSE = (b"connection", b"close")

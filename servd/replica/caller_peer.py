@@ -77,7 +77,8 @@ class CallerPeer(Peer):
             return
         self.key = key
         self.place = began.open_place(key)
-        self.send((LIMIT, limit))
+        takes_websockets = self.door.takes_websockets and self.door.open()
+        self.send((LIMIT, limit, False, True) if takes_websockets else (LIMIT, limit))
 
     def note_body(self, flags: int, size: int, limit: int) -> None:
         """Where the caller has sent a large body itself that it could have lent, tell it that it may."""

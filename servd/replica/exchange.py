@@ -56,18 +56,12 @@ class HttpExchange:
         prefix. context: the request's context, already current in the task that serves it.
         whole_below: bytes; a body smaller than that may go by `finish`, whoever reads it. upload: reads the request's body.
         has_begun: the response's head was sent. may_ask: the client's connection may be asked for. is_finished: it is complete.
+        outlives_handler: it goes on when the handler has ended, until `conclude` returns.
     """
 
     # of the class until an instance needs its own: most requests set none of them
-    has_begun = False
-    has_started = False
-    is_finished = False
-    is_disconnected = False
-    _is_unheard = False
-    _is_body_open = False
-    _closes = False
-    may_ask = False
-    _has_sent = False
+    has_begun = has_started = is_finished = is_disconnected = may_ask = outlives_handler = False
+    _is_unheard = _is_body_open = _closes = _has_sent = False
     _borrowed: Borrowing | None = None
     upload: Uploading | None = None
     task: asyncio.Task[None] | None = None
@@ -202,6 +196,12 @@ class HttpExchange:
     def abort(self, reason: str) -> None:
         """End a response that has begun: the client's connection is closed early."""
         self._end(reason)
+
+    async def conclude(self) -> None:
+        """See to what goes on when the handler has ended."""
+
+    def cut(self) -> None:
+        """Close the connection where it was handed over."""
 
     def expect_events(self, is_lent: bool) -> None:
         """The body, or a WebSocket's messages, come piece by piece; the body from the client itself where it `is_lent`."""

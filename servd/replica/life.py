@@ -45,6 +45,9 @@ _LINGER_S = 2.0
 
 _LAST_WORDS_S = 8.0
 
+_FAREWELL_S = 0.5
+"""What is left of the grace when WebSockets are closed: their clients answer, and their handlers end."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -208,6 +211,7 @@ class Replica:
             on_records=self._rouse,
             cancel_on_disconnect=start.goal.cancel_on_disconnect,
             grpc=GrpcService(self._loop, user, built.grpc, start.app),
+            takes_websockets=hasattr(target, ASGI_ATTRIBUTE),
         )
         self._server.start()
         return user
@@ -217,6 +221,9 @@ class Replica:
         self._warden.report(phase=ReplicaPhase.DRAINING)
         assert self._server is not None
         self._server.drain()
+        # it is killed when the grace is over
+        farewell_s = max(limit_s - _FAREWELL_S, limit_s / 2)
+        farewell = self._loop.call_later(farewell_s, self._server.restart_websockets)
         try:
             async with asyncio.timeout(limit_s):
                 await self._server.wait_idle()
@@ -225,6 +232,8 @@ class Replica:
                     await multiplex.unload_all()
         except TimeoutError:
             logger.warning("drain_cut_off ongoing=%d", self.ongoing)
+        finally:
+            farewell.cancel()
         self._journal.settle()
         await spans.end_beside()
         self._warden.send_metrics()

@@ -1,7 +1,6 @@
 """Serves requests inside a replica: takes records from callers, runs the user's code, answers."""
 
 import asyncio
-import contextvars
 from asyncio import Task
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +13,7 @@ from servd.calls.route_table import decoded_path
 from servd.exceptions import ProtocolError
 from servd.ground.ids import random_uuid
 from servd.ground.remembered import Remembered
-from servd.observability.trace_context import trace_in, unpacked
+from servd.observability.trace_context import unpacked
 from servd.replica.admission import Admission
 from servd.replica.caller_peer import CallerPeer
 from servd.replica.exchange import HttpExchange
@@ -22,6 +21,8 @@ from servd.replica.grpc.exchange import GrpcExchange
 from servd.replica.grpc.service import GrpcService
 from servd.replica.handle_call import HandleCall
 from servd.replica.methods import UserCallable
+from servd.replica.unusual_request import add_rest
+from servd.replica.websocket_start import cut_websockets, restart_websockets, start_websocket
 from servd.wire.began import BeganLog
 from servd.wire.lending import LendingDoor
 from servd.wire.link import Peer, ReplicaLink
@@ -39,14 +40,12 @@ from servd.wire.records import (
     HTTP,
     KEEP,
     LENDS,
-    LENT_BODY,
     LIMIT,
     OFFER,
+    SOCKET,
     STREAM,
-    STREAMED_BODY,
     TRACED,
     WANT,
-    WEBSOCKET,
     bodies_of,
     body_of,
     read_origin,
@@ -68,6 +67,7 @@ class ReplicaServer:
         on_cancelled: called with the context of a request whose handler was cancelled: the calls it made end too.
         on_records: called after what a caller sent was taken in; keep it cheap.
         grpc: serves calls of gRPC, also where the application has no servicers: callers may think that it has.
+        takes_websockets: clients' connections may be handed over to it.
     """
 
     def __init__(
@@ -83,6 +83,7 @@ class ReplicaServer:
         cancel_on_disconnect: bool = True,
         on_cancelled: Callable[[RequestContext], None] | None = None,
         on_records: Callable[[], None] | None = None,
+        takes_websockets: bool = False,
     ) -> None:
         self._loop = loop
         self._address = address
@@ -97,7 +98,7 @@ class ReplicaServer:
         self._on_heard = on_records
         self._grpc = grpc
         self._link: ReplicaLink | None = None
-        self._door = LendingDoor(loop, address)
+        self._door = LendingDoor(loop, address, takes_websockets=takes_websockets)
         self._paths = Remembered(decoded_path, most=_MAX_REMEMBERED, longest=_MAX_REMEMBERED_PATH_BYTES)
         self._origins = Remembered(read_origin, most=_MAX_REMEMBERED)
         self._idle: asyncio.Future[None] | None = None
@@ -156,6 +157,14 @@ class ReplicaServer:
         """Take nothing new from now on; what runs goes on."""
         self.admission.leave()
 
+    def restart_websockets(self) -> bool:
+        """Tell WebSockets that the service restarts; whether there was one."""
+        return restart_websockets(self._callers())
+
+    def _callers(self) -> list[CallerPeer]:
+        peers = self._link.peers.values() if self._link is not None else ()
+        return [peer for peer in peers if isinstance(peer, CallerPeer)]
+
     async def wait_idle(self) -> None:
         """Return when no request runs."""
         while self.admission.running:
@@ -166,6 +175,7 @@ class ReplicaServer:
     def close(self, linger_s: float = 0.0) -> None:
         """Send what waits, then stop serving; `linger_s` as in `ReplicaLink.close`."""
         if self._link is not None:
+            cut_websockets(self._callers())
             self._link.flush()
             self._link.close(linger_s)
             self._link = None
@@ -182,7 +192,7 @@ class ReplicaServer:
             try:
                 kind = record[0]
                 if kind == HTTP:
-                    self._on_http(peer, record, frames)
+                    self.on_http(peer, record, frames)
                 elif kind == CALL:
                     self._on_call(peer, record, frames)
                 else:
@@ -199,8 +209,11 @@ class ReplicaServer:
 
     def _on_other(self, peer: CallerPeer, kind: int, record: tuple[Any, ...], frames: list[Any]) -> None:
         if kind == GRPC:
-            if self._admit(peer, record):
+            if self.admit(peer, record):
                 self._grpc.start(self, peer, record, frames, self._own)
+            return
+        if kind == SOCKET:
+            start_websocket(self, peer, record)
             return
         if kind in (DECLINE, WANT):
             self.admission.decline(peer) if kind == DECLINE else self.admission.want(peer, record[1])
@@ -228,9 +241,16 @@ class ReplicaServer:
         else:
             raise ProtocolError(f"unknown record kind {kind!r}")
 
-    def _on_http(self, peer: CallerPeer, record: tuple[Any, ...], frames: list[Any]) -> None:
+    def on_http(
+        self,
+        peer: CallerPeer,
+        record: tuple[Any, ...],
+        frames: list[Any],
+        make: Callable[..., HttpExchange] = HttpExchange,
+    ) -> None:
+        """Serve a request of HTTP, if there is a slot for it. make: makes the exchange."""
         (_, call_id, flags, method, path, query, headers, body, request_id, route, origin, extra) = record
-        if not self._admit(peer, record):
+        if not self.admit(peer, record):
             return
         client, server, scheme, version, root_path = self._origins[origin]
         scope = {
@@ -248,43 +268,19 @@ class ReplicaServer:
             "server": server,
         }
         context = RequestContext(request_id, route, self._app, "", None, 0, self._own)
-        exchange = HttpExchange(peer, call_id, scope, context, body)
+        exchange = make(peer, call_id, scope, context, body)
         exchange.may_ask = bool(flags & LENDS)
         variables = None
         if flags & ~LENDS or extra is not None or type(body) is int:
-            variables = self._add_rest(peer, exchange, flags, extra, frames)
+            variables = add_rest(peer, exchange, flags, extra, frames, self._limit)
         peer.open[call_id] = exchange
         peer.newest = call_id
         # `create_task` would make up a name first, which costs a sixth of the task
         exchange.task = Task(self._serve(peer, call_id, exchange), loop=self._loop, name=request_id, context=variables)
 
-    def _add_rest(
-        self, peer: CallerPeer, exchange: HttpExchange, flags: int, extra: Any, frames: list[Any]
-    ) -> contextvars.Context | None:
-        """What most requests do not have. Gives the variables of the task that serves it, None for a copy of the current ones."""
-        context, scope = exchange.context, exchange.scope
-        # applications and their parsers take bytes, not views
-        exchange.body = bytes(body_of(exchange.body, frames))
-        if extra is not None:
-            left, context.multiplexed_model_id, subprotocols = extra
-            if left is not None:
-                context.deadline = self._loop.time() + left
-            if flags & WEBSOCKET:
-                scope["type"] = "websocket"
-                scope["subprotocols"] = list(subprotocols)
-        exchange.narrow(flags)
-        if flags & (STREAMED_BODY | WEBSOCKET):
-            exchange.expect_events(bool(flags & LENT_BODY))
-        peer.note_body(flags, len(exchange.body), self._limit)
-        if flags & TRACED and (trace := trace_in(scope["headers"])) is not None:
-            about = {"http.request.method": scope.get("method"), "http.route": context.route}
-            exchange.context, variables = traced.begun(context, trace, "__call__", about)
-            return variables
-        return None
-
     def _on_call(self, peer: CallerPeer, record: tuple[Any, ...], frames: list[Any]) -> None:
         _, call_id, flags, method, parts, about = record
-        if not self._admit(peer, record):
+        if not self.admit(peer, record):
             return
         request_id, route, app, model_id, left, depth, ancestors = about
         # drivers of earlier editions name none
@@ -299,7 +295,7 @@ class ReplicaServer:
         peer.newest = call_id
         call.task = Task(self._answer(peer, call_id, call), loop=self._loop, name=request_id, context=variables)
 
-    def _admit(self, peer: CallerPeer, record: tuple[Any, ...]) -> bool:
+    def admit(self, peer: CallerPeer, record: tuple[Any, ...]) -> bool:
         """Whether there is a slot for a request, which has it then; the caller is told where there is none."""
         admission = self.admission
         if admission.enter(peer, record[2] & CLAIM, record[2] & BEYOND):
@@ -339,9 +335,13 @@ class ReplicaServer:
         finally:
             if not exchange.is_finished:
                 exchange.abort("")
-            # before what may fail: a slot that is not given back is gone for good
-            self.release()
-            exchange.context.end()
+            try:
+                if exchange.outlives_handler:
+                    await exchange.conclude()
+            finally:
+                # before what may fail: a slot that is not given back is gone for good
+                self.release()
+                exchange.context.end()
 
     async def _answer(self, peer: CallerPeer, call_id: int, call: HandleCall) -> None:
         call.has_started = True

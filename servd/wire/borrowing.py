@@ -4,7 +4,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from servd.wire.lending import LendingDoor, LentSocket
+from servd.wire.lending import LendingDoor
+from servd.wire.lent_socket import LentSocket
 from servd.wire.records import ASK, BACK
 
 _ASK_S = 1.0

@@ -13,6 +13,10 @@ A call that ends otherwise (CANCEL, a lost link) ends the loan with it: both end
 
 What is left of a request's body is lent with the request (`wire/body_loan.py`), to replicas that have said that they take it.
 The packet is sent before the request's record, so it is there when that arrives; the replica says TAKEN when it reads no more.
+
+The connection of a WebSocket comes in the same way, as a body of no bytes. The replica neither reads nor writes before the
+caller, who has written the answer to the handshake, sends the first BODY, and with it what the client had sent by then: from then
+on the caller does neither, for good. The replica says BACK when the connection is over. One that has not arrived is RETURNED.
 """
 
 import array
@@ -29,6 +33,7 @@ from servd.ground.descendants import hide, show
 from servd.ground.host_limits import descriptor_limit
 from servd.wire.began import lending_path
 from servd.wire.credentials import peer_credentials
+from servd.wire.lent_socket import LentSocket
 
 _PACKET = struct.Struct("<QQq")
 _BODY_PACKET = struct.Struct("<QQqx")
@@ -38,8 +43,6 @@ _SPARE_DESCRIPTORS = 16
 """Numbers are the lowest free ones: a loan that gets one of the last so many is declined."""
 _CHUNKED = -1
 _NO_SIGNAL = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
-_MOST_AT_ONCE = 1024 * 1024
-"""A reader that is as fast as its writer must not keep the loop for itself."""
 
 logger = logging.getLogger(__name__)
 
@@ -124,9 +127,13 @@ class LendingDoor:
     """A replica's end: opened when it first asks, or is first sent a large body.
 
     What comes is given to who expects it, and closed where nobody does. Bodies of requests wait for theirs.
+
+    Attributes:
+        takes_websockets: it is opened for them before anybody comes.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, address: str) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, address: str, *, takes_websockets: bool = False) -> None:
+        self.takes_websockets = takes_websockets
         self._loop = loop
         self._path = lending_path(address)
         self._door: socket.socket | None = None
@@ -155,21 +162,25 @@ class LendingDoor:
     def body(self, key: int, call_id: int) -> tuple[int, int] | None:
         """Descriptor and bytes that are left of the body that this caller has lent with this request, which has come; None = it
         did not arrive, and will not."""
+        return self._bodies.pop((key, call_id), None) if self.has_body(key, call_id) else None
+
+    def has_body(self, key: int, call_id: int) -> bool:
+        """Whether what this caller has lent with this request, which has come, is there."""
         if (key, call_id) not in self._bodies:
             self._take_all()
-        return self._bodies.pop((key, call_id), None)
+        return (key, call_id) in self._bodies
 
     def refuse(self, key: int, call_id: int) -> None:
         """Close what was lent with a request that is not served."""
         if (lent := self.body(key, call_id)) is not None:
-            os.close(lent[0])
+            _close(lent[0])
 
     def leave(self, key: int) -> None:
         """The caller is gone: none of its requests will come."""
         # what it sent may not have been read yet, and would be kept for ever
         self._take_all()
         for known in [known for known in self._bodies if known[0] == key]:
-            os.close(self._bodies.pop(known)[0])
+            _close(self._bodies.pop(known)[0])
 
     def open(self) -> bool:
         """Whether callers can lend."""
@@ -207,7 +218,7 @@ class LendingDoor:
             with contextlib.suppress(OSError):
                 os.unlink(self._path or "")
         for descriptor, _ in self._bodies.values():
-            os.close(descriptor)
+            _close(descriptor)
         self._bodies.clear()
         self._give_up()
 
@@ -264,6 +275,8 @@ class LendingDoor:
         if _is_spare(descriptor):
             os.close(descriptor)
         else:
+            # until whoever reads it does so itself
+            hide(descriptor)
             self._bodies[key, call_id] = descriptor, left
 
     def _give(self, loan: tuple[int, int, int], descriptor: int) -> None:
@@ -288,6 +301,11 @@ class LendingDoor:
         line.close()
 
 
+def _close(descriptor: int) -> None:
+    show(descriptor)
+    os.close(descriptor)
+
+
 def _is_spare(descriptor: int) -> bool:
     """Whether it is one of the last few, which the process needs itself."""
     return descriptor >= descriptor_limit() - _SPARE_DESCRIPTORS
@@ -304,88 +322,3 @@ def _receive(line: socket.socket) -> tuple[bytes, list[int], int]:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             descriptors.frombytes(data[: len(data) - len(data) % room.itemsize])
     return packet, list(descriptors), flags
-
-
-def _beginning(pieces: list[memoryview]) -> list[memoryview]:
-    """As much of them as may be written at once, from the first byte on without a gap."""
-    some, room = [], _MOST_AT_ONCE
-    for piece in pieces:
-        some.append(piece[:room])
-        room -= len(piece)
-        if room <= 0:
-            break
-    return some
-
-
-class LentSocket:
-    """A client's connection while it is lent: where the body of one answer goes.
-
-    written: bytes of the body so far, without what frames them. left: bytes that it still has; None = it goes in chunks.
-    """
-
-    __slots__ = ("_is_watched", "_loop", "_socket", "left", "written")
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, descriptor: int, left: int | None) -> None:
-        self._loop = loop
-        # family and kind are said, not looked up: that would cost three calls. A default time limit of the user's is not for it
-        self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, 0, descriptor)
-        hide(descriptor)
-        self._is_watched = False
-        self.left = left
-        self.written = 0
-
-    def __repr__(self) -> str:
-        return f"LentSocket({self.written} bytes written)"
-
-    def frame(self, body: memoryview) -> list[memoryview]:
-        """What is to be written for a piece of the body.
-
-        Raises:
-            ValueError: the body is longer than was said.
-        """
-        if self.left is None:
-            return [memoryview(b"%x\r\n" % len(body)), body, memoryview(b"\r\n")]
-        if len(body) > self.left:
-            raise ValueError("the body of the response is longer than its content-length")
-        return [body]
-
-    def write_some(self, pieces: list[memoryview]) -> None:
-        """Write of a frame what the kernel takes now, and take it off the list.
-
-        Raises:
-            OSError: the client is gone.
-        """
-        try:
-            size = self._socket.sendmsg(_beginning(pieces), (), _NO_SIGNAL)
-        except BlockingIOError:
-            return
-        while pieces and size >= len(pieces[0]):
-            size -= len(pieces.pop(0))
-        if size:
-            pieces[0] = pieces[0][size:]
-
-    def count(self, size: int) -> None:
-        """A piece of so many bytes is written."""
-        self.written += size
-        if self.left is not None:
-            self.left -= size
-
-    def watch(self, on_ready: Callable[[], None]) -> None:
-        """Call when more can be written."""
-        self._is_watched = True
-        self._loop.add_writer(self._socket, on_ready)
-
-    def unwatch(self) -> None:
-        """Call no more."""
-        if self._is_watched:
-            self._is_watched = False
-            self._loop.remove_writer(self._socket)
-
-    def close(self) -> None:
-        """Let go of it; the connection stays its owner's. Calling it again does nothing."""
-        # before the close: the kernel goes on watching what somebody else has open too
-        self.unwatch()
-        descriptor = self._socket.fileno()
-        if descriptor >= 0:
-            show(descriptor)
-            self._socket.close()

@@ -26,6 +26,9 @@ EVENT_COST_BYTES = 512
 MESSAGE_COST_BYTES = 64
 """What a message of a gRPC stream costs beside its bytes."""
 
+RESTARTING = 1012
+"""What WebSockets are closed with when their proxy or their replica is to end."""
+
 # both ways
 BODY = 2  # id, data, more; of a call of gRPC one message, and the end (without data) is another
 CREDIT = (
@@ -37,6 +40,7 @@ EVENT = 7  # id, ASGI message of a WebSocket, cost in bytes; with "more" in it t
 HTTP = 0  # id, flags, method, path, query, pairs of headers, body, request id, route, origin, extra
 CALL = 1  # id, flags, method, parts, (request id, route, app, model id, seconds left, depth, ancestors)
 GRPC = 17  # id, flags, method, message, request id, (seconds left, model id, client, pairs of metadata, authentication)
+SOCKET = 22  # as HTTP, and (seconds between pings, to a sign of life): a WebSocket, whose connection was lent before (LENT_BODY)
 CANCEL = 4  # id
 DECLINE = 5  # the offered slot is not wanted
 HELLO = 14  # the caller's key, its edition: first record on a connection
@@ -55,10 +59,13 @@ REJECTED = 10  # id, ongoing, is_leaving
 OFFER = 11  # ongoing: one slot is held for the caller
 ITEM = 12  # id, parts, cost in bytes: one item of a streaming handle call
 END = 13  # id, ongoing, error text or None: end of a stream
-LIMIT = 15  # requests that run at a time: answer to HELLO, and when it changes; True behind it: bodies may be lent
+# requests that run at a time: answer to HELLO, and when it changes; behind it whether bodies may be lent, and True where
+# WebSockets may be handed over
+LIMIT = 15
 ASK = 18  # id: after HEAD; may the replica write the body to the client itself? Answered by a loan (`wire/lending.py`) or KEEP
-BACK = 19  # id, bytes: the replica writes no more, and has written so many of the body
+BACK = 19  # id, bytes: the replica writes no more, and has written so many of the body; of a WebSocket: it is over
 TAKEN = 21  # id, bytes: the replica reads no more of a body that was lent with the request, and has taken so many of it
+RETURNED = 23  # id, ongoing: the connection of a WebSocket did not arrive, and nothing has begun
 REFUSED = 16  # reason: answer to the HELLO of another protocol, and the last word. These two never change their form
 
 _durations: list[bytes] = []

@@ -42,6 +42,7 @@ HOMES = {
         "rest.app",
         "rest.server",
     },
+    "websockets": {"wire.websocket.protocol"},
     "grpc": {"proxy.grpc.lane", "proxy.grpc.served", "proxy.grpc.own_services", "proxy.grpc.certificate"},
     "typer": {"cli", "commands.operator_cli", "commands.cli_options", "engines.cli"},
     "yaml": {"documents.files"},

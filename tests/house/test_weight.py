@@ -11,6 +11,7 @@ HEAVY = {
     "starlette",
     "cloudpickle",
     "hypercorn",
+    "websockets",
     "typer",
     "rich",
     "yaml",

@@ -22,3 +22,9 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLContext, ssl.S
     certificate, key = make_certificate(tmp_path_factory.mktemp("tls"), "data")
     server = server_context(str(certificate), str(key), "--http-tls", (HTTP2, HTTP1))
     return server, ssl.create_default_context(cafile=str(certificate))
+
+
+@pytest.fixture(params=[False, True], ids=["Hypercorn", "handed over"])
+def is_handed(request: pytest.FixtureRequest) -> bool:
+    """Whether WebSockets of plain HTTP/1.1 are handed over to the replicas, or go through the proxy's lane."""
+    return bool(request.param)

@@ -98,7 +98,9 @@ async def test_streams_are_ended_without_waiting_for_the_second_hand(name: str) 
         await wait_until(lambda: ongoing(room) == 0, AT_ONCE_S)
 
 
-@pytest.mark.parametrize("how", ["HTTP/1.1 TLS", "HTTP/2 closed", "HTTP/2 stream taken back", "WebSocket"])
+@pytest.mark.parametrize(
+    "how", ["HTTP/1.1 TLS", "HTTP/2 closed", "HTTP/2 stream taken back", "WebSocket", "handed over"]
+)
 async def test_streams_of_other_lanes_in_which_nothing_is_sent(how: str, tls: Tls) -> None:
     async def serve(exchange: HttpExchange) -> None:
         if exchange.scope["type"] == "http":
@@ -108,10 +110,11 @@ async def test_streams_of_other_lanes_in_which_nothing_is_sent(how: str, tls: Tl
         await exchange.send({"type": "websocket.accept"})
         await exchange.receive()
 
-    async with Room(hand_over=True, tls=tls[0] if how.endswith("TLS") else None) as room:
+    own = tls[0] if how.endswith("TLS") else None
+    async with Room(hand_over=True, tls=own, takes_websockets=how == "handed over") as room:
         room.route(room.replica(serve, limit=2))
         for _ in range(2):
-            if how == "WebSocket":
+            if how in ("WebSocket", "handed over"):
                 socket = await websockets.connect(f"ws://127.0.0.1:{room.port}/")
                 socket.transport.close()
             elif how.startswith("HTTP/2"):

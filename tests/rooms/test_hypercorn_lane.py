@@ -26,8 +26,8 @@ async def shout(exchange: HttpExchange) -> None:
         await exchange.send({"type": "websocket.send", "text": message["text"].upper()})
 
 
-async def test_websocket() -> None:
-    async with Room(hand_over=True) as room:
+async def test_websocket(is_handed: bool) -> None:
+    async with Room(hand_over=True, takes_websockets=is_handed) as room:
         address = room.replica(shout)
         room.route(address)
         uri = f"ws://127.0.0.1:{room.port}/chat"
@@ -43,11 +43,11 @@ async def test_websocket() -> None:
                 await socket.recv()
             assert closed.value.rcvd is not None
             assert closed.value.rcvd.code == 4001
-        await wait_until(lambda: not room.lane.connections)
+        await wait_until(lambda: not room.websockets)
 
 
-async def test_websocket_to_nowhere_is_refused() -> None:
-    async with Room(hand_over=True) as room:
+async def test_websocket_to_nowhere_is_refused(is_handed: bool) -> None:
+    async with Room(hand_over=True, takes_websockets=is_handed) as room:
         room.route(room.replica(shout), prefix="/a")
         with pytest.raises(websockets.InvalidStatus) as refused:
             await websockets.connect(f"ws://127.0.0.1:{room.port}/nowhere", additional_headers={"X-Request-ID": "mine"})
@@ -55,14 +55,14 @@ async def test_websocket_to_nowhere_is_refused() -> None:
         assert (response.status_code, response.headers["x-request-id"]) == (404, "mine")
 
 
-async def test_early_bytes_wait_for_the_handshake() -> None:
+async def test_early_bytes_wait_for_the_handshake(is_handed: bool) -> None:
     go_on = asyncio.Event()
 
     async def late(exchange: HttpExchange) -> None:
         await go_on.wait()
         await shout(exchange)
 
-    async with Room(hand_over=True) as room:
+    async with Room(hand_over=True, takes_websockets=is_handed) as room:
         address = room.replica(late)
         room.route(address)
         head = (
@@ -74,12 +74,12 @@ async def test_early_bytes_wait_for_the_handshake() -> None:
         await wait_until(lambda: room.servers[address].ongoing == 1)
         go_on.set()
         assert (await reading).startswith(b"HTTP/1.1 101")
-        await wait_until(lambda: not room.lane.connections)
+        await wait_until(lambda: not room.websockets)
         await wait_until(lambda: room.servers[address].ongoing == 0)
 
 
-async def test_client_that_leaves_during_the_handshake_leaves_nothing_behind() -> None:
-    async with Room(hand_over=True) as room:
+async def test_client_that_leaves_during_the_handshake_leaves_nothing_behind(is_handed: bool) -> None:
+    async with Room(hand_over=True, takes_websockets=is_handed) as room:
         address = room.replica(lambda _: asyncio.Event().wait())
         room.route(address)
         _, writer = await asyncio.open_connection("127.0.0.1", room.port)
@@ -89,7 +89,7 @@ async def test_client_that_leaves_during_the_handshake_leaves_nothing_behind() -
         )
         await wait_until(lambda: room.servers[address].ongoing == 1)
         writer.close()
-        await wait_until(lambda: not room.lane.connections)
+        await wait_until(lambda: not room.websockets)
         await wait_until(lambda: room.servers[address].ongoing == 0)
 
 
@@ -130,20 +130,21 @@ async def test_preface_then_silence_is_ended() -> None:
         await wait_until(lambda: not room.lane.connections)
 
 
-async def test_drain_says_goodbye() -> None:
-    async with Room(hand_over=True) as room:
+async def test_drain_says_goodbye(is_handed: bool) -> None:
+    async with Room(hand_over=True, takes_websockets=is_handed) as room:
         address = room.replica(shout)
         room.route(address)
         socket = await websockets.connect(f"ws://127.0.0.1:{room.port}/chat")
         async with httpx.AsyncClient(http1=False, http2=True) as client:
             assert (await client.get(f"http://127.0.0.1:{room.port}/x")).status_code == 200
-            await wait_until(lambda: room.lane.connections == 2)
+            await wait_until(lambda: room.websockets == 2)
+            room.listener.drain()
             room.lane.drain()
             with pytest.raises(websockets.ConnectionClosedError) as closed:
                 await socket.recv()
             assert closed.value.rcvd is not None
             assert closed.value.rcvd.code == 1012
-            await wait_until(lambda: not room.lane.connections)
+            await wait_until(lambda: not room.websockets)
         await wait_until(lambda: room.servers[address].ongoing == 0)
 
 

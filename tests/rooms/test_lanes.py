@@ -327,7 +327,7 @@ async def test_full_lines_are_503(client: Client, room: Room) -> None:
 
 @pytest.mark.parametrize("target", ["/app/a%2Fb/../c", "/%61pp/a%2Fb/../c"])
 @pytest.mark.parametrize("is_tls", [False, True])
-async def test_websockets_see_the_same_paths(target: str, is_tls: bool, tls: Tls) -> None:
+async def test_websockets_see_the_same_paths(target: str, is_tls: bool, tls: Tls, is_handed: bool) -> None:
     async def tell(exchange: HttpExchange) -> None:
         await exchange.receive()
         await exchange.send({"type": "websocket.accept"})
@@ -335,14 +335,14 @@ async def test_websockets_see_the_same_paths(target: str, is_tls: bool, tls: Tls
         await exchange.send({"type": "websocket.send", "text": "|".join(told)})
         await exchange.receive()
 
-    async with Room(hand_over=True, tls=tls[0] if is_tls else None) as room:
+    async with Room(hand_over=True, tls=tls[0] if is_tls else None, takes_websockets=is_handed) as room:
         room.route(room.replica(tell), prefix="/app")
         scheme, context = ("wss", tls[1]) if is_tls else ("ws", None)
         async with websockets.connect(f"{scheme}://127.0.0.1:{room.port}{target}", ssl=context) as socket:
             assert await socket.recv() == f"/app/a/b/../c|/app|{scheme}"
 
 
-async def test_a_websocket_knows_its_client_through_a_proxy() -> None:
+async def test_a_websocket_knows_its_client_through_a_proxy(is_handed: bool) -> None:
     async def tell(exchange: HttpExchange) -> None:
         await exchange.receive()
         await exchange.send({"type": "websocket.accept"})
@@ -351,7 +351,7 @@ async def test_a_websocket_knows_its_client_through_a_proxy() -> None:
         await exchange.send({"type": "websocket.send", "text": "|".join(told)})
         await exchange.receive()
 
-    async with Room(hand_over=True) as room:
+    async with Room(hand_over=True, takes_websockets=is_handed) as room:
         room.route(room.replica(tell))
         async with websockets.connect(f"ws://127.0.0.1:{room.port}/", additional_headers=FORWARDED) as socket:
             assert await socket.recv() == f"wss|192.0.2.7|127.0.0.1:{room.port}"

@@ -14,7 +14,8 @@ from servd.proxy.limits import Limits
 from servd.replica.caller_peer import CallerPeer
 from servd.replica.exchange import LENT_BYTES, HttpExchange
 from servd.wire.began import lending_path
-from servd.wire.lending import LendingDoor, LendingLine, LentSocket, Loan
+from servd.wire.lending import LendingDoor, LendingLine, Loan
+from servd.wire.lent_socket import LentSocket
 from tests.fakes import Room, new_address, wait_until
 
 MIB = 1024 * 1024

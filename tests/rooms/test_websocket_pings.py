@@ -10,6 +10,7 @@ import websockets
 from servd.proxy import hypercorn_lane
 from servd.proxy.limits import Limits
 from servd.replica.exchange import HttpExchange
+from servd.wire.websocket.heartbeat import Heartbeat
 from tests.fakes import Room, hello, wait_until
 from tests.rooms.http2_client import Http2Client, Http2WebSocket
 from tests.rooms.test_hypercorn_lane import shout
@@ -25,6 +26,27 @@ def turn(room: Room, seconds: int = 1) -> None:
     """Let so many seconds pass."""
     for _ in range(seconds):
         room.lane.turn()
+        for exchange in room.handed():
+            wire = exchange._wire
+            assert wire is not None
+            wire.turn()
+
+
+@pytest.fixture(autouse=True)
+def no_time_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time passes by `turn` alone, and farewells are not waited for long."""
+    monkeypatch.setattr("servd.wire.websocket.connection._TURN_S", 3600.0)
+    monkeypatch.setattr("servd.wire.websocket.connection._FAREWELL_S", 0.05)
+
+
+def heartbeat_of(room: Room) -> Heartbeat:
+    """That of the one WebSocket."""
+    if handed := room.handed():
+        assert handed[0]._wire is not None
+        return handed[0]._wire._heartbeat
+    (websocket,) = connection_of(room).websockets.values()
+    found: Heartbeat = websocket._heartbeat
+    return found
 
 
 def connection_of(room: Room) -> Any:
@@ -75,16 +97,18 @@ async def silent(room: Room, lane: str, tls: Tls) -> tuple[Any, Any]:
     return reader.readexactly, writer
 
 
-@pytest.mark.parametrize("lane", ["HTTP/1.1", "TLS", "HTTP/2"])
+@pytest.mark.parametrize("lane", ["handed over", "HTTP/1.1", "TLS", "HTTP/2"])
 async def test_a_client_without_a_sign_of_life_is_told_and_ended(
     lane: str, tls: Tls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hypercorn_lane, "_AFTER_END_S", 0.05)
     handler = Listener()
-    async with Room(hand_over=True, limits=LIMITS, tls=tls[0] if lane == "TLS" else None) as room:
+    own = tls[0] if lane == "TLS" else None
+    async with Room(hand_over=True, limits=LIMITS, tls=own, takes_websockets=lane == "handed over") as room:
         addresses = [room.replica(handler), room.replica(handler)]
         room.route(*addresses)
         read, connection = await silent(room, lane, tls)
+        await wait_until(lambda: all(exchange.is_handed for exchange in room.handed()))
         turn(room, 2)
         assert await read(len(PING)) == PING
         turn(room, 2)
@@ -98,36 +122,39 @@ async def test_a_client_without_a_sign_of_life_is_told_and_ended(
             connection.abort()
         else:
             connection.transport.abort()
-        await wait_until(lambda: room.lane.connections == 0)
+        await wait_until(lambda: room.websockets == 0)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sign", ["pong", "message"])
-async def test_whoever_answers_stays(sign: str) -> None:
-    async with Room(hand_over=True, limits=Limits(ws_ping_interval_s=1, ws_ping_timeout_s=2)) as room:
+async def test_whoever_answers_stays(sign: str, is_handed: bool) -> None:
+    limits = Limits(ws_ping_interval_s=1, ws_ping_timeout_s=2)
+    async with Room(hand_over=True, limits=limits, takes_websockets=is_handed) as room:
         room.route(room.replica(shout))
         url = f"ws://127.0.0.1:{room.port}/"
         if sign == "pong":
             async with websockets.connect(url, ping_interval=None) as socket:
-                (websocket,) = connection_of(room).websockets.values()
+                await wait_until(lambda: not is_handed or room.handed()[0].is_handed)
+                heartbeat = heartbeat_of(room)
                 for _ in range(20):
                     turn(room)
-                    await wait_until(lambda: not websocket._heartbeat._is_asked)
+                    await wait_until(lambda: not heartbeat._is_asked)
                 await socket.send("still there")
                 assert await socket.recv() == "STILL THERE"
             return
         _, writer = await opened(room)
-        (websocket,) = connection_of(room).websockets.values()
+        await wait_until(lambda: not is_handed or room.handed()[0].is_handed)
+        heartbeat = heartbeat_of(room)
         for _ in range(20):
             turn(room, 2)
-            assert websocket._heartbeat._is_asked
+            assert heartbeat._is_asked
             writer.write(b"\x81\x80\0\0\0\0")
-            await wait_until(lambda: not websocket._heartbeat._is_asked)
+            await wait_until(lambda: not heartbeat._is_asked)
         writer.transport.abort()
 
 
 @pytest.mark.slow
-async def test_a_client_whose_messages_are_not_taken_stays() -> None:
+async def test_a_client_whose_messages_are_not_taken_stays(is_handed: bool) -> None:
     heard: list[str] = []
     go_on = asyncio.Event()
 
@@ -138,17 +165,23 @@ async def test_a_client_whose_messages_are_not_taken_stays() -> None:
         while (message := await exchange.receive())["type"] != "websocket.disconnect":
             heard.append(message["text"])
 
-    async with Room(hand_over=True, limits=LIMITS) as room:
+    async with Room(hand_over=True, limits=LIMITS, takes_websockets=is_handed) as room:
         room.route(room.replica(slow))
         async with websockets.connect(f"ws://127.0.0.1:{room.port}/", ping_interval=None) as socket:
             sending = asyncio.create_task(_send_all(socket, 100))
-            await wait_until(lambda: connection_of(room).is_held_up)
-            (websocket,) = connection_of(room).websockets.values()
+            await wait_until(lambda: is_held_up(room, is_handed))
             turn(room, 50)
-            assert not websocket._heartbeat._is_over
+            assert not heartbeat_of(room)._is_over
             go_on.set()
             await sending
             await wait_until(lambda: len(heard) == 100)
+
+
+def is_held_up(room: Room, is_handed: bool) -> bool:
+    if not is_handed:
+        return bool(connection_of(room).is_held_up)
+    wire = room.handed()[0]._wire
+    return wire is not None and wire._is_held
 
 
 async def _send_all(socket: Any, count: int) -> None:
@@ -157,14 +190,15 @@ async def _send_all(socket: Any, count: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("is_http2", [False, True])
+@pytest.mark.parametrize("way", ["Hypercorn", "HTTP/2", "handed over"])
 @pytest.mark.parametrize("reads", [False, True])
 async def test_a_reader_stays_as_long_as_it_takes_something(
-    reads: bool, is_http2: bool, monkeypatch: pytest.MonkeyPatch
+    reads: bool, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hypercorn_lane, "_AFTER_END_S", 0.05)
     talker = Talker(60_000)
-    async with Room(hand_over=True, limits=LIMITS) as room:
+    is_http2, is_handed = way == "HTTP/2", way == "handed over"
+    async with Room(hand_over=True, limits=LIMITS, takes_websockets=is_handed) as room:
         address = room.replica(talker)
         room.route(address)
         if is_http2:
@@ -186,7 +220,6 @@ async def test_a_reader_stays_as_long_as_it_takes_something(
                 assert await reader.read(65536)
                 await asyncio.sleep(0.001)
 
-        (websocket,) = connection_of(room).websockets.values()
         last = -1
         while last != talker.sent:
             # until everything that can be full is
@@ -194,22 +227,33 @@ async def test_a_reader_stays_as_long_as_it_takes_something(
             await asyncio.sleep(0.1)
         for _ in range(10):
             async with asyncio.timeout(5):
-                while reads and websocket._find_unsent() in (0, websocket._unsent_bytes):
+                while reads and not has_moved(room):
                     await take()
             turn(room)
         if reads:
             assert room.servers[address].ongoing == 1
             writer.transport.abort()
         await wait_until(lambda: room.servers[address].ongoing == 0)
-        await wait_until(lambda: room.lane.connections == (is_http2 and not reads))
+        await wait_until(lambda: room.websockets == (is_http2 and not reads))
         writer.transport.abort()
 
 
-async def test_pings_can_be_off() -> None:
-    async with Room(hand_over=True, limits=Limits(ws_ping_interval_s=0)) as room:
+def has_moved(room: Room) -> bool:
+    """Whether the client has taken something since the last turn, and has something left to take."""
+    if handed := room.handed():
+        wire = handed[0]._wire
+        assert wire is not None
+        return wire._unsent_bytes not in (0, wire._unsent_then)
+    (websocket,) = connection_of(room).websockets.values()
+    return websocket._find_unsent() not in (0, websocket._unsent_bytes)
+
+
+async def test_pings_can_be_off(is_handed: bool) -> None:
+    async with Room(hand_over=True, limits=Limits(ws_ping_interval_s=0), takes_websockets=is_handed) as room:
         room.route(room.replica(shout))
         reader, writer = await opened(room)
         await reader.readuntil(b"\r\n\r\n")
+        await wait_until(lambda: not is_handed or room.handed()[0].is_handed)
         turn(room, 100)
         # "hi", masked with zeros
         writer.write(b"\x81\x82\0\0\0\0hi")

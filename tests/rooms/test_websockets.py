@@ -54,11 +54,12 @@ class Talker:
             raise
 
 
-@pytest.mark.parametrize("is_http2", [False, True])
+@pytest.mark.parametrize("way", ["Hypercorn", "HTTP/2", "handed over"])
 @pytest.mark.parametrize("message_bytes", [100, 65536, MIB - 1])
-async def test_a_reader_that_is_slow_costs_less_than_2_mib(message_bytes: int, is_http2: bool) -> None:
+async def test_a_reader_that_is_slow_costs_less_than_2_mib(message_bytes: int, way: str) -> None:
     talker = Talker(message_bytes)
-    async with Room(hand_over=True) as room:
+    is_http2 = way == "HTTP/2"
+    async with Room(hand_over=True, takes_websockets=way == "handed over") as room:
         address = room.replica(talker)
         room.route(address)
         if is_http2:
@@ -68,18 +69,12 @@ async def test_a_reader_that_is_slow_costs_less_than_2_mib(message_bytes: int, i
             writer = client.writer
         else:
             _, writer = await opened(room, limit=1)
-        lane: Any = None
         last = -1
         # until nothing moves any more: everything that can be full is
         while last != talker.sent:
             last = talker.sent
             await asyncio.sleep(0.1)
-        lane = room.lane._lane
-        (connection,) = lane.connections
-        waiting = connection.writer.transport.get_write_buffer_size()
-        if is_http2:
-            waiting += sum(len(buffer.buffer) for buffer in connection.protocol.protocol.stream_buffers.values())
-        assert waiting < 2 * MIB
+        assert _waiting_bytes(room, way) < 2 * MIB
         # what is neither there nor in the kernel's buffers (some MiB on loopback) waits between replica and proxy
         assert talker.sent < (3 * MIB if is_http2 else 24 * MIB)
         writer.transport.abort()
@@ -87,9 +82,22 @@ async def test_a_reader_that_is_slow_costs_less_than_2_mib(message_bytes: int, i
         assert isinstance(talker.error, OSError), "as ASGI has it"
 
 
+def _waiting_bytes(room: Room, way: str) -> int:
+    if way == "handed over":
+        (exchange,) = room.handed()
+        assert exchange._wire is not None
+        return exchange._wire._unsent_bytes
+    lane: Any = room.lane._lane
+    (connection,) = lane.connections
+    waiting = int(connection.writer.transport.get_write_buffer_size())
+    if way == "HTTP/2":
+        waiting += sum(len(buffer.buffer) for buffer in connection.protocol.protocol.stream_buffers.values())
+    return waiting
+
+
 @pytest.mark.parametrize("how", ["in one frame", "in pieces", "compressed"])
-async def test_endless_messages_are_ended_and_cost_no_memory(how: str) -> None:
-    async with Room(hand_over=True) as room:
+async def test_endless_messages_are_ended_and_cost_no_memory(how: str, is_handed: bool) -> None:
+    async with Room(hand_over=True, takes_websockets=is_handed) as room:
         address = room.replica(shout)
         room.route(address)
         headers = [b"sec-websocket-extensions: permessage-deflate"] if how == "compressed" else []
@@ -112,12 +120,12 @@ async def test_endless_messages_are_ended_and_cost_no_memory(how: str) -> None:
         except ConnectionError:
             pass
         writer.close()
-        await wait_until(lambda: room.servers[address].ongoing == 0 and not room.lane.connections)
+        await wait_until(lambda: room.servers[address].ongoing == 0 and not room.websockets)
         assert most - before < 160 * MIB
 
 
 @pytest.mark.parametrize("piece", [b"x" * 100_000, "\N{EURO SIGN}" * 50_000, "small"], ids=["bytes", "text", "small"])
-async def test_the_replica_puts_messages_together(piece: bytes | str) -> None:
+async def test_the_replica_puts_messages_together(piece: bytes | str, is_handed: bool) -> None:
     got: list[dict[str, Any]] = []
 
     async def keep(exchange: HttpExchange) -> None:
@@ -127,7 +135,7 @@ async def test_the_replica_puts_messages_together(piece: bytes | str) -> None:
             got.append(message)
             await exchange.send({"type": "websocket.send", "text": "heard"})
 
-    async with Room(hand_over=True) as room:
+    async with Room(hand_over=True, takes_websockets=is_handed) as room:
         address = room.replica(keep)
         room.route(address)
         async with websockets.connect(f"ws://127.0.0.1:{room.port}/", max_size=None) as socket:
@@ -137,6 +145,8 @@ async def test_the_replica_puts_messages_together(piece: bytes | str) -> None:
         whole = [(message.get("bytes") if isinstance(piece, bytes) else message.get("text")) for message in got]
         assert whole == [piece * count for count in (50, 1, 3)]
         assert not any("more" in message for message in got)
+        if is_handed:
+            return
         # one that never ends waits where it will be used
         _, writer = await opened(room)
         writer.write(b"\x02\x80\0\0\0\0" + (b"\x00\xff" + MIB.to_bytes(8, "big") + b"\0\0\0\0" + b"x" * MIB) * 10)
@@ -151,8 +161,8 @@ async def test_the_replica_puts_messages_together(piece: bytes | str) -> None:
         await wait_until(lambda: room.servers[address].ongoing == 0)
 
 
-async def test_a_message_that_is_too_large_is_told_so() -> None:
-    async with Room(hand_over=True) as room:
+async def test_a_message_that_is_too_large_is_told_so(is_handed: bool) -> None:
+    async with Room(hand_over=True, takes_websockets=is_handed) as room:
         room.route(room.replica(shout))
         async with websockets.connect(f"ws://127.0.0.1:{room.port}/", max_size=None) as socket:
             sending = asyncio.create_task(socket.send("x" * (17 * MIB)))
@@ -164,7 +174,7 @@ async def test_a_message_that_is_too_large_is_told_so() -> None:
         assert closed.value.rcvd.code == 1009
 
 
-async def test_handlers_that_only_send_end_when_their_client_has_left() -> None:
+async def test_handlers_that_only_send_end_when_their_client_has_left(is_handed: bool) -> None:
     ended = asyncio.Event()
 
     async def tick(exchange: HttpExchange) -> None:
@@ -176,7 +186,7 @@ async def test_handlers_that_only_send_end_when_their_client_has_left() -> None:
         finally:
             ended.set()
 
-    async with Room(hand_over=True) as room:
+    async with Room(hand_over=True, takes_websockets=is_handed) as room:
         address = room.replica(tick)
         room.route(address)
         async with websockets.connect(f"ws://127.0.0.1:{room.port}/") as socket:
@@ -186,7 +196,7 @@ async def test_handlers_that_only_send_end_when_their_client_has_left() -> None:
         await wait_until(lambda: room.servers[address].ongoing == 0)
 
 
-async def test_handlers_may_say_goodbye_to_clients_that_have_left() -> None:
+async def test_handlers_may_say_goodbye_to_clients_that_have_left(is_handed: bool) -> None:
     async def polite(exchange: HttpExchange) -> None:
         await exchange.send({"type": "websocket.accept"})
         while (await exchange.receive())["type"] != "websocket.disconnect":
@@ -196,14 +206,14 @@ async def test_handlers_may_say_goodbye_to_clients_that_have_left() -> None:
         done.set()
 
     done = asyncio.Event()
-    async with Room(hand_over=True) as room:
+    async with Room(hand_over=True, takes_websockets=is_handed) as room:
         room.route(room.replica(polite))
         await (await websockets.connect(f"ws://127.0.0.1:{room.port}/")).close()
         async with asyncio.timeout(3):
             await done.wait()
 
 
-async def test_messages_sent_before_the_goodbye_arrive() -> None:
+async def test_messages_sent_before_the_goodbye_arrive(is_handed: bool) -> None:
     heard: list[str] = []
     go_on = asyncio.Event()
 
@@ -213,7 +223,7 @@ async def test_messages_sent_before_the_goodbye_arrive() -> None:
         while (message := await exchange.receive())["type"] != "websocket.disconnect":
             heard.append(message.get("text", ""))
 
-    async with Room(hand_over=True) as room:
+    async with Room(hand_over=True, takes_websockets=is_handed) as room:
         address = room.replica(late)
         room.route(address)
         socket = await websockets.connect(f"ws://127.0.0.1:{room.port}/")

@@ -1,4 +1,5 @@
-"""The server's end of a WebSocket, as far as it is the same in every process that has one.
+"""The server's end of a WebSocket: the protocol, and a client's connection that runs it.
 
-Imports `wire` and `ground`.
+Imports `wire` and `ground`, and the library `websockets`. Loaded by a replica with the first WebSocket that is handed over to it;
+a proxy takes the rules of pings from here.
 """

@@ -1,0 +1,42 @@
+"""What most requests of HTTP do not have: a body in frames or pieces, a time limit, a model, a trace."""
+
+import asyncio
+import contextvars
+from typing import Any
+
+from servd.calls import traced
+from servd.observability.trace_context import trace_in
+from servd.replica.caller_peer import CallerPeer
+from servd.replica.exchange import HttpExchange
+from servd.wire.records import LENT_BODY, STREAMED_BODY, TRACED, WEBSOCKET, body_of
+
+
+def add_rest(
+    peer: CallerPeer, exchange: HttpExchange, flags: int, extra: Any, frames: list[Any], limit: int
+) -> contextvars.Context | None:
+    """Take over what else the record of a request says. Gives the variables of the task that serves it, None for a copy of the
+    current ones.
+
+    Args:
+        flags, extra: of the record.
+        limit: requests that run at a time.
+    """
+    context, scope = exchange.context, exchange.scope
+    # applications and their parsers take bytes, not views
+    exchange.body = bytes(body_of(exchange.body, frames))
+    if extra is not None:
+        left, context.multiplexed_model_id, subprotocols = extra
+        if left is not None:
+            context.deadline = asyncio.get_running_loop().time() + left
+        if flags & WEBSOCKET:
+            scope["type"] = "websocket"
+            scope["subprotocols"] = list(subprotocols)
+    exchange.narrow(flags)
+    if flags & (STREAMED_BODY | WEBSOCKET):
+        exchange.expect_events(bool(flags & LENT_BODY))
+    peer.note_body(flags, len(exchange.body), limit)
+    if flags & TRACED and (trace := trace_in(scope["headers"])) is not None:
+        about = {"http.request.method": scope.get("method"), "http.route": context.route}
+        exchange.context, variables = traced.begun(context, trace, "__call__", about)
+        return variables
+    return None
