@@ -28,8 +28,7 @@ from servd.ground.settings import Settings, fork_server_sockets, replica_files, 
 from servd.ground.states import ReplicaState
 from servd.observability import logs
 from servd.observability.log_file import forget_dead
-from servd.wire.began import SUFFIX as BEGAN
-from servd.wire.began import remove_files
+from servd.wire.began import remove_files, socket_path
 from servd.wire.build_messages import BuildOrder
 from servd.wire.credentials import listener_of
 from servd.wire.messages import FORK_SERVER, PROXY, REPLICA, LogConfig, ProxyGoal, ProxyStart
@@ -305,7 +304,7 @@ class Executor:
         """Remove what dead replicas left in the socket directory: it took no changes then, or nobody was there to do it."""
         known = {fact.start.address.removeprefix("ipc://") for fact in self._observed.replicas.values()}
         for path in replica_files(self._settings.socket_dir):
-            if path.removesuffix(BEGAN) not in known:
+            if socket_path(path) not in known:
                 _remove(path)
 
     def end_stray(self, pid: int, what: str) -> None:

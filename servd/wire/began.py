@@ -20,6 +20,7 @@ _BYTES = _SLOTS * _SLOT.size
 _PREFIX = "ipc://"
 SUFFIX = ".began"
 LENDING_SUFFIX = ".lend"
+CLOSED_SUFFIX = ".closed"
 """End the names of the files, which begin as the socket's."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -36,12 +37,19 @@ def path_of(address: str) -> str | None:
 
 def closed_path(address: str) -> str:
     """Where the replica's socket lies while it takes no new callers."""
-    return f"{address.removeprefix(_PREFIX)}.closed"
+    return f"{address.removeprefix(_PREFIX)}{CLOSED_SUFFIX}"
 
 
 def lending_path(address: str) -> str | None:
     """Where callers lend the replica their clients' connections; None when the address is no path."""
     return f"{address[len(_PREFIX) :]}{LENDING_SUFFIX}" if address.startswith(_PREFIX) else None
+
+
+def socket_path(path: str) -> str:
+    """The path of a replica's socket, given that of one of its files."""
+    for suffix in (SUFFIX, LENDING_SUFFIX, CLOSED_SUFFIX):
+        path = path.removesuffix(suffix)
+    return path
 
 
 def remove_files(address: str) -> None:

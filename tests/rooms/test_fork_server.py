@@ -460,8 +460,8 @@ def test_what_dead_replicas_left_goes_and_nothing_else(tmp_path: Path) -> None:
     observed = Observed()
     living = a_replica("app_D#a")
     observed.put(dataclasses.replace(living, start=dataclasses.replace(living.start, address=f"ipc://{tmp_path}/r-a")))
-    kept = ["control.sock", "f-f1.sock", "facts.db", "r-a", "r-a.began"]
-    for name in (*kept, "r-b", "r-b.began", "r-c.began"):
+    kept = ["control.sock", "f-f1.sock", "facts.db", "r-a", "r-a.began", "r-a.closed", "r-a.lend"]
+    for name in (*kept, "r-b", "r-b.began", "r-b.lend", "r-c.began", "r-c.closed"):
         (tmp_path / name).touch()
     nobody: Any = None
     Executor(nobody, settings, observed, nobody, nobody, nobody, nobody, nobody).remove_leftovers()
