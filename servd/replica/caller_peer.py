@@ -11,7 +11,7 @@ from servd.wire.began import BeganLog
 from servd.wire.body_loan import LENT_BODY_BYTES
 from servd.wire.lending import LendingDoor
 from servd.wire.link import Peer, ReplicaLink
-from servd.wire.records import ACCEPTED, LENDS, LENT_BODY, LIMIT, REFUSED, REJECTED, STREAMED_BODY
+from servd.wire.records import ACCEPTED, LENDS, LENT_BODY, LIMIT, REFUSED, REJECTED, STREAMED_BODY, WEBSOCKET
 
 logger = logging.getLogger(__name__)
 
@@ -77,14 +77,20 @@ class CallerPeer(Peer):
             return
         self.key = key
         self.place = began.open_place(key)
-        takes_websockets = self.door.takes_websockets and self.door.open()
-        self.send((LIMIT, limit, False, True) if takes_websockets else (LIMIT, limit))
+        self.send((LIMIT, limit, False, True) if self._takes_websockets else (LIMIT, limit))
 
     def note_body(self, flags: int, size: int, limit: int) -> None:
-        """Where the caller has sent a large body itself that it could have lent, tell it that it may."""
+        """Where the caller has sent a large body itself that it could have lent, or a WebSocket, tell it that it may do so."""
         is_large = flags & STREAMED_BODY or size >= LENT_BODY_BYTES
         if is_large and flags & LENDS and not flags & LENT_BODY and self.key and self.door.open():
             self.send((LIMIT, limit, True))
+        if flags & WEBSOCKET and not flags & LENT_BODY and self._takes_websockets:
+            # somebody has removed the door, and it was made again
+            self.send((LIMIT, limit, False, True))
+
+    @property
+    def _takes_websockets(self) -> bool:
+        return self.key > 0 and self.door.takes_websockets and self.door.open()
 
     def reject(self, record: tuple[Any, ...], running: int, is_leaving: bool) -> None:
         """Tell the caller that a request is not served."""

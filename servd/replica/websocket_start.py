@@ -46,7 +46,10 @@ class Server(Protocol):
 
 def start_websocket(server: Server, peer: CallerPeer, record: tuple[Any, ...]) -> None:
     """Serve it, if there is a slot; where its connection is not there, or cannot be used, the caller has it back."""
-    make = _exchange_class() if peer.door.has_body(peer.key, record[1]) else None
+    make = None
+    if peer.door.has_body(peer.key, record[1]):
+        make = _exchange_class()
+        peer.door.takes_websockets = make is not None
     if make is not None:
         server.on_http(peer, record[:12], [], partial(make, pings=record[12]))
     elif server.admit(peer, record):
