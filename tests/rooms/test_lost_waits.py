@@ -19,7 +19,7 @@ import asyncio, threading, time
 import numpy as np
 import polars as pl
 from servd import deployment
-from servd.replica import fork_safety, lost_waits
+from servd.replica.native import fork_safety, lost_waits
 
 # a wrong claim, and little patience
 fork_safety.SURVIVE["_polars_runtime"] = "not so"

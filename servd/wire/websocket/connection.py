@@ -10,7 +10,9 @@ from servd.wire.records import CREDIT_BYTES, EVENT_COST_BYTES
 from servd.wire.websocket.heartbeat import Heartbeat
 from servd.wire.websocket.protocol import ABNORMAL, Message, Piece, WebSocketProtocol
 
-_READ_BYTES = 64 * 1024
+_READ_BYTES = 8 * 1024
+_MOST_READ_BYTES = 120 * 1024
+"""At a time: more once as much has come. A buffer of 128 KiB is asked of the system each time."""
 _MESSAGES_AT_ONCE = 64
 """Then others have their turn."""
 _ROOM_BYTES = CREDIT_BYTES
@@ -67,6 +69,7 @@ class WebSocketWire:
         "_loop",
         "_out",
         "_protocol",
+        "_read_bytes",
         "_since_yield",
         "_socket",
         "_timer",
@@ -97,6 +100,7 @@ class WebSocketWire:
         self._out: deque[Piece] = deque()
         self._unsent_bytes = self._unsent_then = self._waiting = self._since_yield = 0
         self._writers: list[asyncio.Future[None]] = []
+        self._read_bytes = _READ_BYTES
         self._is_reading = self._is_held = self._is_due = self._is_watched = self._is_silent = self._is_cut = False
         self._timer: asyncio.TimerHandle | None = None
         self._farewell_timer: asyncio.TimerHandle | None = None
@@ -124,7 +128,7 @@ class WebSocketWire:
 
     def _read(self) -> None:
         try:
-            data = self._socket.recv(_READ_BYTES)
+            data = self._socket.recv(self._read_bytes)
         except BlockingIOError:
             return
         except OSError:
@@ -132,6 +136,10 @@ class WebSocketWire:
         if not data:
             self._end()
         elif not self._is_silent:
+            if len(data) >= self._read_bytes:
+                self._read_bytes = _MOST_READ_BYTES
+            elif len(data) < _READ_BYTES:
+                self._read_bytes = _READ_BYTES
             self._heartbeat.hear()
             self._protocol.feed(data)
             self._deliver()
