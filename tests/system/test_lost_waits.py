@@ -11,7 +11,7 @@ pytestmark = pytest.mark.long
 APP = """
 import polars as pl
 from servd import deployment
-from servd.replica import fork_safety, lost_waits
+from servd.replica.native import fork_safety, lost_waits
 
 # a wrong claim, and little patience
 fork_safety.SURVIVE["_polars_runtime"] = "not so"
