@@ -41,8 +41,9 @@ within() {
         mount -t tmpfs -o mode=1777 tmpfs "$root/tmp"
         cp -L /etc/resolv.conf "$root/etc/"
         unset TMPDIR
-        # the shell stays, as the process 1 that takes in and reaps what tests orphan
-        exec chroot "$root" sh -euc "cd /servd; python3 --version; \"\$@\" || exit" sh "$@"
+        # the shell stays, as the process 1 that takes in and reaps what tests orphan. Ctrl-C, which who is started in the background
+        # ignores, is one of the things that are tested
+        exec env --default-signal=INT,QUIT,HUP chroot "$root" sh -euc "cd /servd; python3 --version; \"\$@\" || exit" sh "$@"
     ' sh "$@"
 }
 
