@@ -5,6 +5,7 @@ import math
 import multiprocessing
 import random
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -53,10 +54,23 @@ class RecordingExecutor:
         """There is nothing to remove."""
 
 
+@pytest.fixture(autouse=True)
+def stores() -> Iterator[None]:
+    """From Python 3.13 on who leaves them to the collector is told of it."""
+    yield
+    while OPENED:
+        OPENED.pop().close()
+
+
+OPENED: list[GoalStore | FactStore] = []
+
+
 def a_control_loop(
     directory: Path, failures: list[str], goal: Goal | None = None, observed: Observed | None = None
 ) -> ControlLoop:
     settings = some_settings(state_dir=str(directory), socket_dir=str(directory))
+    goals, facts = GoalStore.open(str(directory)), FactStore(str(directory))
+    OPENED.extend((goals, facts))
     return ControlLoop(
         asyncio.get_running_loop(),
         settings,
@@ -65,8 +79,8 @@ def a_control_loop(
         IDENTITY,
         goal or a_goal(an_app()),
         observed or Observed(),
-        GoalStore.open(str(directory)),
-        FactStore(str(directory)),
+        goals,
+        facts,
         lambda: failures.append("turn failed"),
     )
 

@@ -42,6 +42,12 @@ def filled(directory: Path, revisions: int = 30) -> Path:
     return directory / "goal.db"
 
 
+def latest_in(directory: Path) -> Goal:
+    """The goal in force of a store that nobody has open."""
+    with contextlib.closing(GoalStore.open(str(directory))) as store:
+        return store.latest()
+
+
 def test_first_start_is_an_empty_goal(tmp_path: Path) -> None:
     store = GoalStore.open(str(tmp_path))
     assert store.latest() == Goal()
@@ -188,7 +194,7 @@ def test_a_store_that_was_deleted_or_replaced_refuses_and_takes_on_once_it_is_ba
     (tmp_path / "kept").rename(path)
     store.save(a_goal(2), "PUT", 2.0)
     store.close()
-    assert GoalStore.open(str(tmp_path)).latest() == a_goal(2)
+    assert latest_in(tmp_path) == a_goal(2)
 
 
 def test_a_lost_write_ahead_log_loses_nothing_that_was_accepted(tmp_path: Path) -> None:
@@ -335,7 +341,7 @@ def test_a_disk_that_is_read_only_no_longer_is_written_again(tmp_path: Path, mon
             store.save(a_goal(2), "PUT", 2.0)
     store.save(a_goal(2), "PUT", 2.0)
     store.close()
-    assert GoalStore.open(str(tmp_path)).latest() == a_goal(2)
+    assert latest_in(tmp_path) == a_goal(2)
 
 
 def test_facts_are_read_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -394,7 +400,7 @@ def test_a_controller_that_finds_no_store_goes_on_with_the_goal_that_its_daemon_
     store.save(a_goal(4), "PUT", 4.0)
     assert [row.revision for row in store.revisions()] == [1, 2, 3, 4]
     store.close()
-    assert GoalStore.open(str(home)).latest() == a_goal(4)
+    assert latest_in(home) == a_goal(4)
 
 
 def test_another_goal_in_its_place_is_not_obeyed(tmp_path: Path) -> None:
@@ -437,4 +443,4 @@ def test_a_daemon_without_a_goal_makes_a_store_as_soon_as_it_can(tmp_path: Path)
     home.mkdir()
     store.save(a_goal(1), "PUT", 1.0)
     store.close()
-    assert GoalStore.open(str(home)).latest() == a_goal(1)
+    assert latest_in(home) == a_goal(1)
