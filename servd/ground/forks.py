@@ -1,7 +1,10 @@
 """Forks of processes of servd, which leave nothing behind where the host gives no process."""
 
+import atexit
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 from servd.ground import descendants, process
@@ -30,7 +33,7 @@ def start(child: Child) -> str:
     if descriptor_limit() - len(before) < _CHILD_FDS:
         return no_descriptor()
     try:
-        with warnings.catch_warnings(), descendants.own_fork():
+        with warnings.catch_warnings(), descendants.own_fork(), _exit_handlers_kept():
             # the kernel's thread count is not what matters: fork_safety has judged it
             warnings.simplefilter("ignore", DeprecationWarning)
             child.start()
@@ -40,3 +43,21 @@ def start(child: Child) -> str:
             process.close_fd(fd)
         return told(error, at_fork=True)
     return ""
+
+
+@contextmanager
+def _exit_handlers_kept() -> Iterator[None]:
+    """What an application registers while it is imported is run by each replica: with later releases of Python 3.13, and from
+    3.14 on, multiprocessing forgets it in the child.
+    """
+    clear = atexit._clear
+
+    def keep() -> None:
+        # in the child, which never comes back to the end of this context
+        atexit._clear = clear
+
+    atexit._clear = keep
+    try:
+        yield
+    finally:
+        atexit._clear = clear

@@ -151,19 +151,17 @@ def is_pinned(order: BuildOrder, environment: Environment) -> bool:
 
 def user_modules(archives: Iterable[str] = ()) -> list[tuple[str, str]]:
     """Name and file of every imported module that is the user's own, sorted."""
-    ignored = [
-        os.path.realpath(path) + os.sep
-        for path in (
-            PACKAGE_DIR,
-            sysconfig.get_path("stdlib"),
-            sysconfig.get_path("platstdlib"),
-            *archives,
-        )
-    ]
+    # Debian's `sitecustomize` is a link there to a file in /etc
+    libraries = tuple(sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib"))
+    ignored = tuple(os.path.realpath(path) + os.sep for path in (PACKAGE_DIR, *libraries, *archives))
     found = set()
     for name, path in _module_files():
         real = os.path.realpath(path)
-        if not real.startswith(tuple(ignored)) and not _SITE_PARTS.intersection(real.split(os.sep)):
+        if (
+            not path.startswith(libraries)
+            and not real.startswith(ignored)
+            and not _SITE_PARTS.intersection(real.split(os.sep))
+        ):
             found.add((name, real))
     return sorted(found)
 
