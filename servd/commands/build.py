@@ -37,10 +37,9 @@ def build(import_paths: Sequence[str], *, app_dir: str, folder: str, multi_app: 
         TypeError: an import path names no Application.
         Exception: whatever the user's code raises.
     """
+    multi_app = multi_app or len(import_paths) > 1
     if multi_app and kubernetes:
-        raise ConfigError("--kubernetes_format has no form for several applications: leave out --multi-app")
-    if len(import_paths) > 1 and not multi_app:
-        raise ConfigError("several import paths need --multi-app")
+        raise ConfigError("--kubernetes_format has no form for several applications: name one, without --multi-app")
     for path in import_paths:
         try:
             check_import_path(path)

@@ -250,14 +250,16 @@ def build(
     output_path: Annotated[
         str | None, typer.Option("--output-path", "-o", metavar="FILE", help="Write here [stdout].", show_default=False)
     ] = None,
-    multi_app: Annotated[bool, typer.Option("--multi-app", "-m", help="A multi-app config.")] = False,
+    multi_app: Annotated[
+        bool, typer.Option("--multi-app", "-m", help="A multi-app config, as of several paths anyway.")
+    ] = False,
 ) -> None:
     """Asks no daemon."""
     from servd.commands.build import build as build_text
 
     folder = os.path.dirname(os.path.abspath(output_path)) if output_path else os.getcwd()
     text = build_text(import_paths, app_dir=app_dir, folder=folder, multi_app=multi_app, kubernetes=kubernetes_format)
-    if multi_app:
+    if multi_app or len(import_paths) > 1:
         typer.echo("Note: the applications got generated names; choose better ones in the file.", err=True)
     if output_path is None:
         sys.stdout.write(text)

@@ -371,6 +371,8 @@ def test_build_of_several_applications(servd: Command) -> None:
     assert text.endswith("    max_concurrent_queries: 5\n    user_config:\n      k_k: 1\n")
     document = yaml.safe_load(text)
     assert list(document) == ["applications"]
+    assert servd("build", "apps:a", "apps:b", "-o", "same.yaml")[::2] == (0, err)
+    assert (servd.folder / "same.yaml").read_text() == text
     assert [(app["name"], app["route_prefix"]) for app in document["applications"]] == [("app1", "/a"), ("app2", "/b")]
     assert servd("validate", "out.yaml")[0] == 0
     found = yaml.safe_load(servd("build", "apps:a", "-k")[1])
@@ -381,7 +383,7 @@ def test_build_of_several_applications(servd: Command) -> None:
     assert options["numCpus"] == 0.5
     assert json.loads(options["runtimeEnv"]) == {"env_vars": {"A_b": "1"}}
     refused = [
-        (["apps:a", "apps:b"], "--multi-app"),
+        (["apps:a", "apps:b", "-k"], "--kubernetes_format"),
         (["apps:a", "-m", "-k"], "--kubernetes_format"),
         (["apps:a", "apps:a", "-m"], '"/a"'),
         (["apps:a", "apps:again", "-m"], 'apps:a and apps:again have the same route_prefix "/a"'),
