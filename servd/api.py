@@ -386,8 +386,8 @@ def _warn_of_other_options(client: Any, given: Mapping[str, Any]) -> None:
     if not status["running"]:
         return
     for key, value in given.items():
-        current = status["http"].get(key)
-        if value is not None and current is not None and str(value) != str(current):
+        current = status["http"].get(key, value)
+        if value is not None and str(value) != str(current):
             said = "%s=%r has no effect: Serve runs already, with %s=%r; shut it down first to change that"
             logger.warning(said, key, value, key, current)
 

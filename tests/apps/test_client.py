@@ -98,6 +98,15 @@ def test_members_of_the_client(port: int, monkeypatch: pytest.MonkeyPatch) -> No
     assert servd.status().applications == {}
 
 
+def test_an_option_that_is_not_set_where_serve_runs_is_not_taken_and_that_is_said(
+    caplog: pytest.LogCaptureFixture, port: int
+) -> None:
+    with caplog.at_level(logging.WARNING, "servd"):
+        servd.start(http_options={"port": port, "request_timeout_s": 7.0, "keep_alive_timeout_s": 9.0})
+    (warned,) = [record.getMessage() for record in caplog.records if "no effect" in record.getMessage()]
+    assert warned.startswith("request_timeout_s=7.0 has no effect: Serve runs already, with request_timeout_s=None")
+
+
 def test_names_that_would_be_one(caplog: pytest.LogCaptureFixture, port: int) -> None:
     with caplog.at_level(logging.WARNING, "servd"):
         servd.run(Part.options(name="b_c").bind(), name="a", route_prefix=None, port=port, host="127.0.0.2")
