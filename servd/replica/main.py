@@ -78,7 +78,9 @@ def _run(
     )
     logs.catch_descriptors(file)
     # a crash in native code leaves its stack among the last lines of the log
-    faulthandler.enable(file.fileno())
+    # from Python 3.14 on the stack in C would follow, and push what the signal was out of the last lines of a post mortem
+    options: dict[str, Any] = {"c_stack": False} if sys.version_info >= (3, 14) else {}
+    faulthandler.enable(file.fileno(), **options)
     access = AccessLog(file, "replica", start.replica_id, place_of(noter))
     search_less_often()
 
