@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
 from pathlib import Path
 
@@ -42,7 +43,9 @@ def main() -> int:
             try:
                 if not show(http_port, admin_port, state_dir):
                     return 1
-                signal.pause()
+                while True:
+                    # a signal just before `pause()` would be noted, and heard when that ends: never
+                    time.sleep(0.5)
             except KeyboardInterrupt:
                 print("\nStopping.", flush=True)
     except KeyboardInterrupt:

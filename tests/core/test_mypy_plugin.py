@@ -1,6 +1,9 @@
 """What mypy says of calls by a method's name, and of `bind`, with `servd.mypy_plugin`."""
 
+import gc
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,8 +37,14 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(autouse=True)
-def root(monkeypatch: pytest.MonkeyPatch) -> None:
+def root(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(ROOT)
+    # mypy sets them for the whole process
+    thresholds, depth = gc.get_threshold(), sys.getrecursionlimit()
+    yield
+    gc.unfreeze()
+    gc.set_threshold(*thresholds)
+    sys.setrecursionlimit(depth)
 
 
 def test_the_cases_are_as_they_say() -> None:
