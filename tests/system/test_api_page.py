@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 import inspect
 import io
+import os
 import re
 import shlex
 from collections.abc import Callable
@@ -126,7 +127,9 @@ def printed_in_a_replica(code: str) -> str:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_commands_have_the_options_that_are_shown(page: str) -> None:
+def test_commands_have_the_options_that_are_shown(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # options that hold for processes to come set variables
+    monkeypatch.setattr("os.environ", dict(os.environ))
     for language, text in blocks(DOCS / page):
         for line in text.splitlines() if language == "console" else ():
             if line.startswith("$ servd "):
