@@ -69,6 +69,8 @@ def test_json_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_lines_name_the_logger_that_was_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_json: bool
 ) -> None:
+    # a test before may have made it another name of servd's own logger
+    monkeypatch.delitem(logging.Logger.manager.loggerDict, "ray.serve", raising=False)
     logs.setup("replica", "app_D#abcdef", str(tmp_path), "x.log")
     logs.configure({"encoding": "JSON" if is_json else "TEXT", "additional_log_standard_attrs": ["name"]})
     logging.getLogger("servd").info("as it is")
