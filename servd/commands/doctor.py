@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, distribution, metadata, req
 from servd.daemon.admin_client import AdminClient
 from servd.daemon.directories import check_socket_paths
 from servd.daemon.launch import log_out_notice
-from servd.daemon.start_check import check_host
+from servd.daemon.start_check import check_host, is_free_threaded
 from servd.daemon.state_lock import running_pid
 from servd.exceptions import ServdError
 from servd.ground.edition import edition_at
@@ -78,7 +78,7 @@ def show(found: Iterable[Finding]) -> bool:
 
 def findings(state_dir: str, ports: Iterable[Port]) -> Iterator[Finding]:
     """All of them, one after the other. ports: looked at where no daemon runs on the state directory."""
-    yield of_python(sys.version_info[:2], is_free_threaded=not getattr(sys, "_is_gil_enabled", lambda: True)())
+    yield of_python(sys.version_info[:2], is_free=is_free_threaded())
     yield of_kernel(sys.platform, has_pidfd=hasattr(os, "pidfd_open") and _has_pidfd())
     yield from of_package(PACKAGE_DIR, os.getcwd(), _foreign_version(), shutil.which("servd"))
     yield from of_requirements(_requirements(), _version_of)
@@ -94,17 +94,17 @@ def findings(state_dir: str, ports: Iterable[Port]) -> Iterator[Finding]:
         yield of_port(port)
 
 
-def of_python(version: tuple[int, int], *, is_free_threaded: bool) -> Finding:
-    """The interpreter. version: major and minor."""
-    name = f"Python {version[0]}.{version[1]}{', free-threaded' if is_free_threaded else ''} ({sys.executable})"
+def of_python(version: tuple[int, int], *, is_free: bool) -> Finding:
+    """The interpreter. version: major and minor. is_free: built without the lock (GIL)."""
+    name = f"Python {version[0]}.{version[1]}{', free-threaded' if is_free else ''} ({sys.executable})"
     if version < LEAST_PYTHON:
         least = ".".join(map(str, LEAST_PYTHON))
         return Finding(Verdict.FAULT, f"{name} is too old", f"make the environment with Python {least} or newer")
-    if version > NEWEST_PYTHON or is_free_threaded:
-        newest = ".".join(map(str, NEWEST_PYTHON))
-        return Finding(
-            Verdict.NOTE, f"{name} was not tested", f"where something fails, try Python {newest} with its lock (GIL)"
-        )
+    newest = ".".join(map(str, NEWEST_PYTHON))
+    if is_free:
+        return Finding(Verdict.FAULT, f"{name} runs no daemon", f"use Python {newest} with its lock (GIL)")
+    if version > NEWEST_PYTHON:
+        return Finding(Verdict.NOTE, f"{name} was not tested", f"where something fails, try Python {newest}")
     return Finding(Verdict.OK, name)
 
 

@@ -19,7 +19,7 @@ from servd.daemon.keepsake import Keepsake
 from servd.daemon.life import Daemon
 from servd.daemon.listeners import Listeners
 from servd.daemon.program import settle
-from servd.daemon.start_check import check_host
+from servd.daemon.start_check import check_host, check_python
 from servd.daemon.state_lock import listening_daemon, lock_state_dir
 from servd.daemon.takeover import Belongings, close_left, parse_handover, received
 from servd.daemon.unix_sockets import UnixSockets
@@ -73,6 +73,7 @@ def _dashboard(settings: Settings, listeners: Listeners) -> socket.socket | None
 
 
 def _started(settings: Settings, tied_to: int | None) -> Daemon:
+    check_python()
     check_host(settings.proxies)
     keep_alive = _keep_alive()
     make_directories(settings)

@@ -1,6 +1,8 @@
-"""Whether a host lets a daemon start at all: said at once, with the numbers, rather than found out later."""
+"""Whether a host and its Python let a daemon start at all: said at once, with the numbers, rather than found out later."""
 
-from servd.exceptions import HostLimitError
+import sysconfig
+
+from servd.exceptions import HostLimitError, ServdError
 from servd.ground.host_limits import descriptors_allowed, processes_left
 
 LEAST_DESCRIPTORS = 64
@@ -9,6 +11,25 @@ LEAST_PROCESSES = 12
 """Processes and threads of a daemon with one application of one replica, proxies excluded."""
 PROXY_PROCESSES = 4
 """Processes and threads of a proxy."""
+
+
+def is_free_threaded() -> bool:
+    """Whether this Python was built without the lock (GIL), whether or not it runs with one."""
+    return bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
+
+
+def check_python() -> None:
+    """Check that this Python is of a kind that servd was tried with.
+
+    Raises:
+        ServdError: it is free-threaded. What is known of forks beside threads, and of the loops of proxies and replicas, does not
+            hold there.
+    """
+    if is_free_threaded():
+        raise ServdError(
+            "This Python is a free-threaded build (without GIL), which servd does not run on. Make the environment with the "
+            "usual build of the same version"
+        )
 
 
 def check_host(proxies: int) -> None:

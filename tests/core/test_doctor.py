@@ -30,10 +30,10 @@ def versions(**known: str) -> Callable[[str], str | None]:
 @pytest.mark.parametrize(
     ("found", "verdict", "text", "advice"),
     [
-        (doctor.of_python((3, 11), is_free_threaded=False), "ok", "Python 3.11", ""),
-        (doctor.of_python((3, 10), is_free_threaded=False), "fault", "too old", "Python 3.11 or newer"),
-        (doctor.of_python((3, 15), is_free_threaded=False), "note", "not tested", "try Python 3.14"),
-        (doctor.of_python((3, 14), is_free_threaded=True), "note", "free-threaded", "its lock"),
+        (doctor.of_python((3, 11), is_free=False), "ok", "Python 3.11", ""),
+        (doctor.of_python((3, 10), is_free=False), "fault", "too old", "Python 3.11 or newer"),
+        (doctor.of_python((3, 15), is_free=False), "note", "not tested", "try Python 3.14"),
+        (doctor.of_python((3, 14), is_free=True), "fault", "free-threaded", "its lock"),
         (doctor.of_kernel("linux", has_pidfd=True), "ok", "Linux", ""),
         (doctor.of_kernel("darwin", has_pidfd=False), "fault", "darwin", "use Linux"),
         (doctor.of_kernel("linux", has_pidfd=False), "fault", "pidfd_open", "Linux 5.3"),

@@ -11,10 +11,10 @@ from servd.controller import snapshots
 from servd.controller.plan import events
 from servd.controller.plan.restarts import HOST_LIMIT_RETRY_S
 from servd.controller.shown.status import instance_view
-from servd.daemon import start_check
-from servd.daemon.start_check import LEAST_DESCRIPTORS, check_host
+from servd.daemon import boot, start_check
+from servd.daemon.start_check import LEAST_DESCRIPTORS, check_host, check_python
 from servd.daemon.unix_sockets import bind_unix
-from servd.exceptions import HostLimitError, StateError, TransportError
+from servd.exceptions import HostLimitError, ServdError, StateError, TransportError
 from servd.ground.host_limits import (
     count_descriptors_left,
     descriptor_limit,
@@ -27,7 +27,18 @@ from servd.ground.pidfd import open_process, start_ticks
 from servd.rest.problems import problem_of
 from servd.wire.credentials import listener_of
 from servd.wire.messages import FORK_SERVER, REPLICA, ProxyReport
-from tests.core.build import IDENTITY, World, a_goal, an_app, deployed, message_of, redeploy, status_of, verbs
+from tests.core.build import (
+    IDENTITY,
+    World,
+    a_goal,
+    an_app,
+    deployed,
+    message_of,
+    redeploy,
+    some_settings,
+    status_of,
+    verbs,
+)
 from tests.descriptors import few_descriptors
 
 
@@ -147,6 +158,16 @@ def test_a_start_that_cannot_fit_says_so_with_the_numbers(monkeypatch: pytest.Mo
     monkeypatch.setattr(start_check, "processes_left", lambda: 15)
     with pytest.raises(HostLimitError, match=r"15 more processes and threads .* 2 proxies needs 20"):
         check_host(proxies=2)
+
+
+def test_a_python_without_its_lock_is_refused_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_python()
+    monkeypatch.setattr("sysconfig.get_config_var", {"Py_GIL_DISABLED": 1}.get)
+    with pytest.raises(ServdError, match=r"free-threaded build .* the usual build"):
+        check_python()
+    # first of all: nothing is made for a daemon that cannot be
+    with pytest.raises(ServdError, match="free-threaded"):
+        boot._started(some_settings(state_dir="/proc/nowhere"), None)
 
 
 def test_a_replica_that_the_host_has_no_room_for_is_tried_again_soon_however_often_it_failed() -> None:
