@@ -11,7 +11,7 @@ STATE_DIR ?= .cache/state
 SOAK_MINUTES ?= 10
 BENCH ?=
 
-.PHONY: run wheel test compiled test-all test-models test-engine faults soak lint types reference docs bench clean
+.PHONY: run wheel test compiled shipping test-all test-models test-engine faults soak lint types reference docs bench clean
 
 run: $(VENV)/installed
 	@$(BIN)/python tools/quickstart.py --http-port $(HTTP_PORT) --admin-port $(ADMIN_PORT) --state-dir $(STATE_DIR)
@@ -29,6 +29,10 @@ test: $(VENV)/installed-dev compiled
 # processes under test start from compiled code, as those of an installed package do, whatever the environment says of writing it
 compiled: $(VENV)/installed-dev
 	@$(BIN)/python -m compileall -q servd tests
+
+# what people install and ship: the wheel in an empty environment, behind nginx and Caddy, what `servd init` writes
+shipping: $(VENV)/installed-dev compiled
+	$(BIN)/python -m pytest -q tests/system/test_wheel.py tests/system/test_behind_proxies.py tests/system/test_new_project.py
 
 test-models: $(VENV_MODELS)/installed
 	$(VENV_MODELS)/bin/python -m pytest -q -m models
