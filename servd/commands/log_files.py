@@ -15,7 +15,7 @@ from servd.ground import process
 from servd.ground.clock import SystemClock, block_for, local_stamp
 from servd.ground.names import in_file_name, without_controls
 from servd.ground.settings import FORK_SERVER_FILE
-from servd.observability.log_lines import Line, Source, Wish, in_order
+from servd.observability.log_lines import Line, Source, Wish, in_order, moment
 
 POLL_S = 0.2
 _ROOTS = {
@@ -133,7 +133,7 @@ def show_logs(
     if not paths and not follow:
         raise ConfigError(f"there are no log files {' or '.join(wanted)} in {log_dir}; `servd status` lists names")
     histories = [_with_path(path, in_order(source.lines(lines))) for path, source in sources.items()]
-    history: Iterable[tuple[Line, str]] = heapq.merge(*histories, key=_time)
+    history: Iterable[tuple[Line, str]] = heapq.merge(*histories, key=_moment)
     for line, path in history if lines is None else deque(history, maxlen=lines):
         write(_shown(line, path, is_one_of_many=len(sources) > 1))
     while follow:
@@ -142,7 +142,7 @@ def show_logs(
         for path in found():
             sources[path] = _source(path, wish, app, is_followed=True)
         added = [line for path, source in sources.items() for line in _with_path(path, source.more())]
-        for line, path in sorted(added, key=_time):
+        for line, path in sorted(added, key=_moment):
             write(_shown(line, path, is_one_of_many=len(sources) > 1))
 
 
@@ -151,8 +151,8 @@ def _with_path(path: str, lines: Iterable[Line]) -> Iterator[tuple[Line, str]]:
         yield line, path
 
 
-def _time(line: tuple[Line, str]) -> str:
-    return line[0].time
+def _moment(line: tuple[Line, str]) -> tuple[str, bool]:
+    return moment(line[0].time, line[1])
 
 
 def _shown(line: Line, path: str, *, is_one_of_many: bool) -> str:

@@ -24,6 +24,13 @@ _TEXT = re.compile(r"([^ ]+) (\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}) ")
 _JSON = '{"levelname": '
 
 
+def moment(time: str, path: str) -> tuple[str, bool]:
+    """What lines of several files are put in order by: of those of one moment a proxy's come last, for it is the last to be done
+    with a request.
+    """
+    return time, os.path.basename(path).startswith("http_proxy_")
+
+
 class Head(NamedTuple):
     """What a line says of itself. known: ids and names, each between spaces. time: local, as text that sorts."""
 

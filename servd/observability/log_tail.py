@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from servd.ground.names import without_controls
 from servd.ground.quick_dataclass import dataclass
-from servd.observability.log_lines import MOST_UNSORTED, Wish, head_of
+from servd.observability.log_lines import MOST_UNSORTED, Wish, head_of, moment
 
 MOST_FILES = 64
 MOST_BYTES = 1024 * 1024
@@ -52,7 +52,7 @@ def tail(paths: Sequence[str], wish: Wish, limit: int) -> tuple[list[TailLine], 
         # of a MiB of empty lines no more than are given, and some that are out of order
         found.append(deque(wanted, maxlen=max(limit, 0) + MOST_UNSORTED))
     # nearly in order each: access lines are written a moment late
-    lines = deque(heapq.merge(*(sorted(one, key=_time) for one in found), key=_time), maxlen=max(limit, 0))
+    lines = deque(heapq.merge(*(sorted(one, key=_moment) for one in found), key=_moment), maxlen=max(limit, 0))
     return list(lines), is_all
 
 
@@ -82,5 +82,5 @@ def _cut(line: str) -> str:
     return line if left_out <= 0 else f"{line[:LONGEST_LINE]} [{left_out} characters left out]"
 
 
-def _time(line: TailLine) -> str:
-    return line.time
+def _moment(line: TailLine) -> tuple[str, bool]:
+    return moment(line.time, line.source)

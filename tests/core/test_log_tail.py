@@ -35,6 +35,13 @@ def test_lines_of_all_files_come_in_order_of_time(tmp_path: Path) -> None:
     assert tail([first], Wish(), 0)[0] == []
 
 
+def test_of_lines_of_one_moment_a_proxys_come_last(tmp_path: Path) -> None:
+    proxy = written(tmp_path, "http_proxy_127.0.0.1", a_line(2, "answered"))
+    replica = written(tmp_path, "deployment_a", a_line(2, "failed", "ERROR") + "Traceback\n" + a_line(3, "next"))
+    for paths in ([proxy, replica], [replica, proxy]):
+        assert said(tail(paths, Wish(), 100)[0]) == ["failed", "Traceback", "answered", "next"]
+
+
 def test_what_goes_on_with_a_line_shares_its_fate(tmp_path: Path) -> None:
     path = written(
         tmp_path, "a", a_line(1, "one") + "more of one\n" + a_line(2, "two", "ERROR", "id7") + "more of two\n"

@@ -67,6 +67,16 @@ def test_lines_of_all_files_come_in_order_of_time(tmp_path: Path) -> None:
     assert shown(tmp_path, lines=0) == []
 
 
+@pytest.mark.parametrize("is_proxy_first", [False, True])
+def test_of_lines_of_one_moment_a_proxys_come_last(tmp_path: Path, is_proxy_first: bool) -> None:
+    """Whichever file was written last."""
+    write(tmp_path, replica=[text_line(2, "failed", "ERROR"), "Traceback"])
+    proxy = tmp_path / "serve" / "http_proxy_127.0.0.1.log"
+    proxy.write_text(text_line(2, "answered") + "\n")
+    os.utime(proxy, (0, 0) if is_proxy_first else None)
+    assert shown(tmp_path) == ["failed", "Traceback", "answered"]
+
+
 @pytest.mark.parametrize(
     ("wish", "expected"),
     [
