@@ -43,7 +43,7 @@ class StreamingHandle(Protocol[Served]):
 
 
 class NamedMethod(Parametrized[Served, Answer]):
-    """What a handle to a method is of, for `servd.mypy_plugin`. Served: the class, Answer: the method's name."""
+    """What a handle to a method is of, for `servd.app.mypy_plugin`. Served: the class, Answer: the method's name."""
 
 
 class TypedCalls(Parametrized[Served]):

@@ -1,4 +1,4 @@
-"""What mypy says of calls by a method's name, and of `bind`, with `servd.mypy_plugin`."""
+"""What mypy says of calls by a method's name, and of `bind`, with `servd.app.mypy_plugin`."""
 
 import gc
 import os

@@ -39,7 +39,7 @@ FLOORS = (
     Floor((), ("api", "run_targets", "testing")),
     Floor(("engines.ray",)),
     Floor(("engines.on_ray",)),
-    Floor(("engines",), ("cli", "mypy_plugin", "__main__", "")),
+    Floor(("engines",), ("cli", "__main__", "")),
 )
 FLOOR_OF = {name: number for number, floor in enumerate(FLOORS) for name in (*floor.rooms, *floor.public)}
 ROOMS = {room for floor in FLOORS for room in floor.rooms}

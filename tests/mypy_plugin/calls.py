@@ -1,4 +1,6 @@
-"""Checked by `make types` with `servd.mypy_plugin`: what calls by a method's name, and `bind`, take and give. Nothing runs it."""
+"""Checked by `make types` with `servd.app.mypy_plugin`: what calls by a method's name, and `bind`, take and give. Nothing runs
+it.
+"""
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
 from typing import Any, Generic, NoReturn, ParamSpec, Protocol, TypeVar, assert_type, overload
