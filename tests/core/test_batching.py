@@ -159,26 +159,26 @@ async def test_batches_of_one_queue_run_one_after_another_by_default() -> None:
     assert most == 3
 
 
-async def test_sizes_may_be_measured() -> None:
-    seen: list[Any] = []
+def a_reader() -> tuple[Any, list[list[str]]]:
+    """A batched function whose batches hold five letters, and what it was called with."""
+    seen: list[list[str]] = []
 
     @batch(max_batch_size=5, batch_wait_timeout_s=0.01, batch_size_fn=lambda items: sum(map(len, items)))
     async def read(texts: list[str]) -> list[str]:
         seen.append(texts)
         return texts
 
+    return read, seen
+
+
+async def test_sizes_may_be_measured() -> None:
+    read, seen = a_reader()
     await asyncio.gather(read("aaa"), read("bb"), read("ccccc"), read("d"))
     assert seen == [["aaa", "bb"], ["ccccc"], ["d"]]
 
 
 async def test_an_item_that_fits_into_no_batch_is_its_callers_error() -> None:
-    seen: list[Any] = []
-
-    @batch(max_batch_size=5, batch_wait_timeout_s=0.01, batch_size_fn=lambda items: sum(map(len, items)))
-    async def read(texts: list[str]) -> list[str]:
-        seen.append(texts)
-        return texts
-
+    read, seen = a_reader()
     before = asyncio.create_task(read("aaa"))
     await asyncio.sleep(0)
     with pytest.raises(RuntimeError, match="item of size 8 fits into no batch, max_batch_size is 5"):
