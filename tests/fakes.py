@@ -8,7 +8,7 @@ import shutil
 import ssl
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +210,25 @@ def make_certificate(folder: Path, name: str) -> tuple[Path, Path]:
         check=True, capture_output=True, timeout=30,
     )  # fmt: skip
     return certificate, key
+
+
+@contextlib.contextmanager
+def turning(*rooms: "Room", every_s: float) -> Iterator[None]:
+    """Let seconds pass for the lanes meanwhile, one each `every_s`: slower than what they are to bear takes here."""
+    loop = asyncio.get_running_loop()
+
+    def turn() -> None:
+        nonlocal timer
+        timer = loop.call_later(every_s, turn)
+        for room in rooms:
+            room.listener.turn()
+            room.lane.turn()
+
+    timer = loop.call_later(every_s, turn)
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 async def wait_until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:

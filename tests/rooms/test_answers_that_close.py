@@ -8,7 +8,7 @@ import pytest
 
 from servd.proxy.limits import Limits
 from servd.replica.exchange import HttpExchange
-from tests.fakes import Room, make_certificate, wait_until
+from tests.fakes import Room, make_certificate, turning, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -108,18 +108,10 @@ async def test_it_closes(lane: str, certificate: tuple[Path, Path]) -> None:
                 return f"{kind}: {got!r}"
             return ""
 
-        turns = asyncio.get_running_loop().create_task(turn(room))
-        found = await asyncio.gather(*(ask(kind) for kind in KINDS))
-        assert [text for text in found if text] == [], "\n".join(text for text in found if text)
-        await wait_until(lambda: not room.listener.connections and not room.lane.connections)
-        turns.cancel()
-
-
-async def turn(room: Room) -> None:
-    while True:
-        await asyncio.sleep(0.2)
-        room.listener.turn()
-        room.lane.turn()
+        with turning(room, every_s=0.2):
+            found = await asyncio.gather(*(ask(kind) for kind in KINDS))
+            assert [text for text in found if text] == [], "\n".join(text for text in found if text)
+            await wait_until(lambda: not room.listener.connections and not room.lane.connections)
 
 
 async def test_who_is_one_too_many_is_told_and_closed() -> None:

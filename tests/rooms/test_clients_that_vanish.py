@@ -24,7 +24,7 @@ from servd.ground.keep_alive import KeepAlive
 from servd.proxy.client_host import Silence, is_silent
 from servd.proxy.limits import Limits
 from servd.replica.exchange import HttpExchange
-from tests.fakes import Room, wait_until
+from tests.fakes import Room, turning, wait_until
 from tests.ports import free_port
 from tests.rooms.test_websockets import HEAD
 
@@ -226,13 +226,10 @@ def test_slots_of_clients_that_vanish_are_free_soon(tls: tuple[ssl.SSLContext, s
             floods: set[Any] = set(room.listener.connections)
             await wait_until(lambda: any(connection._is_write_paused or connection._is_lent for connection in floods))
             vanish()
-            for _ in range(100):
-                if handler.ended == ways and (connections(room), connections(secure)) == (1, 0):
-                    break
-                await asyncio.sleep(0.1)
-                for each in (room, secure):
-                    each.listener.turn()
-                    each.lane.turn()
+            with turning(room, secure, every_s=0.1), contextlib.suppress(TimeoutError):
+                await wait_until(
+                    lambda: handler.ended == ways and (connections(room), connections(secure)) == (1, 0), 15
+                )
             assert handler.ended == ways, (handler.begun, room.listener, room.lane, secure.listener, secure.lane)
             assert handler.begun == ways + Counter(["/floods"]), "nobody is asked to do it again"
             assert (connections(room), connections(secure)) == (1, 0), "a client that is there and does not read stays"
