@@ -1,20 +1,88 @@
 """The place in a trace as OpenTelemetry's API keeps it: what an application's own spans are put below."""
 
+from collections.abc import Mapping
+from typing import Any, Protocol
+
 from opentelemetry import context, trace
-from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, TraceState
+from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, Status, StatusCode, TraceFlags, TraceState
+from opentelemetry.util.types import AnyValue, Attributes
 
 from servd.observability.trace_context import TraceContext
 
 
-def span_context(place: TraceContext) -> SpanContext:
+class _Kept(Protocol):
+    """A span of servd's that the library knows nothing of before `library_span` is asked for. context: of itself."""
+
+    context: TraceContext
+    is_over: bool
+
+    def library_span(self) -> Span: ...
+
+
+class CurrentSpan(Span):
+    """What an application finds as the span above its own; what it says goes to the library's. place: of the span."""
+
+    def __init__(self, kept: _Kept) -> None:
+        self._kept = kept
+
+    def __repr__(self) -> str:
+        return f"CurrentSpan({self._kept})"
+
+    def __getattr__(self, name: str) -> Any:
+        # what the library's spans have beside the API: `name`, `attributes`, ...
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._kept.library_span(), name)
+
+    @property
+    def place(self) -> TraceContext:
+        return self._kept.context
+
+    def get_span_context(self) -> SpanContext:
+        return span_context(self._kept.context, is_remote=False)
+
+    def is_recording(self) -> bool:
+        return not self._kept.is_over
+
+    def set_attributes(self, attributes: Mapping[str, AnyValue]) -> None:
+        self._kept.library_span().set_attributes(attributes)
+
+    def set_attribute(self, key: str, value: AnyValue) -> None:
+        self._kept.library_span().set_attribute(key, value)
+
+    def add_event(self, name: str, attributes: Attributes = None, timestamp: int | None = None) -> None:
+        self._kept.library_span().add_event(name, attributes, timestamp)
+
+    def add_link(self, context: SpanContext, attributes: Attributes = None) -> None:
+        self._kept.library_span().add_link(context, attributes)
+
+    def update_name(self, name: str) -> None:
+        self._kept.library_span().update_name(name)
+
+    def set_status(self, status: Status | StatusCode, description: str | None = None) -> None:
+        self._kept.library_span().set_status(status, description)
+
+    def record_exception(
+        self,
+        exception: BaseException,
+        attributes: Attributes = None,
+        timestamp: int | None = None,
+        escaped: bool = False,
+    ) -> None:
+        self._kept.library_span().record_exception(exception, attributes, timestamp, escaped)
+
+    def end(self, end_time: int | None = None) -> None:
+        self._kept.library_span().end(end_time)
+
+
+def span_context(place: TraceContext, *, is_remote: bool = True) -> SpanContext:
     """As the API has it."""
-    state = TraceState.from_header([place.state]) if place.state else None
     return SpanContext(
         int(place.trace_id, 16),
         int(place.span_id, 16),
-        is_remote=True,
-        trace_flags=TraceFlags(place.flags),
-        trace_state=state,
+        is_remote,
+        TraceFlags(place.flags),
+        TraceState.from_header([place.state]) if place.state else None,
     )
 
 
@@ -35,7 +103,10 @@ def current() -> TraceContext | None:
     here = context.get_current()
     if not here:
         return None
-    found = trace.get_current_span(here).get_span_context()
+    span = trace.get_current_span(here)
+    if isinstance(span, CurrentSpan):
+        return span.place
+    found = span.get_span_context()
     return place_of(found) if found.is_valid else None
 
 

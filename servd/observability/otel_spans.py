@@ -16,15 +16,18 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.id_generator import IdGenerator
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON, Decision, Sampler, SamplingResult, TraceIdRatioBased
-from opentelemetry.trace import Link, SpanKind, Status, StatusCode
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+from opentelemetry.trace import Link, SpanKind
 from opentelemetry.util.types import Attributes as LibraryAttributes
 
 from servd.ground.clock import SystemClock
 from servd.ground.package import VERSION
-from servd.observability.described import full_name_of, summary_of
+from servd.observability.described import summary_of
 from servd.observability.failure import bounded
-from servd.observability.otel_context import below, place_of, span_context
+from servd.observability.otel_context import CurrentSpan
+from servd.observability.otel_span import GivenIds, OnceHashed, Origin, OtelSpan
 from servd.observability.own_loggers import leave_alone, overhear
 from servd.observability.spans import (
     NOTHING_RECORDED,
@@ -36,7 +39,6 @@ from servd.observability.spans import (
     without_secrets,
 )
 from servd.observability.trace_context import TraceContext
-from servd.observability.tracebacks import user_traceback
 
 SERVICE = "servd"
 FLUSH_IN_TROUBLE_S = 0.2
@@ -52,8 +54,7 @@ _READS_HEADERS = "opentelemetry.util.re"
 """Tells the whole text of a header that it cannot read, a key of the collector's maybe."""
 _TEXT_CHARACTERS = 500
 _TELL_PERIOD_S = 60.0
-_clock = SystemClock()
-_now = _clock.now
+_now = SystemClock().now
 
 logger = logging.getLogger(__name__)
 
@@ -73,14 +74,18 @@ class OtelSpans:
         self.sampling = settings.sampling
         self.name = name
         self.begins = begins
-        self._attributes = dict(attributes)
         quiet = _Quiet()
         self._out = _Out(exporter or _exporter(settings, quiet), settings.shown, quiet)
         self._late = _LateQueue(self._out, self._turn_off)
         self._resource = Resource.create({SERVICE_INSTANCE_ID: instance_id})
         if str(self._resource.attributes.get(SERVICE_NAME, "unknown_service")).startswith("unknown_service"):
             self._resource = self._resource.merge(Resource({SERVICE_NAME: SERVICE}))
-        self._tracer = self._provider(ALWAYS_ON).get_tracer("servd", VERSION)
+        self._resource = OnceHashed(self._resource)
+        ids = GivenIds()
+        tracer = self._provider(ALWAYS_ON, ids).get_tracer("servd", VERSION)
+        self._origin = Origin(tracer, ids, InstrumentationScope("servd", VERSION), self._resource, self._late.on_end)
+        self._is_limited = Origin.has_limits()
+        self._attributes = dict(attributes)
 
     def __repr__(self) -> str:
         return f"OtelSpans({self.name}, {self._out})"
@@ -96,22 +101,16 @@ class OtelSpans:
         began: float | None = None,
     ) -> Span:
         """Open a span."""
-        # a clock that was set shows in the next one
-        offset_s = _clock.wall_time() - _now()
-        span = self._tracer.start_span(
-            name,
-            below(parent),
-            _KINDS[kind],
-            {**self._attributes, **{key: value for key, value in attributes.items() if value is not None}},
-            [Link(span_context(place)) for place in links],
-            _nanos(began, offset_s),
-        )
-        return OtelSpan(span, offset_s)
+        said = {key: value for key, value in attributes.items() if value is not None}
+        span = OtelSpan(self._origin, name, parent, _KINDS[kind], {**self._attributes, **said}, began)
+        if links or self._is_limited:
+            span.library_span(links)
+        return span
 
     def enter(self, span: Span) -> None:
         """Let what begins in the current context be below this span."""
         assert isinstance(span, OtelSpan)
-        context.attach(trace.set_span_in_context(span.span))
+        context.attach(trace.set_span_in_context(CurrentSpan(span)))
 
     def serve_application(self, in_request: Callable[[], bool]) -> None:
         """Take spans of the application's too, unless it has a provider of its own."""
@@ -130,59 +129,10 @@ class OtelSpans:
         if installed() is self:
             install(None)
 
-    def _provider(self, sampler: Sampler) -> TracerProvider:
-        provider = TracerProvider(sampler=sampler, resource=self._resource, shutdown_on_exit=False)
+    def _provider(self, sampler: Sampler, ids: IdGenerator | None = None) -> TracerProvider:
+        provider = TracerProvider(sampler, self._resource, shutdown_on_exit=False, id_generator=ids)
         provider.add_span_processor(self._late)
         return provider
-
-
-class OtelSpan:
-    """One that is open; see `spans.Span`. offset_s: from monotonic seconds to wall time, for all that it says."""
-
-    __slots__ = ("_offset_s", "context", "is_over", "span")
-
-    def __init__(self, span: trace.Span, offset_s: float) -> None:
-        self.span = span
-        self._offset_s = offset_s
-        self.context = place_of(span.get_span_context())
-        self.is_over = False
-
-    def __repr__(self) -> str:
-        return f"OtelSpan({self.context.traceparent}{', over' if self.is_over else ''})"
-
-    def note(self, attributes: Attributes) -> None:
-        """Add attributes."""
-        if not self.is_over:
-            self.span.set_attributes({key: value for key, value in attributes.items() if value is not None})
-
-    def fail(self, error: BaseException) -> None:
-        """It failed with this, whatever code the error's class has."""
-        kind = full_name_of(type(error))
-        if not self.is_over:
-            text = bounded(summary_of(error), _TEXT_CHARACTERS)
-            told = {
-                "exception.type": kind,
-                "exception.message": text,
-                "exception.stacktrace": bounded(user_traceback(error)),
-            }
-            self.span.add_event("exception", told, _nanos(None, self._offset_s))
-            self.fail_as(kind, text)
-
-    def fail_as(self, kind: str, text: str | None = None) -> None:
-        """It failed."""
-        if not self.is_over:
-            self.span.set_attribute("error.type", kind)
-            self.span.set_status(Status(StatusCode.ERROR, text))
-
-    def end(self, at: float | None = None) -> None:
-        """Close it."""
-        if not self.is_over:
-            self.is_over = True
-            self.span.end(_nanos(at, self._offset_s))
-
-
-def _nanos(at: float | None, offset_s: float) -> int:
-    return int(((_now() if at is None else at) + offset_s) * 1e9)
 
 
 class _Follows(Sampler):

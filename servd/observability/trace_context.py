@@ -14,12 +14,14 @@ METADATA = (TRACEPARENT.decode(), TRACESTATE.decode())
 """The same names among metadata of gRPC."""
 SAMPLED = 1
 """Flag: whoever made the span above records it."""
+RANDOM = 2
+"""Flag: the trace's id is random."""
 MOST_MEMBERS = 32
 """Of a `tracestate`; one with more is no `tracestate`."""
 LONGEST_STATE = 512
 """Characters of a `tracestate` that goes on."""
 
-_KNOWN_FLAGS = 3
+_KNOWN_FLAGS = SAMPLED | RANDOM
 _LONG_MEMBER = 128
 _PARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.DOTALL)
 _MEMBER = re.compile(r"(?:[a-z][a-z0-9_*/-]{0,255}|[a-z0-9][a-z0-9_*/-]{0,240}@[a-z][a-z0-9_*/-]{0,13})="
@@ -31,7 +33,7 @@ _NO_TRACE, _NO_SPAN = "0" * 32, "0" * 16
 class TraceContext:
     """A place in a trace.
 
-    trace_id: 32 hex digits. span_id: 16, of the span above what is to come. flags: `SAMPLED`, and 2: the trace id is random.
+    trace_id: 32 hex digits. span_id: 16, of the span above what is to come. flags: `SAMPLED`, `RANDOM`.
     state: what tracing systems have to say to themselves, "" = nothing.
     """
 
