@@ -64,6 +64,19 @@ class GivenIds(threading.local, IdGenerator):
         return True
 
 
+class UnseededIds(IdGenerator):
+    """Gives ids that are random though the application seeds `random`, which the library's own generator draws from."""
+
+    def generate_span_id(self) -> int:
+        return int.from_bytes(os.urandom(8), "big")
+
+    def generate_trace_id(self) -> int:
+        return int.from_bytes(os.urandom(16), "big")
+
+    def is_trace_id_random(self) -> bool:
+        return True
+
+
 @dataclass(frozen=True, slots=True)
 class Origin:
     """What all spans of a process have in common. tracer: has these ids. take: is given spans that have ended."""
@@ -123,7 +136,7 @@ class OtelSpan:
         self._offset_s = _clock.wall_time() - _now()
         self._began = self._nanos(began)
         self.is_over = False
-        # not `random`, which applications seed
+        # see `UnseededIds`
         span_id = os.urandom(8).hex()
         if parent is None:
             self.context = TraceContext(os.urandom(16).hex(), span_id, SAMPLED | RANDOM)

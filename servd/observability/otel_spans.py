@@ -27,7 +27,7 @@ from servd.ground.package import VERSION
 from servd.observability.described import summary_of
 from servd.observability.failure import bounded
 from servd.observability.otel_context import CurrentSpan
-from servd.observability.otel_span import GivenIds, OnceHashed, Origin, OtelSpan
+from servd.observability.otel_span import GivenIds, OnceHashed, Origin, OtelSpan, UnseededIds
 from servd.observability.own_loggers import leave_alone, overhear
 from servd.observability.spans import (
     NOTHING_RECORDED,
@@ -115,7 +115,8 @@ class OtelSpans:
     def serve_application(self, in_request: Callable[[], bool]) -> None:
         """Take spans of the application's too, unless it has a provider of its own."""
         if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
-            trace.set_tracer_provider(self._provider(_Follows(self.sampling.ratio, in_request, self._late)))
+            follows = _Follows(self.sampling.ratio, in_request, self._late)
+            trace.set_tracer_provider(self._provider(follows, UnseededIds()))
 
     def flush(self, limit_s: float) -> None:
         """Send what waits. A thread of its own: the library's limit is not one for each attempt to send."""
@@ -129,7 +130,7 @@ class OtelSpans:
         if installed() is self:
             install(None)
 
-    def _provider(self, sampler: Sampler, ids: IdGenerator | None = None) -> TracerProvider:
+    def _provider(self, sampler: Sampler, ids: IdGenerator) -> TracerProvider:
         provider = TracerProvider(sampler, self._resource, shutdown_on_exit=False, id_generator=ids)
         provider.add_span_processor(self._late)
         return provider

@@ -170,9 +170,7 @@ def test_what_an_application_says_of_the_current_span(make: Callable[[], OtelSpa
 
 
 @pytest.mark.parametrize("is_librarys", [False, True])
-def test_what_comes_after_the_end_is_not_recorded(
-    make: Callable[[], OtelSpans], kept: Kept, is_librarys: bool
-) -> None:
+def test_what_comes_after_the_end_is_not_recorded(make: Callable[[], OtelSpans], kept: Kept, is_librarys: bool) -> None:
     spans = make()
     span, current = opened(spans)
     if is_librarys:
@@ -208,15 +206,24 @@ def test_limits_of_the_environment_hold(
     assert len(found.attributes) == 1 if "COUNT" in variable else found.attributes["url.path"] == "/lo"
 
 
-def test_an_application_that_seeds_random_numbers_gets_other_ids(make: Callable[[], OtelSpans]) -> None:
+def test_an_application_that_seeds_random_numbers_gets_other_ids(
+    make: Callable[[], OtelSpans], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_up: list[Any] = []
+    monkeypatch.setattr("opentelemetry.trace.get_tracer_provider", trace.ProxyTracerProvider)
+    monkeypatch.setattr("opentelemetry.trace.set_tracer_provider", set_up.append)
     spans = make()
-    places = set()
+    spans.serve_application(lambda: False)
+    tracer = set_up[0].get_tracer("users")
+    ids: list[int | str] = []
     for _ in range(2):
         random.seed(1)
         span, _current = opened(spans, None)
-        places.add((span.context.trace_id, span.context.span_id))
-        span.end()
-    assert len({trace_id for trace_id, _ in places}) == len({span_id for _, span_id in places}) == 2
+        ids += (span.context.trace_id, span.context.span_id)
+        theirs = tracer.start_span("theirs").get_span_context()
+        ids += (theirs.trace_id, theirs.span_id)
+        assert theirs.trace_flags.random_trace_id
+    assert len(set(ids)) == len(ids)
 
 
 def test_threads_of_the_application_say_something_at_the_same_time(make: Callable[[], OtelSpans], kept: Kept) -> None:
