@@ -2,13 +2,13 @@
 
 import asyncio
 import logging
-import random
 from typing import Any, Protocol
 
 from servd.calls.outgoing import Outgoing
 from servd.calls.request_router import RequestRouter
 from servd.calls.routing_rules import Candidate
 from servd.ground.edition import own_edition
+from servd.ground.ids import SYSTEM
 from servd.wire.began import BeganReader
 from servd.wire.caller_link import CallerLink, LinkWatch
 from servd.wire.lending import LendingLine, Loan
@@ -101,7 +101,7 @@ class ReplicaPeer:
         self.pending: dict[int, Outgoing] = {}
         self.is_retired = self.is_greeted = self.takes_bodies = self.takes_websockets = False
         self.told_id = 0
-        key = random.getrandbits(63) | 1
+        key = SYSTEM.getrandbits(63) | 1
         # the link first: where there is no descriptor for it, nothing is left open
         self.link = CallerLink(owner.watch, candidate.address, self._on_records, self._on_lost)
         self._key = key

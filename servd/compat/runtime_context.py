@@ -2,7 +2,6 @@
 
 import importlib
 import os
-import random
 from typing import NoReturn
 
 from servd.calls.replica_context import replica_context
@@ -71,5 +70,5 @@ class RuntimeContext:
 def _id_of_driver() -> str:
     global _driver_id
     if not _driver_id:
-        _driver_id = random_hex(56, random.Random())
+        _driver_id = random_hex(56)
     return _driver_id

@@ -5,7 +5,6 @@ import contextlib
 import fcntl
 import logging
 import os
-import random
 import signal
 import socket
 import ssl
@@ -42,7 +41,7 @@ from servd.daemon.upgrade import Upgrader
 from servd.exceptions import InvariantError, ServdError, StateError
 from servd.ground import edition, event_loop, process
 from servd.ground.clock import SystemClock, block_for
-from servd.ground.ids import node_id_of, random_hex
+from servd.ground.ids import SYSTEM, node_id_of, random_hex
 from servd.ground.settings import Settings, admin_socket, control_socket, variable
 from servd.ground.states import ApplicationStatus
 from servd.observability import logs
@@ -133,7 +132,7 @@ class _Controller:
         self._channel, self._control, self._local_admin, self._admin, self._metrics_listener, self._dashboard = sockets
         self._keepsake = keepsake
         self._clock = SystemClock()
-        self._rng = random.Random()
+        self._rng = SYSTEM
         self._stop_asked = asyncio.Event()
         self._stop_timeout_s = 0.0
         self._goal = Goal()

@@ -6,6 +6,10 @@ import string
 
 from servd.ground.quick_dataclass import dataclass
 
+SYSTEM: random.Random = random.SystemRandom()
+"""Draws from the kernel. The generator of the module `random` itself is the application's: it may seed it for the same numbers
+each time, so nobody else may draw from it, and no ids may be made of it."""
+
 _LETTERS = string.ascii_letters
 
 
@@ -78,9 +82,9 @@ class ReplicaRank:
     local_rank: int = 0
 
 
-def random_letters(count: int, rng: random.Random | None = None) -> str:
-    """`count` random ASCII letters, from `rng` or the global generator."""
-    return "".join((rng or random).choices(_LETTERS, k=count))
+def random_letters(count: int, rng: random.Random = SYSTEM) -> str:
+    """`count` random ASCII letters."""
+    return "".join(rng.choices(_LETTERS, k=count))
 
 
 def node_id_of(state_dir: str) -> str:
@@ -94,6 +98,6 @@ def random_uuid() -> str:
     return f"{digits[:8]}-{digits[8:12]}-4{digits[12:15]}-8{digits[15:18]}-{digits[18:]}"
 
 
-def random_hex(digits: int, rng: random.Random | None = None) -> str:
+def random_hex(digits: int, rng: random.Random = SYSTEM) -> str:
     """`digits` random lower-case hexadecimal digits."""
-    return f"{(rng or random).getrandbits(digits * 4):0{digits}x}"
+    return f"{rng.getrandbits(digits * 4):0{digits}x}"

@@ -8,7 +8,6 @@ import importlib
 import logging
 import math
 import os
-import random
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,7 @@ from types import ModuleType
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
+from servd.ground.ids import SYSTEM
 from servd.ground.quick_dataclass import dataclass
 from servd.observability.described import summary_of
 from servd.observability.trace_context import TraceContext
@@ -62,7 +62,7 @@ class Sampling:
 
     def begins_trace(self) -> bool:
         """Whether a request that is part of no trace begins one; another answer each time."""
-        return random.random() < self.ratio
+        return SYSTEM.random() < self.ratio
 
     def gap(self) -> int:
         """How many requests further on the next one begins a trace, as if each were asked: >= 1, `NEVER` at most."""
@@ -70,7 +70,7 @@ class Sampling:
             return 1
         if self.ratio <= 0:
             return NEVER
-        return int(min(1 + math.log(1 - random.random()) / math.log1p(-self.ratio), NEVER))
+        return int(min(1 + math.log(1 - SYSTEM.random()) / math.log1p(-self.ratio), NEVER))
 
     def wants(self, parent: TraceContext) -> bool:
         """Whether a request that is part of a trace already is recorded.

@@ -73,7 +73,7 @@ class Contents:
     """What the rules are about, of one file. Syntax trees are large, and would be kept till the last test.
 
     functions: (name, lines) of each. imports: modules that it imports: at its top, in functions, for type checkers, or by a name
-    that is written out. statements: at the top of the file.
+    that is written out. statements: at the top of the file. draws: functions of the module `random` that it uses.
     """
 
     lines: int
@@ -81,6 +81,7 @@ class Contents:
     statements: int
     functions: tuple[tuple[str, int], ...]
     imports: tuple[str, ...]
+    draws: tuple[str, ...]
 
 
 @cache
@@ -95,6 +96,7 @@ def contents(path: Path) -> Contents:
         len(tree.body),
         tuple((node.name, (node.end_lineno or node.lineno) - node.lineno + 1) for node in functions),
         tuple(name for node in nodes for name in _imports(node, path)),
+        tuple(node.attr for node in nodes if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "random"),
     )
 
 
@@ -147,7 +149,15 @@ def imports_go_down(path: Path) -> Iterator[str]:
         yield f"{name_of(path)} stands in {room_of(name_of(path))}, which may not enter {wrong}"
 
 
-@pytest.mark.parametrize("rule", [sizes, one_home_per_library, names, imports_go_down])
+def the_shared_generator_is_the_applications(path: Path) -> Iterator[str]:
+    if drawn_from := sorted(set(contents(path).draws) - {"Random", "SystemRandom"}):
+        yield f"{path.name} uses {drawn_from} of `random`, which applications seed: see servd.ground.ids.SYSTEM"
+
+
+RULES = [sizes, one_home_per_library, names, imports_go_down, the_shared_generator_is_the_applications]
+
+
+@pytest.mark.parametrize("rule", RULES)
 def test_every_file_keeps_the_rules(rule: Callable[[Path], Iterator[str]]) -> None:
     assert len(MODULES) > 300
     assert [fault for path in MODULES for fault in rule(path)] == []
@@ -163,6 +173,7 @@ def test_every_file_keeps_the_rules(rule: Callable[[Path], Iterator[str]]) -> No
         (names, "deployment", '"""A."""', "deployment.py: a late import"),
         (names, "wire/wire", '"""A."""', "wire.py repeats its room's name"),
         (names, "a", "pass", "a.py has no docstring"),
+        (the_shared_generator_is_the_applications, "a", "random.choice('ab')", "a.py uses ['choice'] of `random`"),
         (imports_go_down, "ground/a", "from servd.rest import app", "ground.a stands in ground, which may not enter"),
     ],
 )

@@ -2,13 +2,17 @@
 
 import errno
 import os
+import random
 from pathlib import Path
 
 import pytest
 
+from servd.calls.pickling import dumps
+from servd.calls.request_context import NO_REQUEST
 from servd.exceptions import TransportError
 from servd.wire import began
 from servd.wire.began import BeganLog, BeganReader, path_of
+from tests.fakes import FakeUser, a_caller, a_server, new_address, routing_for, targets_for
 
 
 def test_the_request_begun_last_outlives_the_replica(tmp_path: Path) -> None:
@@ -85,3 +89,23 @@ def test_without_room_there_is_an_error_that_names_the_directory_and_no_file(
 def test_the_room_that_is_mapped_is_there(tmp_path: Path) -> None:
     log = BeganLog(f"ipc://{tmp_path}/r")
     assert os.stat(path_of(f"ipc://{tmp_path}/r") or "").st_blocks * 512 >= len(log.words) * 8
+
+
+async def test_callers_whose_code_seeds_random_numbers_are_told_apart() -> None:
+    """Replicas that seed alike in their constructors must not read of each other's requests what has begun."""
+
+    async def say() -> str:
+        return "said"
+
+    address = new_address()
+    server = a_server(address, FakeUser(methods={"say": say}))
+    server.start()
+    callers = [a_caller(), a_caller()]
+    for caller in callers:
+        random.seed(42)
+        caller.apply_routing(routing_for(targets_for(address)))
+        await caller.submit_call("app_Echo", "say", dumps(((), {})), NO_REQUEST)
+    assert len({peer.key for peer in server._callers()}) == 2
+    for caller in callers:
+        caller.close()
+    server.close()
