@@ -5,8 +5,8 @@ import re
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any
 
-from servd.wire.grpc_codes import Code
-from servd.wire.grpc_messages import Authentication
+from servd.wire.grpc.codes import Code
+from servd.wire.grpc.messages import Authentication
 
 __all__ = ["RayServegRPCContext", "gRPCInputStream"]
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from servd.observability.spans import Attributes, Sampling, Span
-from servd.observability.trace_context import TraceContext
+from servd.wire.trace_context import TraceContext
 
 
 class Recorder:

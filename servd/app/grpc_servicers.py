@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from servd.ground.quick_dataclass import dataclass
-from servd.wire.grpc_messages import GrpcMethod
+from servd.wire.grpc.messages import GrpcMethod
 
 _IDEMPOTENT_LEVELS = (1, 2)
 """NO_SIDE_EFFECTS and IDEMPOTENT of `google.protobuf.MethodOptions`."""

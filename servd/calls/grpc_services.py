@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from enum import IntEnum
 
 from servd.exceptions import ProtocolError
-from servd.wire.protobuf import bytes_field, fields, number_field
+from servd.wire.grpc.protobuf import bytes_field, fields, number_field
 
 HEALTH = "grpc.health.v1.Health"
 RAY_SERVE = "ray.serve.RayServeAPIService"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from servd.observability.spans import Span
-    from servd.observability.trace_context import TraceContext
+    from servd.wire.trace_context import TraceContext
 
 MAX_DEPTH = 64
 """Handle calls nested deeper than this are refused (python-api.md section 8.3)."""

@@ -17,8 +17,8 @@ from servd.ground.clock import SystemClock
 from servd.ground.quick_dataclass import dataclass
 from servd.observability import spans
 from servd.observability.spans import Attributes, Span
-from servd.observability.trace_context import TraceContext, packed
 from servd.wire.records import TRACED, Outbox
+from servd.wire.trace_context import TraceContext, packed
 
 _now = SystemClock().now
 _Ticket = TypeVar("_Ticket", bound=CallTicket)

@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import Any, ClassVar
 
 from servd.calls.grpc_services import RAY_SERVE, applications_answer, healthz_answer
-from servd.wire.protobuf import fields
+from servd.wire.grpc.protobuf import fields
 
 _IMPORT_FROM = opmap["IMPORT_FROM"]
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from servd.ground.clock import local_stamp
 from servd.ground.names import on_one_line
 from servd.observability.log_file import LogFile
-from servd.observability.trace_context import TraceContext
+from servd.wire.trace_context import TraceContext
 
 SHORT_TENTHS = 2000
 """Latencies below so many tenths of a millisecond are worded beforehand."""

@@ -3,8 +3,8 @@
 from typing import Any
 
 from servd.observability.spans import NEVER, Attributes, Span, Spans, meet_traces
-from servd.observability.trace_context import SAMPLED, TRACEPARENT, TraceContext
-from servd.wire.grpc_codes import Code
+from servd.wire.grpc.codes import Code
+from servd.wire.trace_context import SAMPLED, TRACEPARENT, TraceContext
 
 BEGINS = b":begins"
 """Among the headers of a request that begins a trace: no header has such a name."""

@@ -7,7 +7,7 @@ from opentelemetry import context, trace
 from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, Status, StatusCode, TraceFlags, TraceState
 from opentelemetry.util.types import AnyValue, Attributes
 
-from servd.observability.trace_context import TraceContext
+from servd.wire.trace_context import TraceContext
 
 
 class _Kept(Protocol):

@@ -23,8 +23,8 @@ from servd.observability.described import full_name_of, summary_of
 from servd.observability.failure import bounded
 from servd.observability.otel_context import below, span_context
 from servd.observability.spans import Attributes
-from servd.observability.trace_context import RANDOM, SAMPLED, TraceContext
 from servd.observability.tracebacks import user_traceback
+from servd.wire.trace_context import RANDOM, SAMPLED, TraceContext
 
 _TEXT_CHARACTERS = 500
 _MOST_ATTRIBUTES = 32

@@ -38,7 +38,7 @@ from servd.observability.spans import (
     installed,
     without_secrets,
 )
-from servd.observability.trace_context import TraceContext
+from servd.wire.trace_context import TraceContext
 
 SERVICE = "servd"
 FLUSH_IN_TROUBLE_S = 0.2

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from servd.ground.ids import SYSTEM
 from servd.ground.quick_dataclass import dataclass
 from servd.observability.described import summary_of
-from servd.observability.trace_context import TraceContext
+from servd.wire.trace_context import TraceContext
 
 ENDPOINT = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
 RATIO = "TRACING_SAMPLING_RATIO"

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from servd.observability.trace_context import TRACEPARENT, trace_in, with_trace
 from servd.proxy.app_queue import AppQueue
 from servd.proxy.forwarded_call import ForwardedCall, NotedSend, Send
 from servd.proxy.forwarded_for import NOTHING_SAID, Said, joined, scheme_for, with_host
@@ -10,6 +9,7 @@ from servd.proxy.forwarder import Forwarder
 from servd.proxy.probes import Answer
 from servd.wire.connection_room import Share
 from servd.wire.records import origin
+from servd.wire.trace_context import TRACEPARENT, trace_in, with_trace
 
 
 class AsgiForm:

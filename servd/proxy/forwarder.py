@@ -17,13 +17,13 @@ from servd.observability.access_log import Labels
 from servd.observability.head_traces import RESPONSE, HeadTraces, TracedId
 from servd.observability.journal import NOWHERE, Journal
 from servd.observability.spans import Spans
-from servd.observability.trace_context import TraceContext
 from servd.proxy.forwarded_for import TrustedProxies
 from servd.proxy.limits import Limits
 from servd.proxy.probes import TEXT, Answer, answer_unrouted, is_probe
 from servd.wire.http_answers import retry_after, text_for_clients
 from servd.wire.messages import Routing
 from servd.wire.records import REPLICA_TIMING, duration
+from servd.wire.trace_context import TraceContext
 
 CLIENT_GONE = 499
 """What a request counts as whose client went before the whole answer was written; nobody is sent this."""

@@ -9,7 +9,6 @@ from servd.calls.routing_rules import Rule
 from servd.calls.traced import note_wait
 from servd.observability.head_traces import BEGINS, SAID, TracedId
 from servd.observability.journal import NOWHERE
-from servd.observability.trace_context import TRACEPARENT, TRACESTATE, read_trace, with_trace
 from servd.proxy.client_host import Silence, is_left, is_reset
 from servd.proxy.forwarded_for import HEADERS, NOTHING_SAID, Said, scheme_for, with_host
 from servd.proxy.forwarder import METHODS, Target, answer_failure
@@ -19,6 +18,7 @@ from servd.proxy.limits import WHOLE_BODY_BYTES
 from servd.proxy.listener import Listener
 from servd.proxy.probes import TEXT, Answer
 from servd.wire.records import FRAME_BYTES, HTTP, LENT_BODY, STREAMED_BODY, TRACED, Outbox, origin
+from servd.wire.trace_context import TRACEPARENT, TRACESTATE, read_trace, with_trace
 
 NOTHING: dict[bytes, bytes] = {}
 """Stands for "no special headers": never changed."""

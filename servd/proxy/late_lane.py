@@ -6,7 +6,7 @@ from typing import Any
 
 from servd.ground.event_loop import load
 from servd.proxy.forwarder import Forwarder
-from servd.wire.grpc_messages import GrpcRoute
+from servd.wire.grpc.messages import GrpcRoute
 from servd.wire.messages import ProxyStart
 
 _LANE = "servd.proxy.hypercorn_lane"

@@ -13,7 +13,6 @@ from servd.calls.route_table import decoded_path
 from servd.exceptions import ProtocolError
 from servd.ground.ids import random_uuid
 from servd.ground.remembered import Remembered
-from servd.observability.trace_context import unpacked
 from servd.replica.admission import Admission
 from servd.replica.caller_peer import CallerPeer
 from servd.replica.exchange import HttpExchange
@@ -50,6 +49,7 @@ from servd.wire.records import (
     body_of,
     read_origin,
 )
+from servd.wire.trace_context import unpacked
 
 _ASGI = {"version": "3.0", "spec_version": "2.4"}
 _MAX_REMEMBERED, _MAX_REMEMBERED_PATH_BYTES = 4096, 256

@@ -5,10 +5,10 @@ import contextvars
 from typing import Any
 
 from servd.calls import traced
-from servd.observability.trace_context import trace_in
 from servd.replica.caller_peer import CallerPeer
 from servd.replica.exchange import HttpExchange
 from servd.wire.records import LENT_BODY, STREAMED_BODY, TRACED, WEBSOCKET, body_of
+from servd.wire.trace_context import trace_in
 
 
 def add_rest(

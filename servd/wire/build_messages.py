@@ -4,7 +4,7 @@ from dataclasses import field
 from typing import Any
 
 from servd.ground.quick_dataclass import dataclass
-from servd.wire.grpc_messages import GrpcMethod
+from servd.wire.grpc.messages import GrpcMethod
 
 
 @dataclass(frozen=True, slots=True)

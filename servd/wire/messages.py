@@ -10,7 +10,7 @@ from typing import Any
 from servd.ground.quick_dataclass import dataclass
 from servd.ground.settings import DEFAULT_FORWARDED_ALLOW_IPS
 from servd.wire.build_messages import BuildResult
-from servd.wire.grpc_messages import GrpcRoute
+from servd.wire.grpc.messages import GrpcRoute
 
 FORK_SERVER, REPLICA, PROXY, CALLER = "fork_server", "replica", "proxy", "caller"
 """Kinds of processes that the controller hears of; a caller only holds handles."""

@@ -30,9 +30,9 @@ from servd.observability.journal import Series
 from servd.observability.measures import grpc_families, http_families
 from servd.proxy.grpc.table import GrpcTable
 from servd.schema import parse_v2
-from servd.wire.grpc_codes import Code
-from servd.wire.grpc_messages import GrpcMethod, GrpcRoute
-from servd.wire.protobuf import bytes_field, fields, number_field
+from servd.wire.grpc.codes import Code
+from servd.wire.grpc.messages import GrpcMethod, GrpcRoute
+from servd.wire.grpc.protobuf import bytes_field, fields, number_field
 from servd.wire.records import answer_block, read_answer_block
 from tests.core.build import HTTP, World, a_build, a_goal, an_app, some_settings, verbs
 

@@ -20,7 +20,7 @@ from servd.observability import otel_context
 from servd.observability.otel_span import OtelSpan
 from servd.observability.otel_spans import OtelSpans
 from servd.observability.spans import Sampling, TraceSettings
-from servd.observability.trace_context import TraceContext
+from servd.wire.trace_context import TraceContext
 
 PARENT = TraceContext("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331", 1, "a=1,b=2")
 SETTINGS = TraceSettings("http://127.0.0.1:9/v1/traces", Sampling())

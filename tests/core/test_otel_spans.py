@@ -25,7 +25,7 @@ from servd.ground.clock import SystemClock
 from servd.observability import otel_context
 from servd.observability.otel_spans import OtelSpans
 from servd.observability.spans import Sampling, TraceSettings, begin, enter, here, installed, preload
-from servd.observability.trace_context import TraceContext
+from servd.wire.trace_context import TraceContext
 from tests.odd_errors import KINDS, raise_odd
 
 PARENT = TraceContext("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331", 1, "a=1")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from servd.observability.trace_context import (
+from servd.wire.trace_context import (
     TraceContext,
     packed,
     read_state,

@@ -11,7 +11,7 @@ from servd.observability.spans import (
     traces_endpoint,
     variables_for,
 )
-from servd.observability.trace_context import TraceContext
+from servd.wire.trace_context import TraceContext
 
 BASE = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4318"}
 OWN = {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "https://c/spans"}

@@ -24,6 +24,7 @@ class Floor:
 # from the ground up
 FLOORS = (
     Floor(("ground",), ("exceptions",)),
+    Floor(("wire.grpc",)),
     Floor(("wire",)),
     Floor(("documents", "observability", "daemon", "wire.websocket"), ("config", "schema")),
     Floor(("calls",), ("handle", "metrics", "client", "context", "grpc_util")),

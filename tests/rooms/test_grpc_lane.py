@@ -27,9 +27,9 @@ from servd.proxy.grpc.served import client_host  # noqa: E402
 from servd.replica.grpc.service import GrpcService  # noqa: E402
 from servd.replica.server import ReplicaServer  # noqa: E402
 from servd.replica.user_callable import UserCallable  # noqa: E402
-from servd.wire.grpc_messages import GrpcMethod, GrpcRoute  # noqa: E402
+from servd.wire.grpc.messages import GrpcMethod, GrpcRoute  # noqa: E402
+from servd.wire.grpc.protobuf import bytes_field, fields  # noqa: E402
 from servd.wire.messages import Routing  # noqa: E402
-from servd.wire.protobuf import bytes_field, fields  # noqa: E402
 from servd.wire.records import CREDIT_BYTES  # noqa: E402
 from tests.fakes import Room, make_certificate, new_address, targets_for, wait_until  # noqa: E402
 from tests.rooms.http2_client import Http2Client  # noqa: E402

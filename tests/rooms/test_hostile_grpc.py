@@ -12,7 +12,7 @@ grpc = pytest.importorskip("grpc", reason="needs grpcio: pip install 'servd-serv
 
 from servd.proxy.grpc.lane import GrpcLane  # noqa: E402
 from servd.wire.connection_room import ROOM_BYTES  # noqa: E402
-from servd.wire.grpc_messages import GrpcMethod, GrpcRoute  # noqa: E402
+from servd.wire.grpc.messages import GrpcMethod, GrpcRoute  # noqa: E402
 from servd.wire.records import CREDIT_BYTES  # noqa: E402
 from tests.fakes import wait_until  # noqa: E402
 from tests.rooms.http2_client import PREFACE, Http2Client, frame  # noqa: E402

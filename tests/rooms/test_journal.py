@@ -13,7 +13,7 @@ from servd.observability.head_traces import HeadTraces
 from servd.observability.journal import LATENCY_BOUNDS_MS, MAX_SERIES, NOWHERE, Journal
 from servd.observability.log_file import LogFile
 from servd.observability.logs import style_of
-from servd.observability.trace_context import TraceContext
+from servd.wire.trace_context import TraceContext
 from tests.recorded_spans import Recorder
 
 FRUIT = ("/fruit", "shop", "shop_Fruit")

@@ -11,7 +11,7 @@ from servd.controller.plan.targets import DEFAULTS, DeploymentTarget, failures_a
 from servd.documents.router_names import rule_of
 from servd.ground.ids import full_name_of
 from servd.ground.states import SERVING, ReplicaState
-from servd.wire.grpc_messages import GrpcRoute
+from servd.wire.grpc.messages import GrpcRoute
 from servd.wire.messages import DeploymentTargets, Endpoint, Route, Routing
 
 _STARTING = "it starts again with the daemon; ask again in a moment"

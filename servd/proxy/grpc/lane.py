@@ -17,7 +17,7 @@ from servd.proxy.grpc.served import Forwarder, Served
 from servd.proxy.grpc.sockets import Connections, listeners, others_listen, stop_listening
 from servd.proxy.grpc.table import GrpcTable
 from servd.wire.connection_room import ConnectionRoom, Share
-from servd.wire.grpc_messages import GrpcMethod, GrpcRoute
+from servd.wire.grpc.messages import GrpcMethod, GrpcRoute
 
 _MOST_BYTES = 2**31 - 1
 """Largest message that gRPC can carry."""

@@ -11,7 +11,7 @@ from servd.calls.routing_rules import Rule
 from servd.calls.traced import note_wait
 from servd.observability.head_traces import TracedId
 from servd.wire.connection_room import Share, Window
-from servd.wire.grpc_messages import Authentication, GrpcMethod
+from servd.wire.grpc.messages import Authentication, GrpcMethod
 from servd.wire.records import GRPC, MESSAGE_COST_BYTES, STREAMED_BODY, TRACED, Outbox
 
 Metadata = tuple[tuple[str, "str | bytes"], ...]

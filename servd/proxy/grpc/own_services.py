@@ -12,8 +12,8 @@ from servd.proxy.grpc.outgoing import GrpcCall
 from servd.proxy.grpc.served import Forwarder, text_of
 from servd.proxy.grpc.table import GrpcTable
 from servd.wire.connection_room import Share
-from servd.wire.grpc_codes import Code
-from servd.wire.grpc_messages import GrpcMethod
+from servd.wire.grpc.codes import Code
+from servd.wire.grpc.messages import GrpcMethod
 from servd.wire.http_answers import text_for_clients
 
 

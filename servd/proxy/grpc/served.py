@@ -16,14 +16,14 @@ from servd.exceptions import BackPressureError, NoRouteError, RequestError
 from servd.observability.access_log import Labels
 from servd.observability.head_traces import RESPONSE, HeadTraces, TracedId
 from servd.observability.journal import Journal
-from servd.observability.trace_context import METADATA, TRACEPARENT, trace_in_metadata, with_trace
 from servd.proxy.grpc.outgoing import GrpcCall, Metadata
 from servd.proxy.grpc.table import GrpcTable
 from servd.wire.connection_room import Share
-from servd.wire.grpc_codes import Code, pushback
-from servd.wire.grpc_messages import Authentication, GrpcMethod, GrpcRoute
+from servd.wire.grpc.codes import Code, pushback
+from servd.wire.grpc.messages import Authentication, GrpcMethod, GrpcRoute
 from servd.wire.http_answers import text_for_clients
 from servd.wire.records import read_answer_block
+from servd.wire.trace_context import METADATA, TRACEPARENT, trace_in_metadata, with_trace
 
 _LOOKS_AFTER_END = 3
 _MOST_PAIRS = 64

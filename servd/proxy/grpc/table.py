@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from servd.calls.grpc_services import RAY_SERVE
 from servd.exceptions import NoRouteError
-from servd.wire.grpc_messages import GrpcMethod, GrpcRoute
+from servd.wire.grpc.messages import GrpcMethod, GrpcRoute
 
 LIST_APPLICATIONS = f"/{RAY_SERVE}/ListApplications"
 

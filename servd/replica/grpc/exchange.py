@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 from servd.calls.failures import ClientGoneError
 from servd.calls.request_context import RequestContext
-from servd.wire.grpc_codes import Code
-from servd.wire.grpc_messages import Authentication
+from servd.wire.grpc.codes import Code
+from servd.wire.grpc.messages import Authentication
 from servd.wire.records import BODY, CREDIT, CREDIT_BYTES, HEAD, MESSAGE_COST_BYTES, RESPONSE, Outbox, answer_block
 
 _GRANT_BYTES = CREDIT_BYTES // 4

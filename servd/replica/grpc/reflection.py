@@ -5,8 +5,8 @@ from typing import Any
 
 from servd.calls.grpc_services import error_answer, extensions_answer, files_answer
 from servd.exceptions import ProtocolError
-from servd.wire.grpc_codes import Code
-from servd.wire.protobuf import fields
+from servd.wire.grpc.codes import Code
+from servd.wire.grpc.protobuf import fields
 
 _FILE, _SYMBOL, _EXTENSION, _EXTENSIONS_OF = 3, 4, 5, 6
 

@@ -16,13 +16,13 @@ from servd.exceptions import BackPressureError, DeploymentUnavailableError, RayS
 from servd.ground.settings import SHOW_TRACEBACKS, is_on
 from servd.grpc_util import RayServegRPCContext, code_of, gRPCInputStream
 from servd.observability.described import slot, text_of
-from servd.observability.trace_context import trace_in_metadata
 from servd.observability.tracebacks import user_traceback
 from servd.replica.grpc.exchange import GrpcExchange
 from servd.replica.grpc.reflection import reflected
-from servd.wire.grpc_codes import Code, pushback
+from servd.wire.grpc.codes import Code, pushback
 from servd.wire.http_answers import text_for_clients
 from servd.wire.records import FIRST_CREDIT, SMALLER, STREAMED_BODY, TRACED, body_of
+from servd.wire.trace_context import trace_in_metadata
 
 _CONTEXT = "grpc_context"
 
