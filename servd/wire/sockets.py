@@ -15,8 +15,11 @@ EVENTS = zmq.EVENTS
 POLLIN = int(zmq.POLLIN)
 NOBLOCK = int(zmq.NOBLOCK)
 SNDMORE = int(zmq.SNDMORE)
-_HEARTBEAT_MS = 2_000
+_HEARTBEAT_MS = 4_000
+"""To send and to answer them is most of what idle replicas cost."""
 _HEARTBEAT_TIMEOUT_MS = 6_000
+_HEARTBEAT_TTL_MS = 10_000
+"""After so long without a beat the other end takes this one for frozen: one may be late by more than the time between two."""
 
 _context: zmq.Context[zmq.Socket[bytes]] | None = None
 
@@ -70,7 +73,7 @@ def beat(socket: "zmq.Socket[bytes]") -> None:
     """
     socket.setsockopt(zmq.HEARTBEAT_IVL, _HEARTBEAT_MS)
     socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, _HEARTBEAT_TIMEOUT_MS)
-    socket.setsockopt(zmq.HEARTBEAT_TTL, _HEARTBEAT_TIMEOUT_MS)
+    socket.setsockopt(zmq.HEARTBEAT_TTL, _HEARTBEAT_TTL_MS)
 
 
 def fd_of(socket: "zmq.Socket[bytes]") -> int:
