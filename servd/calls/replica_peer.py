@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from functools import partial
 from typing import Any, Protocol
 
 from servd.calls.outgoing import Outgoing
@@ -11,7 +12,7 @@ from servd.ground.edition import own_edition
 from servd.ground.ids import SYSTEM
 from servd.wire.began import BeganReader
 from servd.wire.caller_link import CallerLink, LinkWatch
-from servd.wire.lending import LendingLine, Loan
+from servd.wire.lending import LendingLine, Loan, line_for_envelopes
 from servd.wire.records import (
     ACCEPTED,
     ASK,
@@ -25,6 +26,7 @@ from servd.wire.records import (
     ITEM,
     KEEP,
     LIMIT,
+    LINE,
     OFFER,
     REFUSED,
     REJECTED,
@@ -266,6 +268,8 @@ class ReplicaPeer:
             self.owner.refuse_circles(self.router)
         elif kind == REFUSED:
             self._on_refused(record[1])
+        elif kind == LINE:
+            self.link.use_lines(partial(line_for_envelopes, self.candidate.address, self._key))
         elif kind in (END, REJECTED, RETURNED):
             self._on_last(kind, record)
         else:

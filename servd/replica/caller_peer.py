@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from servd.calls.request_context import RequestContext
@@ -11,7 +12,7 @@ from servd.wire.began import BeganLog
 from servd.wire.body_loan import LENT_BODY_BYTES
 from servd.wire.lending import LendingDoor
 from servd.wire.link import Peer, ReplicaLink
-from servd.wire.records import ACCEPTED, LENDS, LENT_BODY, LIMIT, REFUSED, REJECTED, STREAMED_BODY, WEBSOCKET
+from servd.wire.records import ACCEPTED, LENDS, LENT_BODY, LIMIT, LINE, REFUSED, REJECTED, STREAMED_BODY, WEBSOCKET
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +102,9 @@ class CallerPeer(Peer):
     def before_send(self) -> None:
         if self.newest == self.newest_said:
             return
+        if not self.newest_said and self.key and self.door.open():
+            # its first requests: who has none needs no line
+            self.outbox.records.append((LINE, 0))
         # what is answered in the same envelope is not open any more
         unsaid = []
         for call_id in reversed(self.open):
@@ -135,3 +139,12 @@ class CallerPeer(Peer):
         """Send the last record of a call."""
         if self.open.pop(call_id, None) is not None:
             self.send(record)
+
+
+def add_line(callers: Callable[[], Iterable[CallerPeer]], key: int, line: socket.socket) -> None:
+    """The caller of this key has opened a line for envelopes."""
+    for peer in callers():
+        if peer.key == key:
+            peer.link.add_line(peer, line)
+            return
+    line.close()

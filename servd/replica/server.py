@@ -3,6 +3,7 @@
 import asyncio
 from asyncio import Task
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from servd.calls import traced
@@ -14,7 +15,7 @@ from servd.exceptions import ProtocolError
 from servd.ground.ids import random_uuid
 from servd.ground.remembered import Remembered
 from servd.replica.admission import Admission
-from servd.replica.caller_peer import CallerPeer
+from servd.replica.caller_peer import CallerPeer, add_line
 from servd.replica.exchange import HttpExchange
 from servd.replica.grpc.exchange import GrpcExchange
 from servd.replica.grpc.service import GrpcService
@@ -98,7 +99,7 @@ class ReplicaServer:
         self._on_heard = on_records
         self._grpc = grpc
         self._link: ReplicaLink | None = None
-        self._door = LendingDoor(loop, address, takes_websockets=takes_websockets)
+        self._door = LendingDoor(loop, address, partial(add_line, self._callers), takes_websockets=takes_websockets)
         self._paths = Remembered(decoded_path, most=_MAX_REMEMBERED, longest=_MAX_REMEMBERED_PATH_BYTES)
         self._origins = Remembered(read_origin, most=_MAX_REMEMBERED)
         self._idle: asyncio.Future[None] | None = None

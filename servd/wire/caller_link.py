@@ -5,6 +5,7 @@ The socket's descriptor is edge-triggered, so it is looked for messages after ev
 
 import asyncio
 import logging
+import socket as unix_socket
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ import zmq
 
 from servd.exceptions import TransportError
 from servd.wire.link import MAX_RECORDS
+from servd.wire.packet_line import InOrder, PacketLine
 from servd.wire.records import Outbox, unpack
 from servd.wire.sockets import (
     EVENTS,
@@ -32,6 +34,9 @@ _LOST = int(
     | zmq.Event.HANDSHAKE_FAILED_NO_DETAIL
     | zmq.Event.HANDSHAKE_FAILED_PROTOCOL
 )
+
+_LINE_IDLE_S = 10.0
+"""After so long to twice as long without an envelope for it the line is closed: it is a descriptor for each replica."""
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +118,7 @@ class CallerLink:
     """A caller's end: one DEALER to one replica, watched.
 
     Args:
-        on_records: called with (records, frames) of each message; records[0] is the number of frames.
+        on_records: called with (records, frames) of each message; the records start at 1.
         on_lost: called once when the replica is gone or sends nonsense; nothing comes after it.
     """
 
@@ -130,7 +135,13 @@ class CallerLink:
         self._on_records = on_records
         self._on_lost = on_lost
         self._is_scheduled = False
-        self._is_closed = False
+        self._is_closed = self._has_sent = False
+        self._connect: Callable[[], unix_socket.socket | None] | None = None
+        self._line: PacketLine | None = None
+        # the same, once something has come by it: the replica reads it
+        self._heard: PacketLine | None = None
+        self._sealed = 0
+        self._in_order: InOrder[tuple[list[Any], list[Any]]] = InOrder()
         self.outbox = Outbox()
         self._socket = open_socket(zmq.DEALER)
         self._socket.setsockopt(zmq.RECONNECT_IVL, 10)
@@ -162,11 +173,21 @@ class CallerLink:
         """Nothing is sent or received any more."""
         return self._is_closed
 
+    def use_lines(self, connect: Callable[[], unix_socket.socket | None]) -> None:
+        """Send small envelopes by lines of their own: one now, and again when there is something to send.
+
+        Args:
+            connect: gives a line to the replica; None = it takes none any more.
+        """
+        self._connect = connect
+        self._open_line()
+
     def close(self) -> None:
         """Close at once; what was not sent is dropped. Calling it again does nothing."""
         if self._is_closed:
             return
         self._is_closed = True
+        self._close_line()
         self._loop.remove_reader(fd_of(self._socket))
         self._watch.remove(self._key)
         self._socket.close(0)
@@ -178,11 +199,18 @@ class CallerLink:
         # nothing is left when the last record of the turn filled an envelope
         if len(self.outbox.records) > 1:
             self._send()
-        self._drain()
+        if self._has_sent:
+            self._has_sent = False
+            self._drain()
 
     def _send(self) -> None:
         try:
             blob, frames = self.outbox.seal()
+            if self._heard is not None and not frames and self._heard.send(blob):
+                return
+            if self._connect is not None and self._line is None:
+                self._open_line()
+            self._has_sent = True
             if frames:
                 self._socket.send(blob, NOBLOCK | SNDMORE)
                 send_frames(self._socket, frames)
@@ -197,14 +225,68 @@ class CallerLink:
         try:
             while not self._is_closed and socket.getsockopt(EVENTS) & POLLIN:  # type: ignore[operator]
                 records = unpack(socket.recv(NOBLOCK))
-                frames = receive_frames(socket, records[0]) if records[0] else []
-                self._on_records(records, frames)
+                count, number = (records[0], None) if type(records[0]) is int else records[0]
+                self._take(number, records, receive_frames(socket, count) if count else [])
         except Exception as error:
-            logger.exception("receive_failed address=%s", self._address)
-            self._lose(f"receive failed: {error}")
+            self._fail(error)
+
+    def _take_packet(self, packet: bytes) -> None:
+        if self._heard is None:
+            self._heard = self._line
+            self.outbox.is_numbered = True
+        try:
+            records = unpack(packet)
+            self._take(records[0][1], records, [])
+        except Exception as error:
+            self._fail(error)
+
+    def _take(self, number: int | None, records: list[Any], frames: list[Any]) -> None:
+        for envelope in self._in_order.take(number, (records, frames)):
+            if not self._is_closed:
+                self._on_records(*envelope)
+
+    def _fail(self, error: Exception) -> None:
+        logger.exception("receive_failed address=%s", self._address)
+        self._lose(f"receive failed: {error}")
+
+    def _open_line(self) -> None:
+        """For what comes after something has come by it."""
+        if self._is_closed or self._line is not None or self._connect is None:
+            return
+        line = self._connect()
+        if line is None:
+            self._connect = None
+            return
+        self._line = PacketLine(self._loop, line, self._take_packet, self._on_line_end)
+        self._look_at_line_later()
+
+    def _look_at_line_later(self) -> None:
+        self._sealed = self.outbox.sealed
+        self._loop.call_later(_LINE_IDLE_S, self._look_at_line, self._line)
+
+    def _look_at_line(self, line: PacketLine | None) -> None:
+        if line is None or line is not self._line:
+            return
+        if self._sealed == self.outbox.sealed:
+            line.end()
+        else:
+            self._look_at_line_later()
+
+    def _on_line_end(self) -> None:
+        if self._heard is None:
+            # the replica does not take it: it has no descriptor to spare, say
+            self._connect = None
+        self._close_line()
+
+    def _close_line(self) -> None:
+        if self._line is not None:
+            self._line.close()
+            self._line = self._heard = None
 
     def _ended(self) -> None:
         # replies written before the death are all readable now
+        if self._line is not None:
+            self._line.read_all()
         self._drain()
         self._lose("its connection ended")
 

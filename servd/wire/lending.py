@@ -17,6 +17,8 @@ The packet is sent before the request's record, so it is there when that arrives
 The connection of a WebSocket comes in the same way, as a body of no bytes. The replica neither reads nor writes before the
 caller, who has written the answer to the handshake, sends the first BODY, and with it what the client had sent by then: from then
 on the caller does neither, for good. The replica says BACK when the connection is over. One that has not arrived is RETURNED.
+
+Who comes with a packet that holds its key alone opens a line for envelopes (`wire/packet_line.py`), and lends nothing by it.
 """
 
 import array
@@ -38,6 +40,7 @@ from servd.wire.lent_socket import LentSocket
 _PACKET = struct.Struct("<QQq")
 _BODY_PACKET = struct.Struct("<QQqx")
 """Of a request's body: one byte longer, so that nobody takes it for the other."""
+_GREETING = struct.Struct("<Q")
 _BACKLOG = 128
 _SPARE_DESCRIPTORS = 16
 """Numbers are the lowest free ones: a loan that gets one of the last so many is declined."""
@@ -78,9 +81,10 @@ class LendingLine:
         packet = form.pack(loan.key, loan.call_id, _CHUNKED if loan.left is None else loan.left)
         for _ in range(2):
             try:
-                line = self._socket or self._connect()
+                line = self._socket or _enter(self._path)
                 if line is None:
                     return False
+                self._socket = line
                 socket.send_fds(line, [packet], [descriptor], _NO_SIGNAL)
                 return True
             except BlockingIOError:
@@ -108,19 +112,32 @@ class LendingLine:
             self._socket.close()
             self._socket = None
 
-    def _connect(self) -> socket.socket | None:
-        if self._path is None:
-            return None
-        line = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-        try:
-            line.connect(self._path)
-            if peer_credentials(line)[1] != os.getuid():
-                raise PermissionError(f"{self._path} belongs to another user")
-        except OSError:
-            line.close()
-            raise
-        self._socket = line
-        return line
+
+def line_for_envelopes(address: str, key: int) -> socket.socket | None:
+    """A line to the replica for envelopes of the caller with this key; None when it cannot be had now."""
+    try:
+        line = _enter(lending_path(address))
+    except OSError:
+        return None
+    if line is not None:
+        # there is room for it, and who has closed the door meanwhile closes the line
+        with contextlib.suppress(OSError):
+            line.send(_GREETING.pack(key))
+    return line
+
+
+def _enter(path: str | None) -> socket.socket | None:
+    if path is None:
+        return None
+    line = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        line.connect(path)
+        if peer_credentials(line)[1] != os.getuid():
+            raise PermissionError(f"{path} belongs to another user")
+    except OSError:
+        line.close()
+        raise
+    return line
 
 
 class LendingDoor:
@@ -128,13 +145,24 @@ class LendingDoor:
 
     What comes is given to who expects it, and closed where nobody does. Bodies of requests wait for theirs.
 
+    Args:
+        on_line: called with a caller's key and the line that it has opened for envelopes, which is its own to close.
+
     Attributes:
         takes_websockets: it is opened for them before anybody comes.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, address: str, *, takes_websockets: bool = False) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        address: str,
+        on_line: Callable[[int, socket.socket], None] | None = None,
+        *,
+        takes_websockets: bool = False,
+    ) -> None:
         self.takes_websockets = takes_websockets
         self._loop = loop
+        self._on_line = on_line
         self._path = lending_path(address)
         self._door: socket.socket | None = None
         self._lines: set[socket.socket] = set()
@@ -191,14 +219,16 @@ class LendingDoor:
                 return True
             # somebody has removed it: new callers would not find it
             self.close()
-        door = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        door: socket.socket | None = None
         try:
+            door = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._path)
             door.bind(self._path)
             door.listen(_BACKLOG)
         except OSError as error:
-            door.close()
+            if door is not None:
+                door.close()
             # asked for again with each large answer otherwise
             self._has_failed = True
             logger.warning("lending_door_failed path=%s reason=%s: bodies go through the proxy", self._path, error)
@@ -251,6 +281,9 @@ class LendingDoor:
         try:
             while line in self._lines:
                 packet, descriptors, flags = _receive(line)
+                if len(packet) == _GREETING.size and not descriptors and self._on_line is not None:
+                    self._leave_to_link(_GREETING.unpack(packet)[0], line)
+                    return
                 is_known = len(packet) in (_PACKET.size, _BODY_PACKET.size)
                 if not is_known:
                     self._drop(line)
@@ -269,6 +302,14 @@ class LendingDoor:
         except OSError:
             self._drop(line)
             self._give_up()
+
+    def _leave_to_link(self, key: int, line: socket.socket) -> None:
+        self._loop.remove_reader(line)
+        self._lines.discard(line)
+        if self._on_line is None or _is_spare(line.fileno()):
+            line.close()
+        else:
+            self._on_line(key, line)
 
     def _keep_body(self, loan: tuple[int, int, int], descriptor: int) -> None:
         key, call_id, left = loan

@@ -5,7 +5,9 @@ The socket's descriptor is edge-triggered, so both ends look for messages after 
 
 import asyncio
 import logging
+import socket as unix_socket
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import zmq
@@ -13,6 +15,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from servd.exceptions import TransportError
 from servd.ground.clock import SystemClock
+from servd.wire.packet_line import InOrder, PacketLine
 from servd.wire.records import Outbox, unpack
 from servd.wire.sockets import EVENTS, NOBLOCK, POLLIN, SNDMORE, fd_of, open_watched, receive_frames, send_frames
 
@@ -48,7 +51,7 @@ class ReplicaLink:
         self._on_records = on_records
         self._on_gone = on_gone
         self._make_peer = make_peer or Peer
-        self._is_closed = self._is_scheduled = self._is_draining = False
+        self._is_closed = self._is_scheduled = self._is_draining = self._has_sent = False
         self.peers: dict[bytes, Peer] = {}
         self._dropped: set[bytes] = set()
         self._due: list[Peer] = []
@@ -90,15 +93,22 @@ class ReplicaLink:
             # nothing is left when the last record of the turn filled an envelope
             if len(peer.outbox.records) > 1:
                 self.send_now(peer)
-        self.drain()
+        if self._has_sent:
+            self._has_sent = False
+            self.drain()
 
-    def send_now(self, peer: "Peer") -> None:
-        """Send what is in the peer's outbox, even if that is nothing."""
+    def send_now(self, peer: "Peer", *, probes: bool = False) -> None:
+        """Send what is in the peer's outbox, even if that is nothing. probes: and hear from ZeroMQ whether it is gone."""
         if self._is_closed:
             return
         socket = self._socket
         try:
             blob, frames = peer.outbox.seal()
+            line = peer.line
+            if line is not None and not frames and not probes and line.send(blob):
+                return
+            # news that come meanwhile are told to who looks
+            self._has_sent = True
             socket.send(peer.identity, NOBLOCK | SNDMORE)
             if frames:
                 socket.send(blob, NOBLOCK | SNDMORE)
@@ -125,6 +135,8 @@ class ReplicaLink:
         if self._is_closed:
             return
         self._is_closed = True
+        for peer in self.peers.values():
+            peer.close_line()
         self._loop.remove_reader(fd_of(self._monitor))
         self._loop.remove_reader(fd_of(self._socket))
         self._socket.disable_monitor()
@@ -144,16 +156,47 @@ class ReplicaLink:
                     continue
                 peer = self.peers[identity] = self._make_peer(self, identity)
             try:
-                blob = socket.recv(NOBLOCK)
-                records = unpack(blob)
-                frames = receive_frames(socket, records[0]) if records[0] else []
+                records = unpack(socket.recv(NOBLOCK))
+                count, number = (records[0], None) if type(records[0]) is int else records[0]
+                frames = receive_frames(socket, count) if count else []
                 if identity not in self._dropped:
-                    self._on_records(peer, records, frames)
+                    self._take(peer, number, records, frames)
             except Exception:
                 logger.exception("peer_dropped peer=%s", peer)
                 while socket.getsockopt(zmq.RCVMORE):
                     socket.recv(NOBLOCK)
                 self.drop(peer)
+        self._end_drain()
+
+    def add_line(self, peer: "Peer", line: unix_socket.socket) -> None:
+        """Send small envelopes to this peer by a line that it has opened, from now on, and take its own."""
+        peer.close_line()
+        if self._is_closed or peer.is_gone:
+            line.close()
+            return
+        peer.line = PacketLine(self._loop, line, partial(self._take_packet, peer), peer.close_line)
+        peer.outbox.is_numbered = True
+        # whatever it is: the peer sends by it once something has come
+        self.send_now(peer)
+        if self._has_sent:
+            # not now: this may be in the midst of an envelope
+            self._loop.call_soon(self.flush)
+
+    def _take_packet(self, peer: "Peer", packet: bytes) -> None:
+        self._is_draining = True
+        try:
+            records = unpack(packet)
+            self._take(peer, records[0][1], records, [])
+        except Exception:
+            logger.exception("peer_dropped peer=%s", peer)
+            self.drop(peer)
+        self._end_drain()
+
+    def _take(self, peer: "Peer", number: int | None, records: list[Any], frames: list[Any]) -> None:
+        for envelope in peer.in_order.take(number, (records, frames)):
+            self._on_records(peer, *envelope)
+
+    def _end_drain(self) -> None:
         self._is_draining = False
         # only now: tasks begun for these messages take their first step before the flush, and their answers are in it
         if self._due and not self._is_scheduled:
@@ -172,7 +215,7 @@ class ReplicaLink:
 
     def _probe(self) -> None:
         for peer in list(self.peers.values()):
-            self.send_now(peer)
+            self.send_now(peer, probes=True)
         # sending takes the news of what has come as well: nobody else would look
         self.drain()
 
@@ -180,19 +223,22 @@ class ReplicaLink:
         if peer.is_gone:
             return
         peer.is_gone = True
+        peer.close_line()
         self.peers.pop(peer.identity, None)
         self._on_gone(peer)
 
 
 class Peer:
-    """One caller as a replica sees it."""
+    """One caller as a replica sees it. line: by which small envelopes go, if there is one; in_order: brings them into line."""
 
-    __slots__ = ("hold_until", "identity", "is_due", "is_gone", "link", "outbox")
+    __slots__ = ("hold_until", "identity", "in_order", "is_due", "is_gone", "line", "link", "outbox")
 
     def __init__(self, link: ReplicaLink, identity: bytes) -> None:
         self.link = link
         self.identity = identity
         self.outbox = Outbox()
+        self.in_order: InOrder[tuple[list[Any], list[Any]]] = InOrder()
+        self.line: PacketLine | None = None
         self.hold_until = 0.0
         self.is_due = False
         self.is_gone = False
@@ -209,6 +255,12 @@ class Peer:
         elif (len(records) > MAX_RECORDS or _now() > self.hold_until) and not self.is_gone:
             self.link.send_now(self)
             self.hold_until = _now() + HOLD_S
+
+    def close_line(self) -> None:
+        """All goes over ZeroMQ from now on."""
+        if self.line is not None:
+            self.line.close()
+            self.line = None
 
     def before_send(self) -> None:
         """Last chance to add records to the envelope."""

@@ -1,7 +1,8 @@
 """What callers and replicas say to each other on the data path: kinds of records, and the envelope of one loop turn.
 
-An envelope is a msgpack list, the number of frames and then the records, followed by the frames. A record is a flat tuple that
-starts with its kind and, but for a few, the id of its call (unique per caller). Bodies of `FRAME_BYTES` and more
+An envelope is a msgpack list, the number of frames and then the records, followed by the frames. Where there is a line beside the
+link (`wire/packet_line.py`), the list begins with both numbers, of the frames and the envelope's own. A record is a flat tuple
+that starts with its kind and, but for a few, the id of its call (unique per caller). Bodies of `FRAME_BYTES` and more
 travel as frames of their own: the record holds their index then.
 """
 
@@ -66,6 +67,7 @@ ASK = 18  # id: after HEAD; may the replica write the body to the client itself?
 BACK = 19  # id, bytes: the replica writes no more, and has written so many of the body; of a WebSocket: it is over
 TAKEN = 21  # id, bytes: the replica reads no more of a body that was lent with the request, and has taken so many of it
 RETURNED = 23  # id, ongoing: the connection of a WebSocket did not arrive, and nothing has begun
+LINE = 24  # 0: small envelopes may go by a line of their own (`wire/packet_line.py`)
 REFUSED = 16  # reason: answer to the HELLO of another protocol, and the last word. These two never change their form
 
 _durations: list[bytes] = []
@@ -105,14 +107,14 @@ _unpackb = msgpack.unpackb
 
 
 def unpack(blob: bytes) -> list[Any]:
-    """The envelope's content: number of frames, then the records as tuples.
+    """The envelope's content: number of frames, or that and the envelope's own as a tuple, then the records as tuples.
 
     Raises:
         ProtocolError: no envelope.
     """
     try:
         content: list[Any] = _unpackb(blob, use_list=False, strict_map_key=False)
-        if type(content[0]) is int:
+        if type(content[0]) is int or type(content[0]) is tuple:
             return content
     except Exception as error:
         raise ProtocolError(f"cannot decode envelope: {error!r}") from error
@@ -120,11 +122,16 @@ def unpack(blob: bytes) -> list[Any]:
 
 
 class Outbox:
-    """Records for one peer, collected during one turn of the loop."""
+    """Records for one peer, collected during one turn of the loop.
 
-    __slots__ = ("_pack", "frames", "records")
+    is_numbered: envelopes carry their number, as there is another way to the peer. sealed: how many there were so far.
+    """
+
+    __slots__ = ("_pack", "frames", "is_numbered", "records", "sealed")
 
     def __init__(self) -> None:
+        self.is_numbered = False
+        self.sealed = 0
         self.records: list[Any] = [0]
         self.frames: list[Any] = []
         self._pack = msgpack.Packer(autoreset=True).pack
@@ -145,7 +152,8 @@ class Outbox:
     def seal(self) -> tuple[bytes, list[Any]]:
         """Envelope and frames of everything collected; empties the box."""
         records, frames = self.records, self.frames
-        records[0] = len(frames)
+        records[0] = (len(frames), self.sealed) if self.is_numbered else len(frames)
+        self.sealed += 1
         try:
             blob: bytes = self._pack(records)
         except UnicodeEncodeError:

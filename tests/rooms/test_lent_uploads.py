@@ -368,8 +368,8 @@ async def test_a_full_replica_reads_nothing_and_another_does(loans: list[Loan]) 
         assert [answer[2] for answer in answers] == [b"%d right" % (2 * MIB)] * 6
         for client in clients:
             client.socket.close()
-        # a line to each replica has two ends here
-        await wait_until(lambda: open_descriptors() <= before + 2 * len(addresses))
+        # two lines to each replica, for envelopes and for loans, have both their ends here
+        await wait_until(lambda: open_descriptors() <= before + 4 * len(addresses))
         assert loans
 
 

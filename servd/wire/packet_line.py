@@ -1,0 +1,138 @@
+"""The short way beside a link: a Unix socket of packets that takes small envelopes from process to process.
+
+What goes over ZeroMQ passes a thread of its own in either process, and each of the four wakes up the next one. A packet needs one
+call of the kernel here and one there. ZeroMQ stays for all else: large envelopes, those that the socket has no room for, the
+beats that tell a frozen process from a busy one, and the news of a death.
+
+How this works: the replica says LINE with its first answer, the caller comes to the door where descriptors are lent too
+(`wire/lending.py`) and says which caller it is, and the replica sends a packet, empty if need be. From then on both send by it.
+Each end counts the envelopes that it sends; once there has been a line, each carries its number and is taken in its turn,
+whichever way it came. A caller that has said nothing for a while ends its half. The replica closes the line when it has read all,
+the caller likewise; what comes next goes over ZeroMQ, until there is another line.
+"""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
+
+from servd.exceptions import ProtocolError
+
+PACKET_BYTES = 64 * 1024
+"""Larger envelopes go over ZeroMQ, whose thread sends them while this one works."""
+
+EnvelopeT = TypeVar("EnvelopeT")
+
+
+class InOrder(Generic[EnvelopeT]):
+    """The envelopes of one direction of a link, which come two ways, in the order in which they were sent. Pure."""
+
+    __slots__ = ("_held", "_next")
+
+    def __init__(self) -> None:
+        self._next = 0
+        self._held: dict[int, EnvelopeT] = {}
+
+    def __repr__(self) -> str:
+        return f"InOrder(next={self._next}, held={sorted(self._held)})"
+
+    def take(self, number: int | None, envelope: EnvelopeT) -> Sequence[EnvelopeT]:
+        """What can be taken in now that this one has come, in order.
+
+        Args:
+            number: that it carries, 0 for the first of the link; None = none, so it was sent before any that does.
+
+        Raises:
+            ProtocolError: there was one of that number.
+        """
+        if number is not None and number != self._next:
+            if number < self._next or number in self._held:
+                raise ProtocolError(f"envelope {number} came twice")
+            self._held[number] = envelope
+            return ()
+        self._next += 1
+        if not self._held:
+            return (envelope,)
+        ready = [envelope]
+        while (found := self._held.pop(self._next, None)) is not None:
+            ready.append(found)
+            self._next += 1
+        return ready
+
+
+class PacketLine:
+    """One end of a line.
+
+    Args:
+        line: connected, of packets; closed with this.
+        on_packet: called with each packet.
+        on_end: called once when the other end has closed it; what it had sent has been told before.
+    """
+
+    __slots__ = ("_is_closed", "_line", "_loop", "_on_end", "_on_packet", "_recv", "_send")
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        line: socket.socket,
+        on_packet: Callable[[bytes], None],
+        on_end: Callable[[], None],
+    ) -> None:
+        self._loop = loop
+        self._line = line
+        self._on_packet = on_packet
+        self._on_end = on_end
+        self._send, self._recv = line.send, line.recv
+        self._is_closed = False
+        line.setblocking(False)
+        loop.add_reader(line, self._read)
+
+    def __repr__(self) -> str:
+        return f"PacketLine({'closed' if self._is_closed else self._line.fileno()})"
+
+    def send(self, data: bytes) -> bool:
+        """Whether it was sent: not when it is large, or there is no room for it now."""
+        if len(data) > PACKET_BYTES:
+            return False
+        try:
+            self._send(data)
+        except OSError:
+            # full, or ended at either end, which is told when what the other one had sent was read
+            return False
+        return True
+
+    def end(self) -> None:
+        """Send nothing more; the other end closes the line once it has read all."""
+        with contextlib.suppress(OSError):
+            self._line.shutdown(socket.SHUT_WR)
+
+    def read_all(self) -> None:
+        """Take in what is there already."""
+        while self._read():
+            pass
+
+    def close(self) -> None:
+        """Close; what was sent can still be read at the other end. Calling it again does nothing."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._loop.remove_reader(self._line)
+            self._line.close()
+
+    def _read(self) -> bool:
+        """Take in one packet: others make the loop come back, after their answers. Whether there may be more."""
+        if self._is_closed:
+            return False
+        try:
+            data = self._recv(PACKET_BYTES)
+        except BlockingIOError:
+            return False
+        except OSError:
+            # the other end closed it without having read all; said once, before what it had sent
+            return True
+        if not data:
+            self.close()
+            self._on_end()
+            return False
+        self._on_packet(data)
+        return True

@@ -1,0 +1,262 @@
+"""Small envelopes go by a line of their own, beside ZeroMQ, and nobody can tell but by the time."""
+
+import asyncio
+import logging
+import os
+import random
+import socket
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from servd.calls.replica_peer import ReplicaPeer
+from servd.replica.caller_peer import CallerPeer
+from servd.wire import caller_link
+from servd.wire.caller_link import CallerLink, LinkWatch
+from servd.wire.lending import line_for_envelopes
+from servd.wire.link import Peer, ReplicaLink
+from servd.wire.packet_line import PACKET_BYTES
+from servd.wire.records import FRAME_BYTES, LINE, Outbox
+from tests.fakes import Room, new_address, wait_until
+
+SMALL_BUFFER = 4096
+
+
+class Pair:
+    """Both ends of a link whose caller opens lines: what each of them heard, in order."""
+
+    def __init__(self, watch: LinkWatch, *, is_narrow: bool = False) -> None:
+        address = new_address()
+        self.lines = 0
+        self.is_closed = self.is_short = False
+        self.heard: dict[str, list[Any]] = {"caller": [], "replica": []}
+        self.lost: list[str] = []
+        self._is_narrow = is_narrow
+        self.replica = ReplicaLink(asyncio.get_running_loop(), address, self._on_records, lambda _: None)
+        self.caller = CallerLink(
+            watch, address, lambda records, frames: self._note("caller", records, frames), self.lost.append
+        )
+
+    def _on_records(self, _: Peer, records: list[Any], frames: list[Any]) -> None:
+        self._note("replica", records, frames)
+
+    def _note(self, who: str, records: list[Any], frames: list[Any]) -> None:
+        self.heard[who] += [(number, body if type(body) is bytes else frames[body]) for number, body in records[1:]]
+
+    @property
+    def peer(self) -> Peer:
+        (peer,) = self.replica.peers.values()
+        return peer
+
+    async def begin(self) -> None:
+        """Let the caller open a line, which both use when this returns."""
+        self.caller.send((0, b""))
+        await wait_until(lambda: bool(self.replica.peers))
+        self.caller.use_lines(self.connect)
+        await wait_until(lambda: self.caller._heard is not None)
+        self.heard["replica"].clear()
+
+    def connect(self) -> socket.socket | None:
+        if self.is_closed:
+            return None
+        self.lines += 1
+        here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for end in (here, there):
+            end.setblocking(False)
+            if self._is_narrow:
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SMALL_BUFFER)
+        if self.is_short:
+            there.close()
+        else:
+            self.replica.add_line(self.peer, there)
+        return here
+
+    def close(self) -> None:
+        self.caller.close()
+        self.replica.close()
+
+
+@pytest.fixture
+async def watch() -> AsyncIterator[LinkWatch]:
+    made = LinkWatch(asyncio.get_running_loop())
+    yield made
+    made.close()
+
+
+def say(outbox: Outbox, send: Any, number: int, size: int) -> tuple[int, bytes]:
+    body = b"%d" % (number % 10) * size
+    send((number, outbox.attach(body)))
+    return number, body
+
+
+@pytest.mark.parametrize("is_narrow", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+async def test_whichever_way_envelopes_go_they_come_in_order(watch: LinkWatch, seed: int, is_narrow: bool) -> None:
+    rng = random.Random(seed)
+    pair = Pair(watch, is_narrow=is_narrow)
+    said: dict[str, list[Any]] = {"caller": [], "replica": []}
+    try:
+        await pair.begin()
+        ways = (("replica", pair.caller.outbox, pair.caller.send), ("caller", pair.peer.outbox, pair.peer.send))
+        for number in range(150):
+            who, outbox, send = rng.choice(ways)
+            size = rng.choice((1, 100, 2000, PACKET_BYTES - 100, PACKET_BYTES, FRAME_BYTES, 3 * FRAME_BYTES))
+            said[who].append(say(outbox, send, number, size))
+            if rng.random() < 0.3:
+                await asyncio.sleep(rng.choice((0, 0.001)))
+        await wait_until(lambda: all(len(pair.heard[who]) == len(said[who]) for who in said))
+        assert pair.heard == said
+        assert not pair.lost
+    finally:
+        pair.close()
+
+
+async def test_what_was_sent_before_an_end_is_heard_though_the_other_end_has_not_read_all(watch: LinkWatch) -> None:
+    pair = Pair(watch)
+    try:
+        await pair.begin()
+        assert pair.peer.line is not None
+        for number in range(10):
+            pair.peer.send((number, b"answer"))
+        for number in range(10):
+            pair.caller.send((number, b"unread"))
+        pair.caller._flush()
+        pair.replica.flush()
+        pair.replica.close()
+        await wait_until(lambda: bool(pair.lost))
+        assert pair.heard["caller"] == [(number, b"answer") for number in range(10)]
+    finally:
+        pair.close()
+
+
+async def test_a_line_that_nobody_needs_is_closed_and_another_is_opened_when_it_is_needed(
+    watch: LinkWatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(caller_link, "_LINE_IDLE_S", 0.02)
+    pair = Pair(watch)
+    before = len(os.listdir("/proc/self/fd"))
+    try:
+        await pair.begin()
+        said = []
+        for number in range(3):
+            await wait_until(lambda: pair.caller._line is None and pair.peer.line is None)
+            for small in range(3):
+                said.append(say(pair.caller.outbox, pair.caller.send, 10 * number + small, 5))
+                pair.peer.send(said[-1])
+                await asyncio.sleep(0)
+            await wait_until(lambda: pair.heard["replica"] == said == pair.heard["caller"])
+        # one for the beginning, and one for each time that something was said
+        assert pair.lines == 4
+        await wait_until(lambda: pair.caller._line is None and pair.peer.line is None)
+    finally:
+        pair.close()
+    await wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before)
+
+
+@pytest.mark.parametrize("is_short", [False, True])
+async def test_a_replica_without_lines_any_more_is_asked_once(
+    watch: LinkWatch, monkeypatch: pytest.MonkeyPatch, is_short: bool
+) -> None:
+    monkeypatch.setattr(caller_link, "_LINE_IDLE_S", 0.02)
+    pair = Pair(watch)
+    try:
+        await pair.begin()
+        await wait_until(lambda: pair.caller._line is None)
+        pair.is_short, pair.is_closed = is_short, not is_short
+        said = [say(pair.caller.outbox, pair.caller.send, number, 5) for number in range(3)]
+        await wait_until(lambda: pair.heard["replica"] == said)
+        await wait_until(lambda: pair.caller._connect is None)
+        said.append(say(pair.caller.outbox, pair.caller.send, 3, 5))
+        await wait_until(lambda: pair.heard["replica"] == said)
+        assert pair.lines == 1 + is_short
+    finally:
+        pair.close()
+
+
+@pytest.mark.parametrize("packet", [b"\xc1", b"\x91\x00", b"\x91\x92\x00\x00"], ids=["nonsense", "number", "again"])
+async def test_who_sends_nonsense_by_a_line_is_dropped(
+    watch: LinkWatch, packet: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL)
+    pair = Pair(watch)
+    try:
+        await pair.begin()
+        line = pair.caller._line
+        assert line is not None
+        line.send(packet)
+        await wait_until(lambda: not pair.replica.peers)
+        pair.close()
+        pair = Pair(watch)
+        await pair.begin()
+        line = pair.peer.line
+        assert line is not None
+        line.send(packet)
+        await wait_until(lambda: bool(pair.lost))
+    finally:
+        pair.close()
+
+
+# --- callers and replicas -----------------------------------------------------------------------------------------------
+
+
+def lines(room: Room) -> list[Any]:
+    return [peer.line for server in room.servers.values() for peer in server._callers() if peer.line is not None]
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_a_caller_opens_a_line_once_it_has_been_answered(method: str) -> None:
+    async with Room() as room:
+        room.route(room.replica(), room.replica())
+        assert not lines(room)
+        for _ in range(10):
+            assert (await room.get(method=method)).startswith(b"HTTP/1.1 200 ")
+        await wait_until(lambda: bool(lines(room)))
+        answers = await asyncio.gather(*(room.get(method=method, body=b"b" * 10) for _ in range(40)))
+        assert all(answer.startswith(b"HTTP/1.1 200 ") for answer in answers)
+        assert len(lines(room)) == len(room.servers)
+
+
+@pytest.mark.parametrize("who", ["caller", "replica", "door"])
+async def test_all_goes_over_zeromq_where_one_of_them_has_no_lines(who: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if who == "caller":
+        # of an edition before lines
+        other = ReplicaPeer._on_other
+        monkeypatch.setattr(
+            ReplicaPeer,
+            "_on_other",
+            lambda peer, kind, record, frames: (other if kind != LINE else ReplicaPeer._on_part)(
+                peer, kind, record, frames
+            ),
+        )
+    elif who == "replica":
+        before_send = CallerPeer.before_send
+
+        def say_nothing_of_lines(peer: CallerPeer) -> None:
+            before_send(peer)
+            records = peer.outbox.records
+            records[:] = [record for record in records if record == 0 or record[0] != LINE]
+
+        monkeypatch.setattr(CallerPeer, "before_send", say_nothing_of_lines)
+    else:
+        monkeypatch.setattr("servd.calls.replica_peer.line_for_envelopes", lambda *_: None)
+    async with Room() as room:
+        room.route(room.replica())
+        for _ in range(20):
+            assert (await room.get()).startswith(b"HTTP/1.1 200 ")
+        assert not lines(room)
+
+
+async def test_a_line_for_nobody_is_closed() -> None:
+    async with Room() as room:
+        address = room.replica()
+        room.route(address)
+        await room.get()
+        await wait_until(lambda: bool(lines(room)))
+        line = line_for_envelopes(address, 12345)
+        assert line is not None
+        line.setblocking(False)
+        assert await asyncio.get_running_loop().sock_recv(line, 10) == b""
+        line.close()
+        assert (await room.get()).startswith(b"HTTP/1.1 200 ")
+        assert len(lines(room)) == 1
