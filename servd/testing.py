@@ -18,7 +18,7 @@ from starlette.websockets import WebSocketDisconnect
 from servd.api import delete, run
 from servd.app.built import BuiltApplication
 from servd.app.deployment import Application
-from servd.calls.route_table import decoded_path
+from servd.calls.routes.table import decoded_path
 from servd.client import Client, concrete_port, start_own
 from servd.exceptions import ServdError
 from servd.ground.settings import DEFAULT_HTTP_HOST, url_of

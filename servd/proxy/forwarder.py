@@ -9,7 +9,7 @@ from http import HTTPStatus
 
 from servd.calls.caller import Caller
 from servd.calls.replica_peer import Router
-from servd.calls.route_table import RouteTable, decoded_path
+from servd.calls.routes.table import RouteTable, decoded_path
 from servd.exceptions import BackPressureError, RequestError
 from servd.ground.clock import Clock, SystemClock
 from servd.ground.settings import DEFAULT_FORWARDED_ALLOW_IPS

@@ -3,7 +3,7 @@
 import json
 from urllib.parse import parse_qs
 
-from servd.calls.route_table import RouteTable, decoded_path
+from servd.calls.routes.table import RouteTable, decoded_path
 
 HEALTH_PATH = "/-/healthz"
 ROUTES_PATH = "/-/routes"

@@ -10,7 +10,7 @@ from servd.calls import traced
 from servd.calls.failures import ClientGoneError, tell
 from servd.calls.pickling import dump_exception, dumps, loads
 from servd.calls.request_context import RequestContext, current_request
-from servd.calls.route_table import decoded_path
+from servd.calls.routes.table import decoded_path
 from servd.exceptions import ProtocolError
 from servd.ground.ids import random_uuid
 from servd.ground.remembered import Remembered

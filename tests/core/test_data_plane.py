@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from servd.calls.route_table import RouteTable
+from servd.calls.routes.table import RouteTable
 from servd.controller.plan import actions, events
 from servd.controller.plan.data_plane import boot, goal_of
 from servd.controller.plan.goal import Goal

@@ -1,6 +1,6 @@
 import pytest
 
-from servd.calls.route_table import RouteTable, decoded_path
+from servd.calls.routes.table import RouteTable, decoded_path
 from servd.wire.messages import Route
 
 
