@@ -8,6 +8,8 @@ from prometheus_client import CollectorRegistry
 
 from servd.calls.replica_context import replica_context
 from servd.calls.request_context import current_request
+from servd.calls.routes.patterns import packed_route, unpacked_route
+from servd.observability.measures import PATTERN
 from servd.wire.messages import MetricFamily
 
 __all__ = [
@@ -18,6 +20,9 @@ __all__ = [
 
 REGISTRY = CollectorRegistry()
 """The metrics of this process's application code."""
+
+_packed_routes: set[str] = set()
+"""Routes with patterns that metrics of this process have as a label."""
 
 _Samples = dict[tuple[tuple[str, str], ...], Any]
 
@@ -43,6 +48,8 @@ def _read(kind: Any, collector: Any, tags: Mapping[str, str]) -> tuple[str, _Sam
     for sample in metric.samples:
         labels = {**sample.labels, **{key: value for key, value in tags.items() if key not in sample.labels}}
         bound = labels.pop("le", None)
+        if (route := labels.get("route")) in _packed_routes:
+            labels["route"], labels[PATTERN] = unpacked_route(route)
         pairs = tuple((key, value) for key, value in labels.items() if value)
         if kind is not prometheus_client.Histogram:
             if not sample.name.endswith("_created"):
@@ -115,12 +122,21 @@ class _Metric:
         self._refuse_automatic(given)
         self._check(given)
         if "route" in self._keys and "route" not in given:
-            given["route"] = current_request.get().route
+            given["route"] = self._route()
         missing = [key for key in self._keys if key not in given]
         if missing:
             raise ValueError(f"{self._name}: no value for {', '.join(missing)}")
         given.update(self._automatic)
         return self._collector.labels(**given) if given else self._collector
+
+    def _route(self) -> str:
+        """The route of the current request: counted apart for each pattern, which whoever words the samples takes or leaves."""
+        request = current_request.get()
+        if not request.pattern:
+            return request.route
+        route = packed_route(request.route, request.pattern)
+        _packed_routes.add(route)
+        return route
 
     def _check(self, tags: Mapping[str, str]) -> None:
         for key, value in tags.items():
@@ -157,6 +173,10 @@ class Counter(_Metric):
 
 class Gauge(_Metric):
     """A value that goes up and down."""
+
+    def _route(self) -> str:
+        # values of several patterns could not be put together again
+        return current_request.get().route
 
     def __init__(self, name: str, description: str = "", tag_keys: tuple[str, ...] | None = None) -> None:
         super().__init__(name, description, tag_keys)

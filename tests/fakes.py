@@ -42,6 +42,8 @@ async def hello(exchange: HttpExchange) -> None:
 class FakeUser:
     """A deployment made of functions."""
 
+    routes = ()
+
     def __init__(self, http: Http = hello, methods: dict[str, Any] | None = None) -> None:
         self._http = http
         self._methods = methods or {}

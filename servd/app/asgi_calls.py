@@ -6,6 +6,10 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from servd.app.deployment import ROUTES_ATTRIBUTE
+from servd.calls.request_context import NO_REQUEST, current_request
+from servd.calls.routes.patterns import Described, RoutePatterns
+
 Message = MutableMapping[str, Any]
 Send = Callable[[Any], Awaitable[None]]
 Asgi = Callable[[Any, Any, Send], Awaitable[None]]
@@ -66,6 +70,21 @@ async def call_with_request(app: Asgi, request: Request) -> Response:
     await app(request.scope, request.receive, send)
     answer.body = bytes(body)
     return answer
+
+
+def routes_behind(instance: Any) -> tuple[Described, ...]:
+    """Routes of an instance's ASGI application, described, as far as it has told any."""
+    patterns: RoutePatterns | None = getattr(instance, ROUTES_ATTRIBUTE, None)
+    return () if patterns is None else patterns.described
+
+
+def let_find_pattern(patterns: RoutePatterns, scope: Any) -> None:
+    """Let the request that came in with this scope find the pattern of its route, if anybody asks."""
+    request = current_request.get()
+    # a call through a handle is part of a request that came in elsewhere
+    if request is not NO_REQUEST and not request.depth:
+        method = "WEBSOCKET" if scope["type"] == "websocket" else scope["method"]
+        request.let_find_pattern(patterns.whole, method, scope["path"], scope["root_path"])
 
 
 async def _flush(held: list[Message], send: Send) -> None:

@@ -290,6 +290,7 @@ def _request_of(batch: list[BatchCall]) -> RequestContext:
         first.multiplexed_model_id,
         max(deadlines) if len(deadlines) == len(batch) else None,
         max(request.depth for request in requests),
+        pattern=first.pattern,
     )
 
 

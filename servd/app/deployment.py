@@ -43,6 +43,8 @@ DOCS_PATH_ATTRIBUTE = "__servd_docs_path__"
 """Class attribute: path of the interactive documentation below the route prefix, or None. Instances have their own once their
 application is made."""
 
+ROUTES_ATTRIBUTE = "__servd_routes__"
+"""Attribute of instances: the `RoutePatterns` of their ASGI application, once it has started."""
 
 DRIVER_ATTRIBUTE = "__servd_driver__"
 """Class attribute of ingresses that call the deployments they are bound to with what a request holds."""

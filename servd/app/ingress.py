@@ -10,14 +10,16 @@ import sys
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, TypeVar, overload
 
-from servd.app.asgi_calls import call_app
+from servd.app.asgi_calls import call_app, let_find_pattern
 from servd.app.deployment import (
     ASGI_ATTRIBUTE,
     DOCS_PATH_ATTRIBUTE,
+    ROUTES_ATTRIBUTE,
     SHUTDOWN_ATTRIBUTE,
     STARTUP_ATTRIBUTE,
 )
 from servd.calls.failures import tell
+from servd.calls.routes.patterns import RoutePatterns
 from servd.exceptions import ServdError
 
 _LIFESPAN = "__servd_lifespan__"
@@ -86,6 +88,8 @@ async def _answer(self: Any, scope: Any, receive: Any, send: Any) -> None:
     handlers = getattr(app, "exception_handlers", {})
     answers = Exception in handlers or 500 in handlers
     scope["servd.instance"] = self
+    if (patterns := self.__dict__.get(ROUTES_ATTRIBUTE)) is not None:
+        let_find_pattern(patterns, scope)
     lifespan = self.__dict__.get(_LIFESPAN)
     if lifespan is not None:
         # each request gets its own copy of what the lifespan gave
@@ -96,6 +100,10 @@ async def _answer(self: Any, scope: Any, receive: Any, send: Any) -> None:
 async def _startup(self: Any, *, alone: bool = False) -> None:
     self.__dict__[_LIFESPAN] = lifespan = Lifespan(_own_app(self, alone=alone), self)
     await lifespan.startup()
+    # what is added after this is served, and counted under the application's prefix
+    if routes := getattr(self.__dict__[_OWN_APP], "routes", None):
+        described = importlib.import_module("servd.app.asgi_routes").described(routes)
+        self.__dict__[ROUTES_ATTRIBUTE] = RoutePatterns(described)
 
 
 async def _shutdown(self: Any) -> None:

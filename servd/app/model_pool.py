@@ -333,7 +333,7 @@ class _Load:
 
     def __init__(self, model_id: str) -> None:
         asked = current_request.get()
-        self.request = RequestContext(asked.request_id, asked.route, asked.app_name, model_id)
+        self.request = RequestContext(asked.request_id, asked.route, asked.app_name, model_id, pattern=asked.pattern)
         self.task: asyncio.Task[None] | None = None
         self.listeners = 0
         self.is_short = False

@@ -39,6 +39,7 @@ class Caller:
         on_subscribe: called with all full names that calls went to, when one is new.
         on_applied: called with the generation of each routing once the tables hold exactly that.
         on_waiting: called when a request waits for a deployment for which none did, with the deployment's router.
+        on_routes: called with a deployment and the routes of its application, as a replica described them; None asks for none.
     """
 
     def __init__(
@@ -49,12 +50,13 @@ class Caller:
         on_applied: Callable[[int], None] | None = None,
         rng: random.Random | None = None,
         on_waiting: Callable[[Router], None] | None = None,
+        on_routes: Callable[[str, tuple[Any, ...]], None] | None = None,
     ) -> None:
         self.loop = loop
         self._identity = identity
         self._on_subscribe = on_subscribe
         self._on_applied = on_applied
-        self._on_waiting = on_waiting
+        self._on_waiting, self.on_routes = on_waiting, on_routes
         self._rng = rng or random.Random()
         self._routers: dict[str, Router] = {}
         self._subscribed: set[str] = set()
@@ -66,7 +68,7 @@ class Caller:
         # replicas that are routed no more, with requests that they still answer
         self._leaving: list[ReplicaPeer] = []
         self._is_short = False
-        self._calls: dict[tuple[str, str], int] = {}
+        self._calls: dict[tuple[str, str, str], int] = {}
         self._apps: dict[str, str] = {}
         self.max_retries = max_retries_setting()
         self._noted = 0
@@ -163,7 +165,7 @@ class Caller:
             ticket = traced.new_ticket(CallTicket, deployment, about)
         else:
             ticket = CallTicket(self.loop, self.cancel, method, parts, context, stream, model_id, deadline, said)
-        key = (deployment, context.route)
+        key = (deployment, context.route, context.pattern)
         self._calls[key] = self._calls.get(key, 0) + 1
         self.submit(ticket, router)
         return ticket

@@ -10,6 +10,7 @@ from servd.calls.arguments import Arguments
 from servd.calls.circles import circle
 from servd.calls.request_context import RequestContext
 from servd.calls.request_router import RequestRouter
+from servd.calls.routes.patterns import packed_route
 from servd.calls.routing_rules import Rule
 from servd.exceptions import RemoteFailure, RequestCancelledError, ServdError
 from servd.wire.caller_link import CallerLink
@@ -279,9 +280,10 @@ class CallTicket(Outgoing):
     def record(self, call_id: int, flags: int, outbox: Outbox) -> tuple[Any, ...]:
         context = self.context
         left = None if self._deadline is None else self._deadline - self._loop.time()
+        pattern = context.pattern
         about = (
             context.request_id,
-            context.route,
+            packed_route(context.route, pattern) if pattern else context.route,
             context.app_name,
             self.model_id,
             left,

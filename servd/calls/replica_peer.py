@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
@@ -33,6 +34,7 @@ from servd.wire.records import (
     REPLY,
     RESPONSE,
     RETURNED,
+    ROUTES,
     TAKEN,
     WANT,
     bodies_of,
@@ -51,6 +53,7 @@ class Owner(Protocol):
     """What a peer tells the `Caller` that it belongs to."""
 
     watch: LinkWatch
+    on_routes: "Callable[[str, tuple[Any, ...]], None] | None"
 
     def on_offer(self, peer: "ReplicaPeer") -> None:
         """A replica holds a slot for the oldest waiting request."""
@@ -111,7 +114,7 @@ class ReplicaPeer:
         self._lending: LendingLine | None = None
         self._has_lent = False
         self._idle_timer: asyncio.TimerHandle | None = None
-        self.link.send((HELLO, key, own_edition().text))
+        self.link.send((HELLO, key, own_edition().text, owner.on_routes is not None))
 
     def __repr__(self) -> str:
         return f"ReplicaPeer({self.candidate}, pending={len(self.pending)})"
@@ -266,6 +269,9 @@ class ReplicaPeer:
             self.takes_bodies = self.takes_bodies or (len(record) > 2 and record[2])
             self.takes_websockets = self.takes_websockets or len(record) > 3
             self.owner.refuse_circles(self.router)
+        elif kind == ROUTES:
+            if self.owner.on_routes is not None:
+                self.owner.on_routes(self.router.deployment, record[2])
         elif kind == REFUSED:
             self._on_refused(record[1])
         elif kind == LINE:

@@ -27,6 +27,7 @@ class RequestContext:
     span: "Span | None" = None
 
     __slots__ = (
+        "_pattern",
         "_when_over",
         "ancestors",
         "app_name",
@@ -47,6 +48,7 @@ class RequestContext:
         deadline: float | None = None,
         depth: int = 0,
         ancestors: tuple[str, ...] = (),
+        pattern: str = "",
     ) -> None:
         self.request_id = request_id
         self.route = route
@@ -57,6 +59,21 @@ class RequestContext:
         self.ancestors = ancestors
         self.cancellations = 0
         self._when_over: list[Callable[[], None]] | None = None
+        self._pattern: str | tuple[Callable[[str, str, str], str], str, str, str] = pattern
+
+    @property
+    def pattern(self) -> str:
+        """The route of the ASGI application at the entry that answers, its prefix before it; "" where none is known."""
+        known = self._pattern
+        if type(known) is tuple:
+            # most requests end before somebody asks
+            find, method, path, root_path = known
+            known = self._pattern = find(self.route, method, path[len(root_path) :])
+        return known  # type: ignore[return-value]
+
+    def let_find_pattern(self, find: Callable[[str, str, str], str], method: str, path: str, root_path: str) -> None:
+        """Let `pattern` be what `find` gives for the route, the method and the path without the root path, once asked for."""
+        self._pattern = (find, method, path, root_path)
 
     @property
     def has_ended(self) -> bool:

@@ -142,6 +142,7 @@ def _with_trace(context: RequestContext, trace: TraceContext) -> TracedContext:
         context.deadline,
         context.depth,
         context.ancestors,
+        context.pattern,
     )
     traced.trace, traced.span = trace, None
     return traced

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from servd.observability.measures import CONTRACT, COUNTER, GAUGE, HISTOGRAM, MAXIMA, Pairs
+from servd.observability.measures import CONTRACT, COUNTER, GAUGE, HISTOGRAM, MAXIMA, PATTERN, Pairs
 from servd.wire.messages import MetricFamily
 
 KEEP_S = 3600.0
@@ -58,13 +58,21 @@ class MetricSums:
             name = _todays_name(known, kind) if is_todays else known
             lines.append(f"# HELP {name} {_escaped_help(text)}")
             lines.append(f"# TYPE {name} {kind}")
-            for pairs, value in sorted(self._samples.get(known, {}).items(), key=_pairs):
-                labels = _todays_labels(pairs) if is_todays else pairs
+            for labels, value in sorted(self._shown(known, is_todays).items(), key=_pairs):
                 if kind == HISTOGRAM and head is not None:
                     lines += _histogram_lines(name, labels, value, head.bounds)
                 else:
                     lines.append(f"{name}{_labels(labels)} {_number(value)}")
         return "\n".join(lines) + "\n"
+
+    def _shown(self, known: str, is_todays: bool) -> dict[Pairs, Any]:
+        """Samples of a family under the labels that are shown, those that are equal then added."""
+        samples: dict[Pairs, Any] = {}
+        for pairs, value in self._samples.get(known, {}).items():
+            labels = _todays_labels(pairs) if is_todays else _without_pattern(pairs)
+            before = samples.get(labels)
+            samples[labels] = value if before is None else _added(self._heads[known], before, value)
+        return samples
 
 
 def _todays_name(name: str, kind: str) -> str:
@@ -74,13 +82,21 @@ def _todays_name(name: str, kind: str) -> str:
 
 
 def _todays_labels(pairs: Pairs) -> Pairs:
-    """Deployments by their bare names, and replicas by their letters: the others have labels of their own."""
+    """Deployments by their bare names, and replicas by their letters: the others have labels of their own. The route is the
+    application's own that answered, where it is known."""
     labels = dict(pairs)
+    if PATTERN in labels:
+        labels["route"] = labels.pop(PATTERN)
+        pairs = tuple(labels.items())
     before = {
         "deployment": f"{labels['application']}_" if labels.get("application") else "",
         "replica": f"{labels.get('deployment', '')}#",
     }
     return tuple((name, value.removeprefix(before.get(name, ""))) for name, value in pairs)
+
+
+def _without_pattern(pairs: Pairs) -> Pairs:
+    return pairs[:-1] if pairs and pairs[-1][0] == PATTERN else pairs
 
 
 def _added(family: MetricFamily, known: Any, value: Any) -> Any:

@@ -122,6 +122,7 @@ class LocalCaller:
             deadline,
             context.depth + 1,
             (*context.ancestors, str(own[1].replica_id)) if own is not None else (),
+            context.pattern,
         )
         if stream:
             ticket = LocalTicket(inner, None, self._stream(deployment, method, parts, context, inner))

@@ -20,8 +20,9 @@ _SHOWN_CLIENT_LETTERS = 64
 
 _Key = TypeVar("_Key")
 
-Labels = tuple[str, str, str]
-"""Route prefix, application, deployment (full name); "" where a request had none."""
+Labels = tuple[str, str, str, str]
+"""Route prefix, application, deployment (full name), pattern of the route that answered (the prefix before it); "" where a
+request had none."""
 
 Key = tuple[Labels, str, "int | str"]
 """Labels, method, and the HTTP status; or the name of one of gRPC, and in replicas "OK" or "ERROR"."""
@@ -109,13 +110,13 @@ class AccessLog:
 
         Then the same for those with a path: what comes before it, and after it.
         """
-        (route, app, _), method, status = key
+        (route, app, _, pattern), method, status = key
         name, line = self._place
         if not self.is_json:
             known = on_one_line("".join(f" {part}" for part in (route, app) if part))
             head = f"{known} {name}:{line} - {method} "
             return _encoded(f"{head}{status} "), _encoded(head), _encoded(f" {status} ")
-        fields: dict[str, str | int] = {"route": route, "application": app, "filename": name, "lineno": line}
+        fields: dict[str, str | int] = {"route": pattern or route, "application": app, "filename": name, "lineno": line}
         head = '"' + "".join(f', "{field}": {_quoted(value)}' for field, value in fields.items() if value != "")
         message = f', "message": "{_quoted(method)[1:-1]} {status} '
         before = f'{head}, "method": {_quoted(method)}, "status": {_quoted(status)}, "path": "'

@@ -34,7 +34,7 @@ class TracedId(bytes):
         span = self.span
         if span is None:
             return
-        (_, app, deployment), _, status, _, ended, _, path, _, client, replica = note
+        (_, app, deployment, _), _, status, _, ended, _, path, _, client, replica = note
         about: dict[str, Any] = {
             "servd.application": app or None,
             "servd.deployment": (deployment.removeprefix(f"{app}_") if app else deployment) or None,

@@ -43,6 +43,8 @@ LATENCY_BOUNDS_MS = (
 )
 MAX_SERIES = 512
 """Series of one process; whatever comes beyond is counted together, so that nobody fills the memory with odd methods."""
+MAX_PATTERNED_SERIES = 256
+"""How many of them may be of one pattern; whatever comes beyond is counted under the application's prefix alone."""
 
 _SETTLE_S = 0.25
 _NOTES_AT_ONCE = 256
@@ -62,7 +64,7 @@ Note = tuple[Labels, str, "int | str", float, float, bytes, bytes, int, str, str
 bytes of the answer's body, the client's address and the replica's id ("" = unknown), of others b"", 0, "", "".
 """
 
-NOWHERE: Labels = ("", "", "")
+NOWHERE: Labels = ("", "", "", "")
 
 
 def _untraced(note: Note, access: AccessLog | None) -> Note:
@@ -148,6 +150,7 @@ class Journal:
         "_lock",
         "_loop",
         "_milli_end",
+        "_patterned",
         "_period_s",
         "_prefix",
         "_read",
@@ -182,6 +185,7 @@ class Journal:
         self.noted: list[Any] = []
         self._lock = threading.Lock()
         self._series: dict[Key, Series] = {}
+        self._patterned = 0
         self._wall_offset = self._clock.wall_time() - self.now()
         self._prefix, self._start = b"", ""
         self._milli_end = 0.0
@@ -330,7 +334,12 @@ class Journal:
         self._prefix = f"{self._start},{millis:03d}{self._access.before_id}".encode(errors="backslashreplace")
 
     def _learn(self, key: Key) -> Series:
-        if len(self._series) >= MAX_SERIES:
+        if key[0][3]:
+            if self._patterned >= MAX_PATTERNED_SERIES:
+                plain: Key = ((*key[0][:3], ""), *key[1:])
+                return self._series.get(plain) or self._learn(plain)
+            self._patterned += 1
+        elif len(self._series) - self._patterned >= MAX_SERIES:
             key = (NOWHERE, "-", key[2])
             if key in self._series:
                 return self._series[key]

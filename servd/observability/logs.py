@@ -33,13 +33,14 @@ LOGGER_NAMES = ("servd", "ray.serve")
 
 _OWN_PREFIXES = tuple(f"{name}." for name in LOGGER_NAMES)
 
-Fields = tuple[str, str, str, str, str]
+Fields = tuple[str, str, str, str, str, str]
 RequestFields = Callable[[], Fields]
-"""Gives request id, ids of trace and span, route and application of the running request, each "" when unknown."""
+"""Gives request id, ids of trace and span, route prefix and application of the running request, and the pattern of the route that
+answers it, each "" when unknown."""
 
 logger = logging.getLogger(__name__)
 
-_NO_FIELDS: Fields = ("", "", "", "", "")
+_NO_FIELDS: Fields = ("", "", "", "", "", "")
 
 _own_levels: dict[str, int] = {}
 """Level that was set here, by logger ("" is the root); a logger that has another one got it from the user."""
@@ -327,7 +328,7 @@ class LineFormatter(logging.Formatter):
         if self.is_json:
             return self._json(record, message, request)
         place_in_trace = trace_words(request[1], request[2]) if request[1] else ""
-        about = (self._component, self._component_id, request[0], place_in_trace, *request[3:])
+        about = (self._component, self._component_id, request[0], place_in_trace, *request[3:5])
         known = on_one_line(" ".join(filter(None, about)))
         place = f"{record.filename}:{record.lineno}" if record.lineno else record.filename
         level = on_one_line(record.levelname)
@@ -351,7 +352,7 @@ class LineFormatter(logging.Formatter):
             "request_id": request[0],
             "trace_id": request[1],
             "span_id": request[2],
-            "route": request[3],
+            "route": request[5] or request[3],
             "application": request[4],
             "filename": record.filename,
             "lineno": record.lineno or "",

@@ -100,6 +100,10 @@ MAXIMA = frozenset(("serve_deployment_queue_age_seconds", "serve_event_loop_lag_
 Pairs = tuple[tuple[str, str], ...]
 """Label names and values of a sample, without empty values."""
 
+PATTERN = "__route_pattern"
+"""Label, the last one, of what a route of an ASGI application has answered: its pattern, the application's prefix before it.
+Who words the samples takes it or leaves it out: nobody else may use a name of this form."""
+
 _PEAK_S = 10.0
 
 
@@ -145,16 +149,18 @@ class Sums:
 def http_families(found: Mapping[Key, Series]) -> list[MetricFamily]:
     """What a proxy's journal says of HTTP."""
     sums = Sums()
-    for ((route, app, deployment), method, status), series in found.items():
+    for ((route, app, deployment, pattern), method, status), series in found.items():
         if isinstance(status, str):
             continue
         number, code = series.count, str(status)
-        sums.count("serve_num_http_requests", number, route=route, method=method, application=app, status_code=code)
-        sums.measure("serve_http_request_latency_ms", series, route=route, application=app, status_code=code)
+        last = {PATTERN: pattern}
+        sums.count(
+            "serve_num_http_requests", number, route=route, method=method, application=app, status_code=code, **last
+        )
+        sums.measure("serve_http_request_latency_ms", series, route=route, application=app, status_code=code, **last)
         if status != 200:
-            sums.count(
-                "serve_num_http_error_requests", number, route=route, error_code=code, method=method, application=app
-            )
+            tags = {"route": route, "error_code": code, "method": method, "application": app}
+            sums.count("serve_num_http_error_requests", number, **tags, **last)
         if not deployment:
             continue
         if status != 200:
@@ -166,15 +172,16 @@ def http_families(found: Mapping[Key, Series]) -> list[MetricFamily]:
                 method=method,
                 route=route,
                 application=app,
+                **last,
             )
-        _count_routed(sums, number, deployment, route, app)
+        _count_routed(sums, number, deployment, route, app, pattern)
     return sums.families()
 
 
 def grpc_families(found: Mapping[Key, Series]) -> list[MetricFamily]:
     """What a proxy's journal says of gRPC, whose statuses are names; the route of a call is its method."""
     sums = Sums()
-    for ((method, app, deployment), _, code), series in found.items():
+    for ((method, app, deployment, _), _, code), series in found.items():
         if not isinstance(code, str):
             continue
         number = series.count
@@ -195,26 +202,31 @@ def grpc_families(found: Mapping[Key, Series]) -> list[MetricFamily]:
 def replica_families(found: Mapping[Key, Series], **tags: str) -> list[MetricFamily]:
     """What a replica's journal says. tags: the replica's."""
     sums = Sums()
-    for ((route, _, _), _, status), series in found.items():
+    for ((route, _, _, pattern), _, status), series in found.items():
+        labels = {"route": route, **tags, PATTERN: pattern}
         name = "serve_deployment_error_counter" if status == "ERROR" else "serve_deployment_request_counter"
-        sums.count(name, series.count, route=route, **tags)
-        sums.measure("serve_deployment_processing_latency_ms", series, route=route, **tags)
+        sums.count(name, series.count, **labels)
+        sums.measure("serve_deployment_processing_latency_ms", series, **labels)
     return sums.families()
 
 
-def handle_families(sent: Mapping[tuple[str, str], int], apps: Mapping[str, str]) -> list[MetricFamily]:
-    """Calls that handles of this process sent. sent: (deployment, route) -> number; apps: deployment -> application."""
+def handle_families(sent: Mapping[tuple[str, str, str], int], apps: Mapping[str, str]) -> list[MetricFamily]:
+    """Calls that handles of this process sent.
+
+    Args:
+        sent: (deployment, route, pattern of the route that answers) -> number.
+        apps: deployment -> application.
+    """
     sums = Sums()
-    for (deployment, route), number in sent.items():
-        _count_routed(sums, number, deployment, route, apps.get(deployment, ""))
+    for (deployment, route, pattern), number in sent.items():
+        _count_routed(sums, number, deployment, route, apps.get(deployment, ""), pattern)
     return sums.families()
 
 
-def _count_routed(sums: Sums, number: int, deployment: str, route: str, app: str) -> None:
-    sums.count("serve_num_router_requests", number, deployment=deployment, route=route, application=app)
-    sums.count(
-        "serve_handle_request_counter", number, handle=deployment, deployment=deployment, route=route, application=app
-    )
+def _count_routed(sums: Sums, number: int, deployment: str, route: str, app: str, pattern: str = "") -> None:
+    tags = {"deployment": deployment, "route": route, "application": app, PATTERN: pattern}
+    sums.count("serve_num_router_requests", number, **tags)
+    sums.count("serve_handle_request_counter", number, handle=deployment, **tags)
 
 
 def queue_families(waiting: Iterable[tuple[str, str, int, float]]) -> list[MetricFamily]:

@@ -58,7 +58,7 @@ class Target:
         self.app = app
         self.router = router
         self.limit_s = limit_s
-        self.labels: Labels = (prefix, app, router.deployment)
+        self.labels: Labels = (prefix, app, router.deployment, "")
         self.path = self.query = b""
 
     def __repr__(self) -> str:
@@ -158,7 +158,7 @@ class Forwarder:
     def labels_of_unrouted(self, raw_path: bytes) -> Labels:
         """Labels of a request without a target: all unknown paths count together."""
         inner = self.table.inner_path(decoded_path(raw_path))
-        return (inner, "", "") if inner is not None and is_probe(inner) else NOWHERE
+        return (inner, "", "", "") if inner is not None and is_probe(inner) else NOWHERE
 
     def timed(self, block: bytes, began: float, sent_at: float) -> bytes:
         """Header lines with one `Server-Timing`: waiting for a replica, the way to it and back, its own time.

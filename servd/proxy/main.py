@@ -14,6 +14,7 @@ from typing import Any
 
 from servd.calls.caller import Caller
 from servd.calls.replica_peer import Router
+from servd.calls.routes.noted import NotedRoutes
 from servd.daemon.data_tls import PASSPHRASES, passphrase_of
 from servd.daemon.tls import Certificate
 from servd.ground import event_loop, process
@@ -91,8 +92,16 @@ class Proxy:
         self._loop = asyncio.get_running_loop()
         # now, and not at each greeting: there may be no descriptor to look it up with then
         self._ticks = start_ticks(os.getpid())
-        self._caller = Caller(self._loop, start.proxy_id, _nothing, self._on_applied, on_waiting=self._on_waiting)
-        self._journal = Journal(self._loop, access)
+        self._routes = NotedRoutes(start.root_path)
+        self._caller = Caller(
+            self._loop,
+            start.proxy_id,
+            _nothing,
+            self._on_applied,
+            on_waiting=self._on_waiting,
+            on_routes=self._routes.learn,
+        )
+        self._journal = Journal(self._loop, access, read=self._routes.read)
         self._journal.configure(logs.configure({}))
         self._lag = LoopLag(self._journal.now)
         self._freed = FreedMemory(process.resident_bytes)
@@ -199,6 +208,7 @@ class Proxy:
         if isinstance(message, Routing):
             self._grpc.apply_routing(message.grpc)
             self._forwarder.apply_routing(message)
+            self._routes.forget_all_but({targets.deployment for targets in message.targets})
             self._has_routes = True
             self._open_soon()
         elif isinstance(message, ProxyGoal):

@@ -12,7 +12,18 @@ from servd.wire.began import BeganLog
 from servd.wire.body_loan import LENT_BODY_BYTES
 from servd.wire.lending import LendingDoor
 from servd.wire.link import Peer, ReplicaLink
-from servd.wire.records import ACCEPTED, LENDS, LENT_BODY, LIMIT, LINE, REFUSED, REJECTED, STREAMED_BODY, WEBSOCKET
+from servd.wire.records import (
+    ACCEPTED,
+    LENDS,
+    LENT_BODY,
+    LIMIT,
+    LINE,
+    REFUSED,
+    REJECTED,
+    ROUTES,
+    STREAMED_BODY,
+    WEBSOCKET,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -63,13 +74,17 @@ class CallerPeer(Peer):
         self.place = 1
         self.is_refused = False
 
-    def greet(self, began: BeganLog, limit: int, key: int, edition: str = "") -> None:
+    def greet(
+        self, began: BeganLog, limit: int, routes: tuple[Any, ...], key: int, edition: str = "", asks: bool = False
+    ) -> None:
         """Answer its HELLO.
 
         Args:
             began: where it reads which requests have begun, by its `key`.
             limit: requests that run at a time.
+            routes: of the application, described.
             edition: "" of a caller of before editions.
+            asks: it asks for the routes.
         """
         if reason := difference(edition_of(edition)):
             self.is_refused = True
@@ -79,6 +94,8 @@ class CallerPeer(Peer):
         self.key = key
         self.place = began.open_place(key)
         self.send((LIMIT, limit, False, True) if self._takes_websockets else (LIMIT, limit))
+        if asks and routes:
+            self.send((ROUTES, 0, routes))
 
     def note_body(self, flags: int, size: int, limit: int) -> None:
         """Where the caller has sent a large body itself that it could have lent, or a WebSocket, tell it that it may do so."""

@@ -74,7 +74,7 @@ def serve(order: BuildOrder, lifetime: Connection) -> None:
         order.fork_server_id,
         order.log_dir,
         FORK_SERVER_FILE,
-        request_fields=lambda: ("", "", "", "", order.app),
+        request_fields=lambda: ("", "", "", "", order.app, ""),
         runs_application=True,
     )
     path = _path_of(order)

@@ -127,4 +127,4 @@ def leave(code: int) -> NoReturn:
 
 def _request_fields() -> logs.Fields:
     request = current_request.get()
-    return request.request_id, *traced.ids(), request.route, request.app_name
+    return request.request_id, *traced.ids(), request.route, request.app_name, request.pattern

@@ -90,7 +90,9 @@ def _has(target: type, name: str) -> bool:
 
 
 class UserCallable(Protocol):
-    """The user's deployment inside its replica (`replica/user_callable.py`)."""
+    """The user's deployment inside its replica (`replica/user_callable.py`). routes: of its ASGI application, described."""
+
+    routes: tuple[Any, ...]
 
     async def handle_http(self, exchange: HttpExchange) -> None:
         """Serve one HTTP request or WebSocket: `exchange.finish(...)`, or ASGI with `receive` and `send`."""

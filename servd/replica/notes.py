@@ -27,7 +27,7 @@ def read_notes(batch: list[Any]) -> list[Note]:
     found: list[_Noted] = batch
     return [
         (
-            (context.route, context.app_name, ""),
+            (context.route, context.app_name, "", context.pattern),
             method,
             "OK" if succeeded else "ERROR",
             began,

@@ -10,6 +10,7 @@ from servd.calls import traced
 from servd.calls.failures import ClientGoneError, tell
 from servd.calls.pickling import dump_exception, dumps, loads
 from servd.calls.request_context import RequestContext, current_request
+from servd.calls.routes.patterns import unpacked_route
 from servd.calls.routes.table import decoded_path
 from servd.exceptions import ProtocolError
 from servd.ground.ids import random_uuid
@@ -222,7 +223,7 @@ class ReplicaServer:
             return
         if kind == HELLO:
             assert self._began is not None
-            peer.greet(self._began, self._limit, *record[1:3])
+            peer.greet(self._began, self._limit, self._user.routes, *record[1:4])
             return
         work = peer.open.get(record[1])
         if kind == CANCEL:
@@ -280,14 +281,13 @@ class ReplicaServer:
         exchange.task = Task(self._serve(peer, call_id, exchange), loop=self._loop, name=request_id, context=variables)
 
     def _on_call(self, peer: CallerPeer, record: tuple[Any, ...], frames: list[Any]) -> None:
-        _, call_id, flags, method, parts, about = record
+        _, call_id, flags, method, parts, (request_id, route, app, model_id, left, depth, ancestors) = record
         if not self.admit(peer, record):
             return
-        request_id, route, app, model_id, left, depth, ancestors = about
         # drivers of earlier editions name none
-        request_id = request_id or random_uuid()
-        deadline = None if left is None else self._loop.time() + left
-        context = RequestContext(request_id, route, app, model_id, deadline, depth + 1, (*ancestors, self._replica_id))
+        request_id, (route, pattern) = request_id or random_uuid(), unpacked_route(route)
+        deadline, within = None if left is None else self._loop.time() + left, (*ancestors, self._replica_id)
+        context = RequestContext(request_id, route, app, model_id, deadline, depth + 1, within, pattern)
         call = HandleCall(peer, call_id, method, bodies_of(parts, frames), bool(flags & STREAM), context)
         variables = None
         if flags & TRACED and (trace := unpacked(call.parts.pop())) is not None:

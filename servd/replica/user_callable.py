@@ -11,7 +11,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from servd.app.asgi_calls import call_with_request
+from servd.app.asgi_calls import call_with_request, routes_behind
 from servd.app.deployment import ASGI_ATTRIBUTE, DOCS_PATH_ATTRIBUTE, SHUTDOWN_ATTRIBUTE, STARTUP_ATTRIBUTE, Deployment
 from servd.calls.failures import tell_or_log
 from servd.calls.replica_context import ReplicaContext
@@ -44,7 +44,7 @@ class UserCallable:
         owns_process: there is no other instance in this process, as in a replica.
 
     Attributes:
-        docs_path: of the documentation that the instance serves, "" without one.
+        docs_path: of the documentation that the instance serves, "" without one. routes: of its ASGI application, described.
     """
 
     def __init__(
@@ -66,6 +66,7 @@ class UserCallable:
         self._hooks_on_thread = has_hooks_on_thread(deployment)
         self._instance: Any = None
         self.docs_path = ""
+        self.routes: tuple[Any, ...] = ()
         self._entry: Method | None = None
         self._asgi: Callable[..., Awaitable[None]] | None = None
         self._on_end = on_end
@@ -110,6 +111,7 @@ class UserCallable:
         if startup := getattr(self._instance, STARTUP_ATTRIBUTE, None):
             await startup(alone=self._owns_process)
         self.docs_path = getattr(instance, DOCS_PATH_ATTRIBUTE, None) or ""
+        self.routes = routes_behind(instance)
 
     async def reconfigure(self, user_config: Any, **rank: Any) -> None:
         """Give the instance its `user_config`, and its rank: waits for running requests, holds new ones meanwhile.

@@ -44,7 +44,7 @@ GRPC = 17  # id, flags, method, message, request id, (seconds left, model id, cl
 SOCKET = 22  # as HTTP, and (seconds between pings, to a sign of life): a WebSocket, whose connection was lent before (LENT_BODY)
 CANCEL = 4  # id
 DECLINE = 5  # the offered slot is not wanted
-HELLO = 14  # the caller's key, its edition: first record on a connection
+HELLO = 14  # the caller's key, its edition, whether it asks for ROUTES: first record on a connection
 KEEP = 20  # id: the replica may not write to the client itself; the body goes as records
 WANT = 6  # number of requests that wait at the caller: its ticket
 
@@ -68,6 +68,7 @@ BACK = 19  # id, bytes: the replica writes no more, and has written so many of t
 TAKEN = 21  # id, bytes: the replica reads no more of a body that was lent with the request, and has taken so many of it
 RETURNED = 23  # id, ongoing: the connection of a WebSocket did not arrive, and nothing has begun
 LINE = 24  # 0: small envelopes may go by a line of their own (`wire/packet_line.py`)
+ROUTES = 25  # 0, described routes of the ASGI application (`calls/routes/patterns.py`): to who asked for them
 REFUSED = 16  # reason: answer to the HELLO of another protocol, and the last word. These two never change their form
 
 _durations: list[bytes] = []

@@ -290,9 +290,9 @@ def test_calls_of_grpc_have_counters_of_their_own() -> None:
     series = Series()
     series.tenths[3] += 2
     found = {
-        (("/s.Stand/Price", "a", "a_D"), "gRPC", "OK"): series,
-        (("/s.Stand/Price", "a", "a_D"), "gRPC", "UNAVAILABLE"): series,
-        (("/", "a", "a_D"), "GET", 200): series,
+        (("/s.Stand/Price", "a", "a_D", ""), "gRPC", "OK"): series,
+        (("/s.Stand/Price", "a", "a_D", ""), "gRPC", "UNAVAILABLE"): series,
+        (("/", "a", "a_D", ""), "GET", 200): series,
     }
     counts = {family.name: [number for _, number in family.samples] for family in grpc_families(found)}
     assert counts["serve_num_grpc_requests"] == [2, 2]

@@ -6,7 +6,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from servd.controller.metric_sums import MetricSums, remains
 from servd.observability.journal import NOWHERE, Series
-from servd.observability.measures import CONTRACT, http_families, labelled, replica_families
+from servd.observability.measures import CONTRACT, handle_families, http_families, labelled, replica_families
 from servd.wire.messages import MetricFamily
 
 TAGS = {"deployment": "a_D", "replica": "a_D#x", "application": "a"}
@@ -34,7 +34,7 @@ def total(sums: MetricSums, name: str) -> float:
 
 
 def test_requests_of_two_proxies_are_one_sum() -> None:
-    route = ("/x", "a", "a_D")
+    route = ("/x", "a", "a_D", "")
     found = {
         (route, "GET", 200): counted(0.5, 3.0),
         (route, "GET", 503): counted(7.0),
@@ -75,10 +75,13 @@ QUEUE = ("serve_deployment_queued_queries", "serve_deployment_queue_age_seconds"
 
 
 def test_the_dead_leave_counters_and_no_gauges() -> None:
-    found = {(("/x", "a", ""), "__call__", "OK"): counted(1.0), (("/x", "a", ""), "__call__", "ERROR"): counted(1.0)}
+    found = {
+        (("/x", "a", "", ""), "__call__", "OK"): counted(1.0),
+        (("/x", "a", "", ""), "__call__", "ERROR"): counted(1.0),
+    }
     families = [
         *replica_families(found, **TAGS),
-        *http_families({(("/x", "a", "a_D"), "GET", 200): counted(1.0)}),
+        *http_families({(("/x", "a", "a_D", ""), "GET", 200): counted(1.0)}),
         MetricFamily("serve_replica_processing_queries", "gauge", "", ((labelled(**TAGS), 4),)),
     ]
     shared, own = remains(families)
@@ -110,7 +113,7 @@ def test_odd_values_and_families_that_do_not_fit() -> None:
 
 def test_todays_names_and_labels() -> None:
     sums = MetricSums()
-    sums.add(http_families({(("/x", "a", "a_D"), "GET", 503): counted(0.5)}))
+    sums.add(http_families({(("/x", "a", "a_D", ""), "GET", 503): counted(0.5)}))
     sums.add([MetricFamily("own_total", "counter", "", (((), 2),)), MetricFamily("level", "gauge", "", (((), 1),))])
     lines = sums.text(is_todays=True).splitlines()
     tags = 'deployment="D",error_code="503",method="GET",route="/x",application="a"'
@@ -120,6 +123,38 @@ def test_todays_names_and_labels() -> None:
     assert {"ray_own_total 2.0", "ray_level 1.0"} <= {*lines}
     assert not [line for line in lines if line.startswith("serve_")]
     assert sums.text().count("\n") == len(lines)
+
+
+def test_routes_of_an_application_are_told_apart_in_todays_text_alone() -> None:
+    route, tags = ("/x", "a", "a_D"), 'method="GET",application="a",status_code="200"'
+    found = {
+        ((*route, "/x/users/{id}"), "GET", 200): counted(0.5, 0.5),
+        ((*route, "/x/"), "GET", 200): counted(7.0),
+        ((*route, ""), "GET", 200): counted(1.0),
+    }
+    sums = MetricSums()
+    sums.add(http_families(found))
+    sums.add(
+        replica_families(
+            {(("/x", "a", "", pattern), "m", "OK"): one for ((*_, pattern), *_), one in found.items()}, **TAGS
+        )
+    )
+    sums.add(handle_families({("a_E", "/x", "/x/users/{id}"): 3, ("a_E", "/x", ""): 4}, {"a_E": "a"}))
+    seeds, todays = sums.text().splitlines(), sums.text(is_todays=True).splitlines()
+    assert [line for line in seeds if line.startswith("serve_num_http_requests{")] == [
+        f'serve_num_http_requests{{route="/x",{tags}}} 4.0'
+    ]
+    assert 'serve_http_request_latency_ms_count{route="/x",application="a",status_code="200"} 4.0' in seeds
+    assert 'serve_http_request_latency_ms_bucket{route="/x",application="a",status_code="200",le="1.0"} 3.0' in seeds
+    assert 'serve_deployment_request_counter{route="/x",deployment="a_D",replica="a_D#x",application="a"} 4.0' in seeds
+    assert 'serve_num_router_requests{deployment="a_E",route="/x",application="a"} 7.0' in seeds
+    assert {line for line in todays if line.startswith("ray_serve_num_http_requests_total{")} == {
+        f'ray_serve_num_http_requests_total{{route="/x/users/{{id}}",{tags}}} 2.0',
+        f'ray_serve_num_http_requests_total{{route="/x/",{tags}}} 1.0',
+        f'ray_serve_num_http_requests_total{{route="/x",{tags}}} 1.0',
+    }
+    assert 'ray_serve_num_router_requests_total{deployment="E",route="/x/users/{id}",application="a"} 3.0' in todays
+    assert "__" not in sums.text() + sums.text(is_todays=True)
 
 
 def test_todays_label_of_a_deployment_without_an_application() -> None:

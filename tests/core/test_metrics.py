@@ -59,6 +59,24 @@ def test_a_replica_adds_who_it_is() -> None:
 
 
 @pytest.mark.usefixtures("replica")
+def test_a_counter_has_the_route_that_answers_beside_the_prefix() -> None:
+    counter, gauge = (kind("routed_" + kind.__name__, tag_keys=("route",)) for kind in (Counter, Gauge))
+    for pattern in ("/x/{id}", "/x/{id}", "/x/{name}", ""):
+        token = current_request.set(RequestContext(route="/x", pattern=pattern))
+        counter.inc()
+        gauge.set(3)
+        current_request.reset(token)
+    found = {found.name: dict(found.samples) for found in families(deployment="app_d")}
+    tags = (("deployment", "app_d"), ("replica", "app_d#abcdef"), ("application", "app"))
+    assert {pairs[4:]: value for pairs, value in found["routed_Counter"].items() if pairs[1:4] == tags} == {
+        (("__route_pattern", "/x/{id}"),): 2.0,
+        (("__route_pattern", "/x/{name}"),): 1.0,
+        (): 1.0,
+    }
+    assert found["routed_Gauge"] == {(("route", "/x"), *tags): 3.0}
+
+
+@pytest.mark.usefixtures("replica")
 @pytest.mark.parametrize("own", ["deployment", "replica", "application"])
 def test_tags_of_rays_own_metrics_are_the_codes(own: str) -> None:
     counter = util_metrics.Counter(f"my_{own}", tag_keys=(own,))

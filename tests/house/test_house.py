@@ -13,7 +13,8 @@ from tests.house.floors import FLOORS, PAGE, ROOMS, drawn, may_import, room_of
 SERVD = Path(__file__).parents[2] / "servd"
 MODULES = sorted(SERVD.rglob("*.py"))
 PURE = ("ground.ids", "ground.states", "exceptions", "wire.messages", "documents.control_plane", "app.graph_nodes",
-        "documents.runtime_env", "calls.routes.table", "calls.request_router", "calls.circles")  # fmt: skip
+        "documents.runtime_env", "calls.routes.table", "calls.routes.patterns", "calls.request_router",
+        "calls.circles")  # fmt: skip
 PUBLIC_AT_MOST, FOLDER_AT_MOST = 20, 25
 IMPURE = {
     "asyncio",

@@ -39,7 +39,7 @@ class Process:
             "r",
             str(self._folder),
             "x.log",
-            request_fields=lambda: (self.request_id, "", "", "", ""),
+            request_fields=lambda: (self.request_id, "", "", "", "", ""),
             runs_application=True,
         )
 

@@ -621,9 +621,9 @@ async def test_a_call_is_noted_with_all_that_is_known_of_it(room: GrpcRoom) -> N
     address = next(iter(room.servers))
     assert journal.noted[0][5:] == (b"r-1", b"/s.Stand/Echo", 5, "127.0.0.1", address)
     assert set(journal.series()) == {
-        (("/s.Stand/Echo", "app", DEPLOYMENT), "gRPC", "OK"),
-        (("/s.Stand/Fail", "app", DEPLOYMENT), "gRPC", "FAILED_PRECONDITION"),
-        (("/s.Stand/Echo", "", ""), "gRPC", "NOT_FOUND"),
+        (("/s.Stand/Echo", "app", DEPLOYMENT, ""), "gRPC", "OK"),
+        (("/s.Stand/Fail", "app", DEPLOYMENT, ""), "gRPC", "FAILED_PRECONDITION"),
+        (("/s.Stand/Echo", "", "", ""), "gRPC", "NOT_FOUND"),
     }
 
 

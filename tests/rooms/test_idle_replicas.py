@@ -224,7 +224,7 @@ def test_a_journal_rests_while_nothing_can_be_noted_and_nothing_waits() -> None:
     for _ in range(3):
         timers.run()
         assert not journal.is_resting
-    journal.note((("/", "app", "app_D"), "GET", 200), journal.now(), b"")
+    journal.note((("/", "app", "app_D", ""), "GET", 200), journal.now(), b"")
     ongoing[0] = 0
     timers.run()
     assert journal.noted == []

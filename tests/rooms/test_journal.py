@@ -10,13 +10,13 @@ import pytest
 
 from servd.observability.access_log import AccessLog
 from servd.observability.head_traces import HeadTraces
-from servd.observability.journal import LATENCY_BOUNDS_MS, MAX_SERIES, NOWHERE, Journal
+from servd.observability.journal import LATENCY_BOUNDS_MS, MAX_PATTERNED_SERIES, MAX_SERIES, NOWHERE, Journal
 from servd.observability.log_file import LogFile
 from servd.observability.logs import style_of
 from servd.wire.trace_context import TraceContext
 from tests.recorded_spans import Recorder
 
-FRUIT = ("/fruit", "shop", "shop_Fruit")
+FRUIT = ("/fruit", "shop", "shop_Fruit", "")
 
 
 class StandingClock:
@@ -107,7 +107,7 @@ async def test_lines_are_written_without_being_asked(tmp_path: Path) -> None:
 async def test_json_lines_and_none(tmp_path: Path) -> None:
     path = tmp_path / "x.log"
     journal = Journal(asyncio.get_running_loop(), access_log(path))
-    key = (('/"x"', "", ""), 'a"b', "ERROR")
+    key = (('/"x"', "", "", ""), 'a"b', "ERROR")
     journal.note((FRUIT, "GET", 200), journal.now(), b"abc")
     journal.configure(style_of({"encoding": "JSON"}))
     journal.note((FRUIT, "GET", 200), journal.now() - 400.0, b"abc")
@@ -217,6 +217,31 @@ async def test_the_number_of_series_is_bounded() -> None:
     series = journal.series()
     assert len(series) == MAX_SERIES + 1
     assert series[NOWHERE, "-", 200].count == 100
+
+
+async def test_patterns_beyond_their_number_count_under_the_prefix() -> None:
+    journal = Journal(asyncio.get_running_loop())
+    for number in range(MAX_PATTERNED_SERIES + 100):
+        journal.note(((*FRUIT[:3], f"/fruit/{number}"), "GET", 200), journal.now(), b"abc")
+    for number in range(MAX_SERIES - 1):
+        journal.note((FRUIT, f"ODD{number}", 200), journal.now(), b"abc")
+    series = journal.series()
+    assert series[FRUIT, "GET", 200].count == 100
+    # the others have lost no room to them
+    assert len(series) == MAX_PATTERNED_SERIES + MAX_SERIES
+
+
+async def test_json_lines_have_the_pattern_and_lines_of_text_the_prefix(tmp_path: Path) -> None:
+    path = tmp_path / "x.log"
+    journal = Journal(asyncio.get_running_loop(), access_log(path))
+    of_one = ((*FRUIT[:3], "/fruit/{name}"), "GET", 200)
+    journal.note(of_one, journal.now(), b"abc", b"/fruit/apple")
+    journal.configure(style_of({"encoding": "JSON"}))
+    journal.note(of_one, journal.now(), b"abc", b"/fruit/apple")
+    journal.settle()
+    text, line = path.read_text().splitlines()
+    assert " abc /fruit shop http1.py:7 - GET /fruit/apple 200" in text
+    assert (json.loads(line)["route"], json.loads(line)["path"]) == ("/fruit/{name}", "/fruit/apple")
 
 
 async def test_nothing_is_lost_when_another_thread_settles() -> None:

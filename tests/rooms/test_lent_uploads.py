@@ -146,6 +146,8 @@ async def ask_for_loans(room: Room) -> None:
 
 
 class _Fake:
+    routes = ()
+
     async def handle_http(self, exchange: HttpExchange) -> None:
         await hello(exchange)
 

@@ -30,7 +30,9 @@ def _untouched_loggers() -> Iterator[None]:
 
 
 def test_line_has_level_time_component_request_and_place(tmp_path: Path) -> None:
-    logs.setup("replica", "app_D#abcdef", str(tmp_path), "x.log", request_fields=lambda: ("rid", "", "", "/r", "app"))
+    logs.setup(
+        "replica", "app_D#abcdef", str(tmp_path), "x.log", request_fields=lambda: ("rid", "", "", "/r", "app", "")
+    )
     logging.getLogger("ray.serve").info("hello %s", "there")
     line = (tmp_path / "serve" / "x.log").read_text()
     assert line.startswith("INFO ")
@@ -40,14 +42,16 @@ def test_line_has_level_time_component_request_and_place(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("is_json", [False, True])
 def test_a_line_of_a_trace_names_it(tmp_path: Path, is_json: bool) -> None:
-    fields = ("rid", "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331", "/r", "app")
+    fields = ("rid", "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331", "/r", "app", "")
     logs.setup("replica", "app_D#abcdef", str(tmp_path), "x.log", request_fields=lambda: fields)
     logs.configure({"encoding": "JSON"} if is_json else {})
     logging.getLogger("ray.serve").info("hello")
     line = (tmp_path / "serve" / "x.log").read_text()
     if is_json:
         found = json.loads(line)
-        assert tuple(found[name] for name in ("request_id", "trace_id", "span_id", "route", "application")) == fields
+        assert (
+            tuple(found[name] for name in ("request_id", "trace_id", "span_id", "route", "application")) == fields[:5]
+        )
         assert (found["deployment"], found["replica"], found["component_id"]) == ("app_D", "abcdef", "app_D#abcdef")
     else:
         assert f" replica app_D#abcdef rid trace_id={fields[1]} span_id={fields[2]} /r app test_logs.py:" in line

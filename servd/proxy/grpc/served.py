@@ -90,7 +90,7 @@ class Served:
         self._id = lane.forwarder.request_id(given.encode() if given else None)
         self._request_id = self._id.decode()
         self._trace()
-        self._labels: Labels = (method.name, "", "")
+        self._labels: Labels = (method.name, "", "", "")
         self._call: GrpcCall | None = None
         self._client: str = context.peer()
         # an answer of one message holds nothing of the room, and shall take it from no stream
@@ -151,7 +151,7 @@ class Served:
             route = self._lane.table.find(text_of(self._said.get("application")))
         except NoRouteError as error:
             return Code.NOT_FOUND, str(error), (), b""
-        self._labels = (self._method.name, route.app, route.deployment)
+        self._labels = (self._method.name, route.app, route.deployment, "")
         if not self._lane.table.has(route, self._method.name):
             return Code.UNIMPLEMENTED, f"application {route.app!r} has no method {self._method.name}", (), b""
         forwarder = self._lane.forwarder

@@ -63,7 +63,7 @@ def run_spawned(sock: socket.socket, parent: int, title: str, order: BuildOrder,
         order.fork_server_id,
         order.log_dir,
         FORK_SERVER_FILE,
-        request_fields=lambda: ("", "", "", "", order.app),
+        request_fields=lambda: ("", "", "", "", order.app, ""),
         runs_application=True,
     )
     run(sock, parent, title)

@@ -1,0 +1,62 @@
+"""The routes of an ASGI application, described so that other processes know which of them answers a path.
+
+Loaded only by applications that have routes.
+"""
+
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from starlette.routing import Mount, Route, WebSocketRoute
+
+from servd.calls.routes.patterns import HTTP, MAX_DEPTH, MOUNT, WEBSOCKET, Described
+
+MAX_ROUTES = 2000
+"""An application with more is described as far as that."""
+MAX_PATH_LENGTH = 1024
+
+
+def described(routes: Any) -> tuple[Described, ...]:
+    """The `routes` of a Starlette or FastAPI application, in its order; none of anything else."""
+    return _described(routes, 0, [MAX_ROUTES])
+
+
+def _described(routes: Any, depth: int, room: list[int]) -> tuple[Described, ...]:
+    found: list[Described] = []
+    if depth >= MAX_DEPTH or not isinstance(routes, list | tuple):
+        return ()
+    for route in _each(routes):
+        if room[0] <= 0:
+            break
+        one = _described_one(route, depth, room)
+        if one is not None:
+            room[0] -= 1
+            found.append(one)
+    return tuple(found)
+
+
+def _described_one(route: Any, depth: int, room: list[int]) -> Described | None:
+    """None of what is no path: a host, a route of the application's own kind."""
+    path, expression = getattr(route, "path", None), getattr(getattr(route, "path_regex", None), "pattern", None)
+    if not isinstance(path, str) or not isinstance(expression, str) or len(path) + len(expression) > MAX_PATH_LENGTH:
+        return None
+    original = getattr(route, "original_route", route)
+    if isinstance(original, Mount):
+        mounted = getattr(route, "routes", None)
+        # who mounts files, or an application that tells nothing, has no routes there
+        return MOUNT, path, expression, (), _described(mounted, depth + 1, room) if mounted else None
+    if isinstance(original, WebSocketRoute):
+        return WEBSOCKET, path, expression, (), None
+    if isinstance(original, Route):
+        return HTTP, path, expression, tuple(sorted(map(str, route.methods or ()))), None
+    return None
+
+
+def _each(routes: Iterable[Any]) -> Iterable[Any]:
+    """The routes, those of included routers in their places."""
+    for route in routes:
+        if not hasattr(route, "original_router"):
+            yield route
+            continue
+        # FastAPI keeps included routers as they are, and tells what comes of them
+        yield from sys.modules["fastapi.routing"].iter_route_contexts([route])

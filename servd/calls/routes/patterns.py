@@ -1,0 +1,155 @@
+"""Which route of an ASGI application answers a path, known from the patterns of its routes alone. Pure.
+
+How this works: the framework is asked once for its routes, in its order (`app/asgi_routes.py`). A path goes down them as it does
+there: the first route for its path and method answers; where there is none, the path that has a slash more or fewer at its end is
+what the client is sent to. What is mounted goes on with the rest of the path. A method that no route of a path takes has no
+route, as with Ray Serve 2.60. Routes are looked at by the path's first part, so that an application with many has few to try.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+HTTP, WEBSOCKET, MOUNT = 0, 1, 2
+"""What a route is for."""
+
+Described = tuple[int, str, str, tuple[str, ...], tuple[Any, ...] | None]
+"""A route as it travels: what it is for, its path as written, the expression that matches it, methods (none = all), and
+of what is mounted its own routes, None where nobody can tell."""
+
+MAX_DEPTH = 8
+
+
+class _Route:
+    """A route that can be tried. first_part: of every path that it matches, None where that can be any."""
+
+    __slots__ = ("_expression", "_match", "below", "first_part", "kind", "methods", "path")
+
+    def __init__(self, described: Described, depth: int) -> None:
+        self.kind, self.path, self._expression, methods, below = described
+        self._match: Callable[[str], re.Match[str] | None] | None = None
+        self.methods = frozenset(methods)
+        self.first_part = _first_part(self.path, self._expression)
+        self.below = None if below is None else _Level(below, depth + 1)
+
+    def match(self, path: str) -> re.Match[str] | None:
+        """How the path fits; None where it does not."""
+        if self._match is None:
+            # many are never asked for: none is compiled before
+            self._match = _matcher(self._expression)
+        return self._match(path)
+
+
+class _Level:
+    """The routes of one application, in its order."""
+
+    __slots__ = ("_by_first_part", "_others")
+
+    def __init__(self, described: Iterable[Described], depth: int = 0) -> None:
+        routes = [_Route(one, depth) for one in described] if depth < MAX_DEPTH else []
+        firsts = {route.first_part for route in routes}
+        self._others = [route for route in routes if route.first_part is None]
+        self._by_first_part = {
+            first: [route for route in routes if route.first_part in (first, None)]
+            for first in firsts
+            if first is not None
+        }
+
+    def find(self, kind: int, method: str, path: str) -> str | None:
+        """The pattern below this level that answers; None where none does."""
+        found = self._find(kind, method, path)
+        if found is not None or kind != HTTP or path == "/":
+            return found
+        # the client is sent to the path with a slash more, or without
+        if path.endswith("/"):
+            found = self._find(kind, method, path[:-1])
+            return None if found is None else found + "/"
+        found = self._find(kind, method, path + "/")
+        return None if found is None else found.removesuffix("/")
+
+    def _find(self, kind: int, method: str, path: str) -> str | None:
+        for route in self._by_first_part.get(path.split("/", 2)[1] if path.startswith("/") else "", self._others):
+            if route.kind != MOUNT and route.kind != kind:
+                continue
+            matched = route.match(path)
+            if matched is None:
+                continue
+            if route.kind == MOUNT:
+                if route.below is None:
+                    return route.path
+                below = route.below.find(kind, method, "/" + matched["path"])
+                return None if below is None else route.path + below
+            if not route.methods or method in route.methods:
+                return route.path
+        return None
+
+
+class RoutePatterns:
+    """The routes of an ASGI application.
+
+    Args:
+        described: in the application's order. A route whose expression is none is left out.
+
+    Attributes:
+        described: the same, to be sent.
+    """
+
+    def __init__(self, described: Sequence[Described]) -> None:
+        self.described = tuple(described)
+        self._level = _Level(self.described)
+
+    def __repr__(self) -> str:
+        return f"RoutePatterns({[route[1] for route in self.described]})"
+
+    def find(self, kind: int, method: str, path: str) -> str | None:
+        """The pattern that answers, as it is written in the application; None where none does.
+
+        Args:
+            kind: `HTTP` or `WEBSOCKET`.
+            path: decoded, without the application's prefix.
+        """
+        return self._level.find(kind, method, path)
+
+    def whole(self, prefix: str, method: str, path: str) -> str:
+        """The pattern with the application's prefix before it; "" where it would say no more than the prefix.
+
+        Args:
+            prefix: of the application, "/" or without a slash at its end.
+            method: of HTTP, or "WEBSOCKET".
+            path: decoded, without the prefix.
+        """
+        found = self.find(WEBSOCKET if method == "WEBSOCKET" else HTTP, method, path)
+        whole = "" if found is None else ("" if prefix == "/" else prefix) + found
+        return "" if whole == prefix else whole
+
+
+def packed_route(prefix: str, pattern: str) -> str:
+    """Prefix and pattern as one text: prefixes have no braces."""
+    return f"{prefix}{{}}{pattern}"
+
+
+def unpacked_route(text: str) -> tuple[str, str]:
+    """Prefix and pattern behind `packed_route`; pattern "" of a prefix alone."""
+    prefix, _, pattern = text.partition("{}")
+    return prefix, pattern
+
+
+def _no_match(path: str) -> None:  # noqa: ARG001
+    return None
+
+
+def _matcher(expression: str) -> Callable[[str], re.Match[str] | None]:
+    try:
+        return re.compile(expression).match
+    except (re.error, RecursionError, OverflowError):
+        # user code: an expression that was made with flags, say
+        return _no_match
+
+
+def _first_part(path: str, expression: str) -> str | None:
+    fixed = path.partition("{")[0]
+    first, slash, _ = fixed.removeprefix("/").partition("/")
+    if not fixed.startswith("/") or not (slash or fixed == path):
+        return None
+    # an expression of the application's own may match anything
+    return first if expression.startswith(f"^/{re.escape(first)}") else None
