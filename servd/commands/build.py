@@ -30,6 +30,8 @@ def build(import_paths: Sequence[str], *, app_dir: str, folder: str, multi_app: 
     Args:
         app_dir: put first on the import path; the `working_dir` of the applications.
         folder: of the file, which its relative paths are meant from.
+        multi_app: a multi-app config also of one application. Of several it is one anyway; without it, those that would all
+            answer at "/" get a prefix of their names, as of today's Ray Serve.
         kubernetes: camelCase keys, open objects as JSON text.
 
     Raises:
@@ -37,6 +39,7 @@ def build(import_paths: Sequence[str], *, app_dir: str, folder: str, multi_app: 
         TypeError: an import path names no Application.
         Exception: whatever the user's code raises.
     """
+    may_name = not multi_app
     multi_app = multi_app or len(import_paths) > 1
     if multi_app and kubernetes:
         raise ConfigError("--kubernetes_format has no form for several applications: name one, without --multi-app")
@@ -51,7 +54,7 @@ def build(import_paths: Sequence[str], *, app_dir: str, folder: str, multi_app: 
     # there the code is in the image, and the port belongs to the cluster's own daemon
     env = {} if kubernetes else {"working_dir": os.path.relpath(app_dir, folder)}
     if multi_app:
-        document = _multi(import_paths, built, env)
+        document = _multi(import_paths, built, env, may_name=may_name)
         parse_v2(resolve_paths(document, folder))
     else:
         document = _single(import_paths[0], built[0], env, KUBERNETES_HTTP if kubernetes else {})
@@ -79,22 +82,27 @@ def _single(import_path: str, built: BuiltApplication, env: dict[str, Any], http
     return {"import_path": import_path, "runtime_env": env, **http, "deployments": deployments}
 
 
-def _multi(import_paths: Sequence[str], built: Sequence[BuiltApplication], env: dict[str, Any]) -> dict[str, Any]:
+def _multi(
+    import_paths: Sequence[str], built: Sequence[BuiltApplication], env: dict[str, Any], *, may_name: bool
+) -> dict[str, Any]:
+    names = [f"app{number}" for number in range(1, len(built) + 1)]
+    prefixes = [app.route_prefix for app in built]
+    if may_name and prefixes.count("/") > 1:
+        prefixes = [f"/{name}" if prefix == "/" else prefix for name, prefix in zip(names, prefixes, strict=True)]
     owners: dict[str, str] = {}
-    for path, app in zip(import_paths, built, strict=True):
-        prefix = app.route_prefix
+    for path, prefix in zip(import_paths, prefixes, strict=True):
         if prefix is not None and owners.setdefault(prefix, path) != path:
             hint = "set another in code, as with `.options(route_prefix=...)` on the ingress"
             raise ConfigError(f'{owners[prefix]} and {path} have the same route_prefix "{prefix}": {hint}')
     applications: list[dict[str, Any]] = [
         {
-            "name": f"app{number}",
-            "route_prefix": app.route_prefix,
+            "name": name,
+            "route_prefix": prefix,
             "import_path": path,
             "runtime_env": dict(env),
             "deployments": [_entry(item, with_prefix=False) for item in app.deployments.values()],
         }
-        for number, (path, app) in enumerate(zip(import_paths, built, strict=True), 1)
+        for name, prefix, path, app in zip(names, prefixes, import_paths, built, strict=True)
     ]
     return {"applications": applications}
 

@@ -251,7 +251,12 @@ def build(
         str | None, typer.Option("--output-path", "-o", metavar="FILE", help="Write here [stdout].", show_default=False)
     ] = None,
     multi_app: Annotated[
-        bool, typer.Option("--multi-app", "-m", help="A multi-app config, as of several paths anyway.")
+        bool,
+        typer.Option(
+            "--multi-app",
+            "-m",
+            help="A multi-app config, as of several paths anyway; two of one route prefix are refused.",
+        ),
     ] = False,
 ) -> None:
     """Asks no daemon."""
@@ -260,7 +265,8 @@ def build(
     folder = os.path.dirname(os.path.abspath(output_path)) if output_path else os.getcwd()
     text = build_text(import_paths, app_dir=app_dir, folder=folder, multi_app=multi_app, kubernetes=kubernetes_format)
     if multi_app or len(import_paths) > 1:
-        typer.echo("Note: the applications got generated names; choose better ones in the file.", err=True)
+        what = "names, and prefixes of them where several would answer at /"
+        typer.echo(f"Note: the applications got generated {what}; choose better ones in the file.", err=True)
     if output_path is None:
         sys.stdout.write(text)
         return

@@ -362,6 +362,8 @@ def test_build_of_several_applications(servd: Command) -> None:
         "@deployment(route_prefix='/b', user_config={'k_k': 1}, max_concurrent_queries=5, num_replicas=2)\n"
         "class B: pass\n"
         "a, b = A.bind(), B.bind()\n"
+        "c, d = (B.options(name=name, route_prefix=None).bind() for name in 'cd')\n"
+        "taken = B.options(name='T', route_prefix='/app2').bind()\n"
         "again = B.options(name='C', route_prefix='/a').bind()\n"
     )
     code, _, err = servd("build", "apps:a", "apps:b", "-m", "-o", "out.yaml")
@@ -382,7 +384,16 @@ def test_build_of_several_applications(servd: Command) -> None:
     options = found["deployments"][0]["rayActorOptions"]
     assert options["numCpus"] == 0.5
     assert json.loads(options["runtimeEnv"]) == {"env_vars": {"A_b": "1"}}
+    assert servd("build", "apps:c", "apps:a", "apps:d", "-o", "roots.yaml")[0] == 0
+    document = yaml.safe_load((servd.folder / "roots.yaml").read_text())
+    assert [app["route_prefix"] for app in document["applications"]] == ["/app1", "/a", "/app3"]
+    assert servd("validate", "roots.yaml")[0] == 0
+    document = yaml.safe_load(servd("build", "apps:c", "apps:a")[1])
+    assert [app["route_prefix"] for app in document["applications"]] == ["/", "/a"]
     refused = [
+        (["apps:c", "apps:d", "-m"], 'apps:c and apps:d have the same route_prefix "/"'),
+        (["apps:c", "apps:d", "apps:taken"], 'apps:d and apps:taken have the same route_prefix "/app2"'),
+        (["apps:a", "apps:again"], 'apps:a and apps:again have the same route_prefix "/a"'),
         (["apps:a", "apps:b", "-k"], "--kubernetes_format"),
         (["apps:a", "-m", "-k"], "--kubernetes_format"),
         (["apps:a", "apps:a", "-m"], '"/a"'),
