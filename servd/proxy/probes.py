@@ -18,15 +18,17 @@ def answer_unrouted(table: RouteTable, raw_path: bytes, query: bytes) -> Answer:
 
     Args:
         raw_path: without the query.
-        query: `dialect=today` in it asks for the routes as releases since 2.6 show them.
+        query: `dialect=today` in it asks for what today's Ray Serve says: routes by application, and 503 while there is none.
     """
     path = table.inner_path(decoded_path(raw_path))
-    if path == HEALTH_PATH:
-        return 200, b"content-type: text/plain\r\n", b"success"
-    if path == ROUTES_PATH:
+    if path is not None and is_probe(path):
         is_today = parse_qs(query).get(b"dialect") == [b"today"]
-        body = json.dumps(table.as_document(by_application=is_today), separators=(",", ":")).encode()
-        return 200, b"content-type: application/json\r\n", body
+        routes = table.as_document(by_application=is_today)
+        if is_today and not routes:
+            return 503, TEXT, b"no application has a route yet"
+        if path == HEALTH_PATH:
+            return 200, b"content-type: text/plain\r\n", b"success"
+        return 200, b"content-type: application/json\r\n", json.dumps(routes, separators=(",", ":")).encode()
     shown = decoded_path(raw_path)
     text = f"Path '{shown}' not found. Please ping http://.../-/routes for route table."
     return 404, TEXT, text.encode()

@@ -59,8 +59,16 @@ async def test_request_id_of_the_client_is_kept_if_it_is_decent() -> None:
 
 async def test_probes_and_404() -> None:
     async with Room() as room:
+        for path, code in (
+            ("healthz", 200),
+            ("routes", 200),
+            ("healthz?dialect=today", 503),
+            ("routes?dialect=today", 503),
+        ):
+            assert split(await room.get(f"/-/{path}"))[0] == code
         room.route(room.replica(), prefix="/a")
         assert split(await room.get("/-/healthz"))[2] == b"success"
+        assert split(await room.get("/-/healthz?dialect=today"))[::2] == (200, b"success")
         status, headers, body = split(await room.get("/-/routes", method="POST"))
         assert (status, headers["content-type"], body) == (200, "application/json", b'{"/a":"app_Echo"}')
         assert split(await room.get("/-/routes?dialect=today"))[2] == b'{"/a":"app"}'
