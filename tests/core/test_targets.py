@@ -143,7 +143,7 @@ def test_local_directories_are_replaced_by_their_snapshots() -> None:
 
 def test_unknown_overrides_name_themselves() -> None:
     build = BuildResult("b", deployments=(BuiltDeployment("D", {}),), ingress="D")
-    with pytest.raises(DeployError, match=r"Kiwi.*only D"):
+    with pytest.raises(DeployError, match=r"overrides Kiwi.*only deployments are D"):
         resolve(an_app(deployments=({"name": "Kiwi"},)), build, "c1")
 
 

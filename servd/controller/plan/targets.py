@@ -248,7 +248,7 @@ def resolve(app: ApplicationGoal, build: BuildResult, code_version: str) -> tupl
     if unknown:
         there = ", ".join(d.name for d in build.deployments)
         raise DeployError(
-            f"application {app.name}: the document overrides {', '.join(unknown)}, but the application has only {there}"
+            f"application {app.name}: the document overrides {', '.join(unknown)}, but its only deployments are {there}"
         )
     for name, prefix in given_prefixes(app.document):
         if name != build.ingress:
