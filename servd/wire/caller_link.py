@@ -230,13 +230,14 @@ class CallerLink:
         except Exception as error:
             self._fail(error)
 
-    def _take_packet(self, packet: bytes) -> None:
+    def _take_packets(self, packets: list[bytes]) -> None:
         if self._heard is None:
             self._heard = self._line
             self.outbox.is_numbered = True
         try:
-            records = unpack(packet)
-            self._take(records[0][1], records, [])
+            for packet in packets:
+                records = unpack(packet)
+                self._take(records[0][1], records, [])
         except Exception as error:
             self._fail(error)
 
@@ -257,7 +258,7 @@ class CallerLink:
         if line is None:
             self._connect = None
             return
-        self._line = PacketLine(self._loop, line, self._take_packet, self._on_line_end)
+        self._line = PacketLine(self._loop, line, self._take_packets, self._on_line_end)
         self._look_at_line_later()
 
     def _look_at_line_later(self) -> None:
@@ -285,8 +286,8 @@ class CallerLink:
 
     def _ended(self) -> None:
         # replies written before the death are all readable now
-        if self._line is not None:
-            self._line.read_all()
+        while self._line is not None and self._line.read():
+            pass
         self._drain()
         self._lose("its connection ended")
 

@@ -174,7 +174,7 @@ class ReplicaLink:
         if self._is_closed or peer.is_gone:
             line.close()
             return
-        peer.line = PacketLine(self._loop, line, partial(self._take_packet, peer), peer.close_line)
+        peer.line = PacketLine(self._loop, line, partial(self._take_packets, peer), peer.close_line)
         peer.outbox.is_numbered = True
         # whatever it is: the peer sends by it once something has come
         self.send_now(peer)
@@ -182,11 +182,12 @@ class ReplicaLink:
             # not now: this may be in the midst of an envelope
             self._loop.call_soon(self.flush)
 
-    def _take_packet(self, peer: "Peer", packet: bytes) -> None:
+    def _take_packets(self, peer: "Peer", packets: list[bytes]) -> None:
         self._is_draining = True
         try:
-            records = unpack(packet)
-            self._take(peer, records[0][1], records, [])
+            for packet in packets:
+                records = unpack(packet)
+                self._take(peer, records[0][1], records, [])
         except Exception:
             logger.exception("peer_dropped peer=%s", peer)
             self.drop(peer)

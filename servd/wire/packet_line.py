@@ -13,6 +13,7 @@ the caller likewise; what comes next goes over ZeroMQ, until there is another li
 
 import asyncio
 import contextlib
+import select
 import socket
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
@@ -21,6 +22,9 @@ from servd.exceptions import ProtocolError
 
 PACKET_BYTES = 64 * 1024
 """Larger envelopes go over ZeroMQ, whose thread sends them while this one works."""
+
+_AT_ONCE = 16
+"""Packets that are taken in together: what they ask is answered in one envelope, as long as that takes no millisecond."""
 
 EnvelopeT = TypeVar("EnvelopeT")
 
@@ -66,27 +70,30 @@ class PacketLine:
 
     Args:
         line: connected, of packets; closed with this.
-        on_packet: called with each packet.
+        on_packets: called with the packets that were there.
         on_end: called once when the other end has closed it; what it had sent has been told before.
     """
 
-    __slots__ = ("_is_closed", "_line", "_loop", "_on_end", "_on_packet", "_recv", "_send")
+    __slots__ = ("_is_closed", "_line", "_loop", "_on_end", "_on_packets", "_poll", "_recv", "_send")
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         line: socket.socket,
-        on_packet: Callable[[bytes], None],
+        on_packets: Callable[[list[bytes]], None],
         on_end: Callable[[], None],
     ) -> None:
         self._loop = loop
         self._line = line
-        self._on_packet = on_packet
+        self._on_packets = on_packets
         self._on_end = on_end
         self._send, self._recv = line.send, line.recv
+        poll = select.poll()
+        poll.register(line, select.POLLIN)
+        self._poll = poll.poll
         self._is_closed = False
         line.setblocking(False)
-        loop.add_reader(line, self._read)
+        loop.add_reader(line, self.read)
 
     def __repr__(self) -> str:
         return f"PacketLine({'closed' if self._is_closed else self._line.fileno()})"
@@ -107,11 +114,6 @@ class PacketLine:
         with contextlib.suppress(OSError):
             self._line.shutdown(socket.SHUT_WR)
 
-    def read_all(self) -> None:
-        """Take in what is there already."""
-        while self._read():
-            pass
-
     def close(self) -> None:
         """Close; what was sent can still be read at the other end. Calling it again does nothing."""
         if not self._is_closed:
@@ -119,20 +121,26 @@ class PacketLine:
             self._loop.remove_reader(self._line)
             self._line.close()
 
-    def _read(self) -> bool:
-        """Take in one packet: others make the loop come back, after their answers. Whether there may be more."""
-        if self._is_closed:
-            return False
-        try:
-            data = self._recv(PACKET_BYTES)
-        except BlockingIOError:
-            return False
-        except OSError:
-            # the other end closed it without having read all; said once, before what it had sent
-            return True
-        if not data:
+    def read(self) -> bool:
+        """Take in what is there; whether there may be more."""
+        packets: list[bytes] = []
+        while not self._is_closed:
+            try:
+                packets.append(self._recv(PACKET_BYTES))
+            except ConnectionError:
+                # the other end closed it without having read all; said once, before what it had sent
+                continue
+            except OSError:
+                break
+            # to ask whether there are more costs a third of an attempt
+            if not packets[-1] or len(packets) == _AT_ONCE or not self._poll(0):
+                break
+        has_ended = bool(packets) and not packets[-1]
+        if has_ended:
+            packets.pop()
+        if packets:
+            self._on_packets(packets)
+        if has_ended and not self._is_closed:
             self.close()
             self._on_end()
-            return False
-        self._on_packet(data)
-        return True
+        return len(packets) == _AT_ONCE

@@ -117,15 +117,15 @@ async def test_what_was_sent_before_an_end_is_heard_though_the_other_end_has_not
     try:
         await pair.begin()
         assert pair.peer.line is not None
-        for number in range(10):
+        for number in range(40):
+            # packets of their own, and more of them than are taken in together
             pair.peer.send((number, b"answer"))
-        for number in range(10):
+            pair.replica.flush()
             pair.caller.send((number, b"unread"))
-        pair.caller._flush()
-        pair.replica.flush()
+            pair.caller._flush()
         pair.replica.close()
         await wait_until(lambda: bool(pair.lost))
-        assert pair.heard["caller"] == [(number, b"answer") for number in range(10)]
+        assert pair.heard["caller"] == [(number, b"answer") for number in range(40)]
     finally:
         pair.close()
 
