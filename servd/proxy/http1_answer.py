@@ -42,6 +42,7 @@ class HttpAnswering(asyncio.Protocol, Outgoing):
         "_is_mute",
         "_is_timed",
         "_is_unready",
+        "_is_watched",
         "_is_write_paused",
         "_journal",
         "_keep_alive",
@@ -74,6 +75,8 @@ class HttpAnswering(asyncio.Protocol, Outgoing):
         self._journal = listener.forwarder.journal
         self._now = self._journal.now
         self._is_timed = listener.forwarder.limits.server_timing
+        # whether somebody wants to know more of this request; it may go on saying so of the next one
+        self._is_watched = self._is_timed
         self.peer = None
         self.model_id = ""
         self.is_active = False
@@ -105,8 +108,8 @@ class HttpAnswering(asyncio.Protocol, Outgoing):
         transport = self._transport
         if transport.is_closing():
             return
-        if self._is_timed:
-            block = self._timed(block)
+        if self._is_watched:
+            block = self._watched(block)
         size = len(body)
         if not self.is_plain or status < 200 or status in WITHOUT_CONTENT:
             status = self._write_unusual(status, block, body)
@@ -159,8 +162,8 @@ class HttpAnswering(asyncio.Protocol, Outgoing):
         self._is_mute = not has_content(self._method, status)
         if how.ends_connection:
             self._keep_alive = False
-        if self._is_timed:
-            block = self._timed(block)
+        if self._is_watched:
+            block = self._watched(block)
         self._transport.write(self._head(status, block))
 
     def on_piece(self, data: bytes) -> None:
@@ -251,9 +254,13 @@ class HttpAnswering(asyncio.Protocol, Outgoing):
             about = (self._path, self._sent_bytes if self.has_begun else 0, self._client_ip, replica_id)
             journal.note((self._labels, self._method, status), self._began, self._request_id, *about)
 
-    def _timed(self, block: bytes) -> bytes:
-        sent_at, self._sent_at = self._sent_at, 0.0
-        return self._forwarder.timed(block, self._began, sent_at)
+    def _watched(self, block: bytes) -> bytes:
+        """Header lines with the times of the request and its place in a trace, as far as somebody wants to know."""
+        if self._is_timed:
+            sent_at, self._sent_at = self._sent_at, 0.0
+            block = self._forwarder.timed(block, self._began, sent_at)
+        rid = self._request_id
+        return b"%b%b: %b\r\n" % (block, RESPONSE, rid.response) if type(rid) is TracedId else block
 
     def _write(self, *pieces: bytes) -> None:
         if len(pieces[1]) < _WRITE_APART_BYTES:
@@ -272,10 +279,8 @@ class HttpAnswering(asyncio.Protocol, Outgoing):
             line = _CLOSE
         elif self._is_http10:
             line = _KEEP
-        rid = self._request_id
-        if type(rid) is TracedId:
-            line += b"%b: %b\r\n" % (RESPONSE, rid.response)
-        return b"".join((status_line(status), block, self._forwarder.tail, line, b"x-request-id: ", rid, b"\r\n\r\n"))
+        parts = (status_line(status), block, self._forwarder.tail, line, b"x-request-id: ", self._request_id, b"\r\n\r\n")
+        return b"".join(parts)
 
     def _write_unusual(self, status: int, block: bytes, body: bytes) -> int:
         if status < 0:

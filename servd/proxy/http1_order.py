@@ -45,7 +45,6 @@ class HttpOrder(HttpLending):
         "_is_read_paused",
         "_is_streaming",
         "_is_usual",
-        "_is_watched",
         "_origin",
         "_owes_continue",
         "_silence",
@@ -68,8 +67,6 @@ class HttpOrder(HttpLending):
         self._is_streaming = False
         self._owes_continue = False
         self._is_half_closed = False
-        # whether somebody wants to know when requests are sent
-        self._is_watched = self._is_timed
         self._silence = Silence(listener.forwarder.limits.keep_alive)
         self._origin = b""
 
@@ -177,13 +174,13 @@ class HttpOrder(HttpLending):
         self, special: dict[bytes, bytes], headers: list[tuple[bytes, bytes]], target: Target | None
     ) -> list[tuple[bytes, bytes]]:
         """The request may be part of a trace: then its id knows, and its headers say what is above its handler."""
-        parent = read_trace(special.get(TRACEPARENT, b""), special.get(TRACESTATE, b""))
+        parent = read_trace(special[TRACEPARENT], special.get(TRACESTATE, b"")) if TRACEPARENT in special else None
         about = (self._request_id, parent, self._method, target)
         traced = self._forwarder.traced(*about, began=self._began, begins=BEGINS in special)
         if traced is None:
             return headers
         self._request_id = traced
-        self._is_watched, self.is_plain = True, False
+        self._is_watched = True
         self.waits_since = 0.0
         return with_trace(headers, traced.trace)
 

@@ -352,11 +352,15 @@ class SamplingConnection(HttpConnection):
     def on_headers_complete(self) -> None:
         traces = self._forwarder.traces
         traces.until_next -= 1
-        if traces.until_next <= 0 and traces.begins_now():
+        begins = traces.until_next <= 0 and traces.begins_now()
+        if self._is_usual:
+            # nothing else in its head is to be looked at
+            if begins:
+                self._special, self._is_usual = {BEGINS: b""}, False
+            return
+        if begins:
             self._special = {**self._special, BEGINS: b""}
-            self._is_usual = False
-        if not self._is_usual:
-            super().on_headers_complete()
+        super().on_headers_complete()
 
 
 def _certificate_of(start: ProxyStart) -> Certificate:

@@ -70,6 +70,8 @@ def read_trace(traceparent: str | bytes, tracestate: str | bytes = "") -> TraceC
 
 def read_state(text: str) -> str:
     """A `tracestate` as it goes on: "" for none that is valid; of one that is too long, long members go first, then the last."""
+    if not text:
+        return ""
     members = [member for part in text.split(",") if (member := part.strip(" \t"))]
     keys = {member.partition("=")[0] for member in members}
     if len(members) > MOST_MEMBERS or len(keys) < len(members) or not all(map(_MEMBER.fullmatch, members)):
