@@ -1,4 +1,5 @@
-"""What logs, metrics and traces cost: `python -m benchmarks.observability [--rounds N] [--seconds S] [--steps N] [--json FILE]`.
+"""What logs, metrics and traces cost: `python -m benchmarks.observability [--case noop|fastapi] [--rounds N] [--seconds S]
+[--steps N] [--json FILE]`.
 
 Two measurements, both in interleaved rounds. First whole daemons under wrk, 32 connections: one without access log and
 metrics, one with both, and three that record none of the traces, a hundredth, and all of them, for a collector that drops
@@ -30,7 +31,7 @@ from typing import Any
 
 import uvloop
 
-from benchmarks.compare.cases import BY_NAME
+from benchmarks.compare.cases import BY_NAME, Case
 from benchmarks.compare.results import machine
 from benchmarks.compare.running_system import running
 from benchmarks.compare.systems import Endpoint as HttpEndpoint
@@ -55,7 +56,7 @@ from servd.replica.server import ReplicaServer
 from servd.replica.user_callable import UserCallable
 from servd.wire.messages import DeploymentTargets, Endpoint, Route, Routing
 
-NOOP = BY_NAME["noop"]
+CASES = ("noop", "fastapi")
 CONNECTIONS = 32
 BATCHES = 16
 REQUEST = b"GET / HTTP/1.1\r\nhost: 127.0.0.1:8000\r\nuser-agent: bench\r\naccept: */*\r\n\r\n"
@@ -132,8 +133,8 @@ class Daemon:
         raise TimeoutError(f"{self.endpoint} still works {REST_LIMIT_S:g} s after its load")
 
 
-def servd_with(*, is_on: bool, traces: float | None = None, collector: str = "") -> System:
-    """A daemon with the no-op application, with access log and metrics or without. traces: share that goes to the collector."""
+def servd_with(case: Case, *, is_on: bool, traces: float | None = None, collector: str = "") -> System:
+    """A daemon with the application of the case, with access log and metrics or without. traces: share that is sent."""
 
     def start(python: str, directory: Path, cases: set[str]) -> Setup:
         setup = start_servd(python, directory, cases)
@@ -145,14 +146,14 @@ def servd_with(*, is_on: bool, traces: float | None = None, collector: str = "")
             setup.environment |= {ENDPOINT: f"{collector}/v1/traces", f"SERVD_{RATIO}": str(traces)} | SENDING
         return setup
 
-    return System("servd", "", frozenset({NOOP.name}), start)
+    return System("servd", "", frozenset({case.name}), start)
 
 
-def start_daemon(stack: ExitStack, *, is_on: bool, traces: float | None, collector: str) -> Daemon:
+def start_daemon(stack: ExitStack, case: Case, *, is_on: bool, traces: float | None, collector: str) -> Daemon:
     """Start a daemon and deploy the application."""
-    system = servd_with(is_on=is_on, traces=traces, collector=collector)
-    up = stack.enter_context(running(system, sys.executable, {NOOP.name}))
-    return Daemon(up.endpoints[NOOP.name], tuple(serving_pids(str(up.log.parent / "state"))))
+    system = servd_with(case, is_on=is_on, traces=traces, collector=collector)
+    up = stack.enter_context(running(system, sys.executable, {case.name}))
+    return Daemon(up.endpoints[case.name], tuple(serving_pids(str(up.log.parent / "state"))))
 
 
 def serving_pids(state_dir: str) -> Iterator[int]:
@@ -177,13 +178,13 @@ def start_collector(stack: ExitStack) -> str:
     return f"http://127.0.0.1:{int(process.stdout.readline())}"
 
 
-def compare_daemons(rounds: int, seconds: int) -> dict[tuple[str, str], dict[str, list[float]]]:
+def compare_daemons(case: Case, rounds: int, seconds: int) -> dict[tuple[str, str], dict[str, list[float]]]:
     """Rate and CPU time per request of a daemon as shares of another's, round by round, by the names of both."""
     found: dict[tuple[str, str], dict[str, list[float]]] = {pair: {"rate": [], "cpu": []} for pair in COMPARED}
     with ExitStack() as stack:
         collector = start_collector(stack)
         daemons = {
-            name: start_daemon(stack, is_on=is_on, traces=traces, collector=collector)
+            name: start_daemon(stack, case, is_on=is_on, traces=traces, collector=collector)
             for name, (is_on, traces) in DAEMONS.items()
         }
         names, rng = list(daemons), random.Random(SEED)
@@ -193,7 +194,7 @@ def compare_daemons(rounds: int, seconds: int) -> dict[tuple[str, str], dict[str
             for name in rng.sample(names, len(names)):
                 daemon = daemons[name]
                 before = daemon.cpu_us()
-                one = run(NOOP, daemon.endpoint, CONNECTIONS, seconds)
+                one = run(case, daemon.endpoint, CONNECTIONS, seconds)
                 daemon.rest()
                 figures[name] = one.requests / one.seconds, (daemon.cpu_us() - before) / one.requests
             for (name, base), shares in found.items() if number >= 0 else ():
@@ -332,14 +333,15 @@ def print_steps(entries: list[dict[str, Any]]) -> None:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--case", choices=CASES, default=CASES[0], help="of the whole daemons")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seconds", type=int, default=3, help="of load per daemon and round")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    document: dict[str, Any] = {"machine": machine()}
+    document: dict[str, Any] = {"machine": machine(), "case": options.case}
     with tempfile.TemporaryDirectory(prefix="servd-watch-") as directory:
-        for (name, base), kinds in compare_daemons(options.rounds, options.seconds).items():
+        for (name, base), kinds in compare_daemons(BY_NAME[options.case], options.rounds, options.seconds).items():
             entry = document[name] = {"of": base}
             for kind, shares in kinds.items():
                 low, median, high = (round(share, 3) for share in statistics.quantiles(shares, n=4))
