@@ -2,7 +2,8 @@
 
 How this works: libraries seldom name their threads, so a name says nothing. But whoever started a thread has its entry
 function on the outermost end of that thread's stack: the return address nearest to the end lies in the code of the library.
-Stacks are read through `/proc/self/mem`, so that nothing can be touched that is not there.
+Stacks are read through `/proc/self/mem`, so that nothing can be touched that is not there. A mapping may hold the stacks of many
+threads one behind the other: with glibc 2.42 and Linux 6.13 their guards are no mappings, and only a read stops there.
 """
 
 import os
@@ -16,6 +17,9 @@ from servd.ground.clock import SystemClock, block_for
 from servd.ground.quick_dataclass import dataclass
 
 _MOST_STACK_BYTES = 256 * 1024
+_READ_BYTES = 64 * 1024
+_CONTROL_BLOCK_BYTES = 2304
+"""Of a thread, where its stack ends; glibc's is about so large, and the thread's entry function stands in it."""
 _NEAR_BYTES = 256
 """A thread that waits for a lock of Python's has Python's code nearer than this: the C library's is all that lies between."""
 _SETTLE_S = 0.5
@@ -164,10 +168,11 @@ def _wait_now(task: str) -> Wait | None:
 def _thread_now(wait: Wait, code: list[_Segment], stacks: list[_Segment]) -> ThreadNow:
     if wait.syscall is None:
         return ThreadNow(wait, "")
-    files = _files_on(_stack_from(wait.stack_at, stacks), code)
+    stack = _stack_from(wait.stack_at, stacks)
+    files = _files_on(stack, code)
     return ThreadNow(
         wait,
-        _library_of(_outer_stack(wait.stack_at, stacks), code),
+        _library_of(stack, code),
         waits_in=innermost(files),
         libraries=frozenset(file for _, file in files if not is_interpreter(file)),
     )
@@ -189,12 +194,39 @@ def innermost(files: Sequence[tuple[int, str]]) -> str:
 
 
 def _stack_from(pointer: int, stacks: list[_Segment]) -> bytes:
+    """What is on a stack, from its inner end on."""
     found = _segment_of(pointer, stacks)
     if found is None:
         return b""
+    parts: list[bytes] = []
+    left = found[1] - pointer
     with open("/proc/self/mem", "rb", buffering=0) as memory:
         memory.seek(pointer)
-        return memory.read(found[1] - pointer)
+        while left:
+            wanted = min(left, _READ_BYTES)
+            try:
+                parts.append(memory.read(wanted))
+            except OSError:
+                # the guard of the next stack
+                break
+            left -= wanted
+            if len(parts[-1]) < wanted:
+                break
+    return own_part(b"".join(parts), pointer)
+
+
+def own_part(stack: bytes, pointer: int) -> bytes:
+    """What belongs to one thread: it ends with the thread's control block, which holds its own address, on x86-64 at least.
+
+    Args:
+        stack: from the inner end on, maybe with other things behind it. pointer: address of its first byte.
+    """
+    words = memoryview(stack)[: len(stack) // _WORD.size * _WORD.size].cast("Q")
+    for number in range(len(words) - 2):
+        address = pointer + number * _WORD.size
+        if words[number] == address == words[number + 2]:
+            return stack[: number * _WORD.size + _CONTROL_BLOCK_BYTES]
+    return stack
 
 
 def _files_on(stack: bytes, code: list[_Segment]) -> list[tuple[int, str]]:
@@ -227,24 +259,16 @@ def _look_at(task: str, code: list[_Segment], stacks: list[_Segment]) -> NativeT
             words = file.read().split()
         # "running" has no stack pointer to show
         if len(words) > 2:
-            library = _library_of(_outer_stack(int(words[-2], 16), stacks), code)
+            library = _library_of(_stack_from(int(words[-2], 16), stacks), code)
     except OSError:
         # it has ended, or the kernel does not say
         pass
     return NativeThread(library, name)
 
 
-def _outer_stack(pointer: int, stacks: list[_Segment]) -> bytes:
-    found = _segment_of(pointer, stacks)
-    if found is None:
-        return b""
-    with open("/proc/self/mem", "rb", buffering=0) as memory:
-        memory.seek(max(pointer, found[1] - _MOST_STACK_BYTES))
-        return memory.read(found[1] - memory.tell())
-
-
 def _library_of(stack: bytes, code: list[_Segment]) -> str:
-    whole = stack[len(stack) % _WORD.size :]
+    whole = stack[-_MOST_STACK_BYTES:]
+    whole = whole[len(whole) % _WORD.size :]
     for (address,) in reversed(list(_WORD.iter_unpack(whole))):
         # whole pages are a size: that of the thread's stack, 8 MiB, lies in the code of a Python at low addresses, as Debian's
         if address % _PAGE_BYTES and (file := _file_at(address, code)):
