@@ -279,7 +279,15 @@ class HttpAnswering(asyncio.Protocol, Outgoing):
             line = _CLOSE
         elif self._is_http10:
             line = _KEEP
-        parts = (status_line(status), block, self._forwarder.tail, line, b"x-request-id: ", self._request_id, b"\r\n\r\n")
+        parts = (
+            status_line(status),
+            block,
+            self._forwarder.tail,
+            line,
+            b"x-request-id: ",
+            self._request_id,
+            b"\r\n\r\n",
+        )
         return b"".join(parts)
 
     def _write_unusual(self, status: int, block: bytes, body: bytes) -> int:
