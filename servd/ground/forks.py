@@ -4,7 +4,7 @@ import atexit
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Protocol
 
 from servd.ground import descendants, process
@@ -24,8 +24,7 @@ class Child(Protocol):
 
 def start(child: Child) -> str:
     """Fork `child`; gives why the host lets no process be made, "" if it lives."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    flush_streams()
     try:
         before = process.open_fds()
     except OSError as error:
@@ -43,6 +42,14 @@ def start(child: Child) -> str:
             process.close_fd(fd)
         return told(error, at_fork=True)
     return ""
+
+
+def flush_streams() -> None:
+    """Write what was printed, if that goes: an application may have put anything in the place of its streams, or nothing."""
+    for stream in (sys.stdout, sys.stderr):
+        # closed, its reader gone, no `flush`, or whatever a class of the application's raises
+        with suppress(Exception):
+            stream.flush()
 
 
 @contextmanager

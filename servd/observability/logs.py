@@ -144,7 +144,8 @@ def setup(
     if wish != "0":
         stream: Any = sys.stderr.behind if isinstance(sys.stderr, PrintedLines) else sys.stderr
         if is_serving:
-            stream = _shown_lines = ShownLines(stream.fileno())
+            # not that of `sys.stderr`: an import may have put anything there, or nothing
+            stream = _shown_lines = ShownLines(2)
         shown = _StderrHandler(stream, logging.getLevelNamesMapping().get(wish, logging.NOTSET))
         shown.setLevel(stderr_level)
         handlers.append(shown)

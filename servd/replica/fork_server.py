@@ -91,8 +91,7 @@ def serve(order: BuildOrder, lifetime: Connection) -> None:
     except BaseException:
         logger.exception("fork_server_failed")
     _unlink(path)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    forks.flush_streams()
     # the ordinary way out would wait for the children; exit handlers of user code belong to the replicas
     descendants.leave(code, with_children=False)
 

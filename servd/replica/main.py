@@ -16,6 +16,7 @@ from servd.calls.failures import tell
 from servd.calls.request_context import current_request
 from servd.exceptions import DeployError
 from servd.ground import descendants, event_loop, process
+from servd.ground.forks import flush_streams
 from servd.ground.ids import full_name_of
 from servd.observability import logs
 from servd.observability.access_log import AccessLog, place_of
@@ -116,12 +117,7 @@ def leave(code: int) -> NoReturn:
     timer.start()
     atexit._run_exitfuncs()
     logs.finish()
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except (OSError, ValueError):
-            # closed, or its reader is gone
-            pass
+    flush_streams()
     descendants.leave(code)
 
 

@@ -30,3 +30,34 @@ def test_a_refused_spawn_leaves_no_pipe_and_closes_no_tracker(monkeypatch: pytes
     assert process.open_fds() - before == {child.tracker_fd}
     os.close(child.tracker_fd)
     resource_tracker._resource_tracker._fd = None
+
+
+class WithoutFlush:
+    """As of applications that hand on what is printed."""
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+
+class Odd(WithoutFlush):
+    def flush(self) -> None:
+        raise RuntimeError("not now")
+
+
+class Started:
+    has_started = False
+
+    def start(self) -> None:
+        self.has_started = True
+
+
+@pytest.mark.parametrize("stream", [None, WithoutFlush(), Odd()])
+def test_whatever_an_application_has_put_in_place_of_its_streams(
+    monkeypatch: pytest.MonkeyPatch, stream: object
+) -> None:
+    child = Started()
+    monkeypatch.setattr("sys.stdout", stream)
+    monkeypatch.setattr("sys.stderr", stream)
+    assert forks.start(child) == ""
+    monkeypatch.undo()
+    assert child.has_started

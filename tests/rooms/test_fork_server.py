@@ -104,6 +104,17 @@ async def test_builds_then_forks_a_replica_that_answers(room: Room) -> None:
     assert title == f"servd: replica {start.replica_id} {room.home}"
 
 
+@pytest.mark.parametrize("stream", ["None", "type('Sink', (), {'write': lambda self, text: len(text)})()"])
+async def test_an_import_that_replaces_its_streams_is_forked_all_the_same(room: Room, stream: str) -> None:
+    room.write(quiet=f"import sys\nsys.stdout = sys.stderr = {stream}\nfrom shop import *\n")
+    hello = await room.open_fork_server(room.order("quiet:app"))
+    assert hello.result is not None
+    assert hello.result.error == ""
+    start = room.start_of("Model")
+    await room.running(start)
+    assert await room.call("Model", "__call__") == "called"
+
+
 @pytest.mark.parametrize(("directory", "is_pinned"), [("code/abc", True), ("living", False)])
 async def test_a_build_is_pinned_if_all_modules_are_in_snapshots(room: Room, directory: str, is_pinned: bool) -> None:
     source = room.home / directory
