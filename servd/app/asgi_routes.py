@@ -9,11 +9,18 @@ from typing import Any
 
 from starlette.routing import Mount, Route, WebSocketRoute
 
-from servd.calls.routes.patterns import HTTP, MAX_DEPTH, MOUNT, WEBSOCKET, Described
+from servd.calls.routes.patterns import (
+    HTTP,
+    MAX_DEPTH,
+    MAX_PATH_LENGTH,
+    MOST_PATH_PARAMETERS,
+    MOUNT,
+    WEBSOCKET,
+    Described,
+)
 
 MAX_ROUTES = 2000
 """An application with more is described as far as that."""
-MAX_PATH_LENGTH = 1024
 
 
 def described(routes: Any) -> tuple[Described, ...]:
@@ -36,19 +43,19 @@ def _described(routes: Any, depth: int, room: list[int]) -> tuple[Described, ...
 
 
 def _described_one(route: Any, depth: int, room: list[int]) -> Described | None:
-    """None of what is no path: a host, a route of the application's own kind."""
-    path, expression = getattr(route, "path", None), getattr(getattr(route, "path_regex", None), "pattern", None)
-    if not isinstance(path, str) or not isinstance(expression, str) or len(path) + len(expression) > MAX_PATH_LENGTH:
+    """None of what is no path (a host, a route of the application's own kind), and of what would take long to match."""
+    path = getattr(route, "path", None)
+    if not isinstance(path, str) or len(path) > MAX_PATH_LENGTH or path.count(":path}") > MOST_PATH_PARAMETERS:
         return None
     original = getattr(route, "original_route", route)
     if isinstance(original, Mount):
         mounted = getattr(route, "routes", None)
         # who mounts files, or an application that tells nothing, has no routes there
-        return MOUNT, path, expression, (), _described(mounted, depth + 1, room) if mounted else None
+        return MOUNT, path, (), _described(mounted, depth + 1, room) if mounted else None
     if isinstance(original, WebSocketRoute):
-        return WEBSOCKET, path, expression, (), None
+        return WEBSOCKET, path, (), None
     if isinstance(original, Route):
-        return HTTP, path, expression, tuple(sorted(map(str, route.methods or ()))), None
+        return HTTP, path, tuple(sorted(map(str, route.methods or ()))), None
     return None
 
 

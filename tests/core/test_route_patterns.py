@@ -7,6 +7,7 @@ import httpx
 import pytest
 from fastapi import APIRouter, FastAPI
 from starlette.applications import Starlette
+from starlette.convertors import CONVERTOR_TYPES, Convertor
 from starlette.responses import PlainTextResponse
 from starlette.routing import Host, Mount, Route, Router, WebSocketRoute
 from starlette.staticfiles import StaticFiles
@@ -193,19 +194,51 @@ def test_the_prefix_comes_before_the_pattern(prefix: str, path: str, wanted: str
     assert RoutePatterns(described(app.routes)).whole(prefix, "GET", path) == wanted
 
 
-def test_what_is_no_description_is_left_out() -> None:
+def test_what_is_no_route_of_a_framework_is_left_out() -> None:
     class Own:
-        path, path_regex = "/own", None
+        path = "/own"
 
-    wild = Route("/wild", print)
-    wild.path_regex = type("Expression", (), {"pattern": "("})()  # type: ignore[assignment]
-    anything = Route("/fixed", print)
-    anything.path_regex = type("Expression", (), {"pattern": "^/.*$"})()  # type: ignore[assignment]
-    patterns = RoutePatterns(described([Own(), object(), wild, Route(f"/{'x' * 2000}", print), anything]))
-    assert [route[1] for route in patterns.described] == ["/wild", "/fixed"]
-    assert patterns.find(HTTP, "GET", "/wild") == "/fixed"
-    assert patterns.find(HTTP, "GET", "") == "/fixed"
+    patterns = RoutePatterns(described([Own(), object(), Route(f"/{'x' * 2000}", print), Route("/end", print)]))
+    assert [route[1] for route in patterns.described] == ["/end"]
     assert described(None) == described({"a": 1}) == described(7) == ()
+
+
+class Letters(Convertor[str]):
+    """A parameter whose expression would take longer than anybody waits."""
+
+    regex = "(a+)+"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+def test_no_expression_of_an_application_runs_in_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(CONVERTOR_TYPES, "letters", Letters())
+    routes = [
+        Route("/letters/{x:letters}", print),
+        Route("/{a:path}/x/{b:path}/x/{c:path}/end", print),
+        Route("/{a:path}/x/{b:path}/end", print),
+    ]
+    patterns = RoutePatterns(described(routes))
+    assert [route[1] for route in patterns.described] == ["/letters/{x:letters}", "/{a:path}/x/{b:path}/end"]
+    assert patterns.find(HTTP, "GET", f"/letters/{'a' * 400}!") == "/letters/{x:letters}"
+    assert patterns.find(HTTP, "GET", "/x" * 256) is None
+    assert patterns.find(HTTP, "GET", "/letters/" + "a" * 600) is None
+
+
+def test_uuids_and_numbers() -> None:
+    kinds = ("uuid", "float", "int", "str")
+    patterns = RoutePatterns(described([Route(f"/{{x:{kind}}}", print) for kind in kinds]))
+    for path, kind in (
+        ("0af76519-16cd-43dd-8448-eb211c80319c", "uuid"),
+        ("1.5", "float"),
+        ("12", "float"),
+        ("a", "str"),
+    ):
+        assert patterns.find(HTTP, "GET", f"/{path}") == f"/{{x:{kind}}}"
 
 
 def test_many_routes_and_deep_ones_are_bounded() -> None:
@@ -246,7 +279,7 @@ def test_notes_of_a_proxy_get_the_patterns_of_their_applications() -> None:
         note(("/other", "other", "other_D", ""), "GET", b"/root/other/users/x"),
         note(("", "", "", ""), "GET", b"/root/users/x", 404),
         note(SHOP, "gRPC", b"", "OK"),
-        note(SHOP, "GET", b"/root/shop/users/" + b"x" * 5000),
+        note(SHOP, "GET", b"/root/shop/users/" + b"x" * 400),
     ]
     assert routes.read(batch) == batch
     app = Starlette(routes=[Route("/users/{name}", print), WebSocketRoute("/ws", print)])

@@ -13,30 +13,45 @@ from typing import Any
 HTTP, WEBSOCKET, MOUNT = 0, 1, 2
 """What a route is for."""
 
-Described = tuple[int, str, str, tuple[str, ...], tuple[Any, ...] | None]
-"""A route as it travels: what it is for, its path as written, the expression that matches it, methods (none = all), and
-of what is mounted its own routes, None where nobody can tell."""
+Described = tuple[int, str, tuple[str, ...], tuple[Any, ...] | None]
+"""A route as it travels: what it is for, its path as written, methods (none = all), and of what is mounted its own routes, None
+where nobody can tell."""
 
 MAX_DEPTH = 8
+MAX_PATH_LENGTH = 512
+"""Longer paths have no route here: clients choose what they ask for, and all requests of a proxy would wait."""
+MOST_PATH_PARAMETERS = 2
+"""A route with more parameters of the kind `path`, each of which may end anywhere, is left out for the same reason."""
+
+_PARAMETER = re.compile(r"{[a-zA-Z_]\w*(?::([a-zA-Z_]\w*))?}")
+_EXPRESSIONS = {
+    "path": ".*",
+    "int": "[0-9]+",
+    "float": r"[0-9]+(?:\.[0-9]+)?",
+    "uuid": "[0-9a-fA-F]{8}-?[0-9a-fA-F]{4}-?[0-9a-fA-F]{4}-?[0-9a-fA-F]{4}-?[0-9a-fA-F]{12}",
+}
+_ANYTHING = "[^/]+"
+"""Of a parameter of another kind: an application's own expressions run in none of servd's processes."""
 
 
 class _Route:
     """A route that can be tried. first_part: of every path that it matches, None where that can be any."""
 
-    __slots__ = ("_expression", "_match", "below", "first_part", "kind", "methods", "path")
+    __slots__ = ("_match", "below", "first_part", "kind", "methods", "path")
 
     def __init__(self, described: Described, depth: int) -> None:
-        self.kind, self.path, self._expression, methods, below = described
+        self.kind, self.path, methods, below = described
         self._match: Callable[[str], re.Match[str] | None] | None = None
         self.methods = frozenset(methods)
-        self.first_part = _first_part(self.path, self._expression)
+        self.first_part = _first_part(self.path)
         self.below = None if below is None else _Level(below, depth + 1)
 
     def match(self, path: str) -> re.Match[str] | None:
         """How the path fits; None where it does not."""
         if self._match is None:
             # many are never asked for: none is compiled before
-            self._match = _matcher(self._expression)
+            rest = "/(.*)" if self.kind == MOUNT else ""
+            self._match = re.compile(f"{_expression(self.path)}{rest}$").match
         return self._match(path)
 
 
@@ -77,7 +92,7 @@ class _Level:
             if route.kind == MOUNT:
                 if route.below is None:
                     return route.path
-                below = route.below.find(kind, method, "/" + matched["path"])
+                below = route.below.find(kind, method, f"/{matched[1]}")
                 return None if below is None else route.path + below
             if not route.methods or method in route.methods:
                 return route.path
@@ -88,7 +103,7 @@ class RoutePatterns:
     """The routes of an ASGI application.
 
     Args:
-        described: in the application's order. A route whose expression is none is left out.
+        described: in the application's order.
 
     Attributes:
         described: the same, to be sent.
@@ -108,7 +123,7 @@ class RoutePatterns:
             kind: `HTTP` or `WEBSOCKET`.
             path: decoded, without the application's prefix.
         """
-        return self._level.find(kind, method, path)
+        return self._level.find(kind, method, path) if len(path) <= MAX_PATH_LENGTH else None
 
     def whole(self, prefix: str, method: str, path: str) -> str:
         """The pattern with the application's prefix before it; "" where it would say no more than the prefix.
@@ -134,22 +149,17 @@ def unpacked_route(text: str) -> tuple[str, str]:
     return prefix, pattern
 
 
-def _no_match(path: str) -> None:  # noqa: ARG001
-    return None
+def _expression(path: str) -> str:
+    """What matches a path as it is written in the application."""
+    parts: list[str] = []
+    end = 0
+    for found in _PARAMETER.finditer(path):
+        parts += (re.escape(path[end : found.start()]), _EXPRESSIONS.get(found[1], _ANYTHING))
+        end = found.end()
+    return "".join((*parts, re.escape(path[end:])))
 
 
-def _matcher(expression: str) -> Callable[[str], re.Match[str] | None]:
-    try:
-        return re.compile(expression).match
-    except (re.error, RecursionError, OverflowError):
-        # user code: an expression that was made with flags, say
-        return _no_match
-
-
-def _first_part(path: str, expression: str) -> str | None:
+def _first_part(path: str) -> str | None:
     fixed = path.partition("{")[0]
     first, slash, _ = fixed.removeprefix("/").partition("/")
-    if not fixed.startswith("/") or not (slash or fixed == path):
-        return None
-    # an expression of the application's own may match anything
-    return first if expression.startswith(f"^/{re.escape(first)}") else None
+    return first if fixed.startswith("/") and (slash or fixed == path) else None
