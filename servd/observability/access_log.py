@@ -85,15 +85,16 @@ class AccessLog:
         self.sizes: dict[int, bytes] = {}
         self.parties: dict[tuple[str, str], bytes] = {}
         if is_json:
-            who = f'", "component_name": {_quoted(self._component)}, "component_id": {_quoted(self._component_id)}'
+            who = f', "process": {os.getpid()}, "component_name": {_quoted(self._component)}'
+            who += f', "component_id": {_quoted(self._component_id)}'
             for name, value in replica_fields(self._component, self._component_id).items():
                 who += f', "{name}": {_quoted(value)}'
             self._start = '{"levelname": "INFO", "asctime": "'
-            self.before_id = who + ', "request_id": "'
+            self._before_id = who + ', "request_id": "'
             self.end_line, self._size = b"}\n", b', "bytes": %d'
         else:
             self._start = "INFO "
-            self.before_id = on_one_line(f" {self._component} {self._component_id} ")
+            self._before_id = on_one_line(f" {self._component} {self._component_id} ")
             self.end_line, self._size = b"\n", b" %dB"
         self.latencies = [self.latency(tenths) for tenths in range(SHORT_TENTHS)]
 
@@ -101,8 +102,15 @@ class AccessLog:
         """The begin of all lines of a wall clock's second."""
         return self._start + local_stamp(second)
 
+    def until_id(self, start: str, second: int, millis: int) -> bytes:
+        """What comes before the request id of all lines of a millisecond. start: of those of its second."""
+        time = f"{start},{millis:03d}"
+        if self.is_json:
+            time += f'", "timestamp_ns": {second * 1000 + millis}000000'
+        return f"{time}{self._before_id}".encode(errors="backslashreplace")
+
     def without_id(self, prefix: bytes) -> bytes:
-        """What comes before `words` where no request id is known; `prefix` ends with `before_id`."""
+        """What comes before `words` where no request id is known; prefix: what `until_id` gave."""
         return prefix if self.is_json else prefix[:-1]
 
     def words(self, key: Key) -> tuple[bytes, bytes, bytes]:

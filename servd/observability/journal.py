@@ -331,7 +331,7 @@ class Journal:
             self._start = self._access.start(self._second)
         millis = int((at - self._second) * 1000)
         self._milli_end = self._second + (millis + 1) / 1000 - self._wall_offset
-        self._prefix = f"{self._start},{millis:03d}{self._access.before_id}".encode(errors="backslashreplace")
+        self._prefix = self._access.until_id(self._start, self._second, millis)
 
     def _learn(self, key: Key) -> Series:
         if key[0][3]:

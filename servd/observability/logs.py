@@ -347,6 +347,8 @@ class LineFormatter(logging.Formatter):
         fields = {
             "levelname": record.levelname,
             "asctime": self.formatTime(record),
+            "timestamp_ns": int(record.created * 1e9),
+            "process": record.process,
             "component_name": self._component,
             "component_id": self._component_id,
             **self._replica,

@@ -3,7 +3,9 @@
 import asyncio
 import json
 import logging
+import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -119,9 +121,11 @@ async def test_json_lines_and_none(tmp_path: Path) -> None:
     fields = json.loads(plain)
     assert fields.pop("message").startswith("GET 200 40000")
     assert fields.pop("asctime")[10] == " "
+    assert 0 <= time.time_ns() - fields.pop("timestamp_ns") < 60_000_000_000
     assert 400_000 <= fields.pop("latency_ms") < 401_000
     assert fields == {
         "levelname": "INFO",
+        "process": os.getpid(),
         "component_name": "http_proxy",
         "component_id": "127.0.0.1",
         "request_id": "abc",
