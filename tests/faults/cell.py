@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from servd.ground.clock import SystemClock, block_for
 from servd.ground.settings import work_dir
+from servd.wire.began import LENDING_SUFFIX
 from tests.faults.load import Load
 from tests.faults.outcome import NORMAL_WITHIN_S, Outcome
 from tests.faults.stage import Stage, proxies_are_well
@@ -198,10 +199,12 @@ class Cell:
 
 
 def _count(path: str) -> int:
+    """The door of a replica that lives does not count: it is there once somebody has come."""
     try:
-        return len(os.listdir(path))
+        names = set(os.listdir(path))
     except FileNotFoundError:
         return 0
+    return sum(not (name.endswith(LENDING_SUFFIX) and name.removesuffix(LENDING_SUFFIX) in names) for name in names)
 
 
 def _messages(status: dict[str, Any]) -> list[str]:
