@@ -213,13 +213,14 @@ class RequestRouter(Generic[WorkT]):
         return self.line.pop(0) if self.line else None
 
     def take_first(self) -> Iterator[tuple[WorkT, Candidate]]:
-        """What waits and the replica that the rule wants it at, a few for each; to be sent one by one as it comes.
+        """What waits and the replica that the rule, or its model, wants it at, a few for each; to be sent one by one as it comes.
 
         For the moment when all replicas are new. The rest waits for what they offer, as after any wait. Where the rule goes by
-        nothing that a request says, all of it does.
+        nothing that a request says, all of it does but what wants a model that one of them holds.
         """
         rule = self.rule
         if rule is None or not (rule.header or rule.reads_text) or not self.candidates:
+            yield from self._take_for_models()
             return
         left = dict.fromkeys(self.candidates, FIRST_OF_LINE)
         waiting, self.line = deque(self.line), []
@@ -250,6 +251,18 @@ class RequestRouter(Generic[WorkT]):
         if model_id and chosen is not None:
             self._remember(model_id, chosen)
         return chosen
+
+    def _take_for_models(self) -> Iterator[tuple[WorkT, Candidate]]:
+        left = dict.fromkeys((candidate for candidate in self.candidates if candidate.model_ids), FIRST_OF_LINE)
+        for work in [work for work in self.line if work.model_id] if left else ():
+            holding = [candidate for candidate, room in left.items() if room and work.model_id in candidate.model_ids]
+            if holding:
+                left[holding[0]] -= 1
+                self.line.remove(work)
+                work.has_waited = True
+                yield work, holding[0]
+            elif not any(left.values()):
+                return
 
     def _choose_for_model(self, model_id: str) -> Candidate | None:
         holding = self._holding(model_id)

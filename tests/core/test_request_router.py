@@ -3,7 +3,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from servd.calls.request_router import AfterLoss, RequestRouter, RetryBudget, after_loss
+from servd.calls.request_router import FIRST_OF_LINE, AfterLoss, RequestRouter, RetryBudget, after_loss
 from servd.exceptions import BackPressureError, DeploymentUnavailableError, NoRouteError
 from servd.wire.messages import DeploymentTargets, Endpoint
 
@@ -79,6 +79,21 @@ def test_replicas_that_hold_the_model_come_first() -> None:
     chosen = router.choose("other")
     assert chosen is not None
     assert all(router.choose("other") is chosen for _ in range(10)), "remembered"
+
+
+def test_what_waits_for_the_first_replicas_goes_where_its_model_is() -> None:
+    router = a_router()
+    wanted = [*("m" for _ in range(FIRST_OF_LINE + 2)), "", "other", "n"]
+    for number, model_id in enumerate(wanted):
+        assert router.admit_to_line(Work(number, model_id)) is None
+    endpoints = tuple(
+        Endpoint(name, f"ipc://{name}", models) for name, models in (("a", ()), ("b", ("m", "n")), ("c", ("n",)))
+    )
+    router.update(DeploymentTargets("app_D", "app", endpoints=endpoints))
+    sent = [(work.number, work.has_waited, chosen.replica_id) for work, chosen in router.take_first()]
+    n = len(wanted) - 1
+    assert sent == [*((number, True, "b") for number in range(FIRST_OF_LINE)), (n, True, "c")]
+    assert [work.number for work in router.line] == [FIRST_OF_LINE, FIRST_OF_LINE + 1, n - 2, n - 1]
 
 
 def test_dropped_replica_returns_with_the_next_announcement() -> None:
