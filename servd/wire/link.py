@@ -170,8 +170,8 @@ class ReplicaLink:
 
     def add_line(self, peer: "Peer", line: unix_socket.socket) -> None:
         """Send small envelopes to this peer by a line that it has opened, from now on, and take its own."""
-        peer.close_line()
-        if self._is_closed or peer.is_gone:
+        # it opens none while it has one, and what has come by that one is not all read
+        if self._is_closed or peer.is_gone or peer.line is not None:
             line.close()
             return
         peer.line = PacketLine(self._loop, line, partial(self._take_packets, peer), peer.close_line)

@@ -247,6 +247,23 @@ async def test_all_goes_over_zeromq_where_one_of_them_has_no_lines(who: str, mon
         assert not lines(room)
 
 
+async def test_who_has_a_line_gets_no_other_and_nothing_that_was_sent_by_it_is_lost(watch: LinkWatch) -> None:
+    pair = Pair(watch)
+    try:
+        await pair.begin()
+        said = [say(pair.caller.outbox, pair.caller.send, 1, 5)]
+        pair.caller._flush()
+        here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        pair.replica.add_line(pair.peer, there)
+        assert here.recv(1) == b""
+        here.close()
+        said.append(say(pair.caller.outbox, pair.caller.send, 2, 5))
+        await wait_until(lambda: pair.heard["replica"] == said)
+        assert pair.caller._heard is not None
+    finally:
+        pair.close()
+
+
 async def test_a_line_for_nobody_is_closed() -> None:
     async with Room() as room:
         address = room.replica()
