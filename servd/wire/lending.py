@@ -114,10 +114,15 @@ class LendingLine:
 
 
 def line_for_envelopes(address: str, key: int) -> socket.socket | None:
-    """A line to the replica for envelopes of the caller with this key; None when it cannot be had now."""
+    """A line to the replica for envelopes of the caller with this key; None when it cannot be had now, or would take one of the
+    last descriptors."""
     try:
         line = _enter(lending_path(address))
-    except OSError:
+    # any: see `LendingDoor.open`
+    except Exception:
+        return None
+    if line is not None and _is_spare(line.fileno()):
+        line.close()
         return None
     if line is not None:
         # there is room for it, and who has closed the door meanwhile closes the line
@@ -134,7 +139,7 @@ def _enter(path: str | None) -> socket.socket | None:
         line.connect(path)
         if peer_credentials(line)[1] != os.getuid():
             raise PermissionError(f"{path} belongs to another user")
-    except OSError:
+    except Exception:
         line.close()
         raise
     return line
@@ -226,7 +231,8 @@ class LendingDoor:
                 os.unlink(self._path)
             door.bind(self._path)
             door.listen(_BACKLOG)
-        except OSError as error:
+        # any: user code may have put a class of its own in the place of `socket.socket`, which takes no packets, say
+        except Exception as error:
             if door is not None:
                 door.close()
             # asked for again with each large answer otherwise
@@ -265,8 +271,8 @@ class LendingDoor:
                 line, _ = self._door.accept()
             except BlockingIOError:
                 return
-            except OSError as error:
-                # no descriptor, say: whoever waits at the door would wake the loop for ever
+            except Exception as error:
+                # no descriptor, say, or as in `open`: whoever waits at the door would wake the loop for ever
                 logger.warning("lending_door_closed reason=%s: bodies go through the proxy", error)
                 self.close()
                 return

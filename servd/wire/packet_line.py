@@ -13,9 +13,9 @@ the caller likewise; what comes next goes over ZeroMQ, until there is another li
 
 import asyncio
 import contextlib
-import select
 import socket
 from collections.abc import Callable, Sequence
+from select import POLLIN, poll
 from typing import Generic, TypeVar
 
 from servd.exceptions import ProtocolError
@@ -88,9 +88,9 @@ class PacketLine:
         self._on_packets = on_packets
         self._on_end = on_end
         self._send, self._recv = line.send, line.recv
-        poll = select.poll()
-        poll.register(line, select.POLLIN)
-        self._poll = poll.poll
+        asked = poll()
+        asked.register(line, POLLIN)
+        self._poll = asked.poll
         self._is_closed = False
         line.setblocking(False)
         loop.add_reader(line, self.read)

@@ -18,6 +18,7 @@ from servd.wire.lending import line_for_envelopes
 from servd.wire.link import Peer, ReplicaLink
 from servd.wire.packet_line import PACKET_BYTES
 from servd.wire.records import FRAME_BYTES, LINE, Outbox
+from tests.descriptors import few_descriptors
 from tests.fakes import Room, new_address, wait_until
 
 SMALL_BUFFER = 4096
@@ -277,3 +278,43 @@ async def test_a_line_for_nobody_is_closed() -> None:
         line.close()
         assert (await room.get()).startswith(b"HTTP/1.1 200 ")
         assert len(lines(room)) == 1
+
+
+class ProxiedSocket(socket.socket):
+    """What libraries put in the place of `socket.socket`: it knows streams and datagrams only."""
+
+    def __init__(self, family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None) -> None:
+        if type not in (-1, socket.SOCK_STREAM, socket.SOCK_DGRAM):
+            raise ValueError(f"socket type must be stream or datagram, not {type}")
+        super().__init__(family, type, proto, fileno)
+
+
+@pytest.mark.parametrize("takes_websockets", [False, True])
+@pytest.mark.parametrize("when", ["before", "between"])
+async def test_all_goes_over_zeromq_where_user_code_has_put_another_class_in_the_place_of_sockets(
+    when: str, takes_websockets: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Room(takes_websockets=takes_websockets) as room:
+        address = room.replica()
+        if when == "between":
+            # the door is there already, and who comes to it cannot be let in
+            assert room.servers[address]._door.open()
+        monkeypatch.setattr(socket, "socket", ProxiedSocket)
+        room.route(address)
+        for _ in range(5):
+            assert (await room.get()).startswith(b"HTTP/1.1 200 ")
+        assert not lines(room)
+
+
+async def test_a_line_takes_none_of_the_last_descriptors() -> None:
+    async with Room() as room:
+        address = room.replica()
+        assert room.servers[address]._door.open()
+        for left, is_had in ((16, False), (17, True)):
+            with few_descriptors(left):
+                line = line_for_envelopes(address, 1)
+            assert (line is not None) is is_had
+            if line is not None:
+                line.close()
+        room.route(address)
+        assert (await room.get()).startswith(b"HTTP/1.1 200 ")
