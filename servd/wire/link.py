@@ -174,7 +174,7 @@ class ReplicaLink:
         if self._is_closed or peer.is_gone or peer.line is not None:
             line.close()
             return
-        peer.line = PacketLine(self._loop, line, partial(self._take_packets, peer), peer.close_line)
+        peer.line = PacketLine(self._loop, line, partial(self._take_packets, peer), peer.close_line, heeds_gone=False)
         peer.outbox.is_numbered = True
         # whatever it is: the peer sends by it once something has come
         self.send_now(peer)

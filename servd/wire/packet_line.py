@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Callable, Sequence
-from select import POLLIN, poll
+from select import POLLHUP, POLLIN, poll
 from typing import Generic, TypeVar
 
 from servd.exceptions import ProtocolError
@@ -72,9 +72,11 @@ class PacketLine:
         line: connected, of packets; closed with this.
         on_packets: called with the packets that were there.
         on_end: called once when the other end has closed it; what it had sent has been told before.
+        heeds_gone: what an end has sent that has closed the line since is told too. A caller closes it when it gives the replica
+            up, for one that is frozen, say, and its requests are sent elsewhere then.
     """
 
-    __slots__ = ("_is_closed", "_line", "_loop", "_on_end", "_on_packets", "_poll", "_recv", "_send")
+    __slots__ = ("_heeds_gone", "_is_closed", "_line", "_loop", "_on_end", "_on_packets", "_poll", "_recv", "_send")
 
     def __init__(
         self,
@@ -82,11 +84,14 @@ class PacketLine:
         line: socket.socket,
         on_packets: Callable[[list[bytes]], None],
         on_end: Callable[[], None],
+        *,
+        heeds_gone: bool = True,
     ) -> None:
         self._loop = loop
         self._line = line
         self._on_packets = on_packets
         self._on_end = on_end
+        self._heeds_gone = heeds_gone
         self._send, self._recv = line.send, line.recv
         asked = poll()
         asked.register(line, POLLIN)
@@ -124,6 +129,7 @@ class PacketLine:
     def read(self) -> bool:
         """Take in what is there; whether there may be more."""
         packets: list[bytes] = []
+        is_gone = False
         while not self._is_closed:
             try:
                 packets.append(self._recv(PACKET_BYTES))
@@ -133,12 +139,14 @@ class PacketLine:
             except OSError:
                 break
             # to ask whether there are more costs a third of an attempt
-            if not packets[-1] or len(packets) == _AT_ONCE or not self._poll(0):
+            if not packets[-1] or len(packets) == _AT_ONCE or not (there := self._poll(0)):
                 break
+            # who has but ended its half is still there
+            is_gone = is_gone or there[0][1] & POLLHUP > 0
         has_ended = bool(packets) and not packets[-1]
         if has_ended:
             packets.pop()
-        if packets:
+        if packets and (self._heeds_gone or not is_gone):
             self._on_packets(packets)
         if has_ended and not self._is_closed:
             self.close()

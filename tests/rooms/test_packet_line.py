@@ -4,8 +4,10 @@ import asyncio
 import logging
 import os
 import random
+import signal
 import socket
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ from servd.wire.packet_line import PACKET_BYTES
 from servd.wire.records import FRAME_BYTES, LINE, Outbox
 from tests.descriptors import few_descriptors
 from tests.fakes import Room, new_address, wait_until
+from tests.rooms.test_requests import Replicas
 
 SMALL_BUFFER = 4096
 
@@ -127,6 +130,21 @@ async def test_what_was_sent_before_an_end_is_heard_though_the_other_end_has_not
         pair.replica.close()
         await wait_until(lambda: bool(pair.lost))
         assert pair.heard["caller"] == [(number, b"answer") for number in range(40)]
+    finally:
+        pair.close()
+
+
+@pytest.mark.parametrize("count", [1, 2, 40])
+async def test_what_a_caller_sent_that_has_left_since_is_not_taken_in(watch: LinkWatch, count: int) -> None:
+    pair = Pair(watch)
+    try:
+        await pair.begin()
+        for number in range(count):
+            pair.caller.send((number, b"asked elsewhere meanwhile"))
+            pair.caller._flush()
+        pair.caller.close()
+        await wait_until(lambda: not pair.replica.peers)
+        assert pair.heard["replica"] == []
     finally:
         pair.close()
 
@@ -263,6 +281,30 @@ async def test_who_has_a_line_gets_no_other_and_nothing_that_was_sent_by_it_is_l
         assert pair.caller._heard is not None
     finally:
         pair.close()
+
+
+@pytest.mark.long
+async def test_a_frozen_replica_begins_nothing_that_was_sent_elsewhere_when_it_goes_on(tmp_path: Path) -> None:
+    replicas = Replicas(tmp_path)
+    try:
+        async with Room() as room:
+            frozen = replicas.start("frozen")
+            room.route(frozen)
+            for _ in range(3):
+                await room.get("/before")
+            await asyncio.sleep(0.1)
+            replicas.signal(0, signal.SIGSTOP)
+            post = "POST /%d HTTP/1.1\r\nhost: test\r\nconnection: close\r\ncontent-length: 1\r\n\r\nx"
+            asked = [asyncio.create_task(room.raw((post % number).encode(), timeout_s=30.0)) for number in range(20)]
+            await asyncio.sleep(0.2)
+            room.route(frozen, replicas.start("other"))
+            answers = await asyncio.gather(*asked)
+            assert all(answer.endswith(b"from other") for answer in answers)
+            replicas.signal(0, signal.SIGCONT)
+            await asyncio.sleep(0.5)
+            assert [replicas.seen(f"/{number}") for number in range(20)] == [1] * 20
+    finally:
+        replicas.close()
 
 
 async def test_a_line_for_nobody_is_closed() -> None:

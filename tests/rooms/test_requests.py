@@ -543,7 +543,10 @@ class Replicas:
         return address
 
     def kill(self, index: int) -> None:
-        self._processes[index].send_signal(signal.SIGKILL)
+        self.signal(index, signal.SIGKILL)
+
+    def signal(self, index: int, number: signal.Signals) -> None:
+        self._processes[index].send_signal(number)
 
     def close(self) -> None:
         for process in self._processes:
