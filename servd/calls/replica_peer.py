@@ -11,6 +11,7 @@ from servd.calls.request_router import RequestRouter
 from servd.calls.routing_rules import Candidate
 from servd.ground.edition import own_edition
 from servd.ground.ids import SYSTEM
+from servd.ground.settings import is_on
 from servd.wire.began import BeganReader
 from servd.wire.caller_link import CallerLink, LinkWatch
 from servd.wire.lending import LendingLine, Loan, line_for_envelopes
@@ -40,6 +41,9 @@ from servd.wire.records import (
     bodies_of,
     body_of,
 )
+
+USES_LINES = is_on("PACKET_LINES", "1")
+"""Whether callers of this process open lines of packets; else all goes over ZeroMQ."""
 
 _LENDING_IDLE_S = 10.0
 """After so long to twice as long without a loan the line for descriptors is closed: it is one for each replica."""
@@ -275,7 +279,8 @@ class ReplicaPeer:
         elif kind == REFUSED:
             self._on_refused(record[1])
         elif kind == LINE:
-            self.link.use_lines(partial(line_for_envelopes, self.candidate.address, self._key))
+            if USES_LINES:
+                self.link.use_lines(partial(line_for_envelopes, self.candidate.address, self._key))
         elif kind in (END, REJECTED, RETURNED):
             self._on_last(kind, record)
         else:

@@ -236,7 +236,7 @@ async def test_a_caller_opens_a_line_once_it_has_been_answered(method: str) -> N
         assert len(lines(room)) == len(room.servers)
 
 
-@pytest.mark.parametrize("who", ["caller", "replica", "door"])
+@pytest.mark.parametrize("who", ["caller", "replica", "door", "switch"])
 async def test_all_goes_over_zeromq_where_one_of_them_has_no_lines(who: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if who == "caller":
         # of an edition before lines
@@ -257,6 +257,8 @@ async def test_all_goes_over_zeromq_where_one_of_them_has_no_lines(who: str, mon
             records[:] = [record for record in records if record == 0 or record[0] != LINE]
 
         monkeypatch.setattr(CallerPeer, "before_send", say_nothing_of_lines)
+    elif who == "switch":
+        monkeypatch.setattr("servd.calls.replica_peer.USES_LINES", False)
     else:
         monkeypatch.setattr("servd.calls.replica_peer.line_for_envelopes", lambda *_: None)
     async with Room() as room:
