@@ -36,7 +36,7 @@ _LOST = int(
 )
 
 _LINE_IDLE_S = 10.0
-"""After so long to twice as long without an envelope for it the line is closed: it is a descriptor for each replica."""
+"""After so long to twice as long without an envelope of either end the line is closed: it is a descriptor for each replica."""
 
 logger = logging.getLogger(__name__)
 
@@ -140,7 +140,7 @@ class CallerLink:
         self._line: PacketLine | None = None
         # the same, once something has come by it: the replica reads it
         self._heard: PacketLine | None = None
-        self._sealed = 0
+        self._said = 0
         self._in_order: InOrder[tuple[list[Any], list[Any]]] = InOrder()
         self.outbox = Outbox()
         self._socket = open_socket(zmq.DEALER)
@@ -262,16 +262,20 @@ class CallerLink:
         self._look_at_line_later()
 
     def _look_at_line_later(self) -> None:
-        self._sealed = self.outbox.sealed
+        self._said = self._said_so_far()
         self._loop.call_later(_LINE_IDLE_S, self._look_at_line, self._line)
 
     def _look_at_line(self, line: PacketLine | None) -> None:
         if line is None or line is not self._line:
             return
-        if self._sealed == self.outbox.sealed:
+        if self._said == self._said_so_far():
             line.end()
         else:
             self._look_at_line_later()
+
+    def _said_so_far(self) -> int:
+        # a stream may come for minutes to who says nothing meanwhile
+        return self.outbox.sealed + self._in_order.taken
 
     def _on_line_end(self) -> None:
         if self._heard is None:

@@ -7,7 +7,7 @@ beats that tell a frozen process from a busy one, and the news of a death.
 How this works: the replica says LINE with its first answer, the caller comes to the door where descriptors are lent too
 (`wire/lending.py`) and says which caller it is, and the replica sends a packet, empty if need be. From then on both send by it.
 Each end counts the envelopes that it sends; once there has been a line, each carries its number and is taken in its turn,
-whichever way it came. A caller that has said nothing for a while ends its half. The replica closes the line when it has read all,
+whichever way it came. A caller ends its half when nothing was said for a while. The replica closes the line when it has read all,
 the caller likewise; what comes next goes over ZeroMQ, until there is another line.
 """
 
@@ -40,6 +40,11 @@ class InOrder(Generic[EnvelopeT]):
 
     def __repr__(self) -> str:
         return f"InOrder(next={self._next}, held={sorted(self._held)})"
+
+    @property
+    def taken(self) -> int:
+        """How many have been taken in."""
+        return self._next
 
     def take(self, number: int | None, envelope: EnvelopeT) -> Sequence[EnvelopeT]:
         """What can be taken in now that this one has come, in order.

@@ -173,6 +173,22 @@ async def test_a_line_that_nobody_needs_is_closed_and_another_is_opened_when_it_
     await wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before)
 
 
+async def test_a_line_stays_while_only_the_replica_sends(watch: LinkWatch, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(caller_link, "_LINE_IDLE_S", 0.1)
+    pair = Pair(watch)
+    try:
+        await pair.begin()
+        for number in range(40):
+            pair.peer.send((number, b"item"))
+            await asyncio.sleep(0.01)
+        assert pair.caller._heard is not None
+        assert pair.peer.line is not None
+        await wait_until(lambda: pair.caller._line is None and pair.peer.line is None)
+        assert pair.lines == 1
+    finally:
+        pair.close()
+
+
 @pytest.mark.parametrize("is_short", [False, True])
 async def test_a_replica_without_lines_any_more_is_asked_once(
     watch: LinkWatch, monkeypatch: pytest.MonkeyPatch, is_short: bool
