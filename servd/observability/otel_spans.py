@@ -36,6 +36,7 @@ from servd.observability.spans import (
     TraceSettings,
     install,
     installed,
+    leave_frameworks_out,
     without_secrets,
 )
 from servd.wire.trace_context import TraceContext
@@ -117,6 +118,7 @@ class OtelSpans:
         if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
             follows = _Follows(self.sampling.ratio, in_request, self._late)
             trace.set_tracer_provider(self._provider(follows, UnseededIds()))
+            leave_frameworks_out()
 
     def flush(self, limit_s: float) -> None:
         """Send what waits. A thread of its own: the library's limit is not one for each attempt to send."""

@@ -44,11 +44,16 @@ FLUSH_LIMIT_S = 2.0
 
 _API = "opentelemetry.trace"
 _CONTEXT = "servd.observability.otel_context"
+_OTHER_SIGNALS = frozenset(("opentelemetry.sdk.metrics", "opentelemetry.sdk._logs"))
 
 Attributes = Mapping[str, Any]
 
 has_met_traces = False
 """Whether requests of this process may be part of a trace; else nobody looks at each of them."""
+
+leaves_frameworks_out = False
+"""Whether a web framework that traces by itself wherever a provider is set up shall leave out requests of which nothing is
+recorded: servd has set it up, for the sake of those that are."""
 
 logger = logging.getLogger(__name__)
 
@@ -249,6 +254,12 @@ def expect_traces() -> None:
     """As `meet_traces`, if the application has loaded OpenTelemetry, or spans are recorded here."""
     if _API in sys.modules or _installed is not None:
         meet_traces()
+
+
+def leave_frameworks_out() -> None:
+    """The provider is servd's. Where the application has metrics or logs of the library's, frameworks report for those too."""
+    global leaves_frameworks_out
+    leaves_frameworks_out = not _OTHER_SIGNALS.intersection(sys.modules)
 
 
 def here() -> TraceContext | None:

@@ -212,6 +212,7 @@ def test_an_application_that_seeds_random_numbers_gets_other_ids(
     set_up: list[Any] = []
     monkeypatch.setattr("opentelemetry.trace.get_tracer_provider", trace.ProxyTracerProvider)
     monkeypatch.setattr("opentelemetry.trace.set_tracer_provider", set_up.append)
+    monkeypatch.setattr("servd.observability.spans.leaves_frameworks_out", False)
     spans = make()
     spans.serve_application(lambda: False)
     tracer = set_up[0].get_tracer("users")

@@ -134,6 +134,7 @@ def test_spans_of_the_application_follow_the_one_above(
     set_up: list[Any] = []
     monkeypatch.setattr("opentelemetry.trace.get_tracer_provider", trace.ProxyTracerProvider)
     monkeypatch.setattr("opentelemetry.trace.set_tracer_provider", set_up.append)
+    monkeypatch.setattr("servd.observability.spans.leaves_frameworks_out", False)
     is_in_request = False
     spans.serve_application(lambda: is_in_request)
     tracer = set_up[0].get_tracer("users")
