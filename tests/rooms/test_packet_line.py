@@ -178,9 +178,19 @@ async def test_a_line_stays_while_only_the_replica_sends(watch: LinkWatch, monke
     pair = Pair(watch)
     try:
         await pair.begin()
-        for number in range(40):
-            pair.peer.send((number, b"item"))
-            await asyncio.sleep(0.01)
+        looks = 0
+
+        def look(line: Any) -> None:
+            nonlocal looks
+            looks += 1
+            CallerLink._look_at_line(pair.caller, line)
+
+        monkeypatch.setattr(pair.caller, "_look_at_line", look)
+        sent: list[tuple[int, bytes]] = []
+        # one was due before this counted
+        while looks < 3:
+            sent.append(say(pair.peer.outbox, pair.peer.send, len(sent), 5))
+            await wait_until(lambda: pair.heard["caller"] == sent)
         assert pair.caller._heard is not None
         assert pair.peer.line is not None
         await wait_until(lambda: pair.caller._line is None and pair.peer.line is None)
@@ -310,16 +320,21 @@ async def test_a_frozen_replica_begins_nothing_that_was_sent_elsewhere_when_it_g
             room.route(frozen)
             for _ in range(3):
                 await room.get("/before")
-            await asyncio.sleep(0.1)
+            (candidate,) = room.caller.router_of("app_Echo").candidates
+            peer = candidate.peer
+            assert peer is not None
+            await wait_until(lambda: peer.link._heard is not None)
             replicas.signal(0, signal.SIGSTOP)
             post = "POST /%d HTTP/1.1\r\nhost: test\r\nconnection: close\r\ncontent-length: 1\r\n\r\nx"
             asked = [asyncio.create_task(room.raw((post % number).encode(), timeout_s=30.0)) for number in range(20)]
-            await asyncio.sleep(0.2)
+            await wait_until(lambda: len(peer.pending) == 20 and not peer.link._is_scheduled)
             room.route(frozen, replicas.start("other"))
             answers = await asyncio.gather(*asked)
             assert all(answer.endswith(b"from other") for answer in answers)
             replicas.signal(0, signal.SIGCONT)
-            await asyncio.sleep(0.5)
+            # what lies in its sockets comes before a link that is made now
+            room.route(frozen)
+            assert (await room.get("/after")).endswith(b"from frozen")
             assert [replicas.seen(f"/{number}") for number in range(20)] == [1] * 20
     finally:
         replicas.close()
