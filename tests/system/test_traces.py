@@ -309,9 +309,8 @@ def test_a_collector_that_is_away_or_slow_costs_nobody_anything(tmp_path: Path) 
             log = Path(settings.log_dir) / "serve"
             warned = eventually(lambda: said(log, "traces_not_exported"))
             seen = receiver.requests
-            for _ in range(50):
-                assert daemon.get("/sync")[0] == 200
-            eventually(lambda: receiver.requests > seen + 5)
+            # what few requests leave behind goes in one message of each process
+            eventually(lambda: daemon.get("/sync")[0] == 200 and receiver.requests > seen + 5)
             assert sorted(said(log, "traces_not_exported"))[: len(warned)] == sorted(warned)
             places = [
                 line.partition(" - ")[0].rpartition(" ")[0].partition(",")[2][4:] for line in said(log, "traces_not_")
