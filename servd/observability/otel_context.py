@@ -11,12 +11,12 @@ from servd.wire.trace_context import TraceContext
 
 
 class _Kept(Protocol):
-    """A span of servd's that the library knows nothing of before `library_span` is asked for. context: of itself."""
+    """A span of servd's that the library knows nothing of before `sdk_span` is asked for. context: of itself."""
 
     context: TraceContext
     is_over: bool
 
-    def library_span(self) -> Span: ...
+    def sdk_span(self) -> Span: ...
 
 
 class CurrentSpan(Span):
@@ -32,7 +32,7 @@ class CurrentSpan(Span):
         # what the library's spans have beside the API: `name`, `attributes`, ...
         if name.startswith("_"):
             raise AttributeError(name)
-        return getattr(self._kept.library_span(), name)
+        return getattr(self._kept.sdk_span(), name)
 
     @property
     def place(self) -> TraceContext:
@@ -45,22 +45,22 @@ class CurrentSpan(Span):
         return not self._kept.is_over
 
     def set_attributes(self, attributes: Mapping[str, AnyValue]) -> None:
-        self._kept.library_span().set_attributes(attributes)
+        self._kept.sdk_span().set_attributes(attributes)
 
     def set_attribute(self, key: str, value: AnyValue) -> None:
-        self._kept.library_span().set_attribute(key, value)
+        self._kept.sdk_span().set_attribute(key, value)
 
     def add_event(self, name: str, attributes: Attributes = None, timestamp: int | None = None) -> None:
-        self._kept.library_span().add_event(name, attributes, timestamp)
+        self._kept.sdk_span().add_event(name, attributes, timestamp)
 
     def add_link(self, context: SpanContext, attributes: Attributes = None) -> None:
-        self._kept.library_span().add_link(context, attributes)
+        self._kept.sdk_span().add_link(context, attributes)
 
     def update_name(self, name: str) -> None:
-        self._kept.library_span().update_name(name)
+        self._kept.sdk_span().update_name(name)
 
     def set_status(self, status: Status | StatusCode, description: str | None = None) -> None:
-        self._kept.library_span().set_status(status, description)
+        self._kept.sdk_span().set_status(status, description)
 
     def record_exception(
         self,
@@ -69,10 +69,10 @@ class CurrentSpan(Span):
         timestamp: int | None = None,
         escaped: bool = False,
     ) -> None:
-        self._kept.library_span().record_exception(exception, attributes, timestamp, escaped)
+        self._kept.sdk_span().record_exception(exception, attributes, timestamp, escaped)
 
     def end(self, end_time: int | None = None) -> None:
-        self._kept.library_span().end(end_time)
+        self._kept.sdk_span().end(end_time)
 
 
 def span_context(place: TraceContext, *, is_remote: bool = True) -> SpanContext:

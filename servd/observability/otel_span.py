@@ -44,9 +44,6 @@ class OnceHashed(Resource):
     def __hash__(self) -> int:
         return self._hash
 
-    def __eq__(self, other: object) -> bool:
-        return self is other or super().__eq__(other)
-
 
 class GivenIds(threading.local, IdGenerator):
     """Gives the library's spans the place that they have already. place: of the one that this thread makes next."""
@@ -87,12 +84,12 @@ class Origin:
     resource: Resource
     take: Callable[[ReadableSpan], None]
 
-    @staticmethod
-    def has_limits() -> bool:
-        """Whether the environment limits what spans of servd's may say."""
-        limits = SpanLimits()
-        most = limits.max_span_attributes
-        return limits.max_span_attribute_length is not None or (most is not None and most < _MOST_ATTRIBUTES)
+
+def are_limited() -> bool:
+    """Whether the environment limits what spans of servd's may say."""
+    limits = SpanLimits()
+    most = limits.max_span_attributes
+    return limits.max_span_attribute_length is not None or (most is not None and most < _MOST_ATTRIBUTES)
 
 
 class OtelSpan:
@@ -102,12 +99,12 @@ class OtelSpan:
         "_attributes",
         "_began",
         "_kind",
-        "_library_span",
         "_lock",
         "_name",
         "_offset_s",
         "_origin",
         "_parent",
+        "_sdk_span",
         "_status",
         "context",
         "is_over",
@@ -129,7 +126,7 @@ class OtelSpan:
         self._kind = kind
         self._attributes = attributes
         self._status = _UNSET
-        self._library_span: trace.Span | None = None
+        self._sdk_span: trace.Span | None = None
         # threads of the application may change it while the loop does
         self._lock = threading.Lock()
         # a clock that was set shows in the next one
@@ -152,10 +149,10 @@ class OtelSpan:
         with self._lock:
             if self.is_over:
                 return
-            if self._library_span is None:
+            if self._sdk_span is None:
                 self._attributes.update(said)
             else:
-                self._library_span.set_attributes(said)
+                self._sdk_span.set_attributes(said)
 
     def fail(self, error: BaseException) -> None:
         """It failed with this, whatever code the error's class has."""
@@ -168,7 +165,7 @@ class OtelSpan:
             "exception.message": text,
             "exception.stacktrace": bounded(user_traceback(error)),
         }
-        self.library_span().add_event("exception", told, self._nanos(None))
+        self.sdk_span().add_event("exception", told, self._nanos(None))
         self.fail_as(kind, text)
 
     def fail_as(self, kind: str, text: str | None = None) -> None:
@@ -176,8 +173,8 @@ class OtelSpan:
         self.note({"error.type": kind})
         with self._lock:
             self._status = Status(StatusCode.ERROR, text)
-            if self._library_span is not None and not self.is_over:
-                self._library_span.set_status(self._status)
+            if self._sdk_span is not None and not self.is_over:
+                self._sdk_span.set_status(self._status)
 
     def end(self, at: float | None = None) -> None:
         """Close it."""
@@ -186,19 +183,19 @@ class OtelSpan:
             if self.is_over:
                 return
             self.is_over = True
-        if self._library_span is None:
+        if self._sdk_span is None:
             self._origin.take(self._readable(ended))
         else:
-            self._library_span.end(ended)
+            self._sdk_span.end(ended)
 
-    def library_span(self, links: Sequence[TraceContext] = ()) -> trace.Span:
+    def sdk_span(self, links: Sequence[TraceContext] = ()) -> trace.Span:
         """The library's own from now on, of the same place. Of one that is over nothing is recorded any more."""
         with self._lock:
-            if self._library_span is None:
+            if self._sdk_span is None:
                 if self.is_over:
                     return trace.NonRecordingSpan(span_context(self.context, is_remote=False))
                 self._origin.ids.place = self.context
-                self._library_span = self._origin.tracer.start_span(
+                self._sdk_span = self._origin.tracer.start_span(
                     self._name,
                     below(self._parent),
                     self._kind,
@@ -206,8 +203,8 @@ class OtelSpan:
                     [Link(span_context(place)) for place in links],
                     self._began,
                 )
-                self._library_span.set_status(self._status)
-            return self._library_span
+                self._sdk_span.set_status(self._status)
+            return self._sdk_span
 
     def _readable(self, ended: int) -> ReadableSpan:
         origin = self._origin

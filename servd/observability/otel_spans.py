@@ -27,7 +27,7 @@ from servd.ground.package import VERSION
 from servd.observability.described import summary_of
 from servd.observability.failure import bounded
 from servd.observability.otel_context import CurrentSpan
-from servd.observability.otel_span import GivenIds, OnceHashed, Origin, OtelSpan, UnseededIds
+from servd.observability.otel_span import GivenIds, OnceHashed, Origin, OtelSpan, UnseededIds, are_limited
 from servd.observability.own_loggers import leave_alone, overhear
 from servd.observability.spans import (
     NOTHING_RECORDED,
@@ -85,7 +85,7 @@ class OtelSpans:
         ids = GivenIds()
         tracer = self._provider(ALWAYS_ON, ids).get_tracer("servd", VERSION)
         self._origin = Origin(tracer, ids, InstrumentationScope("servd", VERSION), self._resource, self._late.on_end)
-        self._is_limited = Origin.has_limits()
+        self._are_limited = are_limited()
         self._attributes = dict(attributes)
 
     def __repr__(self) -> str:
@@ -104,8 +104,8 @@ class OtelSpans:
         """Open a span."""
         said = {key: value for key, value in attributes.items() if value is not None}
         span = OtelSpan(self._origin, name, parent, _KINDS[kind], {**self._attributes, **said}, began)
-        if links or self._is_limited:
-            span.library_span(links)
+        if links or self._are_limited:
+            span.sdk_span(links)
         return span
 
     def enter(self, span: Span) -> None:

@@ -111,10 +111,10 @@ def test_the_library_says_the_same(
         # of a process whose wall clock stood still between the two
         span._offset_s, span._began = 100.0, 103_000_000_000
         if is_librarys and not is_late:
-            span.library_span()
+            span.sdk_span()
         happens(span)
         if is_librarys and is_late:
-            span.library_span()
+            span.sdk_span()
         span.end(at=4.0)
         span.end(at=5.0)
     first, second = sent(spans, kept)
