@@ -15,13 +15,13 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.compare import wrk
-from benchmarks.compare.__main__ import names
+from benchmarks.compare.__main__ import names, tree
 from benchmarks.compare.measure import say
 from benchmarks.compare.peers import PEERS_DIR, NotInstallableError, python_of, version_of
 from benchmarks.compare.results import Results, machine, read, together, write
 from benchmarks.models.cases import KINDS, MODELS
 from benchmarks.models.measure import Plan, measure
-from benchmarks.models.systems import APPS_DIR, SYSTEMS, System, interpreter
+from benchmarks.models.systems import APPS_DIR, SYSTEMS, System, interpreter, servd_of
 from benchmarks.models.table import report
 
 
@@ -37,6 +37,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--systems", type=names(systems), default=systems, metavar="NAME,...", help=", ".join(systems))
     parser.add_argument(
         "--only", type=names(list(KINDS)), default=list(KINDS), metavar="NAME,...", help=", ".join(KINDS)
+    )
+    parser.add_argument(
+        "--before", type=tree, metavar="DIRECTORY", help="another checkout of servd, to take part as `before`"
     )
     parser.add_argument(
         "--environments", type=_absolute, default=PEERS_DIR, metavar="DIR", help=f"default: {PEERS_DIR}"
@@ -57,7 +60,8 @@ def _absolute(text: str) -> Path:
 def interpreters(options: argparse.Namespace, results: Results) -> dict[System, str]:
     """Of each system that can be had; the others are noted as skipped."""
     found = {}
-    for system in [system for system in SYSTEMS if system.name in options.systems]:
+    before = [servd_of(options.before)] if options.before is not None else []
+    for system in [*(system for system in SYSTEMS if system.name in options.systems), *before]:
         try:
             found[system] = interpreter(system, options.environments, options.torch)
             version = f"{system.peer} {version_of(system.peer, found[system])}"

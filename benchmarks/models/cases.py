@@ -19,7 +19,7 @@ KINDS = {
 }
 CASES = {f"{model}-{kind}": f"{about}: {what}" for model, about in MODELS.items() for kind, what in KINDS.items()}
 """Name -> title. A burst is one of `CLIENTS` clients on a deployment with autoscaling."""
-OWN = ("servd-preload", "servd", "servd-spawn")
+OWN = ("servd-preload", "servd", "servd-spawn", "before")
 PEERS = tuple(system.name for system in SYSTEMS if system.name not in OWN)
 
 

@@ -1,6 +1,7 @@
 """The rounds: each system grows from one replica to many; then all of them answer the same load in turn."""
 
 import http.client
+import os
 import shutil
 import tempfile
 import time
@@ -19,7 +20,7 @@ from benchmarks.compare.processes import cpu_s, go_on, pause, pss_mb
 from benchmarks.compare.results import Results
 from benchmarks.compare.running_system import LOG_BYTES, SystemFailedError, go_on_waiting, launched, run_then
 from benchmarks.compare.systems import Endpoint
-from benchmarks.models.systems import MOST, System, Up, Work
+from benchmarks.models.systems import APPS_DIR, MOST, System, Up, Work
 
 START_LIMIT_S = 180.0
 ANSWER_LIMIT_S = 60.0
@@ -167,7 +168,8 @@ def running(plan: Plan, system: System, work: Work) -> Iterator[Up]:
     setup.environment |= dict.fromkeys(
         ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(work.threads)
     )
-    setup.environment["PYTHONPATH"] = str(Path(__file__).parent / "apps")
+    own = filter(None, (setup.environment.get("PYTHONPATH"), str(APPS_DIR)))
+    setup.environment["PYTHONPATH"] = os.pathsep.join(own)
     try:
         with launched(setup, directory, log) as process:
             up = Up(setup, process.pid, imports)

@@ -96,8 +96,8 @@ def interpreter(system: System, home: Path = PEERS_DIR, torch: str = "torch") ->
     return python
 
 
-def start_servd(**options: Any) -> Starter:
-    """The daemon, and a document whose deployment has these options."""
+def start_servd(tree: Path | None = None, **options: Any) -> Starter:
+    """The daemon, and a document whose deployment has these options. tree: of another checkout, for its servd."""
 
     def start(python: str, directory: Path, work: Work) -> Setup:
         port, admin_port = free_ports(2)
@@ -116,13 +116,24 @@ def start_servd(**options: Any) -> Starter:
         path = directory / "document.yaml"
         path.write_text(json.dumps(document))
         state = str(directory / "state")
-        servd = str(Path(python).parent / "servd")
-        start = [servd, "start", "--http-port", str(port), "--admin-port", str(admin_port), "--state-dir", state]
-        then = [servd, "deploy", "--wait", str(path), "--address", f"http://127.0.0.1:{admin_port}"]
-        environment = {"TMPDIR": str(directory), "SERVD_STATE_DIR": state}
+        servd = [str(Path(python).parent / "servd")] if tree is None else [python, "-m", "servd"]
+        start = [*servd, "start", "--http-port", str(port), "--admin-port", str(admin_port), "--state-dir", state]
+        then = [*servd, "deploy", "--wait", str(path), "--address", f"http://127.0.0.1:{admin_port}"]
+        environment = {
+            "TMPDIR": str(directory),
+            "SERVD_STATE_DIR": state,
+            **({"PYTHONPATH": str(tree)} if tree else {}),
+        }
         return Setup([start], {"model": Endpoint(port, "/")}, environment, then, admin_port)
 
     return start
+
+
+def servd_of(tree: Path) -> System:
+    """The servd of another checkout, as `before`, with `preload`; it runs on what is installed for this one."""
+    start = start_servd(tree, preload=True)
+    about = f"servd as it is in {tree.name}, with `preload`"
+    return System("before", about, "servd", start, grow_servd, has_autoscaling=True, may_pause=False)
 
 
 def grow_servd(up: Up, count: int) -> None:
