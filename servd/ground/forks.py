@@ -1,11 +1,12 @@
 """Forks of processes of servd, which leave nothing behind where the host gives no process."""
 
 import atexit
+import gc
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Protocol
+from typing import Any, Protocol
 
 from servd.ground import descendants, process
 from servd.ground.host_limits import descriptor_limit, no_descriptor, told
@@ -32,7 +33,7 @@ def start(child: Child) -> str:
     if descriptor_limit() - len(before) < _CHILD_FDS:
         return no_descriptor()
     try:
-        with warnings.catch_warnings(), descendants.own_fork(), _exit_handlers_kept():
+        with warnings.catch_warnings(), descendants.own_fork(), _exit_handlers_kept(), process.stdin_kept():
             # the kernel's thread count is not what matters: fork_safety has judged it
             warnings.simplefilter("ignore", DeprecationWarning)
             child.start()
@@ -42,6 +43,19 @@ def start(child: Child) -> str:
             process.close_fd(fd)
         return told(error, at_fork=True)
     return ""
+
+
+def freeze() -> None:
+    """Let children share what is in memory now, as far as that goes.
+
+    To be called before a fork, in a process that makes no garbage: their collectors leave alone what is frozen. And Python
+    remembers where it has found attributes, together with their names; a child that put others in their places would count
+    references of names all over the memory.
+    """
+    gc.freeze()
+    # from Python 3.13 on it has a name of wider meaning
+    forget: Any = getattr(sys, "_clear_internal_caches", None) or sys._clear_type_cache
+    forget()
 
 
 def flush_streams() -> None:

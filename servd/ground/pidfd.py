@@ -4,6 +4,9 @@ import os
 
 from servd.ground.host_limits import host_limit_in
 
+_STAT_BYTES = 4096
+"""More than `/proc/<pid>/stat` ever has."""
+
 
 def start_ticks(pid: int) -> int:
     """Start time of a process, in clock ticks since boot; 0 when there is no such process.
@@ -28,9 +31,14 @@ def children() -> list[int]:
 def _field(pid: int, number: int) -> int:
     """A number in `/proc/<pid>/stat`, fields counted from 1 as its manual does."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            # the second field is the name in brackets and may hold anything, brackets included
-            return int(file.read().rpartition(b")")[2].split()[number - 3])
+        # a file object would cost each replica that starts a dozen pages of memory
+        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            data = os.read(fd, _STAT_BYTES)
+        finally:
+            os.close(fd)
+        # the second field is the name in brackets and may hold anything, brackets included
+        return int(data.rpartition(b")")[2].split()[number - 3])
     except (OSError, IndexError, ValueError) as error:
         if host_limit_in(error):
             raise

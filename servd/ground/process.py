@@ -2,17 +2,21 @@
 
 import asyncio
 import multiprocessing.resource_tracker
+import multiprocessing.util
 import os
 import resource
 import signal
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO
 
 import setproctitle
 
 from servd.ground.names import on_one_line
 from servd.ground.quick_dataclass import dataclass
+
+_NULL = os.makedev(1, 3)
 
 LIFETIME_DRAIN_S = 4.0
 """How long a process may go on after the daemon is gone, seconds."""
@@ -78,18 +82,49 @@ def show_title(title: str) -> None:
 def read_nothing() -> None:
     """Let descriptor 0 and `sys.stdin` be at their end, whatever became of them.
 
-    `multiprocessing` gives each child a `sys.stdin` on some descriptor of its own, which a child may have closed since; and
+    `multiprocessing` gives a child a `sys.stdin` on some descriptor of its own, which a child may have closed since; and
     a terminal is the daemon's, not the user's code's.
     """
+    if _at_end and sys.stdin is _at_end[0] and not sys.stdin.closed and _is_null(0):
+        # the parent has seen to it
+        return
     fd = os.open(os.devnull, os.O_RDONLY)
     if fd:
         os.dup2(fd, 0)
         os.close(fd)
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - for as long as the process lives
+    _at_end[:] = [sys.stdin]
+
+
+_at_end: list[TextIO] = []
+
+
+def _is_null(fd: int) -> bool:
+    try:
+        return os.fstat(fd).st_rdev == _NULL
+    except OSError:
+        return False
 
 
 def _nothing() -> None:
     pass
+
+
+@contextmanager
+def stdin_kept() -> Iterator[None]:
+    """A child that is forked in here has its parent's `sys.stdin`, which is at its end: multiprocessing would open another one."""
+    util: Any = multiprocessing.util
+    close = util._close_stdin
+
+    def keep() -> None:
+        # in the child, which never comes back to the end of this context
+        util._close_stdin = close
+
+    util._close_stdin = keep
+    try:
+        yield
+    finally:
+        util._close_stdin = close
 
 
 def watch_lifetime(

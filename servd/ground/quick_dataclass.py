@@ -39,20 +39,37 @@ def _decorator(
         for name, method in methods.items():
             if name not in own:
                 setattr(made, name, method)
+        if "__init__" not in own:
+            _uncompiled.add(made)
         return made  # type: ignore[no-any-return]
 
     return decorate
+
+
+def compile_now(*classes: type[Any]) -> None:
+    """Compile the `__init__` of these, if that has not been done: before a fork it is done once for all children."""
+    for cls in classes:
+        if cls in _uncompiled:
+            _put_compiled(cls)
+
+
+_uncompiled: set[type[Any]] = set()
 
 
 def _first_init(cls: type[Any]) -> Callable[..., None]:
     """An `__init__` that puts a compiled one in its place."""
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        compiled = _compiled_init(cls)
-        setattr(cls, "__init__", compiled)  # noqa: B010 - a checker forbids the plain assignment
-        compiled(self, *args, **kwargs)
+        _put_compiled(cls)(self, *args, **kwargs)
 
     return __init__
+
+
+def _put_compiled(cls: type[Any]) -> Callable[..., None]:
+    compiled = _compiled_init(cls)
+    setattr(cls, "__init__", compiled)  # noqa: B010 - a checker forbids the plain assignment
+    _uncompiled.discard(cls)
+    return compiled
 
 
 def _compiled_init(cls: type[Any]) -> Callable[..., None]:

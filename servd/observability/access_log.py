@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from functools import cache
 from typing import Any, TypeVar
 
 from servd.ground.clock import local_stamp
@@ -37,6 +38,17 @@ def replica_fields(component: str, component_id: str) -> dict[str, str]:
     """What JSON lines of a replica have beside its id, under Ray Serve's names: its deployment's full name, and its letters."""
     deployment, _, letters = component_id.rpartition("#")
     return {"deployment": deployment, "replica": letters} if component == "replica" and deployment else {}
+
+
+def _latency(tenths: int, is_json: bool) -> bytes:
+    text = f"{tenths / 10:.1f}"
+    return f'{text}ms", "latency_ms": {text}'.encode() if is_json else f"{text}ms".encode()
+
+
+@cache
+def short_latencies(*, is_json: bool) -> list[bytes]:
+    """By tenths of a millisecond. Asked before a fork, all children share them."""
+    return [_latency(tenths, is_json) for tenths in range(SHORT_TENTHS)]
 
 
 def place_of(function: Callable[..., Any]) -> tuple[str, int]:
@@ -96,7 +108,7 @@ class AccessLog:
             self._start = "INFO "
             self._before_id = on_one_line(f" {self._component} {self._component_id} ")
             self.end_line, self._size = b"\n", b" %dB"
-        self.latencies = [self.latency(tenths) for tenths in range(SHORT_TENTHS)]
+        self.latencies = short_latencies(is_json=is_json)
 
     def start(self, second: int) -> str:
         """The begin of all lines of a wall clock's second."""
@@ -163,8 +175,7 @@ class AccessLog:
 
     def latency(self, tenths: int) -> bytes:
         """A latency in tenths of a millisecond. `latencies` holds the short ones."""
-        text = f"{tenths / 10:.1f}"
-        return f'{text}ms", "latency_ms": {text}'.encode() if self.is_json else f"{text}ms".encode()
+        return _latency(tenths, self.is_json)
 
     def tend(self) -> None:
         """See to the file where others write to it."""

@@ -105,13 +105,19 @@ class LogFile:
     def _open_or_none(self) -> int:
         """The file, else what swallows everything."""
         try:
-            self._make_directories()
-            fd = self._open()
+            fd = self._open_in_directory()
         except OSError:
             self._is_away = True
             return os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
         self._is_away = False
         return fd
+
+    def _open_in_directory(self) -> int:
+        try:
+            return self._open()
+        except FileNotFoundError:
+            self._make_directories()
+            return self._open()
 
     def _make_directories(self) -> None:
         # no more than the log root and its one directory: a state directory that is gone must be seen to be gone

@@ -52,6 +52,8 @@ _shown_lines: ShownLines | None = None
 _placed: tuple[LogFile, Path] | None = None
 """The file of a process that runs an application, and where it lies unless a `logging_config` says otherwise."""
 
+_is_revived = False
+
 _LIKE_A_LINE = re.compile(r'\n(?=[^ \n]+ \d{4}-\d\d-\d\d |\{"levelname": )')
 """In the midst of a message: what `servd logs` would take for the begin of a line."""
 
@@ -232,7 +234,9 @@ def configure(config: Mapping[str, Any]) -> Style:
         # the root begins with a level of its own, which the user may also have chosen once it had another
         untouched = (logging.NOTSET, _own_levels.get(name)) if name else (_own_levels.get(name, logging.WARNING),)
         if logger.level in untouched:
-            logger.setLevel(style.level)
+            # not in vain: what all loggers know of their levels is forgotten with it
+            if logger.level != style.level:
+                logger.setLevel(style.level)
             _own_levels[name] = style.level
         for handler in logger.handlers:
             if isinstance(handler.formatter, LineFormatter):
@@ -261,8 +265,16 @@ def _place(logs_dir: str) -> None:
         file.move(usual)
 
 
-def revive() -> None:
-    """Let servd's loggers speak again, its own from now on: `logging.config` silences all that it finds."""
+def revive(*, for_children: bool = False) -> None:
+    """Let servd's loggers speak again, its own from now on: `logging.config` silences all that it finds.
+
+    Args:
+        for_children: no code of the user's runs any more, but in children that are forked: they need not look at every logger.
+    """
+    global _is_revived
+    if _is_revived:
+        return
+    _is_revived = for_children
     for name, logger in logging.root.manager.loggerDict.items():
         if isinstance(logger, logging.Logger) and _is_own(name):
             logger.disabled = False

@@ -14,6 +14,7 @@ from servd.calls.replica_context import set_template_of
 from servd.exceptions import DeployError
 from servd.ground.settings import SLOW_START_S, fork_server_log, variable
 from servd.observability.tracebacks import user_traceback
+from servd.replica.before_fork import make_ready
 from servd.replica.code.environment import Environment
 from servd.replica.code.importing import code_version, is_pinned, load_application
 from servd.replica.instances import HOOK, new_preloaded
@@ -47,6 +48,7 @@ def built_from(order: BuildOrder, environment: Environment) -> tuple[BuildResult
     else:
         note_threads()
         counting_libraries()
+        make_ready(built)
     result = BuildResult(
         order.build_id,
         code_version=version,

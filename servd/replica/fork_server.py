@@ -31,7 +31,7 @@ from servd.ground.settings import FORK_SERVER_FILE, fork_server_socket, is_priva
 from servd.observability import logs, spans
 from servd.replica.code.environment import apply_environment
 from servd.replica.policies.desk import PolicyDesk
-from servd.wire.allocator import keep_freed_memory
+from servd.wire.allocator import give_back_freed, keep_freed_memory
 from servd.wire.build_messages import BuildOrder, BuildResult
 from servd.wire.codec import RecordReader, record
 from servd.wire.credentials import peer_credentials
@@ -172,10 +172,9 @@ class ForkServer:
         # what is open now belongs to the user's import or to the runtime; what comes later is this server's
         # own
         self._kept_fds = process.open_fds() - {self._listener.fileno()}
-        # children share what is frozen: their collector never touches these pages
         gc.collect()
         gc.disable()
-        gc.freeze()
+        give_back_freed()
         self._poller.register(self._lifetime_fd, select.POLLIN)
         self._poller.register(self._listener, select.POLLIN)
         while not self._is_stopping:
@@ -269,6 +268,7 @@ class ForkServer:
         if self._built is None or start.deployment not in self._built.deployments:
             return Forked(start.replica_id, 0, 0, f"this build has no deployment {start.deployment!r}")
         child = self._context.Process(target=self._be_child, args=(start,), name=start.replica_id)
+        forks.freeze()
         if reason := forks.start(child):
             return Forked(start.replica_id, 0, 0, f"cannot fork: {reason}", is_host_limit=True)
         pid = child.pid or 0

@@ -25,10 +25,14 @@ from servd.replica.code.importing import load_application
 from servd.replica.life import Replica
 from servd.replica.native.pools import apply_thread_counts
 from servd.replica.notes import noter
+from servd.wire import sockets
 from servd.wire.build_messages import BuildOrder
 from servd.wire.messages import ReplicaStart
 
 EXIT_HANDLERS_LIMIT_S = 2.0
+
+_MAX_SOCKETS = 4096
+"""Two for each replica that this one calls."""
 
 _GC_DEFAULT = gc.get_threshold()
 _GC_OBJECTS = 10_000
@@ -84,6 +88,7 @@ def _run(
     faulthandler.enable(file.fileno(), **options)
     access = AccessLog(file, "replica", start.replica_id, place_of(noter))
     search_less_often()
+    sockets.expect_at_most(_MAX_SOCKETS)
 
     async def live() -> int:
         return await Replica(start, load, lifetime_fd, access, preloaded).run()

@@ -1,8 +1,11 @@
 """What kind of handler a method is: decides where it runs and how its result travels."""
 
 import inspect
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, MutableMapping
+from functools import cache
+from types import FunctionType, MethodType
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 from servd.app.options import BATCH_ATTRIBUTE
 from servd.calls.request_context import RequestContext
@@ -26,11 +29,25 @@ class Method:
 
 def method_of(name: str, function: Callable[..., Any]) -> Method:
     """The handler behind a bound method or function; one without parameters is called without the request."""
+    if isinstance(function, MethodType) and isinstance(function.__func__, FunctionType):
+        kind, takes_request = _known_of(function.__func__)
+    else:
+        kind, takes_request = kind_of(function), _takes_arguments(function)
+    return Method(name, function, kind, takes_request)
+
+
+@cache
+def _known_of(function: FunctionType) -> tuple[str, bool]:
+    """Of a method that is bound: its kind, and whether it takes the request. Asked before a fork, children know it."""
+    bound = MethodType(function, function)
+    return kind_of(bound), _takes_arguments(bound)
+
+
+def _takes_arguments(function: Callable[..., Any]) -> bool:
     try:
-        takes_request = bool(inspect.signature(function).parameters)
+        return bool(inspect.signature(function).parameters)
     except (TypeError, ValueError):
-        takes_request = True
-    return Method(name, function, kind_of(function), takes_request)
+        return True
 
 
 def kind_of(function: Callable[..., Any]) -> str:
@@ -53,7 +70,16 @@ def _is_batched_generator(function: Any) -> bool:
 
 
 def are_handlers_sync(target: Any) -> bool:
-    """Whether every handler of a class is sync: `__call__` and the public methods, hooks aside."""
+    """Whether every handler of a class is sync: `__call__` and the public methods, hooks aside. Remembered, as `method_of`."""
+    if target not in _sync:
+        _sync[target] = _are_handlers_sync(target)
+    return _sync[target]
+
+
+_sync: MutableMapping[Any, bool] = WeakKeyDictionary()
+
+
+def _are_handlers_sync(target: Any) -> bool:
     handlers = ["__call__", *(name for name in public_methods(target) if name not in HOOKS)]
     return not any(kind_of(getattr(target, name)).startswith("async") for name in handlers if _has(target, name))
 

@@ -26,6 +26,12 @@ def keep_freed_memory() -> None:
         mallopt(_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
+def give_back_freed() -> None:
+    """Give all that is free back to the system now."""
+    if (give_back := _function("malloc_trim")) is not None:
+        give_back(0)
+
+
 class FreedMemory:
     """Gives freed memory back to the system once a process has grown by 256 MiB and grows no more.
 

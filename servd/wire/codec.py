@@ -69,7 +69,8 @@ def _encode_dataclass(value: Any) -> msgpack.ExtType:
     if isinstance(value, int):
         # msgpack ends at 64 bits; a user's JSON does not
         return msgpack.ExtType(_LARGE_INTEGER, value.to_bytes(value.bit_length() // 8 + 1, "big", signed=True))
-    fields = [type(value).__name__, *(getattr(value, f.name) for f in dataclasses.fields(value))]
+    kind = type(value)
+    fields = [kind.__name__, *[getattr(value, name) for name in kind.__match_args__]]
     return msgpack.ExtType(_MESSAGE, msgpack.packb(fields, default=_encode_dataclass))
 
 

@@ -8,6 +8,7 @@ from servd.exceptions import ProtocolError, TransportError
 from servd.ground.host_limits import told
 
 MAX_SOCKETS = 16384
+"""ZeroMQ takes 12 bytes of memory at once for each that there may be."""
 ZERO_COPY_BYTES = 1024 * 1024
 """From this size on a frame that cannot change is sent without a copy; below, copying is as fast."""
 
@@ -21,6 +22,7 @@ _HEARTBEAT_TIMEOUT_MS = 6_000
 _HEARTBEAT_TTL_MS = 10_000
 """After so long without a beat the other end takes this one for frozen: one may be late by more than the time between two."""
 
+_max_sockets = MAX_SOCKETS
 _context: zmq.Context[zmq.Socket[bytes]] | None = None
 
 
@@ -28,9 +30,15 @@ def _process_context() -> "zmq.Context[zmq.Socket[bytes]]":
     global _context
     if _context is None:
         _context = zmq.Context(1)
-        _context.set(zmq.MAX_SOCKETS, MAX_SOCKETS)
+        _context.set(zmq.MAX_SOCKETS, _max_sockets)
         _context.set(zmq.BLOCKY, 0)
     return _context
+
+
+def expect_at_most(count: int) -> None:
+    """This process will not open more. Before the first."""
+    global _max_sockets
+    _max_sockets = count
 
 
 def finish() -> None:
@@ -46,7 +54,8 @@ def open_socket(kind: int) -> "zmq.Socket[bytes]":
         socket = _process_context().socket(kind)
     except zmq.ZMQError as error:
         raise not_opened(error) from error
-    socket.set_hwm(0)
+    socket.setsockopt(zmq.SNDHWM, 0)
+    socket.setsockopt(zmq.RCVHWM, 0)
     socket.setsockopt(zmq.LINGER, 0)
     return socket
 

@@ -1,12 +1,16 @@
 """The loop of a process that runs user code goes on when a task or a callback wants to end the interpreter."""
 
 import asyncio
+import ctypes
 import gc
+import mmap
+import socket
+import struct
 import sys
 
 import pytest
 
-from servd.ground.event_loop import load, run
+from servd.ground.event_loop import give_back_zeros, load, run
 
 
 async def leave(kind: type[BaseException]) -> None:
@@ -58,3 +62,51 @@ async def test_loading_a_module_leaves_the_garbage_collector_as_it_was(searches:
         assert gc.isenabled() == searches
     finally:
         gc.enable()
+
+
+def test_pages_of_zeros_are_given_back_and_the_others_stay() -> None:
+    pages = 8
+    with mmap.mmap(-1, pages * mmap.PAGESIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as area:
+        held = ctypes.c_char.from_buffer(area)
+        area[:] = bytes(len(area))
+        area[3 * mmap.PAGESIZE + 5] = 7
+        address = ctypes.addressof(held)
+        assert pages_of(address, pages) == pages
+        # what is only half inside is left alone
+        give_back_zeros(address + 1, len(area) - 2)
+        assert pages_of(address, pages) == 3
+        assert (area[3 * mmap.PAGESIZE + 5], sum(area[:])) == (7, 7)
+        del held
+
+
+def pages_of(address: int, count: int) -> int:
+    """How many of these pages there is memory for."""
+    with open("/proc/self/pagemap", "rb") as file:
+        file.seek(address // mmap.PAGESIZE * 8)
+        return sum(entry >> 63 for (entry,) in struct.iter_unpack("<Q", file.read(count * 8)))
+
+
+def test_a_loop_reads_as_much_as_ever() -> None:
+    sent = bytes(range(256)) * 4096
+
+    async def main() -> None:
+        found = bytearray()
+        ended = asyncio.Event()
+
+        class Reader(asyncio.Protocol):
+            def data_received(self, data: bytes) -> None:
+                found.extend(data)
+                if len(found) == len(sent):
+                    ended.set()
+
+        here, there = socket.socketpair()
+        loop = asyncio.get_running_loop()
+        here.setblocking(False)
+        transport, _ = await loop.create_connection(Reader, sock=there)
+        await loop.sock_sendall(here, sent)
+        await asyncio.wait_for(ended.wait(), 10)
+        transport.close()
+        here.close()
+        assert found == sent
+
+    run(main())

@@ -1,7 +1,10 @@
 """A fork that the host refuses leaves nothing behind, and takes nothing with it that others use."""
 
 import errno
+import gc
+import multiprocessing.util
 import os
+import sys
 from multiprocessing import resource_tracker
 
 import pytest
@@ -61,3 +64,32 @@ def test_whatever_an_application_has_put_in_place_of_its_streams(
     assert forks.start(child) == ""
     monkeypatch.undo()
     assert child.has_started
+
+
+def test_what_is_there_at_a_fork_is_left_to_the_parent() -> None:
+    kept = [object(), {}]
+    before = gc.get_freeze_count()
+    forks.freeze()
+    try:
+        assert gc.get_freeze_count() > before
+        assert not any(item is kept for item in gc.get_objects())
+    finally:
+        gc.unfreeze()
+
+
+def test_a_child_keeps_the_standard_input_that_is_at_its_end() -> None:
+    stdin, read_end, write_end = sys.stdin, *os.pipe()
+
+    class Forked:
+        def start(self) -> None:
+            multiprocessing.util._close_stdin()  # type: ignore[attr-defined]
+            os.write(write_end, b"same" if sys.stdin is stdin else b"other")
+
+    close = multiprocessing.util._close_stdin  # type: ignore[attr-defined]
+    try:
+        assert forks.start(Forked()) == ""
+        assert os.read(read_end, 10) == b"same"
+        assert multiprocessing.util._close_stdin is close  # type: ignore[attr-defined]
+    finally:
+        os.close(read_end)
+        os.close(write_end)

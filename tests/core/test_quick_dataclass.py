@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from servd.ground.quick_dataclass import dataclass
+from servd.ground.quick_dataclass import compile_now, dataclass
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -113,3 +113,26 @@ def test_what_another_edition_pickled_has_its_defaults_and_nothing_unknown(state
     assert found == expected
     with pytest.raises(TypeError, match="lacks 'name'"):
         Quick.__new__(Quick).__setstate__([])  # type: ignore[attr-defined]
+
+
+def test_a_class_is_compiled_before_its_first_instance_where_that_is_asked_for() -> None:
+    @dataclass(frozen=True, slots=True)
+    class Early:
+        name: str
+        count: int = 3
+
+    @dataclass(slots=True)
+    class WithItsOwn:
+        name: str
+
+        def __init__(self) -> None:
+            self.name = "its own"
+
+    before = Early.__init__
+    compile_now(Early, WithItsOwn)
+    assert Early.__init__ is not before
+    compiled = Early.__init__
+    compile_now(Early)
+    assert Early("a") == Early("a", 3)
+    assert Early.__init__ is compiled
+    assert WithItsOwn().name == "its own"

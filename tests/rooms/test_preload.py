@@ -129,3 +129,48 @@ async def test_without_preload_replicas_start_alike(room: Room) -> None:
         "tag": start.replica_id,
         "config": ({}, start.replica_id),
     }
+
+
+MEMORY = """
+import gc, os, sys
+from servd import deployment
+from servd.ground import quick_dataclass
+from servd.observability import access_log
+from servd.replica import methods
+
+at_fork = {}
+
+def note():
+    at_fork["modules"] = set(sys.modules)
+    at_fork["classes"] = set(quick_dataclass._uncompiled)
+
+os.register_at_fork(before=note)
+
+@deployment
+class Light:
+    def __init__(self):
+        self.made = [gc.get_freeze_count(), access_log.short_latencies.cache_info().misses]
+    def __call__(self):
+        return "light"
+    def own(self):
+        return {
+            "loaded": sorted(set(sys.modules) - at_fork["modules"]),
+            "compiled": sorted(c.__name__ for c in at_fork["classes"] - quick_dataclass._uncompiled),
+            "worded": access_log.short_latencies.cache_info().misses,
+            "looked_at": methods._known_of.cache_info().misses,
+        }
+
+app = Light.bind()
+"""
+
+
+async def test_what_every_replica_needs_is_there_before_the_fork(room: Room) -> None:
+    room.write(light=MEMORY)
+    hello = await room.open_fork_server(room.order("light:app", preload="Light"))
+    assert hello.result is not None
+    assert hello.result.fork_unsafe == ""
+    await room.running(room.start_of("Light"))
+    assert await room.call("Light", "__call__") == "light"
+    own = await room.call("Light", "own")
+    # `own` itself is a method that nobody has looked at
+    assert own == {"loaded": [], "compiled": [], "worded": 1, "looked_at": 2}
