@@ -112,7 +112,7 @@ def _nothing() -> None:
 
 @contextmanager
 def stdin_kept() -> Iterator[None]:
-    """A child that is forked in here has its parent's `sys.stdin`, which is at its end: multiprocessing would open another one."""
+    """A child that is forked in here has its parent's `sys.stdin`, which is at its end: multiprocessing would open another."""
     util: Any = multiprocessing.util
     close = util._close_stdin
 
