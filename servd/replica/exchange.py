@@ -1,7 +1,6 @@
 """One HTTP request inside a replica, and what the replica's server asks of the user's code."""
 
 import asyncio
-from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,12 +10,12 @@ from servd.ground.clock import SystemClock
 from servd.ground.settings import is_on
 from servd.observability.described import name_of, text_of
 from servd.replica.caller_peer import CallerPeer
+from servd.replica.receiving import Message, Receiving
 from servd.replica.responses import TIME_OUT, error_response
 from servd.wire.borrowing import Borrowing
 from servd.wire.http_answers import BLOCKS, block_for, check_final, has_content
 from servd.wire.records import (
     BODY,
-    CREDIT,
     CREDIT_BYTES,
     END,
     EVENT,
@@ -27,11 +26,8 @@ from servd.wire.records import (
     RESPONSE,
     SMALLER,
     duration,
-    message_of,
 )
-from servd.wire.uploading import Uploading, borrow_body
 
-_GRANT_BYTES = CREDIT_BYTES // 4
 WHOLE_BYTES = CREDIT_BYTES
 """Up to this size a body goes out at once, however slow its reader is."""
 _PIECE_BYTES = CREDIT_BYTES // 4
@@ -45,10 +41,9 @@ _IS_TIMED = is_on("HTTP_SERVER_TIMING")
 _now = SystemClock().now
 
 Headers = Iterable[tuple[bytes, bytes]]
-Message = dict[str, Any]
 
 
-class HttpExchange:
+class HttpExchange(Receiving):
     """One request: its ASGI scope, its body, and the way back to the client.
 
     Attributes:
@@ -60,20 +55,15 @@ class HttpExchange:
     """
 
     # of the class until an instance needs its own: most requests set none of them
-    has_begun = has_started = is_finished = is_disconnected = may_ask = outlives_handler = False
-    _is_unheard = _is_body_open = _closes = _has_sent = False
+    has_begun = has_started = is_finished = may_ask = outlives_handler = False
+    _closes = _has_sent = False
     _borrowed: Borrowing | None = None
-    upload: Uploading | None = None
     task: asyncio.Task[None] | None = None
-    _events: deque[Message] | None = None
-    _parts: tuple[Message, ...] = ()
     _held_head: tuple[int, Headers] | None = None
-    _waiter: asyncio.Future[None] | None = None
     _writer: asyncio.Future[None] | None = None
     _credit = CREDIT_BYTES
     _is_narrow = False
     whole_below = LENT_BYTES
-    _taken = 0
     _began = 0.0
 
     def __init__(
@@ -89,24 +79,6 @@ class HttpExchange:
 
     def __repr__(self) -> str:
         return f"HttpExchange({self.scope.get('method', 'WEBSOCKET')} {self.scope['path']} id={self.call_id})"
-
-    async def receive(self) -> Message:
-        """ASGI `receive`: the request body piece by piece, then waits for the disconnect."""
-        if self._events is None:
-            body, self.body = self.body, None
-            if body is not None:
-                return {"type": "http.request", "body": body, "more_body": False}
-            self._events = deque()
-        while not self._events:
-            if self.is_disconnected or (self._is_unheard and self._is_body_open):
-                return {"type": f"{self.scope['type']}.disconnect"}
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
-        message = self._events.popleft()
-        cost = message.pop("cost", 0)
-        if cost:
-            self._grant(cost)
-        return message
 
     def finish(self, status: int, headers: Headers, body: bytes) -> None:
         """Answer with a whole response at once.
@@ -203,20 +175,6 @@ class HttpExchange:
     def cut(self) -> None:
         """Close the connection where it was handed over."""
 
-    def expect_events(self, is_lent: bool) -> None:
-        """The body, or a WebSocket's messages, come piece by piece; the body from the client itself where it `is_lent`."""
-        self._events = deque()
-        self._is_body_open = True
-        if self.scope["type"] == "websocket":
-            self._events.append({"type": "websocket.connect"})
-        if is_lent:
-            self.upload = borrow_body(self._peer, self.call_id, len(self.body), self.feed_body)
-            if self.body:
-                self.feed_body(self.body, True)
-            self.body = b""
-        else:
-            self._peer.send((CREDIT, self.call_id, CREDIT_BYTES, True))
-
     def narrow(self, flags: int) -> None:
         """Say how much of the answer the caller has room for, until it grants more; flags: of the request."""
         if flags & SMALLER:
@@ -237,27 +195,6 @@ class HttpExchange:
         self._end_loans()
         self._wake()
         self._wake_writer()
-
-    def feed_body(self, data: bytes, more: bool) -> None:
-        """A piece of a streamed request body arrived."""
-        self._is_body_open = more
-        if self._events is not None:
-            self._events.append({"type": "http.request", "body": data, "more_body": more, "cost": len(data)})
-            self._wake()
-
-    def feed_event(self, message: Message, cost: int) -> None:
-        """A message of the WebSocket's client arrived, or a part of one."""
-        if message.get("more"):
-            self._parts = (*self._parts, message)
-            self._grant(cost)
-            return
-        if self._parts:
-            message, self._parts = message_of((*self._parts, message)), ()
-        if self._events is not None:
-            self._events.append({**message, "cost": cost})
-            self._wake()
-        if message["type"] == "websocket.disconnect":
-            self._stop_sending()
 
     def add_credit(self, size: int) -> None:
         """The client took `size` bytes of the response."""
@@ -285,18 +222,6 @@ class HttpExchange:
     def _wake_writer(self) -> None:
         if self._writer is not None and not self._writer.done():
             self._writer.set_result(None)
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    def _grant(self, cost: int) -> None:
-        if self.upload is not None and self.upload.took(cost):
-            return
-        self._taken += cost
-        if self._taken >= _GRANT_BYTES:
-            self._peer.send((CREDIT, self.call_id, self._taken))
-            self._taken = 0
 
     async def _send_body(self, body: Any, more: bool) -> None:
         if self.is_finished:

@@ -11,7 +11,8 @@ from typing import Any
 from servd.calls.failures import ClientGoneError
 from servd.calls.request_context import RequestContext
 from servd.replica.caller_peer import CallerPeer
-from servd.replica.exchange import HttpExchange, Message
+from servd.replica.exchange import HttpExchange
+from servd.replica.receiving import Message
 from servd.replica.responses import UTF8_TEXT
 from servd.wire.http_answers import block_of
 from servd.wire.records import BACK, END, HEAD, RESTARTING
