@@ -29,6 +29,11 @@ class Target(Protocol):
     is_greeted: bool
     takes_websockets: bool
 
+    @property
+    def takes_connections(self) -> bool:
+        """Whether a client's connection may go with the request that is about to be sent."""
+        ...
+
     def grant(self, call: "Outgoing", size: int) -> None:
         """The reader of a call's answer took `size` bytes."""
         ...
@@ -142,14 +147,21 @@ class Outgoing:
     def on_back(self, size: int) -> None:
         """The replica writes no more to the client, and has written so many bytes of the body."""
 
+    def on_wrote(self, status: int, size: int, left: int | None) -> None:
+        """The replica has written to the client itself, which was lent to it with the request, and writes no more.
+
+        Args:
+            size: bytes of the body that it has written, behind the head. left: that are not written; None = it goes in chunks.
+        """
+
     def on_taken(self, size: int) -> None:
         """The replica reads no more of a body that was lent with the request, and has taken so many bytes."""
 
     def on_returned(self) -> None:
         """The connection of a WebSocket did not arrive at the replica, which has begun nothing."""
 
-    def on_lost_sight(self) -> None:
-        """The link to the replica is lost, and its process may live on: it may still begin, and use what it was lent."""
+    def on_lost(self, *, may_live: bool) -> None:
+        """The link to the replica is lost. may_live: its process may live on, so it may still begin, and use what it was lent."""
 
     def on_end(self, error: str | None) -> None:
         """End of a streamed response; `error`: it was broken off."""

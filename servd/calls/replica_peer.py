@@ -25,6 +25,7 @@ from servd.wire.records import (
     EVENT,
     HEAD,
     HELLO,
+    INVITED,
     ITEM,
     KEEP,
     LIMIT,
@@ -38,6 +39,7 @@ from servd.wire.records import (
     ROUTES,
     TAKEN,
     WANT,
+    WROTE,
     bodies_of,
     body_of,
 )
@@ -87,6 +89,7 @@ class ReplicaPeer:
         "_began",
         "_has_lent",
         "_idle_timer",
+        "_is_invited",
         "_key",
         "_lending",
         "candidate",
@@ -108,7 +111,7 @@ class ReplicaPeer:
         self.candidate = candidate
         self.replica_id = candidate.replica_id
         self.pending: dict[int, Outgoing] = {}
-        self.is_retired = self.is_greeted = self.takes_bodies = self.takes_websockets = False
+        self.is_retired = self.is_greeted = self.takes_bodies = self.takes_websockets = self._is_invited = False
         self.told_id = 0
         key = SYSTEM.getrandbits(63) | 1
         # the link first: where there is no descriptor for it, nothing is left open
@@ -183,6 +186,11 @@ class ReplicaPeer:
         # where it has closed its door it says so again once it has opened it
         self.takes_bodies = self._lend(Loan(self._key, call.call_id, left, is_request=True), descriptor)
         return self.takes_bodies
+
+    @property
+    def takes_connections(self) -> bool:
+        """A client's connection may go with the request that is about to be sent."""
+        return self._is_invited and self.link.takes_descriptors
 
     def hand_over(self, call: Outgoing, descriptor: int) -> bool:
         """Give the replica the connection of a WebSocket, whose record is about to be sent; False: it does not take it, or, where
@@ -276,6 +284,8 @@ class ReplicaPeer:
         elif kind == ROUTES:
             if self.owner.on_routes is not None:
                 self.owner.on_routes(self.router.deployment, record[2])
+        elif kind == INVITED:
+            self._is_invited = True
         elif kind == REFUSED:
             self._on_refused(record[1])
         elif kind == LINE:
@@ -322,6 +332,8 @@ class ReplicaPeer:
             call.on_ask()
         elif kind == BACK:
             call.on_back(record[2])
+        elif kind == WROTE:
+            call.on_wrote(*record[2:5])
         elif kind == ITEM:
             call.on_item(bodies_of(record[2], frames), record[3])
         elif kind == EVENT:
@@ -344,8 +356,7 @@ class ReplicaPeer:
         may_live = self._lending is None or self._lending.is_open
         for call_id, call in self.pending.items():
             call.is_accepted = call.is_accepted or last is None or call_id <= last
-            if may_live:
-                call.on_lost_sight()
+            call.on_lost(may_live=may_live)
         self._began.close(is_dead=True)
         self._end_lending()
         self.owner.on_lost(self, reason)

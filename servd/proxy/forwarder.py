@@ -4,8 +4,6 @@ import asyncio
 import math
 import os
 import re
-from email.utils import formatdate
-from http import HTTPStatus
 
 from servd.calls.caller import Caller
 from servd.calls.replica_peer import Router
@@ -20,7 +18,7 @@ from servd.observability.spans import Spans
 from servd.proxy.forwarded_for import TrustedProxies
 from servd.proxy.limits import Limits
 from servd.proxy.probes import TEXT, Answer, answer_unrouted, is_probe
-from servd.wire.http_answers import retry_after, text_for_clients
+from servd.wire.http_answers import own_lines, retry_after, text_for_clients
 from servd.wire.messages import Routing
 from servd.wire.records import REPLICA_TIMING, duration
 from servd.wire.trace_context import TraceContext
@@ -34,14 +32,10 @@ _IDS_AT_ONCE = 512
 _MAX_REMEMBERED = 2048
 _MAX_REMEMBERED_PATH_BYTES = 256
 
+_FEW_LARGE, _MOST_LARGE, _LEAST_LARGE, _VAIN = 2, 16, -64, 8
+"""A connection goes with a request after two large answers. One that went in vain costs as much as a few others gain."""
+
 METHODS = {name.encode(): name for name in ("GET", "POST", "PUT", "HEAD", "DELETE", "OPTIONS", "PATCH")}
-
-STATUS_LINES = {status.value: b"HTTP/1.1 %d %s\r\n" % (status.value, status.phrase.encode()) for status in HTTPStatus}
-
-
-def status_line(status: int) -> bytes:
-    """First line of an HTTP/1.1 response."""
-    return STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
 
 
 class Target:
@@ -49,9 +43,10 @@ class Target:
 
     prefix: the route's; router: of its ingress deployment; limit_s: time limit by configuration, None = none.
     path, query: of the URL it was remembered for. labels: of its requests in the journal.
+    is_lent_early: most of its last answers were large, so the client's connection goes with the request.
     """
 
-    __slots__ = ("app", "labels", "limit_s", "path", "prefix", "query", "router")
+    __slots__ = ("_large", "app", "is_lent_early", "labels", "limit_s", "path", "prefix", "query", "router")
 
     def __init__(self, prefix: str, app: str, router: Router, limit_s: float | None) -> None:
         self.prefix = prefix
@@ -60,6 +55,18 @@ class Target:
         self.limit_s = limit_s
         self.labels: Labels = (prefix, app, router.deployment, "")
         self.path = self.query = b""
+        self.is_lent_early = False
+        self._large = 0
+
+    def note_large(self) -> None:
+        """An answer was large."""
+        self._large = min(self._large + 1, _MOST_LARGE)
+        self.is_lent_early = self._large >= _FEW_LARGE
+
+    def note_lent_in_vain(self) -> None:
+        """The connection went with the request, and the answer was small."""
+        self._large = max(self._large - _VAIN, _LEAST_LARGE)
+        self.is_lent_early = self._large >= _FEW_LARGE
 
     def __repr__(self) -> str:
         return f"Target({self.prefix} -> {self.router.deployment})"
@@ -119,8 +126,7 @@ class Forwarder:
 
     def refresh_date(self) -> None:
         """Renew `tail`; once a second."""
-        date = formatdate(self._clock.wall_time(), usegmt=True).encode()
-        self.tail = b"server: servd\r\ndate: %s\r\n" % date
+        self.tail = own_lines(int(self._clock.wall_time()))
 
     def resolve(self, raw_path: bytes) -> Target | None:
         """The target of a path; None = the proxy answers itself (`answer_unrouted`)."""

@@ -36,7 +36,6 @@ class HttpConnection(HttpOrder):
     """One client connection: one request at a time is under way, pipelined ones wait."""
 
     __slots__ = (
-        "_extra",
         "_frame_room",
         "_head_bytes",
         "_head_limit",
@@ -86,6 +85,7 @@ class HttpConnection(HttpOrder):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         self._listener.connections.discard(self)
         self._is_deaf = self._is_unready = True
+        self._end_sharing()
         self._backlog.clear()
         if self.is_active:
             self._note(CLIENT_GONE)
@@ -184,7 +184,7 @@ class HttpConnection(HttpOrder):
         self.is_active = self._keep_alive = True
         self.is_plain = method != "HEAD"
         self._is_http10 = False
-        self._labels = target.labels
+        self._target, self._labels = target, target.labels
         self._began = self._now()
         self.is_idempotent = method in IDEMPOTENT_METHODS
         self.model_id = ""

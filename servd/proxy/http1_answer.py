@@ -6,10 +6,10 @@ from servd.calls.outgoing import Outgoing
 from servd.observability.head_traces import RESPONSE, TracedId
 from servd.observability.journal import NOWHERE
 from servd.proxy.body_stream import BodyStream
-from servd.proxy.forwarder import CLIENT_GONE, answer_failure, answer_timeout, status_line
+from servd.proxy.forwarder import CLIENT_GONE, answer_failure, answer_timeout
 from servd.proxy.listener import Listener
 from servd.proxy.probes import Answer
-from servd.wire.http_answers import WITHOUT_CONTENT, framing, has_content
+from servd.wire.http_answers import WITHOUT_CONTENT, framing, has_content, status_line
 from servd.wire.records import CREDIT_BYTES
 
 _LINGER_S = 1.0
@@ -242,6 +242,9 @@ class HttpAnswering(asyncio.Protocol, Outgoing):
             self._limit_s = limit_s
             self._timer = self._loop.call_later(limit_s, self._on_time_out)
 
+    def _find_who_answers(self) -> None:
+        """Before this answers by itself: the replica does not from now on, or has begun to."""
+
     def _cut(self) -> None:
         """End the connection in the midst of an answer."""
         self._transport.close()
@@ -361,6 +364,7 @@ class HttpAnswering(asyncio.Protocol, Outgoing):
                 stage = "reading the body"
             else:
                 stage = "waiting for a replica" if self.peer is None else "in the handler"
+            self._find_who_answers()
             self._forwarder.caller.cancel(self)
             if self._transport.is_closing():
                 return

@@ -8,12 +8,14 @@ from typing import Any
 from servd.calls.request_router import IDEMPOTENT_METHODS
 from servd.exceptions import ProtocolError
 from servd.proxy.client_host import is_left, is_reset, is_slow, received_bytes, unread_bytes
+from servd.proxy.forwarder import Target
 from servd.proxy.http1_answer import HttpAnswering
 from servd.proxy.http1_rules import outlives_client
 from servd.proxy.limits import WHOLE_BODY_BYTES
 from servd.proxy.listener import Listener
 from servd.wire.body_loan import LENT_BODY_BYTES, BodyLoan, Reader
-from servd.wire.records import CLAIM, LENDS
+from servd.wire.records import CLAIM, LENDS, LENT, LENT_EARLY_BYTES, Outbox
+from servd.wire.write_right import new_right, take_right
 
 
 class HttpLending(HttpAnswering):
@@ -24,18 +26,30 @@ class HttpLending(HttpAnswering):
     is read; what the client does then is the kernel's to say.
     """
 
-    __slots__ = ("_body_ends_at", "_is_asked", "_is_lent", "_lends", "_loan", "_tail")
+    __slots__ = (
+        "_body_ends_at",
+        "_is_asked",
+        "_is_lent",
+        "_is_shared",
+        "_lends",
+        "_loan",
+        "_right",
+        "_tail",
+        "_target",
+    )
 
     _body: bytes | bytearray
     _headers: list[tuple[bytes, bytes]]
     _is_read_paused: bool
     _is_streaming: bool
     _special: dict[bytes, bytes]
+    _target: Target
     _unparsed: bytes
 
     def __init__(self, listener: Listener) -> None:
         super().__init__(listener)
-        self._is_asked = self._is_lent = False
+        self._is_asked = self._is_lent = self._is_shared = False
+        self._right: int | None = None
         self._lends = 0
         self._tail: tuple[Any, ...] = ()
         self._loan: BodyLoan | None = None
@@ -45,7 +59,16 @@ class HttpLending(HttpAnswering):
         # a replica cannot speak TLS to a client
         self._lends = 0 if self._transport.get_extra_info("sslcontext") is not None else LENDS
 
+    def on_response(self, status: int, block: bytes, body: bytes) -> None:
+        if self._right is not None:
+            self._on_let_go()
+        elif len(body) >= LENT_EARLY_BYTES:
+            self._target.note_large()
+        super().on_response(status, block, body)
+
     def on_head(self, status: int, block: bytes) -> None:
+        if self._right is not None:
+            self._on_let_go()
         self._is_asked = self._is_lent = False
         super().on_head(status, block)
 
@@ -63,10 +86,73 @@ class HttpLending(HttpAnswering):
         self._sent_bytes += size
         if self._body_left is not None:
             self._body_left -= size
+        if size:
+            self._target.note_large()
+
+    def on_wrote(self, status: int, size: int, left: int | None) -> None:
+        self._leave_right()
+        self._target.note_large()
+        self._status = status
+        self._granted, self._sent_bytes = 0, size
+        self._body_left, self._is_chunked, self._is_mute = left, left is None, False
+        self._is_asked = self._is_lent = False
+
+    def _lend_with_request(self, call_id: int, outbox: Outbox) -> int:
+        """LENT where the connection goes with the request (`wire/write_right.py`), else 0."""
+        # who had it before has refused the request, and let go of it
+        self._leave_right()
+        peer, transport = self.peer, self._transport
+        is_usual = self._lends and self.is_plain and not self._is_watched and self._stream is None
+        if peer is None or not is_usual or not peer.takes_connections:
+            return 0
+        # what waits to be written comes before the answer
+        if transport.get_write_buffer_size() or transport.is_closing() or outlives_client(self._tail[3]):
+            return 0
+        try:
+            right = new_right()
+        except OSError:
+            return 0
+        if not outbox.give(call_id, transport.get_extra_info("socket").fileno(), right):
+            os.close(right)
+            return 0
+        self._right = right
+        return LENT
+
+    def _on_let_go(self) -> None:
+        """The replica answers in another way, and has let go of the connection before."""
+        self._leave_right()
+        self._target.note_lent_in_vain()
+
+    def _leave_right(self) -> None:
+        right, self._right = self._right, None
+        if right is not None:
+            os.close(right)
+
+    def _find_who_answers(self) -> None:
+        right = self._right
+        if right is None:
+            return
+        if take_right(right):
+            # it may have it open for a while
+            self._is_shared = True
+        else:
+            self.has_begun = self._is_lent = True
+        self._leave_right()
+
+    def _end_request(self) -> None:
+        self._find_who_answers()
+        super()._end_request()
+
+    def _end_sharing(self) -> None:
+        """The connection is about to be closed here; who answers by itself ends it."""
+        self._find_who_answers()
+        if self._is_shared:
+            self._shut()
 
     def on_end(self, error: str | None) -> None:
         # a replica gives back before it ends: what it goes on to write would be read as the next answer
-        super().on_end("the connection was not given back" if error is None and self._is_lent else error)
+        is_out = self._is_lent or self._right is not None
+        super().on_end("the connection was not given back" if error is None and is_out else error)
 
     def on_taken(self, size: int) -> None:
         loan, stream = self._loan, self._stream
@@ -83,8 +169,9 @@ class HttpLending(HttpAnswering):
             self._end_body()
         self._resume_reading()
 
-    def on_lost_sight(self) -> None:
-        if self._loan is not None and self._loan.is_lent:
+    def on_lost(self, *, may_live: bool) -> None:
+        self._find_who_answers()
+        if may_live and self._loan is not None and self._loan.is_lent:
             # two that read one body would each have half of it
             self.is_accepted = True
 
@@ -176,11 +263,15 @@ class HttpLending(HttpAnswering):
         else:
             peer.keep(self)
 
+    def _shut(self) -> None:
+        """End the connection for all who have it open."""
+        with contextlib.suppress(OSError):
+            with socket.socket(fileno=os.dup(self._transport.get_extra_info("socket").fileno())) as shared:
+                shared.shutdown(socket.SHUT_RDWR)
+
     def _cut(self) -> None:
-        if self._is_lent or (self._loan is not None and self._loan.reader is not Reader.OWN):
+        if self._is_lent or self._is_shared or (self._loan is not None and self._loan.reader is not Reader.OWN):
             # whoever has it too may not know yet; this ends it for all
             self._is_lent = False
-            with contextlib.suppress(OSError):
-                with socket.socket(fileno=os.dup(self._transport.get_extra_info("socket").fileno())) as shared:
-                    shared.shutdown(socket.SHUT_RDWR)
+            self._shut()
         super()._cut()

@@ -96,6 +96,8 @@ class HttpOrder(HttpLending):
             else:
                 # what a trace has switched on
                 self._is_watched = self._is_timed
+        if self._target.is_lent_early:
+            flags |= self._lend_with_request(call_id, outbox)
         return (HTTP, call_id, flags | self._lends, *tail)
 
     def affinity(self, rule: Rule) -> str:
@@ -159,7 +161,7 @@ class HttpOrder(HttpLending):
             self._labels = forwarder.labels_of_unrouted(path)
             self.answer(forwarder.answer_unrouted(path, query))
             return
-        self._labels = target.labels
+        self._target, self._labels = target, target.labels
         if target.limit_s is not None or special is not NOTHING:
             self._limit(target, special)
         elif url not in forwarder.usual_targets:
@@ -229,6 +231,7 @@ class HttpOrder(HttpLending):
         """Answer what a client asked before it closed its half of the connection, if it still listens. Once an answer has
         begun, whoever closes is gone.
         """
+        self._find_who_answers()
         if self.is_active and self.has_begun:
             # what waits to be written must not hold up the end
             self._transport.abort()

@@ -21,11 +21,12 @@ from typing import Any
 from servd.calls.traced import note_wait
 from servd.observability.head_traces import BEGINS, RESPONSE, TracedId
 from servd.proxy.client_host import is_left
-from servd.proxy.forwarder import CLIENT_GONE, answer_timeout, status_line
+from servd.proxy.forwarder import CLIENT_GONE, answer_timeout
 from servd.proxy.http1_order import HttpOrder
 from servd.proxy.http1_rules import Handshake, read_handshake
 from servd.proxy.listener import HandOver, Listener
 from servd.proxy.probes import TEXT
+from servd.wire.http_answers import status_line
 from servd.wire.records import CANCEL, CLAIM, DECLINE, LENT_BODY, RESTARTING, SOCKET, TRACED, WEBSOCKET, Outbox
 
 GOODBYE_S = 5.0

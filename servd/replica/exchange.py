@@ -22,11 +22,13 @@ from servd.wire.records import (
     EVENT_COST_BYTES,
     FIRST_CREDIT,
     HEAD,
+    LENT_EARLY_BYTES,
     REPLICA_TIMING,
     RESPONSE,
     SMALLER,
     duration,
 )
+from servd.wire.write_right import GivenConnection
 
 WHOLE_BYTES = CREDIT_BYTES
 """Up to this size a body goes out at once, however slow its reader is."""
@@ -104,10 +106,13 @@ class HttpExchange(Receiving):
         self.is_finished = self.has_begun = True
         if self.upload is not None:
             self.upload.give_back()
+        if self._borrowed is not None:
+            self._borrowed.end()
         # the limit was for the answer: what goes on in the background has none
         self.context.deadline = None
         peer = self._peer
-        if len(body) >= 65536:
+        if len(body) >= LENT_EARLY_BYTES:
+            peer.invite()
             body = peer.outbox.attach(body)
         call_id = self.call_id
         if peer.open.pop(call_id, None) is not None:
@@ -126,7 +131,7 @@ class HttpExchange(Receiving):
             return
         pairs = [(name, value) for name, value in headers if name.lower() != b"content-length"]
         pairs.append((b"content-length", b"%d" % size))
-        self._begin(status, pairs)
+        self._begin(status, pairs, size)
         await self._ask()
         await self._send_pieces(body, size <= WHOLE_BYTES)
         self._end()
@@ -174,6 +179,11 @@ class HttpExchange(Receiving):
 
     def cut(self) -> None:
         """Close the connection where it was handed over."""
+
+    def lend(self, given: GivenConnection) -> None:
+        """The client's connection has come with the request."""
+        self._borrowed = Borrowing(self._peer, self.call_id, given)
+        self.whole_below = LENT_EARLY_BYTES
 
     def narrow(self, flags: int) -> None:
         """Say how much of the answer the caller has room for, until it grants more; flags: of the request."""
@@ -235,7 +245,7 @@ class HttpExchange(Receiving):
             if not more:
                 await self.answer(status, headers, body)
                 return
-            self._begin(status, headers)
+            self._begin(status, headers, len(body))
         if body:
             if self.may_ask and len(body) >= (_LENT_PIECE_BYTES if self._has_sent else LENT_BYTES):
                 await self._ask()
@@ -244,11 +254,17 @@ class HttpExchange(Receiving):
         if not more:
             self._end()
 
-    def _begin(self, status: int, headers: Headers) -> None:
+    def _begin(self, status: int, headers: Headers, size: int) -> None:
         check_final(status)
         block = self._block(headers, True)
         self.has_begun = True
-        self._peer.send((HEAD, self.call_id, -status if self._closes else status, block))
+        status = -status if self._closes else status
+        if self._borrowed is not None:
+            if self._borrowed.begin(status, block, self.context.request_id, size):
+                self.may_ask = False
+                return
+            self._borrowed = None
+        self._peer.send((HEAD, self.call_id, status, block))
 
     def _end(self, error: str | None = None) -> None:
         self.is_finished = True

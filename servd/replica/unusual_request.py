@@ -9,10 +9,11 @@ from servd.replica.caller_peer import CallerPeer
 from servd.replica.exchange import HttpExchange
 from servd.wire.records import LENT_BODY, STREAMED_BODY, TRACED, WEBSOCKET, body_of
 from servd.wire.trace_context import trace_in
+from servd.wire.write_right import Given
 
 
 def add_rest(
-    peer: CallerPeer, exchange: HttpExchange, flags: int, extra: Any, frames: list[Any], limit: int
+    peer: CallerPeer, exchange: HttpExchange, flags: int, extra: Any, frames: list[Any] | Given, limit: int
 ) -> contextvars.Context | None:
     """Take over what else the record of a request says. Gives the variables of the task that serves it, None for a copy of the
     current ones.
@@ -23,6 +24,10 @@ def add_rest(
     """
     context, scope = exchange.context, exchange.scope
     # applications and their parsers take bytes, not views
+    if isinstance(frames, Given):
+        if (given := frames.take(exchange.call_id)) is not None:
+            exchange.lend(given)
+        frames = []
     exchange.body = bytes(body_of(exchange.body, frames))
     if extra is not None:
         left, context.multiplexed_model_id, subprotocols = extra

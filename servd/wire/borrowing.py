@@ -4,9 +4,14 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from servd.ground.clock import SystemClock
+from servd.wire.http_answers import answer_head, framing, has_content
 from servd.wire.lending import LendingDoor
 from servd.wire.lent_socket import LentSocket
-from servd.wire.records import ASK, BACK
+from servd.wire.records import ASK, BACK, LENT_EARLY_BYTES, WROTE
+from servd.wire.write_right import GivenConnection
+
+_wall_time = SystemClock().wall_time
 
 _ASK_S = 1.0
 """So long an answer waits to be lent its client, before it goes through the caller."""
@@ -20,6 +25,10 @@ class Lender(Protocol):
     door: LendingDoor
     key: int
 
+    def invite(self) -> None:
+        """Clients' connections may come with requests."""
+        ...
+
     def send(self, record: tuple[Any, ...]) -> None:
         """Send one record at the end of this turn."""
         ...
@@ -32,9 +41,25 @@ class Borrowing:
     well.
     """
 
-    __slots__ = ("_call_id", "_is_ended", "_lender", "_lent", "_loan", "_turn", "_waiter", "is_lost", "is_torn")
+    __slots__ = (
+        "_call_id",
+        "_given",
+        "_head",
+        "_is_ended",
+        "_lender",
+        "_lent",
+        "_loan",
+        "_status",
+        "_turn",
+        "_waiter",
+        "is_lost",
+        "is_torn",
+    )
 
-    def __init__(self, lender: Lender, call_id: int) -> None:
+    def __init__(self, lender: Lender, call_id: int, given: GivenConnection | None = None) -> None:
+        self._given = given
+        self._head = b""
+        self._status = 0
         self._lender = lender
         self._call_id = call_id
         self._loan: asyncio.Future[LentSocket | None] | None = None
@@ -54,6 +79,29 @@ class Borrowing:
         elif lent is not None:
             lent.close()
 
+    def begin(self, status: int, block: bytes, request_id: str, size: int) -> bool:
+        """Whether the answer goes to the connection that came with the request, its head before the first piece. If not, that
+        is let go of.
+
+        Args:
+            status: negative: the connection shall end after it.
+            block: header lines, those about the length as the application gave them.
+            size: bytes of the first piece.
+        """
+        how = framing("GET", status, "1.1", block, None)
+        given, self._given = self._given, None
+        if given is None:
+            return False
+        if size < LENT_EARLY_BYTES or not has_content("GET", status) or not (how.is_chunked or how.content_bytes):
+            given.close()
+            return False
+        if (descriptor := given.take()) is None:
+            return False
+        self._lent = LentSocket(asyncio.get_running_loop(), descriptor, how.content_bytes)
+        self._status = status
+        self._head = answer_head(status, how.block, request_id.encode(), _wall_time())
+        return True
+
     async def ask(self) -> None:
         """Ask for the client's connection, and wait for the answer."""
         if not self._lender.door.open():
@@ -70,6 +118,8 @@ class Borrowing:
         timer = loop.call_later(_ASK_S, self._take, None)
         try:
             self._lent = await loan
+            if self._lent is not None:
+                self._lender.invite()
         finally:
             timer.cancel()
             door.forget(key, self._call_id)
@@ -78,7 +128,7 @@ class Borrowing:
                 # also where the caller has lent it, and it has not come, or in the moment in which the handler was cancelled
                 if loan.done() and not loan.cancelled() and (late := loan.result()) is not None:
                     late.close()
-                self._tell(0)
+                self._tell(0, None)
             elif self._is_ended:
                 self.give_back()
 
@@ -102,6 +152,8 @@ class Borrowing:
         if lent is None:
             return body
         pieces = lent.frame(body)
+        if self._head:
+            pieces.insert(0, memoryview(self._head))
         whole = left = _size(pieces)
         try:
             while not self._is_ended:
@@ -112,9 +164,11 @@ class Borrowing:
                     break
                 left = _size(pieces)
                 if not pieces:
+                    self._head = b""
                     lent.count(len(body))
                     break
-                if at_once:
+                if at_once and len(pieces) == 1:
+                    self._head = b""
                     lent.count(len(body) - len(pieces[0]))
                     self.give_back()
                     return pieces[0]
@@ -130,17 +184,24 @@ class Borrowing:
         lent, self._lent = self._lent, None
         if lent is not None:
             lent.close()
-            self._tell(lent.written)
+            self._tell(lent.written, lent.left)
 
     def end(self) -> None:
         """The answer is over, or the caller knows that its client is gone: nothing is written and told any more."""
         self._is_ended = True
+        if self._given is not None:
+            self._given.close()
+            self._given = None
         self._take(None)
         self.give_back()
         self._wake()
 
-    def _tell(self, size: int) -> None:
-        if not self._is_ended:
+    def _tell(self, size: int, left: int | None) -> None:
+        if self._is_ended or self._head:
+            return
+        if self._status:
+            self._lender.send((WROTE, self._call_id, self._status, size, left))
+        else:
             self._lender.send((BACK, self._call_id, size))
 
     def _wake(self) -> None:

@@ -169,6 +169,11 @@ class CallerLink:
             self._send()
 
     @property
+    def takes_descriptors(self) -> bool:
+        """They can go with what is sent now."""
+        return self._heard is not None and not self.outbox.frames
+
+    @property
     def is_closed(self) -> bool:
         """Nothing is sent or received any more."""
         return self._is_closed
@@ -206,7 +211,8 @@ class CallerLink:
     def _send(self) -> None:
         try:
             blob, frames = self.outbox.seal()
-            if self._heard is not None and not frames and self._heard.send(blob):
+            given, self.outbox.given = self.outbox.given, None
+            if self._heard is not None and not frames and self._heard.send(blob, given):
                 return
             if self._connect is not None and self._line is None:
                 self._open_line()
@@ -225,12 +231,12 @@ class CallerLink:
         try:
             while not self._is_closed and socket.getsockopt(EVENTS) & POLLIN:  # type: ignore[operator]
                 records = unpack(socket.recv(NOBLOCK))
-                count, number = (records[0], None) if type(records[0]) is int else records[0]
+                count, number = (records[0], None) if type(records[0]) is int else records[0][:2]
                 self._take(number, records, receive_frames(socket, count) if count else [])
         except Exception as error:
             self._fail(error)
 
-    def _take_packets(self, packets: list[bytes]) -> None:
+    def _take_packets(self, packets: list[bytes], _given: dict[int, list[int]]) -> None:
         if self._heard is None:
             self._heard = self._line
             self.outbox.is_numbered = True

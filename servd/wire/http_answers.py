@@ -3,6 +3,9 @@
 import math
 import re
 from collections.abc import Iterable
+from email.utils import formatdate
+from functools import lru_cache
+from http import HTTPStatus
 from typing import NamedTuple
 
 from servd.ground.settings import SHOW_TRACEBACKS, is_on
@@ -24,6 +27,26 @@ _TRACEBACK = re.compile(r"[ +|]*(?:Exception Group )?Traceback \(most recent cal
 _DROPPED_HEADERS = frozenset(
     (b"content-length", b"transfer-encoding", b"connection", b"keep-alive", b"upgrade", b"date", b"x-request-id")
 )
+
+
+STATUS_LINES = {status.value: b"HTTP/1.1 %d %s\r\n" % (status.value, status.phrase.encode()) for status in HTTPStatus}
+
+
+def status_line(status: int) -> bytes:
+    """First line of an HTTP/1.1 response."""
+    return STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
+
+
+@lru_cache(maxsize=2)
+def own_lines(second: int) -> bytes:
+    """`server` and `date` lines of a response of this second since the epoch."""
+    return b"server: servd\r\ndate: %s\r\n" % formatdate(second, usegmt=True).encode()
+
+
+def answer_head(status: int, block: bytes, request_id: bytes, now_s: float) -> bytes:
+    """All that comes before the content of an answer of HTTP/1.1 that keeps its connection. now_s: since the epoch."""
+    lines = (status_line(status), block, own_lines(int(now_s)), b"x-request-id: ", request_id, b"\r\n\r\n")
+    return b"".join(lines)
 
 
 class Framing(NamedTuple):
@@ -62,6 +85,7 @@ def check_final(status: int) -> None:
         raise ValueError(f"an answer cannot have the status {status}: give one from 200 on")
 
 
+@lru_cache(maxsize=256)
 def framing(method: str, status: int, version: str, block: bytes, body_bytes: int | None) -> Framing:
     """How to send an answer.
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from servd.ground.descendants import hide, show
 
 _NO_SIGNAL = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
-_MOST_AT_ONCE = 1024 * 1024
-"""A reader that is as fast as its writer must not keep the loop for itself."""
+_MOST_AT_ONCE = (1024 + 64) * 1024
+"""A reader that is as fast as its writer must not keep the loop for itself. A body of 1 MiB leaves at once, with its head."""
 
 
 def _beginning(pieces: list[memoryview]) -> list[memoryview]:

@@ -16,8 +16,9 @@ from zmq.utils.monitor import recv_monitor_message
 from servd.exceptions import TransportError
 from servd.ground.clock import SystemClock
 from servd.wire.packet_line import InOrder, PacketLine
-from servd.wire.records import Outbox, unpack
+from servd.wire.records import INVITED, Outbox, unpack
 from servd.wire.sockets import EVENTS, NOBLOCK, POLLIN, SNDMORE, fd_of, open_watched, receive_frames, send_frames
+from servd.wire.write_right import close_all, given_with
 
 MAX_RECORDS = 32
 HOLD_S = 0.001
@@ -157,7 +158,7 @@ class ReplicaLink:
                 peer = self.peers[identity] = self._make_peer(self, identity)
             try:
                 records = unpack(socket.recv(NOBLOCK))
-                count, number = (records[0], None) if type(records[0]) is int else records[0]
+                count, number = (records[0], None) if type(records[0]) is int else records[0][:2]
                 frames = receive_frames(socket, count) if count else []
                 if identity not in self._dropped:
                     self._take(peer, number, records, frames)
@@ -175,6 +176,8 @@ class ReplicaLink:
             line.close()
             return
         peer.line = PacketLine(self._loop, line, partial(self._take_packets, peer), peer.close_line, heeds_gone=False)
+        if peer.has_invited:
+            peer.line.take_descriptors()
         peer.outbox.is_numbered = True
         # whatever it is: the peer sends by it once something has come
         self.send_now(peer)
@@ -182,15 +185,20 @@ class ReplicaLink:
             # not now: this may be in the midst of an envelope
             self._loop.call_soon(self.flush)
 
-    def _take_packets(self, peer: "Peer", packets: list[bytes]) -> None:
+    def _take_packets(self, peer: "Peer", packets: list[bytes], given: dict[int, list[int]]) -> None:
         self._is_draining = True
         try:
-            for packet in packets:
+            for index, packet in enumerate(packets):
                 records = unpack(packet)
-                self._take(peer, records[0][1], records, [])
+                head = records[0]
+                frames: Any = [] if len(head) == 2 else given_with(head[2], given.pop(index, []))
+                self._take(peer, head[1], records, frames)
         except Exception:
             logger.exception("peer_dropped peer=%s", peer)
             self.drop(peer)
+        for descriptors in given.values():
+            # of who has said nothing of them
+            close_all(descriptors)
         self._end_drain()
 
     def _take(self, peer: "Peer", number: int | None, records: list[Any], frames: list[Any]) -> None:
@@ -232,7 +240,7 @@ class ReplicaLink:
 class Peer:
     """One caller as a replica sees it. line: by which small envelopes go, if there is one; in_order: brings them into line."""
 
-    __slots__ = ("hold_until", "identity", "in_order", "is_due", "is_gone", "line", "link", "outbox")
+    __slots__ = ("has_invited", "hold_until", "identity", "in_order", "is_due", "is_gone", "line", "link", "outbox")
 
     def __init__(self, link: ReplicaLink, identity: bytes) -> None:
         self.link = link
@@ -242,7 +250,7 @@ class Peer:
         self.line: PacketLine | None = None
         self.hold_until = 0.0
         self.is_due = False
-        self.is_gone = False
+        self.is_gone = self.has_invited = False
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.identity.hex()}{', gone' if self.is_gone else ''})"
@@ -256,6 +264,14 @@ class Peer:
         elif (len(records) > MAX_RECORDS or _now() > self.hold_until) and not self.is_gone:
             self.link.send_now(self)
             self.hold_until = _now() + HOLD_S
+
+    def invite(self) -> None:
+        """Clients' connections may come with requests."""
+        if not self.has_invited:
+            self.has_invited = True
+            if self.line is not None:
+                self.line.take_descriptors()
+            self.send((INVITED, 0))
 
     def close_line(self) -> None:
         """All goes over ZeroMQ from now on."""

@@ -11,6 +11,7 @@ whichever way it came. A caller ends its half when nothing was said for a while.
 the caller likewise; what comes next goes over ZeroMQ, until there is another line.
 """
 
+import array
 import asyncio
 import contextlib
 import socket
@@ -19,12 +20,16 @@ from select import POLLHUP, POLLIN, poll
 from typing import Generic, TypeVar
 
 from servd.exceptions import ProtocolError
+from servd.wire.write_right import Given
 
 PACKET_BYTES = 64 * 1024
 """Larger envelopes go over ZeroMQ, whose thread sends them while this one works."""
 
 _AT_ONCE = 16
 """Packets that are taken in together: what they ask is answered in one envelope, as long as that takes no millisecond."""
+
+_ANCILLARY_BYTES = socket.CMSG_LEN(253 * array.array("i").itemsize)
+"""The kernel takes no more descriptors with a packet."""
 
 EnvelopeT = TypeVar("EnvelopeT")
 
@@ -75,19 +80,30 @@ class PacketLine:
 
     Args:
         line: connected, of packets; closed with this.
-        on_packets: called with the packets that were there.
+        on_packets: called with the packets that were there, and the descriptors that came with some of them, by index.
         on_end: called once when the other end has closed it; what it had sent has been told before.
         heeds_gone: what an end has sent that has closed the line since is told too. A caller closes it when it gives the replica
             up, for one that is frozen, say, and its requests are sent elsewhere then.
     """
 
-    __slots__ = ("_heeds_gone", "_is_closed", "_line", "_loop", "_on_end", "_on_packets", "_poll", "_recv", "_send")
+    __slots__ = (
+        "_heeds_gone",
+        "_is_closed",
+        "_line",
+        "_loop",
+        "_on_end",
+        "_on_packets",
+        "_poll",
+        "_recv",
+        "_send",
+        "_takes_descriptors",
+    )
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         line: socket.socket,
-        on_packets: Callable[[list[bytes]], None],
+        on_packets: Callable[[list[bytes], dict[int, list[int]]], None],
         on_end: Callable[[], None],
         *,
         heeds_gone: bool = True,
@@ -101,23 +117,30 @@ class PacketLine:
         asked = poll()
         asked.register(line, POLLIN)
         self._poll = asked.poll
-        self._is_closed = False
+        self._is_closed = self._takes_descriptors = False
         line.setblocking(False)
         loop.add_reader(line, self.read)
 
     def __repr__(self) -> str:
         return f"PacketLine({'closed' if self._is_closed else self._line.fileno()})"
 
-    def send(self, data: bytes) -> bool:
-        """Whether it was sent: not when it is large, or there is no room for it now."""
+    def send(self, data: bytes, given: Given | None = None) -> bool:
+        """Whether it was sent, with what is given: not when it is large, or there is no room for it now."""
         if len(data) > PACKET_BYTES:
             return False
         try:
-            self._send(data)
+            if given:
+                socket.send_fds(self._line, [data], given.descriptors)
+            else:
+                self._send(data)
         except OSError:
             # full, or ended at either end, which is told when what the other one had sent was read
             return False
         return True
+
+    def take_descriptors(self) -> None:
+        """Look for descriptors that come with packets, which costs something."""
+        self._takes_descriptors = True
 
     def end(self) -> None:
         """Send nothing more; the other end closes the line once it has read all."""
@@ -134,10 +157,17 @@ class PacketLine:
     def read(self) -> bool:
         """Take in what is there; whether there may be more."""
         packets: list[bytes] = []
+        given: dict[int, list[int]] = {}
         is_gone = False
         while not self._is_closed:
             try:
-                packets.append(self._recv(PACKET_BYTES))
+                if self._takes_descriptors:
+                    packet, descriptors = _receive(self._line)
+                    if descriptors:
+                        given[len(packets)] = descriptors
+                    packets.append(packet)
+                else:
+                    packets.append(self._recv(PACKET_BYTES))
             except ConnectionError:
                 # the other end closed it without having read all; said once, before what it had sent
                 continue
@@ -152,8 +182,17 @@ class PacketLine:
         if has_ended:
             packets.pop()
         if packets and (self._heeds_gone or not is_gone):
-            self._on_packets(packets)
+            self._on_packets(packets, given)
         if has_ended and not self._is_closed:
             self.close()
             self._on_end()
         return len(packets) == _AT_ONCE
+
+
+def _receive(line: socket.socket) -> tuple[bytes, list[int]]:
+    packet, ancillary, _, _ = line.recvmsg(PACKET_BYTES, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
+    descriptors = array.array("i")
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
+    return packet, list(descriptors)

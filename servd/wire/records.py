@@ -12,6 +12,7 @@ from typing import Any
 import msgpack
 
 from servd.exceptions import ProtocolError
+from servd.wire.write_right import Given
 
 FRAME_BYTES = 64 * 1024
 """Bodies from this size on are frames of their own."""
@@ -21,6 +22,9 @@ CREDIT_BYTES = 1024 * 1024
 MEDIUM_BYTES = 64 * 1024
 NARROW_BYTES = 4 * 1024
 """What the sender of a medium and of a narrow answer may have outstanding before it is granted more."""
+
+LENT_EARLY_BYTES = 64 * 1024
+"""From this size on a replica writes an answer itself to a connection that has come with the request."""
 
 EVENT_COST_BYTES = 512
 """What a message of a WebSocket counts beside its bytes: many small ones cost more memory than they have bytes."""
@@ -68,6 +72,8 @@ BACK = 19  # id, bytes: the replica writes no more, and has written so many of t
 TAKEN = 21  # id, bytes: the replica reads no more of a body that was lent with the request, and has taken so many of it
 RETURNED = 23  # id, ongoing: the connection of a WebSocket did not arrive, and nothing has begun
 LINE = 24  # 0: small envelopes may go by a line of their own (`wire/packet_line.py`)
+INVITED = 26  # 0: clients' connections may come with requests, by the line (`wire/write_right.py`)
+WROTE = 27  # id, status, bytes, bytes left or None: the replica has written head and so much of the body to the client
 ROUTES = 25  # 0, described routes of the ASGI application (`calls/routes/patterns.py`): to who asked for them
 REFUSED = 16  # reason: answer to the HELLO of another protocol, and the last word. These two never change their form
 
@@ -101,6 +107,8 @@ FIRST_CREDIT = {0: CREDIT_BYTES, MEDIUM: MEDIUM_BYTES, NARROW: NARROW_BYTES}
 """What an answer may have outstanding at first, by these flags."""
 # with STREAMED_BODY: the record has the body's beginning, and the client's connection is lent to read the rest
 LENT_BODY = 256
+LENT = 1024
+"""The client's connection comes with the envelope (`write_right.py`)."""
 TRACED = 512
 """Part of a trace: headers and metadata say of which, the last part of a handle call (`trace_context.packed`)."""
 
@@ -126,15 +134,17 @@ class Outbox:
     """Records for one peer, collected during one turn of the loop.
 
     is_numbered: envelopes carry their number, as there is another way to the peer. sealed: how many there were so far.
+    given: what goes with the next one; its sender takes it.
     """
 
-    __slots__ = ("_pack", "frames", "is_numbered", "records", "sealed")
+    __slots__ = ("_pack", "frames", "given", "is_numbered", "records", "sealed")
 
     def __init__(self) -> None:
         self.is_numbered = False
         self.sealed = 0
         self.records: list[Any] = [0]
         self.frames: list[Any] = []
+        self.given: Given | None = None
         self._pack = msgpack.Packer(autoreset=True).pack
 
     def attach(self, body: Any) -> Any:
@@ -146,6 +156,12 @@ class Outbox:
         self.frames.append(body)
         return len(self.frames) - 1
 
+    def give(self, call_id: int, connection: int, right: int) -> bool:
+        """Whether copies of both descriptors go with the envelope; not where there is no room for them."""
+        if self.given is None:
+            self.given = Given()
+        return self.given.add_copies(call_id, connection, right)
+
     def attach_all(self, parts: Iterable[Any]) -> list[Any]:
         """As `attach`, for the parts of a pickled value."""
         return [part if type(part) is bytes and len(part) < FRAME_BYTES else self.attach(part) for part in parts]
@@ -153,7 +169,10 @@ class Outbox:
     def seal(self) -> tuple[bytes, list[Any]]:
         """Envelope and frames of everything collected; empties the box."""
         records, frames = self.records, self.frames
-        records[0] = (len(frames), self.sealed) if self.is_numbered else len(frames)
+        if self.given is not None:
+            records[0] = (len(frames), self.sealed, self.given.call_ids)
+        else:
+            records[0] = (len(frames), self.sealed) if self.is_numbered else len(frames)
         self.sealed += 1
         try:
             blob: bytes = self._pack(records)
