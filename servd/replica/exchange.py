@@ -273,7 +273,7 @@ class HttpExchange(Receiving):
         if self.upload is not None:
             self.upload.give_back()
         if (borrowed := self._borrowed) is not None:
-            borrowed.give_back()
+            borrowed.give_back(has_more=self.call_id in self._peer.open)
             borrowed.end()
             error = "a piece of the body was cut off" if error is None and borrowed.is_torn else error
         self._peer.finish_exchange(self.call_id, (END, self.call_id, self._peer.ongoing_after(), error))

@@ -25,6 +25,10 @@ class Lender(Protocol):
     door: LendingDoor
     key: int
 
+    def send_with_next(self, record: tuple[Any, ...]) -> None:
+        """Send one record together with the next."""
+        ...
+
     def invite(self) -> None:
         """Clients' connections may come with requests."""
         ...
@@ -179,12 +183,12 @@ class Borrowing:
             raise
         return body[:0]
 
-    def give_back(self) -> None:
-        """Nothing more is written; tells the caller, where the request goes on."""
+    def give_back(self, *, has_more: bool = False) -> None:
+        """Nothing more is written; tells the caller, where the request goes on. has_more: and sends it something else then."""
         lent, self._lent = self._lent, None
         if lent is not None:
             lent.close()
-            self._tell(lent.written, lent.left)
+            self._tell(lent.written, lent.left, has_more=has_more)
 
     def end(self) -> None:
         """The answer is over, or the caller knows that its client is gone: nothing is written and told any more."""
@@ -196,13 +200,12 @@ class Borrowing:
         self.give_back()
         self._wake()
 
-    def _tell(self, size: int, left: int | None) -> None:
+    def _tell(self, size: int, left: int | None, *, has_more: bool = False) -> None:
         if self._is_ended or self._head:
+            # what has no head was not begun: its end says all there is
             return
-        if self._status:
-            self._lender.send((WROTE, self._call_id, self._status, size, left))
-        else:
-            self._lender.send((BACK, self._call_id, size))
+        send = self._lender.send_with_next if has_more else self._lender.send
+        send((WROTE, self._call_id, self._status, size, left) if self._status else (BACK, self._call_id, size))
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

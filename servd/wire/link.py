@@ -265,6 +265,10 @@ class Peer:
             self.link.send_now(self)
             self.hold_until = _now() + HOLD_S
 
+    def send_with_next(self, record: tuple[Any, ...]) -> None:
+        """Send one record in the envelope of the one that is sent next, at once."""
+        self.outbox.records.append(record)
+
     def invite(self) -> None:
         """Clients' connections may come with requests."""
         if not self.has_invited:

@@ -16,6 +16,17 @@ from collections.abc import Iterable
 
 from servd.ground.descendants import hide, show
 
+_forks = 0
+"""How many forks lie between this process and the one that began."""
+
+
+def _count_fork() -> None:
+    global _forks
+    _forks += 1
+
+
+os.register_at_fork(after_in_child=_count_fork)
+
 _MOST = 64
 """Requests with connections in an envelope: the kernel takes 253 descriptors with a packet."""
 
@@ -69,11 +80,11 @@ class GivenConnection:
 class Given:
     """What goes with an envelope: for some of its requests connection and right. What nobody has taken is closed with it."""
 
-    __slots__ = ("_pairs", "_pid")
+    __slots__ = ("_forks", "_pairs")
 
     def __init__(self) -> None:
         self._pairs: dict[int, tuple[int, int]] = {}
-        self._pid = os.getpid()
+        self._forks = _forks
 
     def __repr__(self) -> str:
         return f"Given({list(self._pairs)})"
@@ -119,7 +130,7 @@ class Given:
 
     def __del__(self) -> None:
         # in a forked child the numbers mean something else
-        if self._pid == os.getpid():
+        if self._forks == _forks:
             close_all(self.descriptors)
 
 

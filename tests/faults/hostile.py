@@ -14,7 +14,7 @@ from tests.ports import free_port
 from tests.system.running_daemon import RunningDaemon, a_daemon, settings_in
 
 MOST_MIB = 4.0
-"""What the proxy may hold for one connection."""
+"""What the proxy may hold for one connection, and of a WebSocket the replica that has it."""
 MORE_MIB = {"grpc: pings": 6.0}
 """Where a library holds what servd cannot bound: answers to pings, in gRPC; mostly 2 to 3, once 4.6."""
 CONNECTIONS = 16
@@ -247,25 +247,25 @@ class Victim:
                 websocket.push(_MESSAGE)
                 websocket.read_some()
 
-    def resident_mib(self) -> float:
-        """Memory of the proxy."""
-        found = _RESIDENT.search(Path(f"/proc/{self._pid}/status").read_text())
-        assert found is not None
-        return int(found[1]) / _KIB
+    def resident_mib(self, kind: str) -> float:
+        """Memory of the proxy, and of the replica where that has the connections."""
+        watched = [self._pid, *(self.daemon.pids("replica") if kind.startswith("websocket: ") else ())]
+        texts = [Path(f"/proc/{pid}/status").read_text() for pid in watched]
+        return sum(int(found[1]) for text in texts if (found := _RESIDENT.search(text))) / _KIB
 
     def attack(self, kind: str, count: int = CONNECTIONS) -> float:
         """MiB that one connection of a kind costs, at the worst moment."""
-        before = worst = self.resident_mib()
+        before = worst = self.resident_mib(kind)
         clients = []
         try:
             for _ in range(count):
                 clients.append(KINDS[kind](self.port))
-                worst = max(worst, self.resident_mib())
+                worst = max(worst, self.resident_mib(kind))
             clock = SystemClock()
             began = grown = clock.now()
             while clock.now() - grown < _STILL_S and clock.now() - began < _WATCHED_S:
                 block_for(0.02)
-                now = self.resident_mib()
+                now = self.resident_mib(kind)
                 if now > worst + 0.1:
                     grown = clock.now()
                 worst = max(worst, now)
