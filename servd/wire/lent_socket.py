@@ -7,8 +7,8 @@ from collections.abc import Callable
 from servd.ground.descendants import hide, show
 
 _NO_SIGNAL = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
-_MOST_AT_ONCE = (1024 + 64) * 1024
-"""A reader that is as fast as its writer must not keep the loop for itself. A body of 1 MiB leaves at once, with its head."""
+_MOST_AT_ONCE = 4 * 1024 * 1024
+"""A reader that is as fast as its writer must not keep the loop for itself for longer than a millisecond or two."""
 
 
 def _beginning(pieces: list[memoryview]) -> list[memoryview]:
