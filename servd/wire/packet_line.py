@@ -20,7 +20,7 @@ from select import POLLHUP, POLLIN, poll
 from typing import Generic, TypeVar
 
 from servd.exceptions import ProtocolError
-from servd.wire.write_right import Given
+from servd.wire.write_right import Given, close_all
 
 PACKET_BYTES = 64 * 1024
 """Larger envelopes go over ZeroMQ, whose thread sends them while this one works."""
@@ -183,6 +183,9 @@ class PacketLine:
             packets.pop()
         if packets and (self._heeds_gone or not is_gone):
             self._on_packets(packets, given)
+        else:
+            for descriptors in given.values():
+                close_all(descriptors)
         if has_ended and not self._is_closed:
             self.close()
             self._on_end()

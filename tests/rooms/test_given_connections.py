@@ -1,0 +1,45 @@
+"""Clients' connections that went with requests: nobody keeps one that he has no use for."""
+
+import asyncio
+import gc
+import os
+import socket
+
+import pytest
+
+from servd.wire.packet_line import PacketLine
+from servd.wire.write_right import new_right
+from tests.rooms.test_lending import open_descriptors
+
+
+@pytest.mark.parametrize("count", [1, 5, 40])
+async def test_what_comes_of_a_caller_that_is_gone_is_closed(count: int) -> None:
+    gc.collect()
+    before = open_descriptors()
+    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    heard: list[bytes] = []
+    ended = asyncio.Event()
+
+    def note(packets: list[bytes], given: dict[int, list[int]]) -> None:
+        heard.extend(packets)
+        for descriptors in given.values():
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+    line = PacketLine(asyncio.get_running_loop(), there, note, ended.set, heeds_gone=False)
+    line.take_descriptors()
+    # as a frozen replica: nothing is read before the caller is gone
+    client, served = socket.socketpair()
+    for _ in range(count):
+        right = new_right()
+        socket.send_fds(here, [b"envelope"], [served.fileno(), right])
+        os.close(right)
+    served.close()
+    here.close()
+    await ended.wait()
+    assert not heard
+    client.settimeout(5)
+    assert client.recv(1) == b"", "its client hears that it has ended"
+    client.close()
+    line.close()
+    assert open_descriptors() == before
