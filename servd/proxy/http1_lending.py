@@ -62,7 +62,7 @@ class HttpLending(HttpAnswering):
     def on_response(self, status: int, block: bytes, body: bytes) -> None:
         if self._right is not None:
             self._on_let_go()
-        elif len(body) >= LENT_EARLY_BYTES:
+        elif len(body) >= LENT_EARLY_BYTES and self.peer is not None:
             self._target.note_large()
         super().on_response(status, block, body)
 

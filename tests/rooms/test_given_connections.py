@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import json
 import os
 import socket
 
@@ -9,6 +10,7 @@ import pytest
 
 from servd.wire.packet_line import PacketLine
 from servd.wire.write_right import new_right
+from tests.fakes import Room, wait_until
 from tests.rooms.test_lending import open_descriptors
 
 
@@ -43,3 +45,13 @@ async def test_what_comes_of_a_caller_that_is_gone_is_closed(count: int) -> None
     client.close()
     line.close()
     assert open_descriptors() == before
+
+
+async def test_a_large_answer_of_the_proxy_itself_arrives() -> None:
+    async with Room() as room:
+        room.route(room.replica())
+        routes = {f"/{'x' * 100}{number}": "app" for number in range(1000)}
+        room.forwarder.table.as_document = lambda **_: routes  # type: ignore[method-assign]
+        answer = await room.raw(b"GET /-/routes HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n")
+        assert json.loads(answer.partition(b"\r\n\r\n")[2]) == routes
+        await wait_until(lambda: not room.listener.connections)
