@@ -193,6 +193,8 @@ class CallerLink:
             return
         self._is_closed = True
         self._close_line()
+        # who was asked last still knows this link: clients' connections must not wait until nobody does
+        self.outbox.given = None
         self._loop.remove_reader(fd_of(self._socket))
         self._watch.remove(self._key)
         self._socket.close(0)

@@ -233,6 +233,7 @@ class ReplicaLink:
             return
         peer.is_gone = True
         peer.close_line()
+        peer.in_order.forget()
         self.peers.pop(peer.identity, None)
         self._on_gone(peer)
 

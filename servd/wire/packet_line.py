@@ -51,6 +51,10 @@ class InOrder(Generic[EnvelopeT]):
         """How many have been taken in."""
         return self._next
 
+    def forget(self) -> None:
+        """Nothing more is taken in, so that nothing needs to be held."""
+        self._held.clear()
+
     def take(self, number: int | None, envelope: EnvelopeT) -> Sequence[EnvelopeT]:
         """What can be taken in now that this one has come, in order.
 

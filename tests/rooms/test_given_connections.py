@@ -8,10 +8,15 @@ import socket
 
 import pytest
 
+from servd.wire.caller_link import LinkWatch
 from servd.wire.packet_line import PacketLine
-from servd.wire.write_right import new_right
+from servd.wire.write_right import Given, given_with, new_right
 from tests.fakes import Room, wait_until
 from tests.rooms.test_lending import open_descriptors
+from tests.rooms.test_lent_with_request import wrote
+from tests.rooms.test_packet_line import Pair
+
+__all__ = ["wrote"]
 
 
 @pytest.mark.parametrize("count", [1, 5, 40])
@@ -55,3 +60,29 @@ async def test_a_large_answer_of_the_proxy_itself_arrives() -> None:
         answer = await room.raw(b"GET /-/routes HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n")
         assert json.loads(answer.partition(b"\r\n\r\n")[2]) == routes
         await wait_until(lambda: not room.listener.connections)
+
+
+def given_one(call_id: int) -> Given:
+    """A connection and a right, as they come with an envelope."""
+    return given_with((call_id,), [os.open(os.devnull, os.O_RDONLY), new_right()])
+
+
+@pytest.mark.parametrize("who", ["caller", "replica"])
+async def test_what_was_not_sent_or_waits_for_its_turn_is_closed_with_the_link(who: str) -> None:
+    watch = LinkWatch(asyncio.get_running_loop())
+    pair = Pair(watch)
+    await pair.begin()
+    # who was asked last still knows it
+    link, peer = pair.caller, pair.peer
+    given = given_one(1)
+    numbers = given.descriptors
+    if who == "caller":
+        link.outbox.given = given
+        link.close()
+    else:
+        assert not peer.in_order.take(99, ([], given))  # type: ignore[arg-type]
+        pair.replica.drop(peer)
+    del given
+    assert not any(os.path.exists(f"/proc/self/fd/{number}") for number in numbers)
+    pair.close()
+    watch.close()
