@@ -265,9 +265,13 @@ class HttpLending(HttpAnswering):
 
     def _shut(self) -> None:
         """End the connection for all who have it open."""
-        with contextlib.suppress(OSError):
-            with socket.socket(fileno=os.dup(self._transport.get_extra_info("socket").fileno())) as shared:
+        # by the descriptor that is there: none may be left for a copy
+        with contextlib.suppress(OSError, ValueError):
+            shared = socket.socket(fileno=self._transport.get_extra_info("socket").fileno())
+            try:
                 shared.shutdown(socket.SHUT_RDWR)
+            finally:
+                shared.detach()
 
     def _cut(self) -> None:
         if self._is_lent or self._is_shared or (self._loan is not None and self._loan.reader is not Reader.OWN):

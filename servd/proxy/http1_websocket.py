@@ -10,10 +10,7 @@ The proxy reads and writes in HANDSHAKE, and neither afterwards; the replica doe
 """
 
 import asyncio
-import contextlib
 import logging
-import os
-import socket
 from collections.abc import Callable
 from enum import Enum
 from typing import Any
@@ -296,11 +293,6 @@ class WebSocketConnection(HttpOrder):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-
-    def _shut(self) -> None:
-        with contextlib.suppress(OSError):
-            with socket.socket(fileno=os.dup(self._transport.get_extra_info("socket").fileno())) as shared:
-                shared.shutdown(socket.SHUT_RDWR)
 
     def _go_on(self) -> None:
         """Nothing comes behind a WebSocket."""

@@ -8,12 +8,14 @@ import socket
 
 import pytest
 
+from servd.proxy.limits import Limits
 from servd.wire.caller_link import LinkWatch
 from servd.wire.packet_line import PacketLine
 from servd.wire.write_right import Given, given_with, new_right
+from tests.descriptors import few_descriptors
 from tests.fakes import Room, wait_until
-from tests.rooms.test_lending import open_descriptors
-from tests.rooms.test_lent_with_request import wrote
+from tests.rooms.test_lending import HEAD, MIB, Client, open_descriptors
+from tests.rooms.test_lent_with_request import Waiting, warm, wrote
 from tests.rooms.test_packet_line import Pair
 
 __all__ = ["wrote"]
@@ -86,3 +88,23 @@ async def test_what_was_not_sent_or_waits_for_its_turn_is_closed_with_the_link(w
     assert not any(os.path.exists(f"/proc/self/fd/{number}") for number in numbers)
     pair.close()
     watch.close()
+
+
+async def test_a_connection_ends_for_the_replica_too_where_no_descriptor_is_left(wrote: list[int]) -> None:
+    handler = Waiting()
+    async with Room(limits=Limits(request_s=0.1)) as room:
+        room.route(room.replica(handler))
+        await warm(room)
+        client = Client(room)
+        await client.send(HEAD % f"wait/{MIB}")
+        await wait_until(lambda: bool(handler.begun))
+        # a copy of the connection stands for that of a frozen replica
+        (connection,) = [one for one in room.listener.connections if one.is_active]
+        copy = os.dup(connection._transport.get_extra_info("socket").fileno())
+        # its time limit has passed
+        await wait_until(lambda: bool(handler.ended))
+        with few_descriptors(0):
+            connection._transport.abort()
+            assert (await client.rest()).startswith(b"HTTP/1.1 408 ")
+        os.close(copy)
+        client.socket.close()
