@@ -12,6 +12,7 @@ _GROUPS = "/sys/fs/cgroup"
 _OPEN = "/proc/self/fd"
 _WORTH_COUNTING = 4096
 _NO_THREAD = "can't start new thread"
+_SPARE_DESCRIPTORS = 16
 
 
 def host_limit_in(error: BaseException | None, *, at_fork: bool = False) -> str:
@@ -66,6 +67,11 @@ def no_process() -> str:
 def descriptor_limit() -> int:
     """How many descriptors this process may have."""
     return _most(0)
+
+
+def is_one_of_the_last(descriptor: int) -> bool:
+    """Whether it is one of the last few, which the process needs itself: numbers are the lowest free ones."""
+    return descriptor >= descriptor_limit() - _SPARE_DESCRIPTORS
 
 
 def descriptors_allowed() -> int:

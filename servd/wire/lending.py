@@ -32,7 +32,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from servd.ground.descendants import hide, show
-from servd.ground.host_limits import descriptor_limit
+from servd.ground.host_limits import is_one_of_the_last
 from servd.wire.began import lending_path
 from servd.wire.credentials import peer_credentials
 from servd.wire.lent_socket import LentSocket
@@ -42,8 +42,6 @@ _BODY_PACKET = struct.Struct("<QQqx")
 """Of a request's body: one byte longer, so that nobody takes it for the other."""
 _GREETING = struct.Struct("<Q")
 _BACKLOG = 128
-_SPARE_DESCRIPTORS = 16
-"""Numbers are the lowest free ones: a loan that gets one of the last so many is declined."""
 _CHUNKED = -1
 _NO_SIGNAL = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 
@@ -121,7 +119,7 @@ def line_for_envelopes(address: str, key: int) -> socket.socket | None:
     # any: see `LendingDoor.open`
     except Exception:
         return None
-    if line is not None and _is_spare(line.fileno()):
+    if line is not None and is_one_of_the_last(line.fileno()):
         line.close()
         return None
     if line is not None:
@@ -312,14 +310,14 @@ class LendingDoor:
     def _leave_to_link(self, key: int, line: socket.socket) -> None:
         self._loop.remove_reader(line)
         self._lines.discard(line)
-        if self._on_line is None or _is_spare(line.fileno()):
+        if self._on_line is None or is_one_of_the_last(line.fileno()):
             line.close()
         else:
             self._on_line(key, line)
 
     def _keep_body(self, loan: tuple[int, int, int], descriptor: int) -> None:
         key, call_id, left = loan
-        if _is_spare(descriptor):
+        if is_one_of_the_last(descriptor):
             os.close(descriptor)
         else:
             # until whoever reads it does so itself
@@ -329,7 +327,7 @@ class LendingDoor:
     def _give(self, loan: tuple[int, int, int], descriptor: int) -> None:
         key, call_id, left = loan
         take = self._expected.pop((key, call_id), None)
-        if take is None or _is_spare(descriptor):
+        if take is None or is_one_of_the_last(descriptor):
             # the request has ended meanwhile, or waits no longer
             os.close(descriptor)
             if take is not None:
@@ -351,11 +349,6 @@ class LendingDoor:
 def _close(descriptor: int) -> None:
     show(descriptor)
     os.close(descriptor)
-
-
-def _is_spare(descriptor: int) -> bool:
-    """Whether it is one of the last few, which the process needs itself."""
-    return descriptor >= descriptor_limit() - _SPARE_DESCRIPTORS
 
 
 def _receive(line: socket.socket) -> tuple[bytes, list[int], int]:

@@ -11,10 +11,12 @@ connection then, before it says anything. Once it has written head and body, or 
 """
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterable
 
 from servd.ground.descendants import hide, show
+from servd.ground.host_limits import is_one_of_the_last
 
 _forks = 0
 """How many forks lie between this process and the one that began."""
@@ -35,9 +37,13 @@ def new_right() -> int:
     """Descriptor of a right that nobody has taken.
 
     Raises:
-        OSError: none is left for it.
+        OSError: none is left for it, or one of the last.
     """
-    return os.eventfd(1, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+    right = os.eventfd(1, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+    if is_one_of_the_last(right):
+        os.close(right)
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    return right
 
 
 def take_right(right: int) -> bool:
@@ -136,9 +142,9 @@ class Given:
 
 def given_with(call_ids: Iterable[int], descriptors: list[int]) -> Given:
     """What came with an envelope for these requests: nothing where there are not two descriptors for each, as when there was no
-    room for all of them."""
+    room for all of them, or when one of the last is among them."""
     given, ids = Given(), list(call_ids)
-    if len(descriptors) != 2 * len(ids):
+    if len(descriptors) != 2 * len(ids) or is_one_of_the_last(max(descriptors, default=0)):
         close_all(descriptors)
         return given
     for index, call_id in enumerate(ids):

@@ -108,3 +108,16 @@ async def test_a_connection_ends_for_the_replica_too_where_no_descriptor_is_left
             assert (await client.rest()).startswith(b"HTTP/1.1 408 ")
         os.close(copy)
         client.socket.close()
+
+
+def test_none_of_the_last_descriptors_is_taken() -> None:
+    given = [new_right() for _ in range(2)]
+    with few_descriptors(10):
+        before = open_descriptors()
+        with pytest.raises(OSError, match="Too many open files"):
+            new_right()
+        copies = [os.dup(end) for end in given]
+        assert not given_with((1,), copies)
+        assert open_descriptors() == before
+    kept = given_with((1,), given)
+    assert len(kept) == 1

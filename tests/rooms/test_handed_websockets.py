@@ -528,7 +528,7 @@ async def test_where_the_door_is_gone(room: Room) -> None:
 
 async def test_where_no_descriptor_is_to_spare(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
     await works(room, is_handed=True)
-    monkeypatch.setattr(lending, "_is_spare", lambda _: True)
+    monkeypatch.setattr(lending, "is_one_of_the_last", lambda _: True)
     await works(room, is_handed=False)
 
 

@@ -368,7 +368,7 @@ async def test_a_default_time_limit_of_sockets_is_not_for_what_is_lent(
 async def test_the_last_descriptors_of_a_replica_are_not_for_loans(
     room: Room, loans: list[int | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("servd.wire.lending.descriptor_limit", lambda: 5)
+    monkeypatch.setattr("servd.ground.host_limits.descriptor_limit", lambda: 5)
     client = Client(room)
     await client.send(HEAD % f"whole/{MIB}")
     assert await client.answer() == BODY[:MIB]
