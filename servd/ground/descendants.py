@@ -52,7 +52,7 @@ _masks = threading.local()
 _is_hooked = False
 _is_own_fork = False
 _hidden: set[int] = set()
-"""Descriptors of sockets that belong to others, for a while."""
+"""Descriptors that belong to others, for a while."""
 
 
 def lead(title: str, state_dir: str, socket_dir: str) -> None:
@@ -292,13 +292,16 @@ def _is_loops(handler: "Callable[..., object] | int | None") -> bool:
 
 
 def _close_own_sockets(leader: _Leader) -> None:
+    for fd in _hidden:
+        with suppress(OSError):
+            os.close(fd)
     for fd, inode in list(_sockets(_open_fds())):
-        if fd in _hidden or inode in leader.own_sockets or _is_below(fd, leader.socket_dir):
+        if inode in leader.own_sockets or _is_below(fd, leader.socket_dir):
             os.close(fd)
 
 
 def hide(fd: int) -> None:
-    """Keep this socket from forked children, until it is shown again or closed."""
+    """Keep this descriptor from forked children, until it is shown again or closed."""
     _hidden.add(fd)
 
 

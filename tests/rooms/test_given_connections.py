@@ -8,6 +8,7 @@ import socket
 
 import pytest
 
+from servd.ground import descendants
 from servd.proxy.limits import Limits
 from servd.wire.caller_link import LinkWatch
 from servd.wire.packet_line import PacketLine
@@ -121,3 +122,17 @@ def test_none_of_the_last_descriptors_is_taken() -> None:
         assert open_descriptors() == before
     kept = given_with((1,), given)
     assert len(kept) == 1
+
+
+def test_forked_children_have_neither() -> None:
+    given = given_one(1)
+    leader = descendants._Leader(os.getpid(), "", "", "/nowhere", frozenset())
+    pid = os.fork()
+    if not pid:
+        try:
+            descendants._close_own_sockets(leader)
+            os._exit(sum(os.path.exists(f"/proc/self/fd/{number}") for number in given.descriptors))
+        finally:
+            os._exit(9)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert all(os.path.exists(f"/proc/self/fd/{number}") for number in given.descriptors)
