@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 from servd.ground.descendants import hide, show
 
+_Socket = socket.socket
+"""User code may put another class in its place, which takes no descriptors, say."""
 _NO_SIGNAL = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 _MOST_AT_ONCE = 4 * 1024 * 1024
 """A reader that is as fast as its writer must not keep the loop for itself for longer than a millisecond or two."""
@@ -33,7 +35,7 @@ class LentSocket:
     def __init__(self, loop: asyncio.AbstractEventLoop, descriptor: int, left: int | None) -> None:
         self._loop = loop
         # family and kind are said, not looked up: that would cost three calls. A default time limit of the user's is not for it
-        self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, 0, descriptor)
+        self._socket = _Socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, 0, descriptor)
         hide(descriptor)
         self._is_watched = False
         self.left = left

@@ -5,6 +5,7 @@ import gc
 import json
 import os
 import socket
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from servd.wire.packet_line import PacketLine
 from servd.wire.write_right import Given, given_with, new_right
 from tests.descriptors import few_descriptors
 from tests.fakes import Room, wait_until
-from tests.rooms.test_lending import HEAD, MIB, Client, open_descriptors
+from tests.rooms.test_lending import BODY, HEAD, MIB, Client, open_descriptors
 from tests.rooms.test_lent_with_request import Waiting, warm, wrote
 from tests.rooms.test_packet_line import Pair
 
@@ -136,3 +137,23 @@ def test_forked_children_have_neither() -> None:
             os._exit(9)
     assert os.waitpid(pid, 0)[1] == 0
     assert all(os.path.exists(f"/proc/self/fd/{number}") for number in given.descriptors)
+
+
+async def test_another_class_in_the_place_of_sockets_costs_no_answer(
+    wrote: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Other(socket.socket):
+        def __init__(self, family: int = -1, kind: int = -1, *args: Any) -> None:
+            # as that of a well-known package
+            if kind not in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+                raise ValueError("Socket type must be stream or datagram")
+            super().__init__(family, kind, *args)
+
+    async with Room() as room:
+        room.route(room.replica(Waiting()))
+        await warm(room)
+        client = Client(room)
+        monkeypatch.setattr(socket, "socket", Other)
+        await client.send(HEAD % f"whole/{MIB}")
+        assert await client.answer() == BODY[:MIB]
+        client.socket.close()
