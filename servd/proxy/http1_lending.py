@@ -17,6 +17,9 @@ from servd.wire.body_loan import LENT_BODY_BYTES, BodyLoan, Reader
 from servd.wire.records import CLAIM, LENDS, LENT, LENT_EARLY_BYTES, Outbox
 from servd.wire.write_right import new_right, take_right
 
+_WORD_S = 0.02
+"""A client that has its answer may be heard of before the replica that wrote it."""
+
 
 class HttpLending(HttpAnswering):
     """Lends the connection to the replica that answers, for one body at a time.
@@ -40,6 +43,7 @@ class HttpLending(HttpAnswering):
 
     _body: bytes | bytearray
     _headers: list[tuple[bytes, bytes]]
+    _is_half_closed: bool
     _is_read_paused: bool
     _is_streaming: bool
     _special: dict[bytes, bytes]
@@ -138,6 +142,20 @@ class HttpLending(HttpAnswering):
         else:
             self.has_begun = self._is_lent = True
         self._leave_right()
+
+    def _on_left(self) -> None:
+        """The client has left in the midst of an answer, as far as this knows."""
+        if self._is_lent:
+            # the replica may have written all of it, and be about to say so
+            self._is_half_closed = self._has_next = True
+            self._loop.call_later(_WORD_S, self._leave, self.call_id)
+        else:
+            self._leave(self.call_id)
+
+    def _leave(self, call_id: int) -> None:
+        if self.is_active and self.call_id == call_id:
+            # what waits to be written must not hold up the end
+            self._transport.abort()
 
     def _end_request(self) -> None:
         self._find_who_answers()

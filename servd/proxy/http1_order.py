@@ -233,8 +233,7 @@ class HttpOrder(HttpLending):
         """
         self._find_who_answers()
         if self.is_active and self.has_begun:
-            # what waits to be written must not hold up the end
-            self._transport.abort()
+            self._on_left()
             return True
         if self._is_deaf or self._is_streaming or not (self.is_active or self._backlog):
             return False

@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 
 from servd.ground import descendants
+from servd.proxy.http1_answer import HttpAnswering
 from servd.proxy.limits import Limits
 from servd.wire.caller_link import LinkWatch
+from servd.wire.link import ReplicaLink
 from servd.wire.packet_line import PacketLine
 from servd.wire.write_right import Given, given_with, new_right
 from tests.descriptors import few_descriptors
 from tests.fakes import Room, wait_until
-from tests.rooms.test_lending import BODY, HEAD, MIB, Client, open_descriptors
+from tests.rooms.test_lending import BODY, HEAD, MIB, Client, ongoing, open_descriptors, serve
 from tests.rooms.test_lent_with_request import Waiting, warm, wrote
 from tests.rooms.test_packet_line import Pair
 
@@ -156,4 +158,49 @@ async def test_another_class_in_the_place_of_sockets_costs_no_answer(
         monkeypatch.setattr(socket, "socket", Other)
         await client.send(HEAD % f"whole/{MIB}")
         assert await client.answer() == BODY[:MIB]
+        client.socket.close()
+
+
+@pytest.mark.parametrize("path", [f"whole/{MIB}", "sized/3/70000"])
+@pytest.mark.parametrize("is_half", [True, False])
+async def test_who_leaves_with_the_whole_answer_had_it(
+    wrote: list[int], monkeypatch: pytest.MonkeyPatch, path: str, is_half: bool
+) -> None:
+    noted: list[int] = []
+    note, flush = HttpAnswering._note, ReplicaLink.flush
+
+    def count(connection: HttpAnswering, status: int) -> None:
+        noted.append(status)
+        note(connection, status)
+
+    async with Room() as room:
+        room.route(room.replica(serve))
+        await warm(room)
+        client = Client(room)
+        monkeypatch.setattr(HttpAnswering, "_note", count)
+        # the client has the answer before the proxy knows of it
+        monkeypatch.setattr(
+            ReplicaLink, "flush", lambda link: asyncio.get_running_loop().call_later(0.005, flush, link) and None
+        )
+        await client.send(HEAD % path)
+        assert len(await client.answer()) in (MIB, 210_000)
+        if is_half:
+            client.socket.shutdown(socket.SHUT_WR)
+            assert await client.rest() == b""
+        client.socket.close()
+        await wait_until(lambda: not room.listener.connections)
+        assert noted == [200]
+
+
+async def test_a_client_that_leaves_in_the_midst_of_an_answer_is_noticed(wrote: list[int]) -> None:
+    async with Room() as room:
+        room.route(room.replica(serve))
+        await warm(room)
+        client = Client(room)
+        await client.send(HEAD % "hangs/3/70000")
+        await client._take(210_000)
+        # nobody writes to it, so nobody would hear of a reset
+        client.socket.shutdown(socket.SHUT_WR)
+        await client.rest()
+        await wait_until(lambda: ongoing(room) == 0)
         client.socket.close()
