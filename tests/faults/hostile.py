@@ -15,8 +15,14 @@ from tests.system.running_daemon import RunningDaemon, a_daemon, settings_in
 
 MOST_MIB = 4.0
 """What the proxy may hold for one connection, and of a WebSocket the replica that has it."""
-MORE_MIB = {"grpc: pings": 6.0}
-"""Where a library holds what servd cannot bound: answers to pings, in gRPC; mostly 2 to 3, once 4.6."""
+MORE_MIB = {
+    "grpc: pings": 6.0,
+    "websocket: message without end": 20.0,
+    "websocket: compressed": 20.0,
+    "websocket: many in one http2": 20.0,
+}
+"""Where a library holds what servd cannot bound: answers to pings, in gRPC; mostly 2 to 3, once 4.6. Where the replica has one
+message, which may have 16 MiB; and where it has what waits of 100 WebSockets."""
 CONNECTIONS = 16
 FEW_CONNECTIONS = 5
 """What the proxy needs once, however many there are, is shared among them."""
