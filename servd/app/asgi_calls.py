@@ -7,13 +7,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from servd.app.deployment import ROUTES_ATTRIBUTE
+from servd.app.framework_telemetry import leave_out
 from servd.calls.request_context import NO_REQUEST, current_request
 from servd.calls.routes.patterns import Described, RoutePatterns
-from servd.observability import spans
-
-_FASTAPI_TELEMETRY = "fastapi.telemetry"
-"""Where FastAPI, from 0.165 on at the latest, keeps what it tells OpenTelemetry of a request; there already, it does not begin.
-To trace a request of which nothing is recorded takes it longer than a small handler."""
 
 Message = MutableMapping[str, Any]
 Send = Callable[[Any], Awaitable[None]]
@@ -32,21 +28,23 @@ async def call_app(app: Asgi, scope: Any, receive: Any, send: Send, *, answers_e
     Raises:
         Exception: what the application raised, unless it answered that itself.
     """
-    if spans.leaves_frameworks_out and not _is_recorded():
-        scope[_FASTAPI_TELEMETRY] = None
+    leave_out(scope)
     if scope["type"] != "http":
         await app(scope, receive, send)
         return
     held: list[Message] = []
 
-    async def hold_500(message: Message) -> None:
+    async def hold(message: Message) -> None:
+        held.append(message)
+        # a long answer is the application's own: nothing to hold back any more
+        if len(held) > 2:
+            await _flush(held, send)
+
+    def hold_500(message: Message) -> Awaitable[None]:
+        # most messages: spares them a coroutine
         if held or (message["type"] == "http.response.start" and message["status"] == 500):
-            held.append(message)
-            # a long answer is the application's own: nothing to hold back any more
-            if len(held) > 2:
-                await _flush(held, send)
-        else:
-            await send(message)
+            return hold(message)
+        return send(message)
 
     try:
         await app(scope, receive, hold_500)
@@ -54,11 +52,6 @@ async def call_app(app: Asgi, scope: Any, receive: Any, send: Send, *, answers_e
         if not (answers_errors and held):
             raise
     await _flush(held, send)
-
-
-def _is_recorded() -> bool:
-    trace = current_request.get().trace
-    return trace is not None and trace.is_sampled
 
 
 async def call_with_request(app: Asgi, request: Request) -> Response:

@@ -1,5 +1,6 @@
 """FastAPI traces by itself where a provider is set up; requests of which nothing is recorded shall not pay for that."""
 
+import subprocess
 import sys
 from types import ModuleType
 from typing import Any
@@ -12,6 +13,7 @@ pytest.importorskip("fastapi.telemetry", reason="this FastAPI does not trace by 
 from fastapi import FastAPI
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 
+from servd.app import framework_telemetry
 from servd.app.asgi_calls import call_app
 from servd.calls.request_context import RequestContext, current_request
 from servd.calls.traced import TracedContext
@@ -94,3 +96,47 @@ def test_an_application_with_metrics_or_logs_has_them_of_all_requests(
     monkeypatch.setitem(sys.modules, module, ModuleType(module))
     spans.leave_frameworks_out()
     assert not spans.leaves_frameworks_out
+
+
+ALONE = """
+import sys
+from fastapi import FastAPI
+from servd.app.framework_telemetry import leave_out
+
+
+def is_left_out():
+    scope = {"type": "http"}
+    leave_out(scope)
+    return scope == {"type": "http", "fastapi.telemetry": None}
+
+
+seen = [is_left_out()]
+kind = sys.argv[1]
+if kind in ("MeterProvider", "NoOpMeterProvider"):
+    from opentelemetry import metrics
+
+    class Own(getattr(metrics, kind)):
+        def get_meter(self, *args, **kwargs): ...
+else:
+    __import__(kind)
+print(*seen, is_left_out())
+"""
+
+
+@pytest.mark.parametrize(
+    "kind", ["opentelemetry.sdk.trace", "opentelemetry.sdk.metrics", "MeterProvider", "NoOpMeterProvider", "json"]
+)
+def test_while_nobody_could_record_it_fastapi_does_not_look(kind: str) -> None:
+    done = subprocess.run([sys.executable, "-c", ALONE, kind], capture_output=True, text=True, timeout=60)
+    assert done.stderr == ""
+    # before and after there is a class of providers
+    assert done.stdout.split() == ["True", str(kind == "json")]
+
+
+def test_without_fastapi_nothing_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(framework_telemetry, "_kinds", [])
+    monkeypatch.delitem(sys.modules, "fastapi.telemetry")
+    scope: dict[str, Any] = {}
+    framework_telemetry.leave_out(scope)
+    assert not scope
+    assert not framework_telemetry._kinds
