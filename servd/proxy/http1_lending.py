@@ -32,6 +32,7 @@ class HttpLending(HttpAnswering):
     __slots__ = (
         "_body_ends_at",
         "_is_asked",
+        "_is_half_closed",
         "_is_lent",
         "_is_shared",
         "_lends",

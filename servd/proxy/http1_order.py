@@ -40,7 +40,6 @@ class HttpOrder(HttpLending):
         "_body",
         "_final",
         "_head_tick",
-        "_is_half_closed",
         "_is_in_body",
         "_is_read_paused",
         "_is_streaming",
