@@ -1,30 +1,65 @@
 """From an environment that is applied to a built application, and to the replicas that are forked from it.
 
 A fork server loads this once the application's packages can be found: what is imported here looks for them.
+
+What the start of each replica needs is made here too, before the fork (`_make_ready`): replicas share it, and start sooner. A
+forked child shares each page of memory until one of the two writes to it. What a child makes is its own, and so is each page
+with an object that it has looked at, since Python counts references in the objects themselves.
 """
 
+import asyncio
 import faulthandler
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FunctionType, MethodType
 from typing import Any
 
 from servd.app.built import BuiltApplication, describe
-from servd.calls.replica_context import set_template_of
+from servd.app.deployment import Deployment
+from servd.calls.process import Process
+from servd.calls.replica_context import ProcessIds, ReplicaContext, set_template_of
 from servd.exceptions import DeployError
+from servd.ground.ids import DeploymentID, ReplicaID, ReplicaRank
+from servd.ground.process import Usage
+from servd.ground.quick_dataclass import compile_now
 from servd.ground.settings import SLOW_START_S, fork_server_log, variable
+from servd.observability import logs
+from servd.observability.access_log import short_latencies
+from servd.observability.figures import FiguresReport
 from servd.observability.tracebacks import user_traceback
-from servd.replica.before_fork import make_ready
 from servd.replica.code.environment import Environment
 from servd.replica.code.importing import code_version, is_pinned, load_application
 from servd.replica.instances import HOOK, new_preloaded
 from servd.replica.main import run_forked
+from servd.replica.methods import Method, are_handlers_sync, method_of
 from servd.replica.native.fork_safety import fork_unsafe_reason
 from servd.replica.native.lost_waits import note_threads
 from servd.replica.native.pools import counting_libraries
 from servd.wire.build_messages import BuildOrder, BuildResult
+from servd.wire.messages import Hello, MetricFamily, MetricsReport, ReplicaGoal, ReplicaReport, Subscribe
 
 __all__ = ["built_from", "run_forked"]
+
+_CLASSES = (
+    DeploymentID,
+    FiguresReport,
+    Hello,
+    Method,
+    MetricFamily,
+    MetricsReport,
+    Process,
+    ProcessIds,
+    ReplicaContext,
+    ReplicaGoal,
+    ReplicaID,
+    ReplicaRank,
+    ReplicaReport,
+    logs.Style,
+    Subscribe,
+    Usage,
+)
+"""Those that each replica makes instances of at its start."""
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +83,7 @@ def built_from(order: BuildOrder, environment: Environment) -> tuple[BuildResult
     else:
         note_threads()
         counting_libraries()
-        make_ready(built)
+        _make_ready(built)
     result = BuildResult(
         order.build_id,
         code_version=version,
@@ -90,3 +125,24 @@ def _stack_in_log_while_slow(order: BuildOrder) -> Iterator[None]:
             yield
         finally:
             faulthandler.cancel_dump_traceback_later()
+
+
+def _make_ready(built: BuiltApplication) -> None:
+    """Make what replicas of this build would make at their start, each for itself."""
+    compile_now(*_CLASSES)
+    short_latencies(is_json=False)
+    # makes the policy
+    asyncio.set_event_loop(None)
+    logs.revive(for_children=True)
+    for deployment in built.deployments.values():
+        _know_handlers(deployment)
+
+
+def _know_handlers(deployment: Deployment) -> None:
+    target: Any = deployment.func_or_class
+    if deployment.is_function:
+        method_of("__call__", target)
+        return
+    are_handlers_sync(target)
+    if isinstance(entry := getattr(target, "__call__", None), FunctionType):  # noqa: B004 - the method itself is wanted
+        method_of("__call__", MethodType(entry, target))
