@@ -17,6 +17,8 @@ from servd.wire.body_loan import LENT_BODY_BYTES, BodyLoan, Reader
 from servd.wire.records import CLAIM, LENDS, LENT, LENT_EARLY_BYTES, Outbox
 from servd.wire.write_right import new_right, take_right
 
+_LIKELY_STATUS = 200
+"""Of an answer that a replica has begun, and that was broken off: others are seldom large."""
 _WORD_S = 0.02
 """A client that has its answer may be heard of before the replica that wrote it."""
 
@@ -142,6 +144,8 @@ class HttpLending(HttpAnswering):
             self._is_shared = True
         else:
             self.has_begun = self._is_lent = True
+            # it tells both with its last word
+            self._status, self._sent_bytes = _LIKELY_STATUS, 0
         self._leave_right()
 
     def _on_left(self) -> None:

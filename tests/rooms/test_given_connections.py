@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from servd.ground import descendants
+from servd.proxy.http1 import HttpConnection
 from servd.proxy.http1_answer import HttpAnswering
 from servd.proxy.limits import Limits
 from servd.wire.caller_link import LinkWatch
@@ -19,7 +20,7 @@ from servd.wire.write_right import Given, given_with, new_right
 from tests.descriptors import few_descriptors
 from tests.fakes import Room, wait_until
 from tests.rooms.test_lending import BODY, HEAD, MIB, Client, ongoing, open_descriptors, serve
-from tests.rooms.test_lent_with_request import Waiting, warm, wrote
+from tests.rooms.test_lent_with_request import Waiting, peers, warm, wrote
 from tests.rooms.test_packet_line import Pair
 
 __all__ = ["wrote"]
@@ -103,7 +104,7 @@ async def test_a_connection_ends_for_the_replica_too_where_no_descriptor_is_left
         await client.send(HEAD % f"wait/{MIB}")
         await wait_until(lambda: bool(handler.begun))
         # a copy of the connection stands for that of a frozen replica
-        (connection,) = [one for one in room.listener.connections if one.is_active]
+        (connection,) = [one for one in room.listener.connections if isinstance(one, HttpConnection)]
         copy = os.dup(connection._transport.get_extra_info("socket").fileno())
         # its time limit has passed
         await wait_until(lambda: bool(handler.ended))
@@ -115,6 +116,8 @@ async def test_a_connection_ends_for_the_replica_too_where_no_descriptor_is_left
 
 
 def test_none_of_the_last_descriptors_is_taken() -> None:
+    # what was left by others would make room meanwhile
+    gc.collect()
     given = [new_right() for _ in range(2)]
     with few_descriptors(10):
         before = open_descriptors()
@@ -204,3 +207,42 @@ async def test_a_client_that_leaves_in_the_midst_of_an_answer_is_noticed(wrote: 
         await client.rest()
         await wait_until(lambda: ongoing(room) == 0)
         client.socket.close()
+
+
+@pytest.mark.parametrize("ends_by", ["limit", "death", "leaving"])
+async def test_an_answer_that_its_replica_had_begun_is_not_noted_with_what_was_before(
+    wrote: list[int], monkeypatch: pytest.MonkeyPatch, ends_by: str
+) -> None:
+    noted: list[tuple[int, int]] = []
+    note = HttpAnswering._note
+
+    def count(connection: HttpAnswering, status: int) -> None:
+        noted.append((status, connection._sent_bytes if connection.has_begun else 0))
+        note(connection, status)
+
+    async with Room(limits=Limits(request_s=0.3 if ends_by == "limit" else 0.0)) as room:
+        room.route(room.replica(serve))
+        await warm(room)
+        monkeypatch.setattr(HttpAnswering, "_note", count)
+        for has_asked_before in (False, True):
+            client = Client(room)
+            noted.clear()
+            if has_asked_before:
+                await client.send(HEAD % f"whole/{MIB}")
+                await client.answer()
+                await wait_until(lambda: len(noted) == 1)
+            noted.clear()
+            await client.send(HEAD % "hangs/3/70000")
+            await client._take(210_000)
+            if ends_by == "death":
+                (peer,) = [peer for peer in peers(room) if peer.pending]
+                peer.link._lose("its connection ended")
+            if ends_by == "leaving":
+                client.socket.close()
+            else:
+                await client.rest()
+            await wait_until(lambda: bool(noted) and ongoing(room) == 0)
+            assert noted == [(499 if ends_by == "leaving" else 200, 0)]
+            client.socket.close()
+            if ends_by == "death":
+                break
