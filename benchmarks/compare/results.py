@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.compare.figures import Sample
+from benchmarks.compare.figures import Sample, grouped
 
 
 @dataclass(slots=True)
@@ -50,13 +50,19 @@ def read(path: Path) -> Results:
 
 
 def together(parts: Sequence[Results]) -> Results:
-    """Several runs as one, their rounds one after the other; the first tells when and where."""
+    """Several runs as one; the first tells when and where.
+
+    Rounds follow those that the systems of a part have in its cases. So pieces of a run, each with some of the systems, lie
+    beside each other.
+    """
     whole = Results(dict(parts[0].about))
     for part in parts:
-        done = 1 + max((sample.round for sample in whole.samples), default=-1)
+        done = {key: 1 + max(sample.round for sample in group) for key, group in grouped(whole.samples).items()}
         whole.systems |= part.systems
         whole.skipped |= part.skipped
-        whole.samples += [replace(sample, round=done + sample.round) for sample in part.samples]
+        before = max((done.get(key, 0) for key in grouped(part.samples)), default=0)
+        whole.samples += [replace(sample, round=before + sample.round) for sample in part.samples]
+    whole.about["rounds"] = 1 + max((sample.round for sample in whole.samples), default=-1)
     return whole
 
 

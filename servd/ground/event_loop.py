@@ -14,8 +14,11 @@ from servd.ground.host_limits import host_limit_in
 
 _DONTNEED = 4
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
-_ZEROS = bytes(_PAGE_BYTES)
+_zero = ctypes.c_char()
 _libc = ctypes.CDLL(None)
+_memcmp, _madvise = _libc.memcmp, _libc.madvise
+_memcmp.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
+_madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 _T = TypeVar("_T")
 
@@ -50,20 +53,16 @@ def _new_loop() -> asyncio.AbstractEventLoop:
 
 
 def give_back_zeros(address: int, size: int) -> None:
-    """Give pages back to the system that hold nothing but zeros, as they do again when they are used. Only private memory of no
-    file, which nobody writes to meanwhile."""
-    first, after = -(-address // _PAGE_BYTES), (address + size) // _PAGE_BYTES
-    begin = None
-    for page in range(first, after + 1):
-        is_zero = page < after and ctypes.string_at(page * _PAGE_BYTES, _PAGE_BYTES) == _ZEROS
-        if is_zero and begin is None:
-            begin = page
-        elif not is_zero and begin is not None:
-            # where that is refused they stay
-            _libc.madvise(
-                ctypes.c_void_p(begin * _PAGE_BYTES), ctypes.c_size_t((page - begin) * _PAGE_BYTES), _DONTNEED
-            )
-            begin = None
+    """Give the whole pages of this memory back to the system if they hold nothing but zeros, as they do again when they are used.
+
+    Only private memory of no file, which nobody writes to meanwhile.
+    """
+    begin = -(-address // _PAGE_BYTES) * _PAGE_BYTES
+    count = (address + size) // _PAGE_BYTES * _PAGE_BYTES - begin
+    # each byte is what the one before it is
+    if count > 0 and not _memcmp(begin, ctypes.addressof(_zero), 1) and not _memcmp(begin, begin + 1, count - 1):
+        # where that is refused they stay
+        _madvise(begin, count, _DONTNEED)
 
 
 async def load(name: str) -> ModuleType:

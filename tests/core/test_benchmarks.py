@@ -124,9 +124,18 @@ def test_runs_follow_each_other_in_one_table() -> None:
     one = Results({"rounds": 1}, {"servd": "a"}, {}, [a_sample("servd", 0, 1)])
     other = Results({"rounds": 2}, {"limit": "b"}, {"ray": "c"}, [a_sample("servd", 0, 3), a_sample("limit", 0, 2)])
     whole = together([one, other])
-    assert (whole.about, list(whole.systems), list(whole.skipped)) == ({"rounds": 1}, ["servd", "limit"], ["ray"])
+    assert (whole.about, list(whole.systems), list(whole.skipped)) == ({"rounds": 2}, ["servd", "limit"], ["ray"])
     assert [sample.round for sample in whole.samples] == [0, 1, 1]
     assert [(row.value, row.ratio) for row in rows(whole.samples)] == [(2, 1.0), (2, 1.5)]
+
+
+def test_pieces_of_a_run_lie_beside_each_other() -> None:
+    pieces = [
+        Results({}, {}, {}, [a_sample(name, 0, value)]) for name, value in (("servd", 6), ("limit", 2), ("servd", 8))
+    ]
+    whole = together(pieces)
+    assert [(sample.system, sample.round) for sample in whole.samples] == [("servd", 0), ("limit", 0), ("servd", 1)]
+    assert [row.ratio for row in rows(whole.samples)] == [1.0, 3.0]
 
 
 def test_every_case_of_a_system_is_known() -> None:
