@@ -10,7 +10,7 @@ with an object that it has looked at, since Python counts references in the obje
 import asyncio
 import faulthandler
 import logging
-from collections.abc import Iterator
+from collections.abc import Awaitable, Coroutine, Iterator
 from contextlib import contextmanager
 from types import FunctionType, MethodType
 from typing import Any
@@ -60,6 +60,10 @@ _CLASSES = (
     Usage,
 )
 """Those that each replica makes instances of at its start."""
+
+_RESULTS: tuple[type[Any], ...] = (str, bytes, dict, list, tuple, int, float, bool, type(None))
+_ASKED_ABOUT: tuple[type[Any], ...] = (*_RESULTS, asyncio.Task, asyncio.Future, MethodType)
+"""What `asyncio` asks of, and what handlers return mostly: whether it can be awaited."""
 
 logger = logging.getLogger(__name__)
 
@@ -133,6 +137,9 @@ def _make_ready(built: BuiltApplication) -> None:
     short_latencies(is_json=False)
     # makes the policy
     asyncio.set_event_loop(None)
+    for kind in _ASKED_ABOUT:
+        # the answer is remembered; to find it means a look at all that derives from these
+        issubclass(kind, Coroutine), issubclass(kind, Awaitable)
     logs.revive(for_children=True)
     for deployment in built.deployments.values():
         _know_handlers(deployment)

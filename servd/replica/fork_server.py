@@ -172,6 +172,9 @@ class ForkServer:
         # what is open now belongs to the user's import or to the runtime; what comes later is this server's
         # own
         self._kept_fds = process.open_fds() - {self._listener.fileno()}
+        if not self._result.fork_unsafe:
+            # its children make their own seeds; what the first one loads and remembers is for all of them
+            _reseed()
         gc.collect()
         gc.disable()
         give_back_freed()
