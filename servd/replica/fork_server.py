@@ -178,6 +178,7 @@ class ForkServer:
         gc.collect()
         gc.disable()
         give_back_freed()
+        forks.freeze()
         self._poller.register(self._lifetime_fd, select.POLLIN)
         self._poller.register(self._listener, select.POLLIN)
         while not self._is_stopping:

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import AsyncIterator, Callable, MutableMapping
-from functools import cache
+from functools import lru_cache
 from types import FunctionType, MethodType
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
@@ -36,7 +36,7 @@ def method_of(name: str, function: Callable[..., Any]) -> Method:
     return Method(name, function, kind, takes_request)
 
 
-@cache
+@lru_cache(1024)
 def _known_of(function: FunctionType) -> tuple[str, bool]:
     """Of a method that is bound: its kind, and whether it takes the request. Asked before a fork, children know it."""
     bound = MethodType(function, function)
@@ -71,9 +71,13 @@ def _is_batched_generator(function: Any) -> bool:
 
 def are_handlers_sync(target: Any) -> bool:
     """Whether every handler of a class is sync: `__call__` and the public methods, hooks aside. Remembered, as `method_of`."""
-    if target not in _sync:
-        _sync[target] = _are_handlers_sync(target)
-    return _sync[target]
+    try:
+        if target not in _sync:
+            _sync[target] = _are_handlers_sync(target)
+        return _sync[target]
+    except TypeError:
+        # a metaclass may forbid to look its classes up
+        return _are_handlers_sync(target)
 
 
 _sync: MutableMapping[Any, bool] = WeakKeyDictionary()

@@ -13,6 +13,7 @@ from servd.exceptions import ServdError
 from servd.ground.ids import DeploymentID
 from servd.handle import DeploymentHandle
 from servd.replica.instances import new_preloaded
+from servd.replica.methods import are_handlers_sync
 
 
 @pytest.fixture(autouse=True)
@@ -97,3 +98,21 @@ def test_what_a_constructor_raises(error: BaseException, is_async: bool) -> None
 def test_what_belongs_to_a_replica_is_refused(construct: Any, what: str) -> None:
     with pytest.raises(ServdError, match=f"{what} does not work in the constructor of Model, which has `preload`"):
         new_preloaded(a_deployment(construct))
+
+
+class Compared(type):
+    """Its classes cannot be keys."""
+
+    def __eq__(cls, other: object) -> bool:
+        return cls is other
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def test_a_class_that_cannot_be_looked_up_is_looked_at_each_time() -> None:
+    class Handlers(metaclass=Compared):
+        def __call__(self) -> str:
+            return "sync"
+
+    assert are_handlers_sync(Handlers)
+    assert are_handlers_sync(Handlers)
