@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from benchmarks.compare.wrk import LoadError, parsed, script
 from benchmarks.models.cases import CASES, verdicts
 from benchmarks.models.systems import SYSTEMS as MODEL_SYSTEMS
 from benchmarks.models.table import report as models_report
+from benchmarks.observability.spread import Share, share
 from servd.ground.package import DISTRIBUTION
 
 PRINTED = """Running 1s test @ http://127.0.0.1:8000/
@@ -198,3 +200,20 @@ def test_every_system_of_models_has_an_environment() -> None:
 @pytest.mark.parametrize(("package", "distribution"), [("servd", DISTRIBUTION), ("pytest", "pytest")])
 def test_versions_are_those_of_what_is_installed(package: str, distribution: str) -> None:
     assert version_of(package, sys.executable) == importlib.metadata.version(distribution)
+
+
+@pytest.mark.parametrize(
+    ("count", "low", "high"),
+    [(4, -math.inf, math.inf), (5, 1, 5), (7, 1, 7), (8, 2, 7), (12, 3, 10)],
+)
+def test_the_interval_of_a_median_needs_five_pairs(count: int, low: float, high: float) -> None:
+    # probabilities: 0.875 of 4 pairs, 0.9375 of 5; without the least and the greatest 0.875 of 7 and 0.93 of 8
+    mine = [float(number) for number in range(1, count + 1)]
+    assert share(mine[::-1], [1.0] * count) == Share((count + 1) / 2, low, high)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"), [(0.95, 1.1, "reached"), (0.9, 0.94, "MISSED"), (0.9, 1.0, "open")]
+)
+def test_an_aim_is_open_while_the_interval_holds_it(low: float, high: float, verdict: str) -> None:
+    assert Share(0.95, low, high).verdict(0.95) == verdict

@@ -1,0 +1,1 @@
+"""What logs, metrics and traces cost: `python -m benchmarks.observability --help`."""
