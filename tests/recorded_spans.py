@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from servd.observability.spans import Attributes, Sampling, Span
+from servd.observability.spans import Attributes, Ending, Sampling, Span
 from servd.wire.trace_context import TraceContext
 
 
@@ -55,5 +55,9 @@ class RecordedSpan:
     def fail_as(self, kind: str) -> None:
         self.told["failed"] = kind
 
-    def end(self, at: float | None = None) -> None:
+    def end(self, at: float | None = None, ending: Ending | None = None) -> None:
+        about, kind = ({}, "") if ending is None else ending()
+        self.told |= about
+        if kind:
+            self.told["failed"] = kind
         self.told["ended"] = at

@@ -1,5 +1,6 @@
 """Requests that come with a trace, or begin one, at the process that takes them in from outside."""
 
+from functools import partial
 from typing import Any
 
 from servd.observability.spans import NEVER, Attributes, Span, Spans, meet_traces
@@ -13,6 +14,7 @@ SAID = frozenset((TRACEPARENT, BEGINS))
 RESPONSE = b"traceresponse"
 
 _PATH_CHARACTERS = 1024
+_GAPS_AT_ONCE = 32
 
 
 class TracedId(bytes):
@@ -31,27 +33,27 @@ class TracedId(bytes):
 
     def end(self, note: tuple[Any, ...]) -> None:
         """The request has ended as its note in the journal says."""
-        span = self.span
-        if span is None:
-            return
-        (_, app, deployment, _), _, status, _, ended, _, path, _, client, replica = note
-        about: dict[str, Any] = {
-            "servd.application": app or None,
-            "servd.deployment": (deployment.removeprefix(f"{app}_") if app else deployment) or None,
-            "servd.replica": replica or None,
-            "client.address": client or None,
-        }
-        if isinstance(status, int):
-            about["http.response.status_code"] = status
-            about["url.path"] = path[:_PATH_CHARACTERS].decode(errors="backslashreplace")
-            failed = status >= 500
-        else:
-            about["rpc.grpc.status_code"] = int(Code[status])
-            failed = status in _FAILED
-        span.note(about)
-        if failed:
-            span.fail_as(str(status))
-        span.end(ended)
+        if self.span is not None:
+            self.span.end(note[4], partial(_told, note))
+
+
+def _told(note: tuple[Any, ...]) -> tuple[Attributes, str]:
+    """What the span of a request says in the end; see `spans.Ending`."""
+    (_, app, deployment, _), _, status, _, _, _, path, _, client, replica = note
+    about: dict[str, Any] = {
+        "servd.application": app or None,
+        "servd.deployment": (deployment.removeprefix(f"{app}_") if app else deployment) or None,
+        "servd.replica": replica or None,
+        "client.address": client or None,
+    }
+    if isinstance(status, int):
+        about["http.response.status_code"] = status
+        about["url.path"] = path[:_PATH_CHARACTERS].decode(errors="backslashreplace")
+        failed = status >= 500
+    else:
+        about["rpc.grpc.status_code"] = int(Code[status])
+        failed = status in _FAILED
+    return about, str(status) if failed else ""
 
 
 # those that are the server's fault. Source: OpenTelemetry, semantic conventions of gRPC
@@ -73,7 +75,8 @@ class HeadTraces:
 
     def __init__(self, spans: Spans | None = None) -> None:
         self._spans = spans
-        self.until_next = NEVER if spans is None else spans.sampling.gap()
+        self._gaps: list[int] = []
+        self.until_next = self._gap()
 
     def __repr__(self) -> str:
         return f"HeadTraces({self._spans})"
@@ -92,8 +95,16 @@ class HeadTraces:
         """Whether the request to which `until_next` has come begins a trace; counts on from there."""
         # that nothing is recorded any more may have turned out meanwhile
         can_begin = self.can_begin
-        self.until_next = self._spans.sampling.gap() if self._spans is not None else NEVER
+        self.until_next = self._gap()
         return can_begin
+
+    def _gap(self) -> int:
+        if self._spans is None:
+            return NEVER
+        if not self._gaps:
+            # each by itself would be drawn by code that is in no cache
+            self._gaps = [self._spans.sampling.gap() for _ in range(_GAPS_AT_ONCE)]
+        return self._gaps.pop()
 
     def taken_in(
         self,

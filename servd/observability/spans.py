@@ -36,17 +36,20 @@ _HEADER = re.compile(r"(?<=header )(value|name)\b.*", re.IGNORECASE | re.DOTALL)
 _USER = re.compile(r"(?<=//)[^\s'\"]*@|^(?!\w+://)[^\s'\"]*@")
 LIBRARY = "opentelemetry.exporter.otlp.proto.http.trace_exporter"
 """What must be there to record anything."""
-RECORDER = "servd.observability.otel_spans"
+RECORDER = "servd.observability.otel.spans"
 NEVER = sys.maxsize // 2
 """More requests than there will be."""
 FLUSH_LIMIT_S = 2.0
 """What the end of a process may wait for the last spans to leave."""
 
 _API = "opentelemetry.trace"
-_CONTEXT = "servd.observability.otel_context"
+_CONTEXT = "servd.observability.otel.context"
 _OTHER_SIGNALS = frozenset(("opentelemetry.sdk.metrics", "opentelemetry.sdk._logs"))
 
 Attributes = Mapping[str, Any]
+
+Ending = Callable[[], tuple[Attributes, str]]
+"""Attributes, and the kind of error, a word, "" for none: of a span that is over, asked for when it is sent."""
 
 has_met_traces = False
 """Whether requests of this process may be part of a trace; else nobody looks at each of them."""
@@ -122,8 +125,8 @@ class Span(Protocol):
         """What it stands for failed. kind: of error, a word."""
         ...
 
-    def end(self, at: float | None = None) -> None:
-        """Close it; later calls do nothing. at: monotonic seconds, by default now."""
+    def end(self, at: float | None = None, ending: Ending | None = None) -> None:
+        """Close it; later calls do nothing. at: monotonic seconds, by default now. ending: the last that is said of it."""
         ...
 
 

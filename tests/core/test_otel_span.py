@@ -1,9 +1,12 @@
 """A span of servd's: the library would say the same, and what an application says of it counts."""
 
+import dataclasses
 import json
+import os
 import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,15 +15,19 @@ pytest.importorskip("opentelemetry.sdk.trace", reason="needs OpenTelemetry: pip 
 
 from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.trace import StatusCode
 
-from servd.observability import otel_context
-from servd.observability.otel_span import OtelSpan
-from servd.observability.otel_spans import OtelSpans
+from servd.observability.otel import context as otel_context
+from servd.observability.otel.encoding import SpanEncoder, exporting
+from servd.observability.otel.span import EndedSpan, OtelSpan
+from servd.observability.otel.spans import OtelSpans
 from servd.observability.spans import Sampling, TraceSettings
 from servd.wire.trace_context import TraceContext
+from tests.otlp_receiver import spans_in
 
 PARENT = TraceContext("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331", 1, "a=1,b=2")
 SETTINGS = TraceSettings("http://127.0.0.1:9/v1/traces", Sampling())
@@ -109,7 +116,7 @@ def test_the_library_says_the_same(
         span = spans.start("s", parent, "server", attributes={"x": 1, "nothing": None}, began=3.0)
         assert isinstance(span, OtelSpan)
         # of a process whose wall clock stood still between the two
-        span._offset_s, span._began = 100.0, 103_000_000_000
+        span._offset_s, span.began = 100.0, 103_000_000_000
         if is_librarys and not is_late:
             span.sdk_span()
         happens(span)
@@ -131,6 +138,130 @@ def test_the_library_says_the_same(
         # no two are of one key
         pair.attributes.sort(key=lambda one: one.key)
     assert ours == theirs
+
+
+def odd_texts(span: OtelSpan) -> None:
+    span.note({"text": "\ud800", "": "", "long": "ä" * 300, "number": -(2**40), "no": False, "huge": 2**70})
+
+
+def same_words(span: OtelSpan) -> None:
+    span.note({"one": 1, "is": True, "float": 1.0, "word": "1", "servd.request_id": "r"})
+
+
+def a_status(span: OtelSpan) -> None:
+    span.fail_as("Odd", "ü" * 200)
+
+
+@pytest.mark.parametrize("parent", [None, PARENT, TraceContext(PARENT.trace_id, PARENT.span_id, 3)])
+@pytest.mark.parametrize("happens", [nothing, notes, a_failure, odd_texts, same_words, a_status])
+@pytest.mark.parametrize("ending", [None, ({"status": 503, "y": None}, ""), ({"status": 503}, "503")])
+def test_what_is_sent_is_what_the_library_would_send(
+    make: Callable[[], OtelSpans],
+    parent: TraceContext | None,
+    happens: Callable[[OtelSpan], None],
+    ending: tuple[dict[str, Any], str] | None,
+) -> None:
+    spans = make()
+    taken: list[Any] = []
+    origin = dataclasses.replace(spans._origin, take=taken.append)
+    for _ in range(2):
+        # the second time all is known
+        span = OtelSpan(origin, "s", parent, trace.SpanKind.CLIENT, {"x": 1, "nothing": None}, None)
+        happens(span)
+        span.end(None, None if ending is None else lambda: ending)
+    spans._origin.ids.place = PARENT
+    theirs: Any = spans._origin.tracer.start_span("theirs")
+    taken.append(theirs)
+    encoder = SpanEncoder(origin.resource, origin.scope)
+    sent = ExportTraceServiceRequest.FromString(encoder.encode(taken))
+    expected = encode_spans([one.readable() if isinstance(one, EndedSpan) else one for one in taken])
+    assert every_span(sent) == every_span(expected)
+    assert {str(one.resource) for one in sent.resource_spans} == {str(one.resource) for one in expected.resource_spans}
+
+
+def every_span(message: ExportTraceServiceRequest) -> list[tuple[Any, ...]]:
+    """Each with what it is of, in the order of ids."""
+    found = [
+        (span.span_id, scope.scope, scope.schema_url, around.resource, around.schema_url, span)
+        for around in message.resource_spans
+        for scope in around.scope_spans
+        for span in scope.spans
+    ]
+    return sorted(found, key=lambda one: one[0])
+
+
+def test_the_librarys_exporter_is_given_bytes(make: Callable[[], OtelSpans], monkeypatch: pytest.MonkeyPatch) -> None:
+    spans = make()
+    exporter = OTLPSpanExporter(endpoint="http://127.0.0.1:9/v1/traces")
+    sent: list[bytes] = []
+
+    def send(data: bytes) -> Any:
+        sent.append(data)
+        return SimpleNamespace(success=len(sent) == 1)
+
+    # editions without this part encode by themselves
+    monkeypatch.setattr(exporter._client, "export", send)
+    export = exporting(exporter, spans._origin.resource, spans._origin.scope)
+    taken: list[Any] = []
+    OtelSpan(dataclasses.replace(spans._origin, take=taken.append), "s", None, trace.SpanKind.SERVER, {}, None).end()
+    assert [export(taken), export(taken)] == [SpanExportResult.SUCCESS, SpanExportResult.FAILURE]
+    assert [span.name for span in spans_in(sent[0])] == ["s"]
+
+
+def test_a_library_whose_exporter_is_another_encodes_itself(make: Callable[[], OtelSpans], kept: Kept) -> None:
+    spans = make()
+    origin = spans._origin
+    taken: list[Any] = []
+    OtelSpan(dataclasses.replace(origin, take=taken.append), "s", None, trace.SpanKind.SERVER, {}, None).end()
+    assert exporting(kept, origin.resource, origin.scope)(taken) is SpanExportResult.SUCCESS
+    assert [span.name for span in kept.spans] == ["s"]
+
+
+@pytest.mark.parametrize(("queue", "batch", "bundled"), [("2048", "512", 32), ("40", "40", 10), ("1", "1", 1)])
+def test_as_many_spans_wait_as_the_variables_say(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch, queue: str, batch: str, bundled: int
+) -> None:
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "60000")
+    monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", queue)
+    monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", batch)
+    spans = OtelSpans(SETTINGS, "D", "one", {}, False, kept)
+    is_asked, gate = threading.Event(), threading.Event()
+
+    def export(found: Sequence[ReadableSpan]) -> SpanExportResult:
+        is_asked.set()
+        gate.wait()
+        return Kept.export(kept, found)
+
+    monkeypatch.setattr(kept, "export", export)
+    made = 0
+    # a full batch wakes its thread
+    while not is_asked.wait(0 if made < int(batch) else 0.2):
+        opened(spans)[0].end()
+        made += 1
+    assert made <= int(batch) + 1
+    for _ in range(2 * int(queue)):
+        opened(spans)[0].end()
+    gate.set()
+    spans.flush(5.0)
+    dropped = made + 2 * int(queue) - len(kept.spans)
+    assert dropped
+    assert len(kept.spans) <= int(batch) + int(queue) + bundled
+
+
+@pytest.mark.slow
+def test_a_child_of_a_process_that_sends_does_so_too(make: Callable[[], OtelSpans], kept: Kept) -> None:
+    spans = make()
+    opened(spans)[0].end()
+    assert len(sent(spans, kept)) == 1
+    opened(spans)[0].end()
+    child = os.fork()
+    if not child:
+        opened(spans)[0].end()
+        found = sent(spans, kept)
+        os._exit(len(found))
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 1, "what its parent has is its parent's"
+    assert len(sent(spans, kept)) == 1
 
 
 def test_what_an_application_says_of_the_current_span(make: Callable[[], OtelSpans], kept: Kept) -> None:

@@ -22,8 +22,8 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from servd.batching import batch
 from servd.calls import driver_line
 from servd.ground.clock import SystemClock
-from servd.observability import otel_context
-from servd.observability.otel_spans import OtelSpans
+from servd.observability.otel import context as otel_context
+from servd.observability.otel.spans import OtelSpans
 from servd.observability.spans import Sampling, TraceSettings, begin, enter, here, installed, preload
 from servd.wire.trace_context import TraceContext
 from tests.odd_errors import KINDS, raise_odd

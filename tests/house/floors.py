@@ -27,7 +27,7 @@ FLOORS = (
     Floor(("wire.grpc",)),
     Floor(("wire",)),
     Floor(("documents", "observability", "daemon", "wire.websocket"), ("config", "schema")),
-    Floor(("calls.routes",)),
+    Floor(("calls.routes", "observability.otel")),
     Floor(("calls",), ("handle", "metrics", "client", "context", "grpc_util")),
     Floor(
         ("app", "compat", "page", "proxy.grpc"),

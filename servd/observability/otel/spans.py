@@ -7,9 +7,11 @@ need none.
 """
 
 import logging
+import os
 import threading
+import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from opentelemetry import context, trace
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -26,8 +28,10 @@ from servd.ground.clock import SystemClock
 from servd.ground.package import VERSION
 from servd.observability.described import summary_of
 from servd.observability.failure import bounded
-from servd.observability.otel_context import CurrentSpan
-from servd.observability.otel_span import GivenIds, OnceHashed, Origin, OtelSpan, UnseededIds, are_limited
+from servd.observability.otel.bundles import Bundle, bundled_queue
+from servd.observability.otel.context import CurrentSpan, enter_span
+from servd.observability.otel.encoding import exporting
+from servd.observability.otel.span import GivenIds, OnceHashed, Origin, OtelSpan, UnseededIds, are_limited
 from servd.observability.own_loggers import leave_alone, overhear
 from servd.observability.spans import (
     NOTHING_RECORDED,
@@ -76,17 +80,17 @@ class OtelSpans:
         self.name = name
         self.begins = begins
         quiet = _Quiet()
-        self._out = _Out(exporter or _exporter(settings, quiet), settings.shown, quiet)
-        self._late = _LateQueue(self._out, self._turn_off)
         self._resource = Resource.create({SERVICE_INSTANCE_ID: instance_id})
         if str(self._resource.attributes.get(SERVICE_NAME, "unknown_service")).startswith("unknown_service"):
             self._resource = self._resource.merge(Resource({SERVICE_NAME: SERVICE}))
         self._resource = OnceHashed(self._resource)
+        scope = InstrumentationScope("servd", VERSION)
+        self._out = _Out(exporter or _exporter(settings, quiet), settings.shown, quiet, self._resource, scope)
+        self._late = _LateQueue(self._out, self._turn_off)
         ids = GivenIds()
         tracer = self._provider(ALWAYS_ON, ids).get_tracer("servd", VERSION)
-        self._origin = Origin(tracer, ids, InstrumentationScope("servd", VERSION), self._resource, self._late.on_end)
+        self._origin = Origin(tracer, ids, scope, self._resource, dict(attributes), self._late.take)
         self._are_limited = are_limited()
-        self._attributes = dict(attributes)
 
     def __repr__(self) -> str:
         return f"OtelSpans({self.name}, {self._out})"
@@ -102,8 +106,7 @@ class OtelSpans:
         began: float | None = None,
     ) -> Span:
         """Open a span."""
-        said = {key: value for key, value in attributes.items() if value is not None}
-        span = OtelSpan(self._origin, name, parent, _KINDS[kind], {**self._attributes, **said}, began)
+        span = OtelSpan(self._origin, name, parent, _KINDS[kind], attributes, began)
         if links or self._are_limited:
             span.sdk_span(links)
         return span
@@ -111,7 +114,7 @@ class OtelSpans:
     def enter(self, span: Span) -> None:
         """Let what begins in the current context be below this span."""
         assert isinstance(span, OtelSpan)
-        context.attach(trace.set_span_in_context(CurrentSpan(span)))
+        enter_span(CurrentSpan(span))
 
     def serve_application(self, in_request: Callable[[], bool]) -> None:
         """Take spans of the application's too, unless it has a provider of its own."""
@@ -186,30 +189,48 @@ class _LateQueue(SpanProcessor):
         self._on_failure = on_failure
         self._lock = threading.Lock()
         self._queue: BatchSpanProcessor | None = None
+        self._bundle = Bundle(0)
+        self._bundled = 1
         self.is_over = False
 
     def on_start(self, span: Any, parent_context: context.Context | None = None) -> None:
         pass
 
     def on_end(self, span: ReadableSpan) -> None:
-        queue = self._queue
-        if queue is None:
-            with self._lock:
-                if self._queue is None and not self.is_over:
-                    self._begin()
-                queue = self._queue
-        if queue is not None:
-            with self._out.quiet:
-                queue.on_end(span)
+        if span.context is not None and span.context.trace_flags.sampled:
+            self.take(span)
+
+    def take(self, span: Any) -> None:
+        """One that has ended, whoever's it is."""
+        if self._bundle.add(span):
+            return
+        with self._lock:
+            if self._queue is None and not self.is_over:
+                self._begin()
+            queue = self._queue
+            if queue is None or self._bundle.add(span):
+                return
+            bundle = self._bundle = Bundle(self._bundled)
+            bundle.add(span)
+        with self._out.quiet:
+            # it looks at the context alone
+            queue.on_end(cast(ReadableSpan, bundle))
 
     def _begin(self) -> None:
         try:
-            self._queue = BatchSpanProcessor(self._out)
+            self._queue, self._bundled = bundled_queue(self._out)
+            self._out.quiet.bundled = self._bundled
+            forget = weakref.WeakMethod(self._forget_bundle)
+            os.register_at_fork(after_in_child=lambda: (found := forget()) and found())
         # variables that cannot be meant, no room for a thread: no request fails for that
         except Exception as error:
             self.is_over = True
             self._on_failure()
             logger.warning("traces_off reason=no queue for spans (OTEL_BSP_...): %s", summary_of(error))
+
+    def _forget_bundle(self) -> None:
+        # in a child the queue is empty, and who held a lock is not there
+        self._lock, self._bundle = threading.Lock(), Bundle(0)
 
     def shutdown(self) -> None:
         with self._lock:
@@ -243,8 +264,16 @@ class _Out(SpanExporter):
     trouble: why spans do not get through, "" if they do.
     """
 
-    def __init__(self, exporter: SpanExporter, endpoint: str, quiet: "_Quiet") -> None:
+    def __init__(
+        self,
+        exporter: SpanExporter,
+        endpoint: str,
+        quiet: "_Quiet",
+        resource: Resource,
+        scope: InstrumentationScope,
+    ) -> None:
         self._exporter = exporter
+        self._export = exporting(exporter, resource, scope)
         self._endpoint = endpoint
         self._silent_until = 0.0
         self.trouble = ""
@@ -253,11 +282,12 @@ class _Out(SpanExporter):
     def __repr__(self) -> str:
         return f"_Out({self._endpoint}{f', {self.trouble}' if self.trouble else ''})"
 
-    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+    def export(self, bundles: Sequence[Any]) -> SpanExportResult:
+        spans = [span for bundle in bundles for span in bundle.take()]
         with self.quiet:
             self.quiet.said = ""
             try:
-                result = self._exporter.export(spans)
+                result = self._export(spans)
             except Exception as error:
                 self.quiet.said = without_secrets(summary_of(error))
                 result = SpanExportResult.FAILURE
@@ -291,7 +321,8 @@ class _Out(SpanExporter):
 class _Quiet:
     """Keeps what the library says of our spans out of the log: it says it again and again. Others' spans are not ours to hide.
 
-    said: the last line of this thread. has_odd_headers: there are some for the endpoint that cannot be read.
+    said: the last line of this thread. bundled: how many spans are lost at a time. has_odd_headers: there are some for the
+    endpoint that cannot be read.
     """
 
     def __init__(self) -> None:
@@ -299,6 +330,7 @@ class _Quiet:
         self._lock = threading.Lock()
         self._dropped = 0
         self.said = ""
+        self.bundled = 1
         self.has_odd_headers = False
         for name in (*_TALKATIVE, _READS_HEADERS):
             overhear(logging.getLogger(name), self)
@@ -336,6 +368,7 @@ class _Quiet:
             return
         text = record.getMessage()
         if text.startswith("Queue"):
-            self.drop(1)
+            # the oldest bundle, and only the newest is not full
+            self.drop(self.bundled)
         else:
             self.said = bounded(without_secrets(text), _TEXT_CHARACTERS)

@@ -115,6 +115,16 @@ def enter(place: TraceContext) -> None:
     context.attach(trace.set_span_in_context(NonRecordingSpan(span_context(place))))
 
 
+# the library's name for it, which it keeps to itself
+(_SPAN_KEY,) = trace.set_span_in_context(trace.INVALID_SPAN, context.Context())
+
+
+def enter_span(span: Span) -> None:
+    """Let what begins in the current context be below this span."""
+    # as the library does it, in fewer steps: of all that a traced request does this is done most
+    context.attach(context.Context({**context.get_current(), _SPAN_KEY: span}))
+
+
 def leave() -> None:
     """Let what begins in the current context be below nothing."""
     if context.get_current():

@@ -1,6 +1,7 @@
 """One span of servd's, as little as possible while its request runs.
 
-How this works: what servd says of a span is kept as it was said, and becomes the library's words when the span ends. The
+How this works: what servd says of a span is kept as it was said, and put together when it is sent, with hundreds of others: what
+runs a few hundred times a second is in no cache, and takes several times as long as what runs for each request. The
 application finds `CurrentSpan` above its own spans; the first thing it says there, or an error, makes the library's own span of
 the same place, which goes on instead. To record one of those takes several times as long.
 """
@@ -21,8 +22,8 @@ from servd.ground.clock import SystemClock
 from servd.ground.quick_dataclass import dataclass
 from servd.observability.described import full_name_of, summary_of
 from servd.observability.failure import bounded
-from servd.observability.otel_context import below, span_context
-from servd.observability.spans import Attributes
+from servd.observability.otel.context import below, span_context
+from servd.observability.spans import Attributes, Ending
 from servd.observability.tracebacks import user_traceback
 from servd.wire.trace_context import RANDOM, SAMPLED, TraceContext
 
@@ -82,7 +83,8 @@ class Origin:
     ids: GivenIds
     scope: InstrumentationScope
     resource: Resource
-    take: Callable[[ReadableSpan], None]
+    attributes: dict[str, Any]
+    take: Callable[["EndedSpan"], None]
 
 
 def are_limited() -> bool:
@@ -93,21 +95,21 @@ def are_limited() -> bool:
 
 
 class OtelSpan:
-    """One that is open; see `spans.Span`. context: of itself."""
+    """One that is open; see `spans.Span`. context: of itself. began: nanoseconds of the wall clock."""
 
     __slots__ = (
-        "_attributes",
-        "_began",
-        "_kind",
         "_lock",
-        "_name",
         "_offset_s",
-        "_origin",
-        "_parent",
+        "_said",
         "_sdk_span",
-        "_status",
+        "began",
         "context",
         "is_over",
+        "kind",
+        "name",
+        "origin",
+        "parent",
+        "status",
     )
 
     def __init__(
@@ -116,28 +118,29 @@ class OtelSpan:
         name: str,
         parent: TraceContext | None,
         kind: SpanKind,
-        attributes: dict[str, Any],
+        attributes: Attributes,
         began: float | None,
     ) -> None:
-        """attributes: it keeps them. began: monotonic seconds, by default now."""
-        self._origin = origin
-        self._name = name
-        self._parent = parent
-        self._kind = kind
-        self._attributes = attributes
-        self._status = _UNSET
+        """attributes: it keeps them; None as a value adds nothing. began: monotonic seconds, by default now."""
+        self.origin = origin
+        self.name = name
+        self.parent = parent
+        self.kind = kind
+        self._said = [attributes]
+        self.status = _UNSET
         self._sdk_span: trace.Span | None = None
         # threads of the application may change it while the loop does
         self._lock = threading.Lock()
         # a clock that was set shows in the next one
         self._offset_s = _clock.wall_time() - _now()
-        self._began = self._nanos(began)
+        self.began = self._nanos(began)
         self.is_over = False
         # see `UnseededIds`
-        span_id = os.urandom(8).hex()
         if parent is None:
-            self.context = TraceContext(os.urandom(16).hex(), span_id, SAMPLED | RANDOM)
+            ids = os.urandom(24).hex()
+            self.context = TraceContext(ids[:32], ids[32:], SAMPLED | RANDOM)
         else:
+            span_id = os.urandom(8).hex()
             self.context = TraceContext(parent.trace_id, span_id, SAMPLED | parent.flags & RANDOM, parent.state)
 
     def __repr__(self) -> str:
@@ -145,14 +148,13 @@ class OtelSpan:
 
     def note(self, attributes: Attributes) -> None:
         """Add attributes."""
-        said = {key: value for key, value in attributes.items() if value is not None}
         with self._lock:
             if self.is_over:
                 return
             if self._sdk_span is None:
-                self._attributes.update(said)
+                self._said.append(attributes)
             else:
-                self._sdk_span.set_attributes(said)
+                self._sdk_span.set_attributes(_known(attributes))
 
     def fail(self, error: BaseException) -> None:
         """It failed with this, whatever code the error's class has."""
@@ -172,11 +174,13 @@ class OtelSpan:
         """It failed."""
         self.note({"error.type": kind})
         with self._lock:
-            self._status = Status(StatusCode.ERROR, text)
-            if self._sdk_span is not None and not self.is_over:
-                self._sdk_span.set_status(self._status)
+            if self.is_over:
+                return
+            self.status = Status(StatusCode.ERROR, text)
+            if self._sdk_span is not None:
+                self._sdk_span.set_status(self.status)
 
-    def end(self, at: float | None = None) -> None:
+    def end(self, at: float | None = None, ending: Ending | None = None) -> None:
         """Close it."""
         ended = self._nanos(at)
         with self._lock:
@@ -184,9 +188,15 @@ class OtelSpan:
                 return
             self.is_over = True
         if self._sdk_span is None:
-            self._origin.take(self._readable(ended))
-        else:
-            self._sdk_span.end(ended)
+            self.origin.take(EndedSpan(self, ended, ending))
+            return
+        if ending is not None:
+            said, kind = ending()
+            self._sdk_span.set_attributes(_known(said))
+            if kind:
+                self._sdk_span.set_attribute("error.type", kind)
+                self._sdk_span.set_status(Status(StatusCode.ERROR))
+        self._sdk_span.end(ended)
 
     def sdk_span(self, links: Sequence[TraceContext] = ()) -> trace.Span:
         """The library's own from now on, of the same place. Of one that is over nothing is recorded any more."""
@@ -194,32 +204,70 @@ class OtelSpan:
             if self._sdk_span is None:
                 if self.is_over:
                     return trace.NonRecordingSpan(span_context(self.context, is_remote=False))
-                self._origin.ids.place = self.context
-                self._sdk_span = self._origin.tracer.start_span(
-                    self._name,
-                    below(self._parent),
-                    self._kind,
-                    self._attributes,
+                self.origin.ids.place = self.context
+                self._sdk_span = self.origin.tracer.start_span(
+                    self.name,
+                    below(self.parent),
+                    self.kind,
+                    self.attributes(),
                     [Link(span_context(place)) for place in links],
-                    self._began,
+                    self.began,
                 )
-                self._sdk_span.set_status(self._status)
+                self._sdk_span.set_status(self.status)
             return self._sdk_span
 
-    def _readable(self, ended: int) -> ReadableSpan:
-        origin = self._origin
-        return ReadableSpan(
-            self._name,
-            span_context(self.context, is_remote=False),
-            None if self._parent is None else span_context(self._parent),
-            origin.resource,
-            self._attributes,
-            kind=self._kind,
-            status=self._status,
-            start_time=self._began,
-            end_time=ended,
-            instrumentation_scope=origin.scope,
-        )
+    def attributes(self) -> dict[str, Any]:
+        """All that was said of it so far, the last word on each."""
+        found = dict(self.origin.attributes)
+        for said in self._said:
+            found.update(_known(said))
+        return found
 
     def _nanos(self, at: float | None) -> int:
         return int(((_now() if at is None else at) + self._offset_s) * 1e9)
+
+
+def _known(said: Attributes) -> dict[str, Any]:
+    return {key: value for key, value in said.items() if value is not None}
+
+
+class EndedSpan:
+    """One that is over, and that the library knows nothing of. ended: nanoseconds of the wall clock."""
+
+    __slots__ = ("_ending", "ended", "span")
+
+    def __init__(self, span: OtelSpan, ended: int, ending: Ending | None) -> None:
+        self.span = span
+        self.ended = ended
+        self._ending = ending
+
+    def __repr__(self) -> str:
+        return f"EndedSpan({self.span})"
+
+    def said(self) -> tuple[dict[str, Any], Status]:
+        """Its attributes, and whether it failed."""
+        attributes, status = self.span.attributes(), self.span.status
+        if self._ending is not None:
+            more, kind = self._ending()
+            attributes.update(_known(more))
+            if kind:
+                attributes["error.type"] = kind
+                status = Status(StatusCode.ERROR)
+        return attributes, status
+
+    def readable(self) -> ReadableSpan:
+        """As the library has it."""
+        span, origin = self.span, self.span.origin
+        attributes, status = self.said()
+        return ReadableSpan(
+            span.name,
+            span_context(span.context, is_remote=False),
+            None if span.parent is None else span_context(span.parent),
+            origin.resource,
+            attributes,
+            kind=span.kind,
+            status=status,
+            start_time=span.began,
+            end_time=self.ended,
+            instrumentation_scope=origin.scope,
+        )
