@@ -189,17 +189,12 @@ class HttpConnection(HttpOrder):
         self.is_idempotent = method in IDEMPOTENT_METHODS
         self.model_id = ""
         self._request_id = request_id = forwarder.request_id(None)
-        self._tail = (
-            method,
-            target.path,
-            target.query,
-            headers,
-            b"",
-            request_id.decode(),
-            target.prefix,
-            self._origin,
-            None,
-        )
+        if self._special is not NOTHING:
+            # nothing but that it begins a trace
+            headers = self._trace(self._special, headers, target)
+            self._special = NOTHING
+        rid = request_id.decode()
+        self._tail = (method, target.path, target.query, headers, b"", rid, target.prefix, self._origin, None)
         forwarder.caller.submit(self, target.router)
 
     def _complete(self) -> None:

@@ -344,6 +344,9 @@ class Proxy:
                 self._report_queues()
 
 
+_BEGINS = {BEGINS: b""}
+
+
 class SamplingConnection(HttpConnection):
     """Lets some requests begin a trace: here, so that in a proxy where none may do that no request is asked."""
 
@@ -356,7 +359,7 @@ class SamplingConnection(HttpConnection):
         if self._is_usual:
             # nothing else in its head is to be looked at
             if begins:
-                self._special, self._is_usual = {BEGINS: b""}, False
+                self._special = _BEGINS
             return
         if begins:
             self._special = {**self._special, BEGINS: b""}

@@ -7,8 +7,8 @@ from typing import Any
 from servd.calls import traced
 from servd.replica.caller_peer import CallerPeer
 from servd.replica.exchange import HttpExchange
-from servd.wire.records import LENT_BODY, STREAMED_BODY, TRACED, WEBSOCKET, body_of
-from servd.wire.trace_context import trace_in
+from servd.wire.records import LENDS, LENT_BODY, STREAMED_BODY, TRACED, WEBSOCKET, body_of
+from servd.wire.trace_context import trace_put_in
 from servd.wire.write_right import Given
 
 
@@ -22,6 +22,20 @@ def add_rest(
         flags, extra: of the record.
         limit: requests that run at a time.
     """
+    context, scope = exchange.context, exchange.scope
+    is_usual = flags & ~LENDS == TRACED and extra is None and type(exchange.body) is bytes
+    if not is_usual or isinstance(frames, Given):
+        _add_more(peer, exchange, flags, extra, frames, limit)
+    if flags & TRACED and (trace := trace_put_in(scope["headers"])) is not None:
+        about = {"http.request.method": scope.get("method"), "http.route": context.route}
+        exchange.context, variables = traced.begun(context, trace, "__call__", about)
+        return variables
+    return None
+
+
+def _add_more(
+    peer: CallerPeer, exchange: HttpExchange, flags: int, extra: Any, frames: list[Any] | Given, limit: int
+) -> None:
     context, scope = exchange.context, exchange.scope
     # applications and their parsers take bytes, not views
     if isinstance(frames, Given):
@@ -40,8 +54,3 @@ def add_rest(
     if flags & (STREAMED_BODY | WEBSOCKET):
         exchange.expect_events(bool(flags & LENT_BODY))
     peer.note_body(flags, len(exchange.body), limit)
-    if flags & TRACED and (trace := trace_in(scope["headers"])) is not None:
-        about = {"http.request.method": scope.get("method"), "http.route": context.route}
-        exchange.context, variables = traced.begun(context, trace, "__call__", about)
-        return variables
-    return None

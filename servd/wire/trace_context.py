@@ -4,7 +4,7 @@ Source: W3C Trace Context, level 2.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from servd.ground.quick_dataclass import dataclass
 
@@ -23,6 +23,7 @@ LONGEST_STATE = 512
 
 _KNOWN_FLAGS = SAMPLED | RANDOM
 _LONG_MEMBER = 128
+_PARENT_BYTES = 55
 _PARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.DOTALL)
 _MEMBER = re.compile(r"(?:[a-z][a-z0-9_*/-]{0,255}|[a-z0-9][a-z0-9_*/-]{0,240}@[a-z][a-z0-9_*/-]{0,13})="
                      r"[\x20-\x2b\x2d-\x3c\x3e-\x7e]{0,255}[\x21-\x2b\x2d-\x3c\x3e-\x7e]")  # fmt: skip
@@ -99,6 +100,16 @@ def trace_in(headers: Iterable[tuple[bytes, bytes]]) -> TraceContext | None:
         if name in (TRACEPARENT, TRACESTATE):
             said[name] = f"{_text(said[name])},{_text(value)}".encode("latin-1") if name in said else value
     return read_trace(said[TRACEPARENT], said.get(TRACESTATE, b"")) if TRACEPARENT in said else None
+
+
+def trace_put_in(headers: Sequence[tuple[bytes, bytes]]) -> TraceContext | None:
+    """What headers say that come from `with_trace`: without a look at what they cannot say."""
+    name, value = headers[-1]
+    # the usual one is by itself, and as long as this
+    if name != TRACEPARENT or len(value) != _PARENT_BYTES:
+        return trace_in(headers)
+    text = value.decode("latin-1")
+    return TraceContext(text[3:35], text[36:52], int(text[53:], 16))
 
 
 def trace_in_metadata(pairs: Iterable[tuple[str, str | bytes]]) -> TraceContext | None:

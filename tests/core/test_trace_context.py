@@ -3,11 +3,14 @@
 import pytest
 
 from servd.wire.trace_context import (
+    RANDOM,
+    SAMPLED,
     TraceContext,
     packed,
     read_state,
     read_trace,
     trace_in,
+    trace_put_in,
     unpacked,
     with_trace,
 )
@@ -97,6 +100,14 @@ def test_state(said: str, goes_on: str) -> None:
     assert read_state(said) == goes_on
     found = read_trace(GOOD, said)
     assert found == TraceContext(TRACE, SPAN, 1, goes_on), "the trace goes on whatever its state is"
+
+
+@pytest.mark.parametrize("state", ["", "a=1"])
+@pytest.mark.parametrize("flags", [0, SAMPLED, RANDOM | SAMPLED])
+def test_what_a_process_has_put_in_another_reads(flags: int, state: str) -> None:
+    trace = TraceContext("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331", flags, state)
+    assert trace_put_in(with_trace([(b"host", b"h"), (b"traceparent", b"x")], trace)) == trace
+    assert trace_put_in([(b"traceparent", b"short")]) is None
 
 
 def test_headers_of_a_request() -> None:
