@@ -19,7 +19,8 @@ class RequestContext:
 
     deadline: monotonic seconds of this process, None = no limit. depth: handle calls between the entry
     and here. ancestors: replica ids that hold a slot for this request, outermost first. cancellations: how often it was
-    cancelled. trace: where in which trace it is, None for most; span: what is recorded of it, if it is (`calls/traced.py`).
+    cancelled. known_pattern: `pattern`, or how to find it. trace: where in which trace it is, None for most; span: what is
+    recorded of it, if it is (`calls/traced.py`).
     """
 
     # of the class: a `TracedContext` has its own
@@ -27,13 +28,13 @@ class RequestContext:
     span: "Span | None" = None
 
     __slots__ = (
-        "_pattern",
         "_when_over",
         "ancestors",
         "app_name",
         "cancellations",
         "deadline",
         "depth",
+        "known_pattern",
         "multiplexed_model_id",
         "request_id",
         "route",
@@ -59,21 +60,21 @@ class RequestContext:
         self.ancestors = ancestors
         self.cancellations = 0
         self._when_over: list[Callable[[], None]] | None = None
-        self._pattern: str | tuple[Callable[[str, str, str], str], str, str, str] = pattern
+        self.known_pattern: str | tuple[Callable[[str, str, str], str], str, str, str] = pattern
 
     @property
     def pattern(self) -> str:
         """The route of the ASGI application at the entry that answers, its prefix before it; "" where none is known."""
-        known = self._pattern
+        known = self.known_pattern
         if type(known) is tuple:
             # most requests end before somebody asks
             find, method, path, root_path = known
-            known = self._pattern = find(self.route, method, path[len(root_path) :])
+            known = self.known_pattern = find(self.route, method, path[len(root_path) :])
         return known  # type: ignore[return-value]
 
     def let_find_pattern(self, find: Callable[[str, str, str], str], method: str, path: str, root_path: str) -> None:
         """Let `pattern` be what `find` gives for the route, the method and the path without the root path, once asked for."""
-        self._pattern = (find, method, path, root_path)
+        self.known_pattern = (find, method, path, root_path)
 
     @property
     def has_ended(self) -> bool:

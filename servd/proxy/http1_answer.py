@@ -132,7 +132,7 @@ class HttpAnswering(asyncio.Protocol, Outgoing):
         journal = self._journal
         if journal.is_on or type(self._request_id) is TracedId:
             peer = self.peer
-            journal.noted.append(
+            journal.noted.extend(
                 (
                     self._labels,
                     self._method,

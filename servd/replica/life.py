@@ -32,7 +32,7 @@ from servd.observability.tracebacks import user_traceback
 from servd.replica.grpc.service import GrpcService
 from servd.replica.methods import needs_thread, takes_rank
 from servd.replica.metrics import replica_metrics
-from servd.replica.notes import noter, read_notes
+from servd.replica.notes import noter
 from servd.replica.server import ReplicaServer
 from servd.replica.user_callable import UserCallable
 from servd.replica.warden import Warden
@@ -97,7 +97,7 @@ class Replica:
         )
         self._queued: dict[str, int] = {}
         self._starting = "__init__"
-        self._journal = Journal(self._loop, access, clock=self._clock, read=read_notes, is_idle=self._is_idle)
+        self._journal = Journal(self._loop, access, clock=self._clock, is_idle=self._is_idle)
         self._journal.configure(logs.configure(start.goal.logging_config))
 
     def __repr__(self) -> str:

@@ -1,42 +1,28 @@
-"""How a replica notes its requests: as little as possible while they run, the rest when the journal settles."""
+"""How a replica notes its requests."""
 
 from collections.abc import Callable
-from typing import Any
 
-from servd.calls.request_context import RequestContext, current_request
+from servd.calls.request_context import current_request
 from servd.observability.head_traces import traced_id
-from servd.observability.journal import Journal, Note
-
-_Noted = tuple[RequestContext, str, bool, float, float]
+from servd.observability.journal import NOWHERE, Journal
 
 
 def noter(journal: Journal) -> Callable[[str, bool, float], None]:
     """What to call at the end of each request, in its context, with method, success and begin."""
     # local names: it is called for every request
-    append, get, now = journal.noted.append, current_request.get, journal.now
+    extend, get, now = journal.noted.extend, current_request.get, journal.now
+    # of the request before: most are like it. To keep each one's context would fill the processor's cache
+    labels = NOWHERE
 
     def note(method: str, succeeded: bool, began: float) -> None:
+        nonlocal labels
         if journal.is_on:
-            append((get(), method, succeeded, began, now()))
+            context = get()
+            route, app, _, pattern = labels
+            if context.route != route or context.known_pattern != pattern or context.app_name != app:
+                labels = (context.route, context.app_name, "", context.pattern)
+            rid, trace = context.request_id, context.trace
+            known = rid.encode() if trace is None else traced_id(rid, trace)
+            extend((labels, method, "OK" if succeeded else "ERROR", began, now(), known, b"", 0, "", ""))
 
     return note
-
-
-def read_notes(batch: list[Any]) -> list[Note]:
-    """The journal's notes behind those of `noter`."""
-    found: list[_Noted] = batch
-    return [
-        (
-            (context.route, context.app_name, "", context.pattern),
-            method,
-            "OK" if succeeded else "ERROR",
-            began,
-            ended,
-            context.request_id.encode() if context.trace is None else traced_id(context.request_id, context.trace),
-            b"",
-            0,
-            "",
-            "",
-        )
-        for context, method, succeeded, began, ended in found
-    ]

@@ -76,7 +76,7 @@ def test_counts_are_added_and_taken_apart() -> None:
 async def test_what_a_journal_counted() -> None:
     journal = Journal(asyncio.get_running_loop(), None, counts=True)
     for status, tenths in (("OK", 3), ("OK", 1999), ("OK", 2000), ("ERROR", 90_000)):
-        journal.noted.append((("/", "", "", ""), "m", status, 0.0, tenths / 10_000 + 1e-9, b"", b"", 0, "", ""))
+        journal.noted.extend((("/", "", "", ""), "m", status, 0.0, tenths / 10_000 + 1e-9, b"", b"", 0, "", ""))
     requests, errors, latencies = counted(journal.series())
     assert (requests, errors) == (4, 1)
     assert {bucket: count for bucket, count in enumerate(latencies) if count} == {

@@ -20,7 +20,7 @@ from servd.calls.replica_context import ReplicaContext  # noqa: E402
 from servd.calls.request_context import current_request, get_multiplexed_model_id  # noqa: E402
 from servd.exceptions import BackPressureError, DeploymentUnavailableError, gRPCStatusError  # noqa: E402
 from servd.grpc_util import RayServegRPCContext, gRPCInputStream  # noqa: E402
-from servd.observability.journal import Journal  # noqa: E402
+from servd.observability.journal import NOTE_PARTS, Journal  # noqa: E402
 from servd.proxy.grpc.certificate import GrpcCertificate  # noqa: E402
 from servd.proxy.grpc.lane import GrpcLane  # noqa: E402
 from servd.proxy.grpc.served import client_host  # noqa: E402
@@ -617,9 +617,9 @@ async def test_a_call_is_noted_with_all_that_is_known_of_it(room: GrpcRoom) -> N
     await room.method("Echo")("hello", metadata=(("request_id", "r-1"),))
     await outcome(room.method("Fail")("set"))
     await outcome(room.method("Echo")("x", metadata=(("application", "other"),)))
-    await wait_until(lambda: len(journal.noted) == 3)
+    await wait_until(lambda: len(journal.noted) == 3 * NOTE_PARTS)
     address = next(iter(room.servers))
-    assert journal.noted[0][5:] == (b"r-1", b"/s.Stand/Echo", 5, "127.0.0.1", address)
+    assert journal.noted[5:NOTE_PARTS] == [b"r-1", b"/s.Stand/Echo", 5, "127.0.0.1", address]
     assert set(journal.series()) == {
         (("/s.Stand/Echo", "app", DEPLOYMENT, ""), "gRPC", "OK"),
         (("/s.Stand/Fail", "app", DEPLOYMENT, ""), "gRPC", "FAILED_PRECONDITION"),

@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import os
+import random
 import threading
 import time
 from pathlib import Path
@@ -199,6 +200,40 @@ def test_what_clients_choose_is_kept_while_it_is_short_only(tmp_path: Path, is_j
     assert access.path(usual) == usual
     access.end_of("1" * 64, "shop_Fruit#x")
     assert (len(access.paths), len(access.parties)) == (1, 1)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("is_json", [False, True])
+async def test_many_notes_at_once_say_what_each_says_alone(tmp_path: Path, seed: int, is_json: bool) -> None:
+    rng, clock = random.Random(seed), StandingClock()
+    clock.at = 1000.0
+    files = [tmp_path / name for name in ("together", "alone")]
+    both = [Journal(asyncio.get_running_loop(), access_log(file), clock=clock) for file in files]
+    for journal in both:
+        journal.configure(style_of({"encoding": "JSON" if is_json else "TEXT"}))
+    # of each part all are the same, some are, or each is another
+    kinds = [rng.choice((1, 2, 50)) for _ in range(8)]
+    for _ in range(200):
+        clock.at += rng.choice((0.0, 0.0, 0.00002, 0.0017, 1.2))
+        one, *more = (rng.randrange(kind) for kind in kinds)
+        labels = FRUIT if not one else (f"/{one}", "shop", f"shop_{one}", "")
+        key = (labels, f"M{more[0]}", 200 + more[1])
+        took = rng.choice((0.0001, 0.003, 0.199, 0.2, 30.0)) if more[2] else 0.001
+        path = b"/%d" % more[3] if more[3] % 3 < 2 else b""
+        about = (path, more[4], f"10.0.0.{more[5]}", f"shop#{more[6]}") if path else ()
+        request_id = f"r{rng.randrange(3)}".encode() if rng.randrange(5) else b""
+        for journal in both:
+            journal.note(key, clock.at - took, request_id, *about)
+        both[1].settle()
+    both[0].settle()
+    together, alone = (file.read_text() for file in files)
+    assert together == alone
+    assert together.count("\n") == 200
+    assert {key: one.buckets() for key, one in both[0].series().items()} == {
+        key: one.buckets() for key, one in both[1].series().items()
+    }
+    for one, other in zip(*(journal.series().values() for journal in both), strict=True):
+        assert (one.tenths, one.slow, one.total_ms()) == (other.tenths, other.slow, other.total_ms())
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ from typing import Any
 from servd.calls.routes.patterns import RoutePatterns
 from servd.calls.routes.table import decoded_path
 from servd.observability.access_log import Labels
-from servd.observability.journal import Note
+from servd.observability.journal import Columns, columns_of
+from servd.observability.noted_lines import all_same
 
 _MOST_REMEMBERED = 4096
 _LONGEST_REMEMBERED = 256
@@ -42,20 +43,23 @@ class NotedRoutes:
         """Applications that are gone need no routes."""
         self._patterns = {name: known for name, known in self._patterns.items() if name in deployments}
 
-    def read(self, batch: list[Note]) -> list[Note]:
-        """The notes of a batch, with the patterns of the routes that answered."""
-        patterns, remembered = self._patterns, self._remembered
-        if not patterns:
-            return batch
-        found = []
-        for note in batch:
-            labels, method, path = note[0], note[1], note[6]
-            if labels[2] not in patterns or type(note[2]) is not int:
-                found.append(note)
-                continue
-            asked = (labels, method, path)
-            found.append((remembered.get(asked) or self._find(asked), *note[1:]))
-        return found
+    def read(self, noted: list[Any]) -> Columns:
+        """The journal's notes, with the patterns of the routes that answered."""
+        columns = columns_of(noted)
+        labels, methods, statuses, paths = columns[0], columns[1], columns[2], columns[6]
+        if not self._patterns or not labels:
+            return columns
+        if all_same(labels) and all_same(methods) and all_same(paths) and set(map(type, statuses)) == {int}:
+            columns[0] = [self._worded(labels[0], methods[0], statuses[0], paths[0])] * len(labels)
+        else:
+            columns[0] = list(map(self._worded, labels, methods, statuses, paths))
+        return columns
+
+    def _worded(self, labels: Labels, method: str, status: int | str, path: bytes) -> Labels:
+        if labels[2] not in self._patterns or type(status) is not int:
+            return labels
+        asked = (labels, method, path)
+        return self._remembered.get(asked) or self._find(asked)
 
     def _find(self, asked: _Asked) -> Labels:
         labels, method, path = asked
