@@ -24,7 +24,8 @@ class Share:
         return "MISSED" if self.high < least else "open"
 
     def __str__(self) -> str:
-        return f"{self.median:.3f} ({self.low:.3f} to {self.high:.3f})"
+        interval = f"{self.low:.3f} to {self.high:.3f}" if math.isfinite(self.low) else "too few pairs for an interval"
+        return f"{self.median:.3f} ({interval})"
 
 
 def share(mine: Sequence[float], others: Sequence[float]) -> Share:

@@ -217,3 +217,8 @@ def test_the_interval_of_a_median_needs_five_pairs(count: int, low: float, high:
 )
 def test_an_aim_is_open_while_the_interval_holds_it(low: float, high: float, verdict: str) -> None:
     assert Share(0.95, low, high).verdict(0.95) == verdict
+
+
+def test_shares_are_shown_with_their_intervals() -> None:
+    assert str(share([9.0] * 5, [10.0] * 5)) == "0.900 (0.900 to 0.900)"
+    assert str(share([9.0], [10.0])) == "0.900 (too few pairs for an interval)"
