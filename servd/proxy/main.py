@@ -30,6 +30,7 @@ from servd.proxy.door import Door
 from servd.proxy.forwarded_for import TrustedProxies
 from servd.proxy.forwarder import Forwarder
 from servd.proxy.http1 import HttpConnection
+from servd.proxy.http1_answer import HttpAnswering
 from servd.proxy.http1_websocket import WebSocketLane
 from servd.proxy.late_lane import LateGrpc, LateLane
 from servd.proxy.limits import Limits
@@ -68,7 +69,7 @@ def run(start: ProxyStart, socks: list[socket.socket], lifetime: Connection) -> 
     """
     process.begin(f"proxy {start.slot}", start.state_dir, lifetime.fileno(), *(sock.fileno() for sock in socks))
     file = logs.setup("http_proxy", start.host, start.log_dir, logs.proxy_file(start.host), is_serving=True)
-    access = AccessLog(file, "http_proxy", start.host, place_of(HttpConnection.on_response), logs.show_access())
+    access = AccessLog(file, "http_proxy", start.host, place_of(HttpAnswering.on_response), logs.show_access())
     process.raise_file_limit()
     keep_freed_memory()
     event_loop.run(_live(start, socks, lifetime, access))
