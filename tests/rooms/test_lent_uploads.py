@@ -261,7 +261,8 @@ async def test_who_leaves_in_the_midst_is_noticed(path: str, ends: str, loans: l
         warm = open_descriptors()
         for _ in range(3):
             client = Client(room)
-            await client.post(path, 3 * MIB, sent=2 * MIB)
+            # so much is with the proxy when it lends the body: of more the end might lie with the client, behind a full buffer
+            await client.post(path, 3 * MIB, sent=MIB)
             await wait_until(lambda: ongoing(room) == 1)
             if ends == "resets":
                 client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
@@ -318,7 +319,7 @@ async def test_an_answer_that_is_cut_ends_its_connection_though_the_replica_keep
             # one that hangs does not hear that the request is over
             patch.setattr(Uploading, "end", lambda _: None)
             client = Client(room)
-            await client.post("begin", 3 * MIB, sent=2 * MIB)
+            await client.post("begin", 3 * MIB, sent=MIB)
             while not await client.has_ended():
                 pass
             assert client._got.endswith(b"begun\r\n")
