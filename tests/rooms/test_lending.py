@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from servd.ground import descendants
+from servd.proxy.http1_lending import HttpLending
 from servd.proxy.limits import Limits
 from servd.replica.caller_peer import CallerPeer
 from servd.replica.exchange import LENT_BYTES, HttpExchange
@@ -58,7 +59,15 @@ def loans(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int | None]]:
             sent.append(loan.left)
         return is_sent
 
+    on_wrote = HttpLending.on_wrote
+
+    def noted_with_request(connection: HttpLending, status: int, size: int, left: int | None) -> None:
+        sent.append(None if left is None else size + left)
+        on_wrote(connection, status, size, left)
+
     monkeypatch.setattr(LendingLine, "lend", noted)
+    # once a URL is known for large answers
+    monkeypatch.setattr(HttpLending, "on_wrote", noted_with_request)
     return sent
 
 
