@@ -184,7 +184,9 @@ def normalised(env: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(result.get("working_dir"), str):
         result["working_dir"] = _as_uri(result["working_dir"])
     if isinstance(result.get("py_modules"), list | tuple):
-        result["py_modules"] = [_as_uri(module) for module in result["py_modules"] if module is not None]
+        modules = [module for module in result["py_modules"] if module is not None]
+        # what is no text is refused where all faults are told
+        result["py_modules"] = [_as_uri(module) if isinstance(module, str) else module for module in modules]
     return result
 
 

@@ -157,6 +157,13 @@ def test_an_empty_env_vars_means_nothing() -> None:
     assert first != runtime_env.fingerprint({"working_dir": "w", "env_vars": {"A": "1"}})
 
 
+@pytest.mark.parametrize("wrong", [1.5, True, {}, ["x"]])
+def test_modules_that_are_no_text_are_refused_where_they_stand(wrong: object) -> None:
+    env = runtime_env.normalised({"py_modules": ["local:///a", None, wrong]})
+    assert env["py_modules"] == ["file:///a", wrong]
+    assert [loc for loc, _ in runtime_env.faults(env)] == [("py_modules", 1)]
+
+
 def test_local_uris_and_their_paths() -> None:
     env = {"working_dir": "file:///srv/my%20app", "py_modules": ["https://h/a.zip", "/srv/x.zip", None]}
     assert [runtime_env.local_path(uri) for uri in runtime_env.local_uris(env)] == ["/srv/my app", "/srv/x.zip"]

@@ -3,6 +3,7 @@
 Each cell of the table runs in a mount namespace of its own: nothing outside it sees the small file systems.
 """
 
+import errno
 import os
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ from tests.faults.slow_disk import SlowPlace
 from tests.faults.stage import Stage
 from tests.system.running_daemon import RunningDaemon, settings_in, titles
 
+_TRIES = 1000
 FAULTS = ("full", "no_inodes", "read_only", "remade", "removed", "slow")
 PLACES = ("state", "logs", "sockets", "tmp")
 CELLS = [f"{fault}:{place}" for place in PLACES for fault in FAULTS]
@@ -69,8 +71,15 @@ class Place:
         elif self._fault == "read_only":
             _mount("-o", "remount,bind,rw", str(self._path))
         elif self._path.name == "state":
-            shutil.rmtree(self._path, ignore_errors=True)
-            self._away.rename(self._path)
+            for _ in range(_TRIES):
+                shutil.rmtree(self._path, ignore_errors=True)
+                try:
+                    self._away.rename(self._path)
+                    break
+                except OSError as error:
+                    # somebody has put something there since
+                    if error.errno != errno.ENOTEMPTY:
+                        raise
 
     def forget(self) -> None:
         """Leave nothing mounted."""
