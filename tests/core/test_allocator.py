@@ -59,7 +59,8 @@ lives = bytes(9000)
 del pieces
 held = resident_bytes() - before
 freed.look()
-print(held, freed.look(), resident_bytes() - before)
+# the kernel's own count may still have been on its way at the first of them
+print(held, any([freed.look() for _ in range(3)]), resident_bytes() - before)
 """
 
 
