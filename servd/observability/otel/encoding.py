@@ -22,6 +22,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, TraceFlags
 
 from servd.observability.otel.span import EndedSpan
+from servd.wire.grpc.protobuf import varint
 
 _MOST_KNOWN = 1024
 _LONGEST_KNOWN = 64
@@ -149,7 +150,7 @@ def _number(value: Any) -> bytes:
     if kind is int:
         if not -(2**63) <= value < 2**63:
             raise ValueError(f"{value} has more than 64 bits")
-        return b"\x18" + _varint(value & (2**64 - 1))
+        return b"\x18" + varint(value & (2**64 - 1))
     if kind is float:
         return b"\x21" + struct.pack("<d", value)
     raise TypeError(f"{kind.__name__} is no kind of value that spans of servd's have")
@@ -161,14 +162,4 @@ def _text(tag: bytes, value: str) -> bytes:
 
 def _field(tag: bytes, data: bytes) -> bytes:
     size = len(data)
-    return b"".join((tag, _SHORT[size] if size < 128 else _varint(size), data))
-
-
-def _varint(value: int) -> bytes:
-    """Base 128, the low bits first. value: >= 0."""
-    made = bytearray()
-    while value > 127:
-        made.append(value & 127 | 128)
-        value >>= 7
-    made.append(value)
-    return bytes(made)
+    return b"".join((tag, _SHORT[size] if size < 128 else varint(size), data))

@@ -13,13 +13,13 @@ _SIZES = {_FIXED64: 8, _FIXED32: 4}
 
 def number_field(field: int, value: int) -> bytes:
     """One field of a whole, not negative number."""
-    return _varint(field << 3 | _VARINT) + _varint(value)
+    return varint(field << 3 | _VARINT) + varint(value)
 
 
 def bytes_field(field: int, value: bytes | str) -> bytes:
     """One field of bytes, text or a message."""
     data = value.encode() if isinstance(value, str) else value
-    return _varint(field << 3 | _BYTES) + _varint(len(data)) + data
+    return varint(field << 3 | _BYTES) + varint(len(data)) + data
 
 
 def fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
@@ -49,7 +49,8 @@ def fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
         at += size
 
 
-def _varint(value: int) -> bytes:
+def varint(value: int) -> bytes:
+    """A number of base 128, the low digits first. value: >= 0."""
     found = bytearray()
     while value > 0x7F:
         found.append(value & 0x7F | 0x80)
