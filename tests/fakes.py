@@ -30,6 +30,7 @@ from servd.wire.messages import DeploymentTargets, Endpoint, Route, Routing
 
 Http = Callable[[HttpExchange], Awaitable[None]]
 
+_STILL_LOOKS = 20
 _LINGER_S = 2.0
 
 
@@ -231,6 +232,18 @@ def turning(*rooms: "Room", every_s: float) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
+
+
+async def until_still(measure: Callable[[], object], timeout_s: float = 30.0) -> None:
+    """Return once nothing moves any more: everything that can be full is. That nothing comes has no event of its own, so look
+    until a fifth of a second has shown the same."""
+    last, still = measure(), 0
+    async with asyncio.timeout(timeout_s):
+        while still < _STILL_LOOKS:
+            await asyncio.sleep(0.01)
+            now = measure()
+            still = still + 1 if now == last else 0
+            last = now
 
 
 async def wait_until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:

@@ -133,6 +133,20 @@ class Client:
         return self._got
 
 
+async def ask_once(room: Room, path: str, size: int, *, leaves: bool) -> None:
+    """One request on a connection of its own. leaves: in the midst of the answer."""
+    client = Client(room)
+    try:
+        await client.send(HEAD % path)
+        if leaves:
+            # the size of the head at least
+            await client._take(50)
+        else:
+            assert await client.answer() == BODY[:size]
+    finally:
+        client.socket.close()
+
+
 def ongoing(room: Room) -> int:
     return sum(server.ongoing for server in room.servers.values())
 
@@ -534,14 +548,7 @@ async def test_storms_of_loans_leave_no_descriptor(room: Room, loans: list[int |
                 ("hangs/3/70000", 210_000),
             ]
         )
-        client = Client(room)
-        await client.send(HEAD % path)
-        if path.startswith("hangs") or chance.random() < 0.3:
-            # the size of the head at least
-            await client._take(50)
-        else:
-            assert await client.answer() == BODY[:size]
-        client.socket.close()
+        await ask_once(room, path, size, leaves=path.startswith("hangs") or chance.random() < 0.3)
 
     for _ in range(count // 10):
         await asyncio.gather(*(one() for _ in range(10)))

@@ -9,7 +9,7 @@ import pytest
 
 from servd.proxy.http1 import HttpConnection
 from servd.replica.exchange import HttpExchange
-from tests.fakes import Room, make_certificate, wait_until
+from tests.fakes import Room, make_certificate, until_still, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -37,13 +37,7 @@ async def until_nothing_moves(room: Room, begun: list[str]) -> HttpConnection:
     await wait_until(lambda: len(room.listener.connections) == 1)
     (connection,) = room.listener.connections
     assert isinstance(connection, HttpConnection)
-    last = (-1, -1)
-    still = 0
-    while still < 20:
-        now = (len(begun), connection._transport.get_write_buffer_size())
-        still = still + 1 if now == last else 0
-        last = now
-        await asyncio.sleep(0.01)
+    await until_still(lambda: (len(begun), connection._transport.get_write_buffer_size()))
     return connection
 
 

@@ -11,7 +11,7 @@ from servd.proxy import hypercorn_lane
 from servd.proxy.limits import Limits
 from servd.replica.exchange import HttpExchange
 from servd.wire.websocket.heartbeat import Heartbeat
-from tests.fakes import Room, hello, wait_until
+from tests.fakes import Room, hello, until_still, wait_until
 from tests.rooms.http2_client import Http2Client, Http2WebSocket
 from tests.rooms.test_hypercorn_lane import shout
 from tests.rooms.test_websockets import HEAD, Talker, opened
@@ -220,11 +220,7 @@ async def test_a_reader_stays_as_long_as_it_takes_something(
                 assert await reader.read(65536)
                 await asyncio.sleep(0.001)
 
-        last = -1
-        while last != talker.sent:
-            # until everything that can be full is
-            last = talker.sent
-            await asyncio.sleep(0.1)
+        await until_still(lambda: talker.sent)
         for _ in range(10):
             async with asyncio.timeout(5):
                 while reads and not has_moved(room):

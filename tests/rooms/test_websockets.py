@@ -10,7 +10,7 @@ import websockets
 
 from servd.proxy.limits import Limits
 from servd.replica.exchange import HttpExchange
-from tests.fakes import Room, hello, wait_until
+from tests.fakes import Room, hello, until_still, wait_until
 from tests.rooms.http2_client import Http2Client, Http2WebSocket
 from tests.rooms.test_http1_lane import split
 from tests.rooms.test_hypercorn_lane import shout
@@ -69,11 +69,7 @@ async def test_a_reader_that_is_slow_costs_less_than_2_mib(message_bytes: int, w
             writer = client.writer
         else:
             _, writer = await opened(room, limit=1)
-        last = -1
-        # until nothing moves any more: everything that can be full is
-        while last != talker.sent:
-            last = talker.sent
-            await asyncio.sleep(0.1)
+        await until_still(lambda: talker.sent)
         assert _waiting_bytes(room, way) < 2 * MIB
         # what is neither there nor in the kernel's buffers (some MiB on loopback) waits between replica and proxy
         assert talker.sent < (3 * MIB if is_http2 else 24 * MIB)
