@@ -1,5 +1,6 @@
 """The images of servd and of what `servd init` writes, their commands run as process 1 of namespaces of their own."""
 
+import os
 import signal
 import tomllib
 from collections.abc import Iterator
@@ -25,7 +26,8 @@ from servd import deployment
 class Slow:
     async def __call__(self, request):
         pathlib.Path("/tmp/begun").touch()
-        await asyncio.sleep(1)
+        while not pathlib.Path("/tmp/go").exists():
+            await asyncio.sleep(0.01)
         return "to its end"
 
 app = Slow.bind()
@@ -107,9 +109,13 @@ def run(tmp_path: Path) -> Iterator[list[Container]]:
 def drains(container: Container) -> None:
     """A request that runs is served to its end after SIGTERM, and the container ends well."""
     container.said(["rm", "-f", "/tmp/begun"])
+    container.image.path("/tmp/go").unlink(missing_ok=True)
     request = container.executed(asked())
     eventually(lambda: container.image.path("/tmp/begun").exists())
-    assert container.stop() == 0, container.errors.read_text()
+    os.kill(container.first(), signal.SIGTERM)
+    eventually(lambda: "proxy_draining" in container.errors.read_text())
+    container.image.path("/tmp/go").touch()
+    assert container.process.wait(70) == 0, container.errors.read_text()
     assert request.communicate(timeout=20)[0] == "to its end\n"
 
 
@@ -127,6 +133,7 @@ def test_the_image_of_servd(image: Image, run: list[Container], tmp_path: Path) 
     image.path("/srv/slow.py").write_text(SLOW)
     image.path("/srv/serve.yaml").write_text(CONFIG)
     run[0].said(["servd", "deploy", "--wait", "/srv/serve.yaml"])
+    image.path("/tmp/go").touch()
     assert run[0].said(asked()) == "to its end\n"
     reaps(run[0])
     run[0].stop(signal.SIGKILL)
