@@ -363,6 +363,7 @@ async def test_the_replica_dies(room: Room) -> None:
         wire = exchange._wire
         assert wire is not None
         wire._stop_reading()
+        descendants.show(wire._socket.fileno())
         wire._socket.close()
         wire.is_over = wire.is_closing = True
         (candidate,) = room.caller.router_of("app_Echo").candidates

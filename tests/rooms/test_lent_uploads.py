@@ -16,6 +16,7 @@ from servd.replica.exchange import HttpExchange
 from servd.wire.body_loan import LENT_BODY_BYTES
 from servd.wire.lending import LendingDoor, LendingLine, Loan
 from servd.wire.uploading import Uploading
+from servd.wire.write_right import close_all
 from tests.fakes import Room, hello, new_address, wait_until
 
 MIB = 1024 * 1024
@@ -461,7 +462,7 @@ async def test_bodies_wait_at_the_door_for_their_requests() -> None:
         assert lent is not None
         assert lent[1] == 30
         assert not os.get_inheritable(lent[0])
-        os.close(lent[0])
+        close_all(lent[:1])
         assert door.body(7, 3) is None
         assert door.body(8, 4) is None
         door.refuse(7, 4)
@@ -488,7 +489,7 @@ async def test_a_door_takes_what_was_sent_whoever_came_first() -> None:
             assert line.lend(Loan(key, 1, 10, is_request=True), theirs.fileno())
         lent = door.body(2, 1)
         assert lent is not None
-        os.close(lent[0])
+        close_all(lent[:1])
         # its last loan, of a request that never came, has not been read when it is known to be gone
         assert lines[1].lend(Loan(1, 2, 10, is_request=True), theirs.fileno())
         lines[1].close()
