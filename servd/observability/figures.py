@@ -123,7 +123,8 @@ class OwnFigures:
         self._use = use
         self._said: FiguresReport | None = None
         self._looked_at = float("-inf")
-        self._looks = _LOOKS
+        self._is_stirred = True
+        self._looks = 0
         self._requests: tuple[int | None, int, tuple[int, ...], int] = (None, 0, (), 0)
         self._used: tuple[float, float] | None = None
 
@@ -132,15 +133,19 @@ class OwnFigures:
 
     def stir(self) -> None:
         """Something is under way that the figures will show; any thread may say so."""
-        self._looks = _LOOKS
+        self._is_stirred = True
 
     def rest_s(self, now: float, longest_s: float) -> float:
         """How long nobody needs to look, where nothing is under way any more, at most `longest_s`. now: monotonic seconds."""
-        return min(max(self._due_at - now, 0.0), longest_s) if self._looks else longest_s
+        return min(max(self._due_at - now, 0.0), longest_s) if self._has_looks else longest_s
+
+    @property
+    def _has_looks(self) -> bool:
+        return self._is_stirred or self._looks > 0
 
     @property
     def _due_at(self) -> float:
-        return self._looked_at + (SAY_EVERY_S if self._looks else IDLE_LOOK_S)
+        return self._looked_at + (SAY_EVERY_S if self._has_looks else IDLE_LOOK_S)
 
     def forget_said(self) -> None:
         """Whoever was told is gone: all is to be said again."""
@@ -152,7 +157,11 @@ class OwnFigures:
         if now < self._due_at and not at_once:
             return
         self._looked_at = now
-        if self._looks or at_once:
+        if self._has_looks or at_once:
+            if self._is_stirred:
+                # only where it is set: a look after this one finds what another thread says meanwhile
+                self._is_stirred = False
+                self._looks = _LOOKS
             self._looks = max(self._looks - 1, 0)
             self._requests = self._look()
         found = self._report(now)

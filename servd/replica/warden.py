@@ -220,7 +220,7 @@ class Warden:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._figures.rest_s(asyncio.get_running_loop().time(), IDLE_PERIOD_S)):
                     await self._roused.wait()
-            self._is_resting = False
+            # it rests until it is roused: what begins and ends during this look is found by another
             return
         self._is_resting = False
         self._figures.stir()

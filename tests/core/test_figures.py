@@ -168,6 +168,29 @@ def test_who_has_nothing_to_do_counts_no_requests() -> None:
     assert process.own.rest_s(process.now, 12.0) == 12.0
 
 
+def test_what_is_said_to_be_under_way_while_it_looks_is_found_by_the_look_after() -> None:
+    process = Process()
+    for _ in range(figures._LOOKS):
+        process.say(SAY_EVERY_S)
+    process.requests = 1
+    process.own.stir()
+    for _ in range(figures._LOOKS - 1):
+        process.say(SAY_EVERY_S)
+    look = process._look
+
+    def look_and_begin() -> tuple[int | None, int, tuple[int, ...], int]:
+        found = look()
+        process.requests = 2
+        process.own.stir()
+        return found
+
+    process.own._look = look_and_begin
+    process.say(SAY_EVERY_S)
+    process.own._look = look
+    assert process.say(SAY_EVERY_S)
+    assert process.told[-1].requests == 2
+
+
 def test_cpu_is_what_was_used_since_the_last_look() -> None:
     process = Process()
     process.say(0.0)
