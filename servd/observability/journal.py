@@ -48,6 +48,9 @@ MAX_PATTERNED_SERIES = 256
 """How many of them may be of one pattern; whatever comes beyond is counted under the application's prefix alone."""
 
 _SETTLE_S = 0.25
+_SETTLE_SOON_S = 0.05
+"""Where next to nothing is noted: somebody may be trying something, and look for its line at once."""
+_FEW = 16
 _NOTES_AT_ONCE = 512
 
 
@@ -206,7 +209,7 @@ class Journal:
         self._is_writing = access is not None
         self.is_on = self._counts or access is not None
         self._period_s = _SETTLE_S
-        loop.call_later(_SETTLE_S, self._on_time)
+        loop.call_later(_SETTLE_SOON_S, self._on_time)
 
     def __repr__(self) -> str:
         return f"Journal({len(self._series)} series, {len(self.noted) // NOTE_PARTS} notes)"
@@ -284,8 +287,11 @@ class Journal:
         count = len(self.noted) // NOTE_PARTS
         if count:
             self._settle_some()
-        # so often that few wait: many would push other things out of the processor's cache
-        self._period_s = min(self._period_s * _NOTES_AT_ONCE / (2 * count), _SETTLE_S) if count else _SETTLE_S
+        if count <= _FEW:
+            self._period_s = _SETTLE_SOON_S
+        else:
+            # so often that few wait: many would push other things out of the processor's cache
+            self._period_s = min(self._period_s * _NOTES_AT_ONCE / (2 * count), _SETTLE_S)
         if not self.noted and self._is_idle():
             self.is_resting = True
             return

@@ -128,7 +128,26 @@ async def test_requests_that_ended_are_told_and_then_it_rests(idle: Idle) -> Non
     assert told.memory_bytes > 0
     assert told.descriptors > 0
     assert told.threads >= 2
-    await wait_until(lambda: idle.warden._is_resting and not idle.warden._figures._looks)
+    await wait_until(lambda: idle.warden._is_resting and not idle.warden._figures._has_looks)
+
+
+async def test_what_begins_and_ends_while_it_looks_once_more_is_told_too(
+    idle: Idle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await idle.rests()
+    await wait_until(lambda: not idle.warden._figures._has_looks)
+    say = idle.warden._figures.say
+
+    def say_and_end(send: Any, now: float, *, at_once: bool = False) -> None:
+        say(send, now, at_once=at_once)
+        if not idle.warden._figures._has_looks and not idle.ward.ended:
+            # the last look is over, and it does not rest yet
+            idle.ward.ended = 3
+            idle.warden.rouse()
+
+    monkeypatch.setattr(idle.warden._figures, "say", say_and_end)
+    idle.warden.rouse()
+    await idle.line.next(FiguresReport, lambda report: report.requests == 3)
 
 
 @pytest.mark.parametrize("counts", ["ongoing", "line"])
@@ -236,7 +255,13 @@ def test_a_journal_rests_while_nothing_can_be_noted_and_nothing_waits() -> None:
     assert [delay for delay, _ in timers.due] == []
     ongoing[0] = 1
     journal.resume()
-    assert [delay for delay, _ in timers.due] == [0.25]
+    # somebody who tries one request looks for its line
+    assert [delay for delay, _ in timers.due] == [0.05]
+    for count, delay_s in ((16, 0.05), (17, 0.25), (500, 0.128), (0, 0.05)):
+        for _ in range(count):
+            journal.note((("/", "app", "app_D", ""), "GET", 200), journal.now(), b"")
+        timers.run()
+        assert [delay for delay, _ in timers.due] == [pytest.approx(delay_s)]
 
 
 async def test_a_caller_looks_after_nothing_while_it_has_nothing_to_look_after(monkeypatch: pytest.MonkeyPatch) -> None:
