@@ -20,6 +20,26 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this host: apt-get install chromium")
 LIMIT_S = 60.0
 KEYS = {"Tab": 9, "Enter": 13, "Escape": 27}
+AIM = """(name, where) => {
+  const find = () => [...document.querySelectorAll(where)].find((button) =>
+    (button.getAttribute('aria-label') ?? button.textContent).trim() === name
+    && !button.hidden && !button.disabled && button.offsetParent);
+  const aimed = window.aimed = { isHit: false, place() {
+    const button = find();
+    if (!button) return null;
+    button.scrollIntoView({ block: 'center' });
+    const box = button.getBoundingClientRect();
+    return [box.x + box.width / 2, box.y + box.height / 2];
+  } };
+  const guard = new AbortController();
+  document.addEventListener('click', (event) => {
+    const button = find();
+    if (button && button.contains(event.target)) { aimed.isHit = true; guard.abort(); return; }
+    event.preventDefault();
+    event.stopImmediatePropagation();
+  }, { capture: true, signal: guard.signal });
+}"""
+"""What is clicked from now on reaches that button or nothing."""
 
 
 class Tab:
@@ -79,16 +99,22 @@ class Tab:
         self.wait(f"{part} && {part}.innerText.includes({json.dumps(text)})", limit_s)
 
     def click(self, name: str, where: str = "body") -> None:
-        """Press the visible button of that name (label, else text) with the mouse."""
-        place = self.wait(
-            f"(() => {{ const named = (b) => (b.getAttribute('aria-label') ?? b.textContent).trim();"
-            f" const b = [...document.querySelectorAll({json.dumps(where + ' button')})]"
-            f".find((b) => named(b) === {json.dumps(name)} && !b.hidden && !b.disabled && b.offsetParent);"
-            " if (!b) return null; b.scrollIntoView({block: 'center'}); const r = b.getBoundingClientRect();"
-            " return [r.x + r.width / 2, r.y + r.height / 2]; })()"
-        )
-        for kind in ("mousePressed", "mouseReleased"):
-            self.call("Input.dispatchMouseEvent", type=kind, x=place[0], y=place[1], button="left", clickCount=1)
+        """Press the visible button of that name (label, else text) with the mouse.
+
+        The page may move under the mouse, as under anybody's: what comes to another part of it is kept from it, and pressed anew.
+        """
+        self.run(f"({AIM})({json.dumps(name)}, {json.dumps(where + ' button')})")
+        self.wait("window.aimed.place()")
+
+        def hits() -> bool:
+            place = self.run("window.aimed.place()")
+            if place is not None:
+                for kind in ("mousePressed", "mouseReleased"):
+                    about = {"type": kind, "x": place[0], "y": place[1], "button": "left", "clickCount": 1}
+                    self.call("Input.dispatchMouseEvent", **about)
+            return bool(self.run("window.aimed.isHit"))
+
+        eventually(hits, LIMIT_S, every_s=0.05)
 
     def press(self, key: str) -> None:
         """Press and release a key."""
