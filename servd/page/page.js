@@ -575,18 +575,24 @@ function drawLogChoices() {
 
 const query = (about) => new URLSearchParams(about).toString();
 
-async function readLogs() {
+function logFilter() {
   const about = new URLSearchParams($("log-of").value);
   if ($("log-level").value) about.set("level", $("log-level").value);
   if ($("log-request").value.trim()) about.set("request", $("log-request").value.trim());
+  return about.toString();
+}
+
+async function readLogs() {
+  const filter = logFilter();
   let text;
   try {
-    text = await api("GET", `/api/servd/v1/logs?${about}`);
+    text = await api("GET", `/api/servd/v1/logs?${filter}`);
   } catch (error) {
-    say($("log-note"), error.message);
+    if (filter === logFilter()) say($("log-note"), error.message);
     return;
   }
-  if (text === logText) return;
+  // who asked for something else meanwhile gets that
+  if (filter !== logFilter() || text === logText) return;
   logText = text;
   const { lines, is_all } = JSON.parse(text);
   const box = $("log-lines");
@@ -788,9 +794,8 @@ function offer(label, run, isDanger = false) {
       tell(text);
     } catch (error) {
       if (number === dialogNumber) trouble(error.message);
-    } finally {
-      go.disabled = false;
     }
+    if (number === dialogNumber) go.disabled = false;
     draw();
   };
 }
@@ -1015,7 +1020,10 @@ async function lost() {
 
 document.addEventListener("visibilitychange", () => (document.hidden ? disconnect() : connect()));
 $("dialog-close").addEventListener("click", () => $("dialog").close());
-$("dialog").addEventListener("close", () => (dialogNumber += 1));
+$("dialog").addEventListener("close", () => {
+  // the event comes later, and another one may be open by then
+  if (!$("dialog").open) dialogNumber += 1;
+});
 $("log-form").addEventListener("submit", (event) => {
   event.preventDefault();
   beginLogs();

@@ -149,6 +149,21 @@ def test_an_operator_sees_everything_and_does_what_is_needed(page: Tab, daemon: 
     page.shows("Application default is gone", "#timeline")
 
 
+def test_a_dialog_that_is_opened_as_soon_as_another_is_closed_is_filled(
+    page: Tab, daemon: RunningDaemon, tmp_path: Path
+) -> None:
+    deploy(daemon, tmp_path, "one")
+    page.go(url_of(daemon))
+    page.click("Differences of revision 1")
+    page.shows("Close", "dialog")
+    # the browser tells of the end of the first one later
+    page.run(
+        "document.querySelector('#dialog-close').click(),"
+        " document.querySelector('[aria-label=\"Differences of revision 1\"]').click()"
+    )
+    page.shows("+", "dialog pre")
+
+
 def test_a_controller_that_is_killed_is_found_again(page: Tab, daemon: RunningDaemon, tmp_path: Path) -> None:
     deploy(daemon, tmp_path, "one")
     page.go(url_of(daemon))
