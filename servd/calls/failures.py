@@ -1,13 +1,14 @@
 """What user code raised and nobody caught: told once, where it was raised, to whoever listens in this process."""
 
 import logging
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 
 from servd.calls.request_context import NO_REQUEST, RequestContext, current_request
 from servd.exceptions import BackPressureError, DeploymentUnavailableError, UserCodeError
-from servd.observability.described import slot
+from servd.observability.described import members_of, slot
 
 Listener = Callable[[BaseException, str, Sequence[RequestContext]], None]
 """Gets the error, the name of what raised it, and the requests that it fails, at least one."""
@@ -26,6 +27,9 @@ class ClientGoneError(OSError):
 
 _NO_FAULTS = (BackPressureError, DeploymentUnavailableError, ClientGoneError)
 """What user code passes on and has not done."""
+_CLIENT_GONE = {"starlette.requests": "ClientDisconnect", "starlette.websockets": "WebSocketDisconnect"}
+"""Module -> what Starlette makes of it that the client has left: what it heard when it asked, and of a `ClientGoneError`."""
+_MOST_MEMBERS = 1000
 
 
 def listen(listener: Listener) -> None:
@@ -37,7 +41,7 @@ def tell(error: BaseException, method: str, *requests: RequestContext) -> bool:
     """User code raised this, and nothing of the user's caught it; any thread may tell.
 
     Nothing is told of what was told before: in the replica that a call went to, or in the batch. Nor is a refusal of another
-    deployment that is too busy or away, or that the client has left.
+    deployment that is too busy or away, or that the client has left, a group that holds nothing else included.
 
     Args:
         method: of the deployment, or whatever names what raised it.
@@ -67,7 +71,7 @@ def _tell(error: BaseException, method: str, requests: Sequence[RequestContext])
 
 def tell_or_log(error: BaseException, method: str) -> None:
     """As `tell`, of what nobody else gets: where nobody listens, it is logged here."""
-    if not tell(error, method):
+    if not tell(error, method) and not _is_no_fault(error):
         logger.error("user_code_failed method=%s", method, exc_info=error)
 
 
@@ -89,10 +93,37 @@ def _forget(key: int) -> None:
     _told.pop(key, None)
 
 
+def says_client_left(error: BaseException) -> bool:
+    """Whether it says nothing but that the client has left, in whatever groups of tasks have put around it."""
+    return _consists_of(error, (ClientGoneError, *_of_frameworks()))
+
+
+def _is_no_fault(error: BaseException) -> bool:
+    return _consists_of(error, (*_NO_FAULTS, *_of_frameworks()))
+
+
+def _of_frameworks() -> list[type]:
+    # nobody can have raised what nobody has loaded
+    return [getattr(sys.modules[module], name) for module, name in _CLIENT_GONE.items() if module in sys.modules]
+
+
+def _consists_of(error: BaseException, kinds: tuple[type, ...]) -> bool:
+    waiting, seen = [error], 0
+    while waiting:
+        one, seen = waiting.pop(), seen + 1
+        # of the type alone: `isinstance` asks the object too, which may raise
+        if issubclass(type(one), BaseExceptionGroup):
+            waiting += members_of(one)
+        elif not issubclass(type(one), kinds):
+            return False
+        if seen > _MOST_MEMBERS:
+            return False
+    return True
+
+
 def _is_new(error: BaseException, request: RequestContext) -> bool:
-    # of the type alone: `isinstance` asks the object too, which may raise
     kind = type(error)
-    if _told.get(id(request)) is error or issubclass(kind, _NO_FAULTS):
+    if _told.get(id(request)) is error or _is_no_fault(error):
         return False
     cause = slot(error, "__cause__")
     if kind is UserCodeError:

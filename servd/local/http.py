@@ -6,9 +6,7 @@ import sys
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
-from starlette.websockets import WebSocketDisconnect
-
-from servd.calls.failures import ClientGoneError, tell_or_log
+from servd.calls.failures import ClientGoneError, says_client_left, tell_or_log
 from servd.calls.request_context import RequestContext
 from servd.exceptions import BackPressureError, DeploymentUnavailableError
 from servd.ground.ids import random_letters
@@ -235,7 +233,7 @@ class LocalCall:
                 await exchange.end()
         except Exception as error:
             # how a handler hears that its client has left
-            if self._has_left and isinstance(error, WebSocketDisconnect | ClientGoneError):
+            if self._has_left and says_client_left(error):
                 return
             if self._raises and not isinstance(error, _REFUSALS):
                 raise

@@ -91,7 +91,7 @@ def _stand_in(error: BaseException) -> BaseException:
         one = waiting.pop()
         if id(one) not in made:
             made[id(one)] = one, _bare(one)
-            others = (slot(one, "__cause__"), slot(one, "__context__"), *_members(one))
+            others = (slot(one, "__cause__"), slot(one, "__context__"), *members_of(one))
             # not for their truth, which is the user's code too
             waiting += [other for other in others if other is not None]
     for one, bare in made.values():
@@ -100,7 +100,7 @@ def _stand_in(error: BaseException) -> BaseException:
             setattr(bare, name, other)
         bare.__suppress_context__ = slot(one, "__suppress_context__")
         bare.__traceback__ = slot(one, "__traceback__")
-        if members := [made[id(member)][1] for member in _members(one) if id(member) in made]:
+        if members := [made[id(member)][1] for member in members_of(one) if id(member) in made]:
             type(bare).exceptions = members  # type: ignore[attr-defined]
     return made[id(error)][1]
 
@@ -110,7 +110,8 @@ def slot(error: BaseException, name: str) -> Any:
     return vars(BaseException)[name].__get__(error)
 
 
-def _members(error: BaseException) -> Any:
+def members_of(error: BaseException) -> Any:
+    """The exceptions that a group holds, past any code of its class; () of one that is no group."""
     if not issubclass(type(error), BaseExceptionGroup):
         return ()
     return vars(BaseExceptionGroup)["exceptions"].__get__(error)

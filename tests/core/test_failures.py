@@ -4,6 +4,8 @@ import pickle
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
+from starlette.requests import ClientDisconnect
+from starlette.websockets import WebSocketDisconnect
 
 from servd.calls import failures
 from servd.calls.pickling import dump_exception, load_exception
@@ -41,6 +43,14 @@ def from_afar(error: BaseException) -> Exception:
     return load_exception(dump_exception(raised(error)))
 
 
+class Hidden(ExceptionGroup[Exception]):
+    """A group that says that it holds something else."""
+
+    @property
+    def exceptions(self) -> tuple[Exception, ...]:
+        return (WebSocketDisconnect(1006),)
+
+
 class Unpicklable(Exception):
     def __reduce__(self) -> str:
         raise pickle.PicklingError("no")
@@ -58,6 +68,18 @@ class Unpicklable(Exception):
         (lambda: raised(BackPressureError("a_b", 1, 1)), False),
         (lambda: raised(DeploymentUnavailableError("a_b", "ill")), False),
         (lambda: raised(UserCodeError("the handler raised SystemExit"), SystemExit(1)), True),
+        # that the client has left, as the frameworks say it
+        (lambda: raised(failures.ClientGoneError("gone")), False),
+        (lambda: raised(WebSocketDisconnect(1006)), False),
+        (lambda: raised(ClientDisconnect()), False),
+        (lambda: raised(ClientDisconnect(), raised(failures.ClientGoneError("gone"))), False),
+        (lambda: raised(ExceptionGroup("g", [WebSocketDisconnect(1006), failures.ClientGoneError("gone")])), False),
+        (lambda: raised(ExceptionGroup("g", [ExceptionGroup("h", [WebSocketDisconnect(1001)])])), False),
+        (lambda: raised(ExceptionGroup("g", [WebSocketDisconnect(1006), ValueError("a")])), True),
+        (lambda: raised(BaseExceptionGroup("g", [WebSocketDisconnect(1006), KeyboardInterrupt()])), True),
+        (lambda: raised(KeyError("b"), WebSocketDisconnect(1006)), True),
+        (lambda: raised(ConnectionResetError("of a connection of its own")), True),
+        (lambda: raised(Hidden("g", [ValueError("a")])), True),
     ],
 )
 def test_what_is_told(told: Told, made: Callable[[], BaseException], is_told: bool) -> None:
@@ -85,8 +107,12 @@ def test_requests_of_a_batch_do_not_tell_its_error_again(told: Told) -> None:
     assert not failures._told
 
 
-def test_nobody_listens() -> None:
+def test_nobody_listens(caplog: pytest.LogCaptureFixture) -> None:
     assert not failures.tell(ValueError("a"), "m")
+    failures.tell_or_log(raised(WebSocketDisconnect(1006)), "m")
+    assert caplog.messages == []
+    failures.tell_or_log(raised(ValueError("a")), "m")
+    assert caplog.messages == ["user_code_failed method=m"]
 
 
 def test_a_group_is_one_type_in_one_place() -> None:
