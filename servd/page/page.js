@@ -8,6 +8,8 @@ const SILENCE_MS = 45000;
 const EVENTS_SHOWN = 150;
 const REPLICAS_SHOWN = 100;
 const DIFF_LINES = 4000;
+// by so much more or less than time has passed a clock goes on that was set
+const CLOCK_STEP_S = 2;
 
 const LOOKS = {
   RUNNING: "good", HEALTHY: "good", ran: "good",
@@ -54,6 +56,7 @@ function set(node, name, value) {
 // the children of a parent are these, in this order; they are made when they are new
 function keep(parent, keys, make) {
   parent.kept ??= new Map();
+  const focused = document.activeElement;
   const wanted = new Set(keys);
   for (const [key, node] of parent.kept) {
     if (!wanted.has(key)) {
@@ -68,6 +71,8 @@ function keep(parent, keys, make) {
     if (node === next) next = next.nextSibling;
     else parent.insertBefore(node, next);
   }
+  // what is moved loses it
+  if (focused !== document.activeElement && parent.contains(focused)) focused.focus({ preventScroll: true });
 }
 
 const decimal = (value, digits = 1) => (value === null || value === undefined ? "" : value.toFixed(digits));
@@ -92,6 +97,15 @@ function moment(at) {
   const date = new Date(at * 1000);
   const clock = date.toLocaleTimeString([], { hour12: false });
   return date.toDateString() === new Date().toDateString() ? clock : `${date.toLocaleDateString()} ${clock}`;
+}
+
+// a new day, and a clock that was set, change what is shown of a time
+function date(node, at) {
+  const known = `${at} ${new Date().toDateString()}`;
+  if (node.known === known) return;
+  node.known = known;
+  if (node.localName === "time") set(node, "datetime", new Date(at * 1000).toISOString());
+  say(node, moment(at));
 }
 
 const deployment = (row) => [row.app, row.name ?? row.deployment].filter(Boolean).join("/");
@@ -363,10 +377,11 @@ function drawDead(parent, one) {
   keep(node.body, [...byId.keys()], (id) => {
     const row = line(DEAD);
     const item = byId.get(id);
-    fill(row, [id, moment(item.at), item.how, String(item.open), item.reason.split("\n")[0]]);
+    fill(row, [id, null, item.how, String(item.open), item.reason.split("\n")[0]]);
     row.lastChild.append(el("button", { type: "button", "aria-label": `Post-mortem of ${id}`, onclick: () => showDeath(one.row, id) }, "Post-mortem"));
     return row;
   });
+  for (const [id, { at }] of byId) date(node.body.kept.get(id).children[1], at);
 }
 
 // ---- plots
@@ -434,7 +449,13 @@ async function readHistoriesOnce() {
     const known = histories.get(app);
     const since = known ? `&since=${known.at}` : "";
     try {
-      take(app, await read(`/api/servd/v1/figures/history?application=${part(app)}${since}`), known);
+      const answer = await read(`/api/servd/v1/figures/history?application=${part(app)}${since}`);
+      const passed_s = known && (performance.now() - known.takenAt) / 1000;
+      if (known && (histories.get(app) !== known || Math.abs(answer.at - known.at - passed_s) > CLOCK_STEP_S)) {
+        // another controller tells, or its clock was set: what is known and what is new have not the same times
+        histories.delete(app);
+        mustReadAgain = true;
+      } else take(app, answer, known);
     } catch (error) {
       if (error.status === 404) hasHistory = false;
       // else the state of the connection tells
@@ -458,13 +479,16 @@ function take(app, answer, known) {
       for (const column of Object.keys(kept)) Array.isArray(kept[column]) && kept[column].shift();
     }
   }
-  histories.set(app, { at: answer.at, deployments });
+  histories.set(app, { at: answer.at, takenAt: performance.now(), deployments });
 }
 
 // ---- the timeline
 
+let notes = 0;
+
 function note(at, what, text, isBad = false, more = null) {
-  happened.unshift({ at, what, text, isBad, more });
+  notes += 1;
+  happened.unshift({ key: `s${notes}`, at, what, text, isBad, more });
   happened.length = Math.min(happened.length, EVENTS_SHOWN);
 }
 
@@ -483,7 +507,7 @@ function noteChanges(before, after) {
 }
 
 function eventsOfNow() {
-  const found = happened.map((item, index) => ({ ...item, key: `s${item.at} ${happened.length - index}` }));
+  const found = [...happened];
   for (const [key, row] of rows) {
     if (key.startsWith("e/")) {
       found.push({ key, at: row.first, what: "Error", text: `${deployment(row)}: ${row.text}`, isBad: true, more: () => showError(key.slice(2)) });
@@ -507,10 +531,11 @@ function eventsOfNow() {
 function drawTimeline() {
   const events = new Map(eventsOfNow().map((item) => [item.key, item]));
   keep($("events"), [...events.keys()], (key) => {
-    const { at, what, text, isBad, more } = events.get(key);
+    const { what, text, isBad, more } = events.get(key);
     const inside = more ? el("button", { type: "button", class: "plain", onclick: more }, text) : el("span", {}, text);
-    return el("li", {}, el("time", { datetime: new Date(at * 1000).toISOString() }, moment(at)), el("span", { class: isBad ? "bad" : "dim" }, what), el("span", {}, inside));
+    return el("li", {}, el("time"), el("span", { class: isBad ? "bad" : "dim" }, what), el("span", {}, inside));
   });
+  for (const [key, { at }] of events) date($("events").kept.get(key).firstChild, at);
   if (!events.size && !$("events").textContent) keep($("events"), ["none"], () => el("li", {}, "Nothing has happened yet."));
 }
 
@@ -541,7 +566,7 @@ async function showError(id) {
     const found = await read(`/api/servd/v1/errors/${part(id)}`);
     const requests = found.request_ids.map((request) =>
       el("button", { type: "button", onclick: () => showLogsOfRequest(request), "aria-label": `Logs of request ${request}` },
-        found.trace_ids[request] ? `${request}, trace ${found.trace_ids[request]}` : request));
+        Object.hasOwn(found.trace_ids, request) ? `${request}, trace ${found.trace_ids[request]}` : request));
     return [
       el("p", {}, `${found.message || found.type}`),
       el("p", { class: "dim" }, `${deployment({ app: found.application, name: found.deployment })}${found.method ? `, ${found.method}` : ""}${found.route ? `, ${found.route}` : ""}: ${found.count} times, last ${moment(found.last_at)}, first ${moment(found.first_at)}`),
@@ -556,6 +581,8 @@ async function showError(id) {
 
 let logText = "";
 let isFollowing = false;
+let logsAsked = 0;
+let logsAnswered = 0;
 
 function drawLogChoices() {
   const select = $("log-of");
@@ -582,17 +609,22 @@ function logFilter() {
   return about.toString();
 }
 
+// of several that are asked only the last one is answered
 async function readLogs() {
-  const filter = logFilter();
+  const number = (logsAsked += 1);
   let text;
   try {
-    text = await api("GET", `/api/servd/v1/logs?${filter}`);
+    text = await api("GET", `/api/servd/v1/logs?${logFilter()}`);
   } catch (error) {
-    if (filter === logFilter()) say($("log-note"), error.message);
+    // the lines that come next may be those of before
+    if (number !== logsAsked) return;
+    logText = "";
+    say($("log-note"), error.message);
     return;
+  } finally {
+    logsAnswered = Math.max(logsAnswered, number);
   }
-  // who asked for something else meanwhile gets that
-  if (filter !== logFilter() || text === logText) return;
+  if (number !== logsAsked || text === logText) return;
   logText = text;
   const { lines, is_all } = JSON.parse(text);
   const box = $("log-lines");
@@ -636,18 +668,38 @@ function goToLogs() {
 
 const REVISIONS = [["Revision", "name"], ["When", ""], ["Applications", ""], ["Outcome", ""], ["By", "text"], ["", ""]];
 let revisionsDue = 0;
+let revisionsAsked = 0;
+let revisionsAnswered = 0;
+let areRevisionsOld = false;
 
 function readRevisionsSoon() {
+  areRevisionsOld = true;
   clearTimeout(revisionsDue);
-  revisionsDue = setTimeout(async () => {
-    try {
-      revisions = await read("/api/servd/v1/revisions?limit=50");
-    } catch {
-      // the state of the connection tells
-      return;
-    }
-    draw();
-  }, 300);
+  revisionsDue = setTimeout(readRevisions, 300);
+}
+
+// of several that are asked only the last one is answered
+async function readRevisions() {
+  const number = (revisionsAsked += 1);
+  try {
+    const found = await read("/api/servd/v1/revisions?limit=50");
+    if (number !== revisionsAsked) return;
+    revisions = found;
+    areRevisionsOld = false;
+  } catch {
+    // the state of the connection tells, and it is tried again
+    return;
+  } finally {
+    revisionsAnswered = Math.max(revisionsAnswered, number);
+  }
+  draw();
+}
+
+// what has become of one may be known later than how its applications are
+function readRevisionsAgain() {
+  if (document.hidden || source?.readyState !== EventSource.OPEN || revisionsAnswered !== revisionsAsked) return;
+  const current = revisions.revisions.find((item) => item.revision === revisions.revision);
+  if (areRevisionsOld || (current?.outcome === "undecided" && current.applications.length)) readRevisions();
 }
 
 function drawRevisions() {
@@ -752,10 +804,15 @@ function prepare(title, body) {
   $("dialog-trouble").hidden = true;
   $("dialog-go").hidden = true;
   $("dialog-close").textContent = "Close";
+  tellAnew = null;
+  isUnderWay = false;
   if (!$("dialog").open) $("dialog").showModal();
 }
 
 let dialogNumber = 0;
+// what a dialog shows of how everything is now, and whether what it offers is being done
+let tellAnew = null;
+let isUnderWay = false;
 
 async function show(title, make) {
   const number = (dialogNumber += 1);
@@ -784,18 +841,25 @@ function offer(label, run, isDanger = false) {
   go.disabled = false;
   $("dialog-close").textContent = "Cancel";
   go.onclick = async () => {
-    go.disabled = true;
+    go.disabled = isUnderWay = true;
     $("dialog-trouble").hidden = true;
     const number = dialogNumber;
+    const title = $("dialog-head").textContent;
+    const isShown = () => number === dialogNumber && $("dialog").open;
     try {
       const text = await run();
       note(Date.now() / 1000, "Done", text);
-      if (number === dialogNumber) $("dialog").close();
+      if (isShown()) $("dialog").close();
       tell(text);
     } catch (error) {
-      if (number === dialogNumber) trouble(error.message);
+      if (isShown()) trouble(error.message);
+      else {
+        // who has closed it believes that it is done
+        note(Date.now() / 1000, "Failed", `${title}: ${error.message}`, true);
+        tell(`${title}: ${error.message}`, true);
+      }
     }
-    if (number === dialogNumber) go.disabled = false;
+    if (number === dialogNumber) go.disabled = isUnderWay = false;
     draw();
   };
 }
@@ -815,14 +879,16 @@ function askScale(key) {
   const input = el("input", { type: "number", min: 0, max: 100000, step: 1, value: before, id: "scale-count" });
   const plan = el("p", { role: "status" });
   const tellPlan = () => {
-    const now = rows.get(key)?.wanted ?? row.wanted;
+    const now = rows.get(key)?.wanted;
     const given = input.valueAsNumber;
     const wanted = atCapacity(given, percent());
     const moved = wanted - now;
-    $("dialog-go").disabled = !Number.isInteger(given) || given < 0;
+    const isCount = Number.isInteger(given) && given >= 0;
+    $("dialog-go").disabled = isUnderWay || now === undefined || !isCount;
+    if (now === undefined) return say(plan, "It is not there any more.");
     const does = moved > 0 ? `${moved} more are started` : moved < 0 ? `${-moved} finish what they have, then end` : "nothing is started or ended";
     const share = percent() === null ? "" : ` target_capacity is ${percent()} %: ${given} count as ${wanted}.`;
-    plan.textContent = Number.isInteger(given) && given >= 0 ? `${now} to ${wanted} replicas: ${does}.${share}` : "Give a whole number, 0 or more.";
+    say(plan, isCount ? `${now} to ${wanted} replicas: ${does}.${share}` : "Give a whole number, 0 or more.");
   };
   input.addEventListener("input", tellPlan);
   const stays = row.autoscaled ? "It is autoscaled now; the count is pinned instead" : "The count is pinned";
@@ -836,6 +902,7 @@ function askScale(key) {
     await api("POST", `/api/v1/applications/${part(row.app)}/deployments/${part(row.name)}/scale`, { target_num_replicas: wanted });
     return `Scaled ${deployment(row)} to ${wanted} replicas.`;
   });
+  tellAnew = tellPlan;
   tellPlan();
   input.select();
 }
@@ -950,12 +1017,15 @@ function draw() {
   isDrawing = true;
   requestAnimationFrame(() => {
     isDrawing = false;
+    // what came with the page stands until it is told
+    if (!rows.size) return;
     drawHead();
     drawApplications();
     drawTimeline();
     drawErrors();
     drawLogChoices();
     drawRevisions();
+    if ($("dialog").open) tellAnew?.();
   });
 }
 
@@ -982,12 +1052,15 @@ function heard() {
 
 function connect() {
   if (source || document.hidden) return;
+  // it has as long as any other one
+  heard();
   source = new EventSource("/page/events");
   source.addEventListener("open", () => (heard(), tell("live")));
   source.addEventListener("beat", heard);
   source.addEventListener("all", (event) => {
     heard();
     histories.clear();
+    readRevisionsSoon();
     takeRows(new Map(Object.entries(JSON.parse(event.data))));
   });
   source.addEventListener("some", (event) => {
@@ -1006,16 +1079,24 @@ function disconnect() {
   source = null;
 }
 
+let isProbing = false;
+
 // a browser tries again by itself after some failures only
 async function lost() {
   disconnect();
   tell("not connected; what is shown may be old", true);
   setTimeout(connect, RETRY_MS);
+  // where nobody answers, one that waits is enough
+  if (isProbing) return;
+  isProbing = true;
   try {
     await api("HEAD", "/page/events");
   } catch (error) {
-    if (error.status === 503) tell(`not live: too many pages are open, or the daemon cannot answer; it is tried again`, true);
+    if (error.status === 503 && source?.readyState !== EventSource.OPEN) {
+      tell(`not live: too many pages are open, or the daemon cannot answer; it is tried again`, true);
+    }
   }
+  isProbing = false;
 }
 
 document.addEventListener("visibilitychange", () => (document.hidden ? disconnect() : connect()));
@@ -1029,17 +1110,23 @@ $("log-form").addEventListener("submit", (event) => {
   beginLogs();
 });
 $("logout")?.addEventListener("click", async () => {
-  await fetch("/login", { method: "DELETE", redirect: "manual" });
-  location.assign("/");
+  try {
+    await fetch("/login", { method: "DELETE", redirect: "manual" });
+    location.assign("/");
+  } catch (error) {
+    tell(`not logged out: ${error.message}`, true);
+  }
 });
 setInterval(() => {
-  if (!document.hidden && source && Date.now() - heardAt > SILENCE_MS) lost();
-  if (!document.hidden && isFollowing && $("log-follow").checked) readLogs();
+  // also after a clock that was set back
+  if (!document.hidden && source && Math.abs(Date.now() - heardAt) > SILENCE_MS) lost();
+  if (!document.hidden && isFollowing && $("log-follow").checked && logsAnswered === logsAsked) readLogs();
 }, 2000);
 setInterval(readHistories, 5000);
 // ages, and what was done is no news any more
 setInterval(() => {
-  if (source?.readyState === EventSource.OPEN && Date.now() - toldAt > 8000) tell("live");
+  if (source?.readyState === EventSource.OPEN && Math.abs(Date.now() - toldAt) > 8000) tell("live");
+  readRevisionsAgain();
   draw();
 }, 10000);
 connect();
