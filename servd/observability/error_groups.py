@@ -25,8 +25,9 @@ FAILURES_WAITING = 4096
 class ErrorGroup:
     """Errors of one type and place; id, text and the like as `Failure` has them, of the last one.
 
-    first_at, last_at: seconds since the epoch. requests: (when, request id) of the last `IDS_KEPT`, oldest first. trace_ids:
-    (request id, trace id) of those of them that are part of a trace.
+    first_at, last_at: seconds since the epoch; as a replica tells it first_at is that of the first that it counted, and stays.
+    requests: (when, request id) of the last `IDS_KEPT`, oldest first. trace_ids: (request id, trace id) of those of them that are
+    part of a trace.
     """
 
     id: str
@@ -154,7 +155,10 @@ class ErrorGroups:
 
     def _count(self, failure: Failure) -> None:
         group, old = group_of(failure), self._groups.pop(failure.id, None)
-        self._groups[group.id] = group if old is None else _merged(old, group, old.count + 1)
+        if old is not None:
+            # by its begin the book knows one that was dropped meanwhile: no thread that is late, no clock that was set moves it
+            group = replace(_merged(old, group, old.count + 1), first_at=old.first_at)
+        self._groups[group.id] = group
         self._unsaid.add(group.id)
         if len(self._groups) > GROUPS_OF_REPLICA:
             oldest = next(iter(self._groups))

@@ -69,6 +69,18 @@ def test_what_a_group_tells() -> None:
     assert book.get("id3") is None
 
 
+def test_one_that_happened_before_the_first_one_is_counted_once() -> None:
+    # two threads, or a clock that was set back
+    book = ErrorBook()
+    replica = Replica(book)
+    replica.groups.add(failure(1, 5.0))
+    replica.groups.add(failure(1, 6.0))
+    replica.report()
+    replica.groups.add(failure(1, 4.0))
+    replica.report()
+    assert counts(book) == {"id1": 3}
+
+
 def test_reports_that_are_lost_or_come_twice_cost_nothing() -> None:
     book = ErrorBook()
     replica = Replica(book)
