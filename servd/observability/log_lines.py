@@ -6,6 +6,7 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import IO, NamedTuple
 
 from servd.ground.quick_dataclass import dataclass
@@ -15,6 +16,9 @@ LONGEST_LINE = 1024 * 1024
 
 MOST_UNSORTED = 10_000
 """Lines that are held back at most until their order is known."""
+
+HALF_STANDS = 10
+"""After so many looks that find a last line without an end as it was, it is one: whoever wrote it may be dead."""
 
 _SECOND = len("2026-11-28 22:00:00")
 _BLOCK_BYTES = 64 * 1024
@@ -105,7 +109,7 @@ class Source:
 
     Args:
         begin: time of lines before the first head.
-        is_followed: a last line without an end is left for `more`.
+        is_followed: a last line without an end is left for `more`, which gives it as it is after `HALF_STANDS` looks.
     """
 
     def __init__(self, path: str, wish: Wish, *, begin: str = "", is_followed: bool = False) -> None:
@@ -116,6 +120,8 @@ class Source:
         self._is_named = False
         self._is_wanted = wish.is_any
         self._file: IO[bytes] | None = None
+        self._half = b""
+        self._looks = 0
 
     def __repr__(self) -> str:
         return f"Source({self._path})"
@@ -130,7 +136,7 @@ class Source:
                 # rotated away or removed this moment
                 continue
             self._file.seek(begin)
-            yield from self._read()
+            yield from self._read(is_over=path != self._path)
         if not self._is_followed:
             self.close()
 
@@ -149,7 +155,14 @@ class Source:
                 # it was begun anew
                 self._file.seek(0)
                 return [*found, *self._read()]
+            # what came between that look and its rotation, and the files that it rotated to since
+            found += self._read(is_over=True)
+            between = _later_backups(self._path, status)
             self.close()
+            for path in between:
+                with suppress(OSError), open(path, "rb") as self._file:
+                    found += self._read(is_over=True)
+            self._file = None
         try:
             self._file = open(self._path, "rb")  # noqa: SIM115
         except OSError:
@@ -182,10 +195,11 @@ class Source:
                 break
         return found
 
-    def _read(self) -> Iterator[Line]:
+    def _read(self, *, is_over: bool = False) -> Iterator[Line]:
+        """What there is of the file that is open. is_over: nobody will add to it."""
         assert self._file is not None
         while data := self._file.readline(LONGEST_LINE):
-            if not data.endswith(b"\n") and len(data) < LONGEST_LINE and self._is_followed:
+            if not data.endswith(b"\n") and len(data) < LONGEST_LINE and self._may_go_on(data) and not is_over:
                 self._file.seek(-len(data), os.SEEK_CUR)
                 return
             text = data.decode("utf-8", "replace").removesuffix("\n")
@@ -195,6 +209,23 @@ class Source:
                 self._is_wanted = self._wish.fits(head)
             if self._is_wanted:
                 yield Line(self._time, text, self._is_named)
+
+    def _may_go_on(self, half: bytes) -> bool:
+        """Whether a last line without an end may get one."""
+        self._looks = self._looks + 1 if half == self._half else 1
+        self._half = half
+        return self._is_followed and self._looks < HALF_STANDS
+
+
+def _later_backups(path: str, before: os.stat_result) -> list[str]:
+    """Files that a path rotated to after the one of before, the oldest first; none where that one is not known any more."""
+    found: list[str] = []
+    for backup in _backups(path):
+        with suppress(OSError):
+            if os.path.samestat(before, os.stat(backup)):
+                return found[::-1]
+        found.append(backup)
+    return []
 
 
 def _backups(path: str) -> Iterator[str]:

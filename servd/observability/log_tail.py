@@ -57,14 +57,14 @@ def tail(paths: Sequence[str], wish: Wish, limit: int) -> tuple[list[TailLine], 
 
 
 def _end_of(path: str, most_bytes: int) -> tuple[str, bool]:
-    """The last whole lines of a file, and whether they are all of it."""
+    """The last whole lines of a file, and whether they are all of it and of those that it rotated to."""
     with open(path, "rb") as file:
         begin = max(file.seek(0, os.SEEK_END) - most_bytes, 0)
         file.seek(begin)
         data = file.read(most_bytes)
     if begin:
         data = data.partition(b"\n")[2]
-    return data.decode("utf-8", "replace"), not begin
+    return data.decode("utf-8", "replace"), not begin and not os.path.exists(f"{path}.1")
 
 
 def _wanted(text: str, wish: Wish, source: str) -> Iterator[TailLine]:

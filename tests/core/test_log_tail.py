@@ -71,3 +71,10 @@ def test_of_many_files_a_part_is_read(tmp_path: Path, monkeypatch: pytest.Monkey
     Path(paths[0]).write_text("x" * MOST_OF_ONE_BYTES + "\n" + a_line(9, "last"))
     assert said(tail(paths[:1], Wish(), 9)[0]) == ["last"]
     assert os.path.getsize(paths[0]) > MOST_OF_ONE_BYTES
+
+
+def test_what_a_file_rotated_to_is_not_looked_at(tmp_path: Path) -> None:
+    path = written(tmp_path, "a", a_line(1, "one"))
+    assert tail([path], Wish(), 9)[1]
+    Path(f"{path}.1").write_text(a_line(0, "before"))
+    assert (said(tail([path], Wish(), 9)[0]), tail([path], Wish(), 9)[1]) == (["one"], False)

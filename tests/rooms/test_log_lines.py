@@ -8,7 +8,8 @@ import pytest
 
 from servd.commands.log_files import files, patterns, seconds_of, show_logs, wish_of
 from servd.exceptions import ConfigError
-from servd.observability.log_lines import LONGEST_LINE, Head, Source, Wish, _begin_of_time, head_of
+from servd.observability import log_lines
+from servd.observability.log_lines import HALF_STANDS, LONGEST_LINE, Head, Source, Wish, _begin_of_time, head_of
 
 DAY = "2026-11-28"
 
@@ -158,3 +159,46 @@ def test_a_request_is_looked_for_in_the_proxies_too(tmp_path: Path) -> None:
     # an application that is gone is known by the names of its files, which another's may resemble
     found = {os.path.basename(path).partition("#")[0] for path in files(str(tmp_path), patterns(None, "a"))}
     assert found == {"deployment_a_D_a_D", "deployment_a_b_E_a_b_E"}
+
+
+def test_who_follows_a_file_misses_nothing_that_it_rotates_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, first, second = (tmp_path / name for name in ("x.log", "x.log.1", "x.log.2"))
+    path.write_text("one\n")
+    source = Source(str(path), Wish(), is_followed=True)
+    assert [line.text for line in source.lines(1)] == ["one"]
+    look = os.fstat
+
+    def rotate(fd: int) -> os.stat_result:
+        # after it was read, before it is known to be another one
+        monkeypatch.setattr(log_lines.os, "fstat", look)
+        with path.open("a") as file:
+            file.write("two\nits last wor")
+        path.rename(second)
+        first.write_text("three\n")
+        path.write_text("four\n")
+        return look(fd)
+
+    monkeypatch.setattr(log_lines.os, "fstat", rotate)
+    assert [line.text for line in source.more()] == ["two", "its last wor", "three", "four"]
+    assert source.more() == []
+    source.close()
+
+
+def test_who_follows_a_file_sees_a_last_line_that_nobody_ends(tmp_path: Path) -> None:
+    path = tmp_path / "x.log"
+    path.write_text("one\nits last wor")
+    source = Source(str(path), Wish(), is_followed=True)
+    assert [line.text for line in source.lines(1)] == ["one"]
+    found = [[line.text for line in source.more()] for _ in range(2 * HALF_STANDS)]
+    assert [lines for lines in found if lines] == [["its last wor"]]
+    source.close()
+
+
+def test_a_last_line_without_an_end_of_a_file_that_rotated_is_one(tmp_path: Path) -> None:
+    (tmp_path / "x.log.1").write_text("one\nits last wor")
+    (tmp_path / "x.log").write_text("two\nhal")
+    source = Source(str(tmp_path / "x.log"), Wish(), is_followed=True)
+    assert [line.text for line in source.lines(9)] == ["one", "its last wor", "two"]
+    source.close()
