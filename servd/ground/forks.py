@@ -1,15 +1,31 @@
-"""Forks of processes of servd, which leave nothing behind where the host gives no process."""
+"""Forks of processes of servd, which leave nothing behind where the host gives no process.
+
+How finalizers work here: `weakref.finalize` cleans up as a process ends, and `tempfile.TemporaryDirectory` with it. A forked child
+has a copy of each that an application made before, and the first replica that ends would remove what all others use. So they are
+left to the process that made them, which runs them once, when nobody is left who uses it. `multiprocessing` and its own
+finalizers follow the same rule; handlers of `atexit` cannot be told apart, and are run by each replica.
+"""
 
 import atexit
 import gc
+import select
 import sys
+import threading
 import warnings
-from collections.abc import Iterator
+import weakref
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 from servd.ground import descendants, process
+from servd.ground.clock import SystemClock
 from servd.ground.host_limits import descriptor_limit, no_descriptor, told
+
+EXIT_LIMIT_S = 2.0
+"""How long exit handlers and finalizers may take."""
+
+_finalize: Any = weakref.finalize
+_now = SystemClock().now
 
 _CHILD_FDS = 8
 """Descriptors that a fork takes at most, and one for whoever connects."""
@@ -64,6 +80,39 @@ def flush_streams() -> None:
         # closed, its reader gone, no `flush`, or whatever a class of the application's raises
         with suppress(Exception):
             stream.flush()
+
+
+def disown_finalizers() -> None:
+    """In a forked child: leave what was made so far to the parent. What the child's own code drops is cleaned up all the same."""
+    for finalizer in list(_finalize._registry):
+        finalizer.atexit = False
+
+
+def run_finalizers_after(children: Collection[int]) -> None:
+    """Clean up what this process made, once these have ended; without them nothing is cleaned up. Takes no longer than their end
+    may.
+
+    Args:
+        children: pidfds.
+    """
+    if not any(finalizer.atexit for finalizer in list(_finalize._registry)):
+        return
+    living = select.poll()
+    left = set(children)
+    for fd in left:
+        living.register(fd, select.POLLIN)
+    limit = _now() + process.LIFETIME_DRAIN_S + EXIT_LIMIT_S
+    while left and (rest_s := limit - _now()) > 0:
+        for fd, _ in living.poll(rest_s * 1000):
+            living.unregister(fd)
+            left.discard(fd)
+    if left:
+        return
+    # user code: it may take for ever
+    timer = threading.Timer(EXIT_LIMIT_S, descendants.leave, (1,), {"with_children": False})
+    timer.daemon = True
+    timer.start()
+    _finalize._exitfunc()
 
 
 @contextmanager

@@ -190,6 +190,7 @@ class ForkServer:
                 self._deaf_until = None
                 self._poller.register(self._listener, select.POLLIN)
         self._policies.close()
+        forks.run_finalizers_after(self._children)
 
     def _look_at_path(self) -> None:
         """Listen anew where somebody removed the socket: the next controller could not connect."""
@@ -354,6 +355,7 @@ class ForkServer:
             process.close_fd(fd)
         # a loop made during the import shares its descriptors with the parent: it must never run here
         asyncio.set_event_loop(None)
+        forks.disown_finalizers()
         gc.enable()
         _reseed()
 

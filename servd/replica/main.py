@@ -16,7 +16,7 @@ from servd.calls.failures import tell
 from servd.calls.request_context import current_request
 from servd.exceptions import DeployError
 from servd.ground import descendants, event_loop, process
-from servd.ground.forks import flush_streams
+from servd.ground.forks import EXIT_LIMIT_S, flush_streams
 from servd.ground.ids import full_name_of
 from servd.observability import logs
 from servd.observability.access_log import AccessLog, place_of
@@ -28,8 +28,6 @@ from servd.replica.notes import noter
 from servd.wire import sockets
 from servd.wire.build_messages import BuildOrder
 from servd.wire.messages import ReplicaStart
-
-EXIT_HANDLERS_LIMIT_S = 2.0
 
 _MAX_SOCKETS = 4096
 """Two for each replica that this one calls."""
@@ -117,7 +115,7 @@ def leave(code: int) -> NoReturn:
     """End the process: exit handlers and buffers first, since `os._exit` forgets both; nothing may hold it
     up.
     """
-    timer = threading.Timer(EXIT_HANDLERS_LIMIT_S, descendants.leave, (code,))
+    timer = threading.Timer(EXIT_LIMIT_S, descendants.leave, (code,))
     timer.daemon = True
     timer.start()
     atexit._run_exitfuncs()

@@ -1,13 +1,14 @@
 """Replicas that are forked from a constructed instance, as real processes."""
 
+import asyncio
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from servd.wire.messages import ForkServerHello
-from tests.rooms.replica_room import Room, a_room
+from servd.wire.messages import ForkServerHello, ForkServerStop
+from tests.rooms.replica_room import LIMIT_S, Room, a_room
 
 pytestmark = pytest.mark.slow
 
@@ -61,6 +62,27 @@ class Context(Base):
 other = Other.bind()
 """
 NAMES = ("Sync", "Async", "Thread", "Context")
+
+
+FILES = """
+import os, tempfile
+from pathlib import Path
+from servd import deployment
+
+kept = tempfile.TemporaryDirectory(dir=".")
+
+@deployment
+class Files:
+    def __init__(self):
+        self.folder = tempfile.TemporaryDirectory(dir=".")
+        (Path(self.folder.name) / "weights").write_text("weights")
+    def on_replica_start(self):
+        self.own = tempfile.TemporaryDirectory(dir=".")
+    def folders(self):
+        return [str(Path(folder.name).absolute()) for folder in (kept, self.folder, self.own)]
+
+app = Files.bind()
+"""
 
 
 @pytest.fixture
@@ -129,6 +151,27 @@ async def test_without_preload_replicas_start_alike(room: Room) -> None:
         "tag": start.replica_id,
         "config": ({}, start.replica_id),
     }
+
+
+@pytest.mark.parametrize("preload", ["Files", ""])
+async def test_files_that_all_replicas_use_outlive_each_of_them(room: Room, preload: str) -> None:
+    room.write(files=FILES)
+    await room.open_fork_server(room.order("files:app", preload=preload))
+    first, second = (room.start_of("Files", suffix) for suffix in "ab")
+    await room.running(first)
+    shared, made, own = map(Path, await room.call("Files", "folders"))
+    room.set_goal(first, drain=True)
+    assert await room.exited(first.replica_id) == 0
+    # what a replica has made itself goes with it
+    assert [shared.exists(), made.exists(), own.exists()] == [True, bool(preload), False]
+    await room.running(second)
+    room.set_goal(second, drain=True)
+    assert await room.exited(second.replica_id) == 0
+    assert room.fork_server is not None
+    room.fork_server.send(ForkServerStop())
+    assert await asyncio.to_thread(room.processes[0].wait, LIMIT_S) == 0
+    assert not shared.exists()
+    assert not made.exists()
 
 
 MEMORY = """
