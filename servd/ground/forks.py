@@ -1,9 +1,9 @@
 """Forks of processes of servd, which leave nothing behind where the host gives no process.
 
-How finalizers work here: `weakref.finalize` cleans up as a process ends, and `tempfile.TemporaryDirectory` with it. A forked child
-has a copy of each that an application made before, and the first replica that ends would remove what all others use. So they are
-left to the process that made them, which runs them once, when nobody is left who uses it. `multiprocessing` and its own
-finalizers follow the same rule; handlers of `atexit` cannot be told apart, and are run by each replica.
+How finalizers work here: `weakref.finalize` cleans up as a process ends, and `tempfile.TemporaryDirectory` with it. A forked
+child has a copy of each that an application made before, and the first replica that ends would remove what all others use. So
+they are left to the process that made them, which runs them once, when nobody is left who uses that. `multiprocessing` and its
+own finalizers follow the same rule; handlers of `atexit` cannot be told apart, and are run by each replica.
 """
 
 import atexit
@@ -89,8 +89,7 @@ def disown_finalizers() -> None:
 
 
 def run_finalizers_after(children: Collection[int]) -> None:
-    """Clean up what this process made, once these have ended; without them nothing is cleaned up. Takes no longer than their end
-    may.
+    """Clean up what this process made, once these have ended; not where one lives longer than the end of a replica may take.
 
     Args:
         children: pidfds.

@@ -6,7 +6,9 @@ import subprocess
 import sys
 import threading
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -66,7 +68,8 @@ def test_the_driver_of_a_gpu_is_seen_by_its_open_device(tmp_path: Path) -> None:
     assert not uses_device()
 
 
-def test_a_living_thread_is_found() -> None:
+def test_a_living_thread_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("servd.replica.native.fork_safety._ENDING_S", 0.0)
     stop = threading.Event()
     thread = threading.Thread(target=stop.wait, name="background")
     thread.start()
@@ -171,3 +174,60 @@ def test_threads_of_a_library_are_known_as_its_own() -> None:
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "openblas" in found or found.startswith("[]"), found
     assert found.endswith("] \n"), "it may fork"
+
+
+@pytest.fixture
+def only_new_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads that other tests have left are not there."""
+    seen, everybody = threading.enumerate, {*threading.enumerate()} - {threading.main_thread()}
+    monkeypatch.setattr(threading, "enumerate", lambda: [thread for thread in seen() if thread not in everybody])
+
+
+@pytest.mark.usefixtures("only_new_threads")
+def test_threads_that_are_about_to_end_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    stop = threading.Event()
+    thread = threading.Thread(target=stop.wait, name="ending")
+    thread.start()
+    waits: list[float] = []
+
+    def end(seconds: float) -> None:
+        waits.append(seconds)
+        stop.set()
+        thread.join()
+
+    monkeypatch.setattr("servd.replica.native.fork_safety.block_for", end)
+    assert "ending" not in fork_unsafe_reason()
+    assert len(waits) == 1
+
+
+@pytest.mark.usefixtures("only_new_threads")
+def test_a_pool_that_nobody_uses_any_more_does_not_forbid_it() -> None:
+    pool = ThreadPoolExecutor(4, thread_name_prefix="forgotten")
+    assert list(pool.map(str, range(8)))
+    kept: list[object] = [pool]
+    # only the collector ends it
+    kept.append(kept)
+    del pool, kept
+    assert "forgotten" not in fork_unsafe_reason()
+
+
+@pytest.mark.usefixtures("only_new_threads")
+def test_the_monitor_of_progress_bars_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Monitor(threading.Thread):
+        """As tqdm's: the next bar starts another where this one was told to end."""
+
+        def __init__(self) -> None:
+            super().__init__(daemon=True)
+            self.was_killed = threading.Event()
+
+        def run(self) -> None:
+            self.was_killed.wait()
+
+    monkeypatch.setitem(sys.modules, "tqdm._monitor", SimpleNamespace(TMonitor=Monitor))  # type: ignore[arg-type]
+    monitor = Monitor()
+    monitor.start()
+    try:
+        assert monitor.name not in fork_unsafe_reason()
+    finally:
+        monitor.was_killed.set()
+        monitor.join()

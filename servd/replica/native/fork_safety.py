@@ -1,10 +1,13 @@
 """May this process fork? Threads and devices that do not survive it, judged one by one."""
 
+import gc
 import os
 import sys
 import threading
 from collections.abc import Sequence
+from typing import Any
 
+from servd.ground.clock import SystemClock, block_for
 from servd.replica.native.pools import end_openmp_pools
 from servd.replica.native.threads import NativeThread, described, native_threads
 
@@ -44,6 +47,9 @@ REFUSE = {
 """Module that is loaded once a library will not work in a child, whatever threads are left -> the sentence about it."""
 
 
+_ENDING_S = 0.5
+_LOOK_AGAIN_S = 0.002
+
 _DEVICES = ("/dev/nvidia-uvm", "/dev/kfd")
 """Open once the driver of a GPU has been initialised, by whichever library; asking how many GPUs there are does not need them."""
 
@@ -51,21 +57,21 @@ _DEVICES = ("/dev/nvidia-uvm", "/dev/kfd")
 def fork_unsafe_reason(*, left_by: str = "import", hook: str = "the constructor") -> str:
     """Why replicas of this process must be spawned instead of forked; "" if they may be forked.
 
-    Ends OpenMP's idle pools first. To be asked on the thread that has run the code.
+    Ends OpenMP's idle pools and tqdm's monitors first, and waits a moment for threads of Python's that are about to end. To be
+    asked on the thread that has run the code.
 
     Args:
         left_by: what has just run, for the sentence.
         hook: what runs after the fork, for the sentence.
     """
-    others = [thread for thread in threading.enumerate() if thread is not threading.main_thread()]
-    python = [thread.name for thread in others if thread.name not in START_ANEW]
+    python = [thread.name for thread in _settled_threads()]
     if not python:
         for module, reason in REFUSE.items():
             if module in sys.modules:
                 return reason.format(hook=hook)
         end_openmp_pools()
     # where Python's own forbid it, whose the others are is of no interest
-    native = [] if python else native_threads(besides={thread.native_id for thread in others})
+    native = [] if python else native_threads(besides={thread.native_id for thread in threading.enumerate()})
     return judge(python, native, has_cuda=_has_cuda_context(), left_by=left_by, hook=hook)
 
 
@@ -92,6 +98,29 @@ def judge(
     if not harmful:
         return ""
     return f"the {left_by} left {len(harmful)} native thread(s) running, {described(harmful)}; {how_to_fork}"
+
+
+def _settled_threads() -> list[threading.Thread]:
+    """Python's threads beside the main one and those that start anew, when those have ended that end within a moment."""
+    # the next bar starts another, here or in a child
+    if isinstance(kind := getattr(sys.modules.get("tqdm._monitor"), "TMonitor", None), type):
+        monitors: list[Any] = [thread for thread in threading.enumerate() if isinstance(thread, kind)]
+        for monitor in monitors:
+            monitor.was_killed.set()
+    if not _lasting_threads():
+        return []
+    # a pool that nobody uses any more tells its threads to end as it is collected
+    gc.collect()
+    clock = SystemClock()
+    limit = clock.now() + _ENDING_S
+    while (left := _lasting_threads()) and clock.now() < limit:
+        block_for(_LOOK_AGAIN_S)
+    return left
+
+
+def _lasting_threads() -> list[threading.Thread]:
+    main = threading.main_thread()
+    return [thread for thread in threading.enumerate() if thread is not main and thread.name not in START_ANEW]
 
 
 def _survives(thread: NativeThread) -> bool:
