@@ -51,7 +51,8 @@ async def call_app(app: Asgi, scope: Any, receive: Any, send: Send, *, answers_e
     except Exception:
         if not (answers_errors and held):
             raise
-    await _flush(held, send)
+    if held:
+        await _flush(held, send)
 
 
 async def call_with_request(app: Asgi, request: Request) -> Response:

@@ -9,6 +9,7 @@ from collections.abc import Callable, MutableMapping
 from typing import Any
 
 from servd.calls.request_context import current_request
+from servd.ground.clock import SystemClock
 from servd.observability import spans
 
 _KEY = "fastapi.telemetry"
@@ -17,6 +18,10 @@ _KEY = "fastapi.telemetry"
 _kinds: list[Callable[[], list[type]]] = []
 _own_counts: list[int] = []
 """Subclasses of each class of providers that the API has, and how many of them are the API's."""
+_LOOK_EVERY_S = 0.01
+"""So much later whoever is set up is told of requests: to look for him at each would take a sixtieth of a small handler."""
+_nobody_until = 0.0
+_now = SystemClock().now
 
 
 def leave_out(scope: MutableMapping[str, Any]) -> None:
@@ -32,11 +37,18 @@ def _is_recorded() -> bool:
 
 def _is_nobody_there() -> bool:
     """Whether there is no class in this process of which a provider could be: none but the API's own, which do nothing."""
+    global _nobody_until
+    now = _now()
+    if now < _nobody_until:
+        return True
     if not _kinds:
         if _KEY not in sys.modules:
             return False
         _find_kinds()
-    return [len(subclasses()) for subclasses in _kinds] == _own_counts
+    if [len(subclasses()) for subclasses in _kinds] != _own_counts:
+        return False
+    _nobody_until = now + _LOOK_EVERY_S
+    return True
 
 
 def _find_kinds() -> None:

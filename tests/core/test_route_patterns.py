@@ -14,7 +14,16 @@ from starlette.staticfiles import StaticFiles
 
 from servd.app.asgi_routes import MAX_ROUTES, described
 from servd.calls.routes.noted import NotedRoutes
-from servd.calls.routes.patterns import HTTP, MAX_DEPTH, WEBSOCKET, RoutePatterns, packed_route, unpacked_route
+from servd.calls.routes.patterns import (
+    _MOST_KNOWN,
+    HTTP,
+    MAX_DEPTH,
+    MAX_PATH_LENGTH,
+    WEBSOCKET,
+    RoutePatterns,
+    packed_route,
+    unpacked_route,
+)
 from servd.calls.routes.table import decoded_path
 from servd.observability.access_log import Labels
 from servd.observability.journal import Note
@@ -192,6 +201,20 @@ def test_a_plain_starlette_application(tmp_path: Any) -> None:
 def test_the_prefix_comes_before_the_pattern(prefix: str, path: str, wanted: str) -> None:
     app = Starlette(routes=[Route("/", print), Route("/users/{name}", print)])
     assert RoutePatterns(described(app.routes)).whole(prefix, "GET", path) == wanted
+
+
+def test_what_is_remembered_is_bounded_and_right() -> None:
+    app = Starlette(routes=[Route("/users/{name}", print), Route("/carts/{name}", print, methods=["POST"])])
+    patterns = RoutePatterns(described(app.routes))
+    for _ in range(2):
+        for number in range(2 * _MOST_KNOWN):
+            assert patterns.whole("/", "GET", f"/users/{number}") == "/users/{name}"
+            assert patterns.whole("/app", "GET", f"/users/{number}") == "/app/users/{name}"
+            assert patterns.whole("/", "POST", f"/carts/{number}") == "/carts/{name}"
+            assert patterns.whole("/", "GET", f"/carts/{number}") == ""
+            assert len(patterns._known) <= _MOST_KNOWN
+    patterns.whole("/", "GET", "/" + "x" * MAX_PATH_LENGTH)
+    assert all(len(path) <= MAX_PATH_LENGTH for _, _, path in patterns._known)
 
 
 def test_what_is_no_route_of_a_framework_is_left_out() -> None:

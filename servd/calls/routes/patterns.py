@@ -23,6 +23,8 @@ MAX_PATH_LENGTH = 512
 MOST_PATH_PARAMETERS = 2
 """A route with more parameters of the kind `path`, each of which may end anywhere, is left out for the same reason."""
 
+_MOST_KNOWN = 512
+"""Requests of which the whole pattern is remembered: clients choose what they ask for."""
 _PARAMETER = re.compile(r"{[a-zA-Z_]\w*(?::([a-zA-Z_]\w*))?}")
 _EXPRESSIONS = {
     "path": ".*",
@@ -112,6 +114,7 @@ class RoutePatterns:
     def __init__(self, described: Sequence[Described]) -> None:
         self.described = tuple(described)
         self._level = _Level(self.described)
+        self._known: dict[tuple[str, str, str], str] = {}
 
     def __repr__(self) -> str:
         return f"RoutePatterns({[route[1] for route in self.described]})"
@@ -133,9 +136,18 @@ class RoutePatterns:
             method: of HTTP, or "WEBSOCKET".
             path: decoded, without the prefix.
         """
-        found = self.find(WEBSOCKET if method == "WEBSOCKET" else HTTP, method, path)
-        whole = "" if found is None else ("" if prefix == "/" else prefix) + found
-        return "" if whole == prefix else whole
+        key = prefix, method, path
+        whole = self._known.get(key)
+        if whole is None:
+            found = self.find(WEBSOCKET if method == "WEBSOCKET" else HTTP, method, path)
+            whole = "" if found is None else ("" if prefix == "/" else prefix) + found
+            if whole == prefix:
+                whole = ""
+            if len(path) <= MAX_PATH_LENGTH:
+                if len(self._known) >= _MOST_KNOWN:
+                    self._known.clear()
+                self._known[key] = whole
+        return whole
 
 
 def packed_route(prefix: str, pattern: str) -> str:
