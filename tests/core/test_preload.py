@@ -7,7 +7,7 @@ import pytest
 
 from servd.controller.plan import actions, events
 from servd.controller.plan.goal import ApplicationGoal
-from servd.controller.plan.silence import MUTE_S, SURE_S
+from servd.controller.plan.silence import MUTE_S, SILENT_S, SURE_S
 from servd.controller.plan.targets import resolve
 from servd.exceptions import DeployError
 from servd.ground.settings import SLOW_START_S
@@ -22,6 +22,8 @@ from tests.core.build import (
     deployed,
     message_of,
     redeploy,
+    redeployed,
+    report,
     restart_controller,
     status_of,
 )
@@ -226,6 +228,32 @@ def test_children_that_say_nothing_end_the_preload() -> None:
     world.turn(events.Exited("replica", start.start.replica_id, -9))
     assert "said nothing" in world.observed.deployments[("app", "D")].unfit_reason
     assert [r.was_forked for r in world.replicas()] == [False]
+
+
+@pytest.mark.parametrize("preload", [True, False])
+def test_one_that_carries_out_no_order_is_replaced_and_its_replicas_stay(preload: bool) -> None:
+    world = deployed(preload=preload, num_replicas=2)
+    [stopped] = parents(world)
+    old = {replica.replica_id for replica in world.replicas()}
+    redeployed(world, num_replicas=3)
+    [ordered] = [replica for replica in world.replicas() if not replica.pid]
+    assert ordered.fork_server_id == stopped
+    plan = world.turn()
+    for seconds in (SILENT_S, SURE_S):
+        assert not plan.actions
+        world.now += seconds
+        # the others live
+        plan = world.turn(*(report(replica) for replica in world.replicas() if replica.pid))
+    assert [a.fork_server_id for a in plan.actions if isinstance(a, actions.StopForkServer)] == [stopped]
+    assert any(f"forked no replica within {SILENT_S:.0f} s" in note for note in world.observed.notes)
+    failed = events.StartFailed("replica", ordered.replica_id, "its fork server died before it was forked")
+    begun = [e for a in plan.actions if isinstance(a, actions.StartForkServer) for e in world.effects(a)]
+    for news in (failed, events.Exited(FORK_SERVER, stopped, -9), *begun):
+        world.observed.apply(news, world.now)
+    world.run()
+    assert old < {replica.replica_id for replica in world.replicas()}
+    assert parents(world) - {stopped}
+    assert status_of(world) is ApplicationStatus.RUNNING
 
 
 @pytest.mark.parametrize(

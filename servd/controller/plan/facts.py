@@ -27,6 +27,7 @@ class ForkServerFact:
     template_version: code version whose replicas it forks, "" while unknown. env_key: digest of its runtime environment.
     mute_children: a child of it said nothing after the fork, so its replicas are spawned from now on. preload_key: which
     deployment's instance it constructs, see `DeploymentTarget.preload_key`. edition: which servd it is, "" if nobody noted it.
+    is_deaf: it lives, but carries out no order: another takes its place.
     """
 
     fork_server_id: str
@@ -44,6 +45,7 @@ class ForkServerFact:
     mute_children: bool = False
     preload_key: str = ""
     edition: str = ""
+    is_deaf: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,9 @@ A forked replica that speaks, but in which a thread waits for one that the fork 
 that the wait can never end, however slow its code is (`servd/replica/native/lost_waits.py`): it is killed at once, its successor
 is spawned, and so are all further replicas of that version of the deployment. Those that have met no such wait go on.
 
+A fork server speaks once it has carried out an order, which takes milliseconds. One that does not for `SILENT_S` is stopped, or
+hangs in what the application does before a fork: it is ended, its replicas stay, and another takes its place.
+
 A proxy that speaks but does not listen in time is of no use either.
 
 How this works: every proxy and replica reports at least every few seconds. One that is silent for too long becomes a suspect,
@@ -50,8 +53,9 @@ def settle_silence(observed: Observed, now: float) -> float:
         if replica.state in ROUTABLE:
             limit_s = max(SILENT_S, replica.start.goal.health_check_timeout_s)
             wake_at = min(wake_at, _judge(replica, limit_s, observed, now))
-        elif replica.state is ReplicaState.STARTING and replica.was_forked and replica.pid:
-            wake_at = min(wake_at, _judge_birth(replica, observed, now))
+        elif replica.state is ReplicaState.STARTING and replica.was_forked:
+            judge = _judge_birth if replica.pid else _judge_fork_server
+            wake_at = min(wake_at, judge(replica, observed, now))
     return wake_at
 
 
@@ -79,6 +83,21 @@ def is_spawned(target: DeploymentTarget, fact: DeploymentFact, server: ForkServe
     assert server.result is not None
     is_wish = target.options["start_method"] == "spawn"
     return is_wish or bool(server.result.fork_unsafe) or server.mute_children or fact.spawned_version == target.version
+
+
+def _judge_fork_server(child: ReplicaFact, observed: Observed, now: float) -> float:
+    """Judge the one that was ordered to fork this child, and has not."""
+    server = observed.fork_servers.get(child.fork_server_id)
+    if server is None or server.stopping or server.is_deaf:
+        return math.inf
+    look_at = _look_again_at(child, child.created_at + SILENT_S, observed, now)
+    if look_at > now:
+        return look_at
+    # what it was ordered counts as failed when it is gone
+    observed.put(replace(server, is_deaf=True))
+    kind = "template" if server.preload_key else "fork server"
+    observed.notes.append(f"{kind} {server.fork_server_id} forked no replica within {SILENT_S:.0f} s and is replaced")
+    return now
 
 
 def _judge_birth(child: ReplicaFact, observed: Observed, now: float) -> float:

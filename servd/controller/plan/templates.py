@@ -42,6 +42,7 @@ def _fitting(target: DeploymentTarget, app: ApplicationFact, observed: Observed)
         and f.env_key == target.env_key
         and f.preload_key == preload_key
         and not f.stopping
+        and not f.is_deaf
     ]
 
 
@@ -70,7 +71,9 @@ def template_actions(
     for server in observed.fork_servers.values():
         if server.stopping or server.fork_server_id in needed:
             continue
-        if server.result is None or server.fork_server_id not in parents:
+        if server.is_deaf:
+            yield actions.StopForkServer(server.fork_server_id, "it carries out no order")
+        elif server.result is None or server.fork_server_id not in parents:
             yield actions.StopForkServer(server.fork_server_id, "nobody needs it")
 
 
