@@ -1,6 +1,7 @@
 """What is counted of batches, per batched function of this process."""
 
 from collections.abc import Sized
+from typing import Any
 from weakref import WeakSet
 
 from servd.observability.measures import Distribution, family, labelled
@@ -29,6 +30,11 @@ _measures: dict[str, BatchMeasures] = {}
 def measures_of(function: str) -> BatchMeasures:
     """The measures of a batched function, by its qualified name."""
     return _measures.setdefault(function, BatchMeasures())
+
+
+def all_queues() -> list[Any]:
+    """Every `BatchQueue` of this process."""
+    return [queue for one in list(_measures.values()) for queue in list(one.queues)]
 
 
 def batch_metrics(**tags: str) -> list[MetricFamily]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from servd.app.batch_measures import measures_of
+from servd.app.batch_measures import all_queues, measures_of
 from servd.app.batch_options import BatchOptions
 from servd.calls import traced
 from servd.calls.failures import tell_of_batch
@@ -116,6 +116,14 @@ class BatchQueue:
             self._elsewhere = {other: queue for other, queue in self._elsewhere.items() if not other.is_closed()}
             found = self._elsewhere[loop] = BatchQueue(self._function, self._options)
         return found
+
+    def forget(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Begin anew where this loop was the first: it is closed, and what waits on it waits for ever."""
+        self._elsewhere.pop(loop, None)
+        if self._loop is loop:
+            self._loop = self._timer = None
+            self._is_due = False
+            self._waiting, self._arrivals, self._running = [], [], set()
 
     def _schedule(self) -> None:
         if not self._is_due:
@@ -314,3 +322,9 @@ def _fail(call: BatchCall, error: BaseException) -> None:
         call.future.exception()
     if call.stream is not None:
         call.stream.put_nowait(StreamEnd)
+
+
+def forget_loop(loop: asyncio.AbstractEventLoop) -> None:
+    """Have no queue of this process keep a loop that is closed."""
+    for queue in all_queues():
+        queue.forget(loop)

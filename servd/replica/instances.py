@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import inspect
+import sys
 import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -83,6 +84,9 @@ def _made_in_a_loop(deployment: Deployment) -> Preloaded:
     loop.run_until_complete(loop.shutdown_asyncgens())
     loop.run_until_complete(loop.shutdown_default_executor())
     loop.close()
+    if queues := sys.modules.get("servd.app.batch_queue"):
+        # of batched methods that the constructor has called
+        queues.forget_loop(loop)
     kept = weakref.ref(loop)
     del loop
     gc.collect()

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from servd.app.deployment import Deployment, make_deployment
+from servd.batching import batch
 from servd.calls import replica_context
 from servd.calls.replica_context import get_replica_context, set_template_of
 from servd.exceptions import ServdError
@@ -116,3 +117,17 @@ def test_a_class_that_cannot_be_looked_up_is_looked_at_each_time() -> None:
 
     assert are_handlers_sync(Handlers)
     assert are_handlers_sync(Handlers)
+
+
+def test_a_batched_method_can_be_used_before_the_fork_and_after_it() -> None:
+    class Model:
+        async def __init__(self) -> None:
+            self.first = await asyncio.gather(self.double(1), self.double(2))
+
+        @batch(max_batch_size=2, batch_wait_timeout_s=0.001)
+        async def double(self, numbers: list[int]) -> list[int]:
+            return [2 * number for number in numbers]
+
+    made = new_preloaded(make_deployment(Model, {}))
+    assert (made.value.first, made.unfit_reason) == ([2, 4], "")
+    assert asyncio.run(made.value.double(3)) == 6
