@@ -113,6 +113,8 @@ const named = (app) => app || "(no name)";
 const part = (text) => encodeURIComponent(text);
 
 async function api(method, path, body, headers = {}) {
+  // "." and ".." are names too, of which a browser makes another path
+  if (new URL(path, location.href).pathname !== path.split("?")[0]) throw new Error("No browser can ask for what has this name; servd on the command line can.");
   const answer = await fetch(path, {
     method,
     headers: body === undefined ? headers : { ...headers, "Content-Type": "application/json" },

@@ -240,3 +240,11 @@ def test_a_clock_of_the_server_that_was_set_back_stops_no_plot(page: Tab, plane:
     # that one stands still
     page.run("window.clock = performance.now.bind(performance), performance.now = () => 20 * clock()")
     page.wait(f"!{asks}.at(-1).includes('since')", 5.0)
+
+
+def test_nothing_else_is_deleted_than_what_was_meant(page: Tab, plane: FakePlane) -> None:
+    plane.instance = replace(plane.instance, applications=(an_application("."),), version=1)
+    page.click("Delete application .…")
+    page.click("Delete", "dialog")
+    page.shows("No browser can ask for what has this name", "dialog")
+    assert "delete_application" not in [name for name, *_ in plane.calls]
