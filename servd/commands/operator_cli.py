@@ -145,15 +145,16 @@ def logs(
 ) -> None:
     """Reads the files on this host; works without a daemon too."""
     from servd.commands.log_files import patterns, show_logs, wish_of
-    from servd.daemon.admin_client import AdminClient, UnreachableError, find_address
+    from servd.daemon.admin_client import NO_CONTROLLER, AdminClient, RefusedError, UnreachableError, find_address
 
     wish = wish_of(request, level, since)
     log_dir = os.path.join(state_dir_of(state_dir), "logs")
     status = None
     try:
         status = AdminClient(find_address(address, state_dir)).status()
-    except UnreachableError:
-        if address is not None:
+    except (UnreachableError, RefusedError) as error:
+        # the logs say why no controller can be started
+        if address is not None or (isinstance(error, RefusedError) and error.status != NO_CONTROLLER):
             raise
     # without an explicit address the state directory says which logs are meant
     if status is not None and (address is not None or state_dir is None):

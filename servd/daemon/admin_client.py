@@ -29,6 +29,8 @@ DELETE_TIMEOUT_S = 75.0
 UPGRADE_TIMEOUT_S = 120.0
 V1_PATH = "/api/serve/deployments/"
 V2_PATH = "/api/serve/applications/"
+NO_CONTROLLER = 503
+"""The status of an answer while no controller can be started."""
 
 
 class UnreachableError(TransportError):

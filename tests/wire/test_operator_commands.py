@@ -8,8 +8,10 @@ import pwd
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -312,6 +314,26 @@ def test_logs_of_a_directory(servd: Command, server: Server) -> None:
     assert "daemon: five\n" in servd("logs", *given, SERVD_ADDRESS="http://127.0.0.1:1")[1]
     assert servd("logs", "nobody", *given, SERVD_ADDRESS=server.url)[0] == 1
     assert servd("logs", "--state-dir", "nowhere", SERVD_ADDRESS="http://127.0.0.1:1")[0] == 1
+
+
+def test_logs_are_shown_while_no_controller_can_be_started(servd: Command) -> None:
+    logs = servd.folder / "state" / "logs" / "serve"
+    logs.mkdir(parents=True)
+    (logs / "controller_1.log").write_text("why\n")
+    said = b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\ncontent-length: 2\r\n\r\nno"
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def stand_in() -> None:
+            guest = listener.accept()[0]
+            with guest:
+                guest.recv(65536)
+                guest.sendall(said)
+
+        thread = threading.Thread(target=stand_in)
+        thread.start()
+        code, out, err = servd("logs", "controller", SERVD_ADDRESS=f"http://127.0.0.1:{listener.getsockname()[1]}")
+        thread.join()
+    assert (code, out, err) == (0, "why\n", "")
 
 
 def test_logs_follow_what_is_added(servd: Command) -> None:
