@@ -7,7 +7,7 @@ from typing import Any, TypeVar, overload
 
 from servd.app.kept import kept_for
 from servd.app.model_pool import UNLIMITED, ModelPool
-from servd.calls.replica_context import replica_context
+from servd.calls.replica_context import refuse_in_template, replica_context
 
 Loader = TypeVar("Loader", bound=Callable[..., Coroutine[Any, Any, Any]])
 
@@ -48,6 +48,7 @@ def _decorated(function: Any, limit: int) -> Callable[..., Any]:
     async def wrapper(*args: Any, **kwargs: Any) -> Any:
         model_id = _checked_id(args[1:] if is_method else args, kwargs)
         if replica_context() is None:
+            refuse_in_template("calling a multiplexed function")
             raise RuntimeError("a multiplexed function works only inside a replica")
         pool = own.of_instance(args[0]) if is_method else own.pool()
         return await pool.get(model_id)

@@ -6,6 +6,7 @@ import inspect
 import sys
 import weakref
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 from servd.app.deployment import ASGI_ATTRIBUTE, Deployment
@@ -25,16 +26,23 @@ async def new_instance(
     deployment: Deployment,
     on_thread: Callable[[Callable[[], Any]], Awaitable[Any]] | None = None,
     on_made: Callable[[Any], None] = lambda _: None,
+    preloaded: Any = None,
 ) -> Any:
     """A fresh instance of a deployment's class.
 
     Args:
         on_thread: runs a sync constructor elsewhere; None: here, on the loop's thread.
         on_made: told an instance whose async constructor is about to run.
+        preloaded: the instance, where the template has made it on the thread that this is a copy of. What its constructor has
+            set for its thread holds where the constructor would have run.
 
     Raises:
         BaseException: whatever the constructor raises.
     """
+    if preloaded is not None:
+        if on_thread is not None and (modes := _thread_modes()) is not None:
+            await on_thread(modes)
+        return preloaded
     target: Any = deployment.func_or_class
     args, kwargs = deployment.init_args, deployment.init_kwargs
     if inspect.iscoroutinefunction(target.__init__):
@@ -45,6 +53,16 @@ async def new_instance(
     if on_thread is not None:
         return await on_thread(lambda: target(*args, **kwargs))
     return target(*args, **kwargs)
+
+
+def _thread_modes() -> Callable[[], Any] | None:
+    """Sets for another thread what PyTorch keeps for each and was changed for this one; None: nothing was."""
+    torch = sys.modules.get("torch")
+    # another module may bear that name
+    is_enabled, enable = getattr(torch, "is_grad_enabled", None), getattr(torch, "set_grad_enabled", None)
+    if not callable(is_enabled) or not callable(enable) or is_enabled():
+        return None
+    return partial(enable, False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,9 +96,8 @@ class UserCallable:
             self._entry = method_of("__call__", self._target)
         else:
             on_thread = self.threads.run_first if self._hooks_on_thread else None
-            if preloaded is None:
-                preloaded = await new_instance(self._deployment, on_thread, partial(setattr, self, "_instance"))
-            await self._start_instance(preloaded)
+            on_made = partial(setattr, self, "_instance")
+            await self._start_instance(await new_instance(self._deployment, on_thread, on_made, preloaded))
         self._context.servable_object = self._instance
 
     async def _start_instance(self, instance: Any) -> None:

@@ -1,6 +1,8 @@
 """Instances that are made before there is a replica: what forbids to fork with them, and what fails in their constructor."""
 
 import asyncio
+import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,8 +15,10 @@ from servd.calls.replica_context import get_replica_context, set_template_of
 from servd.exceptions import ServdError
 from servd.ground.ids import DeploymentID
 from servd.handle import DeploymentHandle
-from servd.replica.instances import new_preloaded
+from servd.multiplex import multiplexed
+from servd.replica.instances import new_instance, new_preloaded
 from servd.replica.methods import are_handlers_sync
+from servd.replica.sync_threads import SyncThreads
 
 
 @pytest.fixture(autouse=True)
@@ -131,3 +135,43 @@ def test_a_batched_method_can_be_used_before_the_fork_and_after_it() -> None:
     made = new_preloaded(make_deployment(Model, {}))
     assert (made.value.first, made.unfit_reason) == ([2, 4], "")
     assert asyncio.run(made.value.double(3)) == 6
+
+
+def test_a_multiplexed_function_says_why_it_does_not_work_in_the_template() -> None:
+    @multiplexed
+    async def get_model(model_id: str) -> str:
+        return model_id
+
+    with pytest.raises(ServdError, match="does not work in the constructor of Model, which has `preload`"):
+        asyncio.run(get_model("warm"))
+
+
+class GradMode:
+    """PyTorch's switch, which each thread has for itself."""
+
+    def __init__(self) -> None:
+        self._own = threading.local()
+
+    def is_grad_enabled(self) -> bool:
+        return getattr(self._own, "is_enabled", True)
+
+    def set_grad_enabled(self, is_enabled: bool) -> None:
+        self._own.is_enabled = is_enabled
+
+
+@pytest.mark.parametrize("is_enabled", [False, True])
+def test_what_a_preloaded_constructor_has_set_for_its_thread_holds_where_handlers_run(
+    monkeypatch: pytest.MonkeyPatch, is_enabled: bool
+) -> None:
+    torch: Any = GradMode()
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    deployment = a_deployment(lambda: torch.set_grad_enabled(is_enabled))
+
+    async def seen_by_handlers() -> bool:
+        threads = SyncThreads(1)
+        preloaded = new_preloaded(deployment).value
+        assert await new_instance(deployment, threads.run_first, preloaded=preloaded) is preloaded
+        found: bool = await threads.run(torch.is_grad_enabled)
+        return found
+
+    assert asyncio.run(seen_by_handlers()) is is_enabled
