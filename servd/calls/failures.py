@@ -1,5 +1,6 @@
 """What user code raised and nobody caught: told once, where it was raised, to whoever listens in this process."""
 
+import asyncio
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -7,7 +8,7 @@ from contextlib import suppress
 from functools import partial
 
 from servd.calls.request_context import NO_REQUEST, RequestContext, current_request
-from servd.exceptions import BackPressureError, DeploymentUnavailableError, UserCodeError
+from servd.exceptions import BackPressureError, DeploymentUnavailableError, RequestCancelledError, UserCodeError
 from servd.observability.described import members_of, slot
 
 Listener = Callable[[BaseException, str, Sequence[RequestContext]], None]
@@ -25,8 +26,10 @@ class ClientGoneError(OSError):
     """The client is gone: nothing can be sent any more, and nothing will come. An OSError, as ASGI asks for."""
 
 
-_NO_FAULTS = (BackPressureError, DeploymentUnavailableError, ClientGoneError)
+_REFUSALS = (BackPressureError, DeploymentUnavailableError)
 """What user code passes on and has not done."""
+_TAKEN_BACK = (RequestCancelledError, asyncio.CancelledError, GeneratorExit)
+"""How code of a request hears that it was taken back, and with it the calls that it has made."""
 _CLIENT_GONE = {"starlette.requests": "ClientDisconnect", "starlette.websockets": "WebSocketDisconnect"}
 """Module -> what Starlette makes of it that the client has left: what it heard when it asked, and of a `ClientGoneError`."""
 _MOST_MEMBERS = 1000
@@ -41,7 +44,7 @@ def tell(error: BaseException, method: str, *requests: RequestContext) -> bool:
     """User code raised this, and nothing of the user's caught it; any thread may tell.
 
     Nothing is told of what was told before: in the replica that a call went to, or in the batch. Nor is a refusal of another
-    deployment that is too busy or away, or that the client has left, a group that holds nothing else included.
+    deployment that is too busy or away, or that nobody waits any more, a group that holds nothing else included.
 
     Args:
         method: of the deployment, or whatever names what raised it.
@@ -52,7 +55,7 @@ def tell(error: BaseException, method: str, *requests: RequestContext) -> bool:
     """
     requests = requests or (current_request.get(),)
     for request in requests:
-        if request.span is not None:
+        if request.span is not None and not says_unwanted(error, request):
             request.span.fail(error)
     return _tell(error, method, requests)
 
@@ -60,7 +63,7 @@ def tell(error: BaseException, method: str, *requests: RequestContext) -> bool:
 def _tell(error: BaseException, method: str, requests: Sequence[RequestContext]) -> bool:
     if not _listeners:
         return False
-    if _is_new(error, requests[0]):
+    if _is_new(error, requests):
         _listeners[0](error, method, requests)
         if not issubclass(type(error), Exception):
             # it goes on as the cause of what its request fails with
@@ -71,7 +74,7 @@ def _tell(error: BaseException, method: str, requests: Sequence[RequestContext])
 
 def tell_or_log(error: BaseException, method: str) -> None:
     """As `tell`, of what nobody else gets: where nobody listens, it is logged here."""
-    if not tell(error, method) and not _is_no_fault(error):
+    if not tell(error, method) and not _is_no_fault(error, current_request.get()):
         logger.error("user_code_failed method=%s", method, exc_info=error)
 
 
@@ -98,8 +101,18 @@ def says_client_left(error: BaseException) -> bool:
     return _consists_of(error, (ClientGoneError, *_of_frameworks()))
 
 
-def _is_no_fault(error: BaseException) -> bool:
-    return _consists_of(error, (*_NO_FAULTS, *_of_frameworks()))
+def says_unwanted(error: BaseException, request: RequestContext) -> bool:
+    """Whether it says nothing but that nobody waits for the request any more: its client has left, or it was taken back."""
+    return _consists_of(error, _unwanted(request))
+
+
+def _is_no_fault(error: BaseException, request: RequestContext) -> bool:
+    return _consists_of(error, (*_REFUSALS, *_unwanted(request)))
+
+
+def _unwanted(request: RequestContext) -> tuple[type, ...]:
+    # a call that the application itself takes back is its own affair
+    return (ClientGoneError, *_of_frameworks(), *(_TAKEN_BACK if request.cancellations else ()))
 
 
 def _of_frameworks() -> list[type]:
@@ -121,9 +134,10 @@ def _consists_of(error: BaseException, kinds: tuple[type, ...]) -> bool:
     return True
 
 
-def _is_new(error: BaseException, request: RequestContext) -> bool:
+def _is_new(error: BaseException, requests: Sequence[RequestContext]) -> bool:
     kind = type(error)
-    if _told.get(id(request)) is error or _is_no_fault(error):
+    wanted = min(requests, key=lambda request: request.cancellations)
+    if _told.get(id(requests[0])) is error or _is_no_fault(error, wanted):
         return False
     cause = slot(error, "__cause__")
     if kind is UserCodeError:

@@ -26,7 +26,8 @@ Labels = tuple[str, str, str, str]
 request had none."""
 
 Key = tuple[Labels, str, "int | str"]
-"""Labels, method, and the HTTP status; or the name of one of gRPC, and in replicas "OK" or "ERROR"."""
+"""Labels, method, and the HTTP status; or the name of one of gRPC, and in replicas "OK", "ERROR" or
+"CANCELLED", the last of one that nobody waits for any more."""
 
 
 def trace_words(trace_id: str, span_id: str) -> str:

@@ -10,8 +10,11 @@ from starlette.websockets import WebSocketDisconnect
 from servd.calls import failures
 from servd.calls.pickling import dump_exception, load_exception
 from servd.calls.request_context import NO_REQUEST, RequestContext
-from servd.exceptions import BackPressureError, DeploymentUnavailableError, UserCodeError
+from servd.calls.traced import TracedContext
+from servd.exceptions import BackPressureError, DeploymentUnavailableError, RequestCancelledError, UserCodeError
 from servd.observability.failure import LINE_CHARACTERS, TRACEBACK_CHARACTERS, bounded, failure_of
+from servd.wire.trace_context import TraceContext
+from tests.recorded_spans import RecordedSpan
 
 Told = list[tuple[BaseException, str, list[str]]]
 
@@ -41,6 +44,13 @@ def raised(error: BaseException, cause: BaseException | None = None) -> BaseExce
 def from_afar(error: BaseException) -> Exception:
     """As it comes out of a handle call."""
     return load_exception(dump_exception(raised(error)))
+
+
+def a_recorded_request() -> tuple[RequestContext, RecordedSpan]:
+    context = TracedContext("r")
+    context.trace = TraceContext("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331", 1)
+    context.span = span = RecordedSpan(context.trace, {})
+    return context, span
 
 
 class Hidden(ExceptionGroup[Exception]):
@@ -78,6 +88,8 @@ class Unpicklable(Exception):
         (lambda: raised(ExceptionGroup("g", [WebSocketDisconnect(1006), ValueError("a")])), True),
         (lambda: raised(BaseExceptionGroup("g", [WebSocketDisconnect(1006), KeyboardInterrupt()])), True),
         (lambda: raised(KeyError("b"), WebSocketDisconnect(1006)), True),
+        # a call that the application has taken back itself
+        (lambda: raised(RequestCancelledError("the call was cancelled")), True),
         (lambda: raised(ConnectionResetError("of a connection of its own")), True),
         (lambda: raised(Hidden("g", [ValueError("a")])), True),
     ],
@@ -86,6 +98,39 @@ def test_what_is_told(told: Told, made: Callable[[], BaseException], is_told: bo
     error = made()
     assert failures.tell(error, "m", RequestContext("r"))
     assert told == ([(error, "m", ["r"])] if is_told else [])
+
+
+@pytest.mark.parametrize(
+    ("error", "is_told"),
+    [
+        (RequestCancelledError("the call was cancelled"), False),
+        (ExceptionGroup("g", [RequestCancelledError("a"), ExceptionGroup("h", [RequestCancelledError("b")])]), False),
+        (ExceptionGroup("g", [RequestCancelledError("a"), ValueError("b")]), True),
+        (ValueError("a"), True),
+    ],
+)
+def test_what_is_told_of_a_request_that_was_taken_back(told: Told, error: Exception, is_told: bool) -> None:
+    context, span = a_recorded_request()
+    raised(error)
+    context.cancellations = 1
+    failures.tell(error, "m", context)
+    assert (bool(told), "failed" in span.told) == (is_told, is_told)
+
+
+def test_of_a_batch_it_counts_that_one_is_still_waited_for(told: Told) -> None:
+    error = raised(RequestCancelledError("the call was cancelled"))
+    taken_back = RequestContext("r2")
+    taken_back.cancellations = 1
+    failures.tell(error, "m", taken_back, RequestContext("r1"))
+    assert [ids for _, _, ids in told] == [["r2", "r1"]]
+
+
+def test_a_span_does_not_fail_since_its_client_has_left(told: Told) -> None:
+    context, span = a_recorded_request()
+    failures.tell(raised(WebSocketDisconnect(1006)), "m", context)
+    assert (told, span.told) == ([], {})
+    failures.tell(raised(BackPressureError("a_b", 1, 1)), "m", context)
+    assert (told, "failed" in span.told) == ([], True)
 
 
 def test_what_ended_a_task_is_not_told_again_as_the_error_of_its_request(told: Told) -> None:

@@ -4,9 +4,12 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from starlette.requests import ClientDisconnect
+from starlette.websockets import WebSocketDisconnect
 
 from servd.calls.request_context import RequestContext, current_request
 from servd.calls.traced import begun
+from servd.exceptions import BackPressureError, RequestCancelledError
 from servd.observability.access_log import AccessLog
 from servd.observability.journal import Journal
 from servd.observability.log_file import LogFile
@@ -55,6 +58,41 @@ async def test_requests_are_counted_and_worded_by_what_they_are(
         "late /a app notes.py:7 - m OK",
         f"traced trace_id={TRACE.trace_id} span_id={TRACE.span_id} /a app notes.py:7 - m OK",
     ]
+
+
+@pytest.mark.parametrize(
+    ("error", "cancellations", "left_s", "status"),
+    [
+        (ValueError("a"), 0, None, "ERROR"),
+        (ValueError("a"), 1, None, "ERROR"),
+        # by itself
+        (asyncio.CancelledError(), 0, None, "ERROR"),
+        (RequestCancelledError("of its own"), 0, None, "ERROR"),
+        (asyncio.CancelledError(), 1, None, "CANCELLED"),
+        (GeneratorExit(), 1, 30.0, "CANCELLED"),
+        (ExceptionGroup("g", [RequestCancelledError("with it")]), 1, None, "CANCELLED"),
+        (ClientDisconnect(), 1, None, "CANCELLED"),
+        # its time limit has passed, by the caller's clock at least
+        (asyncio.CancelledError(), 1, -1.0, "ERROR"),
+        (asyncio.CancelledError(), 1, 0.01, "ERROR"),
+        (WebSocketDisconnect(1006), 0, None, "OK"),
+        (BackPressureError("a", 1, 1), 0, None, "ERROR"),
+    ],
+)
+async def test_what_a_request_that_nobody_waits_for_counts_as(
+    error: BaseException, cancellations: int, left_s: float | None, status: str
+) -> None:
+    journal = Journal(asyncio.get_running_loop(), counts=True)
+    note, context = noter(journal), one()
+    context.cancellations = cancellations
+    context.deadline = None if left_s is None else journal.now() + left_s
+    token = current_request.set(context)
+    try:
+        raise error
+    except BaseException:
+        note("m", False, journal.now())
+    current_request.reset(token)
+    assert [key[2] for key in journal.series()] == [status]
 
 
 async def test_routes_that_callers_choose_fill_no_memory() -> None:
