@@ -8,7 +8,7 @@ import shutil
 import ssl
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +57,10 @@ class FakeUser:
 
     async def stream(
         self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], context: RequestContext
-    ) -> AsyncIterator[Any]:
-        async for item in self._methods[method](*args, **kwargs):
-            yield item
+    ) -> AsyncGenerator[Any, None]:
+        async with contextlib.aclosing(self._methods[method](*args, **kwargs)) as items:
+            async for item in items:
+                yield item
 
     def find(self, name: str) -> Any:
         return self._methods[name]

@@ -1,8 +1,11 @@
 """One handle call inside a replica."""
 
 import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
+from servd.calls.pickling import dumps
 from servd.calls.request_context import RequestContext
 from servd.replica.caller_peer import CallerPeer
 from servd.wire.records import CREDIT_BYTES, ITEM, REPLY
@@ -62,6 +65,13 @@ class HandleCall:
     def end(self) -> None:
         """End a stream."""
         self.reply(True, [])
+
+    async def send_all(self, items: AsyncGenerator[Any, None]) -> None:
+        """Send a stream, and end it. However that ends, the generator has ended then: it may hold what the next call needs."""
+        async with aclosing(items):
+            async for item in items:
+                await self.send_item(dumps(item))
+        self.end()
 
     async def send_item(self, parts: list[Any]) -> None:
         """Send one item of a stream; waits while the caller has too much that it did not take."""

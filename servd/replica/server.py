@@ -353,9 +353,7 @@ class ReplicaServer:
             args, kwargs = loads(call.parts)
             call.parts = []
             if call.is_stream:
-                async for item in self._user.stream(call.method, args, kwargs, call.context):
-                    await call.send_item(dumps(item))
-                call.end()
+                await call.send_all(self._user.stream(call.method, args, kwargs, call.context))
             else:
                 call.reply(True, dumps(await self._user.call(call.method, args, kwargs, call.context)))
         except asyncio.CancelledError as error:

@@ -15,6 +15,7 @@ from servd.calls.request_context import NO_REQUEST, RequestContext, current_requ
 from servd.exceptions import BackPressureError, NoRouteError, RemoteFailure, RequestCancelledError
 from servd.observability.described import name_of
 from servd.replica.exchange import HttpExchange
+from servd.replica.handle_call import HandleCall
 from servd.wire.messages import DeploymentTargets, Routing
 from tests.fakes import Room, new_address, routing_for, targets_for, wait_until
 from tests.odd_errors import KINDS, PLACES, LeavesWhenUnpickled, raise_odd
@@ -106,6 +107,39 @@ async def test_streaming_call_with_credit() -> None:
         async for _ in items:
             count += 1
         assert count == 100
+
+
+async def test_a_stream_that_is_taken_back_holds_its_slot_until_its_generator_has_ended() -> None:
+    go_on, happened = asyncio.Event(), list[str]()
+
+    async def numbers() -> Any:
+        try:
+            while True:
+                happened.append("item")
+                yield b"x" * 1_000_000
+        finally:
+            await go_on.wait()
+            happened.append("generator ended")
+
+    async def following() -> None:
+        happened.append("next one")
+
+    async with Room() as room:
+        address = room.replica(methods={"numbers": numbers, "following": following}, limit=1)
+        room.route(address)
+        ticket = room.caller.submit_call("app_Echo", "numbers", arguments(), NO_REQUEST, stream=True)
+        await wait_until(lambda: len(happened) >= 2)
+        # the generator waits at its `yield`: nobody takes what it has given
+        (peer,) = room.servers[address]._callers()
+        (work,) = peer.open.values()
+        await wait_until(lambda: isinstance(work, HandleCall) and work._writer is not None)
+        happened.clear()
+        ticket.cancel()
+        later = room.caller.submit_call("app_Echo", "following", arguments(), NO_REQUEST)
+        await wait_until(lambda: room.caller.queued() == {"app_Echo": 1} or bool(happened))
+        go_on.set()
+        await later
+        assert happened == ["generator ended", "next one"]
 
 
 async def test_cancelled_call_cancels_the_handler() -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import inspect
 from asyncio import Task
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from typing import Any, Protocol
 
@@ -46,7 +46,7 @@ class User(Protocol):
 
     def stream(
         self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], context: RequestContext
-    ) -> AsyncIterator[Any]:
+    ) -> AsyncGenerator[Any, None]:
         """Items of a generator method."""
         ...
 
@@ -141,7 +141,7 @@ class GrpcService:
             request, exchange.message = _read(codec, exchange.message), b""
         args, message = (request,), b""
         if codec.streams_out:
-            async with aclosing(self._user.stream(name, args, kwargs, exchange.context)) as items:  # type: ignore[type-var]
+            async with aclosing(self._user.stream(name, args, kwargs, exchange.context)) as items:
                 async for item in items:
                     if not about.has_begun and about.compression():
                         exchange.compress(about.compression())
