@@ -1,7 +1,7 @@
 """What kind of handler a method is: decides where it runs and how its result travels."""
 
 import inspect
-from collections.abc import AsyncIterator, Callable, MutableMapping
+from collections.abc import AsyncGenerator, Callable, MutableMapping
 from functools import lru_cache
 from types import FunctionType, MethodType
 from typing import Any, Protocol
@@ -132,5 +132,5 @@ class UserCallable(Protocol):
 
     def stream(
         self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], context: RequestContext
-    ) -> AsyncIterator[Any]:
+    ) -> AsyncGenerator[Any, None]:
         """Items of one streaming handle call."""
