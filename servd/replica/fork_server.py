@@ -162,6 +162,7 @@ class ForkServer:
         self._is_stopping = False
         self._deaf_until: float | None = None
         self._kept_fds: set[int] = set()
+        self._collects = True
         self._policies = PolicyDesk(self._start_policy, self._poller, _IMPORT_S if result.fork_unsafe else 0.0)
 
     def __repr__(self) -> str:
@@ -175,6 +176,9 @@ class ForkServer:
         if not self._result.fork_unsafe:
             # its children make their own seeds; what the first one loads and remembers is for all of them
             _reseed()
+        # to read how replicas end is this server's, whatever the application has done to hear of children of its own
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        self._collects = gc.isenabled()
         gc.collect()
         gc.disable()
         give_back_freed()
@@ -356,7 +360,8 @@ class ForkServer:
         # a loop made during the import shares its descriptors with the parent: it must never run here
         asyncio.set_event_loop(None)
         forks.disown_finalizers()
-        gc.enable()
+        if self._collects:
+            gc.enable()
         _reseed()
 
 

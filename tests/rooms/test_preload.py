@@ -1,6 +1,8 @@
 """Replicas that are forked from a constructed instance, as real processes."""
 
 import asyncio
+import os
+import signal
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -172,6 +174,32 @@ async def test_files_that_all_replicas_use_outlive_each_of_them(room: Room, prel
     assert await asyncio.to_thread(room.processes[0].wait, LIMIT_S) == 0
     assert not shared.exists()
     assert not made.exists()
+
+
+SWITCHES = """
+import gc, os, signal
+from servd import deployment
+
+@deployment
+class Switches:
+    def __init__(self):
+        gc.disable()
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    def is_collecting(self):
+        return gc.isenabled()
+
+app = Switches.bind()
+"""
+
+
+async def test_what_a_constructor_switches_off_is_off_in_replicas_and_hides_no_end_of_theirs(room: Room) -> None:
+    room.write(switches=SWITCHES)
+    await room.open_fork_server(room.order("switches:app", preload="Switches"))
+    start = room.start_of("Switches")
+    forked = await room.running(start)
+    assert not await room.call("Switches", "is_collecting")
+    os.kill(forked.pid, signal.SIGKILL)
+    assert await room.exited(start.replica_id) == -signal.SIGKILL
 
 
 MEMORY = """
