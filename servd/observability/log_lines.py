@@ -25,6 +25,8 @@ _BLOCK_BYTES = 64 * 1024
 _MARGIN_LINES = 100
 """So many more are read, to know the head of the first one: tracebacks have theirs far above."""
 _TEXT = re.compile(r"([^ ]+) (\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}) ")
+# a file and line, or what was printed to, before the message or further attributes: a name before it may hold a " - " too
+_PLACE = re.compile(r"(?::\d+| stdout| stderr)(?= - | [^ =]+=)")
 _JSON = '{"levelname": '
 
 
@@ -79,7 +81,9 @@ class Wish:
 def head_of(line: str) -> Head | None:
     """The head of a line in either encoding; None for a line that goes on with another, or has nothing to do with servd."""
     if found := _TEXT.match(line):
-        return Head(found[2], found[1], line[found.end() - 1 : line.find(" - ") + 1 or None])
+        place = _PLACE.search(line, found.end())
+        end = place.end() + 1 if place else line.find(" - ") + 1 or None
+        return Head(found[2], found[1], line[found.end() - 1 : end])
     if not line.startswith(_JSON):
         return None
     try:

@@ -40,6 +40,19 @@ def shown(folder: Path, wish: Wish | None = None, lines: int | None = None, app:
     ("line", "expected"),
     [
         (text_line(1, "a - b"), Head(f"{DAY} 10:00:01,000", "INFO", " replica a_D#x rid / a f.py:1 ")),
+        (
+            text_line(1, "a:1 - b", who="replica A - B_D#x rid / A - B"),
+            Head(f"{DAY} 10:00:01,000", "INFO", " replica A - B_D#x rid / A - B f.py:1 "),
+        ),
+        (
+            f"INFO {DAY} 10:00:01,000 replica A - B_D#x rid stdout - a b:80 - c",
+            Head(f"{DAY} 10:00:01,000", "INFO", " replica A - B_D#x rid stdout "),
+        ),
+        (
+            f"INFO {DAY} 10:00:01,000 replica a_D#x rid f.py:1 user=A - B - a",
+            Head(f"{DAY} 10:00:01,000", "INFO", " replica a_D#x rid f.py:1 "),
+        ),
+        (f"INFO {DAY} 10:00:01,000 a - b", Head(f"{DAY} 10:00:01,000", "INFO", " a ")),
         (json_line(1, "a", "ERROR"), Head(f"{DAY} 10:00:01,000", "ERROR", " rid ")),
         ("Traceback (most recent call last):", None),
         ('{"levelname": "INFO"', None),
