@@ -23,6 +23,7 @@ const $ = (id) => document.getElementById(id);
 let rows = new Map();
 let source = null;
 let heardAt = Date.now();
+let edition = null;
 let isDrawing = false;
 let revisions = { revision: 0, revisions: [] };
 const opened = new Set();
@@ -1035,6 +1036,9 @@ function takeRows(found) {
   const before = rows;
   rows = found;
   if (before.size) noteChanges(before, rows);
+  // another edition's rows may mean something else to its page; who is in the midst of something is not disturbed
+  edition ??= rows.get("i").edition;
+  if (edition !== rows.get("i").edition && !$("dialog").open) return location.reload();
   const marks = (all) => [...all].filter(([key]) => key === "i" || key.startsWith("a/")).map(([, row]) => `${row.revision} ${row.status}`).join();
   if (marks(before) !== marks(rows)) readRevisionsSoon();
   $("rest").hidden = $("parts").hidden = false;

@@ -248,3 +248,15 @@ def test_nothing_else_is_deleted_than_what_was_meant(page: Tab, plane: FakePlane
     page.click("Delete", "dialog")
     page.shows("No browser can ask for what has this name", "dialog")
     assert "delete_application" not in [name for name, *_ in plane.calls]
+
+
+def test_another_edition_has_its_own_page(page: Tab, plane: FakePlane) -> None:
+    page.run("window.isOld = true")
+    page.click("Scale a/D…")
+    plane.instance = replace(plane.instance, edition="9.9", version=1)
+    page.shows("9.9", "header")
+    assert page.run("window.isOld"), "who asks for something is not disturbed"
+    page.press("Escape")
+    plane.instance = replace(plane.instance, revision=7, version=2)
+    page.wait("!window.isOld")
+    page.shows("9.9", "header")
