@@ -188,9 +188,14 @@ class ProcessNews:
         """A process is gone."""
         logger.info("process_exited kind=%s id=%s pid=%d exit_code=%s", *key, pid, exit_code)
         if key[0] == REPLICA:
-            self._server.after_heard_out(*key, lambda: self._executor.exited(key, exit_code))
+            self._server.after_heard_out(*key, lambda: self._replica_heard_out(key, exit_code))
         else:
             self._executor.exited(key, exit_code)
+
+    def _replica_heard_out(self, key: Key, exit_code: int | None) -> None:
+        if self._stacks is not None:
+            self._stacks.gone(key[1])
+        self._executor.exited(key, exit_code)
 
 
 def _is_own_report(role: str, peer_id: str, message: Any) -> bool:

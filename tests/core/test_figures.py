@@ -363,6 +363,16 @@ def test_the_history_has_a_sample_for_each_change_and_one_from_its_beginning() -
     assert rest.at == desk.wall_time() - HISTORY_S
 
 
+def test_who_asks_for_what_came_since_misses_nothing() -> None:
+    desk = Desk()
+    desk.world.now += 0.0006
+    asked_at = desk.desk.at()
+    desk.world.now += 0.0002
+    desk.desk._sample_at = desk.world.now
+    desk.desk.tend()
+    assert len(desk.samples(since=asked_at)) == 1
+
+
 def test_the_history_of_a_busy_deployment_is_bounded() -> None:
     desk = Desk()
     for number in range(400):

@@ -84,9 +84,14 @@ class FiguresDesk:
 
     def at(self) -> float:
         """Now: wall time, seconds."""
-        now, observed = self._clock.now(), self._observed
+        now = self._clock.now()
+        # never later: who asks for what came since would miss what is told in that rest of a millisecond
+        return math.floor((self._epoch(now) + now) * 1000) / 1000
+
+    def _epoch(self, now: float) -> float:
+        observed = self._observed
         observed.epoch = epoch_of(observed.epoch, self._clock.wall_time(), now)
-        return round(observed.epoch + now, 3)
+        return observed.epoch
 
     def history(
         self, app: str | None = None, name: str | None = None, since: float = 0.0
@@ -94,7 +99,7 @@ class FiguresDesk:
         """Full name -> its samples later than `since`."""
         now = self._clock.now()
         # kept by the clock that nobody sets, shown by the one that people read
-        epoch = self.at() - now
+        epoch = self._epoch(now)
         found = {}
         for key, samples in self._samples.items():
             if app in (None, key[0]) and name in (None, key[1]):
