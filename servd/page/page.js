@@ -8,6 +8,8 @@ const SILENCE_MS = 45000;
 const EVENTS_SHOWN = 150;
 const REPLICAS_SHOWN = 100;
 const DIFF_LINES = 4000;
+// the clocks of two hosts may differ by so much, and nobody sees it
+const CLOCKS_MS = 3000;
 // by so much more or less than time has passed a clock goes on that was set
 const CLOCK_STEP_S = 2;
 
@@ -113,6 +115,16 @@ const deployment = (row) => [row.app, row.name ?? row.deployment].filter(Boolean
 const named = (app) => app || "(no name)";
 const part = (text) => encodeURIComponent(text);
 
+// the daemon's clock, by which everything happened: that of this host may be another
+let aheadMs = 0;
+const wallTime = () => (Date.now() + aheadMs) / 1000;
+
+function hearClock(date) {
+  const found = Date.parse(date) - Date.now();
+  // of a date there are only seconds
+  if (Math.abs(found - aheadMs) > CLOCKS_MS) aheadMs = Math.abs(found) > CLOCKS_MS ? found : 0;
+}
+
 async function api(method, path, body, headers = {}) {
   // "." and ".." are names too, of which a browser makes another path
   if (new URL(path, location.href).pathname !== path.split("?")[0]) throw new Error("No browser can ask for what has this name; servd on the command line can.");
@@ -123,6 +135,7 @@ async function api(method, path, body, headers = {}) {
     cache: "no-store",
     redirect: "manual",
   });
+  hearClock(answer.headers.get("date"));
   const text = await answer.text();
   // the session is over: the page has the form
   if (answer.status === 401) location.assign("/");
@@ -345,7 +358,7 @@ function drawReplicas(parts, one) {
   if (!node) return;
   const byKey = new Map(shown.map((replica) => [replica.key, replica.row]));
   keep(node.body, [...byKey.keys()], (key) => replicaRow(key, byKey.get(key), columns));
-  const now = Date.now() / 1000;
+  const now = wallTime();
   for (const [key, row] of byKey) {
     const line = node.body.kept.get(key);
     look(line.state, row.state);
@@ -496,7 +509,7 @@ function note(at, what, text, isBad = false, more = null) {
 }
 
 function noteChanges(before, after) {
-  const now = Date.now() / 1000;
+  const now = wallTime();
   for (const [key, row] of after) {
     const old = before.get(key);
     if (!key.startsWith("a/") && !key.startsWith("d/")) continue;
@@ -851,14 +864,14 @@ function offer(label, run, isDanger = false) {
     const isShown = () => number === dialogNumber && $("dialog").open;
     try {
       const text = await run();
-      note(Date.now() / 1000, "Done", text);
+      note(wallTime(), "Done", text);
       if (isShown()) $("dialog").close();
       tell(text);
     } catch (error) {
       if (isShown()) trouble(error.message);
       else {
         // who has closed it believes that it is done
-        note(Date.now() / 1000, "Failed", `${title}: ${error.message}`, true);
+        note(wallTime(), "Failed", `${title}: ${error.message}`, true);
         tell(`${title}: ${error.message}`, true);
       }
     }

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from servd.documents.control_plane import DeadReplicaView
+from servd.ground.clock import SystemClock
 from servd.ground.states import RevisionOutcome
 from servd.observability.error_groups import ErrorGroup, ErrorsReport
 from servd.page import live
@@ -248,6 +249,13 @@ def test_nothing_else_is_deleted_than_what_was_meant(page: Tab, plane: FakePlane
     page.click("Delete", "dialog")
     page.shows("No browser can ask for what has this name", "dialog")
     assert "delete_application" not in [name for name, *_ in plane.calls]
+
+
+def test_ages_are_those_of_the_daemons_clock(page: Tab, plane: FakePlane) -> None:
+    [replica] = plane.instance.applications[0].deployments[0].replicas
+    change(plane, replicas=(replace(replica, start_time_s=SystemClock().wall_time() - 70),))
+    page.run("window.clock = Date.now, Date.now = () => clock() - 3600000")
+    page.wait("/7\\d s|8\\d s/.test(document.querySelector('.detail').innerText)", 10.0)
 
 
 def test_another_edition_has_its_own_page(page: Tab, plane: FakePlane) -> None:
