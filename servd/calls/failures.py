@@ -44,7 +44,7 @@ def tell(error: BaseException, method: str, *requests: RequestContext) -> bool:
     """User code raised this, and nothing of the user's caught it; any thread may tell.
 
     Nothing is told of what was told before: in the replica that a call went to, or in the batch. Nor is a refusal of another
-    deployment that is too busy or away, or that nobody waits any more, a group that holds nothing else included.
+    deployment that is too busy or away, or that nobody waits any more. That goes for groups that hold nothing else, too.
 
     Args:
         method: of the deployment, or whatever names what raised it.
@@ -98,16 +98,16 @@ def _forget(key: int) -> None:
 
 def says_client_left(error: BaseException) -> bool:
     """Whether it says nothing but that the client has left, in whatever groups of tasks have put around it."""
-    return _consists_of(error, (ClientGoneError, *_of_frameworks()))
+    return _consists_of(error, partial(_is_a, kinds=(ClientGoneError, *_of_frameworks())))
 
 
 def says_unwanted(error: BaseException, request: RequestContext) -> bool:
     """Whether it says nothing but that nobody waits for the request any more: its client has left, or it was taken back."""
-    return _consists_of(error, _unwanted(request))
+    return _consists_of(error, partial(_is_a, kinds=_unwanted(request)))
 
 
 def _is_no_fault(error: BaseException, request: RequestContext) -> bool:
-    return _consists_of(error, (*_REFUSALS, *_unwanted(request)))
+    return _consists_of(error, partial(_is_a, kinds=(*_REFUSALS, *_unwanted(request))))
 
 
 def _unwanted(request: RequestContext) -> tuple[type, ...]:
@@ -120,31 +120,38 @@ def _of_frameworks() -> list[type]:
     return [getattr(sys.modules[module], name) for module, name in _CLIENT_GONE.items() if module in sys.modules]
 
 
-def _consists_of(error: BaseException, kinds: tuple[type, ...]) -> bool:
+def _is_a(error: BaseException, kinds: tuple[type, ...]) -> bool:
+    # of the type alone: `isinstance` asks the object too, which may raise
+    return issubclass(type(error), kinds)
+
+
+def _consists_of(error: BaseException, fits: Callable[[BaseException], bool]) -> bool:
+    """Whether it fits, or is a group of nothing but what fits, or of such groups."""
     waiting, seen = [error], 0
     while waiting:
         one, seen = waiting.pop(), seen + 1
-        # of the type alone: `isinstance` asks the object too, which may raise
-        if issubclass(type(one), BaseExceptionGroup):
-            waiting += members_of(one)
-        elif not issubclass(type(one), kinds):
-            return False
-        if seen > _MOST_MEMBERS:
-            return False
+        if not fits(one):
+            members = members_of(one)
+            if not members or seen > _MOST_MEMBERS:
+                return False
+            waiting += members
     return True
 
 
 def _is_new(error: BaseException, requests: Sequence[RequestContext]) -> bool:
-    kind = type(error)
     wanted = min(requests, key=lambda request: request.cancellations)
-    if _told.get(id(requests[0])) is error or _is_no_fault(error, wanted):
-        return False
+    no_faults, of_batch = (*_REFUSALS, *_unwanted(wanted)), _told.get(id(requests[0]))
+    return not _consists_of(error, lambda one: one is of_batch or _is_a(one, no_faults) or _was_told(one))
+
+
+def _was_told(error: BaseException) -> bool:
+    """In the replica that a call went to, or before it became what it is."""
     cause = slot(error, "__cause__")
-    if kind is UserCodeError:
-        return not slot(error, "__dict__").get("remote_traceback") and not _is_marked(cause)
+    if type(error) is UserCodeError:
+        return bool(slot(error, "__dict__").get("remote_traceback")) or _is_marked(cause)
     # `pickling.load_exception` puts it there; one of the user's was raised, and so has a traceback
     is_remote = type(cause) is UserCodeError and cause.remote_traceback and slot(cause, "__traceback__") is None
-    return not is_remote and not _is_marked(error)
+    return bool(is_remote) or _is_marked(error)
 
 
 def _is_marked(error: BaseException | None) -> bool:

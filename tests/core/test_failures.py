@@ -74,6 +74,22 @@ class Unpicklable(Exception):
         (lambda: raised(from_afar(ValueError("a"))), False),
         (lambda: raised(from_afar(Unpicklable("a"))), False),
         (lambda: raised(KeyError("b"), from_afar(ValueError("a"))), True),
+        # calls of a group of tasks
+        (lambda: raised(ExceptionGroup("g", [from_afar(ValueError("a")), from_afar(Unpicklable("a"))])), False),
+        (lambda: raised(ExceptionGroup("g", [ExceptionGroup("h", [from_afar(ValueError("a"))])])), False),
+        (lambda: raised(ExceptionGroup("g", [from_afar(ValueError("a")), KeyError("b")])), True),
+        (lambda: raised(ExceptionGroup("g", [from_afar(ValueError("a")), BackPressureError("a_b", 1, 1)])), False),
+        (lambda: from_afar(ExceptionGroup("g", [ValueError("a")])), False),
+        (
+            lambda: raised(
+                ExceptionGroup(
+                    "g",
+                    [KeyError("b")],
+                ),
+                from_afar(ValueError("a")),
+            ),
+            True,
+        ),
         (lambda: raised(KeyError("b"), raised(from_afar(Unpicklable("a")))), True),
         (lambda: raised(BackPressureError("a_b", 1, 1)), False),
         (lambda: raised(DeploymentUnavailableError("a_b", "ill")), False),
@@ -145,6 +161,7 @@ def test_requests_of_a_batch_do_not_tell_its_error_again(told: Told) -> None:
     failures.tell_of_batch(error, "batch", [*requests, NO_REQUEST])
     for request in requests:
         failures.tell(error, "m", request)
+        failures.tell(raised(ExceptionGroup("g", [error])), "m", request)
     failures.tell(raised(ValueError("b")), "m", requests[0])
     assert [(method, ids) for _, method, ids in told] == [("batch", ["r1", "r2", ""]), ("m", ["r1"])]
     for request in requests:
