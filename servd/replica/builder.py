@@ -36,6 +36,7 @@ from servd.replica.methods import Method, are_handlers_sync, method_of
 from servd.replica.native.fork_safety import fork_unsafe_reason
 from servd.replica.native.lost_waits import note_threads
 from servd.replica.native.pools import counting_libraries
+from servd.replica.native.process_pools import note_process_pools
 from servd.wire.build_messages import BuildOrder, BuildResult
 from servd.wire.messages import Hello, MetricFamily, MetricsReport, ReplicaGoal, ReplicaReport, Subscribe
 
@@ -87,6 +88,7 @@ def built_from(order: BuildOrder, environment: Environment) -> tuple[BuildResult
     else:
         note_threads()
         counting_libraries()
+        note_process_pools()
         _make_ready(built)
     result = BuildResult(
         order.build_id,

@@ -176,6 +176,41 @@ async def test_files_that_all_replicas_use_outlive_each_of_them(room: Room, prel
     assert not made.exists()
 
 
+POOLS = """
+import os
+from concurrent.futures import ProcessPoolExecutor
+from servd import deployment
+
+shared = ProcessPoolExecutor(1, initializer=os.nice, initargs=(1,))
+
+@deployment
+class Pools:
+    def __init__(self):
+        self.own = ProcessPoolExecutor(1)
+    def parents(self):
+        return [pool.submit(os.getppid).result(timeout=10) for pool in (shared, self.own)]
+    def ends(self):
+        return [os.fstat(end.fileno()).st_ino for pool in (shared, self.own)
+                for end in (pool._call_queue._reader, pool._result_queue._reader)]
+
+app = Pools.bind()
+"""
+
+
+@pytest.mark.parametrize("preload", ["Pools", ""])
+async def test_replicas_do_not_take_each_others_work(room: Room, preload: str) -> None:
+    room.write(pools=POOLS)
+    await room.open_fork_server(room.order("pools:app", preload=preload))
+    ends: list[int] = []
+    for suffix in "ab":
+        start = room.start_of("Pools", suffix)
+        forked = await room.running(start)
+        room.route(start)
+        assert await room.call("Pools", "parents") == [forked.pid, forked.pid]
+        ends += await room.call("Pools", "ends")
+    assert len(set(ends)) == len(ends) == 8
+
+
 SWITCHES = """
 import gc, os, signal
 from servd import deployment
