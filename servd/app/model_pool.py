@@ -15,7 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
-from servd.calls.failures import tell, tell_or_log
+from servd.calls.failures import TimeLimitError, tell, tell_or_log
 from servd.calls.request_context import NO_REQUEST, RequestContext, current_request
 from servd.exceptions import UserCodeError
 from servd.ground.clock import SystemClock
@@ -142,7 +142,7 @@ class ModelPool:
             if load.task.done():
                 raise
             stage = "waited for room: all models are in use" if load.is_short else "was being loaded"
-            raise TimeoutError(f"model {model_id!r} {stage} when the request's time limit passed") from None
+            raise TimeLimitError(f"model {model_id!r} {stage} when the request's time limit passed") from None
         finally:
             load.listeners -= 1
             if not load.listeners:

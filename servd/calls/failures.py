@@ -26,7 +26,11 @@ class ClientGoneError(OSError):
     """The client is gone: nothing can be sent any more, and nothing will come. An OSError, as ASGI asks for."""
 
 
-_REFUSALS = (BackPressureError, DeploymentUnavailableError)
+class TimeLimitError(TimeoutError):
+    """What a request waits for is not there at its time limit. Its caller ends it then too; who is first is chance."""
+
+
+_NO_FAULTS = (BackPressureError, DeploymentUnavailableError, TimeLimitError)
 """What user code passes on and has not done."""
 _TAKEN_BACK = (RequestCancelledError, asyncio.CancelledError, GeneratorExit)
 """How code of a request hears that it was taken back, and with it the calls that it has made."""
@@ -44,7 +48,8 @@ def tell(error: BaseException, method: str, *requests: RequestContext) -> bool:
     """User code raised this, and nothing of the user's caught it; any thread may tell.
 
     Nothing is told of what was told before: in the replica that a call went to, or in the batch. Nor is a refusal of another
-    deployment that is too busy or away, or that nobody waits any more. That goes for groups that hold nothing else, too.
+    deployment that is too busy or away, that nobody waits any more, or that the request's time limit has passed. That goes for
+    groups that hold nothing else, too.
 
     Args:
         method: of the deployment, or whatever names what raised it.
@@ -107,7 +112,7 @@ def says_unwanted(error: BaseException, request: RequestContext) -> bool:
 
 
 def _is_no_fault(error: BaseException, request: RequestContext) -> bool:
-    return _consists_of(error, partial(_is_a, kinds=(*_REFUSALS, *_unwanted(request))))
+    return _consists_of(error, partial(_is_a, kinds=(*_NO_FAULTS, *_unwanted(request))))
 
 
 def _unwanted(request: RequestContext) -> tuple[type, ...]:
@@ -140,7 +145,7 @@ def _consists_of(error: BaseException, fits: Callable[[BaseException], bool]) ->
 
 def _is_new(error: BaseException, requests: Sequence[RequestContext]) -> bool:
     wanted = min(requests, key=lambda request: request.cancellations)
-    no_faults, of_batch = (*_REFUSALS, *_unwanted(wanted)), _told.get(id(requests[0]))
+    no_faults, of_batch = (*_NO_FAULTS, *_unwanted(wanted)), _told.get(id(requests[0]))
     return not _consists_of(error, lambda one: one is of_batch or _is_a(one, no_faults) or _was_told(one))
 
 

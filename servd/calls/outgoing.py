@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from servd.calls.affinity import prompt_of_arguments
 from servd.calls.arguments import Arguments
 from servd.calls.circles import circle
+from servd.calls.failures import TimeLimitError
 from servd.calls.request_context import RequestContext
 from servd.calls.request_router import RequestRouter
 from servd.calls.routes.patterns import packed_route
@@ -356,7 +357,8 @@ class CallTicket(Outgoing):
         if not self._done.done():
             where = "waiting for a replica" if self.peer is None else "in the called code"
             self._cancel(self)
-            self._finish(TimeoutError(f"the time limit of the request passed {where} ({self._method})"))
+            kind = TimeLimitError if is_requests else TimeoutError
+            self._finish(kind(f"the time limit of the request passed {where} ({self._method})"))
 
 
 class BroadcastTicket(CallTicket):

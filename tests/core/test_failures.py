@@ -104,6 +104,9 @@ class Unpicklable(Exception):
         (lambda: raised(ExceptionGroup("g", [WebSocketDisconnect(1006), ValueError("a")])), True),
         (lambda: raised(BaseExceptionGroup("g", [WebSocketDisconnect(1006), KeyboardInterrupt()])), True),
         (lambda: raised(KeyError("b"), WebSocketDisconnect(1006)), True),
+        (lambda: raised(failures.TimeLimitError("the time limit of the request passed")), False),
+        (lambda: raised(ExceptionGroup("g", [failures.TimeLimitError("passed")])), False),
+        (lambda: raised(TimeoutError("of its own")), True),
         # a call that the application has taken back itself
         (lambda: raised(RequestCancelledError("the call was cancelled")), True),
         (lambda: raised(ConnectionResetError("of a connection of its own")), True),

@@ -10,6 +10,7 @@ import pytest
 
 from servd.calls import caller, traced
 from servd.calls.caller import Caller
+from servd.calls.failures import TimeLimitError
 from servd.calls.pickling import dumps, load_exception, loads
 from servd.calls.request_context import NO_REQUEST, RequestContext, current_request
 from servd.exceptions import BackPressureError, NoRouteError, RemoteFailure, RequestCancelledError
@@ -442,7 +443,7 @@ async def test_a_call_that_outlives_the_answer_outlives_the_time_limit(is_answer
         if is_answered:
             assert loads(await asyncio.wait_for(call, 5)) == "done"
         else:
-            with pytest.raises(TimeoutError, match="time limit of the request passed"):
+            with pytest.raises(TimeLimitError, match="time limit of the request passed"):
                 await call
 
 
