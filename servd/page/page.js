@@ -3,6 +3,7 @@
 
 const SPAN_S = 900;
 const RETRY_MS = 3000;
+const READ_LIMIT_MS = 60000;
 // a beat comes every 15 s: without one nobody is at the other end
 const SILENCE_MS = 45000;
 const EVENTS_SHOWN = 150;
@@ -128,12 +129,17 @@ function hearClock(date) {
 async function api(method, path, body, headers = {}) {
   // "." and ".." are names too, of which a browser makes another path
   if (new URL(path, location.href).pathname !== path.split("?")[0]) throw new Error("No browser can ask for what has this name; servd on the command line can.");
+  // what only reads is asked for anew: a connection may be dead that nobody has closed
+  const isRead = method === "GET" || method === "HEAD";
   const answer = await fetch(path, {
     method,
+    signal: isRead ? AbortSignal.timeout(READ_LIMIT_MS) : undefined,
     headers: body === undefined ? headers : { ...headers, "Content-Type": "application/json" },
     body: body === undefined ? undefined : JSON.stringify(body),
     cache: "no-store",
     redirect: "manual",
+  }).catch((error) => {
+    throw error.name === "TimeoutError" ? new Error(`no answer within ${READ_LIMIT_MS / 1000} s`) : error;
   });
   hearClock(answer.headers.get("date"));
   const text = await answer.text();

@@ -22,6 +22,8 @@ STAGE = """
 const quick = 20, interval = setInterval, timeout = setTimeout, send = fetch, Stream = EventSource;
 window.setInterval = (run, ms) => interval(run, ms / quick);
 window.setTimeout = (run, ms) => timeout(run, ms / quick);
+const limit = AbortSignal.timeout.bind(AbortSignal);
+AbortSignal.timeout = (ms) => limit(ms / quick);
 // rule: what becomes of the requests whose path has the part: "fail", "hold" (until `release`), "" = nothing
 window.rules = new Map();
 window.held = [];
@@ -31,7 +33,10 @@ window.fetch = async (path, about) => {
   for (const [part, rule] of rules) {
     if (!path.includes(part)) continue;
     if (rule === "fail") throw new TypeError("nobody is there");
-    if (rule === "hold") await new Promise((go) => held.push(go));
+    if (rule === "hold") await new Promise((go, stop) => {
+      held.push(go);
+      about.signal?.addEventListener("abort", () => stop(about.signal.reason));
+    });
   }
   return send(path, about);
 };
@@ -114,6 +119,14 @@ def test_logs_are_asked_for_once_while_nobody_answers(page: Tab) -> None:
     assert page.run("held.length") == 1
     page.run("release()")
     page.shows("No such line", "#log-note")
+
+
+def test_what_is_never_answered_is_asked_anew(page: Tab) -> None:
+    page.run("rules.set('/logs', 'hold'), document.querySelector('#log-follow').checked = true")
+    page.click("Show")
+    page.shows("no answer within 60 s", "#log-note", 10.0)
+    page.run("rules.clear()")
+    page.shows("No such line", "#log-note", 10.0)
 
 
 def test_revisions_that_could_not_be_read_are_read_later(page: Tab, plane: FakePlane) -> None:
