@@ -287,7 +287,7 @@ class LogLine(TypedDict):
 
 
 class LogLines(TypedDict):
-    """The last lines of some log files, oldest first. is_all: whether the files were read to their begin, and none has rotated."""
+    """The last lines of some log files, oldest first. is_all: whether all were read to their begin, and none has rotated."""
 
     lines: list[LogLine]
     is_all: bool
