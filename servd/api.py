@@ -16,7 +16,7 @@ from servd.app.deployment_types import DeployedFunction, DeploymentDecorator
 from servd.app.options import UNSET, DeploymentArguments, Unset
 from servd.calls.connection import NOT_RUNNING
 from servd.calls.process import installed_process
-from servd.calls.replica_context import replica_context
+from servd.calls.replica_context import refuse_in_template, replica_context
 from servd.compat.companions import offer_companions
 from servd.config import HTTPOptions, LoggingConfig, check_route_prefix, gRPCOptions
 from servd.daemon.presence import stay
@@ -266,8 +266,8 @@ def get_deployment_handle(deployment_name: str, app_name: str | None = None) -> 
         ServdError: no application named, outside of a replica.
     """
     if app_name is None:
-        replica = replica_context()
-        if replica is None:
+        if (replica := replica_context()) is None:
+            refuse_in_template("`get_deployment_handle` without an app_name")
             raise ServdError("outside of a replica `get_deployment_handle` needs an app_name")
         app_name = replica.app_name
     return DeploymentHandle(DeploymentID(check_name(deployment_name), check_name(app_name)))

@@ -96,7 +96,12 @@ def leave() -> None:
 
 
 def find() -> Connection | None:
-    """This process's connection to a daemon that answers; None when there is no daemon."""
+    """This process's connection to a daemon that answers; None when there is no daemon.
+
+    Raises:
+        ServdError: this process makes the instance of a deployment that preloads.
+    """
+    refuse_in_template("calling a handle or using the client")
     if _connection is not None and not _connection.is_closed:
         try:
             _connection.status()
@@ -128,7 +133,6 @@ def connect() -> Connection:
     Raises:
         ServdError: Serve is not running, or this process makes the instance of a deployment that preloads.
     """
-    refuse_in_template("calling a handle or using the client")
     connection = find()
     if connection is None or not connection.status()["running"]:
         raise ServdError(NOT_RUNNING)

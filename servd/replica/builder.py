@@ -112,6 +112,9 @@ def _preload(order: BuildOrder, built: BuiltApplication) -> tuple[Any, str]:
     # whatever user code raises, `sys.exit()` included, is the user's news
     except BaseException as error:
         raise DeployError(user_traceback(error)) from error
+    finally:
+        # policies are forked from here too
+        set_template_of("")
     return instance.value, instance.unfit_reason or fork_unsafe_reason(left_by="constructor", hook=HOOK)
 
 

@@ -4,18 +4,21 @@ import asyncio
 import sys
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from servd.api import get_app_handle, get_deployment_handle
 from servd.app.deployment import Deployment, make_deployment
 from servd.batching import batch
 from servd.calls import replica_context
-from servd.calls.replica_context import get_replica_context, set_template_of
+from servd.calls.replica_context import get_replica_context, refuse_in_template, set_template_of
 from servd.exceptions import ServdError
 from servd.ground.ids import DeploymentID
 from servd.handle import DeploymentHandle
 from servd.multiplex import multiplexed
+from servd.replica import builder
 from servd.replica.instances import new_instance, new_preloaded
 from servd.replica.methods import are_handlers_sync
 from servd.replica.sync_threads import SyncThreads
@@ -98,11 +101,22 @@ def test_what_a_constructor_raises(error: BaseException, is_async: bool) -> None
     [
         (get_replica_context, r"`get_replica_context\(\)`"),
         (lambda: DeploymentHandle(DeploymentID("D", "app")).remote(), "calling a handle or using the client"),
+        (lambda: get_app_handle("app"), "calling a handle or using the client"),
+        (lambda: get_deployment_handle("Other"), "`get_deployment_handle` without an app_name"),
     ],
 )
 def test_what_belongs_to_a_replica_is_refused(construct: Any, what: str) -> None:
     with pytest.raises(ServdError, match=f"{what} does not work in the constructor of Model, which has `preload`"):
         new_preloaded(a_deployment(construct))
+
+
+def test_what_is_forked_from_a_template_is_no_constructor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(builder, "fork_unsafe_reason", lambda **_: "")
+    order: Any = SimpleNamespace(preload="Model", log_dir="/nowhere")
+    built: Any = SimpleNamespace(deployments={"Model": a_deployment(lambda: 1)})
+    assert builder._preload(order, built)[1] == ""
+    # an autoscaling policy may
+    refuse_in_template("calling a handle or using the client")
 
 
 class Compared(type):
