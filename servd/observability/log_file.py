@@ -36,7 +36,7 @@ class LogFile:
         self._max_bytes = max_bytes
         self._backups = backups
         self._clock = SystemClock()
-        self._is_away = False
+        self._is_away = self._is_torn = False
         self._look_at = 0.0
         self._stood_in: tuple[int, ...] = ()
         self._link: Path | None = None
@@ -54,9 +54,14 @@ class LogFile:
         """Append whole lines; a full or broken disk loses them silently."""
         try:
             self._make_room(len(data))
-            os.write(self._fd, data)
+            if self._is_torn:
+                # what the disk had room for of an earlier line must not become the begin of this one
+                data = b"\n" + data
+            written = os.write(self._fd, data)
         except OSError:
-            pass
+            return
+        if written < len(data) or self._is_torn:
+            self._is_torn = data[written - 1 : written] != b"\n"
 
     def tend(self) -> None:
         """Rotate it and find it again as `write` does, where others write to it without a look."""
@@ -139,6 +144,7 @@ class LogFile:
 
     def _replace(self, successor: int) -> None:
         # under the same number: others write to it as well
+        self._is_torn = False
         os.dup2(successor, self._fd, inheritable=False)
         os.close(successor)
         for fd in self._stood_in:

@@ -4,6 +4,7 @@ import json
 import logging
 import logging.config
 import os
+import resource
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -442,6 +443,21 @@ def test_without_a_place_for_the_file_lines_are_lost_and_later_written_again(
     file.write(b"kept\n")
     assert (path.read_bytes(), file.fileno()) == (b"kept\n", number)
     file.close()
+
+
+def test_half_a_line_on_a_full_disk_is_not_the_begin_of_the_next_one(tmp_path: Path) -> None:
+    file = LogFile(tmp_path / "x.log")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # as a full disk does it: some of a line fits, and nothing behind it
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16, limits[1]))
+    try:
+        for line in (b"INFO first\n", b"INFO second\n", b"INFO third\n"):
+            file.write(line)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    file.write(b"INFO fourth\n")
+    file.write(b"INFO fifth\n")
+    assert file.path.read_text().splitlines() == ["INFO first", "INFO ", "INFO fourth", "INFO fifth"]
 
 
 def test_a_lost_file_is_not_looked_for_at_every_line(tmp_path: Path) -> None:
