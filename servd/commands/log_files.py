@@ -18,6 +18,7 @@ from servd.ground.settings import FORK_SERVER_FILE
 from servd.observability.log_lines import Line, Source, Wish, in_order, moment
 
 POLL_S = 0.2
+RENEW_S = 5.0
 _ROOTS = {
     "controller": ("serve/controller_*.log",),
     "proxy": ("serve/http_proxy_*.log",),
@@ -109,6 +110,7 @@ def show_logs(
     app: str = "",
     lines: int | None,
     follow: bool,
+    renew: Callable[[], tuple[str, ...]] | None = None,
     write: Callable[[str], object] = sys.stdout.write,
 ) -> None:
     """Print the last `lines` lines of all files together, in order of time; with `follow` go on until interrupted.
@@ -118,6 +120,7 @@ def show_logs(
     Args:
         app: of files that several applications share, only lines that name this one; "" = all.
         lines: None = all that are wanted.
+        renew: gives the patterns anew, every `RENEW_S`, while it goes on: an application may get further deployments.
 
     Raises:
         ConfigError: there is no such file, and none is waited for.
@@ -136,14 +139,22 @@ def show_logs(
     history: Iterable[tuple[Line, str]] = heapq.merge(*histories, key=_moment)
     for line, path in history if lines is None else deque(history, maxlen=lines):
         write(_shown(line, path, is_one_of_many=len(sources) > 1))
-    while follow:
-        sys.stdout.flush()
-        block_for(POLL_S)
-        for path in found():
-            sources[path] = _source(path, wish, app, is_followed=True)
-        added = [line for path, source in sources.items() for line in _with_path(path, source.more())]
-        for line, path in sorted(added, key=_moment):
-            write(_shown(line, path, is_one_of_many=len(sources) > 1))
+    try:
+        clock = SystemClock()
+        renewed_at = clock.now()
+        while follow:
+            sys.stdout.flush()
+            block_for(POLL_S)
+            if renew is not None and clock.now() - renewed_at >= RENEW_S:
+                wanted, renewed_at = renew(), clock.now()
+            for path in found():
+                sources[path] = _source(path, wish, app, is_followed=True)
+            added = [line for path, source in sources.items() for line in _with_path(path, source.more())]
+            for line, path in sorted(added, key=_moment):
+                write(_shown(line, path, is_one_of_many=len(sources) > 1))
+    finally:
+        for source in sources.values():
+            source.close()
 
 
 def _with_path(path: str, lines: Iterable[Line]) -> Iterator[tuple[Line, str]]:

@@ -166,8 +166,16 @@ def logs(
         lines = DEFAULT_LINES
     # the files of proxies and fork servers are everybody's
     name = target if target and status and target in status["applications"] else ""
+
+    def renew() -> tuple[str, ...]:
+        try:
+            return patterns(AdminClient(find_address(address, state_dir)).status(), target, with_proxies=bool(request))
+        except (UnreachableError, RefusedError):
+            # its files are still there
+            return wanted
+
     try:
-        show_logs(log_dir, wanted, wish, app=name, lines=lines, follow=follow)
+        show_logs(log_dir, wanted, wish, app=name, lines=lines, follow=follow, renew=renew if name else None)
     except KeyboardInterrupt:
         raise typer.Exit(0) from None
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from servd.commands import log_files
 from servd.commands.log_files import files, patterns, seconds_of, show_logs, wish_of
 from servd.exceptions import ConfigError
 from servd.observability import log_lines
@@ -215,3 +216,29 @@ def test_a_last_line_without_an_end_of_a_file_that_rotated_is_one(tmp_path: Path
     source = Source(str(tmp_path / "x.log"), Wish(), is_followed=True)
     assert [line.text for line in source.lines(9)] == ["one", "its last wor", "two"]
     source.close()
+
+
+def test_who_follows_an_application_hears_deployments_that_it_gets_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_files, "POLL_S", 0.0)
+    monkeypatch.setattr(log_files, "RENEW_S", 0.0)
+    write(tmp_path, x=[text_line(1, "of the first")])
+    known = ["serve/deployment_a_D_*.log"]
+    shown: list[str] = []
+
+    def renew() -> tuple[str, ...]:
+        if len(known) == 1:
+            known.append("serve/deployment_a_Later_*.log")
+            path = tmp_path / "serve" / "deployment_a_Later_a_Later#y.log"
+            path.write_text(text_line(2, "of the second", who="replica a_Later#y rid / a") + "\n")
+        return tuple(known)
+
+    def hear(text: str) -> None:
+        shown.append(text.strip().rpartition(" - ")[2])
+        if len(shown) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        show_logs(str(tmp_path), (known[0],), Wish(), lines=None, follow=True, renew=renew, write=hear)
+    assert shown == ["of the first", "of the second"]
