@@ -174,7 +174,8 @@ class ForwardedCall(Outgoing):
 class NotedSend:
     """An ASGI `send` that notes in the journal how a request ended, when its block is left.
 
-    method: of the request. status: of the response as far as it was sent; `CLIENT_GONE` before. sent_bytes: of its body.
+    method: of the request. status: of the response as far as it was sent; `CLIENT_GONE` before, and where the client has left
+    amid it. sent_bytes: of its body.
     """
 
     def __init__(

@@ -8,7 +8,7 @@ from servd.proxy.app_queue import AppQueue
 from servd.proxy.asgi_form import AsgiForm
 from servd.proxy.body_stream import BodyStream
 from servd.proxy.forwarded_call import ForwardedCall, NotedSend, response_headers
-from servd.proxy.forwarder import answer_failure, answer_timeout
+from servd.proxy.forwarder import CLIENT_GONE, answer_failure, answer_timeout
 from servd.proxy.limits import WHOLE_BODY_BYTES
 from servd.proxy.probes import TEXT, Answer
 from servd.wire.http_answers import framing, has_content
@@ -170,4 +170,7 @@ class HttpForm(AsgiForm):
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
             elif kind != "disconnect":
                 raise ConnectionAbortedError("the response was broken off")
-            return bool(kind == "disconnect")
+            if is_left := kind == "disconnect":
+                # however much of it has been sent
+                send.status = CLIENT_GONE
+            return bool(is_left)

@@ -10,6 +10,7 @@ import websockets
 from starlette.responses import StreamingResponse
 
 from servd.calls.pickling import dumps, loads
+from servd.observability.journal import Journal
 from servd.proxy.client_host import is_reset
 from servd.replica.exchange import HttpExchange
 from tests.fakes import Room, wait_until
@@ -180,6 +181,26 @@ async def test_a_handle_stream_behind_an_answer_ends_with_it() -> None:
         async with asyncio.timeout(AT_ONCE_S):
             await ended.wait()
         await wait_until(lambda: ongoing(room) == 0, AT_ONCE_S)
+
+
+@pytest.mark.parametrize("how", ["HTTP/1.1", "HTTP/2 closed", "HTTP/2 stream taken back"])
+async def test_an_answer_that_its_client_has_left_is_noted_as_such(how: str) -> None:
+    async with Room(hand_over=True) as room:
+        journal = room.forwarder.journal = Journal(asyncio.get_running_loop(), counts=True)
+        room.route(room.replica(idle))
+        if how == "HTTP/1.1":
+            writer = await ask(room, REQUESTS[how])
+            writer.transport.abort()
+        else:
+            async with Http2Client(room.port) as client:
+                stream = client.ask("/a")
+                await wait_until(lambda: bytes(client.bodies[stream]) == b"data: 1\n\n")
+                if how.endswith("back"):
+                    client.h2.reset_stream(stream)
+                    client.flush()
+                    await wait_until(lambda: ongoing(room) == 0, AT_ONCE_S)
+        await wait_until(lambda: bool(journal.series()))
+        assert [(method, status) for _, method, status in journal.series()] == [("GET", 499)]
 
 
 GONE_ON = ["HTTP/1.1", "HTTP/2"]
