@@ -8,8 +8,8 @@ from dataclasses import field, replace
 
 from servd.controller.plan.data_plane import flag_options
 from servd.controller.plan.goal import ApplicationGoal, Goal, HttpGoal
+from servd.controller.plan.neighbours import built_prefix
 from servd.controller.plan.observed import Observed
-from servd.controller.plan.settle import route_prefix
 from servd.documents.control_plane import ApplicationDocument, GoalDocument
 from servd.documents.runtime_env import check_application
 from servd.documents.sent import HttpWish
@@ -50,7 +50,7 @@ def situation_of(goal: Goal, observed: Observed, settings: Settings, deployed_at
         deployed={*observed.targets, *observed.deployments},
         deployed_at=deployed_at,
         deploy_id=goal.revision + 1,
-        prefixes={app.name: route_prefix(app) for app in observed.applications.values()},
+        prefixes={app.name: built_prefix(app) for app in observed.applications.values()},
     )
 
 

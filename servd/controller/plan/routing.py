@@ -4,8 +4,9 @@ import math
 from collections.abc import Collection, Iterator
 
 from servd.controller.plan.facts import ApplicationFact, DeploymentFact, ReplicaFact
+from servd.controller.plan.neighbours import route_prefixes
 from servd.controller.plan.observed import Observed
-from servd.controller.plan.settle import route_prefix, serving_ingress
+from servd.controller.plan.settle import serving_ingress
 from servd.controller.plan.start_verdict import failing_message
 from servd.controller.plan.targets import DEFAULTS, DeploymentTarget, failures_allowed, likely_prefix, wanted_count
 from servd.documents.router_names import rule_of
@@ -27,9 +28,10 @@ def routing(observed: Observed, leaving: Collection[str]) -> Routing:
     Returns:
         Routing of generation 0; ordered, so that equal facts give equal routings.
     """
+    prefixes = route_prefixes(observed)
     routes = []
     for app in observed.applications.values():
-        prefix = route_prefix(app)
+        prefix = prefixes.get(app.name)
         if app.deleting or app.active is None or prefix is None:
             continue
         routes.append(Route(prefix, full_name_of(app.name, serving_ingress(app, observed)), app.name))

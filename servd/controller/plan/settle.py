@@ -12,6 +12,7 @@ from servd.controller.plan.data_plane import settle_data_plane
 from servd.controller.plan.differences import code_fields, differences
 from servd.controller.plan.facts import ApplicationFact, DeploymentFact, ForkServerFact
 from servd.controller.plan.goal import ApplicationGoal, Goal
+from servd.controller.plan.neighbours import check_neighbours, ended_build
 from servd.controller.plan.observed import Observed
 from servd.controller.plan.outgrown import settle_memory, settle_upgrade
 from servd.controller.plan.restarts import EARLY_DEATH_S
@@ -24,11 +25,9 @@ from servd.controller.plan.targets import (
     digest,
     resolve,
     wanted_count,
-    wanted_prefix,
 )
 from servd.exceptions import DeployError
 from servd.ground.states import SERVING, ApplicationStatus, DeploymentStatus, ReplicaState
-from servd.wire.build_messages import BuildResult
 
 BUILD_RETRIES = 4
 """How often a build that failed is tried again, 1, 2, 4 and 8 s later."""
@@ -52,10 +51,13 @@ def settle(goal: Goal, observed: Observed, now: float) -> float:
     """Bring derived facts up to date; gives the moment to look again (monotonic seconds, inf = on news only)."""
     for wish in goal.applications:
         _take_wish(wish, observed)
+    wanted = {wish.name for wish in goal.applications}
+    # first of all: what they leave is free
     for app in list(observed.applications.values()):
-        if goal.application(app.name) is None:
+        if app.name not in wanted:
             _settle_deletion(app, observed, now)
-        else:
+    for app in list(observed.applications.values()):
+        if app.name in wanted:
             _settle_build(_to_build_again(app, observed, now), observed, now)
     observed.targets = _targets(observed)
     settle_templates(observed, now)
@@ -140,7 +142,7 @@ def _settle_build(app: ApplicationFact, observed: Observed, now: float) -> None:
         assert app.active is not None
         builder, result, code_version = None, app.active, app.code_version
     else:
-        builder = _ended_build(app, observed)
+        builder = ended_build(app, observed)
         if builder is None or builder.result is None:
             return
         result, code_version = builder.result, builder.result.code_version
@@ -152,7 +154,8 @@ def _settle_build(app: ApplicationFact, observed: Observed, now: float) -> None:
     if not error:
         try:
             targets = resolve(app.goal, result, code_version)
-            _check_neighbours(app, result, targets, observed)
+            if not check_neighbours(app, result, targets, observed):
+                return
         except DeployError as problem:
             error = str(problem)
     if error:
@@ -200,17 +203,6 @@ def is_same_code(app: ApplicationFact) -> bool:
     return same_directories and not code_fields(app.active_goal, app.goal)
 
 
-def _ended_build(app: ApplicationFact, observed: Observed) -> ForkServerFact | None:
-    return next(
-        (
-            f
-            for f in observed.fork_servers.in_group(app.name)
-            if f.is_builder and f.deploy_id == app.goal.deploy_id and f.result is not None and not f.stopping
-        ),
-        None,
-    )
-
-
 def _has_twin(builder: ForkServerFact, code_version: str, observed: Observed) -> bool:
     """Whether a fork server of the same code in the same environment stands ready: one is enough, and that one has children."""
     return any(
@@ -244,37 +236,6 @@ def is_replaced(app: ApplicationFact, observed: Observed) -> bool:
 
 def _serves(app: str, deployment: str, observed: Observed) -> bool:
     return any(replica.state in SERVING for replica in observed.replicas_of(app, deployment))
-
-
-def route_prefix(app: ApplicationFact) -> str | None:
-    """Prefix of an application whose build is active; None = not exposed or not built."""
-    if app.active is None or app.active_goal is None:
-        return None
-    return wanted_prefix(app.active_goal.document, app.active)
-
-
-def _check_neighbours(
-    app: ApplicationFact, result: BuildResult, targets: tuple[DeploymentTarget, ...], observed: Observed
-) -> None:
-    prefix = wanted_prefix(app.goal.document, result)
-    names = {target.id.full_name: target.id for target in targets}
-    for other in observed.applications.values():
-        if other.name == app.name or other.deleting or other.active is None:
-            continue
-        other_prefix = route_prefix(other)
-        wants = other.goal.document
-        moves_away = wants.route_prefix_given and wants.route_prefix != prefix
-        if prefix is not None and prefix == other_prefix and not moves_away:
-            raise DeployError(f"route prefix {prefix!r} is already used by application {other.name!r}")
-    for key in {*observed.targets, *observed.replicas.deployments()}:
-        if key[0] == app.name:
-            continue
-        for identifier in names.values():
-            if f"{key[0]}_{key[1]}" == identifier.full_name:
-                raise DeployError(
-                    f"full name {identifier.full_name!r} of deployment {identifier.name!r} is already used "
-                    f"by deployment {key[1]!r} of application {key[0]!r}"
-                )
 
 
 def _targets(observed: Observed) -> dict[tuple[str, str], DeploymentTarget]:

@@ -14,10 +14,11 @@ from servd.controller.plan.facts import (
     ReplicaFact,
 )
 from servd.controller.plan.goal import Goal, HttpGoal
+from servd.controller.plan.neighbours import built_prefix, route_prefixes
 from servd.controller.plan.observed import Observed
 from servd.controller.plan.outgrown import is_outdated
 from servd.controller.plan.resources import Pool
-from servd.controller.plan.settle import deployment_status, route_prefix
+from servd.controller.plan.settle import deployment_status
 from servd.controller.plan.start_verdict import starting_templates
 from servd.controller.plan.targets import DEFAULTS, DeploymentTarget, wanted_count
 from servd.controller.shown.advice import deployment_message
@@ -91,6 +92,7 @@ def instance_view(
     names: dict[str, set[str]] = {app.name: set() for app in applications}
     for app_name, name in (*observed.deployments, *observed.replicas.deployments()):
         names.setdefault(app_name, set()).add(name)
+    prefixes = {**{app.name: built_prefix(app) for app in applications if app.deleting}, **route_prefixes(observed)}
     # what a replica makes for itself only it knows; the oldest is asked
     docs = {replica.app: replica.docs_path for replica in reversed(observed.replicas.values()) if replica.docs_path}
     return InstanceView(
@@ -112,7 +114,9 @@ def instance_view(
         ),
         proxies=proxies,
         applications=tuple(
-            _application(app, names[app.name], docs.get(app.name), observed, Pool.of(settings), now)
+            _application(
+                app, prefixes.get(app.name), names[app.name], docs.get(app.name), observed, Pool.of(settings), now
+            )
             for app in applications
         ),
         controller_pid=identity.pid,
@@ -189,9 +193,17 @@ def application_status(app: ApplicationFact) -> ApplicationStatus:
 
 
 def _application(
-    app: ApplicationFact, known: set[str], docs: str | None, observed: Observed, pool: Pool, now: float
+    app: ApplicationFact,
+    prefix: str | None,
+    known: set[str],
+    docs: str | None,
+    observed: Observed,
+    pool: Pool,
+    now: float,
 ) -> ApplicationView:
-    """known: bare names of its deployments. docs: path of the documentation that a replica has made, None where none has."""
+    """prefix: of its route. known: bare names of its deployments. docs: path of the documentation that a replica
+    has made, None where none has.
+    """
     order = [built.name for built in app.active.deployments] if app.active else []
     names = [name for name in order if name in known] + sorted(known - set(order))
     built_docs = (d.docs_path for d in app.active.deployments if d.docs_path) if app.active else ()
@@ -200,7 +212,7 @@ def _application(
     standing, standing_message = application_standing(status, app, deployments)
     return ApplicationView(
         name=app.name,
-        route_prefix=route_prefix(app),
+        route_prefix=prefix,
         docs_path=next(iter(built_docs), docs),
         status=status,
         message=app.message,
