@@ -24,7 +24,6 @@ from servd.replica.code.environment import Environment
 from servd.replica.code.importing import load_application
 from servd.replica.life import Replica
 from servd.replica.native.pools import apply_thread_counts
-from servd.replica.native.process_pools import renew_process_pools
 from servd.replica.notes import noter
 from servd.wire import sockets
 from servd.wire.build_messages import BuildOrder
@@ -46,7 +45,6 @@ def run_forked(start: ReplicaStart, built: BuiltApplication, lifetime_fd: int, p
     """Be the replica, in a process just forked; its first lines (signals, descriptors, gc) are done
     already. preloaded: the instance, where the template has made it.
     """
-    renew_process_pools()
     _run(start, lambda: built, lifetime_fd, preloaded)
 
 

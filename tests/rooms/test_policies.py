@@ -74,6 +74,26 @@ def polling(context):
 
 app = Echo.bind()
 """
+POOLED = """
+import os
+from concurrent.futures import ProcessPoolExecutor
+from servd import deployment
+
+shared = ProcessPoolExecutor(1)
+
+@deployment
+class Echo:
+    pass
+
+def pooled(context):
+    assert shared.submit(os.getppid).result(timeout=5) == os.getpid()
+    return os.fstat(shared._call_queue._reader.fileno()).st_ino, {}
+
+def pooled_too(context):
+    return pooled(context)
+
+app = Echo.bind()
+"""
 TOLD = {
     "app": "shop", "deployment": "Echo", "current_num_replicas": 1, "target_num_replicas": 1,
     "running_replicas": [], "total_num_requests": 0.0, "total_queued_requests": 0.0,
@@ -153,3 +173,15 @@ async def test_beside_threads_that_the_import_left_policies_are_not_forked(room:
     put(room, "polling", "2", deadline_s=30.0, module="busy_code")
     found = await answer(room, "2")
     assert (found.wanted, found.error) == ({"Echo": 1.0}, "")
+
+
+async def test_policies_have_process_pools_of_their_own(room: Room) -> None:
+    room.write(pooled_code=POOLED)
+    await room.open_fork_server(room.order("pooled_code:app"))
+    pipes = set()
+    for function in ("pooled", "pooled_too"):
+        put(room, function, function, module="pooled_code")
+        found = await answer(room, function)
+        assert not found.error
+        pipes.add(found.wanted["Echo"])
+    assert len(pipes) == 2
