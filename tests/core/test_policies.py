@@ -325,6 +325,25 @@ def test_a_question_without_an_answer_is_given_up_and_put_again() -> None:
     assert (fact(world).desired, fact(world).policy.error) == (2, "")
 
 
+@pytest.mark.parametrize("answers", [False, True])
+def test_a_fork_server_that_answers_nothing_is_replaced_and_its_replicas_stay(answers: bool) -> None:
+    world = a_world("D")
+    first = asked(world)[-1].fork_server_id
+    replicas = world.replicas()
+    for _ in range(8):
+        # the one that is stopped does not end by itself
+        wait(world, POLICY_DEADLINE_S + 1.0)
+        for replica in world.replicas():
+            world.observed.apply(report(replica), world.now)
+        if answers:
+            answer(world, {}, "it took too long, and was ended")
+    assert [r.replica_id for r in world.replicas()] == [r.replica_id for r in replicas]
+    assert (first in world.observed.fork_servers) is answers
+    assert (asked(world)[-1].fork_server_id == first) is answers
+    answer(world, {"D": 2.0})
+    assert fact(world).desired == 2
+
+
 def test_a_policy_of_the_application_takes_the_place_of_the_deployments_own() -> None:
     world = a_world("D", "E", application={"policy_function": "m:of_all", "policy_kwargs": {"a": [1]}})
     (only,) = asked(world)

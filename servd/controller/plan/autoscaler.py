@@ -65,16 +65,28 @@ class PolicyFact:
 class Question:
     """The last question to a policy about one deployment. Not stored: whoever comes next asks anew.
 
-    ask_id: "" once it is answered, or given up. asked_at: monotonic seconds.
+    ask_id: "" once it is answered, or given up. asked_at: monotonic seconds. fork_server_id: who was asked. silent_since: since
+    when that one answers nothing, monotonic seconds; inf = it answers.
     """
 
     ask_id: str = ""
     asked_at: float = float("-inf")
+    fork_server_id: str = ""
+    silent_since: float = float("inf")
 
     @property
     def late_at(self) -> float:
         """When it counts as not answered."""
         return self.asked_at + POLICY_DEADLINE_S + _POLICY_GRACE_S if self.ask_id else math.inf
+
+    def asked_again(self, ask_id: str, fork_server_id: str, now: float) -> "Question":
+        """The next one, to the same fork server or another."""
+        silent_since = self.silent_since if self.fork_server_id == fork_server_id else math.inf
+        return Question(ask_id, now, fork_server_id, silent_since)
+
+    def given_up(self, now: float) -> "Question":
+        """It counts as not answered."""
+        return replace(self, ask_id="", silent_since=min(self.silent_since, now))
 
     def next_at(self, config: Mapping[str, Any]) -> float:
         """When the next one is due, monotonic seconds: in step with all that are put as often, for one turn of them all."""

@@ -43,7 +43,8 @@ def record(observed: Observed, action: actions.Action, now: float) -> None:
             observed.published = action.routing
         case actions.AskPolicy():
             for key in action.deployments:
-                observed.questions[key] = Question(action.ask.ask_id, now)
+                before = observed.questions.get(key, Question())
+                observed.questions[key] = before.asked_again(action.ask.ask_id, action.fork_server_id, now)
         case actions.ReleaseListeners():
             observed.listeners.discard((action.host, action.port))
 

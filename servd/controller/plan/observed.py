@@ -192,7 +192,7 @@ class Observed:
         return True
 
     def _policy_answered(self, key: tuple[str, str], answer: PolicyAnswer, now: float) -> bool:
-        question = self.questions[key] = replace(self.questions[key], ask_id="")
+        question = self.questions[key] = replace(self.questions[key], ask_id="", silent_since=math.inf)
         fact, target = self.deployments.get(key), self.targets.get(key)
         if fact is None or target is None or target.autoscaling is None:
             return True

@@ -38,7 +38,7 @@ def autoscale(
     if target.policy is not None:
         question = observed.questions.get(key := (target.id.app, target.id.name), Question())
         if now >= question.late_at:
-            question = observed.questions[key] = replace(question, ask_id="")
+            question = observed.questions[key] = question.given_up(now)
             fact = replace(fact, policy=fact.policy.failed(POLICY_IS_LATE, now))
         lean, serving = (fact.lean, fact.lean_since), len(_serving(target, observed))
         decision = decide_by_policy(config, current, serving, fact.policy.wanted, *lean, now, queued=waiting)

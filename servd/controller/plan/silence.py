@@ -7,7 +7,8 @@ that the wait can never end, however slow its code is (`servd/replica/native/los
 is spawned, and so are all further replicas of that version of the deployment. Those that have met no such wait go on.
 
 A fork server speaks once it has carried out an order, which takes milliseconds. One that does not for `SILENT_S` is stopped, or
-hangs in what the application does before a fork: it is ended, its replicas stay, and another takes its place.
+hangs in what the application does before a fork: it is ended, its replicas stay, and another takes its place. So is one that has
+left every question to a policy unanswered for as long.
 
 A proxy that speaks but does not listen in time is of no use either.
 
@@ -18,6 +19,7 @@ and is ended if it still is one a moment later: after a pause of the controller 
 import math
 from dataclasses import replace
 
+from servd.controller.plan.autoscaler import Question
 from servd.controller.plan.facts import DeploymentFact, ForkServerFact, ProxyFact, ReplicaFact
 from servd.controller.plan.observed import Observed
 from servd.controller.plan.targets import DeploymentTarget
@@ -54,8 +56,10 @@ def settle_silence(observed: Observed, now: float) -> float:
             limit_s = max(SILENT_S, replica.start.goal.health_check_timeout_s)
             wake_at = min(wake_at, _judge(replica, limit_s, observed, now))
         elif replica.state is ReplicaState.STARTING and replica.was_forked:
-            judge = _judge_birth if replica.pid else _judge_fork_server
+            judge = _judge_fork_server if is_unborn(replica) else _judge_birth
             wake_at = min(wake_at, judge(replica, observed, now))
+    for question in list(observed.questions.values()):
+        wake_at = min(wake_at, _judge_asked(question, observed, now))
     return wake_at
 
 
@@ -93,11 +97,37 @@ def _judge_fork_server(child: ReplicaFact, observed: Observed, now: float) -> fl
     look_at = _look_again_at(child, child.created_at + SILENT_S, observed, now)
     if look_at > now:
         return look_at
+    reason = _replace_deaf(server, "forked no replica", observed)
     # what it was ordered counts as failed when it is gone
+    for one in list(observed.replicas.values()):
+        if one.fork_server_id == server.fork_server_id and is_unborn(one):
+            observed.put(replace(one, error=reason))
+    return now
+
+
+def is_unborn(replica: ReplicaFact) -> bool:
+    """Whether its fork server has been ordered to fork it, and has not."""
+    return replica.state is ReplicaState.STARTING and replica.was_forked and not replica.pid
+
+
+def _judge_asked(question: Question, observed: Observed, now: float) -> float:
+    """Judge the one that was asked about a policy: it answers whatever the policy does."""
+    server = observed.fork_servers.get(question.fork_server_id)
+    if server is None or server.stopping or server.is_deaf or question.silent_since == math.inf:
+        return math.inf
+    if question.silent_since + SILENT_S > now:
+        return question.silent_since + SILENT_S
+    _replace_deaf(server, "answered no question to a policy", observed)
+    return now
+
+
+def _replace_deaf(server: ForkServerFact, lacks: str, observed: Observed) -> str:
+    """Have another one take its place; gives why, for people."""
     observed.put(replace(server, is_deaf=True))
     kind = "template" if server.preload_key else "fork server"
-    observed.notes.append(f"{kind} {server.fork_server_id} forked no replica within {SILENT_S:.0f} s and is replaced")
-    return now
+    reason = f"{kind} {server.fork_server_id} {lacks} within {SILENT_S:.0f} s and is replaced"
+    observed.notes.append(reason)
+    return f"{reason}: it is stopped, or hangs in what the application does before a fork"
 
 
 def _judge_birth(child: ReplicaFact, observed: Observed, now: float) -> float:

@@ -4,6 +4,7 @@ from servd.controller.plan.facts import ApplicationFact, DeploymentFact, Replica
 from servd.controller.plan.observed import Observed
 from servd.controller.plan.resources import Pool, place, shortage
 from servd.controller.plan.restarts import back_off_text
+from servd.controller.plan.silence import is_unborn
 from servd.controller.plan.start_verdict import MUTE, slow_templates
 from servd.controller.plan.targets import DeploymentTarget, failures_allowed, wanted_count
 from servd.controller.plan.templates import template_for
@@ -57,6 +58,11 @@ def _message(
         return fact.trouble if waits in fact.trouble else f"{fact.trouble}\n{waits} Last error:\n{fact.last_error}"
     if status is DeploymentStatus.UPDATING:
         slow = [r for r in replicas if r.state is ReplicaState.STARTING and now - r.created_at > SLOW_START_S]
+        if unborn := [r for r in slow if is_unborn(r)]:
+            return (
+                f"{len(unborn)} replica(s) have not been forked for more than {SLOW_START_S:.0f} s: their fork server "
+                f"carries out no order; it is replaced if it goes on so"
+            )
         if slow:
             return (
                 f"{len(slow)} replica(s) have been starting for more than {SLOW_START_S:.0f} s: "
