@@ -16,11 +16,11 @@ from servd.controller.fact_store import FactStore
 from servd.controller.goal_store import GoalStore
 from servd.controller.plan import change
 from servd.controller.plan.data_plane import is_served
-from servd.controller.plan.dry_run import compare, replaced_snapshots
 from servd.controller.plan.facts import DataPlaneFact
 from servd.controller.plan.goal import Goal, HttpGoal
 from servd.controller.plan.observed import Observed
 from servd.controller.plan.start_verdict import try_at_once
+from servd.controller.shown.dry_run import compare, replaced_snapshots
 from servd.controller.shown.outcome import outcome_of
 from servd.controller.shown.status import Identity, epoch_of, instance_view
 from servd.controller.snapshots import check_log_directories, check_tls, keep_secrets, prune, take_snapshots

@@ -8,8 +8,8 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from servd.controller.plan.dry_run import compare
 from servd.controller.plan.goal import ApplicationGoal
+from servd.controller.shown.dry_run import compare
 from servd.documents import runtime_env
 from servd.documents.files import dump_yaml, parse_document
 from servd.exceptions import ConfigError

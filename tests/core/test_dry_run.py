@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from servd.controller.plan.actions import SetReplicaGoal
-from servd.controller.plan.dry_run import compare, replaced_snapshots
 from servd.controller.plan.goal import ApplicationGoal, Goal
+from servd.controller.shown.dry_run import compare, replaced_snapshots
 from servd.documents.control_plane import ApplicationChange
 from tests.core.build import HTTP, World, a_build, a_goal, an_app
 
