@@ -105,3 +105,15 @@ def test_of_two_that_give_a_prefix_up_one_has_it() -> None:
     world.goal = a_goal(at("a", "/x", 3), at("b", "/y", 3), revision=3)
     world.run()
     assert routes(world) == {"/a": "b"}
+
+
+@pytest.mark.parametrize("first", ["a", "b"])
+def test_who_needs_no_build_is_judged_at_once(first: str) -> None:
+    pinned = {name: replace(by_code(name, f"/{name}"), is_pinned=True) for name in "ab"}
+    order = sorted("ab", key=lambda name: name != first)
+    world = a_world(*(an_app(name) for name in order), **pinned)
+    wanted = {"a": at("a", "/b", 2), "b": an_app("b", 2, autoscaling_policy={"policy_function": "m:policy"})}
+    world.goal = a_goal(*(wanted[name] for name in order), revision=2)
+    world.turn()
+    assert status_of(world, "a") is ApplicationStatus.DEPLOY_FAILED
+    assert status_of(world, "b") is ApplicationStatus.RUNNING

@@ -59,6 +59,10 @@ def settle(goal: Goal, observed: Observed, now: float) -> float:
     for app in list(observed.applications.values()):
         if app.name in wanted:
             _settle_build(_to_build_again(app, observed, now), observed, now)
+    # of those that needed no build the first ones could not know yet what the last ones keep
+    for app in list(observed.applications.values()):
+        if app.name in wanted:
+            _settle_build(app, observed, now)
     observed.targets = _targets(observed)
     settle_templates(observed, now)
     settle_lost_waits(observed, now)
