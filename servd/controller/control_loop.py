@@ -348,7 +348,7 @@ class ControlLoop(Circle):
 
     def _take(self, goal: Goal, origin: str) -> None:
         """The goal is on disk: from now on it is the one in force, and the status tells of it. Leaves the audit line."""
-        logger.info("audit revision=%d previous=%d origin=%s", goal.revision, self._goal.revision, origin or "-")
+        history.tell_change(goal.revision, self._goal.revision, origin)
         self._goal = goal
         self._facts.save_goal(self._store.latest())
         self._note_change()

@@ -1,5 +1,6 @@
 """Revisions of the goal as people look at them, and what must be there to go back to one."""
 
+import logging
 import os
 from collections.abc import Collection, Iterable
 
@@ -10,11 +11,25 @@ from servd.exceptions import ConfigError, UnknownNameError
 from servd.ground.states import RevisionOutcome
 from servd.wire.build_messages import BuildOrder
 
+logger = logging.getLogger(__name__)
+
 
 def latest(store: GoalStore, limit: int) -> tuple[RevisionView, ...]:
     """The latest revisions, newest first, `limit` at most."""
     rows = store.revisions()[-limit:] if limit > 0 else []
     return tuple(_view(row, goal_of(store, row.revision)) for row in reversed(rows))
+
+
+def tell_change(revision: int, previous: int, origin: str) -> None:
+    """Leave the audit line of a change."""
+    logger.info("audit revision=%d previous=%d origin=%s", revision, previous, origin or "-")
+
+
+def tell_since(store: GoalStore, known: int) -> None:
+    """Leave the audit lines of what a controller saved as it was killed, before it could tell: revisions after `known`."""
+    for row in store.revisions():
+        if row.revision > known:
+            tell_change(row.revision, row.revision - 1, row.origin)
 
 
 def view_of(store: GoalStore, number: int) -> RevisionView:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
+from servd.controller import history
 from servd.controller.control_loop import ControlLoop
 from servd.controller.control_server import ControlServer
 from servd.controller.daemon_channel import DaemonChannel
@@ -161,7 +162,10 @@ class _Controller:
         lock = _lock(settings.state_dir)
         max_pages = variable("GOAL_STORE_MAX_PAGES", "")
         facts = self._facts = FactStore(settings.socket_dir, self._keepsake)
-        store = GoalStore.open(settings.state_dir, int(max_pages) if max_pages else None, facts.goal())
+        known = facts.goal()
+        store = GoalStore.open(settings.state_dir, int(max_pages) if max_pages else None, known)
+        if known is not None:
+            history.tell_since(store, known.revision)
         facts.save_goal(store.latest())
         now = self._clock.now()
         observed = self._observed = Observed.restore(facts.load(), self._clock.wall_time() - now, now)

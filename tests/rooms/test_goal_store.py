@@ -444,3 +444,14 @@ def test_a_daemon_without_a_goal_makes_a_store_as_soon_as_it_can(tmp_path: Path)
     store.save(a_goal(1), "PUT", 1.0)
     store.close()
     assert latest_in(home) == a_goal(1)
+
+
+def test_what_a_killed_controller_had_saved_and_not_told_is_in_the_audit_trail(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    filled(tmp_path, 3)
+    with contextlib.closing(GoalStore.open(str(tmp_path))) as store, caplog.at_level("INFO"):
+        history.tell_since(store, 1)
+        assert caplog.messages == [f"audit revision={n} previous={n - 1} origin=test" for n in (2, 3)]
+        history.tell_since(store, 3)
+        assert len(caplog.messages) == 2
