@@ -10,7 +10,7 @@ with an object that it has looked at, since Python counts references in the obje
 import asyncio
 import faulthandler
 import logging
-from collections.abc import Awaitable, Coroutine, Iterator
+from collections.abc import Awaitable, Coroutine, Iterator, Set
 from contextlib import contextmanager
 from types import FunctionType, MethodType
 from typing import Any
@@ -21,7 +21,7 @@ from servd.calls.process import Process
 from servd.calls.replica_context import ProcessIds, ReplicaContext, set_template_of
 from servd.exceptions import DeployError
 from servd.ground.ids import DeploymentID, ReplicaID, ReplicaRank
-from servd.ground.process import Usage
+from servd.ground.process import Usage, open_fds
 from servd.ground.quick_dataclass import compile_now
 from servd.ground.settings import SLOW_START_S, fork_server_log, variable
 from servd.observability import logs
@@ -33,6 +33,7 @@ from servd.replica.code.importing import code_version, is_pinned, load_applicati
 from servd.replica.instances import HOOK, new_preloaded
 from servd.replica.main import run_forked
 from servd.replica.methods import Method, are_handlers_sync, method_of
+from servd.replica.native.connections import let_end_in_children, open_connections
 from servd.replica.native.fork_safety import fork_unsafe_reason
 from servd.replica.native.lost_waits import note_threads
 from servd.replica.native.pools import counting_libraries
@@ -75,20 +76,23 @@ def built_from(order: BuildOrder, environment: Environment) -> tuple[BuildResult
     Raises:
         DeployError: as `load_application`, or the constructor failed.
     """
+    before = open_fds()
     built = load_application(order, environment)
     version = code_version(order, environment)
-    unsafe = fork_unsafe_reason(hook=HOOK) if order.preload else fork_unsafe_reason()
+    opened = open_connections(before)
+    unsafe = fork_unsafe_reason(opened, hook=HOOK) if order.preload else fork_unsafe_reason(opened)
     if variable("FORK", "1") == "0":
         unsafe = "SERVD_FORK=0"
     instance = None
     if order.preload and not unsafe:
-        instance, unsafe = _preload(order, built)
+        instance, unsafe = _preload(order, built, before)
     if unsafe:
         logger.warning("replicas_are_spawned app=%s reason=%s", order.app, unsafe)
     else:
         note_threads()
         counting_libraries()
         note_process_pools()
+        let_end_in_children(open_connections(before))
         _make_ready(built)
     result = BuildResult(
         order.build_id,
@@ -103,7 +107,7 @@ def built_from(order: BuildOrder, environment: Environment) -> tuple[BuildResult
     return result, built, instance
 
 
-def _preload(order: BuildOrder, built: BuiltApplication) -> tuple[Any, str]:
+def _preload(order: BuildOrder, built: BuiltApplication, before: Set[int]) -> tuple[Any, str]:
     deployment = built.deployments[order.preload]
     set_template_of(deployment.name)
     try:
@@ -115,7 +119,9 @@ def _preload(order: BuildOrder, built: BuiltApplication) -> tuple[Any, str]:
     finally:
         # policies are forked from here too
         set_template_of("")
-    return instance.value, instance.unfit_reason or fork_unsafe_reason(left_by="constructor", hook=HOOK)
+    if instance.unfit_reason:
+        return instance.value, instance.unfit_reason
+    return instance.value, fork_unsafe_reason(open_connections(before), left_by="constructor", hook=HOOK)
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from servd.ground.quick_dataclass import dataclass
 from servd.ground.settings import FORK_SERVER_FILE, fork_server_socket, is_private_dir
 from servd.observability import logs, spans
 from servd.replica.code.environment import apply_environment
+from servd.replica.native.connections import end_inherited
 from servd.replica.native.process_pools import renew_process_pools
 from servd.replica.policies.desk import PolicyDesk
 from servd.wire.allocator import give_back_freed, keep_freed_memory
@@ -362,6 +363,7 @@ class ForkServer:
         asyncio.set_event_loop(None)
         renew_process_pools()
         forks.disown_finalizers()
+        end_inherited()
         if self._collects:
             gc.enable()
         _reseed()

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import socket
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -130,6 +131,24 @@ async def test_what_cannot_be_forked_is_refused_with_what_to_do(room: Room) -> N
         "the constructor left 1 thread(s) running: poller; "
         "start them after the fork, in `on_replica_start(self)`, to have replicas forked"
     )
+
+
+async def test_a_connection_is_no_replicas_own_where_the_template_has_opened_it(room: Room) -> None:
+    # the kernel answers for it
+    server = socket.create_server(("127.0.0.1", 0))
+    port = server.getsockname()[1]
+    room.write(
+        connected="import socket\nfrom servd import deployment\n\n@deployment\nclass Db:\n    def __init__(self):\n"
+        f"        self.db = socket.create_connection(('127.0.0.1', {port}))\n"
+        "    def __call__(self, request): ...\n\napp = Db.bind()\n"
+    )
+    hello = await room.open_fork_server(room.order("connected:app", preload="Db"))
+    assert hello.result is not None
+    assert hello.result.fork_unsafe == (
+        f"the constructor left a connection open to 127.0.0.1:{port}, and replicas that share one read each other's "
+        "answers; open it after the fork, in `on_replica_start(self)`, to have replicas forked"
+    )
+    server.close()
 
 
 async def test_a_failing_constructor_is_the_templates_result(room: Room) -> None:

@@ -1,4 +1,4 @@
-"""May this process fork? Threads and devices that do not survive it, judged one by one."""
+"""May this process fork? Threads and devices that do not survive it, and connections that it would share, judged one by one."""
 
 import gc
 import os
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from servd.ground.clock import SystemClock, block_for
+from servd.replica.native.connections import Connection
 from servd.replica.native.pools import end_openmp_pools
 from servd.replica.native.threads import NativeThread, described, native_threads
 
@@ -47,6 +48,7 @@ REFUSE = {
 """Module that is loaded once a library will not work in a child, whatever threads are left -> the sentence about it."""
 
 
+_PEERS_SHOWN = 3
 _ENDING_S = 0.5
 _LOOK_AGAIN_S = 0.002
 
@@ -54,13 +56,16 @@ _DEVICES = ("/dev/nvidia-uvm", "/dev/kfd")
 """Open once the driver of a GPU has been initialised, by whichever library; asking how many GPUs there are does not need them."""
 
 
-def fork_unsafe_reason(*, left_by: str = "import", hook: str = "the constructor") -> str:
+def fork_unsafe_reason(
+    connections: Sequence[Connection] = (), *, left_by: str = "import", hook: str = "the constructor"
+) -> str:
     """Why replicas of this process must be spawned instead of forked; "" if they may be forked.
 
     Ends OpenMP's idle pools and tqdm's monitors first, and waits a moment for threads of Python's that are about to end. To be
     asked on the thread that has run the code.
 
     Args:
+        connections: that have been opened.
         left_by: what has just run, for the sentence.
         hook: what runs after the fork, for the sentence.
     """
@@ -72,12 +77,13 @@ def fork_unsafe_reason(*, left_by: str = "import", hook: str = "the constructor"
         end_openmp_pools()
     # where Python's own forbid it, whose the others are is of no interest
     native = [] if python else native_threads(besides={thread.native_id for thread in threading.enumerate()})
-    return judge(python, native, has_cuda=_has_cuda_context(), left_by=left_by, hook=hook)
+    return judge(python, native, connections, has_cuda=_has_cuda_context(), left_by=left_by, hook=hook)
 
 
 def judge(
     python: Sequence[str],
     native: Sequence[NativeThread],
+    connections: Sequence[Connection] = (),
     *,
     has_cuda: bool = False,
     left_by: str = "import",
@@ -88,6 +94,7 @@ def judge(
     Args:
         python: names of Python threads beside the main one and those that start anew.
         native: all other threads.
+        connections: open ones, those of HTTP too, which forbid nothing.
     """
     how_to_fork = f"start them after the fork, in {hook}, to have replicas forked"
     if python:
@@ -95,9 +102,16 @@ def judge(
     if has_cuda:
         return f"the {left_by} initialised CUDA; move models to the device in {hook} to have replicas forked"
     harmful = [thread for thread in native if not _survives(thread)]
-    if not harmful:
+    if harmful:
+        return f"the {left_by} left {len(harmful)} native thread(s) running, {described(harmful)}; {how_to_fork}"
+    peers = sorted({one.peer for one in connections if not one.is_http})
+    if not peers:
         return ""
-    return f"the {left_by} left {len(harmful)} native thread(s) running, {described(harmful)}; {how_to_fork}"
+    shown = f"{', '.join(peers[:_PEERS_SHOWN])}{', ...' if len(peers) > _PEERS_SHOWN else ''}"
+    return (
+        f"the {left_by} left a connection open to {shown}, and replicas that share one read each other's answers; open it "
+        f"after the fork, in {hook}, to have replicas forked"
+    )
 
 
 def _settled_threads() -> list[threading.Thread]:
