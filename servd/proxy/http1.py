@@ -227,6 +227,8 @@ class HttpConnection(HttpOrder):
         self._body = b""
         self._special = NOTHING
         self._is_in_body = False
+        # its body came all the same
+        self._owes_continue = False
         self._is_usual = not self._is_large_read
         self._head_bytes = self._head_tick = 0
         if self._must_wait:
@@ -299,6 +301,7 @@ class HttpConnection(HttpOrder):
         is_expecting = not is_http10 and special.get(b"expect", b"").lower() == b"100-continue"
         if self._must_wait:
             self._owes_continue = is_expecting
+            self._has_next = self._has_next or is_expecting
             return
         if is_expecting and not self._continue():
             return
@@ -311,7 +314,7 @@ class HttpConnection(HttpOrder):
         self._headers = []
         self._body = b""
         self._special = NOTHING
-        self._is_in_body = False
+        self._is_in_body = self._owes_continue = False
         self._is_upgrade = False
         self._is_usual = not self._is_large_read
         self._head_bytes = self._head_tick = self._frame_room = 0
@@ -378,7 +381,7 @@ class HttpConnection(HttpOrder):
         parser, headers = self._parser, self._headers
         is_other = is_other_protocol(parser.get_method(), self._special) and self._listener.hand_over is not None
         if not is_other:
-            headers = without_upgrade(headers)
+            headers = without_upgrade(headers, was_told=not self._owes_continue)
         data = head_bytes(parser.get_method(), self._url, parser.get_http_version(), headers) + rest
         self._forget_message()
         if not is_other:

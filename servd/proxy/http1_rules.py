@@ -91,9 +91,10 @@ def head_bytes(method: bytes, url: bytes, version: str, headers: Headers) -> byt
     return b"%b %b HTTP/%b\r\n%b\r\n" % (method, url, version.encode(), lines)
 
 
-def without_upgrade(headers: Headers) -> Headers:
-    """The headers of a request whose wish is ignored; it was told to continue already, if it asked."""
-    return [pair for pair in headers if pair[0] not in (b"upgrade", b"expect")]
+def without_upgrade(headers: Headers, *, was_told: bool) -> Headers:
+    """The headers of a request whose wish is ignored; was_told: to continue, if it asked."""
+    dropped = (b"upgrade", b"expect") if was_told else (b"upgrade",)
+    return [pair for pair in headers if pair[0] not in dropped]
 
 
 def unusual_target(url: bytes) -> tuple[bytes, bytes]:
