@@ -367,6 +367,8 @@ class HttpOrder(HttpLending):
 
     def _hand_over(self, data: bytes) -> None:
         self._is_deaf = self._is_unready = True
+        # of a request that said how long its body is; whoever serves it has a clock of its own
+        self._end_request()
         self._listener.connections.discard(self)
         self._resume_reading()
         assert self._listener.hand_over is not None

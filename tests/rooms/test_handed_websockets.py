@@ -705,6 +705,20 @@ async def serve(exchange: HttpExchange) -> None:
         await echo(exchange)
 
 
+async def test_the_time_limit_of_a_handshake_that_tells_a_length_ends_with_it() -> None:
+    async with Room(hand_over=True) as room:
+        room.route(room.replica(echo))
+        reader, writer = await asyncio.open_connection("127.0.0.1", room.port)
+        writer.write(HEAD + b"content-length: 0\r\nx-request-timeout-seconds: 0.05\r\n\r\n")
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
+        with pytest.raises(TimeoutError):
+            # nothing but a clock could write here
+            await asyncio.wait_for(reader.readexactly(1), 0.2)
+        writer.write(b"\x81\x81\0\0\0\0x")
+        assert await asyncio.wait_for(reader.readexactly(3), 5) == b"\x81\x01x"
+        writer.close()
+
+
 @pytest.mark.parametrize("count", [400, pytest.param(50_000, marks=pytest.mark.long)])
 async def test_no_descriptor_is_left_after_a_storm(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("servd.proxy.http1_websocket.GOODBYE_S", 0.05)
