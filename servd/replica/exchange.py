@@ -52,12 +52,12 @@ class HttpExchange(Receiving):
         scope: ASGI scope, type "http" or "websocket"; path is the full external path, root_path root and
         prefix. context: the request's context, already current in the task that serves it.
         whole_below: bytes; a body smaller than that may go by `finish`, whoever reads it. upload: reads the request's body.
-        has_begun: the response's head was sent. may_ask: the client's connection may be asked for. is_finished: it is complete.
+        has_begun: the response's head was sent. may_ask: the client's connection may be asked for.
         outlives_handler: it goes on when the handler has ended, until `conclude` returns.
     """
 
     # of the class until an instance needs its own: most requests set none of them
-    has_begun = has_started = is_finished = may_ask = outlives_handler = False
+    has_begun = has_started = may_ask = outlives_handler = False
     _closes = _has_sent = False
     _borrowed: Borrowing | None = None
     task: asyncio.Task[None] | None = None
@@ -104,6 +104,8 @@ class HttpExchange(Receiving):
             if self._closes:
                 status = -status
         self.is_finished = self.has_begun = True
+        if self._waiter is not None:
+            self._wake()
         if self.upload is not None:
             self.upload.give_back()
         if self._borrowed is not None:
@@ -268,6 +270,7 @@ class HttpExchange(Receiving):
 
     def _end(self, error: str | None = None) -> None:
         self.is_finished = True
+        self._wake()
         if error is None:
             self.context.deadline = None
         if self.upload is not None:
@@ -314,6 +317,11 @@ class HttpExchange(Receiving):
         if not await self._has_credit():
             return
         self._credit -= cost
+        if message["type"] == "websocket.close" and self._events is not None:
+            # the caller tells nothing of its client any more
+            code = message.get("code", 1000) if self.has_begun else 1006
+            self._events.append({"type": "websocket.disconnect", "code": code})
+            self._wake()
         self.has_begun = True
         if "headers" in message:
             message = {**message, "headers": [tuple(pair) for pair in message["headers"]]}

@@ -18,10 +18,11 @@ class Receiving:
 
     Attributes:
         scope: ASGI scope. body: all of the request's body, or its beginning. upload: reads it from the client itself.
+        is_finished: the response is complete.
     """
 
     # of the class until an instance needs its own: most requests set none of them
-    is_disconnected = _is_unheard = _is_body_open = False
+    is_disconnected = is_finished = _is_unheard = _is_body_open = False
     upload: Uploading | None = None
     _events: deque[Message] | None = None
     _parts: tuple[Message, ...] = ()
@@ -34,14 +35,14 @@ class Receiving:
     _peer: CallerPeer
 
     async def receive(self) -> Message:
-        """ASGI `receive`: the request body piece by piece, then waits for the disconnect."""
+        """ASGI `receive`: the request body piece by piece, then waits for the disconnect, or for the end of the answer."""
         if self._events is None:
             body, self.body = self.body, None
             if body is not None:
                 return {"type": "http.request", "body": body, "more_body": False}
             self._events = deque()
         while not self._events:
-            if self.is_disconnected or (self._is_unheard and self._is_body_open):
+            if self._is_told_all():
                 return {"type": f"{self.scope['type']}.disconnect"}
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
@@ -50,6 +51,10 @@ class Receiving:
         if cost:
             self._grant(cost)
         return message
+
+    def _is_told_all(self) -> bool:
+        """Nothing more comes: the client is gone, or has its answer, after which nobody tells of it any more."""
+        return self.is_disconnected or self.is_finished or (self._is_unheard and self._is_body_open)
 
     def expect_events(self, is_lent: bool) -> None:
         """The body, or a WebSocket's messages, come piece by piece; the body from the client itself where it `is_lent`."""

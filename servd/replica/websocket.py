@@ -64,6 +64,10 @@ class WebSocketExchange(HttpExchange):
         """It is the replica's, and not over."""
         return self._wire is not None and not self._wire.is_over
 
+    def _is_told_all(self) -> bool:
+        # once it is open, its end has an event of its own
+        return self.is_disconnected or (self.is_finished and self._wire is None)
+
     def expect_events(self, is_lent: bool) -> None:  # noqa: ARG002 - it always is
         """The connection has come with the request."""
         self._events = deque([{"type": "websocket.connect"}])
