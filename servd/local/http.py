@@ -128,7 +128,7 @@ class LocalCall:
             self._to_app.put_nowait({"type": "http.request", "body": body, "more_body": False})
         else:
             self._to_app.put_nowait({"type": "websocket.connect"})
-        self._has_left = self._is_told = False
+        self._has_left = self._is_told = self._is_answered = False
         # made on the loop, ahead of whatever is asked of it
         self._task: asyncio.Task[None]
         loop.call_soon_threadsafe(self._begin, caller)
@@ -213,9 +213,19 @@ class LocalCall:
             self._task.cancel()
             await asyncio.wait((self._task,), timeout=_LEAVE_LIMIT_S)
 
+    async def _receive(self) -> Message:
+        if self._is_answered and self._to_app.empty():
+            # nobody tells of a client that has its answer
+            return {"type": "http.disconnect"}
+        return await self._to_app.get()
+
     async def _send(self, message: Message) -> None:
         if not self._has_left:
             await self._from_app.put(message)
+            if message["type"] == "http.response.body" and not message.get("more_body", False):
+                self._is_answered = True
+                # for whoever waits already
+                self._to_app.put_nowait({"type": "http.disconnect"})
         elif message["type"] != "websocket.close":
             raise ClientGoneError("the client is gone")
 
@@ -226,7 +236,7 @@ class LocalCall:
             caller.route_prefix or "/",
             multiplexed_model_id=given.get(b"serve_multiplexed_model_id", b"").decode("latin-1"),
         )
-        exchange = LocalExchange(self._scope, self._to_app.get, self._send, context.request_id)
+        exchange = LocalExchange(self._scope, self._receive, self._send, context.request_id)
         try:
             async with caller.ingress(context) as ingress:
                 await ingress.handle_http(exchange)

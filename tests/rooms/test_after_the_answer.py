@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
+from servd import deployment, ingress
 from servd.replica.exchange import HttpExchange
+from servd.testing import client
 from tests.fakes import Room, wait_until
 from tests.rooms.test_websockets import HEAD
 
@@ -88,3 +90,31 @@ async def test_a_handler_hears_that_the_websocket_is_over_which_it_has_closed(
             assert answer.startswith(b"HTTP/1.1 %d " % (101 if is_accepted else 403))
             await wait_until(lambda number=number: len(said) == number)  # type: ignore[misc]
     assert said == ["websocket.disconnect"] * 2
+
+
+@pytest.mark.parametrize("asks_beside", [False, True], ids=["asks then", "asks beside"])
+def test_so_does_one_in_a_test_of_its_own(asks_beside: bool) -> None:
+    told: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        async def last() -> None:
+            while (message := await receive())["type"] == "http.request":
+                pass
+            told.append(message["type"])
+
+        if scope["type"] != "http":
+            return
+        beside = asyncio.create_task(last()) if asks_beside else None
+        await asyncio.sleep(0)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({**END, "body": b"x"})
+        async with asyncio.timeout(5):
+            await (beside or last())
+            await last()
+
+    class Shop:
+        """What the application has."""
+
+    with client(deployment(ingress(app)(Shop)).bind()) as shop:
+        assert shop.get("/").text == "x"
+    assert told == ["http.disconnect"] * 2
