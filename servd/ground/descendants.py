@@ -162,6 +162,15 @@ def end_families(leaders: Collection[tuple[int, int]], known: Collection[int] = 
         block_for(_LOOK_AGAIN_S)
 
 
+def kill_tree(pid: int) -> None:
+    """Kill a child of this process that is not waited for yet, and all that is below it.
+
+    Raises:
+        OSError: there is no descriptor left to look with; nothing was killed.
+    """
+    _kill(_descendants(pid, list(_processes())))
+
+
 @dataclass(slots=True)
 class _Process:
     pid: int

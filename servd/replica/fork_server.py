@@ -32,7 +32,7 @@ from servd.observability import logs, spans
 from servd.replica.code.environment import apply_environment
 from servd.replica.native.connections import end_inherited
 from servd.replica.native.process_pools import renew_process_pools
-from servd.replica.policies.desk import PolicyDesk
+from servd.replica.policies.desk import PolicyDesk, PolicyProcess
 from servd.wire.allocator import give_back_freed, keep_freed_memory
 from servd.wire.build_messages import BuildOrder, BuildResult
 from servd.wire.codec import RecordReader, record
@@ -302,7 +302,7 @@ class ForkServer:
         if not self._tell(exited):
             self._untold.append(exited)
 
-    def _start_policy(self, sock: socket.socket, deployment: str) -> BaseProcess:
+    def _start_policy(self, sock: socket.socket, deployment: str) -> PolicyProcess:
         whose = full_name_of(self._order.app, deployment) if deployment else self._order.app
         args = (sock, os.getpid(), f"policy {whose} {self._order.state_dir}")
         child: BaseProcess
@@ -314,7 +314,7 @@ class ForkServer:
             child = self._context.Process(target=self._be_policy, args=args, name="policy")
         if reason := forks.start(child):
             raise OSError(reason)
-        return child
+        return PolicyProcess(child)
 
     def _be_policy(self, sock: socket.socket, parent: int, title: str) -> None:
         self._leave_parent(sock.fileno())

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from servd.wire.messages import ForkServerStop
 from servd.wire.policy_messages import PolicyAnswer, PolicyAsk
 from tests.fakes import wait_until
 from tests.processes import Process, alive, command_line, offspring
@@ -175,9 +176,9 @@ async def test_beside_threads_that_the_import_left_policies_are_not_forked(room:
     assert (found.wanted, found.error) == ({"Echo": 1.0}, "")
 
 
-async def test_policies_have_process_pools_of_their_own(room: Room) -> None:
+async def test_policies_have_process_pools_of_their_own_which_end_with_them(room: Room) -> None:
     room.write(pooled_code=POOLED)
-    await room.open_fork_server(room.order("pooled_code:app"))
+    hello = await room.open_fork_server(room.order("pooled_code:app"))
     pipes = set()
     for function in ("pooled", "pooled_too"):
         put(room, function, function, module="pooled_code")
@@ -185,3 +186,8 @@ async def test_policies_have_process_pools_of_their_own(room: Room) -> None:
         assert not found.error
         pipes.add(found.wanted["Echo"])
     assert len(pipes) == 2
+    living = offspring(hello.pid)
+    assert len(living) == 4
+    assert room.fork_server is not None
+    room.fork_server.send(ForkServerStop())
+    await wait_until(lambda: not alive(living))

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from servd.exceptions import ProtocolError
+from servd.ground import descendants
 from servd.ground.clock import SystemClock
 from servd.ground.host_limits import told
 from servd.ground.quick_dataclass import dataclass
@@ -45,6 +46,27 @@ class Child(Protocol):
     def join(self, timeout: float | None = None) -> None:
         """Wait for its end."""
         ...
+
+
+class PolicyProcess:
+    """A process of policies. Whatever user code has started in it ends with it."""
+
+    def __init__(self, process: Child) -> None:
+        self._process = process
+        self.pid = process.pid
+        self.join = process.join
+
+    def __repr__(self) -> str:
+        return f"PolicyProcess({self.pid})"
+
+    def kill(self) -> None:
+        """End it."""
+        assert self.pid is not None
+        try:
+            descendants.kill_tree(self.pid)
+        except OSError:
+            # no descriptor is left to look with
+            self._process.kill()
 
 
 Fork = Callable[[socket.socket, str], Child]
