@@ -10,7 +10,7 @@ with an object that it has looked at, since Python counts references in the obje
 import asyncio
 import faulthandler
 import logging
-from collections.abc import Awaitable, Coroutine, Iterator, Set
+from collections.abc import Awaitable, Coroutine, Iterator
 from contextlib import contextmanager
 from types import FunctionType, MethodType
 from typing import Any
@@ -85,14 +85,16 @@ def built_from(order: BuildOrder, environment: Environment) -> tuple[BuildResult
         unsafe = "SERVD_FORK=0"
     instance = None
     if order.preload and not unsafe:
-        instance, unsafe = _preload(order, built, before)
+        instance, unsafe = _preload(order, built)
+        opened = open_connections(before)
+        unsafe = unsafe or fork_unsafe_reason(opened, left_by="constructor", hook=HOOK)
     if unsafe:
         logger.warning("replicas_are_spawned app=%s reason=%s", order.app, unsafe)
     else:
         note_threads()
         counting_libraries()
         note_process_pools()
-        let_end_in_children(open_connections(before))
+        let_end_in_children(opened)
         _make_ready(built)
     result = BuildResult(
         order.build_id,
@@ -107,7 +109,8 @@ def built_from(order: BuildOrder, environment: Environment) -> tuple[BuildResult
     return result, built, instance
 
 
-def _preload(order: BuildOrder, built: BuiltApplication, before: Set[int]) -> tuple[Any, str]:
+def _preload(order: BuildOrder, built: BuiltApplication) -> tuple[Any, str]:
+    """The instance, and which loop or task of its constructor's forbids to fork with it, "" for none."""
     deployment = built.deployments[order.preload]
     set_template_of(deployment.name)
     try:
@@ -119,9 +122,7 @@ def _preload(order: BuildOrder, built: BuiltApplication, before: Set[int]) -> tu
     finally:
         # policies are forked from here too
         set_template_of("")
-    if instance.unfit_reason:
-        return instance.value, instance.unfit_reason
-    return instance.value, fork_unsafe_reason(open_connections(before), left_by="constructor", hook=HOOK)
+    return instance.value, instance.unfit_reason
 
 
 @contextmanager

@@ -16,7 +16,6 @@ from servd.calls import replica_context
 from servd.calls.replica_context import get_replica_context, refuse_in_template, set_template_of
 from servd.exceptions import ServdError
 from servd.ground.ids import DeploymentID
-from servd.ground.process import open_fds
 from servd.handle import DeploymentHandle
 from servd.multiplex import multiplexed
 from servd.replica import builder
@@ -111,11 +110,10 @@ def test_what_belongs_to_a_replica_is_refused(construct: Any, what: str) -> None
         new_preloaded(a_deployment(construct))
 
 
-def test_what_is_forked_from_a_template_is_no_constructor(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(builder, "fork_unsafe_reason", lambda *_, **__: "")
+def test_what_is_forked_from_a_template_is_no_constructor() -> None:
     order: Any = SimpleNamespace(preload="Model", log_dir="/nowhere")
     built: Any = SimpleNamespace(deployments={"Model": a_deployment(lambda: 1)})
-    assert builder._preload(order, built, open_fds())[1] == ""
+    assert builder._preload(order, built)[1] == ""
     # an autoscaling policy may
     refuse_in_template("calling a handle or using the client")
 
