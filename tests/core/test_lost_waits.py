@@ -130,7 +130,7 @@ def idle(): executor.submit(int).result()
 def lock(): held = threading.Lock(); held.acquire(); held.acquire()
 def get(): queue.SimpleQueue().get()
 def wait(): threading.Event().wait()
-def sleep(): time.sleep(60)
+def sleep(): block_for(60)
 def receive(): one, other = socket.socketpair(); one.recv(1)
 def loop(): asyncio.run(asyncio.Event().wait())
 def compute():
