@@ -8,6 +8,7 @@ from starlette.responses import Response
 
 from servd.app.deployment import ROUTES_ATTRIBUTE
 from servd.app.framework_telemetry import leave_out
+from servd.calls.failures import tell_or_log
 from servd.calls.request_context import NO_REQUEST, current_request
 from servd.calls.routes.patterns import Described, RoutePatterns
 
@@ -23,10 +24,10 @@ async def call_app(app: Asgi, scope: Any, receive: Any, send: Send, *, answers_e
     the caller can give one that says what happened.
 
     Args:
-        answers_errors: the application has a handler for any exception: its answer counts.
+        answers_errors: the application has a handler for any exception: its answer is sent.
 
     Raises:
-        Exception: what the application raised, unless it answered that itself.
+        Exception: what the application raised, also where it has answered that itself.
     """
     leave_out(scope)
     if scope["type"] != "http":
@@ -49,8 +50,9 @@ async def call_app(app: Asgi, scope: Any, receive: Any, send: Send, *, answers_e
     try:
         await app(scope, receive, hold_500)
     except Exception:
-        if not (answers_errors and held):
-            raise
+        if answers_errors and held:
+            await _flush(held, send)
+        raise
     if held:
         await _flush(held, send)
 
@@ -60,20 +62,29 @@ async def call_with_request(app: Asgi, request: Request) -> Response:
 
     Raises:
         TypeError: the argument is no Request.
+        Exception: what the application raised before its response was complete; later ones are told.
     """
     if not isinstance(request, Request):
         raise TypeError(f"an ASGI ingress is called with a Request, got {type(request).__name__}")
     answer = Response()
     body = bytearray()
+    is_complete = False
 
     async def send(message: dict[str, Any]) -> None:
+        nonlocal is_complete
         if message["type"] == "http.response.start":
             answer.status_code = message["status"]
             answer.raw_headers = [(bytes(name), bytes(value)) for name, value in message.get("headers", ())]
         elif message["type"] == "http.response.body":
             body.extend(message.get("body", b""))
+            is_complete = not message.get("more_body", False)
 
-    await app(request.scope, request.receive, send)
+    try:
+        await app(request.scope, request.receive, send)
+    except Exception as error:
+        if not is_complete:
+            raise
+        tell_or_log(error, "__call__")
     answer.body = bytes(body)
     return answer
 

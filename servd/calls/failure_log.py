@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -61,6 +62,8 @@ class Failures:
         # not where the user's code has put its own
         if threading.excepthook is threading.__excepthook__:
             threading.excepthook = _thread_failed
+        if sys.unraisablehook is sys.__unraisablehook__:
+            sys.unraisablehook = _ignored
 
     def _heard(self, error: BaseException, method: str, requests: Sequence[RequestContext]) -> None:
         start = self._start
@@ -129,6 +132,14 @@ def _thread_failed(args: Any) -> None:
     # as the interpreter has it, `sys.exit()` ends a thread in peace
     if args.exc_value is not None and not issubclass(args.exc_type, SystemExit):
         tell(args.exc_value, args.thread.name if args.thread is not None else "thread")
+
+
+def _ignored(args: Any) -> None:
+    """What the interpreter goes on from, because it was raised in a finalizer or the like."""
+    if args.exc_value is None or not users_place(args.exc_value):
+        sys.__unraisablehook__(args)
+    else:
+        tell(args.exc_value, getattr(args.object, "__qualname__", "") or "finalizer")
 
 
 def failed_build(order: BuildOrder, error: DeployError) -> ErrorsReport:

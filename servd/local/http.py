@@ -20,13 +20,18 @@ Send = Callable[[Message], Awaitable[None]]
 
 OVER = "over"
 """Type of the message that says: the handler has ended, nothing more comes."""
+INTERNAL_SERVER_ERROR = 500
 _REFUSALS = (BackPressureError, DeploymentUnavailableError)
 _LEAVE_LIMIT_S = 5.0
 """A handler whose WebSocket's client has left is cancelled after so long, as in a replica."""
 
 
 class LocalExchange:
-    """One request, in this process."""
+    """One request, in this process.
+
+    Attributes:
+        answers_error: the handler has answered, whole, that it failed.
+    """
 
     whole_below = sys.maxsize
 
@@ -34,7 +39,8 @@ class LocalExchange:
         self.scope, self.receive, self._send = scope, receive, send
         self._own = (b"x-request-id", request_id.encode("latin-1"))
         self._whole: list[Message] = []
-        self.has_begun = self.is_finished = False
+        self.has_begun = self.is_finished = self.answers_error = False
+        self._status = 0
 
     def __repr__(self) -> str:
         return f"LocalExchange({self.scope.get('method', 'WEBSOCKET')} {self.scope['path']})"
@@ -50,12 +56,14 @@ class LocalExchange:
             if self.has_begun:
                 raise RuntimeError("the response has begun already")
             check_final(message["status"])
+            self._status = message["status"]
         elif kind == "http.response.body":
             if not self.has_begun:
                 raise RuntimeError("the response has not begun")
             if self.is_finished:
                 raise RuntimeError("the response is complete already")
             self.is_finished = not message.get("more_body", False)
+            self.answers_error = self.is_finished and self._status == INTERNAL_SERVER_ERROR
         if "headers" in message or kind in ("http.response.start", "websocket.accept"):
             kept = [(bytes(name).lower(), bytes(value)) for name, value in message.get("headers", ())]
             own = [*(pair for pair in kept if pair[0] != b"x-request-id"), self._own]
@@ -108,7 +116,7 @@ class LocalCall:
         caller: of the application. loop: on which that runs.
         scope: ASGI scope, type "http" or "websocket".
         body: of the request; a WebSocket has none.
-        raises: what the handler raises is raised by `next` and `leave`, not answered.
+        raises: what the handler raises is raised by `next` and `leave`, not answered, unless it has an answer of its own for it.
     """
 
     def __init__(
@@ -245,7 +253,7 @@ class LocalCall:
             # how a handler hears that its client has left
             if self._has_left and says_client_left(error):
                 return
-            if self._raises and not isinstance(error, _REFUSALS):
+            if self._raises and not isinstance(error, _REFUSALS) and not exchange.answers_error:
                 raise
             tell_or_log(error, "__call__")
             if not self._has_left:

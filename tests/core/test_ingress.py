@@ -157,9 +157,15 @@ async def test_a_handler_for_everything_answers_itself() -> None:
         def read(self) -> None:
             raise ValueError
 
-    async with client_of(Careful()) as client:
+    instance: Any = Careful()
+    transport = httpx.ASGITransport(asgi_of(instance), raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://fruit") as client:
         answer_ = await client.get("/")
         assert (answer_.status_code, answer_.text) == (500, "mine")
+    # so that whoever runs the application can tell of it, as with any server
+    async with client_of(instance) as client:
+        with pytest.raises(ValueError):
+            await client.get("/")
 
 
 async def said_by_websocket(instance: Any, path: str, *texts: str) -> str:

@@ -28,6 +28,10 @@ def boom(kind):
 async def lost(kind):
     boom(kind)
 
+class Finalized:
+    def __del__(self):
+        boom("finalizer")
+
 @deployment
 class Back:
     async def call(self):
@@ -89,6 +93,9 @@ class Front:
                 return "ok"
             case "thread":
                 threading.Thread(target=boom, args=(kind,)).start()
+                return "ok"
+            case "finalizer":
+                Finalized()
                 return "ok"
             case "call":
                 await self.back.call.remote()
@@ -183,6 +190,26 @@ class Early:
 
 app = Early.bind()
 """
+CAREFUL = """
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse
+from servd import deployment, ingress
+
+web = FastAPI()
+
+@web.exception_handler(Exception)
+async def sorry(request, error):
+    return JSONResponse({"sorry": str(error)}, 500)
+
+@deployment
+@ingress(web)
+class Careful:
+    @web.get("/{kind}")
+    def fail(self, kind: str):
+        raise LookupError(f"boom {kind}")
+
+app = Careful.bind()
+"""
 LINE = re.compile(r"^ERROR .* user_code_failed ")
 
 
@@ -195,9 +222,10 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDaemon]:
     (code / "hooks.py").write_text(HOOKS)
     (code / "lost.py").write_text(LOST)
     (code / "early.py").write_text(EARLY)
+    (code / "careful.py").write_text(CAREFUL)
     with a_daemon(settings_in(directory)) as running:
         put(running, 1)
-        eventually(lambda: are_healthy(running, "Front", "Back", "Web", "Config"))
+        eventually(lambda: are_healthy(running, "Front", "Back", "Web", "Config", "Careful"))
         yield running
 
 
@@ -205,7 +233,13 @@ def put(daemon: RunningDaemon, config: int) -> None:
     env = {"working_dir": str(Path(daemon.settings.start_dir) / "code")}
     apps = [
         {"name": name, "route_prefix": f"/{name}", "import_path": path, "runtime_env": env}
-        for name, path in (("shop", "shop:app"), ("hooks", "hooks:app"), ("lost", "lost:app"), ("early", "early:app"))
+        for name, path in (
+            ("shop", "shop:app"),
+            ("hooks", "hooks:app"),
+            ("lost", "lost:app"),
+            ("early", "early:app"),
+            ("careful", "careful:app"),
+        )
     ]
     apps[1]["deployments"] = [{"name": "Config", "user_config": {"a": config}}]
     assert daemon.ask("PUT", "/api/serve/applications/", {"applications": apps}) == (200, "")
@@ -250,6 +284,7 @@ def get(daemon: RunningDaemon, path: str, request_id: str) -> tuple[int, str]:
         ("task", 200, "Front", "lost"),
         ("callback", 200, "Front", "callback"),
         ("thread", 200, "Front", "Thread-"),
+        ("finalizer", 200, "Front", "Finalized.__del__"),
         ("caught", 500, "Front", "__call__"),
         ("call", 500, "Back", "call"),
         ("unread", 200, "Back", "unread"),
@@ -294,6 +329,15 @@ def test_what_is_raised_after_the_client_left_is_told(
     (tmp_path / "go").touch()
     ((line, _),) = eventually(lambda: told(daemon, text))
     assert f" gone-{kind} /shop shop " in line
+
+
+def test_what_an_application_answers_with_a_handler_for_any_error_is_told(daemon: RunningDaemon) -> None:
+    assert get(daemon, "/careful/answered", "req-answered") == (500, '{"sorry":"boom answered"}')
+    ((line, _),) = eventually(lambda: told(daemon, "boom answered"))
+    assert "deployment=Careful method=__call__" in line
+    assert " req-answered /careful careful " in line
+    ((error),) = eventually(lambda: listed_as(daemon, "answered"))
+    assert error["count"] == 1
 
 
 def test_a_websocket_and_an_asgi_application_are_told(daemon: RunningDaemon) -> None:
