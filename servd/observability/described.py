@@ -149,6 +149,14 @@ def in_json(value: Any) -> Any:
     return bounded(text_of(value))
 
 
+def message_of(record: logging.LogRecord) -> str:
+    """What was logged; where its arguments do not fit or have no text, what they were to be put into and why that failed."""
+    try:
+        return record.getMessage()
+    except Exception as error:
+        return f"{text_of(record.msg)} [arguments not shown: {summary_of(error)}]"
+
+
 def bounded(text: str) -> str:
     """The text, cut where it is too long."""
     left_out = len(text) - LONGEST_MESSAGE

@@ -18,10 +18,11 @@ from servd.ground.quick_dataclass import dataclass
 from servd.ground.settings import is_on, variable
 from servd.observability.access_log import replica_fields, trace_words
 from servd.observability.application_lines import ApplicationLines, PrintedLines
-from servd.observability.described import ACCESS_MARK, bounded, extras_of, in_json, report_of, text_of
+from servd.observability.described import ACCESS_MARK, bounded, extras_of, in_json, text_of
 from servd.observability.log_file import LogFile, make_directory
 from servd.observability.own_loggers import is_written, keep_own_loggers, speak_through
 from servd.observability.shown_lines import ShownLines
+from servd.observability.tracebacks import texts_of
 
 LAST_LINES_S = 0.5
 """How long the end of a process waits for whoever reads its stderr."""
@@ -333,10 +334,7 @@ class LineFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The line of one record, its traceback on the lines after it."""
-        # one that has come through a queue has only the text of its exception
-        trace = self.formatException(record.exc_info) if record.exc_info else record.exc_text
-        parts = (record.getMessage(), trace, record.stack_info)
-        message = "\n".join(bounded(part.rstrip("\n")) for part in parts if part)
+        message = "\n".join(bounded(text.rstrip("\n")) for text in texts_of(record) if text)
         request = self._request_fields() if self._request_fields else _NO_FIELDS
         if self.is_json:
             return self._json(record, message, request)
@@ -350,10 +348,6 @@ class LineFormatter(logging.Formatter):
 
     def _further(self, record: logging.LogRecord) -> list[tuple[str, Any]]:
         return [(name, _attribute(record, name)) for name in self.attributes]
-
-    def formatException(self, ei: Any) -> str:
-        """The whole traceback; whatever the exception's class does, the line is written."""
-        return "".join(report_of(ei[1]).format()).rstrip() if ei[1] is not None else ""
 
     def _json(self, record: logging.LogRecord, message: str, request: Fields) -> str:
         fields = {

@@ -1,12 +1,13 @@
 """Tracebacks as users want to read them: their own frames only. Standard library only."""
 
+import logging
 import os
 import sysconfig
 import traceback
 from collections.abc import Iterator, Mapping
 
 from servd.ground.package import PACKAGE_DIR
-from servd.observability.described import report_of, slot
+from servd.observability.described import members_of, message_of, report_of, slot
 from servd.observability.hints import hint_for
 
 _OWN = PACKAGE_DIR + os.sep
@@ -15,6 +16,8 @@ _SITE = ("site-packages" + os.sep, "dist-packages" + os.sep)
 _NOISE = ("<frozen importlib", "<frozen runpy", os.path.join(_STDLIB, "importlib"))
 _MACHINERY = ("asyncio", "concurrent", "importlib", "multiprocessing", "contextvars.py", "runpy.py", "threading.py")
 _FRAMEWORKS = ("starlette", "fastapi", "anyio", "uvloop")
+_FRAME = '  File "'
+_MOST_MEMBERS = 100
 _HEAD = "Traceback (most recent call last):\n"
 
 _origins: dict[str, str] = {}
@@ -32,6 +35,22 @@ def users_paths(text: str) -> str:
     for copy, origin in _origins.items():
         text = text.replace(copy, origin)
     return text
+
+
+def texts_of(record: logging.LogRecord) -> Iterator[str]:
+    """What a log record says: its message, traceback and stack, as far as it has them. Never raises.
+
+    Paths as in `user_traceback` where the interpreter has written them, in printed tracebacks too.
+    """
+    message = message_of(record)
+    yield users_paths(message) if record.name == "py.warnings" or _FRAME in message else message
+    if record.exc_info and record.exc_info[1] is not None:
+        yield users_paths("".join(report_of(record.exc_info[1]).format()).rstrip())
+    # one that has come through a queue has only the text of its exception
+    elif record.exc_text:
+        yield users_paths(record.exc_text)
+    if record.stack_info:
+        yield users_paths(record.stack_info)
 
 
 def user_traceback(error: BaseException) -> str:
@@ -55,8 +74,22 @@ def user_traceback(error: BaseException) -> str:
 def users_place(error: BaseException) -> str:
     """Where in the user's code an exception was raised, `file:line in function`; else in a package. "" without such a frame.
 
-    Paths as in `user_traceback`. Never raises.
+    Of a group that other code has put together, where the first of its members was that the user's code raised. Paths as in
+    `user_traceback`. Never raises.
     """
+    waiting, seen, other = [error], 0, ""
+    while waiting and seen < _MOST_MEMBERS:
+        one, seen = waiting.pop(), seen + 1
+        found, place = _places(one)
+        if found:
+            return _storable(users_paths(found))
+        other = other or place
+        waiting += reversed(members_of(one))
+    return _storable(users_paths(other))
+
+
+def _places(error: BaseException) -> tuple[str, str]:
+    """Of the last frames of the user's and of a package; "" without one."""
     found = other = ""
     trace = slot(error, "__traceback__")
     while trace is not None:
@@ -67,7 +100,7 @@ def users_place(error: BaseException) -> str:
         elif not is_runtime(code.co_filename) and not _is_machinery(code.co_filename):
             other = place
         trace = trace.tb_next
-    return _storable(users_paths(found or other))
+    return found, other
 
 
 def _storable(text: str) -> str:

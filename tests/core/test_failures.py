@@ -192,6 +192,17 @@ def test_a_group_is_one_type_in_one_place() -> None:
     assert len({first, group(fail(KeyError, "a")), group(fail(ValueError, "a"), "E"), group(ValueError("a"))}) == 4
 
 
+def test_a_group_of_tasks_that_other_code_made_is_where_its_first_error_was_raised() -> None:
+    def place(error: BaseException) -> str:
+        return failure_of(error, app="a", deployment="D", method="m").place
+
+    one = raised(ValueError("a"))
+    group = BaseExceptionGroup("", [KeyError("without a frame"), BaseExceptionGroup("", [one, KeyError("b")])])
+    assert place(group) == place(one) != "m"
+    assert place(raised(UserCodeError("the handler raised"), group)) == place(one)
+    assert place(ExceptionGroup("", [KeyError("a")])) == "m"
+
+
 def test_what_is_told_of_an_exit() -> None:
     error = raised(UserCodeError("the handler raised SystemExit"), raised(SystemExit("bye")))
     failure = failure_of(error, app="a", deployment="D", method="m", at=1.0, request_ids=("r",))

@@ -14,6 +14,7 @@ import pytest
 
 from servd.observability import logs
 from servd.observability.application_lines import LONGEST_PRINTED, PrintedLines
+from servd.observability.tracebacks import show_as
 
 shop = logging.getLogger("shop.till")
 
@@ -160,10 +161,46 @@ def test_what_an_application_says_is_a_line(
     assert (process.shown("stdout"), process.shown("stderr")) == ([], [])
 
 
-def test_a_record_that_cannot_be_formatted_is_told(process: Process) -> None:
+class Wordless:
+    def __repr__(self) -> str:
+        raise KeyError("no words")
+
+
+@pytest.mark.parametrize(
+    ("say", "expected"),
+    [
+        (lambda: shop.info("%d apples", "no"), "%d apples [arguments not shown: TypeError: "),
+        (lambda: shop.info("%r", Wordless()), "%r [arguments not shown: KeyError: 'no words']"),
+        (lambda: shop.info("one", 2), "one [arguments not shown: TypeError: "),
+        (lambda: shop.info(Wordless()), "<exception str() failed> [arguments not shown: KeyError: 'no words']"),
+    ],
+)
+def test_a_record_that_cannot_be_formatted_is_one_line(
+    process: Process, say: Callable[[], object], expected: str
+) -> None:
     process.begin()
-    shop.info("%d", "no number")
-    assert process.lines[0] == ("WARNING", "--- Logging error ---")
+    say()
+    ((level, message),) = process.lines
+    assert level == "INFO"
+    assert message.startswith(expected)
+
+
+def test_paths_are_those_of_the_users_own_files(process: Process) -> None:
+    process.begin()
+    show_as({str(Path(__file__).parent): "/home/me"})
+    try:
+        _raises()
+        shop.info("here", stack_info=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.warn("old apples", FutureWarning, stacklevel=1)
+        traceback.print_stack(limit=1)
+        print(__file__)
+    finally:
+        show_as({})
+    named = [text for _, text in process.lines if "test_application_lines.py" in text]
+    assert [text for text in named if "/home/me/test_application_lines.py" not in text] == [__file__]
+    assert len(named) >= 5
 
 
 def test_exceptions_and_warnings_have_their_text(process: Process) -> None:
