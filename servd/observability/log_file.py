@@ -38,6 +38,7 @@ class LogFile:
         self._clock = SystemClock()
         self._is_away = self._is_torn = False
         self._look_at = 0.0
+        self._end = 0
         self._stood_in: tuple[int, ...] = ()
         self._link: Path | None = None
         self._fd = self._open_or_none()
@@ -53,13 +54,14 @@ class LogFile:
     def write(self, data: bytes) -> None:
         """Append whole lines; a full or broken disk loses them silently."""
         try:
-            self._make_room(len(data))
-            if self._is_torn:
-                # what the disk had room for of an earlier line must not become the begin of this one
+            size = self._make_room(len(data))
+            if self._is_torn or (self._stood_in and size != self._end and self._has_open_end(size)):
+                # what the disk had room for of an earlier line, or somebody printed, must not become the begin of this one
                 data = b"\n" + data
             written = os.write(self._fd, data)
         except OSError:
             return
+        self._end = size + written
         if written < len(data) or self._is_torn:
             self._is_torn = data[written - 1 : written] != b"\n"
 
@@ -100,12 +102,26 @@ class LogFile:
         """Close the file."""
         os.close(self._fd)
 
-    def _make_room(self, size: int) -> None:
+    def _make_room(self, size: int) -> int:
+        """Gives how long the file is."""
         status = os.fstat(self._fd)
         if self._is_away or not self._is_in_place(status):
             self._find_again()
         elif status.st_size and status.st_size + size > self._max_bytes:
             self._rotate()
+        else:
+            return status.st_size
+        return os.fstat(self._fd).st_size
+
+    def _has_open_end(self, size: int) -> bool:
+        """Whether the line at the end of the file, written by whoever, has no end yet."""
+        if not size:
+            return False
+        fd = os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return os.pread(fd, 1, size - 1) != b"\n"
+        finally:
+            os.close(fd)
 
     def _open_or_none(self) -> int:
         """The file, else what swallows everything."""

@@ -460,6 +460,37 @@ def test_half_a_line_on_a_full_disk_is_not_the_begin_of_the_next_one(tmp_path: P
     assert file.path.read_text().splitlines() == ["INFO first", "INFO ", "INFO fourth", "INFO fifth"]
 
 
+def test_what_is_printed_without_an_end_is_not_the_begin_of_the_next_line(tmp_path: Path) -> None:
+    printed = os.open(os.devnull, os.O_WRONLY)
+    file = LogFile(tmp_path / "x.log")
+    file.stand_in_for(printed)
+    os.write(printed, b"at the start")
+    for line in (b"INFO first\n", b"INFO second\n"):
+        file.write(line)
+    os.write(printed, b"whole\n")
+    file.write(b"INFO third\n")
+    os.write(printed, b"50 %\r100 %")
+    file.write(b"ERROR fourth\n")
+    lines = file.path.read_bytes().split(b"\n")
+    assert lines == [
+        b"at the start",
+        b"INFO first",
+        b"INFO second",
+        b"whole",
+        b"INFO third",
+        b"50 %\r100 %",
+        b"ERROR fourth",
+        b"",
+    ]
+    # as `copytruncate` of logrotate does
+    os.truncate(file.path, 0)
+    os.write(printed, b"half")
+    file.write(b"INFO fifth\n")
+    os.close(printed)
+    file.close()
+    assert file.path.read_bytes() == b"half\nINFO fifth\n"
+
+
 def test_a_lost_file_is_not_looked_for_at_every_line(tmp_path: Path) -> None:
     state = tmp_path / "state"
     state.mkdir()
