@@ -242,8 +242,16 @@ class Caller:
         if not waiting:
             peer.candidate.is_full = False
 
-    def refuse_circles(self, router: Router) -> None:
-        """Refuse what waits for slots that are held on its own behalf."""
+    def refuse_line(self, router: Router) -> None:
+        """Refuse what waits in vain: for what is not there, beyond the bound, or for slots that are held on its own behalf."""
+        if router.line and (refused := router.refusal()) is not None:
+            waiting, router.line = router.line, []
+            for call in waiting:
+                call.on_failure(refused)
+        if router.came_blind:
+            there = {one.replica_id: len(one.peer.pending) for one in router.candidates}
+            for call, beyond in router.take_beyond(there):
+                call.on_failure(beyond)
         refuse_circles(router)
 
     def on_rejected(self, peer: ReplicaPeer, call_id: int, call: Outgoing | None, is_leaving: bool) -> None:
@@ -273,7 +281,7 @@ class Caller:
                 self._rescue(call, peer.candidate.replica_id, reason)
             except Exception:
                 logger.exception("failure_callback_failed")
-        self._refuse_line(peer.router)
+        self.refuse_line(peer.router)
 
     def _rescue(self, call: Outgoing, replica_id: str, reason: str) -> None:
         verdict = after_loss(
@@ -344,7 +352,7 @@ class Caller:
                 self._send(call, candidate, 0)
         for peer in connected:
             peer.ask_for_offers(self._last_id)
-        self._refuse_line(router)
+        self.refuse_line(router)
 
     def _connect(self, router: Router, candidate: Candidate) -> bool:
         try:
@@ -359,13 +367,6 @@ class Caller:
             return False
         self._is_short = False
         return True
-
-    def _refuse_line(self, router: Router) -> None:
-        if router.line and (refused := router.refusal()) is not None:
-            waiting, router.line = router.line, []
-            for call in waiting:
-                call.on_failure(refused)
-        refuse_circles(router)
 
     def _turn_later(self) -> None:
         if self._timer is None:

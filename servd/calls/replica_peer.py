@@ -65,7 +65,7 @@ class Owner(Protocol):
         """A replica holds a slot for the oldest waiting request."""
         ...
 
-    def refuse_circles(self, router: Router) -> None:
+    def refuse_line(self, router: Router) -> None:
         """A replica said how many requests it takes at a time."""
         ...
 
@@ -280,7 +280,7 @@ class ReplicaPeer:
             self.is_greeted = True
             self.takes_bodies = self.takes_bodies or (len(record) > 2 and record[2])
             self.takes_websockets = self.takes_websockets or len(record) > 3
-            self.owner.refuse_circles(self.router)
+            self.owner.refuse_line(self.router)
         elif kind == ROUTES:
             if self.owner.on_routes is not None:
                 self.owner.on_routes(self.router.deployment, record[2])

@@ -9,7 +9,7 @@ overtakes.
 import random
 from bisect import insort
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 from typing import Generic, Protocol, TypeVar
 
@@ -57,12 +57,14 @@ class RequestRouter(Generic[WorkT]):
         refused: why one of today's replicas has refused this caller, "" if none has.
         rule: how to choose; None = the better of two.
         may_read_texts: the rule goes by texts, or is not known yet.
+        came_blind: requests wait, or are on their way, that came before the bound of the line was known.
     """
 
     __slots__ = (
         "_chosen_for",
         "_rng",
         "announced",
+        "came_blind",
         "candidates",
         "deployment",
         "is_known",
@@ -77,7 +79,7 @@ class RequestRouter(Generic[WorkT]):
     def __init__(self, deployment: str, rng: random.Random) -> None:
         self.deployment = deployment
         self._rng = rng
-        self.is_known = False
+        self.is_known = self.came_blind = False
         self.targets = DeploymentTargets(deployment)
         self.announced: dict[str, Candidate] = {}
         self.candidates: list[Candidate] = []
@@ -186,6 +188,7 @@ class RequestRouter(Generic[WorkT]):
         refused = self.refusal() or (None if work.has_waited else self._overflow())
         if refused is not None:
             return refused
+        self.came_blind = self.came_blind or not self.is_known
         # rejected requests come back in any order; the line stays sorted by age
         if self.line and work.number < self.line[-1].number:
             insort(self.line, work, key=_number)
@@ -203,6 +206,22 @@ class RequestRouter(Generic[WorkT]):
         if 0 <= limit <= waiting:
             return BackPressureError(self.deployment, waiting, limit, *self.targets.backpressure)
         return None
+
+    def take_beyond(self, pending: Mapping[str, int]) -> list[tuple[WorkT, RequestError]]:
+        """Take what came before the bound was known and goes beyond it, the newest, when all replicas have told their limits.
+
+        Args:
+            pending: requests of this caller at each candidate, by replica id. Those that it cannot take come back.
+        """
+        limits, bound = self.limits(), self.targets.max_queued_requests
+        if not self.came_blind or not self.is_known or not all(limits.values()):
+            return []
+        self.came_blind = False
+        room = sum(limit - pending.get(replica_id, 0) for replica_id, limit in limits.items())
+        keep = len(self.line) if bound < 0 else max(bound + room, 0)
+        self.line, beyond = self.line[:keep], self.line[keep:]
+        refused = BackPressureError(self.deployment, bound, bound, *self.targets.backpressure)
+        return [(work, refused) for work in beyond]
 
     def limits(self) -> dict[str, int]:
         """Slots of each candidate, by replica id; 0 = not known yet."""
@@ -232,7 +251,7 @@ class RequestRouter(Generic[WorkT]):
                 left[chosen] -= 1
                 chosen.is_full = not left[chosen]
                 work = waiting.popleft()
-                work.has_waited = True
+                work.has_waited = not self.came_blind
                 yield work, chosen
         finally:
             for candidate in left:
@@ -259,7 +278,7 @@ class RequestRouter(Generic[WorkT]):
             if holding:
                 left[holding[0]] -= 1
                 self.line.remove(work)
-                work.has_waited = True
+                work.has_waited = not self.came_blind
                 yield work, holding[0]
             elif not any(left.values()):
                 return

@@ -66,6 +66,44 @@ def test_unbounded_line() -> None:
     assert all(router.admit_to_line(Work(number)) is None for number in range(100))
 
 
+@pytest.mark.parametrize(
+    ("bound", "limits", "pending", "kept"),
+    [
+        (2, {"a": 1}, {}, 3),
+        (2, {"a": 1}, {"a": 1}, 2),
+        # those that it cannot take come back, and are older
+        (2, {"a": 1}, {"a": 8}, 0),
+        (2, {"a": 1, "b": 3}, {"a": 1}, 5),
+        (2, {}, {}, 2),
+        (2, {"a": 1, "b": 0}, {}, 9),
+        (-1, {"a": 1}, {}, 9),
+        (100, {"a": 1}, {}, 9),
+    ],
+)
+def test_what_came_before_the_bound_was_known_keeps_to_it(
+    bound: int, limits: dict[str, int], pending: dict[str, int], kept: int
+) -> None:
+    router: RequestRouter[Work] = RequestRouter("app_D", random.Random(7))
+    assert all(router.admit_to_line(Work(number)) is None for number in range(9))
+    assert router.take_beyond({}) == []
+    endpoints = tuple(Endpoint(name, f"ipc://{name}") for name in limits)
+    router.update(DeploymentTargets("app_D", "app", endpoints=endpoints, max_queued_requests=bound))
+    for candidate in router.candidates:
+        candidate.limit = limits[candidate.replica_id]
+    refused = router.take_beyond(pending)
+    assert [work.number for work in router.line] == list(range(kept))
+    assert [work.number for work, _ in refused] == list(range(kept, 9))
+    assert all(isinstance(error, BackPressureError) for _, error in refused)
+
+
+def test_a_line_that_kept_to_its_bound_is_left_alone_when_that_sinks() -> None:
+    router = a_router(max_queued_requests=5)
+    assert all(router.admit_to_line(Work(number)) is None for number in range(5))
+    router.update(DeploymentTargets("app_D", "app", max_queued_requests=1))
+    assert router.take_beyond({}) == []
+    assert len(router.line) == 5
+
+
 def test_refusals() -> None:
     assert isinstance(a_router(exists=False).refusal(), NoRouteError)
     assert isinstance(a_router(unavailable="broken").refusal(), DeploymentUnavailableError)

@@ -253,6 +253,26 @@ async def test_full_line_is_back_pressure() -> None:
             call.cancel()
 
 
+@pytest.mark.parametrize("router", [{}, {"name": "round_robin"}, {"name": "consistent_hash", "header": "x-session-id"}])
+async def test_calls_from_before_the_bound_of_the_line_was_known_keep_to_it(router: dict[str, Any]) -> None:
+    go_on = asyncio.Event()
+    async with Room() as room:
+        calls = [
+            asyncio.ensure_future(
+                room.caller.submit_call("app_Echo", "wait", arguments(), NO_REQUEST, session_id=str(number))
+            )
+            for number in range(9)
+        ]
+        addresses = [room.replica(methods={"wait": go_on.wait}, limit=1) for _ in range(2)]
+        room.route(*addresses, max_queued_requests=3, router=router)
+        await wait_until(lambda: sum(call.done() for call in calls) == 4)
+        go_on.set()
+        answers = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 5)
+    refused = [isinstance(answer, BackPressureError) for answer in answers]
+    # a rule sends the first of a line where they belong; elsewhere the newest are refused
+    assert sum(refused) == 4 if router.get("header") else refused == [False] * 5 + [True] * 4
+
+
 async def test_a_replica_that_holds_requests_up_gets_no_further_ones() -> None:
     async def name(which: str) -> str:
         return which
