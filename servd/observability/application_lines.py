@@ -4,7 +4,7 @@ How this works: a record is seen where Python hands it to handlers, after the lo
 and `propagate` stay the application's own, whenever and however it sets them, and none of it can lose a line. `sys.stdout` and
 `sys.stderr` are replaced by streams that make a record of each line, the same streams in a fork server and in what it forks:
 a handler that the application made at its import goes on writing to them. What such a handler prints of a record that was seen is
-no line of its own.
+no line of its own, also where it gets the record through a queue, on another thread.
 """
 
 import io
@@ -12,12 +12,15 @@ import logging
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 LONGEST_PRINTED = 64 * 1024
 """Characters of a printed line; what goes on for longer without an end becomes several lines."""
 
 _LEVELS = {"stdout": logging.INFO, "stderr": logging.WARNING}
+MOST_QUEUED = 1000
+"""Records that are known to have gone to a queue of the application's; of older ones a handler's line is one more."""
 _DEEPEST = 2
 """A line about a line that could not be written is written still; whatever that prints is lost."""
 
@@ -26,6 +29,7 @@ class _State(threading.local):
     depth = 0
     in_handlers = 0
     has_printed = False
+    repeats = False
 
 
 class ApplicationLines:
@@ -45,6 +49,7 @@ class ApplicationLines:
         self._handlers: Sequence[logging.Handler] = ()
         self._shown: logging.Handler | None = None
         self._passes_on = False
+        self._queued: dict[tuple[object, ...], None] = {}
         self.level = logging.INFO
 
     def __repr__(self) -> str:
@@ -74,7 +79,13 @@ class ApplicationLines:
         def seen(logger: logging.Logger, record: logging.LogRecord) -> None:
             lines.on_record(logger, record, call_handlers)
 
+        handle = logging.Handler.handle
+
+        def handled(handler: logging.Handler, record: logging.LogRecord) -> bool:
+            return lines.on_handler(handler, record, handle)
+
         logging.Logger.callHandlers = seen  # type: ignore[method-assign, assignment]
+        logging.Handler.handle = handled  # type: ignore[method-assign, assignment]
         for name, level in _LEVELS.items():
             # none where the process has no such descriptor
             if (stream := getattr(sys, name)) is not None:
@@ -97,9 +108,32 @@ class ApplicationLines:
             if (record.levelno >= self.level or has_printed) and not self._is_written(logger):
                 self._write(record, is_shown=not has_printed)
 
+    def on_handler(self, handler: logging.Handler, record: logging.LogRecord, handle: Callable[..., bool]) -> bool:
+        """A handler gets a record, from a logger or whoever. handle: what Python does with it."""
+        state = self._state
+        if state.in_handlers:
+            # as `logging.handlers.QueueHandler`, which few have loaded
+            if record.levelno >= self.level and hasattr(handler, "enqueue"):
+                self._queued[_key(record)] = None
+                if len(self._queued) > MOST_QUEUED:
+                    # other threads may do the same
+                    with suppress(RuntimeError, StopIteration):
+                        self._queued.pop(next(iter(self._queued)), None)
+        elif self._queued and _key(record) in self._queued:
+            state.repeats = True
+            try:
+                return handle(handler, record)
+            finally:
+                state.repeats = False
+        return handle(handler, record)
+
     def on_printed(self, stream: "PrintedLines", text: str) -> bool:
         """Something is printed; whether lines are to be made of it."""
         state = self._state
+        if state.repeats:
+            if self._passes_on:
+                stream.pass_on(text)
+            return False
         if state.in_handlers:
             state.has_printed = True
         if (self._passes_on or (state.in_handlers and self._shown is not None)) and state.depth < _DEEPEST:
@@ -129,6 +163,11 @@ class ApplicationLines:
         finally:
             state.depth -= 1
             state.in_handlers = within
+
+
+def _key(record: logging.LogRecord) -> tuple[object, ...]:
+    """What a copy of it has too, as a queue hands on."""
+    return record.created, record.thread, record.name, record.lineno
 
 
 class PrintedLines(io.TextIOWrapper):

@@ -3,6 +3,8 @@
 import io
 import logging
 import logging.config
+import logging.handlers
+import queue
 import sys
 import threading
 import traceback
@@ -64,6 +66,7 @@ def process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Process
     process = Process(tmp_path, monkeypatch)
     monkeypatch.setenv("SERVD_LOG_TO_STDERR", "0")
     monkeypatch.setattr(logging.Logger, "callHandlers", logging.Logger.callHandlers)
+    monkeypatch.setattr(logging.Handler, "handle", logging.Handler.handle)
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
     monkeypatch.setattr(logs, "_application_lines", None)
     # a test before may have made it another name of servd's own logger, which a configuration that names one of them silences
@@ -159,6 +162,30 @@ def test_what_an_application_says_is_a_line(
     assert process.lines == expected
     # nobody looks at the streams of a daemon in the background: they are the file
     assert (process.shown("stdout"), process.shown("stderr")) == ([], [])
+
+
+@pytest.mark.parametrize(("wish", "shown"), [("0", 0), ("1", 2), ("WARNING", 6)])
+def test_what_a_handler_prints_behind_a_queue_is_no_line_of_its_own(
+    process: Process, monkeypatch: pytest.MonkeyPatch, wish: str, shown: int
+) -> None:
+    monkeypatch.setenv("SERVD_LOG_TO_STDERR", wish)
+    process.begin()
+    waiting: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
+    outputs = [logging.StreamHandler(), logging.StreamHandler()]
+    listener = logging.handlers.QueueListener(waiting, *outputs)
+    sender = logging.handlers.QueueHandler(waiting)
+    monkeypatch.setattr(shop, "handlers", [sender])
+    monkeypatch.setattr(shop, "propagate", False)
+    monkeypatch.setattr(shop, "level", logging.DEBUG)
+    listener.start()
+    shop.info("once")
+    shop.error("%s", "again")
+    listener.stop()
+    assert process.lines == [("INFO", "once"), ("ERROR", "again")]
+    assert len(process.shown("stderr")) == shown
+    # no logger has handed on this one
+    outputs[0].handle(logging.makeLogRecord({"msg": "by itself"}))
+    assert process.lines[2:] == [("WARNING", "by itself")]
 
 
 class Wordless:
