@@ -7,6 +7,7 @@ a handler that the application made at its import goes on writing to them. What 
 no line of its own, also where it gets the record through a queue, on another thread.
 """
 
+import functools
 import io
 import logging
 import sys
@@ -84,6 +85,14 @@ class ApplicationLines:
         def handled(handler: logging.Handler, record: logging.LogRecord) -> bool:
             return lines.on_handler(handler, record, handle)
 
+        basic_config = logging.basicConfig
+
+        def configured(**options: Any) -> None:
+            # `logging.info()` and the like ask for a handler where there is none, so that they are not lost: here they are not
+            if options or sys._getframe(1).f_globals is not vars(logging):
+                basic_config(**options)
+
+        logging.basicConfig = functools.update_wrapper(configured, basic_config)
         logging.Logger.callHandlers = seen  # type: ignore[method-assign, assignment]
         logging.Handler.handle = handled  # type: ignore[method-assign, assignment]
         for name, level in _LEVELS.items():

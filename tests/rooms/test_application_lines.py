@@ -67,6 +67,7 @@ def process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Process
     monkeypatch.setenv("SERVD_LOG_TO_STDERR", "0")
     monkeypatch.setattr(logging.Logger, "callHandlers", logging.Logger.callHandlers)
     monkeypatch.setattr(logging.Handler, "handle", logging.Handler.handle)
+    monkeypatch.setattr(logging, "basicConfig", logging.basicConfig)
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
     monkeypatch.setattr(logs, "_application_lines", None)
     # a test before may have made it another name of servd's own logger, which a configuration that names one of them silences
@@ -267,6 +268,21 @@ def test_people_see_each_line_once(
     assert [line.rpartition(" - ")[2] for line in process.shown("stderr")] == stderr
     # with a header where lines of all kinds come together
     assert wish != "1" or process.shown("stderr")[0].startswith("INFO ")
+
+
+@pytest.mark.parametrize("wish", ["1", "WARNING"])
+def test_a_word_to_the_root_makes_no_handler(process: Process, monkeypatch: pytest.MonkeyPatch, wish: str) -> None:
+    monkeypatch.setenv("SERVD_LOG_TO_STDERR", wish)
+    process.begin()
+    logging.info("first")
+    shop.info("second")
+    assert logging.getLogger().handlers == []
+    assert [line[:5] for line in process.shown("stderr")] == ["INFO "] * 2
+    # who asks for one gets it
+    logging.basicConfig()
+    logging.info("third")
+    assert process.shown("stderr")[2:] == ["INFO:root:third"]
+    assert process.lines == [("INFO", "first"), ("INFO", "second"), ("INFO", "third")]
 
 
 def test_handlers_of_an_import_write_for_the_replica_that_is_forked(process: Process) -> None:
