@@ -35,7 +35,7 @@ class Listener(Protocol):
         ...
 
     def build_errors(self, fork_server_id: str, report: ErrorsReport) -> None:
-        """Why its build failed."""
+        """Why its build failed, or what a policy of it raised."""
         ...
 
     def forked(self, child: Forked) -> None:

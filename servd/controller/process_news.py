@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from servd.controller.control_server import ControlServer
@@ -151,10 +152,12 @@ class ProcessNews:
         self._emit(events.BuildFinished(fork_server_id, result))
 
     def build_errors(self, fork_server_id: str, report: ErrorsReport) -> None:
-        """Why a build failed; comes again after each reconnect."""
+        """Why a build failed, which comes again after each reconnect; or what a policy raised, behind the id whose that is."""
         fact = self._observed.fork_servers.get(fork_server_id)
-        if fact is not None and report.replica_id == fork_server_id and self._errors is not None:
-            self._errors.heard(fact.order.app, fact.order.preload, report)
+        told_by, of_policy, deployment = report.replica_id.partition("/")
+        if fact is not None and told_by == fork_server_id and self._errors is not None:
+            whose = deployment if of_policy else fact.order.preload
+            self._errors.heard(fact.order.app, whose, replace(report, replica_id=fork_server_id))
 
     def forked(self, child: Forked) -> None:
         """A replica was forked, or not; comes again for every living child after each reconnect."""

@@ -46,7 +46,10 @@ class ErrorGroup:
 
 @dataclass(frozen=True, slots=True)
 class ErrorsReport:
-    """Replica -> controller: groups of which it has not said yet how they are, each as a whole; or a fork server, by its id."""
+    """Replica -> controller: groups of which it has not said yet how they are, each as a whole.
+
+    Or a fork server, by its id: of a build that failed, and of a policy: behind a slash the deployment, "" for the application's.
+    """
 
     replica_id: str
     groups: tuple[ErrorGroup, ...]
@@ -54,7 +57,8 @@ class ErrorsReport:
 
 @dataclass(frozen=True, slots=True)
 class KeptError:
-    """A group over all replicas, dead ones included. deployment: bare name; "" of a build that failed.
+    """A group over all replicas, dead ones included. deployment: bare name; "" of a build that failed, and of an
+    application's policy.
 
     counted: living replica, or fork server, -> since when it counts, and what of its count is in the group's.
     """

@@ -14,6 +14,7 @@ import select
 import signal
 import socket
 import sys
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkProcess
 from multiprocessing.process import BaseProcess
@@ -304,11 +305,11 @@ class ForkServer:
 
     def _start_policy(self, sock: socket.socket, deployment: str) -> PolicyProcess:
         whose = full_name_of(self._order.app, deployment) if deployment else self._order.app
-        args = (sock, os.getpid(), f"policy {whose} {self._order.state_dir}")
+        args = (sock, os.getpid(), f"policy {whose} {self._order.state_dir}", self._order)
         child: BaseProcess
         if self._result.fork_unsafe:
             # a lock that one of its threads holds would never be free in a fork
-            spawned = (stamp(), f"{_POLICY}:run_spawned", *args, self._order, os.getcwd())
+            spawned = (stamp(), f"{_POLICY}:run_spawned", *args, os.getcwd())
             child = multiprocessing.get_context("spawn").Process(target=entry.call, args=spawned, name="policy")
         else:
             child = self._context.Process(target=self._be_policy, args=args, name="policy")
@@ -316,13 +317,13 @@ class ForkServer:
             raise OSError(reason)
         return PolicyProcess(child)
 
-    def _be_policy(self, sock: socket.socket, parent: int, title: str) -> None:
+    def _be_policy(self, sock: socket.socket, *further: Any) -> None:
         self._leave_parent(sock.fileno())
-        importlib.import_module(_POLICY).run(sock, parent, title)
+        importlib.import_module(_POLICY).run(sock, *further)
 
-    def _tell_all(self, answers: list[PolicyAnswer]) -> None:
-        for answer in answers:
-            self._tell(answer)
+    def _tell_all(self, messages: "Sequence[PolicyAnswer | ErrorsReport]") -> None:
+        for message in messages:
+            self._tell(message)
 
     def _tell(self, message: Any) -> bool:
         """Send to every controller that is connected; False when nobody was."""

@@ -124,6 +124,18 @@ def test_a_policy_that_gives_no_answer_is_an_error_with_the_reason(function: Any
         raise AssertionError(answer.error)
 
 
+def test_what_a_policy_raises_is_counted_by_type_and_place() -> None:
+    runner = PolicyRunner("app")
+    for _ in range(3):
+        runner.answer(ask(bad))
+    (report,) = runner.errors_since("f/D", 0.0)
+    ((group),) = report.groups
+    assert (report.replica_id, group.type, group.count, group.method) == ("f/D", "SystemExit", 3, f"{__name__}:bad")
+    assert group.place.endswith(" in bad")
+    assert "policies/runner.py" not in group.traceback
+    assert runner.errors_since("f/D", 5.0) == []
+
+
 def test_a_policy_that_is_not_there() -> None:
     with pytest.raises(ModuleNotFoundError):
         load_policy("no_such_module:policy", {})

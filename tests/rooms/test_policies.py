@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from servd.observability.error_groups import ErrorsReport
 from servd.wire.messages import ForkServerStop
 from servd.wire.policy_messages import PolicyAnswer, PolicyAsk
 from tests.fakes import wait_until
@@ -145,6 +146,11 @@ async def test_policies_live_beside_replicas_and_end_with_their_fork_server(room
     assert (await answer(room, "6")).error.startswith("its process has ended")
     put(room, "missing", "7")
     assert "has no attribute 'missing'" in (await answer(room, "7")).error
+    report = await room.fork_server.next(ErrorsReport)
+    assert report.replica_id == f"{hello.fork_server_id}/"
+    assert [(group.type, group.method, group.count) for group in report.groups] == [
+        ("AttributeError", "shop_code:missing", 1)
+    ]
     # its tasks go on between the questions
     put(room, "Polls", "first")
     assert (await answer(room, "first")).wanted == {"Echo": 0.0}
@@ -170,7 +176,7 @@ async def test_beside_threads_that_the_import_left_policies_are_not_forked(room:
     put(room, "polling", deadline_s=30.0, module="busy_code")
     assert (await answer(room)).error == "ValueError: no idea"
     [log] = (room.home / "logs" / "serve").glob("fork_server*")
-    assert "policy_failed function=busy_code:polling" in log.read_text()
+    assert " function=busy_code:polling" in log.read_text()
     put(room, "polling", "2", deadline_s=30.0, module="busy_code")
     found = await answer(room, "2")
     assert (found.wanted, found.error) == ({"Echo": 1.0}, "")

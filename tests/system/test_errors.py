@@ -32,6 +32,9 @@ class Finalized:
     def __del__(self):
         boom("finalizer")
 
+def wants(context):
+    raise LookupError("boom policy")
+
 @deployment
 class Back:
     async def call(self):
@@ -241,6 +244,8 @@ def put(daemon: RunningDaemon, config: int) -> None:
             ("careful", "careful:app"),
         )
     ]
+    scaled = {"min_replicas": 1, "max_replicas": 2, "policy": {"policy_function": "shop:wants"}}
+    apps[0]["deployments"] = [{"name": "Back", "autoscaling_config": scaled}]
     apps[1]["deployments"] = [{"name": "Config", "user_config": {"a": config}}]
     assert daemon.ask("PUT", "/api/serve/applications/", {"applications": apps}) == (200, "")
 
@@ -397,6 +402,14 @@ def test_errors_are_listed(daemon: RunningDaemon) -> None:
     assert (code, {**shown, "traceback": ""}) == (200, {**one, "traceback": ""})
     assert shown["traceback"].endswith("LookupError: boom call")
     assert daemon.ask("GET", "/api/servd/v1/errors/none")[0] == 404
+
+
+def test_what_an_autoscaling_policy_raises_is_an_error_of_its_deployment(daemon: RunningDaemon) -> None:
+    ((error),) = eventually(lambda: listed_as(daemon, "policy"))
+    assert (error["application"], error["deployment"], error["method"]) == ("shop", "Back", "shop:wants")
+    assert error["place"].endswith("in wants")
+    # it is asked once a second
+    eventually(lambda: listed_as(daemon, "policy")[0]["count"] > error["count"])
 
 
 def test_builds_that_fail_are_errors_too(daemon: RunningDaemon) -> None:

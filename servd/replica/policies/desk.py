@@ -9,15 +9,18 @@ import math
 import select
 import socket
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from servd.exceptions import ProtocolError
-from servd.ground import descendants
+from servd.ground import descendants, entry
 from servd.ground.clock import SystemClock
 from servd.ground.host_limits import told
 from servd.ground.quick_dataclass import dataclass
 from servd.wire.codec import RecordReader, record
 from servd.wire.policy_messages import PolicyAnswer, PolicyAsk
+
+if TYPE_CHECKING:
+    from servd.observability.error_groups import ErrorsReport
 
 _READ_BYTES = 64 * 1024
 _JOIN_S = 1.0
@@ -142,8 +145,8 @@ class PolicyDesk:
         policy.asks[ask.ask_id] = now + ask.deadline_s
         return []
 
-    def hear(self, fd: int) -> list[PolicyAnswer]:
-        """What the process behind a descriptor says; nothing if it is no policy's."""
+    def hear(self, fd: int) -> "list[PolicyAnswer | ErrorsReport]":
+        """What the process behind a descriptor says, and what its policy raised; nothing if it is no policy's."""
         key = next((key for key, policy in self._policies.items() if policy.socket.fileno() == fd), None)
         if key is None:
             return []
@@ -151,15 +154,16 @@ class PolicyDesk:
         try:
             self._send(policy)
             data = policy.socket.recv(_READ_BYTES)
-            answers = [answer for answer in policy.reader.feed(data) if isinstance(answer, PolicyAnswer)]
+            said = policy.reader.feed(data)
         except BlockingIOError:
             return []
         except (OSError, ProtocolError):
-            data, answers = b"", []
-        for answer in answers:
-            policy.asks.pop(answer.ask_id, None)
-            policy.starts_until = -math.inf
-        return answers if data else [*answers, *self._end(key, "its process has ended")]
+            data, said = b"", []
+        for answer in said:
+            if isinstance(answer, PolicyAnswer):
+                policy.asks.pop(answer.ask_id, None)
+                policy.starts_until = -math.inf
+        return said if data else [*said, *self._end(key, "its process has ended")]
 
     def look(self) -> list[PolicyAnswer]:
         """End what takes too long, and what nobody asks any more."""
@@ -193,6 +197,8 @@ class PolicyDesk:
         self._poller.modify(policy.socket, select.POLLIN | (select.POLLOUT if policy.unsent else 0))
 
     def _start(self, key: _Key) -> _Policy:
+        # what a policy says can be read then; fork servers without one do without it
+        entry.load("servd.observability.error_groups")
         mine, its = socket.socketpair()
         try:
             process = self._fork(its, key[0])

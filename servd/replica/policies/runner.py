@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from numbers import Real
 from typing import Any
 
@@ -21,6 +22,8 @@ from servd.ground.ids import DeploymentID
 from servd.ground.settings import FORK_SERVER_FILE
 from servd.observability import logs
 from servd.observability.described import text_of
+from servd.observability.error_groups import ErrorGroups, ErrorsReport
+from servd.observability.failure import failure_of
 from servd.wire.build_messages import BuildOrder
 from servd.wire.codec import RecordReader, record
 from servd.wire.policy_messages import PolicyAnswer, PolicyAsk
@@ -32,24 +35,27 @@ _LONGEST_ERROR = 500
 logger = logging.getLogger(__name__)
 
 
-def run(sock: socket.socket, parent: int, title: str) -> None:
-    """Answer until the fork server is gone. parent: its pid."""
+def run(sock: socket.socket, parent: int, title: str, order: BuildOrder) -> None:
+    """Answer until the fork server is gone. parent: its pid. order: its own."""
     process.show_title(title)
     # a policy that hangs must not outlive it
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         return
-    asyncio.run(_answer_all(sock))
+    asyncio.run(_answer_all(sock, order))
 
 
-async def _answer_all(sock: socket.socket) -> None:
+async def _answer_all(sock: socket.socket, order: BuildOrder) -> None:
     # a policy is called on a loop, as in Ray's controller: tasks that it starts there go on between the questions
-    loop, reader, runner = asyncio.get_running_loop(), RecordReader(), PolicyRunner()
+    loop, reader, runner = asyncio.get_running_loop(), RecordReader(), PolicyRunner(order.app)
     sock.setblocking(False)
     while data := await loop.sock_recv(sock, _READ_BYTES):
         for ask in reader.feed(data):
             if isinstance(ask, PolicyAsk):
-                await loop.sock_sendall(sock, record(runner.answer(ask)))
+                answer = runner.answer(ask)
+                whose = f"{order.fork_server_id}/{ask.deployment}"
+                said = (answer, *runner.errors_since(whose, loop.time()))
+                await loop.sock_sendall(sock, b"".join(map(record, said)))
 
 
 def run_spawned(sock: socket.socket, parent: int, title: str, order: BuildOrder, directory: str) -> None:
@@ -66,13 +72,15 @@ def run_spawned(sock: socket.socket, parent: int, title: str, order: BuildOrder,
         request_fields=lambda: ("", "", "", "", order.app, ""),
         runs_application=True,
     )
-    run(sock, parent, title)
+    run(sock, parent, title, order)
 
 
 class PolicyRunner:
     """One policy, made at the first question, and the state that it has returned for each deployment."""
 
-    def __init__(self) -> None:
+    def __init__(self, app: str = "") -> None:
+        self._errors = ErrorGroups()
+        self._app = app
         self._policy: Callable[..., Any] | None = None
         self._states: dict[DeploymentID, dict[str, Any]] = {}
         self._error = ""
@@ -86,13 +94,28 @@ class PolicyRunner:
         # whatever user code raises, `sys.exit()` included, is the user's news
         except BaseException as error:
             told = f"{type(error).__name__}: {text_of(error)}"[:_LONGEST_ERROR]
+            failure = failure_of(
+                error, app=self._app, deployment=ask.deployment, method=ask.function, at=SystemClock().wall_time()
+            )
+            self._errors.add(failure)
             if told != self._error:
                 # it is asked once a second
-                logger.exception("policy_failed function=%s", ask.function)
+                logger.error("policy_failed error=%s function=%s\n%s", failure.id, ask.function, failure.traceback)
             self._error = told
             return PolicyAnswer(ask.ask_id, error=told)
         self._error = ""
         return PolicyAnswer(ask.ask_id, found)
+
+    def errors_since(self, whose: str, now: float) -> list[ErrorsReport]:
+        """What it raised since this was asked last, at least a second ago. whose: who reports. now: monotonic seconds."""
+        found: list[ErrorsReport] = []
+
+        def keep(report: ErrorsReport) -> bool:
+            found.append(replace(report, replica_id=whose))
+            return True
+
+        self._errors.say(keep, now)
+        return found
 
     def _wanted(self, policy: Callable[..., Any], ask: PolicyAsk) -> dict[str, float]:
         wall_time = SystemClock().wall_time()
