@@ -160,7 +160,9 @@ const read = async (path) => JSON.parse(await api("GET", path));
 // columns: [label, kind]; kind "number", "name", "text" or ""
 function table(caption, columns) {
   const head = el("tr", { role: "row" });
-  for (const [label, kind] of columns) head.append(el("th", { role: "columnheader", scope: "col", class: kind }, label));
+  // of a column of buttons: who hears the table needs a name for it
+  const name = (label) => label || el("span", { class: "hidden-text" }, "Actions");
+  for (const [label, kind] of columns) head.append(el("th", { role: "columnheader", scope: "col", class: kind }, name(label)));
   const body = el("tbody", { role: "rowgroup" });
   const node = el("table", { class: "wide", role: "table" }, el("caption", { class: "hidden-text" }, caption));
   node.append(el("thead", { role: "rowgroup" }, head), body);

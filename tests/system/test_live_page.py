@@ -86,6 +86,7 @@ def test_an_operator_sees_everything_and_does_what_is_needed(page: Tab, daemon: 
     # what it uses, and how that was
     page.wait("/[1-9][0-9.]* MiB/.test(document.querySelector('#apps table').innerText)")
     page.wait("!!document.querySelector('.plot path[d^=M]')")
+    assert page.run("[...document.querySelectorAll('th')].filter((head) => !head.textContent).length") == 0
 
     # a replica dies
     victim = replicas(daemon)[0]
