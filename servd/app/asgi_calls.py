@@ -1,6 +1,7 @@
 """One call of an ASGI application: its unhandled exceptions are the caller's to answer, and its response may be a value."""
 
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from typing import Any
 
 from starlette.requests import Request
@@ -8,7 +9,7 @@ from starlette.responses import Response
 
 from servd.app.deployment import ROUTES_ATTRIBUTE
 from servd.app.framework_telemetry import leave_out
-from servd.calls.failures import tell_or_log
+from servd.calls.failures import ClientGoneError, tell_or_log
 from servd.calls.request_context import NO_REQUEST, current_request
 from servd.calls.routes.patterns import Described, RoutePatterns
 
@@ -51,7 +52,9 @@ async def call_app(app: Asgi, scope: Any, receive: Any, send: Send, *, answers_e
         await app(scope, receive, hold_500)
     except Exception:
         if answers_errors and held:
-            await _flush(held, send)
+            # that the client has left says nothing of what was raised
+            with suppress(ClientGoneError):
+                await _flush(held, send)
         raise
     if held:
         await _flush(held, send)

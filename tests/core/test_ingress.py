@@ -15,6 +15,7 @@ import servd
 from servd.app.deployment import DOCS_PATH_ATTRIBUTE
 from servd.app.ingress import Lifespan, changes_undone, ingress
 from servd.calls import pickling
+from servd.calls.failures import ClientGoneError
 from servd.exceptions import ServdError
 
 app = FastAPI(title="fruits")
@@ -166,6 +167,13 @@ async def test_a_handler_for_everything_answers_itself() -> None:
     async with client_of(instance) as client:
         with pytest.raises(ValueError):
             await client.get("/")
+
+    async def gone(message: Any) -> None:
+        raise ClientGoneError
+
+    scope = {"type": "http", "method": "GET", "path": "/", "root_path": "", "query_string": b"", "headers": []}
+    with pytest.raises(ValueError):
+        await asgi_of(instance)(scope, None, gone)
 
 
 async def said_by_websocket(instance: Any, path: str, *texts: str) -> str:
