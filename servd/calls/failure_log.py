@@ -20,6 +20,8 @@ from servd.wire.build_messages import BuildOrder
 from servd.wire.messages import ReplicaStart
 
 _IDS_SHOWN = 100
+_ASKED_WITHIN_S = 5.0
+"""For so long after its end it is left to others to ask what ended a task that the start has begun."""
 _KNOWS_CONTEXTS = hasattr(asyncio.Task, "get_context")
 """Tasks tell in which context they run, from Python 3.12 on."""
 
@@ -57,17 +59,22 @@ class Failures:
         """Hear of everything from now on: what is told, what ends a task or a callback of the loop, what ends a thread."""
         listen(self._heard)
         loop.set_exception_handler(self._loop_failed)
-        if not _KNOWS_CONTEXTS:
-            loop.set_task_factory(self._new_task)
+        loop.set_task_factory(self._new_task)
         # not where the user's code has put its own
         if threading.excepthook is threading.__excepthook__:
             threading.excepthook = _thread_failed
         if sys.unraisablehook is sys.__unraisablehook__:
             sys.unraisablehook = _ignored
 
+    def started(self, loop: asyncio.AbstractEventLoop) -> None:
+        """The start is over."""
+        # where tasks tell themselves what they belong to, those of requests need not be known
+        if _KNOWS_CONTEXTS and loop.get_task_factory() == self._new_task:
+            loop.set_task_factory(None)
+
     def _heard(self, error: BaseException, method: str, requests: Sequence[RequestContext]) -> None:
         start = self._start
-        request = requests[0] if requests[0] is not NO_REQUEST else self._outside
+        request = requests[0] if requests[0].request_id else self._outside
         ids = tuple(one.request_id for one in requests if one.request_id)
         failure = failure_of(
             error,
@@ -100,7 +107,19 @@ class Failures:
         request = current_request.get()
         if request is not NO_REQUEST:
             self._requests[task] = request
+        if not request.request_id:
+            task.add_done_callback(self._ended)
         return task
+
+    def _ended(self, task: "asyncio.Task[Any]") -> None:
+        """One that no request has begun, but a constructor or the like. The interpreter tells of none that is kept."""
+        if _is_unasked(task):
+            task.get_loop().call_later(_ASKED_WITHIN_S, self._tell_unasked, task)
+
+    def _tell_unasked(self, task: "asyncio.Task[Any]") -> None:
+        if _is_unasked(task):
+            message = "Task exception was never retrieved"
+            self._loop_failed(task.get_loop(), {"message": message, "exception": task.exception(), "task": task})
 
     def _loop_failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
@@ -118,6 +137,11 @@ class Failures:
             return self._requests.get(task, NO_REQUEST)
         request: RequestContext = task.get_context().get(current_request, NO_REQUEST)  # type: ignore[attr-defined]
         return request
+
+
+def _is_unasked(task: "asyncio.Task[Any]") -> bool:
+    """Whether it has failed, and nobody has asked with what."""
+    return bool(getattr(task, "_log_traceback", False))
 
 
 def _name_in(context: dict[str, Any]) -> str:

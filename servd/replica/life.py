@@ -106,7 +106,8 @@ class Replica:
     async def run(self) -> int:
         """Start, serve until told to drain, drain; the process's exit code."""
         self._warden.start()
-        Failures(self._start, self._clock.wall_time, self._errors, self._warden.rouse).begin(self._loop)
+        failures = Failures(self._start, self._clock.wall_time, self._errors, self._warden.rouse)
+        failures.begin(self._loop)
         install_process(self._caller, self._loop, socket_dir=self._start.socket_dir)
         starting = self._loop.create_task(self._started())
         await asyncio.wait((starting, self._drain_limit_s), return_when=asyncio.FIRST_COMPLETED)
@@ -129,6 +130,7 @@ class Replica:
         self._loop.add_signal_handler(signal.SIGTERM, self._begin_drain, self._goal.graceful_shutdown_timeout_s)
         self._warden.report(phase=ReplicaPhase.RUNNING, applied=self._applied, docs_path=user.docs_path)
         self._warden.watch_health()
+        failures.started(self._loop)
         logger.info("replica_running")
         # what came while it was starting
         self.set_goal(self._goal)
