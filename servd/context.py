@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from servd.calls.replica_context import ReplicaContext, get_replica_context
+from servd.calls.replica_context import replica_context as _replica_context
 from servd.calls.request_context import RequestContext as _RequestContext
 from servd.calls.request_context import current_request as _serve_request_context
 from servd.calls.request_context import get_multiplexed_model_id
@@ -57,6 +58,11 @@ def _get_serve_request_context() -> _RequestContext:
     Its `request_id`, `route`, `app_name` and `multiplexed_model_id` are "" where there is none. Not to be changed.
     """
     return _serve_request_context.get()
+
+
+def _get_internal_replica_context() -> ReplicaContext | None:
+    """The replica that this code runs in, as Ray Serve's function of this name gives it: None outside of replicas."""
+    return _replica_context()
 
 
 def __getattr__(name: str) -> Any:

@@ -104,6 +104,14 @@ class DeploymentResponse(Parametrized[Answer]):
         """Value of a settled response."""
         return self._outcome()
 
+    async def _to_object_ref(self) -> "DeploymentResponse[Answer]":
+        """This response, which is the `ObjectRef` that code for Ray Serve asks for by this name."""
+        return self
+
+    def _to_object_ref_sync(self, *_args: Any, **_kwargs: Any) -> "DeploymentResponse[Answer]":
+        """As `_to_object_ref`, on a thread without event loop. The arguments, of Ray Serve's, change nothing."""
+        return self
+
     def __reduce__(self) -> tuple[Any, ...]:
         if not self._is_settled or self._error is not None:
             raise TypeError(_UNSETTLED)
@@ -236,6 +244,14 @@ class DeploymentResponseGenerator(Parametrized[Answer]):
         """Whether `.cancel()` was called before the end."""
         return self._is_cancelled
 
+    async def _to_object_ref_gen(self) -> "RefGenerator[Answer]":
+        """The results as `ObjectRef`s, as Ray Serve's method of this name gives them."""
+        return RefGenerator(self)
+
+    def _to_object_ref_gen_sync(self, *_args: Any, **_kwargs: Any) -> "RefGenerator[Answer]":
+        """As `_to_object_ref_gen`, on a thread without event loop. The arguments, of Ray Serve's, change nothing."""
+        return RefGenerator(self)
+
     def __await__(self) -> Generator[Any, None, Any]:
         raise TypeError("a streaming call has many results: use `async for`, not `await`")
 
@@ -295,6 +311,25 @@ class DeploymentResponseGenerator(Parametrized[Answer]):
             loop.call_soon_threadsafe(ticket.cancel)
         elif opening is not None:
             opening.add_done_callback(lambda done: loop.call_soon_threadsafe(_cancel_opened, done))
+
+
+class RefGenerator(Parametrized[Answer]):
+    """The results of a streaming call, each as a response that holds it: `async for` on a loop, `for` on other threads."""
+
+    def __init__(self, results: DeploymentResponseGenerator[Answer]) -> None:
+        self._results = results
+
+    def __aiter__(self) -> "RefGenerator[Answer]":
+        return self
+
+    async def __anext__(self) -> "Ref[Answer]":
+        return settled_ref(await anext(self._results))
+
+    def __iter__(self) -> "RefGenerator[Answer]":
+        return self
+
+    def __next__(self) -> "Ref[Answer]":
+        return settled_ref(next(self._results))
 
 
 def _cancel_opened(opening: "concurrent.futures.Future[Ticket]") -> None:

@@ -370,6 +370,22 @@ def test_the_environment_chooses_the_style_of_unannotated_handles(monkeypatch: p
     assert type(bound_handle(target, "")) is RayServeSyncHandle
 
 
+@pytest.mark.usefixtures("remote_loop")
+def test_what_ray_serve_makes_object_refs_of_is_taken_by_get() -> None:
+    assert get(a_handle().remote(1)._to_object_ref_sync(), timeout=5) == 2
+    refs = list(a_handle().options(stream=True).count.remote(3)._to_object_ref_gen_sync())
+    assert get(refs) == [0, 1, 2]
+
+
+@pytest.mark.usefixtures("caller")
+async def test_what_ray_serve_makes_object_refs_of_is_awaited_and_passed_on() -> None:
+    ref = await a_handle().remote(1)._to_object_ref()
+    assert await a_handle().double.remote(ref) == 4
+    assert await ref == 2
+    refs = await a_handle().options(stream=True).count.remote(3)._to_object_ref_gen()
+    assert [await one async for one in refs] == [0, 1, 2]
+
+
 def test_nothing_is_installed_between_tests() -> None:
     assert installed_process() is None
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from servd.calls.replica_context import ReplicaContext
+from servd import context as public
+from servd.calls.replica_context import ReplicaContext, set_replica_context
 from servd.ground.ids import DeploymentID, ReplicaID
 
 
@@ -22,3 +23,13 @@ def test_names_are_bare_unless_the_application_is_of_before(
     context = ReplicaContext(ReplicaID.of_tag(DeploymentID("Cart", app), "shop_Cart#aBcDeF"))
     assert (context.app_name, context.deployment, context.replica_tag) == (app, deployment, tag)
     assert (context.replica_id.unique_id, context.replica_id.deployment_id.name) == ("aBcDeF", "Cart")
+
+
+def test_the_replica_is_read_under_ray_serves_private_name_too() -> None:
+    assert public._get_internal_replica_context() is None
+    context = ReplicaContext(ReplicaID.of_tag(DeploymentID("Cart", "shop"), "shop_Cart#aBcDeF"))
+    set_replica_context(context)
+    try:
+        assert public._get_internal_replica_context() is context
+    finally:
+        set_replica_context(None)
