@@ -8,7 +8,7 @@ from servd.calls import traced
 from servd.replica.caller_peer import CallerPeer
 from servd.replica.exchange import HttpExchange
 from servd.wire.records import LENDS, LENT_BODY, STREAMED_BODY, TRACED, WEBSOCKET, body_of
-from servd.wire.trace_context import trace_put_in
+from servd.wire.trace_context import TRACEPARENT, trace_put_in
 from servd.wire.write_right import Given
 
 
@@ -29,6 +29,10 @@ def add_rest(
     if flags & TRACED and (trace := trace_put_in(scope["headers"])) is not None:
         about = {"http.request.method": scope.get("method"), "http.route": context.route}
         exchange.context, variables = traced.begun(context, trace, "__call__", about)
+        if exchange.context.trace != trace:
+            # a framework that goes by the header would put its spans beside the one that runs, not below
+            own = (TRACEPARENT, exchange.context.trace.traceparent.encode())
+            scope["headers"] = [own if pair[0] == TRACEPARENT else pair for pair in scope["headers"]]
         return variables
     return None
 

@@ -85,6 +85,8 @@ class Front:
                 return await asyncio.gather(*[self.spawned.wait.remote(folder) for _ in range(2)])
             case "fail":
                 await self.model.fail.remote()
+            case "header":
+                return request.headers["traceparent"]
             case "context":
                 with trace.use_span(trace.get_current_span(get_trace_context())) as span:
                     return f"{span.get_span_context().trace_id:032x}"
@@ -263,6 +265,14 @@ def test_an_error_is_an_error_all_the_way(daemon: RunningDaemon, receiver: Recei
     eventually(kept)
 
 
+def test_the_header_that_a_handler_sees_names_the_span_that_runs(daemon: RunningDaemon, receiver: Receiver) -> None:
+    text = ask(daemon, "/header", 11)[1]
+    run = next(span for span in spans_of(receiver, 11, 2) if span.name == "Front.__call__")
+    assert text == f"00-{trace(11)}-{run.id}-01"
+    # nothing runs that is recorded
+    assert ask(daemon, "/header", 12, flags="00")[1] == f"00-{trace(12)}-{PARENT}-00"
+
+
 def test_who_decides_what_is_recorded(daemon: RunningDaemon, receiver: Receiver) -> None:
     # this daemon begins none itself; a client that does not record keeps its trace, in headers and logs alone
     assert daemon.get("/sync")[0] == 200
@@ -271,7 +281,7 @@ def test_who_decides_what_is_recorded(daemon: RunningDaemon, receiver: Receiver)
     assert headers["traceresponse"] == f"00-{trace(9)}-{PARENT}-00"
     assert ask(daemon, "/context", 10)[0] == 200
     spans_of(receiver, 10, 2)
-    assert {int(span.trace_id, 16) for span in receiver.spans} <= set(range(11)) - {9}
+    assert {int(span.trace_id, 16) for span in receiver.spans} <= set(range(12)) - {9}
 
 
 @pytest.mark.long

@@ -22,7 +22,7 @@ from servd.replica.grpc.reflection import reflected
 from servd.wire.grpc.codes import Code, pushback
 from servd.wire.http_answers import text_for_clients
 from servd.wire.records import FIRST_CREDIT, SMALLER, STREAMED_BODY, TRACED, body_of
-from servd.wire.trace_context import trace_in_metadata
+from servd.wire.trace_context import METADATA, trace_in_metadata
 
 _CONTEXT = "grpc_context"
 
@@ -99,6 +99,8 @@ class GrpcService:
         if flags & TRACED and (trace := trace_in_metadata(metadata)) is not None:
             about = {"rpc.system": "grpc", "rpc.method": method}
             exchange.context, variables = traced.begun(context, trace, method.rpartition("/")[2], about)
+            own = (METADATA[0], exchange.context.trace.traceparent)
+            exchange.metadata = tuple(own if pair[0] == own[0] else pair for pair in metadata)
         serving = self._serve(server, peer, exchange)
         exchange.task = Task(serving, loop=self._loop, name=request_id, context=variables)
 
