@@ -33,11 +33,10 @@ from servd.replica.code.importing import code_version, is_pinned, load_applicati
 from servd.replica.instances import HOOK, new_preloaded
 from servd.replica.main import run_forked
 from servd.replica.methods import Method, are_handlers_sync, method_of
-from servd.replica.native.connections import let_end_in_children, open_connections
 from servd.replica.native.fork_safety import fork_unsafe_reason
+from servd.replica.native.inherited import let_be_renewed, shared_lines
 from servd.replica.native.lost_waits import note_threads
 from servd.replica.native.pools import counting_libraries
-from servd.replica.native.process_pools import note_process_pools
 from servd.wire.build_messages import BuildOrder, BuildResult
 from servd.wire.messages import Hello, MetricFamily, MetricsReport, ReplicaGoal, ReplicaReport, Subscribe
 
@@ -79,22 +78,21 @@ def built_from(order: BuildOrder, environment: Environment) -> tuple[BuildResult
     before = open_fds()
     built = load_application(order, environment)
     version = code_version(order, environment)
-    opened = open_connections(before)
+    opened = shared_lines(before)
     unsafe = fork_unsafe_reason(opened, hook=HOOK) if order.preload else fork_unsafe_reason(opened)
     if variable("FORK", "1") == "0":
         unsafe = "SERVD_FORK=0"
     instance = None
     if order.preload and not unsafe:
         instance, unsafe = _preload(order, built)
-        opened = open_connections(before)
+        opened = shared_lines(before)
         unsafe = unsafe or fork_unsafe_reason(opened, left_by="constructor", hook=HOOK)
     if unsafe:
         logger.warning("replicas_are_spawned app=%s reason=%s", order.app, unsafe)
     else:
         note_threads()
         counting_libraries()
-        note_process_pools()
-        let_end_in_children(opened)
+        let_be_renewed(opened, before)
         _make_ready(built)
     result = BuildResult(
         order.build_id,

@@ -31,8 +31,7 @@ from servd.ground.quick_dataclass import dataclass
 from servd.ground.settings import FORK_SERVER_FILE, fork_server_socket, is_private_dir
 from servd.observability import logs, spans
 from servd.replica.code.environment import apply_environment
-from servd.replica.native.connections import end_inherited
-from servd.replica.native.process_pools import renew_process_pools
+from servd.replica.native import inherited
 from servd.replica.policies.desk import PolicyDesk, PolicyProcess
 from servd.wire.allocator import give_back_freed, keep_freed_memory
 from servd.wire.build_messages import BuildOrder, BuildResult
@@ -362,9 +361,8 @@ class ForkServer:
             process.close_fd(fd)
         # a loop made during the import shares its descriptors with the parent: it must never run here
         asyncio.set_event_loop(None)
-        renew_process_pools()
         forks.disown_finalizers()
-        end_inherited()
+        inherited.renew()
         if self._collects:
             gc.enable()
         _reseed()

@@ -151,6 +151,51 @@ async def test_a_connection_is_no_replicas_own_where_the_template_has_opened_it(
     server.close()
 
 
+PARTS = """
+import subprocess
+from pathlib import Path
+from servd import deployment
+
+Path("parts").write_text("abcdef")
+at_import = open("parts")
+
+@deployment
+class Parts:
+    def __init__(self):
+        self.own = open("parts", "rb")
+        self.own.seek(2)
+    def next(self):
+        return at_import.read(1) + self.own.read(1).decode()
+
+@deployment
+class Engine:
+    def __init__(self):
+        self.engine = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+app = Parts.bind()
+engine = Engine.bind()
+"""
+
+
+async def test_each_replica_reads_files_at_a_place_of_its_own(room: Room) -> None:
+    room.write(parts=PARTS)
+    await room.open_fork_server(room.order("parts:app", preload="Parts"))
+    starts = [room.start_of("Parts", suffix) for suffix in "ab"]
+    for start in starts:
+        await room.running(start)
+    for start in starts:
+        room.route(start)
+        assert await room.call("Parts", "next") == "ac"
+
+
+async def test_a_program_that_answers_by_a_pipe_is_no_replicas_own(room: Room) -> None:
+    room.write(parts=PARTS)
+    hello = await room.open_fork_server(room.order("parts:engine", preload="Engine"))
+    assert hello.result is not None
+    assert hello.result.fork_unsafe.startswith("the constructor left a connection open to process ")
+    assert "(cat), and replicas that share one read each other's answers; open it" in hello.result.fork_unsafe
+
+
 async def test_a_failing_constructor_is_the_templates_result(room: Room) -> None:
     hello = await template_of(room, "Context")
     assert hello.result is not None

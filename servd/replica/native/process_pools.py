@@ -15,17 +15,22 @@ _found: list[weakref.ReferenceType[Any]] = []
 
 def note_process_pools() -> None:
     """To be called in a process that replicas are forked from, before the first."""
-    module = sys.modules.get("concurrent.futures.process")
-    if module is not None:
-        kind = module.ProcessPoolExecutor
-        # of the type alone: `isinstance` asks the object too
-        _found[:] = [weakref.ref(item) for item in gc.get_objects() if issubclass(type(item), kind)]
+    _found[:] = [weakref.ref(pool) for pool in _pools()]
+
+
+def descriptors_of_pools() -> set[int]:
+    """Those by which pools that each replica has one of its own of would be read from."""
+    found: set[int] = set()
+    for pool in filter(_is_unused, _pools()):
+        ends = pool._call_queue, pool._result_queue, pool._executor_manager_thread_wakeup
+        found |= {end._reader.fileno() for end in ends}
+    return found
 
 
 def renew_process_pools() -> None:
     """To be called in a forked child, before any code of the user's."""
     for pool in filter(None, [reference() for reference in _found]):
-        if pool._shutdown_thread or pool._executor_manager_thread is not None:
+        if not _is_unused(pool):
             continue
         kind: Any = sys.modules["concurrent.futures.process"].ProcessPoolExecutor
         # past the constructor of a class of the user's
@@ -37,3 +42,17 @@ def renew_process_pools() -> None:
             initargs=pool._initargs,
             max_tasks_per_child=pool._max_tasks_per_child,
         )
+
+
+def _pools() -> list[Any]:
+    module = sys.modules.get("concurrent.futures.process")
+    if module is None:
+        return []
+    kind = module.ProcessPoolExecutor
+    # of the type alone: `isinstance` asks the object too
+    return [item for item in gc.get_objects() if issubclass(type(item), kind)]
+
+
+def _is_unused(pool: Any) -> bool:
+    # one of a class of the user's may be half made
+    return not getattr(pool, "_shutdown_thread", True) and pool._executor_manager_thread is None
