@@ -27,6 +27,16 @@ LIBRARIES = (
         "def work():\n    return float(session.run(None, {'flowers': X})[0].sum())\n",
     ),
     Library(
+        "onnxruntime in parallel",
+        "import onnxruntime\n"
+        "options = onnxruntime.SessionOptions()\n"
+        "options.execution_mode = onnxruntime.ExecutionMode.ORT_PARALLEL\n"
+        "options.inter_op_num_threads = 2\n"
+        f"session = onnxruntime.InferenceSession({str(IRIS)!r}, options, providers=['CPUExecutionProvider'])\n"
+        "def work():\n    return float(session.run(None, {'flowers': [[1.0] * 4]})[0].sum())\n",
+        spawned="`ExecutionMode.ORT_PARALLEL`",
+    ),
+    Library(
         "polars beside numpy",
         "import numpy as np\n"
         "import polars as pl\n"

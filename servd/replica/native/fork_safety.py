@@ -47,6 +47,11 @@ REFUSE = {
 }
 """Module that is loaded once a library will not work in a child, whatever threads are left -> the sentence about it."""
 
+_PARALLEL_SESSION = (
+    "onnxruntime has a session with `ExecutionMode.ORT_PARALLEL`, whose `run` comes to no end in a forked child; make it after "
+    "the fork, in {hook}, or use `ORT_SEQUENTIAL` to have replicas forked"
+)
+"""Tried with onnxruntime 1.32: it spins, so that nobody can tell it from work. `intra_op_num_threads` is no matter."""
 
 _PEERS_SHOWN = 3
 _ENDING_S = 0.5
@@ -71,9 +76,9 @@ def fork_unsafe_reason(
     """
     python = [thread.name for thread in _settled_threads()]
     if not python:
-        for module, reason in REFUSE.items():
-            if module in sys.modules:
-                return reason.format(hook=hook)
+        refusals = [reason for module, reason in REFUSE.items() if module in sys.modules]
+        if refusals or _has_parallel_session():
+            return [*refusals, _PARALLEL_SESSION][0].format(hook=hook)
         end_openmp_pools()
     # where Python's own forbid it, whose the others are is of no interest
     native = [] if python else native_threads(besides={thread.native_id for thread in threading.enumerate()})
@@ -140,6 +145,24 @@ def _lasting_threads() -> list[threading.Thread]:
 def _survives(thread: NativeThread) -> bool:
     library = thread.owner.lower()
     return thread.name in SURVIVE_BY_NAME or any(part in library for part in SURVIVE)
+
+
+def _has_parallel_session() -> bool:
+    module: Any = sys.modules.get("onnxruntime")
+    kind, modes = getattr(module, "InferenceSession", None), getattr(module, "ExecutionMode", None)
+    if not isinstance(kind, type) or modes is None:
+        return False
+    # of the type alone: `isinstance` asks the object too
+    sessions: list[Any] = [item for item in gc.get_objects() if issubclass(type(item), kind)]
+    return any(_mode_of(session) == modes.ORT_PARALLEL for session in sessions)
+
+
+def _mode_of(session: Any) -> Any:
+    try:
+        return session.get_session_options().execution_mode
+    except AttributeError:
+        # its model could not be loaded
+        return None
 
 
 def _has_cuda_context() -> bool:

@@ -19,7 +19,7 @@ def shared_lines(besides: Set[int] = frozenset()) -> list[Connection]:
     Raises:
         OSError: there is no descriptor left to look with.
     """
-    return open_connections(besides) + open_pipes(besides) 
+    return open_connections(besides) + open_pipes(besides)
 
 
 def let_be_renewed(lines: Sequence[Connection], besides: Set[int] = frozenset()) -> None:
