@@ -33,6 +33,7 @@ from servd.replica.code.importing import code_version, is_pinned, load_applicati
 from servd.replica.instances import HOOK, new_preloaded
 from servd.replica.main import run_forked
 from servd.replica.methods import Method, are_handlers_sync, method_of
+from servd.replica.native import written
 from servd.replica.native.fork_safety import fork_unsafe_reason
 from servd.replica.native.inherited import let_be_renewed, shared_lines
 from servd.replica.native.lost_waits import note_threads
@@ -90,6 +91,7 @@ def built_from(order: BuildOrder, environment: Environment) -> tuple[BuildResult
     if unsafe:
         logger.warning("replicas_are_spawned app=%s reason=%s", order.app, unsafe)
     else:
+        written.flush_and_keep()
         note_threads()
         counting_libraries()
         let_be_renewed(opened, before)

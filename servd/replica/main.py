@@ -23,6 +23,7 @@ from servd.observability.access_log import AccessLog, place_of
 from servd.replica.code.environment import Environment
 from servd.replica.code.importing import load_application
 from servd.replica.life import Replica
+from servd.replica.native import written
 from servd.replica.native.pools import apply_thread_counts
 from servd.replica.notes import noter
 from servd.wire import sockets
@@ -119,6 +120,7 @@ def leave(code: int) -> NoReturn:
     timer.daemon = True
     timer.start()
     atexit._run_exitfuncs()
+    written.flush()
     logs.finish()
     flush_streams()
     descendants.leave(code)

@@ -240,6 +240,41 @@ async def test_files_that_all_replicas_use_outlive_each_of_them(room: Room, prel
     assert not made.exists()
 
 
+LINES = """
+import os
+from servd import deployment
+
+at_import = open("at_import", "a")
+at_import.write("once\\n")
+
+@deployment
+class Lines:
+    def __init__(self):
+        self.own = open("own", "a")
+        self.own.write("made\\n")
+    def write(self, line):
+        at_import.write(line)
+        self.own.write(line)
+
+app = Lines.bind()
+"""
+
+
+async def test_what_is_left_in_the_buffers_of_files_is_written_once(room: Room) -> None:
+    room.write(lines=LINES)
+    await room.open_fork_server(room.order("lines:app", preload="Lines"))
+    for suffix in "ab":
+        start = room.start_of("Lines", suffix)
+        await room.running(start)
+        room.route(start)
+        await room.call("Lines", "write", f"{suffix}\n")
+        room.set_goal(start, drain=True)
+        assert await room.exited(start.replica_id) == 0
+    [at_import] = room.home.rglob("at_import")
+    assert at_import.read_text() == "once\na\nb\n"
+    assert at_import.with_name("own").read_text() == "made\na\nb\n"
+
+
 POOLS = """
 import os
 from concurrent.futures import ProcessPoolExecutor
