@@ -17,10 +17,10 @@ SURVIVE = {
     "libiomp5": "Intel's OpenMP 2026: makes its pool anew, as large as the environment says",
     "onnxruntime": "onnxruntime 1.32: a session of the parent runs in the child on the caller's thread",
     "arrow": "pyarrow 26: its pools are made anew",
-    "duckdb": "duckdb 2.0: the same connection answers in the child, and so does a new one",
+    "duckdb": "duckdb 2.0: the same connection answers in the child, on the caller's thread, and so does a new one",
     "tokenizers": "tokenizers 0.23: encodes batches in the child",
     "catboost": "catboost 1.2: predicts in the child",
-    "cv2": "opencv 5.0: filters in the child",
+    "cv2": "opencv 5.0: filters in the child, on the caller's thread",
     "numexpr/": "numexpr 2.14, which pandas brings along where it is installed: makes its threads anew",
 }
 """Part of a library's file name -> what was tried: work in the parent, `os.fork()`, the same work in the child, no hang."""
