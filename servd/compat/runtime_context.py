@@ -44,10 +44,7 @@ class RuntimeContext:
     def get_actor_name(self) -> str | None:
         """Name of the replica, None outside of replicas."""
         replica = replica_context()
-        if replica is None:
-            return None
-        target = replica.replica_id.deployment
-        return f"SERVE_REPLICA::{target.app}#{target.name}#{replica.replica_id.unique_id}"
+        return replica.replica_id.to_full_id_str() if replica is not None else None
 
     def get_job_id(self) -> str:
         """The same for all: there are no jobs."""

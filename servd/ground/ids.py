@@ -72,6 +72,11 @@ class ReplicaID:
         """`deployment`, by its name in later releases."""
         return self.deployment
 
+    def to_full_id_str(self) -> str:
+        """`SERVE_REPLICA::<app>#<name>#<6 letters>`: what later releases call the replica's actor."""
+        parts = (self.deployment.app, self.deployment.name, self.suffix)
+        return f"SERVE_REPLICA::{'#'.join(part for part in parts if part)}"
+
 
 @dataclass(frozen=True, slots=True)
 class ReplicaRank:

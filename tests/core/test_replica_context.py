@@ -33,3 +33,10 @@ def test_the_replica_is_read_under_ray_serves_private_name_too() -> None:
         assert public._get_internal_replica_context() is context
     finally:
         set_replica_context(None)
+
+
+@pytest.mark.parametrize(
+    ("app", "name"), [("shop", "SERVE_REPLICA::shop#Cart#aBcDeF"), ("", "SERVE_REPLICA::Cart#aBcDeF")]
+)
+def test_the_name_of_its_actor(app: str, name: str) -> None:
+    assert ReplicaID(DeploymentID("Cart", app), "aBcDeF").to_full_id_str() == name
