@@ -28,6 +28,7 @@ class BodyStream:
         "_call",
         "_credit",
         "_is_closed",
+        "_is_told",
         "_on_room",
         "_on_sent",
         "_pieces",
@@ -52,7 +53,7 @@ class BodyStream:
         self._waiting = 0
         self.received = 0
         self._credit = 0
-        self._is_closed = False
+        self._is_closed = self._is_told = False
 
     def __repr__(self) -> str:
         return f"BodyStream(waiting={self._waiting}, credit={self._credit})"
@@ -122,6 +123,7 @@ class BodyStream:
             peer.send_body(self._call, piece, True)
             if self._on_sent is not None:
                 self._on_sent(len(piece))
-        if self._is_closed and not self._pieces and peer is not None and self._credit > 0:
-            self._credit = 0
+        if self._is_closed and not self._is_told and not self._pieces and peer is not None and self._credit > 0:
+            # what is granted for pieces that are taken later must not say it again
+            self._is_told = True
             peer.send_body(self._call, b"", False)

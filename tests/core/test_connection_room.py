@@ -176,5 +176,17 @@ def test_a_body_of_many_small_pieces_waits_as_a_few() -> None:
     assert sum(left) == len(body)
 
 
+def test_the_end_of_a_body_is_told_once() -> None:
+    call = Taking()
+    call.peer = call
+    stream = BodyStream(call, lambda: None)
+    stream.add_credit(10)
+    stream.feed(b"abc")
+    stream.close()
+    # for what the handler took after the end had come
+    stream.add_credit(3)
+    assert bytes(call.sent) == b"abc."
+
+
 def test_small_headers_count_more_than_their_bytes() -> None:
     assert size_of_head(b"/", [(b"a", b"")] * 2000) > 64 * KIB > size_of_head(b"/", [(b"a", b"b" * 60_000)])
