@@ -83,6 +83,7 @@ class _Door:
         }
         if kind == "websocket":
             del scope["method"]
+            scope["extensions"] = {"websocket.http.response": {}}
             given = headers.get("sec-websocket-protocol", "")
             scope["subprotocols"] = [word.strip() for word in given.split(",") if word.strip()]
         return LocalCall(*RUNS.caller_of(self._name), scope, body, raises=self._raises)

@@ -92,7 +92,7 @@ class HttpExchange(Receiving):
             ValueError: a header holds a line break, or the status ends no request.
         """
         block = None
-        if type(headers) is tuple and not _IS_TIMED and self.scope["method"] != "HEAD":
+        if type(headers) is tuple and not _IS_TIMED and self.scope.get("method") != "HEAD":
             try:
                 block = BLOCKS.get(headers)
             except TypeError:
@@ -128,7 +128,7 @@ class HttpExchange(Receiving):
         """
         size = len(body)
         is_small = size < self.whole_below if self.may_ask or self._is_narrow else size <= WHOLE_BYTES
-        if is_small or not has_content(self.scope["method"], status):
+        if is_small or not has_content(self.scope.get("method", ""), status):
             self.finish(status, headers, body)
             return
         pairs = [(name, value) for name, value in headers if name.lower() != b"content-length"]
@@ -343,7 +343,7 @@ class HttpExchange(Receiving):
         return not self._is_unheard
 
     def _block(self, headers: Headers, keep_length: bool) -> bytes:
-        block, self._closes = block_for(headers, keep_length or self.scope["method"] == "HEAD")
+        block, self._closes = block_for(headers, keep_length or self.scope.get("method") == "HEAD")
         if _IS_TIMED:
             return b"".join((block, REPLICA_TIMING, duration((_now() - self._began) * 1000), b"\r\n"))
         return block

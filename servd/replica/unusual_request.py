@@ -54,6 +54,9 @@ def _add_more(
         if flags & WEBSOCKET:
             scope["type"] = "websocket"
             scope["subprotocols"] = list(subprotocols)
+            # frameworks look by it for a handler of HTTP
+            del scope["method"]
+            scope["extensions"] = {"websocket.http.response": {}}
     exchange.narrow(flags)
     if flags & (STREAMED_BODY | WEBSOCKET):
         exchange.expect_events(bool(flags & LENT_BODY))

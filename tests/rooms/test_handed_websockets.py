@@ -247,6 +247,24 @@ async def test_handshakes_that_are_refused(path: str, status: int, body: bytes, 
         await wait_until(lambda: is_at_rest(room))
 
 
+async def test_a_scope_is_that_of_a_websocket(is_handed: bool) -> None:
+    scopes = []
+
+    async def note(exchange: HttpExchange) -> None:
+        scopes.append(exchange.scope)
+        await exchange.send({"type": "websocket.close"})
+
+    async with Room(hand_over=True, takes_websockets=is_handed) as room:
+        room.route(room.replica(note))
+        with pytest.raises(websockets.InvalidStatus):
+            await connect(room)
+        await wait_until(lambda: is_at_rest(room))
+    assert scopes[0]["type"] == "websocket"
+    # Litestar looks for a handler of its method, Starlette and Quart look here whether they may refuse with an answer
+    assert "method" not in scopes[0]
+    assert scopes[0]["extensions"] == {"websocket.http.response": {}}
+
+
 async def test_a_line_break_in_a_header_is_no_answer() -> None:
     async with Room(hand_over=True) as room:
         room.route(room.replica(refuse))
