@@ -1,5 +1,6 @@
 """One call of an ASGI application: its unhandled exceptions are the caller's to answer, and its response may be a value."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
 from typing import Any
@@ -16,6 +17,9 @@ from servd.calls.routes.patterns import Described, RoutePatterns
 Message = MutableMapping[str, Any]
 Send = Callable[[Any], Awaitable[None]]
 Asgi = Callable[[Any, Any, Send], Awaitable[None]]
+
+_RAISED_WITHIN_S = 0.02
+"""An application that goes on for longer after its 500 has answered so itself, and works in the background."""
 
 
 async def call_app(app: Asgi, scope: Any, receive: Any, send: Send, *, answers_errors: bool = False) -> None:
@@ -35,12 +39,16 @@ async def call_app(app: Asgi, scope: Any, receive: Any, send: Send, *, answers_e
         await app(scope, receive, send)
         return
     held: list[Message] = []
+    releasing: asyncio.Task[None] | None = None
 
     async def hold(message: Message) -> None:
+        nonlocal releasing
         held.append(message)
-        # a long answer is the application's own: nothing to hold back any more
-        if len(held) > 2:
+        # a stream is the application's own: nothing to hold back any more
+        if message.get("more_body", False) or len(held) > 2:
             await _flush(held, send)
+        elif len(held) == 2 and releasing is None:
+            releasing = asyncio.create_task(_flush_late(held, send))
 
     def hold_500(message: Message) -> Awaitable[None]:
         # most messages: spares them a coroutine
@@ -49,7 +57,13 @@ async def call_app(app: Asgi, scope: Any, receive: Any, send: Send, *, answers_e
         return send(message)
 
     try:
-        await app(scope, receive, hold_500)
+        try:
+            await app(scope, receive, hold_500)
+        finally:
+            if releasing is not None and held:
+                releasing.cancel()
+            elif releasing is not None:
+                await asyncio.wait((releasing,))
     except Exception:
         if answers_errors and held:
             # that the client has left says nothing of what was raised
@@ -58,6 +72,8 @@ async def call_app(app: Asgi, scope: Any, receive: Any, send: Send, *, answers_e
         raise
     if held:
         await _flush(held, send)
+    elif releasing is not None:
+        releasing.result()
 
 
 async def call_with_request(app: Asgi, request: Request) -> Response:
@@ -105,6 +121,13 @@ def let_find_pattern(patterns: RoutePatterns, scope: Any) -> None:
     if request is not NO_REQUEST and not request.depth:
         method = "WEBSOCKET" if scope["type"] == "websocket" else scope["method"]
         request.let_find_pattern(patterns.whole, method, scope["path"], scope["root_path"])
+
+
+async def _flush_late(held: list[Message], send: Send) -> None:
+    await asyncio.sleep(_RAISED_WITHIN_S)
+    # whoever works in the background has sent its answer
+    with suppress(ClientGoneError):
+        await _flush(held, send)
 
 
 async def _flush(held: list[Message], send: Send) -> None:

@@ -1,5 +1,6 @@
 """Classes that answer with an ASGI application: FastAPI on methods, lifespan, errors, any ASGI callable."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
@@ -9,9 +10,11 @@ import numpy as np
 import pytest
 from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, HTTPException, Query, WebSocket
 from pydantic import BaseModel
-from starlette.responses import PlainTextResponse
+from starlette.background import BackgroundTask
+from starlette.responses import PlainTextResponse, StreamingResponse
 
 import servd
+from servd.app.asgi_calls import call_app
 from servd.app.deployment import DOCS_PATH_ATTRIBUTE
 from servd.app.ingress import Lifespan, changes_undone, ingress
 from servd.calls import pickling
@@ -174,6 +177,31 @@ async def test_a_handler_for_everything_answers_itself() -> None:
     scope = {"type": "http", "method": "GET", "path": "/", "root_path": "", "query_string": b"", "headers": []}
     with pytest.raises(ValueError):
         await asgi_of(instance)(scope, None, gone)
+
+
+async def test_an_application_s_own_500_does_not_wait_for_what_comes_behind_it() -> None:
+    go_on = asyncio.Event()
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b"a"
+        await go_on.wait()
+        yield b"b"
+
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        whole = PlainTextResponse("mine", 500, background=BackgroundTask(go_on.wait))
+        await (StreamingResponse(pieces(), 500) if scope["path"] == "/pieces" else whole)(scope, receive, send)
+
+    for path, first in [("/whole", b"mine"), ("/pieces", b"a")]:
+        sent: asyncio.Queue[Any] = asyncio.Queue()
+        scope = {"type": "http", "path": path, "asgi": {"spec_version": "2.4"}}
+        calling = asyncio.create_task(call_app(answer, scope, asyncio.Event().wait, sent.put))
+        async with asyncio.timeout(5):
+            assert (await sent.get())["status"] == 500
+            assert (await sent.get())["body"] == first
+        assert not calling.done()
+        go_on.set()
+        await calling
+        go_on.clear()
 
 
 async def said_by_websocket(instance: Any, path: str, *texts: str) -> str:
