@@ -13,7 +13,7 @@ from servd.replica.caller_peer import CallerPeer
 from servd.replica.receiving import Message, Receiving
 from servd.replica.responses import TIME_OUT, error_response
 from servd.wire.borrowing import Borrowing
-from servd.wire.http_answers import BLOCKS, block_for, check_final, has_content
+from servd.wire.http_answers import BLOCKS, block_for, check_final, framing, has_content
 from servd.wire.records import (
     BODY,
     CREDIT_BYTES,
@@ -63,6 +63,7 @@ class HttpExchange(Receiving):
     task: asyncio.Task[None] | None = None
     _held_head: tuple[int, Headers] | None = None
     _writer: asyncio.Future[None] | None = None
+    _left: int | None = None
     _credit = CREDIT_BYTES
     _is_narrow = False
     whole_below = LENT_BYTES
@@ -248,6 +249,12 @@ class HttpExchange(Receiving):
                 await self.answer(status, headers, body)
                 return
             self._begin(status, headers, len(body))
+        if self._left is not None:
+            self._left -= len(body)
+            if self._left < 0 or (self._left and not more):
+                # the caller sees that too, and could tell the client's side alone
+                how = "longer" if self._left < 0 else "shorter"
+                raise ValueError(f"the body of the response is {how} than its content-length")
         if body:
             if self.may_ask and len(body) >= (_LENT_PIECE_BYTES if self._has_sent else LENT_BYTES):
                 await self._ask()
@@ -260,6 +267,9 @@ class HttpExchange(Receiving):
         check_final(status)
         block = self._block(headers, True)
         self.has_begun = True
+        method = self.scope.get("method", "")
+        if b"content-length:" in block and has_content(method, status):
+            self._left = framing(method, status, "1.1", block, None).content_bytes
         status = -status if self._closes else status
         if self._borrowed is not None:
             if self._borrowed.begin(status, block, self.context.request_id, size):

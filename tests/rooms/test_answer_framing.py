@@ -58,6 +58,31 @@ class Answers:
         return found
 
 
+@pytest.mark.parametrize(("pieces", "how"), [((b"abc", b"d"), "shorter"), ((b"abc", b"def"), "longer")])
+@pytest.mark.parametrize("factor", [1, 300_000])
+async def test_a_body_of_another_length_than_was_said_is_an_error(
+    pieces: tuple[bytes, bytes], how: str, factor: int
+) -> None:
+    raised = []
+
+    async def answer_in_pieces(exchange: HttpExchange) -> None:
+        headers = [(b"content-length", b"%d" % (5 * factor))]
+        await exchange.send({"type": "http.response.start", "status": 200, "headers": headers})
+        try:
+            for piece in pieces:
+                await exchange.send({"type": "http.response.body", "body": piece * factor, "more_body": True})
+            await exchange.send({"type": "http.response.body", "body": b""})
+        except ValueError as error:
+            raised.append(str(error))
+            raise
+
+    async with Room() as room:
+        room.route(room.replica(answer_in_pieces))
+        got = await room.raw(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert len(got.partition(b"\r\n\r\n")[2]) < 5 * factor
+    assert raised == [f"the body of the response is {how} than its content-length"]
+
+
 @pytest.mark.parametrize("way", ["whole", "pieces"])
 @pytest.mark.parametrize("length", ["", "content-length=7"])
 @pytest.mark.parametrize("version", ["1.1", "1.0"])
