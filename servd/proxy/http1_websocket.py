@@ -170,7 +170,7 @@ class WebSocketConnection(HttpOrder):
     def drain(self) -> None:
         """The service restarts."""
         if self._stage is Stage.GIVEN and self.peer is not None:
-            self.peer.send_event(self, {"type": "websocket.disconnect", "code": RESTARTING}, 0)
+            self.peer.send_event(self, {"type": "websocket.disconnect", "code": RESTARTING, "reason": ""}, 0)
         elif self.is_active and not self.has_begun:
             self._forwarder.caller.cancel(self)
             self.answer((503, TEXT + b"retry-after: 1\r\n", b"the service restarts"))

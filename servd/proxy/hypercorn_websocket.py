@@ -20,19 +20,10 @@ _PACKED_BYTES = 256
 
 
 class MessageBuffer(WebsocketBuffer):
-    """Puts a message together. The base class goes on to collect what is too large.
+    """Puts a message together. The base class goes on to collect what is too large."""
 
-    Args:
-        on_overflow: called once, when a message is larger than that.
-
-    Attributes:
-        is_over: one was.
-    """
-
-    def __init__(self, max_length: int, on_overflow: Callable[[], None]) -> None:
+    def __init__(self, max_length: int) -> None:
         super().__init__(max_length)
-        self._on_overflow = on_overflow
-        self.is_over = False
         self._told = 0
 
     @property
@@ -52,17 +43,14 @@ class MessageBuffer(WebsocketBuffer):
         self._told = 0
 
     def extend(self, event: Any) -> None:
-        if self.length + len(event.data) > self.max_length and not self.is_over:
-            self.is_over = True
+        if self.length + len(event.data) > self.max_length:
             self.clear()
-            self._on_overflow()
-        if self.is_over:
             raise FrameTooLargeError
         super().extend(event)
 
 
 class LaneWebSocket(WSStream):
-    """A WebSocket whose client is asked for signs of life."""
+    """A WebSocket whose client is asked for signs of life, and whose handler hears with which code it ended."""
 
     buffer: MessageBuffer
     _queue: AppQueue
@@ -71,6 +59,7 @@ class LaneWebSocket(WSStream):
     _end_soon: Callable[[], None]
     _unsent_bytes: int
     _on_handled: Callable[[int, int], Awaitable[None]]
+    _farewell: tuple[int, str] | None
     _raw: deque[bytes]
     _is_pumped: bool
 
@@ -95,10 +84,11 @@ class LaneWebSocket(WSStream):
         """
         stream.__class__ = cls
         assert isinstance(stream, cls)
-        stream.buffer = MessageBuffer(stream.config.websocket_max_message_size, end_soon)
+        stream.buffer = MessageBuffer(stream.config.websocket_max_message_size)
         stream._queue, stream._heartbeat = queue, heartbeat
         stream._find_unsent, stream._end_soon = unsent_bytes, end_soon
         stream._unsent_bytes = 0
+        stream._farewell = None
         stream._on_handled = on_handled
         stream._raw, stream._is_pumped = deque(), False
         return stream
@@ -122,7 +112,7 @@ class LaneWebSocket(WSStream):
     async def handle(self, event: Event) -> None:
         """As the base class; whatever comes is a sign of life."""
         if isinstance(event, (Body, Data)):
-            if self.buffer.is_over:
+            if self._farewell is not None:
                 # it was told why it ends
                 return
             self._heartbeat.hear()
@@ -131,6 +121,12 @@ class LaneWebSocket(WSStream):
                     piece = event.data[start : start + _PACKED_BYTES]
                     await super().handle(Body(stream_id=event.stream_id, data=piece))
                 return
+        elif isinstance(event, StreamClosed) and self._farewell is not None and not self.closed:
+            self.closed = True
+            code, reason = self._farewell
+            assert self.app_put is not None
+            await self.app_put({"type": "websocket.disconnect", "code": code, "reason": reason})
+            return
         await super().handle(event)
 
     async def _handle_events(self) -> None:
@@ -142,7 +138,8 @@ class LaneWebSocket(WSStream):
                 try:
                     self.buffer.extend(event)
                 except FrameTooLargeError:
-                    await self._send_wsproto_event(CloseConnection(CloseReason.MESSAGE_TOO_BIG))
+                    reason = f"a message has more than {self.buffer.max_length} bytes"
+                    await self._tell_off(CloseReason.MESSAGE_TOO_BIG, reason)
                     return
                 assert self.app_put is not None
                 if event.message_finished:
@@ -154,9 +151,21 @@ class LaneWebSocket(WSStream):
             elif isinstance(event, Ping):
                 await self._send_wsproto_event(event.response())
             elif isinstance(event, CloseConnection):
+                if self.connection.state is ConnectionState.OPEN:
+                    # what the client sent is against the rules
+                    await self._tell_off(event.code, event.reason or "")
+                    return
+                self._farewell = self._farewell or (int(event.code), event.reason or "")
                 if self.connection.state is ConnectionState.REMOTE_CLOSING:
                     await self._send_wsproto_event(event.response())
                 await self.send(StreamClosed(stream_id=self.stream_id))
+
+    async def _tell_off(self, code: int, reason: str) -> None:
+        """Tell the client why it ends, which the handler hears once it has ended."""
+        self._farewell = self._farewell or (int(code), reason)
+        # first: the client may take nothing
+        self._end_soon()
+        await self._send_wsproto_event(CloseConnection(code, reason))
 
     def turn(self) -> None:
         """Once a second: ask the client, or end the WebSocket of one that does not answer."""
@@ -168,6 +177,4 @@ class LaneWebSocket(WSStream):
         if beat == "ping":
             self.task_group.spawn(self._send_wsproto_event, Ping())
         elif beat == "gone":
-            goodbye = CloseConnection(CloseReason.INTERNAL_ERROR, "keepalive ping timeout")
-            self.task_group.spawn(self._send_wsproto_event, goodbye)
-            self._end_soon()
+            self.task_group.spawn(self._tell_off, CloseReason.INTERNAL_ERROR, "keepalive ping timeout")

@@ -98,7 +98,7 @@ class WebSocketForm(AsgiForm):
                     return
             elif kind == "close":
                 if call.peer is not None:
-                    call.peer.send_event(call, {"type": "websocket.disconnect", "code": news[1]}, 0)
+                    call.peer.send_event(call, {"type": "websocket.disconnect", "code": news[1], "reason": ""}, 0)
                 await send({"type": "websocket.close", "code": news[1]})
                 return
             elif kind == "disconnect":
@@ -151,7 +151,8 @@ async def _read(queue: AppQueue, call: ForwardedCall, credit: _Credit) -> None:
             continue
         if message["type"] == "websocket.disconnect":
             if call.peer is not None:
-                call.peer.send_event(call, {"type": "websocket.disconnect", "code": message.get("code", 1005)}, 0)
+                end = {"code": message.get("code", 1005), "reason": message.get("reason", "")}
+                call.peer.send_event(call, {"type": "websocket.disconnect", **end}, 0)
             call.tell("disconnect")
             return
         while credit.left <= 0 and not credit.is_over:

@@ -197,7 +197,7 @@ class HttpExchange(Receiving):
     def disconnect(self) -> None:
         """The client is gone: `receive` says so, `send` raises."""
         if self.scope["type"] == "websocket" and self._events is not None:
-            self._events.append({"type": "websocket.disconnect", "code": 1006})
+            self._events.append({"type": "websocket.disconnect", "code": 1006, "reason": ""})
         self._wake()
         self._stop_sending()
 
@@ -330,7 +330,7 @@ class HttpExchange(Receiving):
         if message["type"] == "websocket.close" and self._events is not None:
             # the caller tells nothing of its client any more
             code = message.get("code", 1000) if self.has_begun else 1006
-            self._events.append({"type": "websocket.disconnect", "code": code})
+            self._events.append({"type": "websocket.disconnect", "code": code, "reason": message.get("reason") or ""})
             self._wake()
         self.has_begun = True
         if "headers" in message:

@@ -75,7 +75,7 @@ def restart_websockets(peers: Iterable[CallerPeer]) -> bool:
     for peer, call_id, exchange in found:
         if not exchange.outlives_handler:
             peer.send((EVENT, call_id, {"type": "websocket.close", "code": RESTARTING}, 0))
-        exchange.feed_event({"type": "websocket.disconnect", "code": RESTARTING}, 0)
+        exchange.feed_event({"type": "websocket.disconnect", "code": RESTARTING, "reason": ""}, 0)
     return bool(found)
 
 

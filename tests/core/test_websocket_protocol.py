@@ -133,7 +133,8 @@ def test_what_is_against_the_rules_is_told_so(what: str, piece: int) -> None:
     assert protocol.is_ended
     assert not protocol.can_send
     assert protocol.farewell is None
-    assert code_of(protocol) == 1002
+    assert protocol.told_off is not None
+    assert protocol.told_off[0] == code_of(protocol) == 1002
 
 
 @pytest.mark.parametrize("code", [1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 3000, 3999, 4000, 4999])
@@ -206,7 +207,8 @@ def test_texts_that_are_none(body: bytes, is_whole: bool) -> None:
     protocol = WebSocketProtocol()
     data = frame(TEXT, body) if is_whole else frame(TEXT, body[:1], fin=False) + frame(CONT, body[1:])
     assert messages(protocol, data + frame(TEXT, b"after")) == []
-    assert code_of(protocol) == 1007
+    assert protocol.told_off is not None
+    assert protocol.told_off[0] == code_of(protocol) == 1007
     assert messages(WebSocketProtocol(), frame(BINARY, body)) == [body], "bytes may be anything"
 
 
@@ -224,7 +226,16 @@ def test_the_limit_of_a_message(size: int, is_good: bool, is_whole: bool) -> Non
         data = frame(BINARY, b"x" * 100, fin=False) + b"".join(parts) + frame(CONT, b"x" * (size - 1000))
     assert len(messages(protocol, data)) == is_good
     if not is_good:
-        assert code_of(protocol) == 1009
+        assert protocol.told_off is not None
+        assert protocol.told_off[0] == code_of(protocol) == 1009
+
+
+@pytest.mark.parametrize("wrong", [frame(TEXT, b"\xff"), frame(CONT, b"a"), frame(CLOSE, b"\x03")])
+def test_whoever_breaks_the_rules_behind_a_farewell_is_not_told(wrong: bytes) -> None:
+    protocol = WebSocketProtocol()
+    protocol.close(4000)
+    assert messages(protocol, wrong) == []
+    assert (protocol.is_ended, protocol.told_off, protocol.answers()) == (True, None, [])
 
 
 def test_messages_wait_as_bytes_until_they_are_asked_for() -> None:

@@ -61,7 +61,7 @@ class Listener:
 
     def __init__(self) -> None:
         self.begun = 0
-        self.code = 0
+        self.code, self.reason = 0, ""
 
     async def __call__(self, exchange: HttpExchange) -> None:
         if exchange.scope["type"] == "http":
@@ -72,7 +72,7 @@ class Listener:
         await exchange.send({"type": "websocket.accept"})
         while (message := await exchange.receive())["type"] != "websocket.disconnect":
             pass
-        self.code = message["code"]
+        self.code, self.reason = message["code"], message["reason"]
 
 
 async def silent(room: Room, lane: str, tls: Tls) -> tuple[Any, Any]:
@@ -115,7 +115,8 @@ async def test_a_client_without_a_sign_of_life_is_told_and_ended(
         assert not handler.code
         turn(room)
         assert await read(len(GOODBYE)) == GOODBYE
-        await wait_until(lambda: handler.code == 1006 and not any(room.servers[each].ongoing for each in addresses))
+        await wait_until(lambda: handler.code == 1011 and not any(room.servers[each].ongoing for each in addresses))
+        assert handler.reason == "keepalive ping timeout"
         assert handler.begun == 1, "nobody is asked to do it again"
         if lane == "HTTP/2":
             assert (await connection.get("/"))[0] == 200, "only the stream has ended"

@@ -23,6 +23,7 @@ _FAREWELL_S = 2.0
 """So long a client has to answer a farewell, and to close its end."""
 _FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 _TCP_CLOSE = 7
+_NO_SIGN = (1011, "keepalive ping timeout")
 
 
 class Application(Protocol):
@@ -33,7 +34,7 @@ class Application(Protocol):
         ...
 
     def on_farewell(self, code: int, reason: str) -> None:
-        """The client says nothing more, once: what the handler shall hear."""
+        """The client says nothing more, or is not heard any more, once: what the handler shall hear."""
         ...
 
     def on_over(self) -> None:
@@ -167,7 +168,7 @@ class WebSocketWire:
         if self.is_over:
             return
         if protocol.is_ended:
-            self._part(*(protocol.farewell or (ABNORMAL, "")))
+            self._part(*(protocol.farewell or protocol.told_off or (ABNORMAL, "")))
         elif not self._is_held:
             self._read_on()
         else:
@@ -306,10 +307,12 @@ class WebSocketWire:
         if beat == "ping":
             self._write(self._protocol.ping())
         elif beat == "gone":
+            heard = (ABNORMAL, "")
             if not self.is_closing:
-                self._write(self._protocol.close(1011, "keepalive ping timeout"))
+                heard = _NO_SIGN
+                self._write(self._protocol.close(*heard))
             if not self.is_over:
-                self._part(ABNORMAL, "")
+                self._part(*heard)
 
     def _is_reset(self) -> bool:
         try:

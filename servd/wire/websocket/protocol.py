@@ -98,6 +98,8 @@ class WebSocketProtocol:
         is_ended: the client's farewell has come, or it has broken the rules: nothing of it is read any more.
         is_interrupted: `next_message` has gone through many frames that are none, and there may be more: ask again, later.
         farewell: code and reason of the client's, None before and where it had none.
+        told_off: code and reason with which a client that broke the rules is told so, None before and where the application had
+            said farewell by then.
     """
 
     __slots__ = (
@@ -111,6 +113,7 @@ class WebSocketProtocol:
         "farewell",
         "is_ended",
         "is_interrupted",
+        "told_off",
     )
 
     def __init__(self, extensions: Sequence[Any] = (), max_bytes: int = MESSAGE_BYTES) -> None:
@@ -122,6 +125,7 @@ class WebSocketProtocol:
         self._parts = bytearray()
         self._is_partial = self._is_text = self.is_ended = self.is_interrupted = False
         self.farewell: tuple[int, str] | None = None
+        self.told_off: tuple[int, str] | None = None
 
     def __repr__(self) -> str:
         return (
@@ -199,12 +203,18 @@ class WebSocketProtocol:
         try:
             return {"type": "websocket.receive", "text": body.decode()}
         except UnicodeDecodeError:
-            self._library.fail(1007, "a text message is no UTF-8")
-            self.is_ended = True
+            self._fail(1007, "a text message is no UTF-8")
             return None
+
+    def _fail(self, code: int, reason: str) -> None:
+        self.is_ended = True
+        if self.can_send:
+            self.told_off = code, reason
+        self._library.fail(code, reason)
 
     def _judge(self, frame: bytes) -> Message | None:
         library = self._library
+        was_open = self.can_send
         library.receive_data(frame)
         message = None
         for event in library.events_received():
@@ -217,6 +227,8 @@ class WebSocketProtocol:
                 message = self._add(event)
         if library.close_expected() and self.farewell is None and library.parser_exc is not None:
             self.is_ended = True
+            if was_open and (said := library.close_sent) is not None:
+                self.told_off = int(said.code), said.reason
         return message
 
     def _add(self, frame: Frame) -> Message | None:
