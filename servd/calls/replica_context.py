@@ -1,5 +1,7 @@
 """The replica that running code is in."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -57,6 +59,7 @@ _replica: ReplicaContext | None = None
 _template_of = ""
 local_replica: ContextVar[ReplicaContext | None] = ContextVar("servd_local_replica", default=None)
 """The replica of the current task, where one process plays several (local mode)."""
+_local_template: ContextVar[str] = ContextVar("servd_local_template", default="")
 
 
 def set_replica_context(context: ReplicaContext | None) -> None:
@@ -71,11 +74,23 @@ def set_template_of(deployment: str) -> None:
     _template_of = deployment
 
 
+@contextmanager
+def playing_template_of(deployment: str) -> Iterator[None]:
+    """Within it the current task constructs the instance of a preloaded deployment, and is no replica (local mode)."""
+    replica, template = local_replica.set(None), _local_template.set(deployment)
+    try:
+        yield
+    finally:
+        _local_template.reset(template)
+        local_replica.reset(replica)
+
+
 def refuse_in_template(what: str) -> None:
     """Raise a ServdError if the running constructor is that of a preloaded deployment. what: was tried in it."""
-    if _template_of and _replica is None:
+    deployment = _template_of or _local_template.get()
+    if deployment and _replica is None:
         raise ServdError(
-            f"{what} does not work in the constructor of {_template_of}, which has `preload`: it runs once, before there is any "
+            f"{what} does not work in the constructor of {deployment}, which has `preload`: it runs once, before there is any "
             "replica; do that in `on_replica_start(self)`, which runs in each"
         )
 

@@ -11,21 +11,24 @@ from types import AsyncGeneratorType
 from typing import Any
 
 from servd.app.built import BuiltApplication
+from servd.app.deployment import Deployment
 from servd.app.ingress import changes_undone
 from servd.calls import pickling
 from servd.calls.arguments import NO_ARGUMENTS, Arguments
 from servd.calls.process import Process, set_local_process
-from servd.calls.replica_context import ReplicaContext, local_replica
+from servd.calls.replica_context import ReplicaContext, local_replica, playing_template_of, refuse_in_template
 from servd.calls.request_context import RequestContext, current_request
 from servd.exceptions import NoRouteError, RemoteFailure, ServdError
 from servd.ground.ids import DeploymentID, ReplicaID, full_name_of, random_letters
 from servd.local.slots import LocalSlots
 
 # the one place outside `replica/` that runs user code: a process that is driver and replicas at once
+from servd.replica.instances import has_hooks_on_thread, new_instance
 from servd.replica.methods import takes_rank
 from servd.replica.user_callable import UserCallable
 
 _END = object()
+_CALLING = "calling a handle or using the client"
 _CANCEL_LIMIT_S = 5.0
 _made: "dict[int, list[LocalTicket]]" = {}
 """Calls that were made for each request that runs, by the identity of its context."""
@@ -84,7 +87,7 @@ class LocalCaller:
             threads = deployment.config.max_sync_threads
             replica = UserCallable(deployment, about, max_sync_threads=threads)
             with changes_undone(deployment.func_or_class):
-                await asyncio.create_task(self._construct(replica, about, deployment.user_config))
+                await asyncio.create_task(self._construct(replica, about, deployment))
             config = deployment.config
             limits = config.max_concurrent_queries, config.max_queued_requests, config.backpressure
             self._replicas[target.full_name] = (
@@ -113,6 +116,7 @@ class LocalCaller:
         arguments: Arguments = NO_ARGUMENTS,  # noqa: ARG002
     ) -> LocalTicket:
         """Call a method; the deadline bounds it."""
+        refuse_in_template(_CALLING)
         own = self._replicas.get(deployment)
         inner = RequestContext(
             context.request_id or random_letters(10),
@@ -137,6 +141,7 @@ class LocalCaller:
         self, deployment: str, method: str, parts: list[Any], context: RequestContext, deadline: float | None
     ) -> list[LocalTicket]:
         """There is one replica."""
+        refuse_in_template(_CALLING)
         self._find(deployment)
         return [self.submit_call(deployment, method, parts, context, deadline=deadline)]
 
@@ -213,9 +218,16 @@ class LocalCaller:
             raise NoRouteError(f"deployment {deployment} does not exist")
         return self._replicas[deployment]
 
-    async def _construct(self, replica: UserCallable, about: ReplicaContext, user_config: Any) -> None:
+    async def _construct(self, replica: UserCallable, about: ReplicaContext, deployment: Deployment) -> None:
         local_replica.set(about)
-        await replica.construct()
+        made, user_config = None, deployment.user_config
+        if deployment.config.preload:
+            # what a daemon's template refuses fails in tests too
+            with playing_template_of(deployment.name):
+                made = await new_instance(
+                    deployment, replica.threads.run_first if has_hooks_on_thread(deployment) else None
+                )
+        await replica.construct(made)
         rank = {"rank": about.rank} if takes_rank(type(about.servable_object)) else {}
         if user_config is not None or rank:
             await replica.reconfigure(user_config, **rank)

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextvars import ContextVar
 from typing import Any
 
@@ -252,3 +252,70 @@ def test_what_is_said_of_the_request_is_read_under_ray_serves_names() -> None:
     handle = servd.run(Asked.bind(), local=True)
     assert handle.options(multiplexed_model_id="m").remote().result() == (True, "default", "m", True)
     assert servd.context._get_serve_request_context().request_id == ""
+
+
+class Asking:
+    """Asks what it is told to, in its constructor and later."""
+
+    def __init__(self, ask: Callable[[Any], Any], other: Any = None) -> None:
+        self.other = other
+        self.found = [ask(self)]
+
+    def on_replica_start(self) -> None:
+        self.found.append(of_replica(self))
+
+    def reconfigure(self, _: Any) -> None:
+        self.found.append(of_replica(self))
+
+    def __call__(self) -> Any:
+        return [*self.found, of_replica(self)]
+
+
+class AskingOnLoop(Asking):
+    async def __init__(self, ask: Callable[[Any], Any], other: Any = None) -> None:
+        await asyncio.sleep(0)
+        super().__init__(ask, other)
+
+    async def __call__(self) -> Any:
+        return super().__call__()
+
+
+def of_nobody(_: Any) -> str:
+    return "nobody"
+
+
+def of_replica(_: Any) -> str:
+    return servd.get_replica_context().deployment
+
+
+def of_other(asking: Any) -> Any:
+    return asking.other.give.remote(1).result(5)
+
+
+def of_other_by_name(_: Any) -> Any:
+    return servd.get_deployment_handle("Odd")
+
+
+@pytest.mark.parametrize("kind", [Asking, AskingOnLoop])
+@pytest.mark.parametrize(
+    ("ask", "what"),
+    [
+        (of_replica, r"`get_replica_context\(\)`"),
+        (of_other_by_name, "`get_deployment_handle` without an app_name"),
+        (of_other, "calling a handle or using the client"),
+    ],
+)
+def test_a_preloaded_constructor_is_in_no_replica(ask: Any, what: str, kind: type) -> None:
+    model = servd.deployment(name="Model", preload=True)(kind)
+    with pytest.raises(ServdError, match=f"{what} does not work in the constructor of Model, which has `preload`"):
+        servd.run(model.bind(ask, Odd.bind()), local=True)
+    handle = servd.run(model.bind(of_nobody), local=True)
+    assert handle.remote().result(5) == ["nobody", "Model", "Model"]
+
+
+@pytest.mark.parametrize("kind", [Asking, AskingOnLoop])
+@pytest.mark.parametrize("preload", [False, True])
+def test_what_runs_behind_a_preloaded_constructor_is_in_a_replica(preload: bool, kind: type) -> None:
+    model = servd.deployment(name="Model", preload=preload, user_config={})(kind)
+    ask, first = (of_nobody, "nobody") if preload else (of_replica, "Model")
+    assert servd.run(model.bind(ask), local=True).remote().result(5) == [first, "Model", "Model", "Model"]
