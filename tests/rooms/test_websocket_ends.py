@@ -11,6 +11,7 @@ from servd.proxy import hypercorn_lane
 from servd.replica.exchange import HttpExchange
 from tests.core.test_websocket_protocol import BINARY, CLOSE, CONT, TEXT, frame
 from tests.fakes import Room, hello, wait_until
+from tests.rooms.http2_client import Http2Client, Http2WebSocket
 from tests.rooms.test_websockets import HEAD
 
 MIB = 1024 * 1024
@@ -55,6 +56,7 @@ def no_long_farewells(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("servd.wire.websocket.connection._FAREWELL_S", 0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lane", ["handed over", "Hypercorn", "TLS"])
 @pytest.mark.parametrize("what", BREACHES)
 async def test_a_client_that_breaks_the_rules(what: str, lane: str, tls: Tls) -> None:
@@ -75,6 +77,27 @@ async def test_a_client_that_breaks_the_rules(what: str, lane: str, tls: Tls) ->
         writer.transport.abort()
         assert handler.heard == [(code, reason)]
         assert reason
+        await wait_until(lambda: room.websockets == 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", BREACHES)
+async def test_a_client_of_http2_that_breaks_the_rules(what: str) -> None:
+    data, code = BREACHES[what]
+    handler = Listener()
+    async with Room(hand_over=True) as room:
+        room.route(room.replica(handler))
+        async with Http2Client(room.port) as client:
+            socket = Http2WebSocket(client, "/")
+            await client.head(socket.stream_id)
+            sending = asyncio.create_task(client.send(socket.stream_id, data, end=False))
+            assert await socket.receive() == code
+            await wait_until(lambda: bool(handler.ends))
+            assert handler.ends[0]["code"] == code
+            assert handler.ends[0]["reason"]
+            await asyncio.wait([sending])
+            sending.exception()
+            assert (await client.get("/"))[0] == 200, "only the stream has ended"
         await wait_until(lambda: room.websockets == 0)
 
 
