@@ -346,6 +346,7 @@ class Caller:
                     self._leaving.append(candidate.peer)
                     self._turn_later()
                 candidate.peer.retire()
+                candidate.peer = None
         connected = [candidate.peer for candidate in new if self._connect(router, candidate)]
         for call, candidate in router.take_first() if are_all_new else ():
             if not call.is_abandoned():

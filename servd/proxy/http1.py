@@ -93,6 +93,8 @@ class HttpConnection(HttpOrder):
                 return
             self._forwarder.caller.cancel(self)
         self._end_request()
+        # it has this connection: see `CallerLink.close`
+        self._parser = None
 
     def data_received(self, data: bytes) -> None:
         if self._is_unready:

@@ -141,6 +141,7 @@ class CallerLink:
         # the same, once something has come by it: the replica reads it
         self._heard: PacketLine | None = None
         self._said = 0
+        self._line_timer: asyncio.TimerHandle | None = None
         self._in_order: InOrder[tuple[list[Any], list[Any]]] = InOrder()
         self.outbox = Outbox()
         self._socket = open_socket(zmq.DEALER)
@@ -198,6 +199,8 @@ class CallerLink:
         self._loop.remove_reader(fd_of(self._socket))
         self._watch.remove(self._key)
         self._socket.close(0)
+        # who listens has this link: without a circle both go at once, not with a collection that may be hours away
+        self._on_records = self._on_lost = _nobody_listens
 
     def _flush(self) -> None:
         self._is_scheduled = False
@@ -271,13 +274,13 @@ class CallerLink:
 
     def _look_at_line_later(self) -> None:
         self._said = self._said_so_far()
-        self._loop.call_later(_LINE_IDLE_S, self._look_at_line, self._line)
+        self._line_timer = self._loop.call_later(_LINE_IDLE_S, self._look_at_line)
 
-    def _look_at_line(self, line: PacketLine | None) -> None:
-        if line is None or line is not self._line:
+    def _look_at_line(self) -> None:
+        if self._line is None:
             return
         if self._said == self._said_so_far():
-            line.end()
+            self._line.end()
         else:
             self._look_at_line_later()
 
@@ -295,6 +298,8 @@ class CallerLink:
         if self._line is not None:
             self._line.close()
             self._line = self._heard = None
+        if self._line_timer is not None:
+            self._line_timer.cancel()
 
     def _ended(self) -> None:
         # replies written before the death are all readable now
@@ -306,5 +311,10 @@ class CallerLink:
     def _lose(self, reason: str) -> None:
         if self._is_closed:
             return
+        on_lost = self._on_lost
         self.close()
-        self._on_lost(reason)
+        on_lost(reason)
+
+
+def _nobody_listens(*_: Any) -> None:
+    pass

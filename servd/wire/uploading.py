@@ -93,8 +93,11 @@ class Uploading:
             show(self._socket.fileno())
             self._socket.close()
             self._socket = None
+            # see `CallerLink.close`
+            self._feed = _nobody_eats
 
     def _read(self) -> None:
+        feed = self._feed
         while self._socket is not None and (room := CREDIT_BYTES - self._waiting) > 0:
             try:
                 data = self._socket.recv(min(self._left, room, _PIECE_BYTES), socket.MSG_DONTWAIT)
@@ -113,7 +116,7 @@ class Uploading:
             self._waiting += size
             if not self._left:
                 self.give_back()
-            self._feed(data, self._left > 0)
+            feed(data, self._left > 0)
             if self._is_watched:
                 # others have their turn before the next piece
                 return
@@ -142,3 +145,7 @@ def borrow_body(lender: Lender, call_id: int, waiting: int, feed: Callable[[byte
     lender.send((TAKEN, call_id, 0))
     lender.send((CREDIT, call_id, CREDIT_BYTES - waiting))
     return None
+
+
+def _nobody_eats(_data: bytes, _more: bool) -> None:
+    pass

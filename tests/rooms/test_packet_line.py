@@ -180,10 +180,10 @@ async def test_a_line_stays_while_only_the_replica_sends(watch: LinkWatch, monke
         await pair.begin()
         looks = 0
 
-        def look(line: Any) -> None:
+        def look() -> None:
             nonlocal looks
             looks += 1
-            CallerLink._look_at_line(pair.caller, line)
+            CallerLink._look_at_line(pair.caller)
 
         monkeypatch.setattr(pair.caller, "_look_at_line", look)
         sent: list[tuple[int, bytes]] = []

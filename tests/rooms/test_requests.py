@@ -1,9 +1,11 @@
 import asyncio
 import functools
+import gc
 import re
 import signal
 import subprocess
 import sys
+import weakref
 from typing import Any
 
 import pytest
@@ -271,6 +273,28 @@ async def test_calls_from_before_the_bound_of_the_line_was_known_keep_to_it(rout
     refused = [isinstance(answer, BackPressureError) for answer in answers]
     # a rule sends the first of a line where they belong; elsewhere the newest are refused
     assert sum(refused) == 4 if router.get("header") else refused == [False] * 5 + [True] * 4
+
+
+@pytest.mark.parametrize("end", ["left", "died"])
+async def test_what_belonged_to_a_replica_goes_with_it(end: str) -> None:
+    async with Room() as room:
+        address = room.replica()
+        room.route(address)
+        assert split(await room.get("/mine"))[2] == b"GET /mine"
+        (candidate,) = room.caller.router_of("app_Echo").candidates
+        # the peer holds it
+        link = weakref.ref(candidate.peer.link)
+        del candidate
+        gc.disable()
+        try:
+            # a process that makes few objects collects few
+            if end == "died":
+                room.servers.pop(address).close()
+            else:
+                room.route()
+            await wait_until(lambda: link() is None)
+        finally:
+            gc.enable()
 
 
 async def test_a_replica_that_holds_requests_up_gets_no_further_ones() -> None:
