@@ -28,23 +28,14 @@ CPUS = 32
 """That the cluster believes it has."""
 START_LIMIT_S = 300.0
 RAY_START = f"""\
-import time
+from functools import partial
+from types import FunctionType
 from ray._private import services
 from ray.scripts.scripts import main
 
-ask = services.get_node
-
-def get_node(*arguments):
-    began = time.monotonic()
-    while True:
-        try:
-            return ask(*arguments)
-        except RuntimeError:
-            if time.monotonic() - began > {START_LIMIT_S}:
-                raise
-        time.sleep(0.1)
-
-services.get_node = get_node
+# with names of its own: it asks what is replaced here
+wait_for_node = FunctionType(services.get_node_with_retry.__code__, dict(vars(services)))
+services.get_node = partial(wait_for_node, timeout_s={START_LIMIT_S}, retry_interval_s=0.1)
 main()
 """
 """`ray start`, which gives a node 30 s to join as it comes: too little beside other work on the machine."""
