@@ -12,6 +12,7 @@ from typing import Any
 from servd.app.deployment import ASGI_ATTRIBUTE, Deployment
 from servd.ground.quick_dataclass import dataclass
 from servd.replica.methods import ON_REPLICA_START, are_handlers_sync
+from servd.replica.native.objects import living
 
 HOOK = f"`{ON_REPLICA_START}(self)`"
 
@@ -114,6 +115,4 @@ def _made_in_a_loop(deployment: Deployment) -> Preloaded:
 
 
 def _open_loops() -> list[asyncio.AbstractEventLoop]:
-    # of the type alone: `isinstance` asks the object too
-    loops = [item for item in gc.get_objects() if issubclass(type(item), asyncio.AbstractEventLoop)]
-    return [loop for loop in loops if not loop.is_closed()]
+    return [loop for loop in living(asyncio.AbstractEventLoop) if not loop.is_closed()]

@@ -9,6 +9,7 @@ from typing import Any
 
 from servd.ground.clock import SystemClock, block_for
 from servd.replica.native.connections import Connection
+from servd.replica.native.objects import living
 from servd.replica.native.pools import end_openmp_pools
 from servd.replica.native.threads import NativeThread, described, native_threads
 
@@ -152,9 +153,7 @@ def _has_parallel_session() -> bool:
     kind, modes = getattr(module, "InferenceSession", None), getattr(module, "ExecutionMode", None)
     if not isinstance(kind, type) or modes is None:
         return False
-    # of the type alone: `isinstance` asks the object too
-    sessions: list[Any] = [item for item in gc.get_objects() if issubclass(type(item), kind)]
-    return any(_mode_of(session) == modes.ORT_PARALLEL for session in sessions)
+    return any(_mode_of(session) == modes.ORT_PARALLEL for session in living(kind))
 
 
 def _mode_of(session: Any) -> Any:

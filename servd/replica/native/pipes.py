@@ -6,7 +6,6 @@ whose ends are both in this process wakes up something in it, and means nothing 
 """
 
 import fcntl
-import gc
 import os
 import select
 import stat
@@ -17,6 +16,7 @@ from typing import Any
 from servd.ground import process
 from servd.ground.quick_dataclass import dataclass
 from servd.replica.native.connections import Connection
+from servd.replica.native.objects import living
 from servd.replica.native.process_pools import descriptors_of_pools
 
 _CONNECTIONS = ("multiprocessing.connection", "multiprocess.connection")
@@ -87,9 +87,7 @@ def _is_over(fd: int) -> bool:
 def _queues() -> set[int]:
     """Descriptors that objects of multiprocessing read from."""
     kinds = tuple(kind for name in _CONNECTIONS if isinstance(kind := _kind_in(name), type))
-    # of the type alone: `isinstance` asks the object too
-    made: list[Any] = [item for item in gc.get_objects() if issubclass(type(item), kinds)] if kinds else []
-    return {item._handle for item in made if item._handle is not None and item._readable}
+    return {item._handle for item in living(*kinds) if item._handle is not None and item._readable}
 
 
 def _kind_in(name: str) -> Any:

@@ -5,10 +5,11 @@ one, its thread forbids to fork. Where it has not, all children would put their 
 results.
 """
 
-import gc
 import sys
 import weakref
 from typing import Any
+
+from servd.replica.native.objects import living
 
 _found: list[weakref.ReferenceType[Any]] = []
 
@@ -48,9 +49,7 @@ def _pools() -> list[Any]:
     module = sys.modules.get("concurrent.futures.process")
     if module is None:
         return []
-    kind = module.ProcessPoolExecutor
-    # of the type alone: `isinstance` asks the object too
-    return [item for item in gc.get_objects() if issubclass(type(item), kind)]
+    return living(module.ProcessPoolExecutor)
 
 
 def _is_unused(pool: Any) -> bool:

@@ -5,12 +5,12 @@ child has a copy of what was left, and would write it again. What is there at a 
 memory is frozen), so it is remembered.
 """
 
-import gc
 import io
 import weakref
-from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
+
+from servd.replica.native.objects import living
 
 _KINDS = (io.BufferedWriter, io.BufferedRandom, io.TextIOWrapper)
 
@@ -19,20 +19,15 @@ _kept: list[weakref.ReferenceType[Any]] = []
 
 def flush_and_keep() -> None:
     """To be called in a process that others are forked from, before the first, and before it is looked where files are read."""
-    _kept[:] = [weakref.ref(file) for file in _files()]
+    _kept[:] = [weakref.ref(file) for file in living(*_KINDS)]
     flush()
 
 
 def flush() -> None:
     """Write what is in the buffers of all files that are open."""
     inherited = (reference() for reference in _kept)
-    for file in (*inherited, *_files()):
+    for file in (*inherited, *living(*_KINDS)):
         # closed meanwhile, a full disk, nobody who reads, or whatever a class of the application's raises
         with suppress(Exception):
             if file is not None and file.writable():
                 file.flush()
-
-
-def _files() -> Iterator[Any]:
-    # of the type alone: `isinstance` asks the object too
-    return (item for item in gc.get_objects() if issubclass(type(item), _KINDS))
