@@ -12,6 +12,7 @@ from servd.ground.process import open_fds
 from servd.replica.native import connections
 from servd.replica.native.connections import Connection, end_inherited, let_end_in_children, open_connections
 from servd.replica.native.fork_safety import judge
+from servd.replica.native.inherited import shared_lines
 
 
 @pytest.fixture
@@ -39,17 +40,17 @@ def test_those_that_are_open_are_found(stack: ExitStack, tmp_path: Path) -> None
     before = open_fds()
     client, other = connected(stack)
     host, port = client.getpeername()
-    [found, accepted] = open_connections(before)
+    [found, accepted] = open_connections(open_fds() - before)
     assert (found.fd, found.peer, found.is_http) == (client.fileno(), f"{host}:{port}", False)
     assert accepted.fd == other.fileno(), "both ends are here"
-    assert open_connections(open_fds()) == []
+    assert shared_lines(open_fds()) == []
 
     listener = stack.enter_context(socket.socket(socket.AF_UNIX))
     listener.bind(str(tmp_path / "db"))
     listener.listen()
     by_path = stack.enter_context(socket.socket(socket.AF_UNIX))
     by_path.connect(str(tmp_path / "db"))
-    assert [one.peer for one in open_connections(before)][2:] == [str(tmp_path / "db")]
+    assert [one.peer for one in open_connections(open_fds() - before)][2:] == [str(tmp_path / "db")]
 
 
 def test_what_is_no_connection_to_somebody_is_left_out(stack: ExitStack, tmp_path: Path) -> None:
@@ -64,7 +65,7 @@ def test_what_is_no_connection_to_somebody_is_left_out(stack: ExitStack, tmp_pat
     stack.enter_context((tmp_path / "file").open("w"))
     for end in os.pipe():
         stack.callback(os.close, end)
-    assert open_connections(before) == []
+    assert open_connections(open_fds() - before) == []
 
 
 def test_one_whose_other_end_is_closed_is_left_out(stack: ExitStack) -> None:
@@ -73,14 +74,14 @@ def test_one_whose_other_end_is_closed_is_left_out(stack: ExitStack) -> None:
     other.close()
     # the news is there once it can be read
     assert client.recv(1) == b""
-    assert open_connections(before) == []
+    assert open_connections(open_fds() - before) == []
 
 
 def test_a_class_of_the_applications_changes_nothing(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
     before = open_fds()
     client, _ = connected(stack)
     monkeypatch.setattr(socket, "socket", None)
-    assert client.fileno() in [one.fd for one in open_connections(before)]
+    assert client.fileno() in [one.fd for one in open_connections(open_fds() - before)]
 
 
 def test_children_find_those_of_http_at_their_end(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,7 +90,7 @@ def test_children_find_those_of_http_at_their_end(stack: ExitStack, monkeypatch:
     database, _ = connected(stack)
     monkeypatch.setattr(connections, "HTTP_PORTS", (client.getpeername()[1],))
     monkeypatch.setattr(connections, "_of_http", [])
-    let_end_in_children(open_connections(before))
+    let_end_in_children(open_connections(open_fds() - before))
     pid = os.fork()
     if not pid:
         try:
@@ -109,7 +110,7 @@ def test_what_has_come_in_the_place_of_one_is_left_alone(stack: ExitStack, monke
     client, _ = connected(stack)
     monkeypatch.setattr(connections, "HTTP_PORTS", (client.getpeername()[1],))
     monkeypatch.setattr(connections, "_of_http", [])
-    let_end_in_children(open_connections(before))
+    let_end_in_children(open_connections(open_fds() - before))
     one, other = socket.socketpair()
     stack.enter_context(one), stack.enter_context(other)
     os.dup2(one.fileno(), client.fileno())

@@ -46,7 +46,7 @@ def test_a_child_goes_on_from_where_its_parent_was_and_moves_nobody_else(path: P
         file.seek(10)
         assert buffered.read(2) == TEXT[:2]
         path.unlink()
-        let_open_in_children(open_files(before))
+        let_open_in_children(open_files(open_fds() - before))
 
         def work() -> None:
             assert file.read(5) == TEXT[10:15]
@@ -94,13 +94,13 @@ def of_no_contents(_: Path) -> IO[bytes]:
 def test_which_are_opened_anew(path: Path, opened: Callable[[Path], IO[bytes]], is_own: bool) -> None:
     before = open_fds()
     with opened(path):
-        assert bool(open_files(before)) == is_own
+        assert bool(open_files(open_fds() - before)) == is_own
 
 
 def test_what_has_come_in_the_place_of_one_is_left_alone(path: Path) -> None:
     before = open_fds()
     with path.open("rb", buffering=0) as file, tempfile.TemporaryFile() as other:
-        let_open_in_children(open_files(before)[:1])
+        let_open_in_children(open_files(open_fds() - before)[:1])
         other.write(b"other")
         other.flush()
         os.dup2(other.fileno(), file.fileno())
@@ -111,7 +111,7 @@ def test_what_has_come_in_the_place_of_one_is_left_alone(path: Path) -> None:
 def test_what_may_not_be_opened_stays_as_it_is(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = open_fds()
     with path.open("rb", buffering=0) as file:
-        let_open_in_children(open_files(before))
+        let_open_in_children(open_files(open_fds() - before))
 
         def refuse(*_: object) -> int:
             raise PermissionError

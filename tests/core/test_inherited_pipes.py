@@ -11,6 +11,7 @@ from contextlib import ExitStack, suppress
 import pytest
 
 from servd.ground.process import open_fds
+from servd.replica.native.inherited import shared_lines
 from servd.replica.native.pipes import open_pipes
 
 
@@ -26,16 +27,16 @@ def a_program(stack: ExitStack, stdout: int | None = None) -> subprocess.Popen[b
 
 
 def peers(before: set[int]) -> list[str]:
-    return [one.peer for one in open_pipes(before)]
+    return [one.peer for one in open_pipes(open_fds() - before)]
 
 
 def test_the_answers_of_a_program_are_for_one_process(stack: ExitStack) -> None:
     before = open_fds()
     program = a_program(stack, subprocess.PIPE)
     assert program.stdout is not None
-    [found] = open_pipes(before)
+    [found] = open_pipes(open_fds() - before)
     assert (found.fd, found.peer, found.is_http) == (program.stdout.fileno(), f"process {program.pid} (cat)", False)
-    assert open_pipes(open_fds()) == []
+    assert shared_lines(open_fds()) == []
 
 
 def test_who_answers_nothing_or_no_more_is_left_out(stack: ExitStack) -> None:

@@ -11,7 +11,6 @@ import stat
 from collections.abc import Iterable, Set
 from contextlib import closing
 
-from servd.ground import process
 from servd.ground.quick_dataclass import dataclass
 
 HTTP_PORTS = (80, 443)
@@ -37,17 +36,13 @@ class Connection:
     is_http: bool = False
 
 
-def open_connections(besides: Set[int] = frozenset()) -> list[Connection]:
-    """Those of this process to an address, by descriptor.
-
-    Args:
-        besides: descriptors that were there before.
+def open_connections(fds: Set[int]) -> list[Connection]:
+    """Those of these descriptors that lead to an address, in order.
 
     Raises:
         OSError: there is no descriptor left to look with.
     """
-    found = (_connection(fd) for fd in sorted(process.open_fds() - besides))
-    return [one for one in found if one is not None]
+    return [one for fd in sorted(fds) if (one := _connection(fd)) is not None]
 
 
 def let_end_in_children(connections: Iterable[Connection]) -> None:

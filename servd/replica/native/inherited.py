@@ -4,13 +4,14 @@ each child has anew.
 
 from collections.abc import Sequence, Set
 
+from servd.ground.process import open_fds
 from servd.replica.native.connections import Connection, end_inherited, let_end_in_children, open_connections
 from servd.replica.native.open_files import let_open_in_children, open_files, open_inherited
 from servd.replica.native.pipes import open_pipes
 from servd.replica.native.process_pools import note_process_pools, renew_process_pools
 
 
-def shared_lines(besides: Set[int] = frozenset()) -> list[Connection]:
+def shared_lines(besides: Set[int]) -> list[Connection]:
     """By which this process hears of others, over the network or by a pipe.
 
     Args:
@@ -19,10 +20,11 @@ def shared_lines(besides: Set[int] = frozenset()) -> list[Connection]:
     Raises:
         OSError: there is no descriptor left to look with.
     """
-    return open_connections(besides) + open_pipes(besides)
+    fds = open_fds() - besides
+    return open_connections(fds) + open_pipes(fds)
 
 
-def let_be_renewed(lines: Sequence[Connection], besides: Set[int] = frozenset()) -> None:
+def let_be_renewed(lines: Sequence[Connection], besides: Set[int]) -> None:
     """To be called in a process that replicas are forked from, before the first.
 
     Args:
@@ -30,7 +32,7 @@ def let_be_renewed(lines: Sequence[Connection], besides: Set[int] = frozenset())
     """
     note_process_pools()
     let_end_in_children(lines)
-    let_open_in_children(open_files(besides))
+    let_open_in_children(open_files(open_fds() - besides))
 
 
 def renew() -> None:

@@ -11,7 +11,6 @@ import os
 import stat
 from collections.abc import Iterable, Set
 
-from servd.ground import process
 from servd.ground.quick_dataclass import dataclass
 
 _LOCKED = (": FLOCK", ": OFDLCK")
@@ -31,17 +30,9 @@ class OpenFile:
 _found: list[OpenFile] = []
 
 
-def open_files(besides: Set[int] = frozenset()) -> list[OpenFile]:
-    """Those of this process that are read from, by descriptor.
-
-    Args:
-        besides: descriptors that were there before.
-
-    Raises:
-        OSError: there is no descriptor left to look with.
-    """
-    found = (_open_file(fd) for fd in sorted(process.open_fds() - besides))
-    return [one for one in found if one is not None]
+def open_files(fds: Set[int]) -> list[OpenFile]:
+    """Those of these descriptors that are of files, and read from, in order."""
+    return [one for fd in sorted(fds) if (one := _open_file(fd)) is not None]
 
 
 def let_open_in_children(files: Iterable[OpenFile]) -> None:

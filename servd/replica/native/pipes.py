@@ -33,16 +33,13 @@ class _End:
     is_read: bool
 
 
-def open_pipes(besides: Set[int] = frozenset()) -> list[Connection]:
-    """Those that this process reads what others write from, by descriptor.
-
-    Args:
-        besides: descriptors that were there before.
+def open_pipes(fds: Set[int]) -> list[Connection]:
+    """Those of these descriptors from which this process reads what others write.
 
     Raises:
         OSError: there is no descriptor left to look with.
     """
-    opened = process.open_fds() - besides - {process.tracker_fd()}
+    opened = fds - {process.tracker_fd()}
     ends = [end for fd in sorted(opened) if (end := _pipe_end(fd)) is not None]
     written = {end.inode for end in ends if not end.is_read}
     found = [
