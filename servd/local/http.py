@@ -20,7 +20,7 @@ Send = Callable[[Message], Awaitable[None]]
 
 OVER = "over"
 """Type of the message that says: the handler has ended, nothing more comes."""
-INTERNAL_SERVER_ERROR = 500
+_INTERNAL_SERVER_ERROR = 500
 _REFUSALS = (BackPressureError, DeploymentUnavailableError)
 _LEAVE_LIMIT_S = 5.0
 """A handler whose WebSocket's client has left is cancelled after so long, as in a replica."""
@@ -63,7 +63,7 @@ class LocalExchange:
             if self.is_finished:
                 raise RuntimeError("the response is complete already")
             self.is_finished = not message.get("more_body", False)
-            self.answers_error = self.is_finished and self._status == INTERNAL_SERVER_ERROR
+            self.answers_error = self.is_finished and self._status == _INTERNAL_SERVER_ERROR
         if "headers" in message or kind in ("http.response.start", "websocket.accept"):
             kept = [(bytes(name).lower(), bytes(value)) for name, value in message.get("headers", ())]
             own = [*(pair for pair in kept if pair[0] != b"x-request-id"), self._own]

@@ -20,7 +20,7 @@ LONGEST_PRINTED = 64 * 1024
 """Characters of a printed line; what goes on for longer without an end becomes several lines."""
 
 _LEVELS = {"stdout": logging.INFO, "stderr": logging.WARNING}
-MOST_QUEUED = 1000
+_MOST_QUEUED = 1000
 """Records that are known to have gone to a queue of the application's; of older ones a handler's line is one more."""
 _DEEPEST = 2
 """A line about a line that could not be written is written still; whatever that prints is lost."""
@@ -124,7 +124,7 @@ class ApplicationLines:
             # as `logging.handlers.QueueHandler`, which few have loaded
             if record.levelno >= self.level and hasattr(handler, "enqueue"):
                 self._queued[_key(record)] = None
-                if len(self._queued) > MOST_QUEUED:
+                if len(self._queued) > _MOST_QUEUED:
                     # other threads may do the same
                     with suppress(RuntimeError, StopIteration):
                         self._queued.pop(next(iter(self._queued)), None)
