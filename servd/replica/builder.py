@@ -20,7 +20,7 @@ from servd.app.deployment import Deployment
 from servd.calls.process import Process
 from servd.calls.replica_context import ProcessIds, ReplicaContext, set_template_of
 from servd.exceptions import DeployError
-from servd.ground.ids import DeploymentID, ReplicaID, ReplicaRank
+from servd.ground.ids import DeploymentID, ReplicaID, ReplicaRank, node_id_of
 from servd.ground.process import Usage, open_fds
 from servd.ground.quick_dataclass import compile_now
 from servd.ground.settings import SLOW_START_S, fork_server_log, variable
@@ -147,6 +147,8 @@ def _make_ready(built: BuiltApplication) -> None:
     """Make what replicas of this build would make at their start, each for itself."""
     compile_now(*_CLASSES)
     short_latencies(is_json=False)
+    # the first one loads a module, from Python 3.13 on
+    node_id_of("")
     # makes the policy
     asyncio.set_event_loop(None)
     for kind in _ASKED_ABOUT:
