@@ -12,6 +12,8 @@ MAX_DEPTH = 64
 """Handle calls nested deeper than this are refused (python-api.md section 8.3)."""
 
 _ENDED: list[Callable[[], None]] = []
+_TIMERS_S = 0.001
+"""Timers of uvloop count whole milliseconds, and come up to half of one early."""
 
 
 class RequestContext:
@@ -75,6 +77,10 @@ class RequestContext:
     def let_find_pattern(self, find: Callable[[str, str, str], str], method: str, path: str, root_path: str) -> None:
         """Let `pattern` be what `find` gives for the route, the method and the path without the root path, once asked for."""
         self.known_pattern = (find, method, path, root_path)
+
+    def is_late(self, now: float) -> bool:
+        """Whether its time limit has passed, or a timer may have said so. now: monotonic seconds."""
+        return self.deadline is not None and now >= self.deadline - _TIMERS_S
 
     @property
     def has_ended(self) -> bool:

@@ -168,9 +168,10 @@ class HttpExchange(Receiving):
         if self.has_begun or self.scope["type"] == "websocket":
             self.abort(text_of(error) or name_of(type(error)))
             return
-        is_late = now >= (self.context.deadline or float("inf"))
         # a call that failed at its request's time limit may tell so before the proxy's own clock does
-        status, headers, body = TIME_OUT if is_late else error_response(error, self.context.request_id)
+        status, headers, body = (
+            TIME_OUT if self.context.is_late(now) else error_response(error, self.context.request_id)
+        )
         self.finish(status, headers, body)
 
     def abort(self, reason: str) -> None:

@@ -42,6 +42,9 @@ async def answer(exchange: HttpExchange) -> None:
         exchange.finish(204, [], b"")
     elif what == "fail":
         raise RuntimeError("the handler's fault")
+    elif what == "in-time":
+        exchange.context.deadline = asyncio.get_running_loop().time() + 0.0005
+        raise TimeoutError("the timer of a call came early")
     elif what == "sleep":
         await asyncio.Event().wait()
     elif what == "scope":
@@ -275,6 +278,10 @@ async def test_failures(client: Client) -> None:
     assert "the handler's fault" not in failed.text
     late = await send(client, "/root/app?sleep", headers={"x-request-timeout-seconds": "0.05"})
     assert (late.status_code, late.text) == (408, "The time limit of 0.05 s passed while in the handler.")
+
+
+async def test_what_fails_as_its_time_is_up_is_late(client: Client) -> None:
+    assert (await send(client, "/root/app?in-time")).status_code == 408
 
 
 async def test_streams(client: Client) -> None:

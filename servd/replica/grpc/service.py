@@ -183,8 +183,8 @@ class GrpcService:
         elif issubclass(type(error), gRPCStatusError):
             exchange.finish(*_told(error), trailing)  # type: ignore[arg-type]
         else:
-            is_late = self._loop.time() >= (exchange.context.deadline or float("inf"))
-            exchange.finish(*_failure(error, exchange.context.request_id, is_late=is_late))
+            context = exchange.context
+            exchange.finish(*_failure(error, context.request_id, is_late=context.is_late(self._loop.time())))
 
 
 class _Requests(gRPCInputStream):
