@@ -13,13 +13,16 @@ _TCP_CLOSE_WAIT = 8
 
 _INFO_BYTES = 60
 _LONG_INFO_BYTES = 136
+_LONGEST_INFO_BYTES = 216
 _RETRANSMITS_AT = 2
 _PROBES_AT = 3
 _LAST_DATA_AT = 52
 _LAST_ACK_AT = 56
 _RECEIVED_AT = 128
+_UNSENT_AT = 144
+_SENT_AT = 200
 """Where `struct tcp_info` (linux/tcp.h) has what was sent again and asked without an answer, milliseconds since data and since an
-answer came, and how many bytes did."""
+answer came, how many bytes did, how many wait to be sent, how many were, and behind that how many of these again."""
 
 
 def is_reset(sock: socket.socket | None) -> bool:
@@ -41,6 +44,15 @@ def received_bytes(sock: socket.socket) -> int:
     """What the other side has sent so far, read or not; its end counts as one. 0 where nobody can tell."""
     info = _info(sock, _LONG_INFO_BYTES)
     return int(struct.unpack_from("=Q", info, _RECEIVED_AT)[0]) if len(info) == _LONG_INFO_BYTES else 0
+
+
+def written_bytes(sock: socket.socket) -> int:
+    """What has been written to this connection so far, by whoever has it open, sent or not. 0 where nobody can tell."""
+    info = _info(sock, _LONGEST_INFO_BYTES)
+    if len(info) < _LONGEST_INFO_BYTES:
+        return 0
+    sent, again = struct.unpack_from("=QQ", info, _SENT_AT)
+    return int(struct.unpack_from("=I", info, _UNSENT_AT)[0] + sent - again)
 
 
 def is_slow(sock: socket.socket, limit_s: float) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 from servd.calls.request_router import IDEMPOTENT_METHODS
 from servd.exceptions import ProtocolError
-from servd.proxy.client_host import is_left, is_reset, is_slow, received_bytes, unread_bytes
+from servd.proxy.client_host import is_left, is_reset, is_slow, received_bytes, unread_bytes, written_bytes
 from servd.proxy.forwarder import Target
 from servd.proxy.http1_answer import HttpAnswering
 from servd.proxy.http1_rules import outlives_client
@@ -38,6 +38,7 @@ class HttpLending(HttpAnswering):
         "_is_lent",
         "_is_shared",
         "_lends",
+        "_lent_at",
         "_loan",
         "_right",
         "_tail",
@@ -57,7 +58,7 @@ class HttpLending(HttpAnswering):
         super().__init__(listener)
         self._is_asked = self._is_lent = self._is_shared = False
         self._right: int | None = None
-        self._lends = 0
+        self._lends = self._lent_at = 0
         self._tail: tuple[Any, ...] = ()
         self._loan: BodyLoan | None = None
         self._body_ends_at = 0
@@ -119,9 +120,11 @@ class HttpLending(HttpAnswering):
             right = new_right()
         except OSError:
             return 0
-        if not outbox.give(call_id, transport.get_extra_info("socket").fileno(), right):
+        sock = transport.get_extra_info("socket")
+        if not outbox.give(call_id, sock.fileno(), right):
             os.close(right)
             return 0
+        self._lent_at = written_bytes(sock)
         self._right = right
         return LENT
 
@@ -161,6 +164,13 @@ class HttpLending(HttpAnswering):
         if self.is_active and self.call_id == call_id:
             # what waits to be written must not hold up the end
             self._transport.abort()
+
+    def _note(self, status: int) -> None:
+        if self._is_lent:
+            # who writes has not said how much, and may be dead. The kernel counts what frames the body, too
+            written = written_bytes(self._transport.get_extra_info("socket"))
+            self._sent_bytes += max(0, written - self._lent_at)
+        super()._note(status)
 
     def _end_request(self) -> None:
         self._find_who_answers()
@@ -281,7 +291,9 @@ class HttpLending(HttpAnswering):
         self._is_asked = False
         # a client that has not taken the head yet reads slowly: the body would wait behind it here
         is_free = not self._transport.get_write_buffer_size()
-        if is_free and peer.lend(self, self._transport.get_extra_info("socket").fileno(), self._body_left):
+        sock = self._transport.get_extra_info("socket")
+        self._lent_at = written_bytes(sock)
+        if is_free and peer.lend(self, sock.fileno(), self._body_left):
             self._is_lent = True
         else:
             peer.keep(self)

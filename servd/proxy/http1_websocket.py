@@ -17,7 +17,7 @@ from typing import Any
 
 from servd.calls.traced import note_wait
 from servd.observability.head_traces import BEGINS, RESPONSE, TracedId
-from servd.proxy.client_host import is_left
+from servd.proxy.client_host import is_left, written_bytes
 from servd.proxy.forwarder import CLIENT_GONE, answer_timeout
 from servd.proxy.http1_order import HttpOrder
 from servd.proxy.http1_rules import Handshake, read_handshake
@@ -245,6 +245,7 @@ class WebSocketConnection(HttpOrder):
         self._pause_reading()
         self._stage = Stage.GIVEN
         self._is_lent = True
+        self._lent_at = written_bytes(self._transport.get_extra_info("socket"))
         early, self._early = self._early, b""
         self.peer.send_body(self, early, True)
         if self._listener.is_draining:

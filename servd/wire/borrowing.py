@@ -180,6 +180,9 @@ class Borrowing:
         except BaseException:
             # whoever sends has been cancelled in the midst of it
             self.is_torn = left < whole
+            if self.is_torn:
+                self._head = b""
+                lent.count(len(body) - min(len(body), max(0, left - (2 if lent.left is None else 0))))
             raise
         return body[:0]
 
