@@ -16,7 +16,7 @@ from servd.wire.grpc.messages import GrpcMethod, GrpcRoute  # noqa: E402
 from servd.wire.records import CREDIT_BYTES  # noqa: E402
 from tests.fakes import wait_until  # noqa: E402
 from tests.rooms.http2_client import PREFACE, Http2Client, frame  # noqa: E402
-from tests.rooms.test_grpc_lane import BIG, DEPLOYMENT, GrpcRoom, outcome  # noqa: E402
+from tests.rooms.test_grpc_lane import BIG, DEPLOYMENT, GrpcRoom, outcome, without_end  # noqa: E402
 
 OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
 HEADERS = {"content_type": "application/grpc", "te": "trailers"}
@@ -128,7 +128,7 @@ async def test_messages_that_are_too_large_are_refused(monkeypatch: pytest.Monke
     async with GrpcRoom() as room:
         room.announce(await room.stand())
         assert await room.method("Echo")("x" * 1000) == "x" * 1000
-        for name, request in (("Echo", "x" * 1001), ("Join", iter(["x", "y" * 1001]))):
+        for name, request in (("Echo", "x" * 1001), ("Join", without_end("x", "y" * 1001))):
             code, details, _ = await outcome(room.method(name)(request))
             assert (code, "1001 vs. 1000" in details) == ("RESOURCE_EXHAUSTED", True)
         # one of the answer is too large as well
