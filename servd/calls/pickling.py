@@ -14,8 +14,8 @@ from typing import Any
 
 import cloudpickle
 
+from servd.calls.moved_modules import MOVED, home_of
 from servd.exceptions import DeployError, UserCodeError
-from servd.ground.moved_modules import MOVED, home_of
 from servd.observability.described import name_of, summary_of, text_of
 from servd.observability.tracebacks import user_traceback
 

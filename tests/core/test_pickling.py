@@ -13,8 +13,8 @@ import pytest
 
 import servd
 from servd.calls import pickling
+from servd.calls.moved_modules import MOVED, MOVED_NAMES, RENAMED, home_of
 from servd.exceptions import BackPressureError, DeployError, UserCodeError
-from servd.ground.moved_modules import MOVED, MOVED_NAMES, RENAMED, home_of
 from servd.observability.tracebacks import user_traceback
 
 
