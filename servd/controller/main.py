@@ -98,7 +98,7 @@ def run(
     process.begin("controller", settings.state_dir, *inherited)
     # the daemon says when to stop; a signal to the whole group must not take the controller first
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    logs.setup("controller", str(os.getpid()), settings.log_dir, logs.controller_file(os.getpid()))
+    logs.setup("controller", str(os.getpid()), settings.log_dir, logs.controller_file(os.getpid()), is_serving=True)
     process.raise_file_limit()
     try:
         event_loop.run(_Controller(settings, lifetime, sockets, keepsake).run())
@@ -112,6 +112,7 @@ def run(
         code = 1
     sys.stdout.flush()
     sys.stderr.flush()
+    logs.finish()
     # the ordinary way out would wait for living children: they belong to the next controller
     os._exit(code)
 

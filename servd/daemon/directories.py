@@ -2,17 +2,20 @@
 
 import contextlib
 import os
-import sys
 
 from servd.exceptions import StateError
 from servd.ground.settings import MAX_SOCKET_PATH_BYTES, SPEAKER, Settings, make_private_dir, replica_address
+from servd.ground.shared_stream import SharedStream
+
+_SAY_LIMIT_S = 0.1
+_stderr = SharedStream(2)
 
 
 def say(text: str) -> None:
-    """A line for people on stderr."""
+    """A line for people on stderr; it is not waited for long."""
     # nobody may be there to read it, or no room where it goes
     with contextlib.suppress(OSError):
-        print(f"{SPEAKER}{text}", file=sys.stderr, flush=True)
+        _stderr.write(f"{SPEAKER}{text}\n".encode(errors="backslashreplace"), _SAY_LIMIT_S)
 
 
 def make_directories(settings: Settings) -> None:

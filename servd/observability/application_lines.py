@@ -12,9 +12,9 @@ import io
 import logging
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol
 
 LONGEST_PRINTED = 64 * 1024
 """Characters of a printed line; what goes on for longer without an end becomes several lines."""
@@ -24,6 +24,14 @@ _MOST_QUEUED = 1000
 """Records that are known to have gone to a queue of the application's; of older ones a handler's line is one more."""
 _DEEPEST = 2
 """A line about a line that could not be written is written still; whatever that prints is lost."""
+
+
+class Outlet(Protocol):
+    """What shows whole lines."""
+
+    def write(self, lines: bytes | str, /) -> None:
+        """Show them some time soon, or drop them."""
+        ...
 
 
 class _State(threading.local):
@@ -50,6 +58,7 @@ class ApplicationLines:
         self._handlers: Sequence[logging.Handler] = ()
         self._shown: logging.Handler | None = None
         self._passes_on = False
+        self._outlets: Mapping[str, Outlet] = {}
         self._queued: dict[tuple[object, ...], None] = {}
         self.level = logging.INFO
 
@@ -57,7 +66,12 @@ class ApplicationLines:
         return f"ApplicationLines({self._handlers}, from {logging.getLevelName(self.level)})"
 
     def direct(
-        self, handlers: Sequence[logging.Handler], *, shown: logging.Handler | None = None, passes_on: bool = False
+        self,
+        handlers: Sequence[logging.Handler],
+        *,
+        shown: logging.Handler | None = None,
+        passes_on: bool = False,
+        outlets: Mapping[str, Outlet] | None = None,
     ) -> None:
         """Let lines go to these handlers from now on; what was printed of a line that has no end yet is dropped.
 
@@ -65,7 +79,9 @@ class ApplicationLines:
             handlers: get each of them, from their own level on.
             shown: one of them, for people. It gets no record that the application's own handlers have printed.
             passes_on: what is printed goes to the stream behind as well, as it is, and not to `shown`.
+            outlets: take whole lines that the application's own handlers print, by `stdout` and `stderr`; unless `passes_on`.
         """
+        self._outlets = outlets or {}
         self._handlers = handlers
         self._shown = shown
         self._passes_on = passes_on
@@ -145,8 +161,10 @@ class ApplicationLines:
             return False
         if state.in_handlers:
             state.has_printed = True
-        if (self._passes_on or (state.in_handlers and self._shown is not None)) and state.depth < _DEEPEST:
+        if self._passes_on and state.depth < _DEEPEST:
             stream.pass_on(text)
+        elif state.in_handlers and state.depth < _DEEPEST and (outlet := self._outlets.get(stream.called)) is not None:
+            stream.show(text, outlet)
         return not state.in_handlers
 
     def on_line(self, name: str, level: int, text: str) -> None:
@@ -185,20 +203,20 @@ class PrintedLines(io.TextIOWrapper):
     Like a terminal it shows of a line what follows its last carriage return: a progress bar is one line when it ends.
 
     Attributes:
-        behind: the stream in whose place it stands.
+        called: `stdout` or `stderr`.
         rests: what each thread has printed of a line without its end, by the thread's number.
     """
 
     def __init__(self, behind: Any, name: str, level: int, lines: ApplicationLines) -> None:
         super().__init__(behind.buffer, encoding="utf-8", errors="backslashreplace", line_buffering=True)
-        self.behind = behind
         self.rests: dict[int, str] = {}
-        self._name = name
+        self.called = name
+        self._handlers_rests: dict[int, str] = {}
         self._level = level
         self._lines = lines
 
     def __repr__(self) -> str:
-        return f"PrintedLines({self._name})"
+        return f"PrintedLines({self.called})"
 
     def write(self, text: str, /) -> int:
         """Take text; each line that ends is written at once, under the request that runs."""
@@ -227,6 +245,17 @@ class PrintedLines(io.TextIOWrapper):
             # its reader is gone, or somebody closed it
             pass
 
+    def show(self, text: str, outlet: Outlet) -> None:
+        """Give what a handler of the application's prints to the outlet, once its line has an end."""
+        thread = threading.get_ident()
+        whole, end, rest = (self._handlers_rests.pop(thread, "") + text).rpartition("\n")
+        if len(rest) > LONGEST_PRINTED:
+            whole, end, rest = whole + end + rest, "\n", ""
+        if rest:
+            self._handlers_rests[thread] = rest
+        if end:
+            outlet.write(whole + end)
+
     def finish(self) -> None:
         """Write the lines that have no end yet."""
         while self.rests:
@@ -235,4 +264,4 @@ class PrintedLines(io.TextIOWrapper):
     def _end_line(self, line: str) -> None:
         line = line.removesuffix("\r").rpartition("\r")[2]
         if line:
-            self._lines.on_line(self._name, self._level, line)
+            self._lines.on_line(self.called, self._level, line)

@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import re
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,11 @@ from servd.ground.names import in_file_name, on_one_line, without_controls
 from servd.ground.quick_dataclass import dataclass
 from servd.ground.settings import is_on, variable
 from servd.observability.access_log import replica_fields, trace_words
-from servd.observability.application_lines import ApplicationLines, PrintedLines
+from servd.observability.application_lines import ApplicationLines
 from servd.observability.described import ACCESS_MARK, bounded, extras_of, in_json, text_of
 from servd.observability.log_file import LogFile, make_directory
 from servd.observability.own_loggers import is_written, keep_own_loggers, speak_through
-from servd.observability.shown_lines import ShownLines
+from servd.observability.shown_lines import HurriedLines, ShownLines, outlets_of
 from servd.observability.tracebacks import texts_of
 
 LAST_LINES_S = 0.5
@@ -133,7 +132,7 @@ def setup(
             it; a level name shows servd's own lines from that level on, and what is printed as it is.
         request_fields: where the fields of the running request come from.
         runs_application: also what application code logs, warns of and prints becomes lines, from now on.
-        is_serving: whoever reads stderr may never hold this process up.
+        is_serving: it may have a thread for what it shows, so that no moment is waited for whoever reads stderr too slowly.
 
     Returns:
         The file, for an `AccessLog`.
@@ -144,17 +143,31 @@ def setup(
     handlers: list[logging.Handler] = [_FileHandler(file)]
     wish = _stderr_wish()
     shown = None
+    outlets: dict[str, ShownLines | HurriedLines] = {}
     if wish != "0":
-        stream: Any = sys.stderr.behind if isinstance(sys.stderr, PrintedLines) else sys.stderr
-        if is_serving:
-            # not that of `sys.stderr`: an import may have put anything there, or nothing
-            stream = _shown_lines = ShownLines(2)
+        # not what `sys.stderr` is: an import may have put anything there, or nothing
+        outlets = outlets_of(ShownLines if is_serving else HurriedLines)
+        stream = outlets["stderr"]
+        if isinstance(stream, ShownLines):
+            _shown_lines = stream
         shown = _StderrHandler(stream, logging.getLevelNamesMapping().get(wish, logging.NOTSET))
         shown.setLevel(stderr_level)
         handlers.append(shown)
     for handler in handlers:
         handler.setFormatter(formatter)
         handler.addFilter(formatter.lets_pass)
+    _hand_over(handlers)
+    speak_through(handlers)
+    if runs_application:
+        _placed = (file, file.path)
+        passes_on = wish in logging.getLevelNamesMapping()
+        _application().direct(handlers, shown=shown, passes_on=passes_on, outlets=outlets)
+    configure({})
+    revive()
+    return file
+
+
+def _hand_over(handlers: list[logging.Handler]) -> None:
     for name in LOGGER_NAMES:
         logger = logging.getLogger(name)
         for old in logger.handlers[:]:
@@ -164,13 +177,6 @@ def setup(
         for handler in handlers:
             logger.addHandler(handler)
         logger.propagate = False
-    speak_through(handlers)
-    if runs_application:
-        _placed = (file, file.path)
-        _application().direct(handlers, shown=shown, passes_on=wish in logging.getLevelNamesMapping())
-    configure({})
-    revive()
-    return file
 
 
 def catch_descriptors(file: LogFile) -> None:

@@ -3,9 +3,17 @@
 import os
 import threading
 from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+
+from servd.ground.shared_stream import SharedStream
 
 MAX_WAITING_BYTES = 1024 * 1024
 """What may wait for the stream; further lines are dropped, and their number is told."""
+HURRY_S = 0.1
+"""How long a process waits for a full stream that may have no thread for it."""
+_TURN_BYTES = 64 * 1024
+"""What is written before other processes have their turn, about."""
 
 
 class ShownLines:
@@ -16,6 +24,7 @@ class ShownLines:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
+        self._stream = SharedStream(fd)
         self._thread: threading.Thread | None = None
         self._lines: deque[bytes] = deque()
         self._waiting = self._dropped = 0
@@ -62,21 +71,59 @@ class ShownLines:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._lines)
-                data = b"".join(self._lines)
-                self._lines.clear()
+                data = self._turn()
                 dropped, self._dropped = self._dropped, 0
-            if dropped:
-                data += b"servd: %d times lines were not shown: nobody reads them fast enough\n" % dropped
-            self._write(data)
+            # its reader may be gone
+            with suppress(OSError):
+                self._stream.write(data + _told(dropped))
             with self._changed:
-                self._waiting = sum(map(len, self._lines))
+                self._waiting -= len(data)
                 self._changed.notify_all()
 
-    def _write(self, data: bytes) -> None:
-        rest = memoryview(data)
-        try:
-            while rest:
-                rest = rest[os.write(self._fd, rest) :]
-        except OSError:
-            # its reader is gone
-            pass
+    def _turn(self) -> bytes:
+        taken: list[bytes] = []
+        size = 0
+        while self._lines and size < _TURN_BYTES:
+            taken.append(self._lines.popleft())
+            size += len(taken[-1])
+        return b"".join(taken)
+
+
+class HurriedLines:
+    """As `ShownLines`, without a thread: for a process that forks. A full stream is waited for a moment, and not again until it
+    takes something.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._stream = SharedStream(fd)
+        self._dropped = 0
+
+    def __repr__(self) -> str:
+        return f"HurriedLines({self._stream}, {self._dropped} dropped)"
+
+    def write(self, lines: bytes | str) -> None:
+        """Show whole lines now, or drop them."""
+        data = lines.encode(errors="backslashreplace") if isinstance(lines, str) else lines
+        # its reader may be gone
+        with suppress(OSError):
+            if self._stream.write(_told(self._dropped) + data, 0.0 if self._dropped else HURRY_S):
+                self._dropped = 0
+            else:
+                self._dropped += 1
+
+    def flush(self) -> None:
+        """Nothing waits."""
+
+
+def outlets_of(kind: Callable[[int], ShownLines | HurriedLines]) -> dict[str, ShownLines | HurriedLines]:
+    """Outlets for `stdout` and `stderr`; one for both where these are one stream, since a process has no turns with itself."""
+    stderr = kind(2)
+    try:
+        is_one = os.path.sameopenfile(1, 2)
+    except OSError:
+        is_one = True
+    return {"stdout": stderr if is_one else kind(1), "stderr": stderr}
+
+
+def _told(dropped: int) -> bytes:
+    return b"servd: %d times lines were not shown: nobody reads them fast enough\n" % dropped if dropped else b""

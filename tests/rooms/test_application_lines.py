@@ -21,6 +21,19 @@ from servd.observability.tracebacks import show_as
 shop = logging.getLogger("shop.till")
 
 
+class Outlet:
+    """Shows lines on a stream of a test's."""
+
+    def __init__(self, stream: io.TextIOWrapper) -> None:
+        self._stream = stream
+
+    def write(self, lines: bytes | str) -> None:
+        self._stream.buffer.write(lines.encode() if isinstance(lines, str) else lines)
+
+    def flush(self) -> None:
+        pass
+
+
 class Process:
     """This process as if it were a replica's: its log, and what its standard streams show."""
 
@@ -37,6 +50,8 @@ class Process:
             self._monkeypatch.setattr(logging.getLogger(), "handlers", [])
             for name, stream in self.streams.items():
                 self._monkeypatch.setattr(sys, name, stream)
+            outlets = {name: Outlet(stream) for name, stream in self.streams.items()}
+            self._monkeypatch.setattr(logs, "outlets_of", lambda _: outlets)
         logs.setup(
             component,
             "r",

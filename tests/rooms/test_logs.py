@@ -5,7 +5,6 @@ import logging
 import logging.config
 import os
 import resource
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -115,17 +114,16 @@ def test_a_record_marked_as_an_access_line_goes_with_these(tmp_path: Path, is_js
 
 
 def test_detached_daemon_writes_nothing_to_stderr(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("SERVD_LOG_TO_STDERR", "0")
     logs.setup("controller", "1", str(tmp_path), "x.log")
     logging.getLogger("servd").error("only in the file")
-    sys.stderr.flush()
-    assert capsys.readouterr().err == ""
+    assert capfd.readouterr().err == ""
 
 
 def test_a_quiet_daemon_hides_its_own_lines_and_nothing_of_the_users(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("SERVD_LOG_TO_STDERR", "warning")
     logs.setup("replica", "1", str(tmp_path), "x.log")
@@ -134,7 +132,7 @@ def test_a_quiet_daemon_hides_its_own_lines_and_nothing_of_the_users(
     # the second is what the first is an alias of, where Ray's names are installed
     for name in ("ray.serve", "servd"):
         logging.getLogger(name).info("the user's")
-    shown = capsys.readouterr().err
+    shown = capfd.readouterr().err
     assert [line.partition(" - ")[2] for line in shown.splitlines()] == ["trouble", "the user's", "the user's"]
     assert "life cycle" in (tmp_path / "serve" / "x.log").read_text()
 
