@@ -2,14 +2,20 @@
 
 Calls the applications of `benchmarks.compare` in this process, one request after the other, with a `receive` and a `send` that do
 nothing, and prints CPU time per request, median and range of the rounds. No server can spend less on the same application.
+The last line is of requests of which FastAPI records spans by OpenTelemetry's SDK, until they are encoded to be sent.
 """
 
 import argparse
 import statistics
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import uvloop
+from opentelemetry import trace
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
 from benchmarks.compare.apps import asgi_app
 
@@ -28,6 +34,19 @@ SCOPE: dict[str, Any] = {
     "server": ("127.0.0.1", 8000),
 }
 
+NOT_TRACED = {"fastapi.telemetry": None}
+"""In a scope that has this key FastAPI records nothing."""
+QUEUE_SPANS = 1_000_000
+
+
+class Encoding(SpanExporter):
+    """Sends nothing."""
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """Make the message."""
+        encode_spans(spans).SerializePartialToString()
+        return SpanExportResult.SUCCESS
+
 
 async def receive() -> dict[str, Any]:
     """A request without a body."""
@@ -38,21 +57,30 @@ async def send(message: dict[str, Any]) -> None:
     """The answer goes nowhere."""
 
 
-async def cpu_us(app: Any, requests: int) -> float:
+async def cpu_us(app: Any, scope: dict[str, Any], sending: BatchSpanProcessor, requests: int) -> float:
     """Microseconds of this process's CPU for each of so many requests."""
     began = time.process_time()
     for _ in range(requests):
-        await app(dict(SCOPE), receive, send)
+        await app(dict(scope), receive, send)
+    sending.force_flush()
     return (time.process_time() - began) / requests * 1e6
 
 
 async def measured(rounds: int, requests: int) -> dict[str, list[float]]:
     """Microseconds of each round of each application; they take turns."""
-    apps = {"Starlette": asgi_app.starlette_app, "FastAPI": asgi_app.fastapi_app}
-    found: dict[str, list[float]] = {name: [] for name in apps}
+    sending = BatchSpanProcessor(Encoding(), max_queue_size=QUEUE_SPANS)
+    provider = TracerProvider()
+    provider.add_span_processor(sending)
+    trace.set_tracer_provider(provider)
+    cases = {
+        "Starlette": (asgi_app.starlette_app, SCOPE),
+        "FastAPI": (asgi_app.fastapi_app, SCOPE | NOT_TRACED),
+        "FastAPI, traced": (asgi_app.fastapi_app, SCOPE),
+    }
+    found: dict[str, list[float]] = {name: [] for name in cases}
     for _ in range(rounds):
-        for name, app in apps.items():
-            found[name].append(await cpu_us(app, requests))
+        for name, (app, scope) in cases.items():
+            found[name].append(await cpu_us(app, scope, sending, requests))
     return found
 
 
