@@ -331,7 +331,8 @@ class LaneHttp2(H2Protocol):
         self._heads_bytes -= self._heads.pop(stream_id, 0)
         await super()._close_stream(stream_id)
         self._release(stream_id, self._held.get(stream_id, 0))
-        if size := self._untold.get(stream_id, 0):
-            # what is on its way of a body that nobody waits for any more must not stop
-            self._open(size, stream_id)
+        size = self._untold.get(stream_id, 0)
         self._forget_body(stream_id)
+        # what is on its way of a body that nobody waits for any more must not stop: its client may have no window left
+        if size and self._open(size, stream_id) and not self.closed:
+            await self._flush()

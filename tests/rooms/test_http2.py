@@ -132,6 +132,27 @@ async def test_websockets_over_http2_are_told_of_a_restart() -> None:
             await wait_until(lambda: is_at_rest(room))
 
 
+async def test_a_body_goes_on_after_its_answer() -> None:
+    # browsers show no answer before they have sent all
+    async def refuse(exchange: HttpExchange) -> None:
+        await exchange.send({"type": "http.response.start", "status": 413, "headers": []})
+        await exchange.send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async with Room(hand_over=True) as room:
+        room.route(room.replica(refuse))
+        async with Http2Client(room.port) as client:
+            for _ in range(10):
+                stream = client.ask("/", "POST", end=False)
+                for _ in range(30):
+                    await wait_until(lambda: client.h2.local_flow_control_window(stream) > 0)  # noqa: B023
+                    while room_bytes := client.h2.local_flow_control_window(stream):
+                        client.h2.send_data(stream, b"x" * min(room_bytes, 16_000))
+                    client.flush()
+                client.h2.end_stream(stream)
+                client.flush()
+                assert (await client.answer(stream))[0] == 413
+
+
 @pytest.mark.parametrize("ends", ["reset", "close", "abort"])
 @pytest.mark.parametrize("kind", ["GET", "body", "stream", "websocket"])
 async def test_cancellation_reaches_the_handler(ends: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
