@@ -34,12 +34,13 @@ SERVER, CLIENT = SpanMessage.SPAN_KIND_SERVER, SpanMessage.SPAN_KIND_CLIENT
 
 
 class Receiver:
-    """What has arrived so far. gate: requests are answered while it is set."""
+    """What has arrived so far. gate: requests are answered while it is set. answer: body of those that are taken."""
 
     def __init__(self) -> None:
         self.spans: list[Got] = []
         self.requests = 0
         self.status = 200
+        self.answer = b""
         self.gate = threading.Event()
         self.gate.set()
         receiver = self
@@ -54,8 +55,11 @@ class Receiver:
                 if receiver.status == 200 and self.path == "/v1/traces":
                     receiver.spans += spans_in(data)
                 self.send_response(receiver.status if self.path == "/v1/traces" else 404)
-                self.send_header("content-length", "0")
+                self.send_header("content-length", str(len(receiver.answer)))
+                if receiver.status in range(300, 400):
+                    self.send_header("location", "https://me:cret@elsewhere/v1/traces?key=cret")
                 self.end_headers()
+                self.wfile.write(receiver.answer)
 
             def log_message(self, format: str, *args: Any) -> None:
                 pass

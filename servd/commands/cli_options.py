@@ -11,7 +11,15 @@ import typer
 from servd.ground.extras import GRPC_MISSING, is_there
 from servd.ground.settings import DEFAULT_FORWARDED_ALLOW_IPS, DEFAULT_GRPC_PORT, SHOW_TRACEBACKS, default_state_dir
 from servd.ground.states import ProxyLocation
-from servd.observability.spans import LIBRARY, MISSING, RATIO, trace_settings, traces_endpoint, variables_for
+from servd.observability.spans import (
+    LIBRARY,
+    MISSING,
+    RATIO,
+    propagators_left_out,
+    trace_settings,
+    traces_endpoint,
+    variables_for,
+)
 
 
 class Form(StrEnum):
@@ -174,6 +182,8 @@ def look_at_traces() -> None:
         typer.echo(f"Warning: no traces are exported: {why}", err=True)
     elif settings is None and f"SERVD_{RATIO}" in os.environ:
         typer.echo("Warning: --trace-ratio has no effect without --trace-endpoint", err=True)
+    elif settings is not None and (left_out := propagators_left_out()):
+        typer.echo(f"Warning: {left_out}", err=True)
 
 
 def believed(forwarded_allow_ips: str | None) -> dict[str, Any]:

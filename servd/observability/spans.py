@@ -218,6 +218,8 @@ def begin(name: str, instance_id: str, attributes: Attributes, *, begins: bool =
         logger.warning("traces_off reason=%s", summary_of(error))
         return None
     install(spans)
+    if left_out := propagators_left_out():
+        logger.warning("traces_variable_left_out endpoint=%s reason=%s", settings.shown, left_out)
     logger.info("traces_on endpoint=%s ratio=%g", settings.shown, settings.sampling.ratio)
     return spans
 
@@ -306,7 +308,10 @@ def trace_settings(environment: Mapping[str, str] | None = None) -> TraceSetting
     endpoint = said.get(ENDPOINT) or said.get(_BASE_ENDPOINT, "")
     if not endpoint or said.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return None
-    if "otlp" not in said.get("OTEL_TRACES_EXPORTER", "otlp").split(","):
+    exporters = [name.strip().lower() for name in said.get("OTEL_TRACES_EXPORTER", "otlp").split(",")]
+    if not {"otlp", "otlp_proto_http"}.intersection(exporters):
+        if exporters != ["none"]:
+            raise ValueError(f"OTEL_TRACES_EXPORTER={said['OTEL_TRACES_EXPORTER']}: servd exports traces by otlp only")
         return None
     for name in ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"):
         if name in said:
@@ -316,6 +321,14 @@ def trace_settings(environment: Mapping[str, str] | None = None) -> TraceSetting
     if ENDPOINT not in said:
         endpoint = f"{_checked_url(endpoint, _BASE_ENDPOINT).rstrip('/')}{_PATH}"
     return TraceSettings(_checked_url(endpoint, ENDPOINT), _sampling(said))
+
+
+def propagators_left_out() -> str:
+    """What servd does not do of the propagators that the environment names, for people; "" where it does what counts."""
+    named = [name.strip() for name in os.environ.get("OTEL_PROPAGATORS", "").lower().split(",")]
+    if named == [""] or "tracecontext" in named:
+        return ""
+    return f"OTEL_PROPAGATORS={','.join(named)}: servd reads and passes on traces as tracecontext only"
 
 
 def traces_endpoint(url: str, name: str) -> str:

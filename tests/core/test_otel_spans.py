@@ -23,10 +23,12 @@ from servd.batching import batch
 from servd.calls import driver_line
 from servd.ground.clock import SystemClock
 from servd.observability.otel import context as otel_context
+from servd.observability.otel.session import SpanSession
 from servd.observability.otel.spans import OtelSpans
 from servd.observability.spans import Sampling, TraceSettings, begin, enter, here, installed, preload
 from servd.wire.trace_context import TraceContext
 from tests.odd_errors import KINDS, raise_odd
+from tests.otlp_receiver import Receiver, a_receiver
 
 PARENT = TraceContext("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331", 1, "a=1")
 SETTINGS = TraceSettings("http://127.0.0.1:9/v1/traces", Sampling())
@@ -425,3 +427,86 @@ def test_variables_that_the_library_refuses_turn_traces_off(
     (line,) = (record.getMessage() for record in caplog.records)
     assert line.startswith("traces_off reason=")
     assert "OTEL_SPAN_LINK_COUNT_LIMIT" in line
+
+
+def exported(receiver: Receiver, caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What is said of one span that is sent there."""
+    made = OtelSpans(TraceSettings(f"{receiver.url}/v1/traces", Sampling()), "D", "one", {}, False)
+    try:
+        one_span(made)
+        assert made._late.force_flush()
+        return [record.getMessage().replace(receiver.url, "URL") for record in caplog.records]
+    finally:
+        made.flush(5.0)
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [
+        (301, "301 Moved Permanently: name the address https://elsewhere/v1/traces"),
+        (400, "400 Bad Request"),
+        # it is tried again and again until then, and the library says at last only that
+        (503, "503 Service Unavailable"),
+    ],
+)
+def test_the_reason_is_what_the_collector_answers(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, status: int, reason: str
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "0.1")
+    with a_receiver() as receiver:
+        receiver.status = status
+        assert exported(receiver, caplog) == [f"traces_not_exported endpoint=URL/v1/traces reason={reason}"]
+
+
+def test_the_reason_is_why_nobody_could_be_reached(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "0.1")
+    with a_receiver() as receiver:
+        receiver.server.server_close()
+        (line,) = exported(receiver, caplog)
+    assert "Connection refused" in line
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (b"", []),
+        (b"hello", []),
+        (b"\x0a\x00", []),
+        (b"\x0a\x0c\x08\x07\x12\x08no quota", ["traces_refused endpoint=URL/v1/traces spans=7 reason=no quota"]),
+        (b"\x0a\x02\x08\x01", ["traces_refused endpoint=URL/v1/traces spans=1 reason=none given"]),
+    ],
+)
+def test_what_a_collector_takes_in_part_is_told(
+    caplog: pytest.LogCaptureFixture, answer: bytes, told: list[str]
+) -> None:
+    with a_receiver() as receiver:
+        receiver.answer = answer
+        assert exported(receiver, caplog) == told
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("OTEL_EXPORTER_OTLP_COMPRESSION", "zstd", "zstd"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "10s", "'10s'"),
+        ("OTEL_RESOURCE_ATTRIBUTES", "team fruit", "team fruit"),
+    ],
+)
+def test_a_variable_that_the_library_leaves_out_is_told_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str, value: str, told: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    OtelSpans(SETTINGS, "D", "one", {}, False).flush(1.0)
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert line.startswith(f"traces_variable_left_out endpoint={SETTINGS.endpoint} reason=")
+    assert told in line
+
+
+def test_the_certificate_of_the_variable_counts_whatever_is_set_for_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/the/hosts.pem")
+    session = SpanSession(lambda *_: None)
+    assert session.merge_environment_settings("https://c", {}, None, None, None)["verify"] == "/the/hosts.pem"
+    session.verify = "/own.pem"
+    assert session.merge_environment_settings("https://c", {}, None, None, None)["verify"] == "/own.pem"

@@ -59,6 +59,11 @@ def test_an_endpoint_that_is_no_url_is_refused(url: str, capsys: pytest.CaptureF
             "Warning: no traces are exported: OTEL_EXPORTER_OTLP_PROTOCOL=grpc: servd exports traces as http/protobuf only "
             "(collectors: port 4318)\n",
         ),
+        (
+            {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://h:4318", "OTEL_PROPAGATORS": "b3, jaeger"},
+            "Warning: OTEL_PROPAGATORS=b3,jaeger: servd reads and passes on traces as tracecontext only\n",
+        ),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://h:4318", "OTEL_PROPAGATORS": "b3,tracecontext,baggage"}, ""),
     ],
 )
 def test_what_has_no_effect_is_told_of(

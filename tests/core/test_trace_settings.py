@@ -30,7 +30,7 @@ ALL = Sampling()
         ({**BASE, "OTEL_SDK_DISABLED": "True"}, None),
         ({**BASE, "OTEL_SDK_DISABLED": "false"}, TraceSettings("http://c:4318/v1/traces", ALL)),
         ({**BASE, "OTEL_TRACES_EXPORTER": "none"}, None),
-        ({**BASE, "OTEL_TRACES_EXPORTER": "console,otlp"}, TraceSettings("http://c:4318/v1/traces", ALL)),
+        ({**BASE, "OTEL_TRACES_EXPORTER": "console, otlp"}, TraceSettings("http://c:4318/v1/traces", ALL)),
         ({**OWN, "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}, TraceSettings("https://c/spans", ALL)),
         (
             {**OWN, "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf"},
@@ -92,6 +92,10 @@ def test_sampler(environment: dict[str, str], expected: Sampling) -> None:
         ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://"}, "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"),
         ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://h:99999/"}, "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"),
         ({**BASE, "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, "OTEL_EXPORTER_OTLP_PROTOCOL=grpc"),
+        (
+            {**BASE, "OTEL_TRACES_EXPORTER": "console"},
+            "OTEL_TRACES_EXPORTER=console: servd exports traces by otlp only",
+        ),
         ({**BASE, "OTEL_TRACES_SAMPLER": "jaeger_remote"}, "OTEL_TRACES_SAMPLER must be one of always_on,"),
         ({**BASE, "OTEL_TRACES_SAMPLER": "traceidratio", "OTEL_TRACES_SAMPLER_ARG": "2"}, "OTEL_TRACES_SAMPLER_ARG"),
         ({**BASE, "SERVD_TRACING_SAMPLING_RATIO": "x"}, "SERVD_TRACING_SAMPLING_RATIO"),

@@ -21,6 +21,8 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, TraceFlags
 
+from servd.exceptions import TransportError
+from servd.observability.described import summary_of
 from servd.observability.otel.span import EndedSpan
 from servd.wire.grpc.protobuf import varint
 
@@ -35,7 +37,7 @@ _TIMES = struct.Struct("<BQBQ")
 _EXAMPLE = SpanContext(1, 1, True, TraceFlags(TraceFlags.SAMPLED))
 
 Export = Callable[[Sequence[Any]], SpanExportResult]
-"""Sends `EndedSpan`s and others'."""
+"""Sends `EndedSpan`s and others'. Raises `TransportError` where it is known why they do not get through."""
 
 
 def exporting(exporter: SpanExporter, resource: Resource, scope: InstrumentationScope) -> Export:
@@ -46,9 +48,20 @@ def exporting(exporter: SpanExporter, resource: Resource, scope: Instrumentation
     encoder = SpanEncoder(resource, scope)
 
     def export(spans: Sequence[Any]) -> SpanExportResult:
-        return SpanExportResult.SUCCESS if send(encoder.encode(spans)).success else SpanExportResult.FAILURE
+        result = send(encoder.encode(spans))
+        if not result.success and (why := _why(result)):
+            raise TransportError(why)
+        return SpanExportResult.SUCCESS if result.success else SpanExportResult.FAILURE
 
     return export
+
+
+def _why(result: Any) -> str:
+    """What the last attempt came to, "" where that is not known: the library says at last only that it has tried for long."""
+    status, reason, error = (getattr(result, name, None) for name in ("status_code", "reason", "error"))
+    if status:
+        return f"{status} {reason or ''}".rstrip()
+    return "" if error is None else str(error) if isinstance(error, TransportError) else summary_of(error)
 
 
 def _sender(exporter: SpanExporter) -> Callable[[bytes], Any] | None:

@@ -24,15 +24,16 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanKind
 from opentelemetry.util.types import Attributes as LibraryAttributes
 
+from servd.exceptions import TransportError
 from servd.ground.clock import SystemClock
 from servd.ground.package import VERSION
 from servd.observability.described import summary_of
-from servd.observability.failure import bounded
 from servd.observability.otel.bundles import Bundle, bundled_queue
 from servd.observability.otel.context import CurrentSpan, enter_span
 from servd.observability.otel.encoding import exporting
+from servd.observability.otel.quiet import LeftOut, Quiet, in_short
+from servd.observability.otel.session import SpanSession
 from servd.observability.otel.span import GivenIds, OnceHashed, Origin, OtelSpan, UnseededIds, are_limited
-from servd.observability.own_loggers import leave_alone, overhear
 from servd.observability.spans import (
     NOTHING_RECORDED,
     Attributes,
@@ -50,14 +51,8 @@ FLUSH_IN_TROUBLE_S = 0.2
 """What the end of a process waits for where the last spans did not get through."""
 
 _KINDS = {"server": SpanKind.SERVER, "client": SpanKind.CLIENT, "internal": SpanKind.INTERNAL}
-_TALKATIVE = (
-    "opentelemetry.exporter.otlp.proto.http.trace_exporter",
-    "opentelemetry.sdk._shared_internal",
-    "opentelemetry.sdk.trace.export",
-)
-_READS_HEADERS = "opentelemetry.util.re"
-"""Tells the whole text of a header that it cannot read, a key of the collector's maybe."""
-_TEXT_CHARACTERS = 500
+_CREDENTIALS = tuple(f"OTEL_PYTHON_EXPORTER_OTLP_HTTP_{name}CREDENTIAL_PROVIDER" for name in ("", "TRACES_"))
+"""Variables that name a session of the user's own."""
 _TELL_PERIOD_S = 60.0
 _now = SystemClock().now
 
@@ -79,13 +74,17 @@ class OtelSpans:
         self.sampling = settings.sampling
         self.name = name
         self.begins = begins
-        quiet = _Quiet()
-        self._resource = Resource.create({SERVICE_INSTANCE_ID: instance_id})
+        quiet = Quiet()
+        with LeftOut() as left_out:
+            self._resource = Resource.create({SERVICE_INSTANCE_ID: instance_id})
+            exporter = exporter or _exporter(settings, quiet)
+        for text in left_out.texts:
+            logger.warning("traces_variable_left_out endpoint=%s reason=%s", settings.shown, text)
         if str(self._resource.attributes.get(SERVICE_NAME, "unknown_service")).startswith("unknown_service"):
             self._resource = self._resource.merge(Resource({SERVICE_NAME: SERVICE}))
         self._resource = OnceHashed(self._resource)
         scope = InstrumentationScope("servd", VERSION)
-        self._out = _Out(exporter or _exporter(settings, quiet), settings.shown, quiet, self._resource, scope)
+        self._out = _Out(exporter, settings.shown, quiet, self._resource, scope)
         self._late = _LateQueue(self._out, self._turn_off)
         ids = GivenIds()
         tracer = self._provider(ALWAYS_ON, ids).get_tracer("servd", VERSION)
@@ -246,9 +245,10 @@ class _LateQueue(SpanProcessor):
         return queue is None or queue.force_flush(timeout_millis)
 
 
-def _exporter(settings: TraceSettings, quiet: "_Quiet") -> SpanExporter:
+def _exporter(settings: TraceSettings, quiet: Quiet) -> SpanExporter:
     with quiet:
-        made = OTLPSpanExporter(endpoint=settings.endpoint)
+        session = None if any(map(os.environ.get, _CREDENTIALS)) else SpanSession(quiet.refuse)
+        made = OTLPSpanExporter(endpoint=settings.endpoint, session=session)
     if quiet.has_odd_headers:
         logger.warning(
             "traces_headers_left_out endpoint=%s reason=headers of the endpoint cannot be read "
@@ -268,14 +268,14 @@ class _Out(SpanExporter):
         self,
         exporter: SpanExporter,
         endpoint: str,
-        quiet: "_Quiet",
+        quiet: Quiet,
         resource: Resource,
         scope: InstrumentationScope,
     ) -> None:
         self._exporter = exporter
         self._export = exporting(exporter, resource, scope)
         self._endpoint = endpoint
-        self._silent_until = 0.0
+        self._silent_until = self._quiet_about_refused_until = 0.0
         self.trouble = ""
         self.quiet = quiet
 
@@ -288,6 +288,9 @@ class _Out(SpanExporter):
             self.quiet.said = ""
             try:
                 result = self._export(spans)
+            except TransportError as error:
+                self.quiet.said = in_short(str(error))
+                result = SpanExportResult.FAILURE
             except Exception as error:
                 self.quiet.said = without_secrets(summary_of(error))
                 result = SpanExportResult.FAILURE
@@ -302,10 +305,13 @@ class _Out(SpanExporter):
             logger.info("traces_exported_again endpoint=%s dropped=%d", self._endpoint, self.quiet.take_dropped())
         elif _now() >= self._silent_until:
             self._tell_dropped()
+        if _now() >= self._quiet_about_refused_until:
+            self._tell_refused()
         return result
 
     def shutdown(self) -> None:
         self._tell_dropped()
+        self._tell_refused()
         self._exporter.shutdown()
 
     def _tell_dropped(self) -> None:
@@ -314,61 +320,13 @@ class _Out(SpanExporter):
             self._silent_until = _now() + _TELL_PERIOD_S
             logger.warning("traces_dropped endpoint=%s dropped=%d", self._endpoint, dropped)
 
+    def _tell_refused(self) -> None:
+        refused, why = self.quiet.take_refused()
+        if refused or why:
+            self._quiet_about_refused_until = _now() + _TELL_PERIOD_S
+            logger.warning(
+                "traces_refused endpoint=%s spans=%d reason=%s", self._endpoint, refused, why or "none given"
+            )
+
     def force_flush(self, timeout_millis: int = 30_000) -> bool:  # noqa: ARG002
         return True
-
-
-class _Quiet:
-    """Keeps what the library says of our spans out of the log: it says it again and again. Others' spans are not ours to hide.
-
-    said: the last line of this thread. bundled: how many spans are lost at a time. has_odd_headers: there are some for the
-    endpoint that cannot be read.
-    """
-
-    def __init__(self) -> None:
-        self._here = threading.local()
-        self._lock = threading.Lock()
-        self._dropped = 0
-        self.said = ""
-        self.bundled = 1
-        self.has_odd_headers = False
-        for name in (*_TALKATIVE, _READS_HEADERS):
-            overhear(logging.getLogger(name), self)
-
-    def __enter__(self) -> None:
-        self._here.depth = getattr(self._here, "depth", 0) + 1
-
-    def __exit__(self, *_: object) -> None:
-        self._here.depth -= 1
-
-    def leave(self) -> None:
-        """There will be no more of our spans."""
-        for name in (*_TALKATIVE, _READS_HEADERS):
-            leave_alone(logging.getLogger(name), self)
-
-    def drop(self, count: int) -> None:
-        """So many spans are lost; any thread may say so."""
-        with self._lock:
-            self._dropped += count
-
-    def take_dropped(self) -> int:
-        """How many are since this was asked last."""
-        with self._lock:
-            dropped, self._dropped = self._dropped, 0
-        return dropped
-
-    def listens(self) -> bool:
-        """Whether this thread is about our spans."""
-        return bool(getattr(self._here, "depth", 0))
-
-    def hear(self, record: logging.LogRecord) -> None:
-        """Keep what is said while it listens."""
-        if record.name == _READS_HEADERS:
-            self.has_odd_headers = True
-            return
-        text = record.getMessage()
-        if text.startswith("Queue"):
-            # the oldest bundle, and only the newest is not full
-            self.drop(self.bundled)
-        else:
-            self.said = bounded(without_secrets(text), _TEXT_CHARACTERS)
