@@ -22,7 +22,7 @@ LIMIT_S = 60.0
 _ENTRY = "import sys; sys.path.insert(0, sys.argv[1]); from servd.daemon.trial import take; take(sys.argv[2])"
 _NOT_LOADED = ("servd.__main__", "servd.compat", "servd.engines.on_ray", "servd.app.mypy_plugin", "servd.testing")
 """What starts something when it is loaded, stands for another package, or is for a Ray cluster, mypy or tests alone."""
-_MAY_LACK = frozenset({"google", "grpc", "opentelemetry"})
+_MAY_LACK = frozenset({"google", "grpc", "opentelemetry", "requests"})
 """Packages of extras: modules that need them are loaded where somebody asks for it."""
 _LINES_SHOWN = 3
 

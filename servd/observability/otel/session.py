@@ -37,7 +37,8 @@ class SpanSession(requests.Session):
             # the library follows none, and counts it as taken
             answer.close()
             location = urlsplit(answer.headers.get("location", ""))._replace(query="", fragment="").geturl()
-            raise TransportError(f"{answer.status_code} {answer.reason}: name the address {location}".rstrip())
+            where = f": name the address {location}" if location else ""
+            raise TransportError(f"{answer.status_code} {answer.reason}{where}")
         if answer.status_code == _OK and 0 < len(answer.content) <= _LARGEST_ANSWER:
             # a proxy in between may answer whatever it likes
             with suppress(ProtocolError, ValueError):
