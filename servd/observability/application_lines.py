@@ -14,10 +14,13 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Protocol
+from types import FunctionType
+from typing import Any, Protocol, TypeVar, cast
 
 LONGEST_PRINTED = 64 * 1024
 """Characters of a printed line; what goes on for longer without an end becomes several lines."""
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _LEVELS = {"stdout": logging.INFO, "stderr": logging.WARNING}
 _MOST_QUEUED = 1000
@@ -32,6 +35,14 @@ class Outlet(Protocol):
     def write(self, lines: bytes | str, /) -> None:
         """Show them some time soon, or drop them."""
         ...
+
+
+def _passed_over(function: _Function) -> _Function:
+    """Make a function's frames look like logging's own: a handler that gives records to another library goes up past these to
+    find who logged."""
+    plain = cast(FunctionType, function)
+    plain.__code__ = plain.__code__.replace(co_filename=logging.__file__)
+    return function
 
 
 class _State(threading.local):
@@ -93,11 +104,13 @@ class ApplicationLines:
         call_handlers = logging.Logger.callHandlers
         lines = self
 
+        @_passed_over
         def seen(logger: logging.Logger, record: logging.LogRecord) -> None:
             lines.on_record(logger, record, call_handlers)
 
         handle = logging.Handler.handle
 
+        @_passed_over
         def handled(handler: logging.Handler, record: logging.LogRecord) -> bool:
             return lines.on_handler(handler, record, handle)
 
@@ -117,6 +130,7 @@ class ApplicationLines:
                 self._streams.append(PrintedLines(stream, name, level, self))
                 setattr(sys, name, self._streams[-1])
 
+    @_passed_over
     def on_record(self, logger: logging.Logger, record: logging.LogRecord, call_handlers: Callable[..., None]) -> None:
         """A record passed a logger. call_handlers: what Python does with it."""
         state = self._state
@@ -133,6 +147,7 @@ class ApplicationLines:
             if (record.levelno >= self.level or has_printed) and not self._is_written(logger):
                 self._write(record, is_shown=not has_printed)
 
+    @_passed_over
     def on_handler(self, handler: logging.Handler, record: logging.LogRecord, handle: Callable[..., bool]) -> bool:
         """A handler gets a record, from a logger or whoever. handle: what Python does with it."""
         state = self._state

@@ -150,6 +150,34 @@ def _configured_serve() -> None:
     logging.getLogger("ray.serve").warning("once")
 
 
+class Passing(logging.Handler):
+    """Gives records to another library, which wants to know who logged: the first frame that is not in logging's file."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.callers: list[tuple[str, str]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        frame = sys._getframe(1)
+        while frame.f_code.co_filename == logging.__file__:
+            assert frame.f_back is not None
+            frame = frame.f_back
+        self.callers.append((frame.f_code.co_name, record.funcName))
+
+
+def test_a_handler_finds_who_logged_by_the_frames(process: Process) -> None:
+    process.begin()
+    passing = Passing()
+    shop.addHandler(passing)
+    shop.warning("of a logger")
+    through_queue: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
+    shop.addHandler(logging.handlers.QueueHandler(through_queue))
+    shop.warning("of a logger with a queue")
+    passing.handle(through_queue.get())
+    name = "test_a_handler_finds_who_logged_by_the_frames"
+    assert passing.callers == [(name, name)] * 3
+
+
 @pytest.mark.parametrize(
     ("act", "expected"),
     [
