@@ -19,8 +19,10 @@ from servd.wire.write_right import new_right, take_right
 
 _LIKELY_STATUS = 200
 """Of an answer that a replica has begun, and that was broken off: others are seldom large."""
-_WORD_S = 0.02
-"""A client that has its answer may be heard of before the replica that wrote it."""
+_WORD_S = 0.005
+_WORD_TURNS = 4
+"""A client that has its answer may be heard of before the replica that wrote it: as long as this, in turns of the loop, since a
+process that gets no time hears of nobody meanwhile."""
 
 
 class HttpLending(HttpAnswering):
@@ -156,12 +158,16 @@ class HttpLending(HttpAnswering):
         if self._is_lent:
             # the replica may have written all of it, and be about to say so
             self._is_half_closed = self._has_next = True
-            self._loop.call_later(_WORD_S, self._leave, self.call_id)
+            self._leave(self.call_id, _WORD_TURNS)
         else:
-            self._leave(self.call_id)
+            self._leave(self.call_id, 0)
 
-    def _leave(self, call_id: int) -> None:
-        if self.is_active and self.call_id == call_id:
+    def _leave(self, call_id: int, turns: int) -> None:
+        if not self.is_active or self.call_id != call_id:
+            return
+        if turns:
+            self._loop.call_later(_WORD_S, self._leave, call_id, turns - 1)
+        else:
             # what waits to be written must not hold up the end
             self._transport.abort()
 

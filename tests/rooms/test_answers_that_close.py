@@ -92,7 +92,7 @@ async def test_it_closes(lane: str, certificate: tuple[Path, Path]) -> None:
         server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         server.load_cert_chain(*certificate)
         client = ssl.create_default_context(cafile=str(certificate[0]))
-    limits = Limits(head_bytes=4000, body_bytes=4000, head_s=0.5, idle_s=0.5)
+    limits = Limits(head_bytes=4000, body_bytes=4000, head_s=2, idle_s=2)
     async with Room(hand_over=True, limits=limits, tls=server) as room:
         room.route(room.replica(serve))
 
