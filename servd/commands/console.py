@@ -3,7 +3,7 @@
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _COLOUR_CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+_GAP = 2
+"""Between two columns of a table."""
 _BLOCKED = re.compile(r"blocked \d+ s")
 _FRAME = re.compile(r"Traceback \(most recent call last\)|(^|\s)File \"")
 _COLOURS = {
@@ -167,29 +169,48 @@ def age(seconds: float) -> str:
     return f"{max(seconds, 0):.0f}s"
 
 
-def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
-    """Print a table: with colours on a terminal, else in plain columns of any width."""
+def table(head: Iterable[str], rows: Iterable[Iterable[str]], dispensable: Iterable[str] = ()) -> None:
+    """Print a table: with colours on a terminal, else in plain columns of any width. dispensable: see `fitting`."""
     columns, body = tuple(head), [tuple(row) for row in rows]
     if sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
-        _coloured_table(columns, body)
+        _coloured_table(columns, body, dispensable)
         return
     widths = [max(len(row[i]) for row in [columns, *body]) for i in range(len(columns))]
     for row in [columns, *body]:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-def _coloured_table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def fitting(
+    head: Sequence[str], rows: Sequence[Sequence[str]], width: int, dispensable: Iterable[str]
+) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of a table, without as many of the dispensable columns as do not fit; the first named go first.
+
+    width: of the terminal, letters.
+    """
+    kept = list(range(len(head)))
+    widths = [max(len(row[at]) for row in (head, *rows)) for at in kept]
+    for name in dispensable:
+        if sum(widths[at] + _GAP for at in kept) - _GAP <= width:
+            break
+        kept.remove(head.index(name))
+    return [head[at] for at in kept], [[row[at] for at in kept] for row in rows]
+
+
+def _coloured_table(head: tuple[str, ...], rows: list[tuple[str, ...]], dispensable: Iterable[str]) -> None:
     # here and not above: most commands show no table, and rich is slow to import
     from rich.console import Console
 
-    Console().print(_drawn(head, rows))
+    console = Console()
+    console.print(_drawn(*fitting(head, rows, console.width, dispensable)))
 
 
-def _drawn(head: Iterable[str], rows: Iterable[tuple[str, ...]]) -> "Table":
+def _drawn(head: Sequence[str], rows: Sequence[Sequence[str]]) -> "Table":
     from rich.table import Table
     from rich.text import Text
 
     drawn = Table(*head, box=None, pad_edge=False)
+    # what the row is about: it is asked for by this name
+    drawn.columns[0].min_width = max(len(row[0]) for row in (head, *rows))
     for row in rows:
         drawn.add_row(*(Text(cell, style=_COLOURS.get(cell, "")) for cell in row))
     return drawn
@@ -207,10 +228,18 @@ class Screen:
         self._live = Live(console=Console(file=stream), screen=True, auto_refresh=False)
         self._live.start()
 
-    def update(self, headline: str, head: Iterable[str], rows: Iterable[tuple[str, ...]], below: Iterable[str]) -> None:
-        """Show a line, a table and further lines."""
+    def update(
+        self,
+        headline: str,
+        head: Sequence[str],
+        rows: Iterable[tuple[str, ...]],
+        below: Iterable[str],
+        dispensable: Iterable[str] = (),
+    ) -> None:
+        """Show a line, a table and further lines. dispensable: see `fitting`."""
         lines = [self._text(line) for line in below]
-        self._live.update(self._group(self._text(headline), _drawn(head, rows), *lines), refresh=True)
+        drawn = _drawn(*fitting(head, list(rows), self._live.console.width, dispensable))
+        self._live.update(self._group(self._text(headline), drawn, *lines), refresh=True)
 
     def close(self) -> None:
         """Give the terminal back."""

@@ -11,6 +11,12 @@ HEAD = (
 )  # fmt: skip
 """Of deployments, and of their replicas below each. Requests per second, latencies and errors are of the last minute."""
 
+DISPENSABLE = (
+    "threads", "fds", "p50 ms", "waiting", "p99 ms", "restarts", "age", "ongoing", "p95 ms", "errors", "cpu", "memory", "req/s",
+    "state",
+)  # fmt: skip
+"""Columns that a narrow terminal does without, these first."""
+
 _ORDERS: dict[str, Callable[[dict[str, Any]], float]] = {
     "cpu": lambda one: one["cpu_share"] or 0.0,
     "memory": lambda one: one["memory_bytes"] or 0,
@@ -78,6 +84,6 @@ def size(number: int) -> str:
 
 def show_figures(figures: dict[str, Any], order: str = "") -> None:
     """Print all of it once."""
-    table(HEAD, figure_rows(figures, order))
+    table(HEAD, figure_rows(figures, order), DISPENSABLE)
     for line in decision_lines(figures):
         print(line)

@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any
 
 from servd.commands.console import say, screen_on
-from servd.commands.figures import HEAD, decision_lines, figure_rows, show_figures, size
+from servd.commands.figures import DISPENSABLE, HEAD, decision_lines, figure_rows, show_figures, size
 from servd.commands.operations import TABLE, show
 from servd.daemon.admin_client import AdminClient, RefusedError, UnreachableError
 from servd.exceptions import ConfigError
@@ -39,7 +39,8 @@ def watch(client: AdminClient, target: str, form: str, *, order: str, interval_s
     trouble = ""
     try:
         while True:
-            screen.update(_headline(figures, trouble), HEAD, figure_rows(figures, order), decision_lines(figures))
+            rows = figure_rows(figures, order)
+            screen.update(_headline(figures, trouble), HEAD, rows, decision_lines(figures), DISPENSABLE)
             block_for(interval_s)
             try:
                 figures, trouble = client.figures(app, deployment), ""

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from servd.commands.console import PlainLines, ProgressRow
+from servd.commands.console import PlainLines, ProgressRow, fitting
 from servd.commands.errors import show_error, show_errors
 from servd.daemon.admin_client import AdminClient
 
@@ -93,3 +93,21 @@ def test_errors_are_shown_without_what_a_request_brought_for_the_terminal(capsys
     shown = capsys.readouterr().out
     assert "\nroute: /\\x1b[2J\\nerror: other\n" in shown
     assert "\nrequests: a\\x1b[2J\\nb\n\ntraceback\n" in shown
+
+
+@pytest.mark.parametrize(
+    ("width", "head"),
+    [
+        (80, ["name", "state", "cpu", "fds"]),
+        (32, ["name", "state", "cpu", "fds"]),
+        (31, ["name", "state", "cpu"]),
+        (24, ["name", "state"]),
+        (1, ["name"]),
+    ],
+)
+def test_a_narrow_terminal_does_without_the_columns_that_count_least(width: int, head: list[str]) -> None:
+    rows = [("shop_Fruit#ab", "RUNNING", "3%", "1"), ("", "x", "", "")]
+    found, body = fitting(("name", "state", "cpu", "fds"), rows, width, ("fds", "cpu", "state"))
+    assert found == head
+    assert [len(row) for row in body] == [len(head)] * 2
+    assert body[0][0] == "shop_Fruit#ab"

@@ -285,3 +285,18 @@ def test_run_starts_a_daemon_that_lives_as_long_as_the_command(tmp_path: Path, m
     with pytest.raises(ServdError, match="failed to connect"):
         with daemon_for(options, f"http://127.0.0.1:{port}", state_dir, is_blocking=True):
             pass
+
+
+@pytest.mark.parametrize(
+    ("encoding", "redirection", "shown"),
+    [("ascii", "", "caf\\xe9\n"), ("latin-1", "", "café\n"), ("utf-8", ">&-", ""), ("utf-8", ">&- 2>&-", "")],
+)
+def test_a_command_prints_whatever_its_output_is(tmp_path: Path, encoding: str, redirection: str, shown: str) -> None:
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "daemon.log").write_text("café\n", encoding="utf-8")
+    tmp_path.chmod(0o700)
+    command = f"exec {sys.executable} -m servd logs daemon {redirection}"
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "SERVD_STATE_DIR": str(tmp_path)}
+    environment["SERVD_ADDRESS"] = f"http://127.0.0.1:{free_port()}"
+    done = subprocess.run(["sh", "-c", command], env=environment, capture_output=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout.decode(encoding)) == (0, shown), done.stderr
