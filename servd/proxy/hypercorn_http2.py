@@ -1,5 +1,6 @@
 """Hypercorn's HTTP/2 with cures: windows that open as bodies are taken, writers that wait, streams that are broken off."""
 
+import asyncio
 import struct
 from typing import Any
 
@@ -41,6 +42,8 @@ _CHANGES_TO_TELL = 2
 _CLOSED_STREAMS = 1000
 _MOST_ENDING = 150
 """Requests under way, those included that were taken back and are not over yet."""
+_LAST_WORDS_S = 1.0
+"""What a WebSocket's client had said before it reset its stream has so long to be heard."""
 _FREE_RESETS = 1_000
 """So many requests of a connection may be taken back; beyond, no more than half of them all."""
 
@@ -248,8 +251,8 @@ class LaneHttp2(H2Protocol):
             if isinstance(event, DataReceived):
                 await self._take_data(event)
             elif isinstance(event, StreamReset):
-                await self._close_stream(event.stream_id)
                 await self._forget_answer(event.stream_id)
+                await self._take_reset(event.stream_id)
                 if await self._is_sent_away(event.stream_id):
                     return
             elif isinstance(event, RequestReceived) and not self._has_room_for(event):
@@ -260,11 +263,28 @@ class LaneHttp2(H2Protocol):
             elif not isinstance(event, PriorityUpdated):
                 # priorities are deprecated, and a tree of streams that are not there costs memory
                 await super()._handle_events([event])
-            if isinstance(event, StreamEnded) and event.stream_id not in self.streams:
-                self._forget_body(event.stream_id)
+            if isinstance(event, StreamEnded):
+                stream = self.streams.get(event.stream_id)
+                if stream is None:
+                    self._forget_body(event.stream_id)
+                elif isinstance(stream, LaneWebSocket):
+                    stream.end()
             if isinstance(event, RemoteSettingsChanged):
                 self._bound_table()
         await self._flush()
+
+    async def _take_reset(self, stream_id: int) -> None:
+        stream = self.streams.get(stream_id)
+        if not isinstance(stream, LaneWebSocket) or stream.is_heard:
+            await self._close_stream(stream_id)
+            return
+        # a farewell that came in the same read is heard, unless the handler takes nothing
+        stream.end()
+        self.task_group.spawn(self._close_late, stream_id)
+
+    async def _close_late(self, stream_id: int) -> None:
+        await asyncio.sleep(_LAST_WORDS_S)
+        await self._close_stream(stream_id)
 
     def _has_room_for(self, request: RequestReceived) -> bool:
         if len(self._shares) >= _MOST_ENDING:
@@ -329,10 +349,25 @@ class LaneHttp2(H2Protocol):
     async def _close_stream(self, stream_id: int) -> None:
         self._queues.pop(stream_id, None)
         self._heads_bytes -= self._heads.pop(stream_id, 0)
+        stream = self.streams.get(stream_id)
         await super()._close_stream(stream_id)
+        if isinstance(stream, LaneWebSocket) and not self.closed:
+            await self._end_websocket(stream)
         self._release(stream_id, self._held.get(stream_id, 0))
         size = self._untold.get(stream_id, 0)
         self._forget_body(stream_id)
         # what is on its way of a body that nobody waits for any more must not stop: its client may have no window left
         if size and self._open(size, stream_id) and not self.closed:
             await self._flush()
+
+    async def _end_websocket(self, stream: LaneWebSocket) -> None:
+        # its client waits for the stream's end as for that of a connection (RFC 8441, 5)
+        buffer = self.stream_buffers.get(stream.stream_id)
+        if buffer is None:
+            return
+        if stream.is_unanswered:
+            await self.break_off(stream.stream_id, ErrorCodes.CANCEL)
+            return
+        buffer.set_complete()
+        self.priority.unblock(stream.stream_id)
+        await self.has_data.set()

@@ -60,7 +60,7 @@ class LaneWebSocket(WSStream):
     _unsent_bytes: int
     _on_handled: Callable[[int, int], Awaitable[None]]
     _farewell: tuple[int, str] | None
-    _raw: deque[bytes]
+    _raw: deque[bytes | None]
     _is_pumped: bool
 
     @classmethod
@@ -95,15 +95,35 @@ class LaneWebSocket(WSStream):
 
     def feed(self, data: bytes) -> None:
         """What the client sent, where others of its connection must not wait until it is taken."""
+        self._take(data)
+
+    def _take(self, data: bytes | None) -> None:
         self._raw.append(data)
         if not self._is_pumped:
             self._is_pumped = True
             self.task_group.spawn(self._pump)
 
+    @property
+    def is_heard(self) -> bool:
+        """Nothing of what was fed is left."""
+        return not self._raw and not self._is_pumped
+
+    @property
+    def is_unanswered(self) -> bool:
+        """Its handshake has no answer."""
+        return self.state is ASGIWebsocketState.HANDSHAKE
+
+    def end(self) -> None:
+        """The client says no more than what was fed, with a farewell or without."""
+        self._take(None)
+
     async def _pump(self) -> None:
         try:
             while self._raw and not self.closed:
                 data = self._raw.popleft()
+                if data is None:
+                    await self.send(StreamClosed(stream_id=self.stream_id))
+                    return
                 await self.handle(Body(stream_id=self.stream_id, data=data))
                 await self._on_handled(self.stream_id, len(data))
         finally:
@@ -114,6 +134,11 @@ class LaneWebSocket(WSStream):
         if isinstance(event, (Body, Data)):
             if self._farewell is not None:
                 # it was told why it ends
+                return
+            if self.is_unanswered:
+                await self._send_error_response(400)
+                self.state = ASGIWebsocketState.HTTPCLOSED
+                await self.send(StreamClosed(stream_id=self.stream_id))
                 return
             self._heartbeat.hear()
             if self.handshake.extensions and len(event.data) > _PACKED_BYTES:

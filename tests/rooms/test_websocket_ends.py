@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import websockets
+from wsproto.events import CloseConnection
 
 from servd.proxy import hypercorn_lane
 from servd.replica.exchange import HttpExchange
@@ -135,3 +136,93 @@ async def test_a_client_that_leaves(code: int | None, heard: int, is_handed: boo
             await socket.close(code, "why")
         await wait_until(lambda: bool(handler.ends))
         assert handler.heard == [(heard, "why" if code else "")]
+
+
+LEAVING = {
+    "farewell": ("close", (3000, "why")),
+    "farewell and end": ("close, end", (3000, "why")),
+    "farewell and reset": ("close, reset", (3000, "why")),
+    "end": ("end", (1006, "")),
+    "reset": ("reset", (1006, "")),
+}
+
+
+@pytest.mark.parametrize("how", LEAVING)
+async def test_how_a_client_of_http2_leaves(how: str) -> None:
+    steps, heard = LEAVING[how]
+    handler = Listener()
+    async with Room(hand_over=True) as room:
+        address = room.replica(handler)
+        room.route(address)
+        async with Http2Client(room.port) as client:
+            await client.get("/-/healthz")
+            socket = Http2WebSocket(client, "/")
+            stream = socket.stream_id
+            await client.head(stream)
+            if "close" in steps:
+                client.h2.send_data(stream, socket._frames.send(CloseConnection(*heard)))
+            if "end" in steps:
+                client.h2.end_stream(stream)
+            if "reset" in steps:
+                client.h2.reset_stream(stream)
+            client.flush()
+            await wait_until(lambda: bool(handler.ends))
+            assert handler.heard == [heard]
+            if "reset" not in steps:
+                # for which it waits, as for the end of a connection
+                await wait_until(lambda: stream in client.ended)
+            await wait_until(lambda: room.servers[address].ongoing == 0)
+
+
+async def test_a_reset_is_heard_by_a_handler_that_has_messages_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("servd.proxy.hypercorn_http2._LAST_WORDS_S", 0.05)
+    monkeypatch.setattr("servd.proxy.websocket_form.GOODBYE_S", 0.02)
+
+    async def deaf(exchange: HttpExchange) -> None:
+        await exchange.send({"type": "websocket.accept"})
+        await asyncio.Event().wait()
+
+    async with Room(hand_over=True) as room:
+        address = room.replica(deaf)
+        room.route(address)
+        async with Http2Client(room.port) as client:
+            socket = Http2WebSocket(client, "/")
+            await client.head(socket.stream_id)
+            sending = asyncio.create_task(socket.send("x" * 4_000_000))
+            await wait_until(lambda: client.h2.local_flow_control_window(socket.stream_id) <= 0)
+            client.h2.reset_stream(socket.stream_id)
+            client.flush()
+            sending.cancel()
+            await wait_until(lambda: room.servers[address].ongoing == 0)
+
+
+@pytest.mark.parametrize("early", [b"x", None])
+async def test_a_client_of_http2_that_does_not_wait_for_the_handshake(early: bytes | None) -> None:
+    go_on = asyncio.Event()
+    ended = False
+
+    async def late(exchange: HttpExchange) -> None:
+        nonlocal ended
+        await go_on.wait()
+        await exchange.send({"type": "websocket.accept"})
+        while (await exchange.receive())["type"] != "websocket.disconnect":
+            pass
+        ended = True
+
+    async with Room(hand_over=True) as room:
+        address = room.replica(late)
+        room.route(address)
+        async with Http2Client(room.port) as client:
+            await client.get("/-/healthz")
+            stream = Http2WebSocket(client, "/").stream_id
+            await wait_until(lambda: room.servers[address].ongoing == 1)
+            if early is None:
+                client.h2.end_stream(stream)
+            else:
+                client.h2.send_data(stream, early)
+            client.flush()
+            await wait_until(lambda: stream in client.ended or stream in client.reset)
+            if early is not None:
+                assert client.headers[stream][":status"] == "400"
+            await wait_until(lambda: room.servers[address].ongoing == 0)
+            assert not ended
