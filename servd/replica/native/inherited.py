@@ -9,6 +9,8 @@ from servd.replica.native.connections import Connection, end_inherited, let_end_
 from servd.replica.native.open_files import let_open_in_children, open_files, open_inherited
 from servd.replica.native.pipes import open_pipes
 from servd.replica.native.process_pools import note_process_pools, renew_process_pools
+from servd.replica.native.waiting_sets import note_waiting_sets, renewed_waiting_sets
+from servd.replica.native.wakers import note_wakers, renew_wakers
 
 
 def shared_lines(besides: Set[int]) -> list[Connection]:
@@ -32,11 +34,16 @@ def let_be_renewed(lines: Sequence[Connection], besides: Set[int]) -> None:
     """
     note_process_pools()
     let_end_in_children(lines)
-    let_open_in_children(open_files(open_fds() - besides))
+    opened = open_fds() - besides
+    let_open_in_children(open_files(opened))
+    note_wakers(opened)
+    note_waiting_sets(opened)
 
 
 def renew() -> None:
     """To be called in a forked child, before any code of the user's."""
     renew_process_pools()
-    end_inherited()
-    open_inherited()
+    with renewed_waiting_sets():
+        end_inherited()
+        open_inherited()
+        renew_wakers()

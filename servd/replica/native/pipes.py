@@ -16,6 +16,7 @@ from typing import Any
 from servd.ground import process
 from servd.ground.quick_dataclass import dataclass
 from servd.replica.native.connections import Connection
+from servd.replica.native.descriptor_links import children, links_of
 from servd.replica.native.objects import living
 from servd.replica.native.process_pools import descriptors_of_pools
 
@@ -94,9 +95,9 @@ def _kind_in(name: str) -> Any:
 def _process_with(inode: int) -> str:
     """Who has the other end of a pipe, for people: one that this process has started, mostly."""
     link = f"pipe:[{inode}]"
-    for pid in _children():
+    for pid in children():
         try:
-            links = {os.readlink(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd")}
+            links = links_of(pid)
             with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
                 name = file.read().strip()
         except OSError:
@@ -105,12 +106,3 @@ def _process_with(inode: int) -> str:
         if link in links:
             return f"process {pid} ({name})"
     return "another process"
-
-
-def _children() -> list[str]:
-    try:
-        with open(f"/proc/self/task/{os.getpid()}/children", encoding="ascii") as file:
-            return file.read().split()
-    except OSError:
-        # the kernel does not say
-        return []
