@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from servd.app.deployment import ROUTES_ATTRIBUTE
 from servd.app.framework_telemetry import leave_out
-from servd.calls.failures import ClientGoneError, tell_or_log
+from servd.calls.failures import ClientGoneError, tell_logged, tell_or_log
 from servd.calls.request_context import NO_REQUEST, current_request
 from servd.calls.routes.patterns import Described, RoutePatterns
 
@@ -18,6 +18,8 @@ Message = MutableMapping[str, Any]
 Send = Callable[[Any], Awaitable[None]]
 Asgi = Callable[[Any, Any, Send], Awaitable[None]]
 
+_INTERNAL_ERROR = 1011
+"""Code with which a WebSocket ends whose handler failed: RFC 6455, 7.4.1."""
 _RAISED_WITHIN_S = 0.02
 """An application that goes on for longer after its 500 has answered so itself, and works in the background."""
 
@@ -26,7 +28,7 @@ async def call_app(app: Asgi, scope: Any, receive: Any, send: Send, *, answers_e
     """Run the application for one request.
 
     Starlette answers an unhandled exception with a bare 500 and raises it again. That answer is held back here, so
-    the caller can give one that says what happened.
+    the caller can give one that says what happened. Others answer it so, log it, and raise nothing: what was logged is told.
 
     Args:
         answers_errors: the application has a handler for any exception: its answer is sent.
@@ -36,13 +38,15 @@ async def call_app(app: Asgi, scope: Any, receive: Any, send: Send, *, answers_e
     """
     leave_out(scope)
     if scope["type"] != "http":
-        await app(scope, receive, send)
+        await _call_websocket(app, scope, receive, send)
         return
     held: list[Message] = []
+    is_failed = False
     releasing: asyncio.Task[None] | None = None
 
     async def hold(message: Message) -> None:
-        nonlocal releasing
+        nonlocal is_failed, releasing
+        is_failed = True
         held.append(message)
         # a stream is the application's own: nothing to hold back any more
         if message.get("more_body", False) or len(held) > 2:
@@ -70,10 +74,26 @@ async def call_app(app: Asgi, scope: Any, receive: Any, send: Send, *, answers_e
             with suppress(ClientGoneError):
                 await _flush(held, send)
         raise
+    if is_failed:
+        tell_logged("__call__")
     if held:
         await _flush(held, send)
     elif releasing is not None:
         releasing.result()
+
+
+async def _call_websocket(app: Asgi, scope: Any, receive: Any, send: Send) -> None:
+    is_failed = False
+
+    def watch(message: Message) -> Awaitable[None]:
+        nonlocal is_failed
+        if message.get("code") == _INTERNAL_ERROR or message.get("status") == 500:
+            is_failed = True
+        return send(message)
+
+    await app(scope, receive, watch)
+    if is_failed:
+        tell_logged("__call__")
 
 
 async def call_with_request(app: Asgi, request: Request) -> Response:

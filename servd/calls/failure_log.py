@@ -14,7 +14,7 @@ from servd.exceptions import DeployError
 from servd.ground.clock import SystemClock
 from servd.observability.described import slot
 from servd.observability.error_groups import ErrorGroups, ErrorsReport, group_of
-from servd.observability.failure import failure_of
+from servd.observability.failure import Failure, failure_of
 from servd.observability.tracebacks import users_place
 from servd.wire.build_messages import BuildOrder
 from servd.wire.messages import ReplicaStart
@@ -72,7 +72,7 @@ class Failures:
         if _KNOWS_CONTEXTS and loop.get_task_factory() == self._new_task:
             loop.set_task_factory(None)
 
-    def _heard(self, error: BaseException, method: str, requests: Sequence[RequestContext]) -> None:
+    def _heard(self, error: BaseException, method: str, requests: Sequence[RequestContext], is_logged: bool) -> None:
         start = self._start
         request = requests[0] if requests[0].request_id else self._outside
         ids = tuple(one.request_id for one in requests if one.request_id)
@@ -86,21 +86,26 @@ class Failures:
             request_ids=ids,
             trace_ids=tuple((one.request_id, one.trace.trace_id) for one in requests if one.trace is not None),
         )
+        if not is_logged:
+            self._log(failure, request)
+        self._groups.add(failure)
+        self._on_failure()
+
+    def _log(self, failure: Failure, request: RequestContext) -> None:
+        ids = failure.request_ids
         others = f" requests={','.join(ids[:_IDS_SHOWN])}" if len(ids) > 1 else ""
         before = current_request.set(request)
         try:
             logger.error(
                 "user_code_failed error=%s deployment=%s method=%s%s\n%s",
                 failure.id,
-                start.deployment,
+                self._start.deployment,
                 failure.method,
                 others,
                 failure.traceback,
             )
         finally:
             current_request.reset(before)
-        self._groups.add(failure)
-        self._on_failure()
 
     def _new_task(self, loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> "asyncio.Task[Any]":
         task = asyncio.Task(coroutine, loop=loop, **options)

@@ -11,12 +11,14 @@ from servd.calls.request_context import NO_REQUEST, RequestContext, current_requ
 from servd.exceptions import BackPressureError, DeploymentUnavailableError, RequestCancelledError, UserCodeError
 from servd.observability.described import members_of, slot
 
-Listener = Callable[[BaseException, str, Sequence[RequestContext]], None]
-"""Gets the error, the name of what raised it, and the requests that it fails, at least one."""
+Listener = Callable[[BaseException, str, Sequence[RequestContext], bool], None]
+"""Gets the error, the name of what raised it, the requests that it fails, at least one, and whether user code has logged it."""
 
 _listeners: list[Listener] = []
 _told: dict[int, BaseException] = {}
 """By the identity of a request that goes on: what was told of it as a part of its batch."""
+_logged: dict[int, BaseException] = {}
+"""By the identity of a request that goes on: what user code has logged last as an error."""
 _MARK = "_servd_told"
 
 logger = logging.getLogger(__name__)
@@ -65,11 +67,32 @@ def tell(error: BaseException, method: str, *requests: RequestContext) -> bool:
     return _tell(error, method, requests)
 
 
-def _tell(error: BaseException, method: str, requests: Sequence[RequestContext]) -> bool:
+def note_logged(error: BaseException) -> None:
+    """User code, or a framework that catches what it raises, has logged this as an error; any thread may tell."""
+    request = current_request.get()
+    if request is NO_REQUEST or request.has_ended:
+        return
+    if id(request) not in _logged:
+        request.when_over(partial(_forget_logged, id(request)))
+    _logged[id(request)] = error
+
+
+def tell_logged(method: str) -> None:
+    """The current request fails, and nothing was raised: its framework has answered so. What was logged of it is why."""
+    request = current_request.get()
+    error = _logged.pop(id(request), None)
+    if error is None:
+        return
+    if request.span is not None and not says_unwanted(error, request):
+        request.span.fail(error)
+    _tell(error, method, (request,), is_logged=True)
+
+
+def _tell(error: BaseException, method: str, requests: Sequence[RequestContext], *, is_logged: bool = False) -> bool:
     if not _listeners:
         return False
     if _is_new(error, requests):
-        _listeners[0](error, method, requests)
+        _listeners[0](error, method, requests, is_logged)
         if not issubclass(type(error), Exception):
             # it goes on as the cause of what its request fails with
             with suppress(Exception):
@@ -99,6 +122,10 @@ def tell_of_batch(error: BaseException, method: str, requests: Sequence[RequestC
 
 def _forget(key: int) -> None:
     _told.pop(key, None)
+
+
+def _forget_logged(key: int) -> None:
+    _logged.pop(key, None)
 
 
 def says_client_left(error: BaseException) -> bool:

@@ -70,6 +70,7 @@ class ApplicationLines:
         self._shown: logging.Handler | None = None
         self._passes_on = False
         self._outlets: Mapping[str, Outlet] = {}
+        self._on_error: Callable[[BaseException], None] | None = None
         self._queued: dict[tuple[object, ...], None] = {}
         self.level = logging.INFO
 
@@ -83,6 +84,7 @@ class ApplicationLines:
         shown: logging.Handler | None = None,
         passes_on: bool = False,
         outlets: Mapping[str, Outlet] | None = None,
+        on_error: Callable[[BaseException], None] | None = None,
     ) -> None:
         """Let lines go to these handlers from now on; what was printed of a line that has no end yet is dropped.
 
@@ -91,8 +93,10 @@ class ApplicationLines:
             shown: one of them, for people. It gets no record that the application's own handlers have printed.
             passes_on: what is printed goes to the stream behind as well, as it is, and not to `shown`.
             outlets: take whole lines that the application's own handlers print, by `stdout` and `stderr`; unless `passes_on`.
+            on_error: gets each exception that is logged as an error.
         """
         self._outlets = outlets or {}
+        self._on_error = on_error
         self._handlers = handlers
         self._shown = shown
         self._passes_on = passes_on
@@ -133,6 +137,8 @@ class ApplicationLines:
     @_passed_over
     def on_record(self, logger: logging.Logger, record: logging.LogRecord, call_handlers: Callable[..., None]) -> None:
         """A record passed a logger. call_handlers: what Python does with it."""
+        if record.levelno >= logging.ERROR and record.exc_info:
+            self._note_error(logger, record)
         state = self._state
         outside, state.has_printed = state.has_printed, False
         state.in_handlers += 1
@@ -166,6 +172,11 @@ class ApplicationLines:
             finally:
                 state.repeats = False
         return handle(handler, record)
+
+    def _note_error(self, logger: logging.Logger, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
+        if error is not None and self._on_error is not None and not self._is_written(logger):
+            self._on_error(error)
 
     def on_printed(self, stream: "PrintedLines", text: str) -> bool:
         """Something is printed; whether lines are to be made of it."""

@@ -120,6 +120,7 @@ def setup(
     request_fields: RequestFields | None = None,
     runs_application: bool = False,
     is_serving: bool = False,
+    on_error: Callable[[BaseException], None] | None = None,
 ) -> LogFile:
     """Send servd's log lines of this process to its file and to stderr.
 
@@ -133,6 +134,7 @@ def setup(
         request_fields: where the fields of the running request come from.
         runs_application: also what application code logs, warns of and prints becomes lines, from now on.
         is_serving: it may have a thread for what it shows, so that no moment is waited for whoever reads stderr too slowly.
+        on_error: gets each exception that application code logs as an error.
 
     Returns:
         The file, for an `AccessLog`.
@@ -161,7 +163,7 @@ def setup(
     if runs_application:
         _placed = (file, file.path)
         passes_on = wish in logging.getLevelNamesMapping()
-        _application().direct(handlers, shown=shown, passes_on=passes_on, outlets=outlets)
+        _application().direct(handlers, shown=shown, passes_on=passes_on, outlets=outlets, on_error=on_error)
     configure({})
     revive()
     return file

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from servd.app.built import BuiltApplication
 from servd.calls import traced
-from servd.calls.failures import tell
+from servd.calls.failures import note_logged, tell
 from servd.calls.request_context import current_request
 from servd.exceptions import DeployError
 from servd.ground import descendants, event_loop, process
@@ -79,6 +79,7 @@ def _run(
         request_fields=_request_fields,
         runs_application=True,
         is_serving=True,
+        on_error=note_logged,
     )
     logs.catch_descriptors(file)
     # a crash in native code leaves its stack among the last lines of the log

@@ -1,6 +1,8 @@
 """Which errors are told, and what is told of them."""
 
+import contextvars
 import pickle
+import threading
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
@@ -9,7 +11,7 @@ from starlette.websockets import WebSocketDisconnect
 
 from servd.calls import failures
 from servd.calls.pickling import dump_exception, load_exception
-from servd.calls.request_context import NO_REQUEST, RequestContext
+from servd.calls.request_context import NO_REQUEST, RequestContext, current_request
 from servd.calls.traced import TracedContext
 from servd.exceptions import BackPressureError, DeploymentUnavailableError, RequestCancelledError, UserCodeError
 from servd.observability.failure import LINE_CHARACTERS, TRACEBACK_CHARACTERS, bounded, failure_of
@@ -23,7 +25,8 @@ Told = list[tuple[BaseException, str, list[str]]]
 def told() -> Iterator[Told]:
     found: Told = []
 
-    def hear(error: BaseException, method: str, requests: Sequence[RequestContext]) -> None:
+    def hear(error: BaseException, method: str, requests: Sequence[RequestContext], is_logged: bool) -> None:
+        method += " logged" if is_logged else ""
         found.append((error, method, [one.request_id for one in requests]))
 
     before = failures._listeners[:]
@@ -170,6 +173,38 @@ def test_requests_of_a_batch_do_not_tell_its_error_again(told: Told) -> None:
     for request in requests:
         request.end()
     assert not failures._told
+
+
+def test_what_was_logged_of_a_request_that_raised_nothing(told: Told) -> None:
+    request, other = RequestContext("r1"), RequestContext("r2")
+    for one, error in ((request, ValueError("a")), (other, ValueError("b")), (request, ValueError("c"))):
+        before = current_request.set(one)
+        # a framework may run handlers in threads
+        thread = threading.Thread(target=contextvars.copy_context().run, args=(failures.note_logged, raised(error)))
+        thread.start()
+        thread.join()
+        current_request.reset(before)
+    failures.note_logged(ValueError("of no request"))
+    failures.tell_logged("m")
+    before = current_request.set(request)
+    failures.tell_logged("m")
+    failures.tell_logged("m")
+    current_request.reset(before)
+    assert [(str(error), method, ids) for error, method, ids in told] == [("c", "m logged", ["r1"])]
+    request.end()
+    other.end()
+    assert not failures._logged
+
+
+@pytest.mark.parametrize("error", [BackPressureError("a_b", 1, 1), from_afar(ValueError("a"))])
+def test_what_was_logged_may_be_told_already(told: Told, error: Exception) -> None:
+    request = RequestContext("r1")
+    before = current_request.set(request)
+    failures.note_logged(raised(error))
+    failures.tell_logged("m")
+    current_request.reset(before)
+    request.end()
+    assert not told
 
 
 def test_nobody_listens(caplog: pytest.LogCaptureFixture) -> None:

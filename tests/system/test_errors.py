@@ -218,6 +218,39 @@ class Careful:
 
 app = Careful.bind()
 """
+FRAMEWORK = """
+import asyncio, logging
+from servd import deployment, ingress
+
+def fail(kind):
+    try:
+        raise LookupError(f"boom {kind}")
+    except LookupError:
+        logging.getLogger("framework").exception("unhandled")
+        if kind == "raised":
+            raise
+
+async def app(scope, receive, send):
+    kind = scope["path"].rpartition("/")[2]
+    if kind == "threaded":
+        await asyncio.to_thread(fail, kind)
+    else:
+        fail(kind)
+    if scope["type"] == "websocket":
+        await receive()
+        await send({"type": "websocket.accept"})
+        await send({"type": "websocket.close", "code": 1011})
+    else:
+        await send({"type": "http.response.start", "status": 200 if kind == "handled" else 500, "headers": []})
+        await send({"type": "http.response.body", "body": b"sorry"})
+
+@deployment
+@ingress(app)
+class Framework:
+    pass
+
+app = Framework.bind()
+"""
 LINE = re.compile(r"^ERROR .* user_code_failed ")
 
 
@@ -230,10 +263,11 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningDaemon]:
     (code / "hooks.py").write_text(HOOKS)
     (code / "lost.py").write_text(LOST)
     (code / "early.py").write_text(EARLY)
+    (code / "framework.py").write_text(FRAMEWORK)
     (code / "careful.py").write_text(CAREFUL)
     with a_daemon(settings_in(directory)) as running:
         put(running, 1)
-        eventually(lambda: are_healthy(running, "Front", "Back", "Web", "Config", "Careful"))
+        eventually(lambda: are_healthy(running, "Front", "Back", "Web", "Config", "Careful", "Framework"))
         yield running
 
 
@@ -247,6 +281,7 @@ def put(daemon: RunningDaemon, config: int) -> None:
             ("lost", "lost:app"),
             ("early", "early:app"),
             ("careful", "careful:app"),
+            ("framework", "framework:app"),
         )
     ]
     scaled = {"min_replicas": 1, "max_replicas": 2, "policy": {"policy_function": "shop:wants"}}
@@ -286,6 +321,15 @@ def get(daemon: RunningDaemon, path: str, request_id: str) -> tuple[int, str]:
         return 0, error.partial.decode()
     finally:
         connection.close()
+
+
+def open_websocket(daemon: RunningDaemon, path: str, request_id: str) -> None:
+    """And wait for its end."""
+    head = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="
+    with socket.create_connection(("127.0.0.1", daemon.settings.http_port or 0)) as client:
+        client.sendall(f"GET {path} HTTP/1.1\r\nHost: a\r\nX-Request-ID: {request_id}\r\n{head}\r\n\r\n".encode())
+        while client.recv(4096):
+            pass
 
 
 @pytest.mark.parametrize(
@@ -354,13 +398,27 @@ def test_what_an_application_answers_with_a_handler_for_any_error_is_told(daemon
     assert error["count"] == 1
 
 
+def test_what_a_framework_logs_and_answers_itself_is_an_error_logged_once(daemon: RunningDaemon) -> None:
+    counted = 0
+    for kind in ("handled", "plain", "threaded", "raised", "socketed"):
+        if kind == "socketed":
+            open_websocket(daemon, "/framework/socketed", "req-socketed")
+        else:
+            status, body = get(daemon, f"/framework/{kind}", f"req-{kind}")
+            assert (status, body == "sorry") == (200 if kind == "handled" else 500, kind != "raised")
+        if kind == "handled":
+            continue
+        (error,) = eventually(lambda kind=kind: listed_as(daemon, kind))  # type: ignore[misc]
+        counted += 1
+        assert (error["count"], error["deployment"]) == (counted, "Framework")
+        assert f"req-{kind}" in error["request_ids"]
+        assert "req-handled" not in error["request_ids"]
+        assert len(told(daemon, f"boom {kind}")) == (kind == "raised")
+
+
 def test_a_websocket_and_an_asgi_application_are_told(daemon: RunningDaemon) -> None:
     assert get(daemon, "/hooks/x", "req-asgi")[0] == 500
-    head = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="
-    with socket.create_connection(("127.0.0.1", daemon.settings.http_port or 0)) as client:
-        client.sendall(f"GET /hooks/ws HTTP/1.1\r\nHost: a\r\nX-Request-ID: req-ws\r\n{head}\r\n\r\n".encode())
-        while client.recv(4096):
-            pass
+    open_websocket(daemon, "/hooks/ws", "req-ws")
     for request_id, text in (("req-asgi", "boom asgi"), ("req-ws", "boom websocket")):
         ((line, _),) = eventually(lambda text=text: told(daemon, text))  # type: ignore[misc]
         assert f" {request_id} /hooks hooks " in line

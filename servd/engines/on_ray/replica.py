@@ -171,7 +171,9 @@ class ClusterExchange:
         await self.send({"type": "http.response.body", "body": body, "more_body": False})
 
 
-def _log_failure(error: BaseException, method: str, requests: Sequence[RequestContext]) -> None:
+def _log_failure(error: BaseException, method: str, requests: Sequence[RequestContext], is_logged: bool) -> None:
+    if is_logged:
+        return
     ids = ",".join(one.request_id for one in requests)
     logger.error("user_code_failed method=%s requests=%s\n%s", method, ids, user_traceback(error))
 
