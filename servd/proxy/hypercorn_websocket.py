@@ -1,7 +1,9 @@
 """Hypercorn's WebSocket with cures: messages with a bound that holds, pings that want an answer."""
 
+import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 from hypercorn.protocol.events import Body, Data, Event, StreamClosed
@@ -15,6 +17,8 @@ from servd.wire.websocket.heartbeat import Heartbeat
 
 _PART_BYTES = 32 * 1024
 """From this size on the begin of a message is sent on, where the replica puts it together."""
+_FAREWELL_S = 2.0
+"""So long a client has to answer a farewell."""
 _PACKED_BYTES = 256
 """So much is unpacked at a time where the client may pack: it becomes a thousand times as much at most."""
 
@@ -62,6 +66,7 @@ class LaneWebSocket(WSStream):
     _farewell: tuple[int, str] | None
     _raw: deque[bytes | None]
     _is_pumped: bool
+    _over: asyncio.Event
 
     @classmethod
     def take_over(
@@ -91,6 +96,7 @@ class LaneWebSocket(WSStream):
         stream._farewell = None
         stream._on_handled = on_handled
         stream._raw, stream._is_pumped = deque(), False
+        stream._over = asyncio.Event()
         return stream
 
     def feed(self, data: bytes) -> None:
@@ -146,7 +152,9 @@ class LaneWebSocket(WSStream):
                     piece = event.data[start : start + _PACKED_BYTES]
                     await super().handle(Body(stream_id=event.stream_id, data=piece))
                 return
-        elif isinstance(event, StreamClosed) and self._farewell is not None and not self.closed:
+        elif isinstance(event, StreamClosed):
+            self._over.set()
+        if isinstance(event, StreamClosed) and self._farewell is not None and not self.closed:
             self.closed = True
             code, reason = self._farewell
             assert self.app_put is not None
@@ -160,6 +168,9 @@ class LaneWebSocket(WSStream):
             if self.closed:
                 return
             if isinstance(event, Message):
+                if self.state is ASGIWebsocketState.CLOSED:
+                    # its handler has said farewell
+                    continue
                 try:
                     self.buffer.extend(event)
                 except FrameTooLargeError:
@@ -184,6 +195,16 @@ class LaneWebSocket(WSStream):
                 if self.connection.state is ConnectionState.REMOTE_CLOSING:
                     await self._send_wsproto_event(event.response())
                 await self.send(StreamClosed(stream_id=self.stream_id))
+
+    async def app_send(self, message: Any) -> None:
+        """As the base class, but who is told farewell may answer (RFC 6455, 7.1.1): who writes to a connection that is closed may
+        never read why. Over HTTP/2 nothing is lost when a stream ends.
+        """
+        if message is None and self.state is ASGIWebsocketState.CLOSED and self.scope["http_version"] != "2":
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_FAREWELL_S):
+                    await self._over.wait()
+        await super().app_send(message)
 
     async def _tell_off(self, code: int, reason: str) -> None:
         """Tell the client why it ends, which the handler hears once it has ended."""

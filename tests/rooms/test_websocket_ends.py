@@ -226,3 +226,36 @@ async def test_a_client_of_http2_that_does_not_wait_for_the_handshake(early: byt
                 assert client.headers[stream][":status"] == "400"
             await wait_until(lambda: room.servers[address].ongoing == 0)
             assert not ended
+
+
+@pytest.mark.parametrize("is_answered", [True, False])
+@pytest.mark.parametrize("lane", ["handed over", "Hypercorn", "TLS"])
+async def test_a_handler_that_says_farewell_to_a_client_that_still_sends(
+    lane: str, is_answered: bool, tls: Tls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in ("servd.proxy.hypercorn_websocket", "servd.wire.websocket.connection"):
+        monkeypatch.setattr(f"{place}._FAREWELL_S", 5.0 if is_answered else 0.2)
+
+    async def brief(exchange: HttpExchange) -> None:
+        await exchange.receive()
+        await exchange.send({"type": "websocket.accept"})
+        await exchange.receive()
+        await exchange.send({"type": "websocket.close", "code": 4001, "reason": "bye"})
+
+    own = tls[0] if lane == "TLS" else None
+    async with Room(hand_over=True, tls=own, takes_websockets=lane == "handed over") as room:
+        room.route(room.replica(brief))
+        reader, writer = await asyncio.open_connection("localhost", room.port, ssl=tls[1] if own else None)
+        writer.write(HEAD + b"\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(frame(TEXT, b"a"))
+        assert await reader.readexactly(7) == b"\x88\x05\x0f\xa1bye"
+        for _ in range(8 if is_answered else 1):
+            # a connection that is closed already would be reset
+            writer.write(frame(BINARY, b"x" * 1000) + frame(BINARY, b"x" * 100_000))
+            await writer.drain()
+        if is_answered:
+            writer.write(frame(CLOSE, b"\x0f\xa1"))
+        assert await reader.read() == b""
+        writer.transport.abort()
+        await wait_until(lambda: room.websockets == 0)
