@@ -1,6 +1,7 @@
 """What every child does first: its title, signals, descriptors, the watch on the daemon's life."""
 
 import asyncio
+import multiprocessing
 import multiprocessing.resource_tracker
 import multiprocessing.util
 import os
@@ -9,6 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.context import ForkProcess
 from typing import Any, TextIO
 
 import setproctitle
@@ -162,6 +164,18 @@ def raise_file_limit() -> None:
         except (OSError, ValueError):
             # "unlimited" is refused by some kernels; the soft limit stays
             pass
+
+
+def forget_start_method() -> None:
+    """Let user code find multiprocessing's default, and choose another: a spawned process has the choice of its parent."""
+    multiprocessing.set_start_method(None, force=True)
+
+
+class Forked(ForkProcess):
+    """A forked process: whatever start method its parent's code has chosen, or none yet, is its own too."""
+
+    # multiprocessing would choose "fork" for good
+    _start_method: Any = None
 
 
 def allow_tracker() -> None:

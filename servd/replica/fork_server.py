@@ -81,6 +81,7 @@ def serve(order: BuildOrder, lifetime: Connection) -> None:
     )
     path = _path_of(order)
     process.allow_tracker()
+    process.forget_start_method()
     keep_freed_memory()
     code = 1
     try:
@@ -156,7 +157,6 @@ class ForkServer:
         self._built = built
         self._preloaded = preloaded
         self._failed = failed
-        self._context = multiprocessing.get_context("fork")
         self._poller = select.poll()
         self._lines: dict[int, Line] = {}
         self._children: dict[int, Child] = {}
@@ -278,7 +278,7 @@ class ForkServer:
             return known[0]
         if self._built is None or start.deployment not in self._built.deployments:
             return Forked(start.replica_id, 0, 0, f"this build has no deployment {start.deployment!r}")
-        child = self._context.Process(target=self._be_child, args=(start,), name=start.replica_id)
+        child = process.Forked(target=self._be_child, args=(start,), name=start.replica_id)
         forks.freeze()
         if reason := forks.start(child):
             return Forked(start.replica_id, 0, 0, f"cannot fork: {reason}", is_host_limit=True)
@@ -311,7 +311,7 @@ class ForkServer:
             spawned = (stamp(), f"{_POLICY}:run_spawned", *args, os.getcwd())
             child = multiprocessing.get_context("spawn").Process(target=entry.call, args=spawned, name="policy")
         else:
-            child = self._context.Process(target=self._be_policy, args=args, name="policy")
+            child = process.Forked(target=self._be_policy, args=args, name="policy")
         if reason := forks.start(child):
             raise OSError(reason)
         return PolicyProcess(child)

@@ -20,6 +20,7 @@ def run_spawned(start: ReplicaStart, order: BuildOrder, lifetime: Connection) ->
     """
     process.begin(f"replica {start.replica_id}", start.state_dir, lifetime.fileno())
     process.allow_tracker()
+    process.forget_start_method()
     keep_freed_memory()
     environment: Environment | DeployError
     try:

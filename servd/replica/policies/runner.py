@@ -63,6 +63,7 @@ def run_spawned(sock: socket.socket, parent: int, title: str, order: BuildOrder,
 
     directory: the current one.
     """
+    process.forget_start_method()
     os.chdir(directory)
     logs.setup(
         "fork_server",
