@@ -54,7 +54,7 @@ _PARALLEL_SESSION = (
 )
 """Tried with onnxruntime 1.32: it spins, so that nobody can tell it from work. `intra_op_num_threads` is no matter."""
 
-_PEERS_SHOWN = 3
+_NAMES_SHOWN = 3
 _ENDING_S = 0.5
 _LOOK_AGAIN_S = 0.002
 
@@ -63,7 +63,11 @@ _DEVICES = ("/dev/nvidia-uvm", "/dev/kfd")
 
 
 def fork_unsafe_reason(
-    connections: Sequence[Connection] = (), *, left_by: str = "import", hook: str = "the constructor"
+    connections: Sequence[Connection] = (),
+    locked: Sequence[str] = (),
+    *,
+    left_by: str = "import",
+    hook: str = "the constructor",
 ) -> str:
     """Why replicas of this process must be spawned instead of forked; "" if they may be forked.
 
@@ -72,6 +76,7 @@ def fork_unsafe_reason(
 
     Args:
         connections: that have been opened.
+        locked: paths of files that this process alone may write to.
         left_by: what has just run, for the sentence.
         hook: what runs after the fork, for the sentence.
     """
@@ -83,13 +88,14 @@ def fork_unsafe_reason(
         end_openmp_pools()
     # where Python's own forbid it, whose the others are is of no interest
     native = [] if python else native_threads(besides={thread.native_id for thread in threading.enumerate()})
-    return judge(python, native, connections, has_cuda=_has_cuda_context(), left_by=left_by, hook=hook)
+    return judge(python, native, connections, locked, has_cuda=_has_cuda_context(), left_by=left_by, hook=hook)
 
 
 def judge(
     python: Sequence[str],
     native: Sequence[NativeThread],
     connections: Sequence[Connection] = (),
+    locked: Sequence[str] = (),
     *,
     has_cuda: bool = False,
     left_by: str = "import",
@@ -101,6 +107,7 @@ def judge(
         python: names of Python threads beside the main one and those that start anew.
         native: all other threads.
         connections: open ones, those of HTTP too, which forbid nothing.
+        locked: paths of files that this process alone may write to.
     """
     how_to_fork = f"start them after the fork, in {hook}, to have replicas forked"
     if python:
@@ -111,13 +118,21 @@ def judge(
     if harmful:
         return f"the {left_by} left {len(harmful)} native thread(s) running, {described(harmful)}; {how_to_fork}"
     peers = sorted({one.peer for one in connections if not one.is_http})
-    if not peers:
+    if not peers and not locked:
         return ""
-    shown = f"{', '.join(peers[:_PEERS_SHOWN])}{', ...' if len(peers) > _PEERS_SHOWN else ''}"
+    if not peers:
+        return (
+            f"the {left_by} left {_some(locked)} locked for one process alone, and a fork would write there without the lock; "
+            f"open it to be read only, or after the fork, in {hook}, to have replicas forked"
+        )
     return (
-        f"the {left_by} left a connection open to {shown}, and replicas that share one read each other's answers; open it "
+        f"the {left_by} left a connection open to {_some(peers)}, and replicas that share one read each other's answers; open it "
         f"after the fork, in {hook}, to have replicas forked"
     )
+
+
+def _some(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:_NAMES_SHOWN])}{', ...' if len(names) > _NAMES_SHOWN else ''}"
 
 
 def _settled_threads() -> list[threading.Thread]:
