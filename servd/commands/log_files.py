@@ -27,6 +27,8 @@ _ROOTS = {
 }
 _PRINTED = "daemon.log"
 _LONGEST_S = 1e9
+_MOST_REMEMBERED = 20_000
+"""Lines whose copies are known; they are written at about the same time."""
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -136,7 +138,8 @@ def show_logs(
     if not paths and not follow:
         raise ConfigError(f"there are no log files {' or '.join(wanted)} in {log_dir}; `servd status` lists names")
     histories = [_with_path(path, in_order(source.lines(lines))) for path, source in sources.items()]
-    history: Iterable[tuple[Line, str]] = heapq.merge(*histories, key=_moment)
+    once = _Once()
+    history: Iterable[tuple[Line, str]] = filter(once.is_new, heapq.merge(*histories, key=_moment))
     for line, path in history if lines is None else deque(history, maxlen=lines):
         write(_shown(line, path, is_one_of_many=len(sources) > 1))
     try:
@@ -150,11 +153,30 @@ def show_logs(
             for path in found():
                 sources[path] = _source(path, wish, app, is_followed=True)
             added = [line for path, source in sources.items() for line in _with_path(path, source.more())]
-            for line, path in sorted(added, key=_moment):
+            for line, path in filter(once.is_new, sorted(added, key=_moment)):
                 write(_shown(line, path, is_one_of_many=len(sources) > 1))
     finally:
         for source in sources.values():
             source.close()
+
+
+class _Once:
+    """Leaves out what `daemon.log` and another file both have: with `--log-to-stderr` it has all that is logged once more."""
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[str, int], bool] = {}
+
+    def is_new(self, found: tuple[Line, str]) -> bool:
+        """Whether the line is in no file of the other kind. found: with its path."""
+        line, path = found
+        if not line.is_named:
+            return True
+        is_copy, key = os.path.basename(path) == _PRINTED, (line.time, hash(line.text))
+        if self._seen.setdefault(key, is_copy) != is_copy:
+            return False
+        if len(self._seen) > _MOST_REMEMBERED:
+            del self._seen[next(iter(self._seen))]
+        return True
 
 
 def _with_path(path: str, lines: Iterable[Line]) -> Iterator[tuple[Line, str]]:

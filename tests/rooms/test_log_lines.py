@@ -125,6 +125,22 @@ def test_others_lines_of_a_shared_file_are_left_out(tmp_path: Path) -> None:
     assert shown(tmp_path, app="a") == ["own, whatever it says", "of a"]
 
 
+def test_what_the_log_of_the_daemon_has_once_more_is_shown_once(tmp_path: Path) -> None:
+    failed = [text_line(2, "failed"), "Traceback:", "ValueError"]
+    write(tmp_path, x=[text_line(1, "same"), text_line(1, "same"), *failed], y=[text_line(3, "last")])
+    printed = [*failed, text_line(1, "same"), text_line(1, "same"), text_line(3, "last"), "of native code"]
+    (tmp_path / "daemon.log").write_text("".join(f"{line}\n" for line in ["servd: begins", *printed]))
+    found: list[str] = []
+    show_logs(str(tmp_path), ("daemon.log", "serve/*.log"), Wish(), lines=None, follow=False, write=found.append)
+    ends = [text.removesuffix("\n").rpartition(" - ")[2] for text in found]
+    assert sorted(ends) == sorted(
+        ["daemon: servd: begins", "same", "same", "failed", "Traceback:", "ValueError", "last", "of native code"]
+    )
+    found.clear()
+    show_logs(str(tmp_path), ("daemon.log",), Wish(), lines=None, follow=False, write=found.append)
+    assert len(found) == len(printed) + 1
+
+
 def test_no_line_commands_a_terminal_and_none_fills_the_memory(tmp_path: Path) -> None:
     write(tmp_path, x=[text_line(1, "\x1b]0;title\x07 <b>"), "x" * (10 * LONGEST_LINE)])
     found = shown(tmp_path)
