@@ -78,7 +78,8 @@ def built_from(order: BuildOrder, environment: Environment) -> tuple[BuildResult
         DeployError: as `load_application`, or the constructor failed.
     """
     before = open_fds()
-    built = load_application(order, environment)
+    with _stack_in_log_while_slow(order):
+        built = load_application(order, environment)
     version = code_version(order, environment)
     opened, locked = shared_lines(before), locked_files(open_fds() - before)
     paths = sorted(locked.values())

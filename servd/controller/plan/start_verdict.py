@@ -80,13 +80,14 @@ def note_slow_starts(observed: Observed, now: float) -> float:
     noted = observed.slow_noted_at
     starting = {r.replica_id: r.created_at for r in observed.replicas.values() if r.state is ReplicaState.STARTING}
     templates = {server.fork_server_id: server.created_at for server in starting_templates(observed)}
-    observed.slow_noted_at = {name: noted[name] for name in (*starting, *templates) if name in noted}
-    for name, began_at in (starting | templates).items():
+    builds = {server.fork_server_id: server.created_at for server in current_builds(observed)}
+    observed.slow_noted_at = {name: noted[name] for name in (*starting, *templates, *builds) if name in noted}
+    for name, began_at in (starting | templates | builds).items():
         said_at = noted.get(name)
         due_at = began_at + SLOW_START_S if said_at is None else said_at + PERIOD_S
         if due_at <= now:
             observed.slow_noted_at[name] = now
-            kind = "template" if name in templates else "replica"
+            kind = "template" if name in templates else "build" if name in builds else "replica"
             observed.notes.append(f"{kind} {name} has been starting for {now - began_at:.0f} s")
             due_at = now + PERIOD_S
         wake_at = min(wake_at, due_at)
@@ -101,6 +102,11 @@ def starting_templates(observed: Observed) -> list[ForkServerFact]:
 def slow_templates(observed: Observed, now: float) -> list[ForkServerFact]:
     """Those of them that have been at it for too long."""
     return [server for server in starting_templates(observed) if now - server.created_at > SLOW_START_S]
+
+
+def current_builds(observed: Observed) -> list[ForkServerFact]:
+    """Builders whose environment is made, or whose code is imported."""
+    return [s for s in observed.fork_servers.values() if s.is_builder and s.result is None and not s.stopping]
 
 
 def settle_templates(observed: Observed, now: float) -> None:

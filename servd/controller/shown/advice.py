@@ -5,7 +5,7 @@ from servd.controller.plan.observed import Observed
 from servd.controller.plan.resources import Pool, place, shortage
 from servd.controller.plan.restarts import back_off_text
 from servd.controller.plan.silence import is_unborn
-from servd.controller.plan.start_verdict import MUTE, slow_templates
+from servd.controller.plan.start_verdict import MUTE, current_builds, slow_templates
 from servd.controller.plan.targets import DeploymentTarget, failures_allowed, wanted_count
 from servd.controller.plan.templates import template_for
 from servd.ground.settings import SLOW_START_S, fork_server_log
@@ -41,6 +41,18 @@ def deployment_message(
         or _without_template(status, fact)
         or _without_policy(present, fact)
         or _without_fork(target, fact, app, observed)
+    )
+
+
+def application_message(app: ApplicationFact, observed: Observed, now: float) -> str:
+    """Why the application is not as it should be, "" where there is nothing to say; now: monotonic seconds."""
+    if app.message or app.settled:
+        return app.message
+    return "\n".join(
+        f"the build {s.fork_server_id} has been going on for more than {SLOW_START_S:.0f} s: the environment or the import is "
+        f"slow; the stack of the import is in {fork_server_log(s.order.log_dir)}"
+        for s in current_builds(observed)
+        if s.deploy_id == app.goal.deploy_id and now - s.created_at > SLOW_START_S
     )
 
 

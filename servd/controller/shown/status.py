@@ -21,7 +21,7 @@ from servd.controller.plan.resources import Pool
 from servd.controller.plan.settle import deployment_status
 from servd.controller.plan.start_verdict import starting_templates
 from servd.controller.plan.targets import DEFAULTS, DeploymentTarget, wanted_count
-from servd.controller.shown.advice import deployment_message
+from servd.controller.shown.advice import application_message, deployment_message
 from servd.controller.shown.standing import application_standing, deployment_standing, status_trigger
 from servd.daemon.data_tls import files_in_force
 from servd.documents.control_plane import (
@@ -215,7 +215,7 @@ def _application(
         route_prefix=prefix,
         docs_path=next(iter(built_docs), docs),
         status=status,
-        message=app.message,
+        message=application_message(app, observed, now),
         last_deployed_time_s=app.goal.deployed_at,
         config=None if app.deleting else app.goal.document.stored,
         deployments=deployments,

@@ -1,0 +1,58 @@
+"""An import that hangs is told, with where to find its stack."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from servd.controller.plan import actions, events
+from servd.controller.shown.status import instance_view
+from servd.ground.settings import SLOW_START_S, fork_server_log
+from servd.replica import builder
+from servd.wire.messages import FORK_SERVER
+from tests.core.build import IDENTITY, World, a_build, a_goal, an_app, deployed, redeploy
+
+
+def application_message(world: World) -> str:
+    view = instance_view(world.goal, world.observed, world.settings, IDENTITY, version=1, now=world.now)
+    return view.applications[0].message
+
+
+def begin_build(world: World) -> str:
+    [order] = [a.order for a in world.turn().actions if isinstance(a, actions.StartForkServer)]
+    world.observed.apply(events.Started(FORK_SERVER, order.fork_server_id, 5, 1), world.now)
+    return order.fork_server_id
+
+
+def test_an_import_that_hangs_is_told_until_it_ends() -> None:
+    world = World(a_goal(an_app()), open_http=False)
+    build_id = begin_build(world)
+    assert application_message(world) == ""
+    world.now = SLOW_START_S + 1
+    world.turn()
+    assert application_message(world) == (
+        f"the build {build_id} has been going on for more than 30 s: the environment or the import is slow; the stack of the "
+        "import is in /state/logs/serve/fork_server.log"
+    )
+    assert [note for note in world.observed.notes if f"build {build_id} has been starting for 31 s" in note]
+    world.turn(events.BuildFinished(build_id, a_build("D", D={})))
+    assert application_message(world) == ""
+
+
+def test_a_running_application_says_so_of_its_next_version() -> None:
+    world = redeploy(deployed(), num_replicas=2)
+    begin_build(world)
+    world.now += SLOW_START_S + 1
+    world.turn()
+    assert "the environment or the import is slow" in application_message(world)
+
+
+def test_the_stack_is_in_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(builder, "SLOW_START_S", 0.1)
+    log = Path(fork_server_log(str(tmp_path)))
+    log.parent.mkdir(parents=True, exist_ok=True)
+    order = type("Order", (), {"log_dir": str(tmp_path)})
+
+    with builder._stack_in_log_while_slow(order):  # type: ignore[arg-type]
+        while not log.exists() or "test_the_stack_is_in_the_log" not in log.read_text():
+            time.sleep(0.01)
