@@ -24,7 +24,8 @@ _HINTS: tuple[tuple[type[Exception], re.Pattern[str], str], ...] = (
     (Exception, re.compile(r"\bDeploymentResponse\b"), _AWAIT),
     (
         Exception,
-        re.compile(r"\w+Handle has no JSON form|'\w+Handle' object|=(Deployment|RayServe\w*)Handle\("),
+        # no `\w+` at a begin: it would be tried from each letter of a long word on, to its end
+        re.compile(r"\wHandle has no JSON form|'\w+Handle' object|=(Deployment|RayServe\w*)Handle\("),
         _HANDLE,
     ),
     (Exception, re.compile(r"\bcoroutine has no JSON form|'coroutine' object"), _COROUTINE),

@@ -3,6 +3,7 @@
 import contextvars
 import pickle
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
@@ -260,3 +261,20 @@ def test_texts_are_bounded_and_harmless() -> None:
 
 def test_without_a_frame_of_the_users_the_method_is_the_place() -> None:
     assert failure_of(ValueError("a"), app="a", deployment="D", method="m").place == "m"
+
+
+@pytest.mark.parametrize(
+    "text", ["x" * 1_000_000, "'x" * 5000, "=RayServe" * 1000, "http://" * 3000, "DeploymentHandle" * 600]
+)
+def test_no_text_takes_long(text: str) -> None:
+    error = raised(TypeError(text))
+    # a replica's loop stands still meanwhile
+    taken = min(timed(lambda: failure_of(error, app="a", deployment="D", method="m")) for _ in range(3))
+    assert taken < 0.05
+
+
+def timed(call: Callable[[], object]) -> float:
+    """Seconds of CPU."""
+    began = time.thread_time()
+    call()
+    return time.thread_time() - began

@@ -16,12 +16,13 @@ _READ_VARIABLES = ("opentelemetry.exporter.otlp.proto.http._common", "openteleme
 _READS_HEADERS = "opentelemetry.util.re"
 """Tells the whole text of a header that it cannot read, a key of the collector's maybe."""
 _HEARD = (*_TALKATIVE, _READS_HEADERS)
-_TEXT_CHARACTERS = 500
+_TEXT_CHARACTERS, _LOOKED_AT_CHARACTERS = 500, 4096
 
 
 def in_short(text: str) -> str:
     """A text of the library's or of a collector's, for logs."""
-    return bounded(without_secrets(text), _TEXT_CHARACTERS)
+    # looking for secrets may take the square of its length
+    return bounded(without_secrets(text[:_LOOKED_AT_CHARACTERS]), _TEXT_CHARACTERS)
 
 
 class LeftOut:

@@ -42,7 +42,6 @@ from servd.observability.spans import (
     install,
     installed,
     leave_frameworks_out,
-    without_secrets,
 )
 from servd.wire.trace_context import TraceContext
 
@@ -292,7 +291,7 @@ class _Out(SpanExporter):
                 self.quiet.said = in_short(str(error))
                 result = SpanExportResult.FAILURE
             except Exception as error:
-                self.quiet.said = without_secrets(summary_of(error))
+                self.quiet.said = in_short(summary_of(error))
                 result = SpanExportResult.FAILURE
             said = self.quiet.said
         if result is not SpanExportResult.SUCCESS:
