@@ -12,7 +12,7 @@ from servd.exceptions import BackPressureError, DeploymentUnavailableError
 from servd.ground.ids import random_letters
 from servd.local.mode import LocalCaller
 from servd.replica.responses import error_response
-from servd.wire.http_answers import check_final
+from servd.wire.http_answers import REQUEST_ID, check_final
 
 Message = dict[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -37,7 +37,7 @@ class LocalExchange:
 
     def __init__(self, scope: dict[str, Any], receive: Receive, send: Send, request_id: str) -> None:
         self.scope, self.receive, self._send = scope, receive, send
-        self._own = (b"x-request-id", request_id.encode("latin-1"))
+        self._own = (REQUEST_ID, request_id.encode("latin-1"))
         self._whole: list[Message] = []
         self.has_begun = self.is_finished = self.answers_error = False
         self._status = 0
@@ -66,7 +66,7 @@ class LocalExchange:
             self.answers_error = self.is_finished and self._status == _INTERNAL_SERVER_ERROR
         if "headers" in message or kind in ("http.response.start", "websocket.accept"):
             kept = [(bytes(name).lower(), bytes(value)) for name, value in message.get("headers", ())]
-            own = [*(pair for pair in kept if pair[0] != b"x-request-id"), self._own]
+            own = [*(pair for pair in kept if pair[0] != REQUEST_ID), self._own]
             message = {**message, "headers": own}
         self.has_begun = True
         await self._send(message)
@@ -240,10 +240,12 @@ class LocalCall:
     async def _serve(self, caller: LocalCaller) -> None:
         given = dict(self._scope["headers"])
         context = RequestContext(
-            given.get(b"x-request-id", b"").decode("latin-1") or random_letters(10),
+            given.get(REQUEST_ID, b"").decode("latin-1") or random_letters(10),
             caller.route_prefix or "/",
             multiplexed_model_id=given.get(b"serve_multiplexed_model_id", b"").decode("latin-1"),
         )
+        own = (REQUEST_ID, context.request_id.encode("latin-1"))
+        self._scope["headers"] = [*(pair for pair in self._scope["headers"] if pair[0] != REQUEST_ID), own]
         exchange = LocalExchange(self._scope, self._receive, self._send, context.request_id)
         try:
             async with caller.ingress(context) as ingress:

@@ -8,6 +8,7 @@ from servd.proxy.forwarded_for import NOTHING_SAID, Said, joined, scheme_for, wi
 from servd.proxy.forwarder import Forwarder
 from servd.proxy.probes import Answer
 from servd.wire.connection_room import Share
+from servd.wire.http_answers import REQUEST_ID
 from servd.wire.records import origin
 from servd.wire.trace_context import TRACEPARENT, trace_in, with_trace
 
@@ -29,7 +30,7 @@ class AsgiForm:
         """
         forwarder = self._forwarder
         path, headers = scope["raw_path"], dict(scope["headers"])
-        request_id = forwarder.request_id(headers.get(b"x-request-id"))
+        request_id = forwarder.request_id(headers.get(REQUEST_ID))
         target = forwarder.resolve(path)
         traced, begins = None, forwarder.traces.begins()
         if begins or TRACEPARENT in headers:
@@ -56,7 +57,9 @@ class AsgiForm:
     def tail(self, call: ForwardedCall, body: bytes | bytearray, request_id: bytes) -> tuple[Any, ...]:
         """What `ForwardedCall.prepare` wants."""
         scope = call.scope
-        headers = [(name.lower(), value) for name, value in scope["headers"]]
+        lowered = [(name.lower(), value) for name, value in scope["headers"]]
+        # the replica puts the one that counts there
+        headers = [pair for pair in lowered if pair[0] != REQUEST_ID]
         said = self._said(scope)
         call.client = said.client or scope["client"]
         source = origin(

@@ -18,7 +18,7 @@ from servd.observability.spans import Spans
 from servd.proxy.forwarded_for import TrustedProxies
 from servd.proxy.limits import Limits
 from servd.proxy.probes import TEXT, Answer, answer_unrouted, is_probe
-from servd.wire.http_answers import own_lines, retry_after, text_for_clients
+from servd.wire.http_answers import REQUEST_ID, own_lines, retry_after, text_for_clients
 from servd.wire.messages import Routing
 from servd.wire.records import REPLICA_TIMING, duration
 from servd.wire.trace_context import TraceContext
@@ -205,6 +205,15 @@ class Forwarder:
         self._next_id = start + _ID_DIGITS
         # version 4, variant 8
         return b"%b-%b-4%b-8%b-%b" % (digits[:8], digits[8:12], digits[13:16], digits[17:20], digits[20:])
+
+    def named(
+        self, special: dict[bytes, bytes], headers: list[tuple[bytes, bytes]]
+    ) -> tuple[bytes, list[tuple[bytes, bytes]]]:
+        """The id of a request, and its headers without that which the client gave: the replica adds the one that counts."""
+        given = special.get(REQUEST_ID)
+        if given is None:
+            return self.request_id(None), headers
+        return self.request_id(given), [pair for pair in headers if pair[0] != REQUEST_ID]
 
     def traced(
         self,

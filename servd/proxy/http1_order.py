@@ -145,7 +145,8 @@ class HttpOrder(HttpLending):
         else:
             if not HEADERS.isdisjoint(special) and forwarder.trusted.trusts(self._client()):
                 said = forwarder.trusted.said(special)
-            self._request_id = request_id = forwarder.request_id(special.get(b"x-request-id"))
+            request_id, headers = forwarder.named(special, headers)
+            self._request_id = request_id
             self.model_id = special.get(b"serve_multiplexed_model_id", b"").decode("latin-1")
             if self.model_id:
                 extra = (None, self.model_id, ())

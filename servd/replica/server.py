@@ -25,6 +25,7 @@ from servd.replica.methods import UserCallable
 from servd.replica.unusual_request import add_rest
 from servd.replica.websocket_start import cut_websockets, restart_websockets, start_websocket
 from servd.wire.began import BeganLog
+from servd.wire.http_answers import REQUEST_ID
 from servd.wire.lending import LendingDoor
 from servd.wire.link import Peer, ReplicaLink
 from servd.wire.records import (
@@ -265,7 +266,8 @@ class ReplicaServer:
             "raw_path": path,
             "query_string": query,
             "root_path": root_path if route == "/" else root_path + route,
-            "headers": list(headers),
+            # the caller has taken away what its client gave
+            "headers": [*headers, (REQUEST_ID, request_id.encode())],
             "client": client,
             "server": server,
         }

@@ -24,8 +24,10 @@ _CHUNKED = b"transfer-encoding: chunked\r\n"
 _TRACEBACK = re.compile(r"[ +|]*(?:Exception Group )?Traceback \(most recent call last\)")
 
 
+REQUEST_ID = b"x-request-id"
+"""Header that names a request, in both directions."""
 _DROPPED_HEADERS = frozenset(
-    (b"content-length", b"transfer-encoding", b"connection", b"keep-alive", b"upgrade", b"date", b"x-request-id")
+    (b"content-length", b"transfer-encoding", b"connection", b"keep-alive", b"upgrade", b"date", REQUEST_ID)
 )
 
 

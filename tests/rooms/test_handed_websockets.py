@@ -666,6 +666,7 @@ async def test_the_handler_sees_the_same_scope(is_handed: bool) -> None:
         assert scope["client"][0] == "127.0.0.1"
         assert scope["server"] == ("127.0.0.1", room.port)
         assert {b"host", b"upgrade", b"connection", b"sec-websocket-version"} <= {name for name, _ in scope["headers"]}
+        assert [value for name, value in scope["headers"] if name == b"x-request-id"] == [b"mine"]
         assert seen[1] == ("mine", "/app", "m1")
 
 

@@ -52,6 +52,9 @@ async def answer(exchange: HttpExchange) -> None:
         if scope["query_string"] == b"scope=host":
             told = [*told[:3], *(value.decode() for name, value in scope["headers"] if name == b"host")]
         exchange.finish(200, [], "|".join(told).encode())
+    elif what == "id":
+        told = [value.decode() for name, value in scope["headers"] if name == b"x-request-id"]
+        exchange.finish(200, [], "|".join([exchange.context.request_id, *told]).encode())
     elif what == "trace":
         trace = exchange.context.trace
         told = ["-", "-"] if trace is None else [trace.traceparent, trace.state]
@@ -244,6 +247,14 @@ async def test_usual_headers_and_request_ids(client: Client) -> None:
     assert uuid.UUID(bad.headers["x-request-id"]).version == 4
     unrouted = await send(client, "/nowhere", headers={"x-request-id": "mine-2"})
     assert unrouted.headers["x-request-id"] == "mine-2"
+
+
+@pytest.mark.parametrize("given", ["", "mine-3", "no spaces"])
+async def test_the_handler_finds_the_id_of_its_request_among_the_headers(client: Client, given: str) -> None:
+    got = await send(client, "/root/app?id", headers={"x-request-id": given} if given else {})
+    own = got.headers["x-request-id"]
+    assert got.text == f"{own}|{own}"
+    assert (own == given) == (given == "mine-3")
 
 
 async def test_head_and_no_content(client: Client) -> None:
