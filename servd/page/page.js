@@ -1053,13 +1053,15 @@ function draw() {
   });
 }
 
+// another edition's rows may mean something else to its page; who is in the midst of something is not disturbed
+const isOutdated = () => edition !== null && edition !== rows.get("i").edition && !$("dialog").open;
+
 function takeRows(found) {
   const before = rows;
   rows = found;
   if (before.size) noteChanges(before, rows);
-  // another edition's rows may mean something else to its page; who is in the midst of something is not disturbed
   edition ??= rows.get("i").edition;
-  if (edition !== rows.get("i").edition && !$("dialog").open) return location.reload();
+  if (isOutdated()) return location.reload();
   const marks = (all) => [...all].filter(([key]) => key === "i" || key.startsWith("a/")).map(([, row]) => `${row.revision} ${row.status}`).join();
   if (marks(before) !== marks(rows)) readRevisionsSoon();
   $("rest").hidden = $("parts").hidden = false;
@@ -1131,6 +1133,8 @@ $("dialog-close").addEventListener("click", () => $("dialog").close());
 $("dialog").addEventListener("close", () => {
   // the event comes later, and another one may be open by then
   if (!$("dialog").open) dialogNumber += 1;
+  // nothing new may come for long
+  if (isOutdated()) location.reload();
 });
 $("log-form").addEventListener("submit", (event) => {
   event.preventDefault();
