@@ -17,6 +17,10 @@ _AWAIT = "A call through a handle gives a DeploymentResponse: `await` it for its
 _ITERATE = "A call with stream=True gives many values: `async for value in handle.method.remote(...)`."
 _HANDLE = "A handle stands for a deployment: call it for a value, `await handle.method.remote(...)`."
 _COROUTINE = "An `async def` gives a coroutine: `await` its call for its value."
+_DEBUGGER = (
+    "`breakpoint()` needs a terminal, and a replica has none: run the application in yours, "
+    "`servd.run(app, local=True).remote(...).result()` (docs/testing.md)."
+)
 _HINTS: tuple[tuple[type[Exception], re.Pattern[str], str], ...] = (
     # "object int can't be used in 'await' expression" until Python 3.13, "'int' object can't be awaited" from 3.14 on
     (TypeError, re.compile(r"can't be (used in 'await' expression|awaited)"), _AWAIT_TWICE),
@@ -41,6 +45,8 @@ def hint_for(error: BaseException, folder: str) -> str:
     """
     # of the type alone: `isinstance` asks the object too
     kind, text = type(error), text_of(error)[:_LONGEST]
+    if (kind.__module__, kind.__name__) == ("bdb", "BdbQuit"):
+        return _DEBUGGER
     if issubclass(kind, ModuleNotFoundError):
         name = _NAME.__get__(error)
         package = str(name).partition(".")[0] if name else "it"

@@ -5,6 +5,7 @@ import hashlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -100,6 +101,16 @@ def test_failures_name_the_users_frames(home: Path, path: str, expected: list[st
         assert part.format(**values) in text
     assert "servd/replica" not in text
     assert "importlib" not in text
+
+
+def test_a_library_that_has_patched_threads_is_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    patching = ModuleType("gevent.monkey")
+    monkeypatch.setitem(sys.modules, "gevent.monkey", patching)
+    # loaded, and not called
+    load_application(an_order(f"{home.name}:app"), an_environment(home))
+    vars(patching)["saved"] = {"_thread": {}, "threading": {}, "socket": {}}
+    with pytest.raises(DeployError, match="gevent patch Python's socket, threading: a replica cannot run then"):
+        load_application(an_order(f"{home.name}:app"), an_environment(home))
 
 
 def test_code_version_changes_with_what_matters(home: Path) -> None:

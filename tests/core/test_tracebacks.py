@@ -1,6 +1,7 @@
 """Tracebacks hold the user's frames."""
 
 import asyncio
+import bdb
 import json
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,10 @@ def test_a_syntax_error_begins_on_a_line_of_its_own() -> None:
 def test_a_second_await_is_explained_whatever_the_interpreter_calls_it(text: str) -> None:
     assert "SERVD_LEGACY_HANDLES" in user_traceback(TypeError(text))
     assert "SERVD_LEGACY_HANDLES" not in user_traceback(ValueError(text))
+
+
+def test_a_debugger_without_a_terminal_says_where_there_is_one() -> None:
+    assert "`servd.run(app, local=True)" in user_traceback(bdb.BdbQuit())
     assert "SERVD_LEGACY_HANDLES" not in user_traceback(TypeError("another one"))
 
 

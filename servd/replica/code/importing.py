@@ -27,6 +27,8 @@ from servd.replica.code.environment import Environment
 from servd.replica.code.working_copy import copies_of
 from servd.wire.build_messages import BuildOrder
 
+_PATCHERS = {"gevent": ("gevent.monkey", "saved"), "eventlet": ("eventlet.patcher", "already_patched")}
+"""Library that puts its own in the place of Python's threads, sockets and the like -> module that knows what it has replaced."""
 _SITE_PARTS = {"site-packages", "dist-packages"}
 
 
@@ -48,12 +50,24 @@ def load_application(order: BuildOrder, environment: Environment) -> BuiltApplic
             target = import_target(order.import_path)
         built = build_application(as_application(target, order.args), order.app, HandleMaker())
         built.grpc = codecs_of((path, import_target(path)) for path in order.grpc_servicers)
+        _check_patches()
         return built
     except DeployError:
         raise
     # whatever user code raises while it is imported or built, `sys.exit()` included, is the user's news
     except BaseException as error:
         raise DeployError(user_traceback(error) + users_paths(_search_hint(error, environment))) from error
+
+
+def _check_patches() -> None:
+    for library, (module, names) in _PATCHERS.items():
+        patched = sorted(name for name in getattr(sys.modules.get(module), names, ()) if name[0] != "_")
+        if patched:
+            raise DeployError(
+                f"the import has let {library} patch Python's {', '.join(patched)}: a replica cannot run then, its event "
+                "loop and its threads need real ones. Leave that call out: `async def` handlers wait in asyncio, `def` "
+                "handlers run in threads."
+            )
 
 
 def _read_shipped(path: str) -> bytes:
