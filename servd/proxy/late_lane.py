@@ -9,7 +9,7 @@ from servd.proxy.forwarder import Forwarder
 from servd.wire.grpc.messages import GrpcRoute
 from servd.wire.messages import ProxyStart
 
-_LANE = "servd.proxy.hypercorn_lane"
+_LANE = "servd.proxy.hypercorn.lane"
 _GRPC_LANE = "servd.proxy.grpc.lane"
 
 logger = logging.getLogger(__name__)

@@ -34,7 +34,7 @@ FLOORS = (
         ("batching", "multiplex", "dag", "deployment_graph", "drivers", "http_adapters"),
     ),
     Floor(("proxy", "rest", "commands")),
-    Floor(("controller.plan", "replica.code", "replica.grpc", "replica.native", "replica.policies")),
+    Floor(("controller.plan", "proxy.hypercorn", "replica.code", "replica.grpc", "replica.native", "replica.policies")),
     Floor(("controller.shown",)),
     Floor(("controller", "replica")),
     Floor(("local",)),

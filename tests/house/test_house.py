@@ -37,9 +37,9 @@ HOMES = {
                         "replica.fork_server", "replica.spawned", "controller.main", "proxy.main", "ground.process"},
     "httptools": {"proxy.http1"},
     "hypercorn": {
-        "proxy.hypercorn_http2",
-        "proxy.hypercorn_lane",
-        "proxy.hypercorn_websocket",
+        "proxy.hypercorn.http2",
+        "proxy.hypercorn.lane",
+        "proxy.hypercorn.websocket",
         "rest.app",
         "rest.server",
     },

@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 from h2.errors import ErrorCodes
 
-from servd.proxy.hypercorn_http2 import LaneHttp2
+from servd.proxy.hypercorn.http2 import LaneHttp2
 from servd.replica.exchange import HttpExchange
 from tests.fakes import Room, wait_until
 from tests.rooms.http2_client import Http2Client

@@ -10,7 +10,7 @@ import pytest
 from h2.connection import H2Connection
 from h2.errors import ErrorCodes
 
-from servd.proxy.hypercorn_http2 import LaneHttp2
+from servd.proxy.hypercorn.http2 import LaneHttp2
 from servd.proxy.limits import Limits
 from servd.replica.exchange import HttpExchange
 from tests.fakes import Room, wait_until
@@ -22,7 +22,7 @@ from tests.rooms.test_hypercorn_lane import shout
 @pytest.fixture(autouse=True)
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ended connections leave nobody much time."""
-    monkeypatch.setattr("servd.proxy.hypercorn_lane._AFTER_END_S", 0.05)
+    monkeypatch.setattr("servd.proxy.hypercorn.lane._AFTER_END_S", 0.05)
 
 
 def is_at_rest(room: Room) -> bool:

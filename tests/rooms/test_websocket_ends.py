@@ -8,7 +8,7 @@ import pytest
 import websockets
 from wsproto.events import CloseConnection
 
-from servd.proxy import hypercorn_lane
+from servd.proxy.hypercorn import lane as hypercorn_lane
 from servd.replica.exchange import HttpExchange
 from tests.core.test_websocket_protocol import BINARY, CLOSE, CONT, TEXT, frame
 from tests.fakes import Room, hello, wait_until
@@ -175,7 +175,7 @@ async def test_how_a_client_of_http2_leaves(how: str) -> None:
 
 
 async def test_a_reset_is_heard_by_a_handler_that_has_messages_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("servd.proxy.hypercorn_http2._LAST_WORDS_S", 0.05)
+    monkeypatch.setattr("servd.proxy.hypercorn.http2._LAST_WORDS_S", 0.05)
     monkeypatch.setattr("servd.proxy.websocket_form.GOODBYE_S", 0.02)
 
     async def deaf(exchange: HttpExchange) -> None:
@@ -233,7 +233,7 @@ async def test_a_client_of_http2_that_does_not_wait_for_the_handshake(early: byt
 async def test_a_handler_that_says_farewell_to_a_client_that_still_sends(
     lane: str, is_answered: bool, tls: Tls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for place in ("servd.proxy.hypercorn_websocket", "servd.wire.websocket.connection"):
+    for place in ("servd.proxy.hypercorn.websocket", "servd.wire.websocket.connection"):
         monkeypatch.setattr(f"{place}._FAREWELL_S", 5.0 if is_answered else 0.2)
 
     async def brief(exchange: HttpExchange) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import websockets
 
-from servd.proxy import hypercorn_lane
+from servd.proxy.hypercorn import lane as hypercorn_lane
 from servd.proxy.limits import Limits
 from servd.replica.exchange import HttpExchange
 from servd.wire.websocket.heartbeat import Heartbeat

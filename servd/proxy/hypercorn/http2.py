@@ -14,7 +14,7 @@ from hypercorn.protocol.events import Body
 from hypercorn.protocol.h2 import BufferCompleteError, H2Protocol, StreamBuffer
 
 from servd.proxy.app_queue import AppQueue
-from servd.proxy.hypercorn_websocket import LaneWebSocket
+from servd.proxy.hypercorn.websocket import LaneWebSocket
 from servd.wire.connection_room import ConnectionRoom, Share
 
 _STREAM_WINDOW_BYTES = 65_535

@@ -25,8 +25,8 @@ from servd.proxy.client_host import Silence, is_reset
 from servd.proxy.forwarded_call import Send
 from servd.proxy.forwarder import Forwarder
 from servd.proxy.http_form import HttpForm
-from servd.proxy.hypercorn_http2 import LaneHttp2
-from servd.proxy.hypercorn_websocket import LaneWebSocket
+from servd.proxy.hypercorn.http2 import LaneHttp2
+from servd.proxy.hypercorn.websocket import LaneWebSocket
 from servd.proxy.websocket_form import WebSocketForm
 from servd.wire.connection_room import Share
 from servd.wire.websocket.heartbeat import Heartbeat
