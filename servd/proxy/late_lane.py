@@ -23,7 +23,7 @@ class LateLane:
         self._lane: Any = None
         self._loading: asyncio.Task[None] | None = None
         self._waiting: set[_Waiting] = set()
-        self._is_draining = False
+        self._patience_s: float | None = None
 
     def __repr__(self) -> str:
         return f"LateLane(waiting={len(self._waiting)}, lane={self._lane})"
@@ -51,11 +51,15 @@ class LateLane:
         if self._lane is not None:
             self._lane.turn()
 
-    def drain(self) -> None:
-        """Close WebSockets, and HTTP/2 connections as soon as they are idle."""
-        self._is_draining = True
+    def drain(self, patience_s: float) -> None:
+        """Close WebSockets, and HTTP/2 connections as soon as they are idle.
+
+        Args:
+            patience_s: clients of HTTP/2 that begin requests after that are asked to send them elsewhere.
+        """
+        self._patience_s = patience_s
         if self._lane is not None:
-            self._lane.drain()
+            self._lane.drain(patience_s)
 
     def close(self) -> None:
         """Cut off what is left."""
@@ -72,8 +76,8 @@ class LateLane:
             if not connection.is_lost and not connection.transport.is_closing():
                 connection.transport.resume_reading()
                 self._lane.hand_over(connection.transport, connection.data)
-        if self._is_draining:
-            self._lane.drain()
+        if self._patience_s is not None:
+            self._lane.drain(self._patience_s)
 
 
 class _Waiting(asyncio.Protocol):

@@ -178,7 +178,7 @@ class Proxy:
         for sock in self._socks:
             sock.close()
         self._listener.drain()
-        self._lane.drain()
+        self._lane.drain((self._end - self._loop.time()) / 2)
         self._report()
         self._end_grpc()
         # many small ends, none of them worth an event

@@ -37,6 +37,7 @@ HOMES = {
                         "replica.fork_server", "replica.spawned", "controller.main", "proxy.main", "ground.process"},
     "httptools": {"proxy.http1"},
     "hypercorn": {
+        "proxy.hypercorn.buffer",
         "proxy.hypercorn.http2",
         "proxy.hypercorn.lane",
         "proxy.hypercorn.websocket",

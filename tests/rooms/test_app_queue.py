@@ -7,7 +7,7 @@ import pytest
 
 from servd.proxy.app_queue import ROOM_BYTES, AppQueue
 from servd.proxy.forwarded_call import ForwardedCall
-from servd.proxy.hypercorn.lane import next_read
+from servd.proxy.hypercorn.read_size import next_read
 from servd.proxy.websocket_form import _Credit
 from servd.wire.connection_room import Share
 

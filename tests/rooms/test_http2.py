@@ -127,7 +127,7 @@ async def test_websockets_over_http2_are_told_of_a_restart() -> None:
             await client.get("/-/healthz")
             socket = Http2WebSocket(client, "/")
             await client.head(socket.stream_id)
-            room.lane.drain()
+            room.lane.drain(10.0)
             assert await socket.receive() == 1012
             await wait_until(lambda: is_at_rest(room))
 

@@ -139,7 +139,7 @@ async def test_drain_says_goodbye(is_handed: bool) -> None:
             assert (await client.get(f"http://127.0.0.1:{room.port}/x")).status_code == 200
             await wait_until(lambda: room.websockets == 2)
             room.listener.drain()
-            room.lane.drain()
+            room.lane.drain(10.0)
             with pytest.raises(websockets.ConnectionClosedError) as closed:
                 await socket.recv()
             assert closed.value.rcvd is not None

@@ -113,7 +113,7 @@ async def test_a_drain(who: str, is_handed: bool) -> None:
             assert await socket.recv() == "a"
             if who == "proxy":
                 room.listener.drain()
-                room.lane.drain()
+                room.lane.drain(10.0)
             else:
                 room.servers[address].drain()
                 assert room.servers[address].restart_websockets()

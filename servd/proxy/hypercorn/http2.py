@@ -2,18 +2,20 @@
 
 import asyncio
 import struct
+from contextlib import suppress
 from typing import Any
 
 from h2.errors import ErrorCodes
 from h2.events import DataReceived, PriorityUpdated, RemoteSettingsChanged, RequestReceived, StreamEnded, StreamReset
 from h2.exceptions import ProtocolError
 from h2.utilities import SizeLimitDict
-from hypercorn.asyncio.worker_context import EventWrapper
-from hypercorn.events import Closed, Event
+from hypercorn.events import Closed, Event, RawData
 from hypercorn.protocol.events import Body
-from hypercorn.protocol.h2 import BufferCompleteError, H2Protocol, StreamBuffer
+from hypercorn.protocol.h2 import H2Protocol
+from hyperframe.frame import GoAwayFrame
 
 from servd.proxy.app_queue import AppQueue
+from servd.proxy.hypercorn.buffer import LEAST_HIGH_BYTES, LaneBuffers
 from servd.proxy.hypercorn.websocket import LaneWebSocket
 from servd.wire.connection_room import ConnectionRoom, Share
 
@@ -26,7 +28,6 @@ _OPENED_BYTES = _WINDOW_BYTES // 4
 _BODY_BYTES = 20 * 1024
 _MESSAGES_BYTES = 8 * 1024
 """What may wait of a stream's body, and of a WebSocket's messages, before its own window stays shut."""
-_LEAST_HIGH_BYTES = 2 * 1024
 _MOST_HIGH_BYTES = 64 * 1024
 """What may wait of an answer until its client takes it: in between half of what it has of the connection's room."""
 _FRAME_BYTES = 16 * 1024
@@ -44,66 +45,24 @@ _MOST_ENDING = 150
 """Requests under way, those included that were taken back and are not over yet."""
 _LAST_WORDS_S = 1.0
 """What a WebSocket's client had said before it reset its stream has so long to be heard."""
+_PARTING_S = 1.0
+"""So long a client has to close a connection that ends: one that is closed under what it sends would be reset."""
+_FROM_NOW_ON = GoAwayFrame(0, last_stream_id=2**31 - 1).serialize()
+"""The farewell that takes nothing back: all that has been sent is answered (RFC 9113, 6.8)."""
 _FREE_RESETS = 1_000
 """So many requests of a connection may be taken back; beyond, no more than half of them all."""
 
 
-class _LaneBuffer(StreamBuffer):
-    """What waits for a stream's window. The base class takes all that it is given, and lets its writer go on after each frame
-    that leaves: a slow reader would cost memory without a bound.
-    """
-
-    def __init__(self, protocol: "LaneHttp2", stream_id: int) -> None:
-        super().__init__(EventWrapper)
-        self._protocol = protocol
-        self._stream_id = stream_id
-        self._high_bytes = _LEAST_HIGH_BYTES
-
-    async def push(self, data: bytes) -> None:
-        rest = memoryview(data)
-        while True:
-            if self._complete:
-                raise BufferCompleteError
-            self._high_bytes = high = self._protocol.answer_bytes(self._stream_id)
-            size = max(high - len(self.buffer), 0)
-            self.buffer += rest[:size]
-            rest = rest[size:]
-            await self._is_empty.clear()
-            # its writer may have found nothing to send
-            self._protocol.priority.unblock(self._stream_id)
-            await self._protocol.has_data.set()
-            if len(self.buffer) < high:
-                return
-            await self._paused.clear()
-            await self._paused.wait()
-            if not rest:
-                return
-
-    async def pop(self, max_length: int) -> bytes:
-        data = bytes(self.buffer[:max_length])
-        del self.buffer[:max_length]
-        if 2 * len(self.buffer) <= self._high_bytes:
-            await self._paused.set()
-        if not self.buffer:
-            await self._is_empty.set()
-        return data
-
-
-class _LaneBuffers(dict[int, StreamBuffer]):
-    def __init__(self, protocol: "LaneHttp2") -> None:
-        super().__init__()
-        self._protocol = protocol
-
-    def __setitem__(self, stream_id: int, buffer: StreamBuffer) -> None:
-        super().__setitem__(stream_id, _LaneBuffer(self._protocol, stream_id))
-
-
 class LaneHttp2(H2Protocol):
-    """One HTTP/2 connection. A stream whose body nobody takes stops alone: its window stays shut."""
+    """One HTTP/2 connection. A stream whose body nobody takes stops alone: its window stays shut.
+
+    Attributes:
+        is_unwelcome: with its next request the client is asked to send further ones elsewhere.
+    """
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.stream_buffers = _LaneBuffers(self)
+        self.stream_buffers = LaneBuffers(self)
         self._room = ConnectionRoom()
         self._shares: dict[int, Share] = {}
         self._queues: dict[int, AppQueue] = {}
@@ -114,6 +73,8 @@ class LaneHttp2(H2Protocol):
         self._heads: dict[int, int] = {}
         self._heads_bytes = 0
         self._resets = 0
+        self.is_unwelcome = self._is_asked = self._is_over = False
+        self._parted = asyncio.Event()
 
     async def initiate(self, headers: Any = None, settings: bytes | None = None) -> None:
         """Begin, with a window of the connection that all streams share.
@@ -159,7 +120,7 @@ class LaneHttp2(H2Protocol):
         """How much of a stream's answer may wait for its client."""
         share = self._shares.get(stream_id)
         lent = 0 if share is None else share.lent
-        high = min(max(lent // 2, _LEAST_HIGH_BYTES), _MOST_HIGH_BYTES)
+        high = min(max(lent // 2, LEAST_HIGH_BYTES), _MOST_HIGH_BYTES)
         # a small frame costs as much as a whole one
         return high - high % _FRAME_BYTES if high > _FRAME_BYTES else high
 
@@ -236,10 +197,33 @@ class LaneHttp2(H2Protocol):
         if queue is None or queue.has_room:
             self._acknowledge(stream_id)
 
+    async def say_goodbye(self) -> bool:
+        """Take no further request; once the client has closed, or had the time to: true. False: there is one meanwhile."""
+        if not self.idle:
+            return False
+        if not self._is_over:
+            self._is_over = True
+            self.connection.close_connection()
+            await self._flush()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_PARTING_S):
+                await self._parted.wait()
+        return True
+
+    async def _ask_to_leave(self) -> None:
+        # by hand: the library sends nothing more after its own, and clients that are built on it hear nothing more. So only who
+        # would go on until the connection is cut is asked
+        self._is_asked = True
+        await self.send(RawData(_FROM_NOW_ON))
+
     async def handle(self, event: Event) -> None:
         """As the base class, and at the end nobody goes on waiting to send."""
+        if self._is_over and isinstance(event, RawData):
+            # its client sends it again elsewhere
+            return
         await super().handle(event)
         if self.closed:
+            self._parted.set()
             for buffer in list(self.stream_buffers.values()):
                 await buffer.close()
 
@@ -248,6 +232,8 @@ class LaneHttp2(H2Protocol):
             if self.closed:
                 # lost meanwhile: a stream begun now would never hear of it
                 return
+            if self.is_unwelcome and not self._is_asked and isinstance(event, RequestReceived):
+                await self._ask_to_leave()
             if isinstance(event, DataReceived):
                 await self._take_data(event)
             elif isinstance(event, StreamReset):

@@ -26,6 +26,7 @@ from servd.proxy.forwarded_call import Send
 from servd.proxy.forwarder import Forwarder
 from servd.proxy.http_form import HttpForm
 from servd.proxy.hypercorn.http2 import LaneHttp2
+from servd.proxy.hypercorn.read_size import MOST_READ_BYTES, next_read
 from servd.proxy.hypercorn.websocket import LaneWebSocket
 from servd.proxy.websocket_form import WebSocketForm
 from servd.wire.connection_room import Share
@@ -33,24 +34,8 @@ from servd.wire.websocket.heartbeat import Heartbeat
 
 _PREFACE = b"PRI * HTTP/2.0\r\n"
 _AFTER_END_S = 1.0
-_LONG_S = 0.005
-_LEAST_READ_BYTES = 1024
-_MOST_READ_BYTES = 64 * 1024
 
 logger = logging.getLogger(__name__)
-
-
-def next_read(read_bytes: int, took_s: float) -> int:
-    """How much of a client to read next: what will not take long if it is like the last.
-
-    Frames of a few bytes take a thousand times as long as a large body.
-
-    Args:
-        read_bytes: what was read last.
-        took_s: what that took, seconds.
-    """
-    likely = int(read_bytes * _LONG_S / took_s) if took_s > 0 else _MOST_READ_BYTES
-    return min(max(likely, _LEAST_READ_BYTES), _MOST_READ_BYTES)
 
 
 class HypercornLane:
@@ -91,12 +76,13 @@ class HypercornLane:
         self.connections.add(connection)
         connection.task = self._loop.create_task(connection.serve())
 
-    def drain(self) -> None:
-        """Close WebSockets, and HTTP/2 connections as soon as they are idle."""
+    def drain(self, patience_s: float) -> None:
+        """Close WebSockets, and HTTP/2 connections as soon as they are idle; who still begins requests then is asked to leave."""
         self.is_draining = True
         self._websocket.drain()
         for connection in list(self.connections):
             connection.close_if_idle()
+            self._loop.call_later(patience_s, connection.ask_to_leave)
 
     def close(self) -> None:
         """Cut off what is left."""
@@ -340,13 +326,16 @@ class LaneConnection(TCPServer):
         if self._is_idle:
             self._task_group.spawn(self._say_goodbye)
 
+    def ask_to_leave(self) -> None:
+        """Its client shall send further requests elsewhere, if it would go on."""
+        if isinstance(protocol := self.protocol.protocol, LaneHttp2):
+            protocol.is_unwelcome = True
+
     async def _say_goodbye(self) -> None:
         protocol = self.protocol.protocol
-        if isinstance(protocol, LaneHttp2):
-            protocol.connection.close_connection()
-            await protocol._flush()
-        await self.protocol.handle(Closed())
-        self.writer.close()
+        if not isinstance(protocol, LaneHttp2) or await protocol.say_goodbye():
+            await self.protocol.handle(Closed())
+            self.writer.close()
 
     async def _read_data(self) -> None:
         data, self._data = self._data, b""
@@ -370,7 +359,7 @@ class LaneConnection(TCPServer):
 
     async def _read_on(self) -> None:
         # the base class works off all that was read before others have their turn
-        size = _MOST_READ_BYTES
+        size = MOST_READ_BYTES
         while not self.reader.at_eof():
             try:
                 data = await self.reader.read(size)

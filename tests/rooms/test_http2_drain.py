@@ -1,0 +1,85 @@
+"""How clients of HTTP/2 are sent elsewhere by a proxy that is to go, without a request lost."""
+
+import asyncio
+
+from hyperframe.frame import GoAwayFrame
+
+from servd.replica.exchange import HttpExchange
+from tests.fakes import Room, hello, wait_until
+from tests.rooms.http2_client import Http2Client
+
+NOTICE = GoAwayFrame(0, last_stream_id=2**31 - 1).serialize()
+
+
+class DecentClient(Http2Client):
+    """The library hears nothing after a farewell. This one goes on with what it has asked.
+
+    Attributes:
+        is_asked: to send further requests elsewhere.
+    """
+
+    is_asked = False
+
+    async def _read(self) -> None:
+        read = self.reader.read
+
+        async def without_notice(size: int) -> bytes:
+            data = await read(size)
+            self.is_asked = self.is_asked or NOTICE in data
+            return data.replace(NOTICE, b"") or (await without_notice(size) if data else b"")
+
+        self.reader.read = without_notice  # type: ignore[method-assign]
+        await super()._read()
+
+
+async def test_who_goes_on_is_asked_to_leave_and_loses_nothing() -> None:
+    go_on = asyncio.Event()
+
+    async def wait(exchange: HttpExchange) -> None:
+        if exchange.scope["path"] == "/wait":
+            await go_on.wait()
+        await hello(exchange)
+
+    async with Room(hand_over=True) as room:
+        room.route(room.replica(wait))
+        async with DecentClient(room.port) as client, DecentClient(room.port) as quiet:
+            first = client.ask("/wait")
+            slow = quiet.ask("/wait")
+            assert (await client.get("/"))[0] == 200
+            room.lane.drain(0.05)
+            assert (await client.get("/"))[0] == 200
+            assert not client.is_asked
+            await asyncio.sleep(0.1)
+            # what is under way alone is waited for
+            assert not client.is_asked
+            second = client.ask("/wait")
+            await wait_until(lambda: client.is_asked)
+            assert client.goodbye is None
+            go_on.set()
+            assert (await client.answer(first))[0] == 200
+            assert (await client.answer(second))[0] == 200
+            assert (await quiet.answer(slow))[0] == 200
+            await wait_until(lambda: client.goodbye == 0)
+            assert not quiet.is_asked
+            await wait_until(lambda: quiet.goodbye == 0)
+
+
+async def test_a_request_that_crosses_the_farewell_resets_nothing() -> None:
+    async with Room(hand_over=True) as room:
+        room.route(room.replica())
+        async with Http2Client(room.port) as client:
+            assert (await client.get("/"))[0] == 200
+            assert client._reading is not None
+            client._reading.cancel()
+            room.lane.drain(10.0)
+            await asyncio.sleep(0.1)
+            # it has not read the farewell yet
+            for _ in range(3):
+                client.ask("/", "POST", end=False)
+                await asyncio.sleep(0.02)
+            events = client.h2.receive_data(await client.reader.read(65536))
+            assert [event.last_stream_id for event in events if hasattr(event, "last_stream_id")] == [1]
+            client.writer.write_eof()
+            # a reset would raise
+            assert await client.reader.read() == b""
+        await wait_until(lambda: not room.lane.connections)
