@@ -3,7 +3,7 @@
 import os
 import re
 
-from servd.observability.described import text_of
+from servd.observability.described import full_name_of, text_of
 
 _LONGEST = 10_000
 # what the interpreter keeps there, past any code of the error's own class
@@ -45,7 +45,8 @@ def hint_for(error: BaseException, folder: str) -> str:
     """
     # of the type alone: `isinstance` asks the object too
     kind, text = type(error), text_of(error)[:_LONGEST]
-    if (kind.__module__, kind.__name__) == ("bdb", "BdbQuit"):
+    # its names may be no attributes that can be asked for
+    if full_name_of(kind) == "bdb.BdbQuit":
         return _DEBUGGER
     if issubclass(kind, ModuleNotFoundError):
         name = _NAME.__get__(error)
