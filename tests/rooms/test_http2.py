@@ -333,6 +333,34 @@ async def test_hostile_frames_harm_nobody_else(name: str, caplog: pytest.LogCapt
     assert [record.getMessage() for record in caplog.records if record.levelname in ("ERROR", "CRITICAL")] == []
 
 
+@pytest.mark.parametrize(
+    ("status", "head"),
+    [
+        (501, {":method": "CONNECT", ":authority": "x:443"}),
+        (501, {":method": "CONNECT", ":protocol": "connect-udp", ":scheme": "http", ":authority": "x", ":path": "/"}),
+        (400, {":method": "GET", ":scheme": "http", ":authority": "x", ":path": "/\u00e9"}),
+    ],
+)
+async def test_odd_requests_are_refused_alone(
+    status: int, head: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    # a proxy in front sends requests of many clients over one connection
+    async with Room(hand_over=True) as room:
+        room.route(room.replica(echo))
+        async with Http2Client(room.port) as client:
+            neighbour = client.ask("/", "POST", end=False)
+            client.h2.config.validate_outbound_headers = False
+            stream = client.h2.get_next_available_stream_id()
+            client.h2.send_headers(stream, list(head.items()), end_stream=False)
+            client.flush()
+            assert (await client.answer(stream))[0] == status
+            client.h2.end_stream(stream)
+            await client.send(neighbour, b"unharmed")
+            assert await client.answer(neighbour) == (200, b"unharmed")
+        await wait_until(lambda: is_at_rest(room))
+    assert [record.getMessage() for record in caplog.records if record.levelname in ("ERROR", "CRITICAL")] == []
+
+
 @pytest.mark.parametrize("name", HEADS)
 async def test_heads_over_the_limit(name: str) -> None:
     async with Room(hand_over=True, limits=Limits(idle_s=0.5)) as room:

@@ -53,6 +53,15 @@ _FREE_RESETS = 1_000
 """So many requests of a connection may be taken back; beyond, no more than half of them all."""
 
 
+def refusal_of(headers: list[tuple[bytes, bytes]]) -> int:
+    """The status for a request that would end its whole connection in the base class, or be taken for a WebSocket; 0 = none."""
+    said = dict(headers)
+    path = said.get(b":path", b"")
+    if said[b":method"] == b"CONNECT" and said.get(b":protocol") != b"websocket":
+        return 501
+    return 0 if path and path.isascii() else 400
+
+
 class LaneHttp2(H2Protocol):
     """One HTTP/2 connection. A stream whose body nobody takes stops alone: its window stays shut.
 
@@ -241,6 +250,10 @@ class LaneHttp2(H2Protocol):
                 await self._take_reset(event.stream_id)
                 if await self._is_sent_away(event.stream_id):
                     return
+            elif isinstance(event, RequestReceived) and (status := refusal_of(event.headers)):
+                self.connection.send_headers(
+                    event.stream_id, [(":status", str(status)), ("content-length", "0")], end_stream=True
+                )
             elif isinstance(event, RequestReceived) and not self._has_room_for(event):
                 await self.break_off(event.stream_id, ErrorCodes.REFUSED_STREAM)
                 # no client has so many under way that does not take them back
