@@ -196,6 +196,25 @@ def test_a_template_that_fails_is_no_hot_loop() -> None:
     assert "app_D: ImportError: gone" in view(world).message
 
 
+def test_a_build_that_does_not_end_is_waited_for_and_named() -> None:
+    world = World(a_goal(an_app()))
+    world.observed.edition = OLD
+    [order] = [a.order for a in world.turn().actions if isinstance(a, actions.StartForkServer)]
+    world.observed.apply(events.Started(FORK_SERVER, order.fork_server_id, 5, 1), world.now)
+    upgraded(world)
+    for _ in range(9):
+        plan = world.turn()
+        world.turn(*(event for action in plan.actions for event in world.effects(action)))
+    found = view(world)
+    assert (found.stage, found.fork_servers, found.message) == (
+        UpgradeStage.REPLICAS,
+        1,
+        "app: its build has not ended",
+    )
+    world.turn(events.BuildFinished(order.fork_server_id, a_build("D", D={})))
+    assert view(world).message == ""
+
+
 def test_proxies_that_do_not_start_leave_the_old_ones_serving_and_the_reason_is_shown() -> None:
     world = upgraded(a_world(1))
     [old] = world.observed.proxies

@@ -19,7 +19,7 @@ from servd.controller.plan.observed import Observed
 from servd.controller.plan.outgrown import is_outdated
 from servd.controller.plan.resources import Pool
 from servd.controller.plan.settle import deployment_status
-from servd.controller.plan.start_verdict import starting_templates
+from servd.controller.plan.start_verdict import current_builds, starting_templates
 from servd.controller.plan.targets import DEFAULTS, DeploymentTarget, wanted_count
 from servd.controller.shown.advice import application_message, deployment_message
 from servd.controller.shown.standing import application_standing, deployment_standing, status_trigger
@@ -176,13 +176,19 @@ def _upgrade(observed: Observed) -> UpgradeView | None:
 
 
 def _hindrance(observed: Observed) -> str:
-    """What failed of what takes the place of processes of before an upgrade, "" if nothing has."""
+    """What failed of what takes the place of processes of before an upgrade, or has not ended of these; "" if nothing."""
     if any(is_outdated(proxy, observed) for proxy in observed.proxies.values()) and observed.data_plane.proxy_failures:
         return f"a proxy did not start: {observed.data_plane.proxy_error}"
     waiting = {replica.key for replica in observed.replicas.values() if is_outdated(replica, observed)}
     facts = {full_name_of(*key): observed.deployments.get(key) for key in sorted(waiting)}
     failed = {name: fact.last_error for name, fact in facts.items() if fact is not None and fact.failures}
-    return "\n".join(f"{name}: {error}" for name, error in failed.items())
+    builds = sorted(build.order.app for build in current_builds(observed) if is_outdated(build, observed))
+    return "\n".join(
+        [
+            *(f"{name}: {error}" for name, error in failed.items()),
+            *(f"{app}: its build has not ended" for app in builds),
+        ]
+    )
 
 
 def application_status(app: ApplicationFact) -> ApplicationStatus:
