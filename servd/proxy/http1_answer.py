@@ -200,7 +200,8 @@ class HttpAnswering(asyncio.Protocol, Outgoing):
             return
         if self._is_chunked:
             self._transport.write(b"0\r\n\r\n")
-        if not self._keep_alive or self._listener.is_draining:
+        # one that began before a drain has not told its client, who may send the next request already
+        if not self._keep_alive:
             self._close_after()
         self._finish()
 
@@ -279,6 +280,7 @@ class HttpAnswering(asyncio.Protocol, Outgoing):
     def _head(self, status: int, block: bytes) -> bytes:
         line = b""
         if not self._keep_alive or self._listener.is_draining:
+            self._keep_alive = False
             line = _CLOSE
         elif self._is_http10:
             line = _KEEP

@@ -15,7 +15,7 @@ from servd.proxy.forwarder import METHODS, Target, answer_failure
 from servd.proxy.http1_lending import HttpLending
 from servd.proxy.http1_rules import outlives_client, unusual_target
 from servd.proxy.limits import WHOLE_BODY_BYTES
-from servd.proxy.listener import Listener
+from servd.proxy.listener import IDLE_GRACE_TICKS, Listener
 from servd.proxy.probes import TEXT, Answer
 from servd.wire.records import FRAME_BYTES, HTTP, LENT_BODY, STREAMED_BODY, TRACED, Outbox, origin
 from servd.wire.trace_context import TRACEPARENT, TRACESTATE, read_trace, with_trace
@@ -223,7 +223,7 @@ class HttpOrder(HttpLending):
         elif self._is_in_body:
             if tick - self._tick > limits.idle_s:
                 self._refuse(*_TOO_SLOW)
-        elif not self.is_active and (is_over or tick - self._tick > self._listener.idle_s):
+        elif not self.is_active and tick - self._tick > (IDLE_GRACE_TICKS - 1 if is_over else self._listener.idle_s):
             self._is_deaf = self._is_unready = True
             self._transport.close()
 

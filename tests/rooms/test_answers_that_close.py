@@ -127,3 +127,30 @@ async def test_a_drain_closes_behind_the_answer() -> None:
         room.listener.drain()
         got = await room.raw(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
         assert b"connection: close\r\n" in got
+
+
+async def test_an_answer_that_began_before_a_drain_does_not_close_unsaid() -> None:
+    go_on = asyncio.Event()
+
+    async def stream(exchange: HttpExchange) -> None:
+        await exchange.send({"type": "http.response.start", "status": 200, "headers": []})
+        await exchange.send({"type": "http.response.body", "body": b"a", "more_body": True})
+        await go_on.wait()
+        await exchange.send({"type": "http.response.body", "body": b"b", "more_body": False})
+
+    async with Room() as room:
+        room.route(room.replica(stream))
+        reader, writer = await asyncio.open_connection("127.0.0.1", room.port)
+        writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert b"connection: close" not in await reader.readuntil(b"1\r\na\r\n")
+        room.listener.drain()
+        for _ in range(5):
+            room.listener.turn()
+        go_on.set()
+        await reader.readuntil(b"0\r\n\r\n")
+        # its client, a proxy with kept connections say, may send the next one while it is closed
+        room.listener.turn()
+        writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert b"connection: close" in await reader.readuntil(b"0\r\n\r\n")
+        assert await reader.read() == b""
+        writer.close()
