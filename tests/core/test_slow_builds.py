@@ -1,14 +1,8 @@
 """An import that hangs is told, with where to find its stack."""
 
-import time
-from pathlib import Path
-
-import pytest
-
 from servd.controller.plan import actions, events
 from servd.controller.shown.status import instance_view
-from servd.ground.settings import SLOW_START_S, fork_server_log
-from servd.replica import builder
+from servd.ground.settings import SLOW_START_S
 from servd.wire.messages import FORK_SERVER
 from tests.core.build import IDENTITY, World, a_build, a_goal, an_app, deployed, redeploy
 
@@ -45,14 +39,3 @@ def test_a_running_application_says_so_of_its_next_version() -> None:
     world.now += SLOW_START_S + 1
     world.turn()
     assert "the environment or the import is slow" in application_message(world)
-
-
-def test_the_stack_is_in_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(builder, "SLOW_START_S", 0.1)
-    log = Path(fork_server_log(str(tmp_path)))
-    log.parent.mkdir(parents=True, exist_ok=True)
-    order = type("Order", (), {"log_dir": str(tmp_path)})
-
-    with builder._stack_in_log_while_slow(order):  # type: ignore[arg-type]
-        while not log.exists() or "test_the_stack_is_in_the_log" not in log.read_text():
-            time.sleep(0.01)
