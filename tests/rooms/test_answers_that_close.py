@@ -147,10 +147,11 @@ async def test_an_answer_that_began_before_a_drain_does_not_close_unsaid() -> No
         for _ in range(5):
             room.listener.turn()
         go_on.set()
-        await reader.readuntil(b"0\r\n\r\n")
+        # the last line of a head, a request id, may end with a 0
+        await reader.readuntil(b"b\r\n0\r\n\r\n")
         # its client, a proxy with kept connections say, may send the next one while it is closed
         room.listener.turn()
         writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
-        assert b"connection: close" in await reader.readuntil(b"0\r\n\r\n")
+        assert b"connection: close" in await reader.readuntil(b"b\r\n0\r\n\r\n")
         assert await reader.read() == b""
         writer.close()
