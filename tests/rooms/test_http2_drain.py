@@ -2,8 +2,10 @@
 
 import asyncio
 
+from hypercorn.events import Event, RawData
 from hyperframe.frame import GoAwayFrame
 
+from servd.proxy.hypercorn.http2 import LaneHttp2
 from servd.replica.exchange import HttpExchange
 from tests.fakes import Room, hello, wait_until
 from tests.rooms.http2_client import Http2Client
@@ -32,6 +34,12 @@ class DecentClient(Http2Client):
         await super()._read()
 
 
+def protocols(room: Room) -> list[LaneHttp2]:
+    """Of the connections that are open."""
+    found = [connection.protocol.protocol for connection in room.lane._lane.connections]
+    return [protocol for protocol in found if isinstance(protocol, LaneHttp2)]
+
+
 async def test_who_goes_on_is_asked_to_leave_and_loses_nothing() -> None:
     go_on = asyncio.Event()
 
@@ -49,7 +57,7 @@ async def test_who_goes_on_is_asked_to_leave_and_loses_nothing() -> None:
             room.lane.drain(0.05)
             assert (await client.get("/"))[0] == 200
             assert not client.is_asked
-            await asyncio.sleep(0.1)
+            await wait_until(lambda: all(protocol.is_unwelcome for protocol in protocols(room)))
             # what is under way alone is waited for
             assert not client.is_asked
             second = client.ask("/wait")
@@ -71,12 +79,22 @@ async def test_a_request_that_crosses_the_farewell_resets_nothing() -> None:
             assert (await client.get("/"))[0] == 200
             assert client._reading is not None
             client._reading.cancel()
+            (protocol,) = protocols(room)
+            heard: list[RawData] = []
+            handle = protocol.handle
+
+            async def noting(event: Event) -> None:
+                await handle(event)
+                if isinstance(event, RawData):
+                    heard.append(event)
+
+            protocol.handle = noting  # type: ignore[method-assign]
             room.lane.drain(10.0)
-            await asyncio.sleep(0.1)
+            await wait_until(lambda: protocol._is_over)
             # it has not read the farewell yet
-            for _ in range(3):
+            for number in range(3):
                 client.ask("/", "POST", end=False)
-                await asyncio.sleep(0.02)
+                await wait_until(lambda number=number: len(heard) > number)  # type: ignore[misc]
             events = client.h2.receive_data(await client.reader.read(65536))
             assert [event.last_stream_id for event in events if hasattr(event, "last_stream_id")] == [1]
             client.writer.write_eof()
