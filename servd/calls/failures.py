@@ -46,7 +46,7 @@ def listen(listener: Listener) -> None:
     _listeners[:] = [listener]
 
 
-def tell(error: BaseException, method: str, *requests: RequestContext) -> bool:
+def tell(error: BaseException, method: str, *requests: RequestContext, is_logged: bool = False) -> bool:
     """User code raised this, and nothing of the user's caught it; any thread may tell.
 
     Nothing is told of what was told before: in the replica that a call went to, or in the batch. Nor is a refusal of another
@@ -56,6 +56,7 @@ def tell(error: BaseException, method: str, *requests: RequestContext) -> bool:
     Args:
         method: of the deployment, or whatever names what raised it.
         requests: those that fail with it; by default the current one.
+        is_logged: user code has logged it.
 
     Returns:
         Whether somebody listens.
@@ -64,7 +65,7 @@ def tell(error: BaseException, method: str, *requests: RequestContext) -> bool:
     for request in requests:
         if request.span is not None and not says_unwanted(error, request):
             request.span.fail(error)
-    return _tell(error, method, requests)
+    return _tell(error, method, requests, is_logged=is_logged)
 
 
 def note_logged(error: BaseException) -> None:
@@ -73,19 +74,15 @@ def note_logged(error: BaseException) -> None:
     if request is NO_REQUEST or request.has_ended:
         return
     if id(request) not in _logged:
-        request.when_over(partial(_forget_logged, id(request)))
+        request.when_over(partial(_forget, _logged, id(request)))
     _logged[id(request)] = error
 
 
 def tell_logged(method: str) -> None:
     """The current request fails, and nothing was raised: its framework has answered so. What was logged of it is why."""
-    request = current_request.get()
-    error = _logged.pop(id(request), None)
-    if error is None:
-        return
-    if request.span is not None and not says_unwanted(error, request):
-        request.span.fail(error)
-    _tell(error, method, (request,), is_logged=True)
+    error = _logged.pop(id(current_request.get()), None)
+    if error is not None:
+        tell(error, method, is_logged=True)
 
 
 def _tell(error: BaseException, method: str, requests: Sequence[RequestContext], *, is_logged: bool = False) -> bool:
@@ -116,16 +113,12 @@ def tell_of_batch(error: BaseException, method: str, requests: Sequence[RequestC
     for request in requests:
         if request is not NO_REQUEST and not request.has_ended:
             if id(request) not in _told:
-                request.when_over(partial(_forget, id(request)))
+                request.when_over(partial(_forget, _told, id(request)))
             _told[id(request)] = error
 
 
-def _forget(key: int) -> None:
-    _told.pop(key, None)
-
-
-def _forget_logged(key: int) -> None:
-    _logged.pop(key, None)
+def _forget(kept: dict[int, BaseException], key: int) -> None:
+    kept.pop(key, None)
 
 
 def says_client_left(error: BaseException) -> bool:
