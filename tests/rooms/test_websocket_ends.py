@@ -2,6 +2,8 @@
 
 import asyncio
 import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -57,18 +59,27 @@ def no_long_farewells(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("servd.wire.websocket.connection._FAREWELL_S", 0.2)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("lane", ["handed over", "Hypercorn", "TLS"])
-@pytest.mark.parametrize("what", BREACHES)
-async def test_a_client_that_breaks_the_rules(what: str, lane: str, tls: Tls) -> None:
-    data, code = BREACHES[what]
-    handler = Listener()
+@asynccontextmanager
+async def opened(
+    lane: str, tls: Tls, handler: Any
+) -> AsyncIterator[tuple[Room, asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A WebSocket whose handshake is answered, byte by byte from there on."""
     own = tls[0] if lane == "TLS" else None
     async with Room(hand_over=True, tls=own, takes_websockets=lane == "handed over") as room:
         room.route(room.replica(handler))
         reader, writer = await asyncio.open_connection("localhost", room.port, ssl=tls[1] if own else None)
         writer.write(HEAD + b"\r\n")
         await reader.readuntil(b"\r\n\r\n")
+        yield room, reader, writer
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lane", ["handed over", "Hypercorn", "TLS"])
+@pytest.mark.parametrize("what", BREACHES)
+async def test_a_client_that_breaks_the_rules(what: str, lane: str, tls: Tls) -> None:
+    data, code = BREACHES[what]
+    handler = Listener()
+    async with opened(lane, tls, handler) as (room, reader, writer):
         writer.write(data)
         async with asyncio.timeout(5):
             head = await reader.readexactly(4)
@@ -242,12 +253,7 @@ async def test_a_handler_that_says_farewell_to_a_client_that_still_sends(
         await exchange.receive()
         await exchange.send({"type": "websocket.close", "code": 4001, "reason": "bye"})
 
-    own = tls[0] if lane == "TLS" else None
-    async with Room(hand_over=True, tls=own, takes_websockets=lane == "handed over") as room:
-        room.route(room.replica(brief))
-        reader, writer = await asyncio.open_connection("localhost", room.port, ssl=tls[1] if own else None)
-        writer.write(HEAD + b"\r\n")
-        await reader.readuntil(b"\r\n\r\n")
+    async with opened(lane, tls, brief) as (room, reader, writer):
         writer.write(frame(TEXT, b"a"))
         assert await reader.readexactly(7) == b"\x88\x05\x0f\xa1bye"
         for _ in range(8 if is_answered else 1):
