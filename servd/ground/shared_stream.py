@@ -28,7 +28,7 @@ class SharedStream:
         return f"SharedStream({self._fd}{', torn' if self._is_torn else ''})"
 
     def write(self, lines: bytes, limit_s: float | None = None) -> bool:
-        """Write whole lines; gives whether all of them are.
+        """Write lines; gives whether all of them are.
 
         limit_s: how long to wait for the reader, and for other writers, at most; None = for ever.
 
@@ -80,7 +80,8 @@ class SharedStream:
                         self._is_writable(None)
         finally:
             if at:
-                self._is_torn = data[at - 1 : at] != b"\n"
+                # what was given without an end has none
+                self._is_torn = at < len(data) and data[at - 1 : at] != b"\n"
         return True
 
     def _is_writable(self, limit_s: float | None) -> bool:

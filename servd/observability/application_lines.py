@@ -30,7 +30,7 @@ _DEEPEST = 2
 
 
 class Outlet(Protocol):
-    """What shows whole lines."""
+    """What shows lines, and never holds up who writes them for long."""
 
     def write(self, lines: bytes | str, /) -> None:
         """Show them some time soon, or drop them."""
@@ -68,7 +68,7 @@ class ApplicationLines:
         self._streams: list[PrintedLines] = []
         self._handlers: Sequence[logging.Handler] = ()
         self._shown: logging.Handler | None = None
-        self._passes_on = False
+        self._as_they_are: Mapping[str, Outlet] = {}
         self._outlets: Mapping[str, Outlet] = {}
         self._on_error: Callable[[BaseException], None] | None = None
         self._queued: dict[tuple[object, ...], None] = {}
@@ -82,7 +82,7 @@ class ApplicationLines:
         handlers: Sequence[logging.Handler],
         *,
         shown: logging.Handler | None = None,
-        passes_on: bool = False,
+        as_they_are: Mapping[str, Outlet] | None = None,
         outlets: Mapping[str, Outlet] | None = None,
         on_error: Callable[[BaseException], None] | None = None,
     ) -> None:
@@ -91,15 +91,15 @@ class ApplicationLines:
         Args:
             handlers: get each of them, from their own level on.
             shown: one of them, for people. It gets no record that the application's own handlers have printed.
-            passes_on: what is printed goes to the stream behind as well, as it is, and not to `shown`.
-            outlets: take whole lines that the application's own handlers print, by `stdout` and `stderr`; unless `passes_on`.
+            as_they_are: take what is printed, by `stdout` and `stderr`, as it is; `shown` does not get it then.
+            outlets: take whole lines that the application's own handlers print, by `stdout` and `stderr`; unless `as_they_are`.
             on_error: gets each exception that is logged as an error.
         """
         self._outlets = outlets or {}
         self._on_error = on_error
         self._handlers = handlers
         self._shown = shown
-        self._passes_on = passes_on
+        self._as_they_are = as_they_are or {}
         for stream in self._streams:
             stream.rests.clear()
 
@@ -180,22 +180,22 @@ class ApplicationLines:
 
     def on_printed(self, stream: "PrintedLines", text: str) -> bool:
         """Something is printed; whether lines are to be made of it."""
-        state = self._state
+        state, as_it_is = self._state, self._as_they_are.get(stream.called)
         if state.repeats:
-            if self._passes_on:
-                stream.pass_on(text)
+            if as_it_is is not None:
+                stream.pass_on(text, as_it_is)
             return False
         if state.in_handlers:
             state.has_printed = True
-        if self._passes_on and state.depth < _DEEPEST:
-            stream.pass_on(text)
+        if as_it_is is not None and state.depth < _DEEPEST:
+            stream.pass_on(text, as_it_is)
         elif state.in_handlers and state.depth < _DEEPEST and (outlet := self._outlets.get(stream.called)) is not None:
             stream.show(text, outlet)
         return not state.in_handlers
 
     def on_line(self, name: str, level: int, text: str) -> None:
         """A line was printed: it is wanted, whatever the lowest level is."""
-        self._write(logging.LogRecord(name, level, name, 0, text, None, None), is_shown=not self._passes_on)
+        self._write(logging.LogRecord(name, level, name, 0, text, None, None), is_shown=not self._as_they_are)
 
     def finish(self) -> None:
         """Write what was printed of lines that have no end yet."""
@@ -263,13 +263,12 @@ class PrintedLines(io.TextIOWrapper):
                 self.rests[thread] = rest
         return len(text)
 
-    def pass_on(self, text: str) -> None:
-        """Write to the stream behind; what it cannot take is lost."""
-        try:
-            super().write(text)
-        except (OSError, ValueError):
-            # its reader is gone, or somebody closed it
-            pass
+    def pass_on(self, text: str, outlet: Outlet) -> None:
+        """Give text to the outlet as it is, behind what was written to `buffer` before."""
+        # its reader may be gone, or somebody has closed it
+        with suppress(OSError, ValueError):
+            self.buffer.flush()
+        outlet.write(text)
 
     def show(self, text: str, outlet: Outlet) -> None:
         """Give what a handler of the application's prints to the outlet, once its line has an end."""

@@ -90,26 +90,33 @@ class ShownLines:
 
 
 class HurriedLines:
-    """As `ShownLines`, without a thread: for a process that forks. A full stream is waited for a moment, and not again until it
-    takes something.
+    """As `ShownLines`, without a thread: for a process that forks, and for what must be seen though the process ends the moment
+    after. A full stream is waited for a moment, and not again until it takes something.
     """
 
     def __init__(self, fd: int) -> None:
         self._stream = SharedStream(fd)
         self._dropped = 0
+        self._turn = threading.Lock()
 
     def __repr__(self) -> str:
         return f"HurriedLines({self._stream}, {self._dropped} dropped)"
 
     def write(self, lines: bytes | str) -> None:
-        """Show whole lines now, or drop them."""
+        """Show lines now, or drop them."""
         data = lines.encode(errors="backslashreplace") if isinstance(lines, str) else lines
-        # its reader may be gone
-        with suppress(OSError):
-            if self._stream.write(_told(self._dropped) + data, 0.0 if self._dropped else HURRY_S):
-                self._dropped = 0
-            else:
-                self._dropped += 1
+        # not for ever: a fork in the middle of another thread's turn leaves the lock taken
+        if not self._turn.acquire(timeout=2 * HURRY_S):
+            return
+        try:
+            # its reader may be gone
+            with suppress(OSError):
+                if self._stream.write(_told(self._dropped) + data, 0.0 if self._dropped else HURRY_S):
+                    self._dropped = 0
+                else:
+                    self._dropped += 1
+        finally:
+            self._turn.release()
 
     def flush(self) -> None:
         """Nothing waits."""

@@ -4,7 +4,9 @@ import io
 import logging
 import logging.config
 import logging.handlers
+import os
 import queue
+import subprocess
 import sys
 import threading
 import traceback
@@ -386,3 +388,35 @@ def test_streams_are_still_streams(process: Process) -> None:
     sys.stderr.flush()
     assert process.shown("stderr") == ["as it is"]
     assert not sys.stdout.isatty()
+
+
+PRINTS_A_LOT = """
+import os, sys
+from servd.observability import logs
+logs.setup("replica", "r", sys.argv[1], "x.log", runs_application=True)
+print("so far", end="", flush=True)
+print(", so good")
+for number in range(3000):
+    print(number, "x" * 100)
+os._exit(0)
+"""
+
+
+def test_nothing_that_is_printed_waits_for_a_terminal_that_is_stopped(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    environment = {**os.environ, "SERVD_LOG_TO_STDERR": "WARNING"}
+    with subprocess.Popen(
+        [sys.executable, "-c", PRINTS_A_LOT, str(tmp_path)], stdout=writer, stderr=writer, env=environment
+    ) as printing:
+        os.close(writer)
+        try:
+            assert printing.wait(60.0) == 0
+        finally:
+            printing.kill()
+    with open(reader, "rb") as stream:
+        shown = stream.read().splitlines()
+    assert shown[0] == b"so far, so good"
+    numbers = [line.split()[0] for line in shown[1:]]
+    assert numbers == [b"%d" % number for number in range(len(numbers))]
+    assert 0 < len(numbers) < 3000
+    assert len((tmp_path / "serve" / "x.log").read_text().splitlines()) == 3001
