@@ -41,6 +41,12 @@ AIM = """(name, where) => {
 }"""
 """What is clicked from now on reaches that button or nothing."""
 
+_MOVED = "Inspected target navigated"
+
+
+class LoadedAnewError(Exception):
+    """Another page came while this one was asked."""
+
 
 class Tab:
     """One page. `trouble`: what its scripts threw and its policy refused; `asked`: the URLs that it asked for."""
@@ -60,7 +66,9 @@ class Tab:
         while True:
             message = json.loads(self._line.recv(LIMIT_S))
             if message.get("id") == self._number:
-                assert "error" not in message, (method, message["error"])
+                if "error" in message:
+                    error = message["error"]
+                    raise LoadedAnewError(method) if _MOVED in error["message"] else AssertionError((method, error))
                 return dict(message["result"])
             self._heard(message.get("method", ""), message.get("params", {}))
 
@@ -86,9 +94,16 @@ class Tab:
         return found["result"].get("value")
 
     def wait(self, script: str, limit_s: float = LIMIT_S) -> Any:
-        """The first true value of an expression in the page."""
+        """The first true value of an expression in the page, which may be loaded anew meanwhile."""
+
+        def found() -> Any:
+            try:
+                return self.run(script)
+            except LoadedAnewError:
+                return None
+
         try:
-            return eventually(lambda: self.run(script), limit_s, every_s=0.05)
+            return eventually(found, limit_s, every_s=0.05)
         except AssertionError as error:
             shown = self.run("document.body.innerText")
             raise AssertionError(f"never so: {script}\n{shown}\n{self.trouble}") from error

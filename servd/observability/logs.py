@@ -162,7 +162,6 @@ def setup(
     speak_through(handlers)
     if runs_application:
         _placed = (file, file.path)
-        # at once, while the process lives: the last that is printed before a crash is what somebody looks for
         as_they_are = outlets_of(HurriedLines) if wish in logging.getLevelNamesMapping() else {}
         _application().direct(handlers, shown=shown, as_they_are=as_they_are, outlets=outlets, on_error=on_error)
     configure({})
