@@ -122,6 +122,19 @@ def leave(code: int, *, with_children: bool = True) -> NoReturn:
     os._exit(code)
 
 
+def end_others() -> None:
+    """End all that user code started in this process, which goes on without it."""
+    if _leader is None or not has_started_others():
+        return
+    # no descriptor is left to look around with: they end with this process
+    with suppress(OSError):
+        _kill_own(_leader, True)
+    # those that have ended before anybody asked after them
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+
+
 def has_started_others() -> bool:
     """Whether this process has ever started another one; True where nobody can tell. Costs a file for each thread.
 

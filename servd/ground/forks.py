@@ -13,7 +13,7 @@ import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
@@ -94,7 +94,7 @@ def run_finalizers_after(children: Collection[int]) -> None:
     Args:
         children: pidfds.
     """
-    if not any(finalizer.atexit for finalizer in list(_finalize._registry)):
+    if not _has_finalizers():
         return
     living = select.poll()
     left = set(children)
@@ -105,13 +105,24 @@ def run_finalizers_after(children: Collection[int]) -> None:
         for fd, _ in living.poll(rest_s * 1000):
             living.unregister(fd)
             left.discard(fd)
-    if left:
+    if not left:
+        run_finalizers(lambda: descendants.leave(1, with_children=False))
+
+
+def run_finalizers(at_limit: Callable[[], object]) -> None:
+    """Clean up what this process made. at_limit: called, on another thread, where that takes longer than an end may take."""
+    if not _has_finalizers():
         return
     # user code: it may take for ever
-    timer = threading.Timer(EXIT_LIMIT_S, descendants.leave, (1,), {"with_children": False})
+    timer = threading.Timer(EXIT_LIMIT_S, at_limit)
     timer.daemon = True
     timer.start()
     _finalize._exitfunc()
+    timer.cancel()
+
+
+def _has_finalizers() -> bool:
+    return any(finalizer.atexit for finalizer in list(_finalize._registry))
 
 
 @contextmanager

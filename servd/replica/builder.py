@@ -36,7 +36,7 @@ from servd.replica.methods import Method, are_handlers_sync, method_of
 from servd.replica.native import written
 from servd.replica.native.fork_safety import fork_unsafe_reason
 from servd.replica.native.inherited import let_be_renewed, shared_lines
-from servd.replica.native.locked_files import let_go, locked_files
+from servd.replica.native.locked_files import locked_files
 from servd.replica.native.lost_waits import note_threads
 from servd.replica.native.pools import counting_libraries
 from servd.wire.build_messages import BuildOrder, BuildResult
@@ -82,19 +82,15 @@ def built_from(order: BuildOrder, environment: Environment) -> tuple[BuildResult
         built = load_application(order, environment)
     version = code_version(order, environment)
     opened, locked = shared_lines(before), locked_files(open_fds() - before)
-    paths = sorted(locked.values())
-    unsafe = fork_unsafe_reason(opened, paths, hook=HOOK) if order.preload else fork_unsafe_reason(opened, paths)
+    unsafe = fork_unsafe_reason(opened, locked, hook=HOOK) if order.preload else fork_unsafe_reason(opened, locked)
     if variable("FORK", "1") == "0":
         unsafe = "SERVD_FORK=0"
     instance = None
     if order.preload and not unsafe:
         instance, unsafe = _preload(order, built)
         opened, locked = shared_lines(before), locked_files(open_fds() - before)
-        paths = sorted(locked.values())
-        unsafe = unsafe or fork_unsafe_reason(opened, paths, left_by="constructor", hook=HOOK)
+        unsafe = unsafe or fork_unsafe_reason(opened, locked, left_by="constructor", hook=HOOK)
     if unsafe:
-        # each replica takes them itself
-        let_go(locked)
         logger.warning("replicas_are_spawned app=%s reason=%s", order.app, unsafe)
     else:
         written.flush_and_keep()

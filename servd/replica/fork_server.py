@@ -14,11 +14,11 @@ import select
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkProcess
 from multiprocessing.process import BaseProcess
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from servd.exceptions import DeployError, ProtocolError
 from servd.ground import descendants, entry, forks, process
@@ -32,11 +32,14 @@ from servd.ground.settings import FORK_SERVER_FILE, fork_server_socket, is_priva
 from servd.observability import logs, spans
 from servd.replica.code.environment import apply_environment
 from servd.replica.native import inherited
+from servd.replica.native.begun_anew import Place, begin_anew, go_back
+from servd.replica.native.generators import reseed
 from servd.replica.policies.desk import PolicyDesk, PolicyProcess
 from servd.wire.allocator import give_back_freed, keep_freed_memory
 from servd.wire.build_messages import BuildOrder, BuildResult
 from servd.wire.codec import RecordReader, record
 from servd.wire.credentials import peer_credentials
+from servd.wire.doorstep import listen, unlink
 from servd.wire.messages import ChildExited, Forked, ForkOrder, ForkServerHello, ForkServerStop, ReplicaStart
 from servd.wire.policy_messages import PolicyAnswer, PolicyAsk
 
@@ -46,7 +49,6 @@ if TYPE_CHECKING:
 
 _CODE, _POLICY = "servd.replica.builder", "servd.replica.policies.runner"
 _FAILED = "servd.calls.failure_log"
-_BACKLOG = 8
 _SEND_TIMEOUT_S = 5.0
 _READ_BYTES = 256 * 1024
 _LOOK_MS = 1000
@@ -67,9 +69,36 @@ def serve(order: BuildOrder, lifetime: Connection) -> None:
     Args:
         lifetime: read end of the lifetime pipe.
     """
+    _live(order, lifetime.fileno(), lambda: _built(order, lifetime.fileno()))
+
+
+def go_on(order: BuildOrder, lifetime_fd: int, listener_fd: int, result: BuildResult, place: Place) -> None:
+    """Be the fork server of `order` in an interpreter that has run none of the application: nothing is forked from it."""
+
+    def known() -> ForkServer:
+        listener = socket.socket(fileno=listener_fd)
+        listener.set_inheritable(False)
+        go_back(place)
+        return ForkServer(order, listener, lifetime_fd, result, None)
+
+    _live(order, lifetime_fd, known)
+
+
+def _built(order: BuildOrder, lifetime_fd: int) -> "ForkServer":
+    path = sys.path[:]
+    listener = listen(_path_of(order))
+    result, built, preloaded, failed = build(order)
+    if result.fork_unsafe:
+        fds = lifetime_fd, listener.fileno()
+        begin_anew(f"{__name__}:go_on", order, *fds, result, path=path, kept=fds)
+    spans.preload()
+    return ForkServer(order, listener, lifetime_fd, result, built, preloaded, failed)
+
+
+def _live(order: BuildOrder, lifetime_fd: int, begin: Callable[[], "ForkServer"]) -> NoReturn:
     full_name = full_name_of(order.app, order.preload)
     title = f"template {full_name}" if order.preload else f"fork server {order.app or order.fork_server_id}"
-    process.begin(title, order.state_dir, lifetime.fileno())
+    process.begin(title, order.state_dir, lifetime_fd)
     descendants.lead(title, order.state_dir, order.socket_dir)
     logs.setup(
         "fork_server",
@@ -79,21 +108,17 @@ def serve(order: BuildOrder, lifetime: Connection) -> None:
         request_fields=lambda: ("", "", "", "", order.app, ""),
         runs_application=True,
     )
-    path = _path_of(order)
     process.allow_tracker()
     process.forget_start_method()
     keep_freed_memory()
     code = 1
     try:
-        listener = _listen(path)
-        result, built, preloaded, failed = build(order)
-        spans.preload()
-        ForkServer(order, listener, lifetime.fileno(), result, built, preloaded, failed).run()
+        begin().run()
         code = 0
     # the last place that can tell what went wrong
     except BaseException:
         logger.exception("fork_server_failed")
-    _unlink(path)
+    unlink(_path_of(order))
     forks.flush_streams()
     # the ordinary way out would wait for the children; exit handlers of user code belong to the replicas
     descendants.leave(code, with_children=False)
@@ -177,7 +202,7 @@ class ForkServer:
         self._kept_fds = process.open_fds() - {self._listener.fileno()}
         if not self._result.fork_unsafe:
             # its children make their own seeds; what the first one loads and remembers is for all of them
-            _reseed()
+            reseed()
         # to read how replicas end is this server's, whatever the application has done to hear of children of its own
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         self._collects = gc.isenabled()
@@ -204,7 +229,7 @@ class ForkServer:
         if self._is_stopping or os.path.lexists(path) or not is_private_dir(os.path.dirname(path)):
             return
         try:
-            fresh = _listen(path)
+            fresh = listen(path)
         except OSError:
             # no room in it: looked at again
             return
@@ -365,34 +390,4 @@ class ForkServer:
         inherited.renew()
         if self._collects:
             gc.enable()
-        _reseed()
-
-
-def _reseed() -> None:
-    """Global random state would be the same in every child; the interpreter's own is reseeded by itself."""
-    # numpy imports it at the first look: not here, for nothing, in every child
-    if numpy_random := sys.modules.get("numpy.random"):
-        numpy_random.seed()
-    # another module may bear that name
-    if callable(seed := getattr(sys.modules.get("torch"), "seed", None)):
-        seed()
-
-
-def _listen(path: str) -> socket.socket:
-    # first of all: where there is no descriptor for a new one, the old one stays
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        _unlink(path)
-        listener.bind(path)
-        listener.listen(_BACKLOG)
-    except OSError:
-        listener.close()
-        raise
-    return listener
-
-
-def _unlink(path: str) -> None:
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        pass
+        reseed()

@@ -1,7 +1,9 @@
-"""Where callers come to a replica: open while it has descriptors for them."""
+"""Where callers come to a fork server, and to a replica: this one is open while it has descriptors for them."""
 
 import logging
 import os
+import socket
+from contextlib import suppress
 
 from servd.ground.host_limits import count_descriptors_left, no_descriptor
 from servd.ground.settings import is_private_dir
@@ -9,6 +11,7 @@ from servd.wire.began import closed_path
 
 SPARE_DESCRIPTORS = 8
 """While no more are left, new callers wait."""
+_BACKLOG = 8
 
 logger = logging.getLogger(__name__)
 
@@ -53,3 +56,27 @@ class Doorstep:
             return
         self._was_closed = is_short
         logger.warning("descriptors_%s", f"short reason={no_descriptor()}" if is_short else "free_again")
+
+
+def listen(path: str) -> socket.socket:
+    """A Unix socket that listens there, in the place of one that is left.
+
+    Raises:
+        OSError: there is no descriptor, or no room, for it.
+    """
+    # first of all: where there is no descriptor for a new one, the old one stays
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        unlink(path)
+        listener.bind(path)
+        listener.listen(_BACKLOG)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def unlink(path: str) -> None:
+    """Remove the socket there, if there is one."""
+    with suppress(FileNotFoundError):
+        os.unlink(path)

@@ -34,7 +34,8 @@ HOMES = {
     "pickle": {"calls.pickling"},
     "cloudpickle": {"calls.pickling"},
     "multiprocessing": {"daemon.boot", "daemon.takeover", "daemon.keepsake", "daemon.spawned_controller", "controller.supervisor",
-                        "replica.fork_server", "replica.spawned", "controller.main", "proxy.main", "ground.process"},
+                        "replica.fork_server", "replica.spawned", "replica.native.begun_anew", "controller.main", "proxy.main",
+                        "ground.process"},
     "httptools": {"proxy.http1"},
     "hypercorn": {
         "proxy.hypercorn.buffer",
