@@ -35,6 +35,7 @@ from servd.replica.main import run_forked
 from servd.replica.methods import Method, are_handlers_sync, method_of
 from servd.replica.native import written
 from servd.replica.native.fork_safety import fork_unsafe_reason
+from servd.replica.native.generators import note_generators, unseeded_noted
 from servd.replica.native.inherited import let_be_renewed, shared_lines
 from servd.replica.native.locked_files import locked_files
 from servd.replica.native.lost_waits import note_threads
@@ -78,7 +79,7 @@ def built_from(order: BuildOrder, environment: Environment) -> tuple[BuildResult
         DeployError: as `load_application`, or the constructor failed.
     """
     before = open_fds()
-    with _stack_in_log_while_slow(order):
+    with _stack_in_log_while_slow(order), unseeded_noted():
         built = load_application(order, environment)
     version = code_version(order, environment)
     opened, locked = shared_lines(before), locked_files(open_fds() - before)
@@ -95,6 +96,7 @@ def built_from(order: BuildOrder, environment: Environment) -> tuple[BuildResult
     else:
         written.flush_and_keep()
         note_threads()
+        note_generators()
         counting_libraries()
         let_be_renewed(opened, before)
         _make_ready(built)
@@ -116,7 +118,7 @@ def _preload(order: BuildOrder, built: BuiltApplication) -> tuple[Any, str]:
     deployment = built.deployments[order.preload]
     set_template_of(deployment.name)
     try:
-        with _stack_in_log_while_slow(order):
+        with _stack_in_log_while_slow(order), unseeded_noted():
             instance = new_preloaded(deployment)
     # whatever user code raises, `sys.exit()` included, is the user's news
     except BaseException as error:

@@ -16,13 +16,20 @@ from tests.rooms.replica_room import LIMIT_S, Room, a_room
 pytestmark = pytest.mark.slow
 
 APP = """
-import asyncio, os, random, sys, threading
+import asyncio, os, pickle, random, sys, threading
 import numpy
 from servd import deployment, get_replica_context
+
+def generators(*seed):
+    return [random.Random(*seed), numpy.random.default_rng(*seed), numpy.random.RandomState(*seed)]
+
+at_import = generators()
 
 class Base:
     def __init__(self, other=None):
         self.other, self.made_by, self.config = other, os.getpid(), None
+        self.random = pickle.loads(pickle.dumps(random.Random(1)))
+        self.own, self.seeded = generators(), [self.random, *generators(1)]
     def on_replica_start(self):
         self.tag = str(get_replica_context().replica_id)
     def reconfigure(self, config):
@@ -30,7 +37,9 @@ class Base:
     def about(self):
         return {"pid": os.getpid(), "made_by": self.made_by, "tag": self.tag, "config": self.config}
     def draw(self):
-        return [random.random(), float(numpy.random.rand())]
+        return [float(one.random()) for one in (random, numpy.random, *at_import, *self.own)]
+    def draw_seeded(self):
+        return [float(one.random()) for one in self.seeded]
 
 @deployment
 class Other:
@@ -107,7 +116,7 @@ async def test_replicas_share_the_instance_and_start_on_their_own(room: Room, na
     hello = await template_of(room, name)
     assert hello.result is not None
     assert (hello.result.error, hello.result.fork_unsafe) == ("", "")
-    draws = []
+    draws, seeded = [], []
     for suffix in "ab":
         start = room.start_of(name, suffix, user_config='{"a": 1}')
         forked = await room.running(start)
@@ -120,7 +129,9 @@ async def test_replicas_share_the_instance_and_start_on_their_own(room: Room, na
             "config": ({"a": 1}, start.replica_id),
         }
         draws.append(await room.call(name, "draw"))
+        seeded.append(await room.call(name, "draw_seeded"))
     assert not set(draws[0]) & set(draws[1]), "random generators differ"
+    assert seeded[0] == seeded[1], "those with a seed do not"
 
 
 async def test_what_cannot_be_forked_is_refused_with_what_to_do(room: Room) -> None:
