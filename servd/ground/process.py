@@ -193,6 +193,13 @@ def tracker_fd() -> int | None:
     return fd
 
 
+def tracker_pid() -> int | None:
+    """Process of that tracker, None where this process has started none."""
+    tracker: Any = multiprocessing.resource_tracker._resource_tracker
+    pid: int | None = tracker._pid
+    return pid
+
+
 def open_fds() -> set[int]:
     """Numbers of this process's descriptors.
 

@@ -34,7 +34,8 @@ HOMES = {
     "pickle": {"calls.pickling"},
     "cloudpickle": {"calls.pickling"},
     "multiprocessing": {"daemon.boot", "daemon.takeover", "daemon.keepsake", "daemon.spawned_controller", "controller.supervisor",
-                        "replica.fork_server", "replica.spawned", "replica.native.begun_anew", "controller.main", "proxy.main",
+                        "replica.fork_server", "replica.spawned", "replica.native.begun_anew", "replica.native.shared_locks",
+                        "controller.main", "proxy.main",
                         "ground.process"},
     "httptools": {"proxy.http1"},
     "hypercorn": {

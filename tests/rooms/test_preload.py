@@ -321,6 +321,35 @@ async def test_replicas_do_not_take_each_others_work(room: Room, preload: str) -
     assert len(set(ends)) == len(ends) == 8
 
 
+LOCKS = """
+import multiprocessing, os
+from servd import deployment
+
+shared, number = multiprocessing.Lock(), multiprocessing.Value("i", 0)
+
+@deployment
+class Locks:
+    def __init__(self):
+        self.own = multiprocessing.Lock()
+    def hold(self):
+        number.value += 1
+        return [lock.acquire(timeout=1) for lock in (shared, self.own)], number.value
+
+app = Locks.bind()
+"""
+
+
+@pytest.mark.parametrize("preload", ["Locks", ""])
+async def test_replicas_do_not_wait_for_each_others_locks(room: Room, preload: str) -> None:
+    room.write(locks=LOCKS)
+    await room.open_fork_server(room.order("locks:app", preload=preload))
+    for suffix in "ab":
+        start = room.start_of("Locks", suffix)
+        await room.running(start)
+        room.route(start)
+        assert await room.call("Locks", "hold") == ([True, True], 1)
+
+
 SWITCHES = """
 import gc, os, signal
 from servd import deployment

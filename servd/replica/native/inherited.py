@@ -9,6 +9,7 @@ from servd.replica.native.connections import Connection, end_inherited, let_end_
 from servd.replica.native.open_files import let_open_in_children, open_files, open_inherited
 from servd.replica.native.pipes import open_pipes
 from servd.replica.native.process_pools import note_process_pools, renew_process_pools
+from servd.replica.native.shared_locks import note_shared_locks, renew_shared_locks
 from servd.replica.native.waiting_sets import note_waiting_sets, renewed_waiting_sets
 from servd.replica.native.wakers import note_wakers, renew_wakers
 
@@ -33,6 +34,7 @@ def let_be_renewed(lines: Sequence[Connection], besides: Set[int]) -> None:
         lines: as `shared_lines` has found them. besides: as there.
     """
     note_process_pools()
+    note_shared_locks()
     let_end_in_children(lines)
     opened = open_fds() - besides
     let_open_in_children(open_files(opened))
@@ -47,3 +49,4 @@ def renew() -> None:
         end_inherited()
         open_inherited()
         renew_wakers()
+    renew_shared_locks()
