@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from servd.replica.native.fork_safety import fork_unsafe_reason, judge, uses_device
+from servd.replica.native.fork_safety import _known_as, fork_unsafe_reason, judge, uses_device
 from servd.replica.native.threads import NativeThread, _has_to_run, native_threads
 
 OPENBLAS = NativeThread("libscipy_openblas64_-32a4b2a6.so", "python")
@@ -198,6 +198,30 @@ def test_threads_that_are_about_to_end_are_waited_for(monkeypatch: pytest.Monkey
     monkeypatch.setattr("servd.replica.native.fork_safety.block_for", end)
     assert "ending" not in fork_unsafe_reason()
     assert len(waits) == 1
+
+
+@pytest.mark.usefixtures("only_new_threads")
+def test_threads_without_a_name_are_known_by_whose_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    stop = threading.Event()
+    own = type("Watch", (threading.Thread,), {"__module__": "watch.files", "run": lambda _: stop.wait()})
+    threads = [threading.Thread(target=lambda: stop.wait()), own(), own(name="named")]
+    threads += [own(name=f"named-{number}") for number in range(3)]
+    for thread in threads:
+        thread.start()
+    monkeypatch.setattr("servd.replica.native.fork_safety._ENDING_S", 0.0)
+    try:
+        reasons = [judge([_known_as(thread)], []) for thread in threads[:3]]
+        first, many = sorted(map(_known_as, threads))[0], fork_unsafe_reason()
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert f"1 thread(s) running: {threads[0].name} of {__name__}; start" in reasons[0]
+    assert f"1 thread(s) running: {threads[1].name} of watch.files; start" in reasons[1]
+    assert "1 thread(s) running: named; start" in reasons[2]
+    # a pool may have hundreds
+    assert f"6 thread(s) running: {first}, " in many
+    assert ", ...; start" in many
 
 
 @pytest.mark.usefixtures("only_new_threads")

@@ -80,7 +80,7 @@ def fork_unsafe_reason(
         left_by: what has just run, for the sentence.
         hook: what runs after the fork, for the sentence.
     """
-    python = [thread.name for thread in _settled_threads()]
+    python = [_known_as(thread) for thread in _settled_threads()]
     if not python:
         refusals = [reason for module, reason in REFUSE.items() if module in sys.modules]
         if refusals or _has_parallel_session():
@@ -104,14 +104,14 @@ def judge(
     """As `fork_unsafe_reason`, of these threads.
 
     Args:
-        python: names of Python threads beside the main one and those that start anew.
+        python: names, for people, of Python threads beside the main one and those that start anew.
         native: all other threads.
         connections: open ones, those of HTTP too, which forbid nothing.
         locked: paths of files that this process alone may write to.
     """
     how_to_fork = f"start them after the fork, in {hook}, to have replicas forked"
     if python:
-        return f"the {left_by} left {len(python)} thread(s) running: {', '.join(sorted(python))}; {how_to_fork}"
+        return f"the {left_by} left {len(python)} thread(s) running: {_some(sorted(python))}; {how_to_fork}"
     if has_cuda:
         return f"the {left_by} initialised CUDA; move models to the device in {hook} to have replicas forked"
     harmful = [thread for thread in native if not _survives(thread)]
@@ -156,6 +156,15 @@ def _settled_threads() -> list[threading.Thread]:
 def _lasting_threads() -> list[threading.Thread]:
     main = threading.main_thread()
     return [thread for thread in threading.enumerate() if thread is not main and thread.name not in START_ANEW]
+
+
+def _known_as(thread: threading.Thread) -> str:
+    """Its name, and whose it is where nobody has given it one."""
+    if not thread.name.startswith("Thread-"):
+        return thread.name
+    runs: Any = type(thread) if type(thread) is not threading.Thread else getattr(thread, "_target", None)
+    module = getattr(runs, "__module__", None)
+    return f"{thread.name} of {module}" if module else thread.name
 
 
 def _survives(thread: NativeThread) -> bool:
