@@ -9,6 +9,7 @@ from typing import Any
 
 from servd.ground.clock import SystemClock, block_for
 from servd.replica.native.connections import Connection
+from servd.replica.native.locked_files import LockedFile
 from servd.replica.native.objects import living
 from servd.replica.native.pools import end_openmp_pools
 from servd.replica.native.threads import NativeThread, described, native_threads
@@ -64,7 +65,7 @@ _DEVICES = ("/dev/nvidia-uvm", "/dev/kfd")
 
 def fork_unsafe_reason(
     connections: Sequence[Connection] = (),
-    locked: Sequence[str] = (),
+    locked: Sequence[LockedFile] = (),
     *,
     left_by: str = "import",
     hook: str = "the constructor",
@@ -76,7 +77,7 @@ def fork_unsafe_reason(
 
     Args:
         connections: that have been opened.
-        locked: paths of files that this process alone may write to.
+        locked: files with locks that a child would not have.
         left_by: what has just run, for the sentence.
         hook: what runs after the fork, for the sentence.
     """
@@ -95,7 +96,7 @@ def judge(
     python: Sequence[str],
     native: Sequence[NativeThread],
     connections: Sequence[Connection] = (),
-    locked: Sequence[str] = (),
+    locked: Sequence[LockedFile] = (),
     *,
     has_cuda: bool = False,
     left_by: str = "import",
@@ -107,7 +108,7 @@ def judge(
         python: names, for people, of Python threads beside the main one and those that start anew.
         native: all other threads.
         connections: open ones, those of HTTP too, which forbid nothing.
-        locked: paths of files that this process alone may write to.
+        locked: files with locks that a child would not have.
     """
     how_to_fork = f"start them after the fork, in {hook}, to have replicas forked"
     if python:
@@ -118,17 +119,22 @@ def judge(
     if harmful:
         return f"the {left_by} left {len(harmful)} native thread(s) running, {described(harmful)}; {how_to_fork}"
     peers = sorted({one.peer for one in connections if not one.is_http})
-    if not peers and not locked:
-        return ""
-    if not peers:
+    if peers:
         return (
-            f"the {left_by} left {_some(locked)} locked for one process alone, and a fork would write there without the lock; "
+            f"the {left_by} left a connection open to {_some(peers)}, and replicas that share one read each other's answers; "
+            f"open it after the fork, in {hook}, to have replicas forked"
+        )
+    if alone := [file.path for file in locked if not file.is_shared]:
+        return (
+            f"the {left_by} left {_some(alone)} locked for one process alone, and a fork would write there without the lock; "
             f"open it to be read only, or after the fork, in {hook}, to have replicas forked"
         )
-    return (
-        f"the {left_by} left a connection open to {_some(peers)}, and replicas that share one read each other's answers; open it "
-        f"after the fork, in {hook}, to have replicas forked"
-    )
+    if databases := [file.path for file in locked if file.is_shared]:
+        return (
+            f"the {left_by} left a database of SQLite open, {_some(databases)}, in WAL mode or with a query under way, and a "
+            f"fork would go on without its lock; open it after the fork, in {hook}, or close it, to have replicas forked"
+        )
+    return ""
 
 
 def _some(names: Sequence[str]) -> str:
