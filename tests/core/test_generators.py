@@ -1,9 +1,11 @@
 """Generators of random numbers that are there before a fork: each child draws other numbers from those without a seed."""
 
 import copy
+import os
 import pickle
 import random
 import secrets
+import sqlite3
 from typing import Any
 
 import pytest
@@ -83,3 +85,29 @@ def test_numpys_are_seeded_anew_in_their_place_unless_they_were_given_a_seed(mon
     assert len(set(drawn)) == len(drawn)
     children = [one.spawn(1)[0].random() for one in (fresh[0], copied[0])]
     assert children[0] != children[1]
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_sqlite_draws_others_in_each_child() -> None:
+    database = sqlite3.connect(":memory:")
+
+    def draw() -> bytes:
+        (drawn,) = database.execute("select randomblob(16)").fetchone()
+        return bytes(drawn)
+
+    drawn = [draw()]
+    for _ in range(2):
+        end, start = os.pipe()
+        pid = os.fork()
+        if not pid:
+            try:
+                reseed()
+                os.write(start, draw())
+            finally:
+                os._exit(0)
+        drawn.append(os.read(end, 16))
+        os.waitpid(pid, 0)
+        os.close(end)
+        os.close(start)
+    assert len({*drawn, draw()}) == 4
+    database.close()

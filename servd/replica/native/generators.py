@@ -6,12 +6,13 @@ seeds them anew. One that was given a seed draws the same in each replica, forke
 whatever they were given, as the interpreter does with its own.
 """
 
+import os
 import random
 import secrets
 import sys
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from servd.replica.native.objects import living
@@ -77,6 +78,11 @@ def reseed() -> None:
     for source in _found:
         # in its place: what draws from it has its address
         type(source).__init__(source)
+    # SQLite's own looks whose process it is when a file is opened
+    if callable(connect := getattr(sys.modules.get("sqlite3"), "connect", None)):
+        # another module may bear that name
+        with suppress(Exception):
+            connect(os.devnull).close()
     # numpy imports it at the first look: not here, for nothing, in every child
     if numpy_random := sys.modules.get("numpy.random"):
         numpy_random.seed()
