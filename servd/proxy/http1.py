@@ -266,7 +266,6 @@ class HttpConnection(HttpOrder):
         stream.feed(body)
         method = self._parser.get_method()
         self._start(method, self._url, self._headers, b"", self._special, keep_alive, is_http10)
-        self.is_plain = False
         if stream.is_full:
             self._pause_reading()
 

@@ -8,11 +8,11 @@ from servd.observability.journal import NOWHERE
 from servd.proxy.body_stream import BodyStream
 from servd.proxy.forwarder import CLIENT_GONE, answer_failure, answer_timeout
 from servd.proxy.listener import Listener
+from servd.proxy.parting import part
 from servd.proxy.probes import Answer
 from servd.wire.http_answers import WITHOUT_CONTENT, framing, has_content, status_line
 from servd.wire.records import CREDIT_BYTES
 
-_LINGER_S = 1.0
 _GRANT_BYTES = CREDIT_BYTES // 4
 _WRITE_APART_BYTES = 64 * 1024
 _LENGTH_LINES = [b"\r\ncontent-length: %d\r\n\r\n" % size for size in range(2048)]
@@ -342,15 +342,17 @@ class HttpAnswering(asyncio.Protocol, Outgoing):
         if self._is_deaf:
             return
         self._is_deaf = self._is_unready = True
-        if self._is_body_open():
-            # closing with unread data would reset the connection, and the answer with it
-            if self._transport.can_write_eof():
-                self._transport.write_eof()
-            self._loop.call_later(_LINGER_S, self._transport.close)
+        if self._is_more_to_come():
+            part(self._transport, self._loop)
+            self._resume_reading()
         else:
             self._transport.close()
 
-    def _is_body_open(self) -> bool:
+    def _is_more_to_come(self) -> bool:
+        """Whether the client is sending, as far as anybody can tell."""
+        raise NotImplementedError
+
+    def _resume_reading(self) -> None:
         raise NotImplementedError
 
     def _grant(self) -> None:

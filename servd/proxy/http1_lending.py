@@ -208,6 +208,11 @@ class HttpLending(HttpAnswering):
             self._end_body()
         self._resume_reading()
 
+    def _wants_to_end(self) -> bool:
+        """Whether the request that is under way shall be served to its end though its client is gone."""
+        is_whole = self._stream is None or self._stream.is_complete
+        return self.is_active and is_whole and bool(self._tail) and outlives_client(self._tail[3])
+
     def on_lost(self, *, may_live: bool) -> None:
         self._find_who_answers()
         if may_live and self._loan is not None and self._loan.is_lent:

@@ -9,11 +9,11 @@ from servd.calls.routing_rules import Rule
 from servd.calls.traced import note_wait
 from servd.observability.head_traces import BEGINS, SAID, TracedId
 from servd.observability.journal import NOWHERE
-from servd.proxy.client_host import Silence, is_left, is_reset
+from servd.proxy.client_host import Silence, is_left, is_reset, unread_bytes
 from servd.proxy.forwarded_for import HEADERS, NOTHING_SAID, Said, scheme_for, with_host
 from servd.proxy.forwarder import METHODS, Target, answer_failure
 from servd.proxy.http1_lending import HttpLending
-from servd.proxy.http1_rules import outlives_client, unusual_target
+from servd.proxy.http1_rules import unusual_target
 from servd.proxy.limits import WHOLE_BODY_BYTES
 from servd.proxy.listener import IDLE_GRACE_TICKS, Listener
 from servd.proxy.probes import TEXT, Answer
@@ -108,11 +108,6 @@ class HttpOrder(HttpLending):
             self._look_for_client()
         return self._transport.is_closing() and not self._wants_to_end()
 
-    def _wants_to_end(self) -> bool:
-        """Whether the request that is under way shall be served to its end though its client is gone."""
-        is_whole = self._stream is None or self._stream.is_complete
-        return self.is_active and is_whole and bool(self._tail) and outlives_client(self._tail[3])
-
     def _start(
         self,
         method: bytes,
@@ -136,7 +131,8 @@ class HttpOrder(HttpLending):
         self._keep_alive = keep_alive
         self._is_http10 = is_http10
         self._began = self._now()
-        self.is_plain = keep_alive and not is_http10 and name != "HEAD" and not self._listener.is_draining
+        is_usual = keep_alive and not is_http10 and name != "HEAD"
+        self.is_plain = is_usual and self._stream is None and not self._listener.is_draining
         self.is_idempotent = name in IDEMPOTENT_METHODS
         extra = said = None
         if special is NOTHING:
@@ -208,9 +204,9 @@ class HttpOrder(HttpLending):
         if self._is_half_closed or self._is_read_paused:
             # nobody reads, so nobody is told of a reset
             self._look_for_client()
+        sock = self._transport.get_extra_info("socket")
         # where nothing is on its way the kernel looks
-        is_busy = self.is_active or self._is_write_paused or self._is_deaf
-        if is_busy and self._silence.look(self._transport.get_extra_info("socket")):
+        if (self.is_active or self._is_write_paused or self._is_deaf) and self._silence.look(sock):
             self._transport.abort()
             return
         if self._is_deaf or self._is_read_paused:
@@ -224,8 +220,10 @@ class HttpOrder(HttpLending):
             if tick - self._tick > limits.idle_s:
                 self._refuse(*_TOO_SLOW)
         elif not self.is_active and tick - self._tick > (IDLE_GRACE_TICKS - 1 if is_over else self._listener.idle_s):
-            self._is_deaf = self._is_unready = True
-            self._transport.close()
+            # a request that has come meanwhile is answered
+            self._is_deaf = self._is_unready = not unread_bytes(sock)
+            if self._is_deaf:
+                self._transport.close()
 
     def eof_received(self) -> bool:
         """Answer what a client asked before it closed its half of the connection, if it still listens. Once an answer has
@@ -346,8 +344,8 @@ class HttpOrder(HttpLending):
     def _read_anew(self) -> None:
         raise NotImplementedError
 
-    def _is_body_open(self) -> bool:
-        return self._is_in_body
+    def _is_more_to_come(self) -> bool:
+        return self._is_in_body or bool(self._backlog) or unread_bytes(self._transport.get_extra_info("socket")) > 0
 
     def _pause_reading(self) -> None:
         if not self._is_read_paused and not self._transport.is_closing():
