@@ -25,7 +25,9 @@ class AppQueue:
     Args:
         is_patient: `put` waits while there is no room; otherwise whoever puts looks at `has_room`.
         room_bytes: more than this waits only as the last message.
-        on_taken: awaited after each message that was taken."""
+        on_taken: awaited after each message that was taken.
+        ask: awaited once, where the first message has not come by the time that it is wanted. Its client may wait for that.
+    """
 
     def __init__(
         self,
@@ -33,7 +35,9 @@ class AppQueue:
         is_patient: bool = True,
         room_bytes: int = ROOM_BYTES,
         on_taken: Callable[[], Awaitable[None]] = _nothing,
+        ask: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
+        self._ask = ask
         self.takes_parts = False
         self._room_bytes = room_bytes
         self._messages: deque[dict[str, Any]] = deque()
@@ -52,6 +56,11 @@ class AppQueue:
         """Whether further messages should be read from the client."""
         return self._bytes <= self._room_bytes or self._is_over
 
+    @property
+    def is_expecting(self) -> bool:
+        """The client may wait to be asked."""
+        return self._ask is not None
+
     async def put(self, message: dict[str, Any]) -> None:
         """Add a message; the news that the client is gone is always taken at once."""
         if message["type"].endswith(".disconnect"):
@@ -67,6 +76,10 @@ class AppQueue:
 
     async def get(self) -> dict[str, Any]:
         """The next message."""
+        if self._ask is not None:
+            ask, self._ask = self._ask, None
+            if not self._messages:
+                await ask()
         while not self._messages:
             await self._change()
         message = self._messages.popleft()

@@ -4,14 +4,15 @@ import asyncio
 from typing import Any
 
 from servd.calls.request_router import IDEMPOTENT_METHODS
+from servd.observability.journal import NOWHERE
 from servd.proxy.app_queue import AppQueue
 from servd.proxy.asgi_form import AsgiForm
 from servd.proxy.body_stream import BodyStream
-from servd.proxy.forwarded_call import ForwardedCall, NotedSend, response_headers
+from servd.proxy.forwarded_call import ForwardedCall, NotedSend, Send, response_headers
 from servd.proxy.forwarder import CLIENT_GONE, answer_failure, answer_timeout
 from servd.proxy.limits import WHOLE_BODY_BYTES
 from servd.proxy.probes import TEXT, Answer
-from servd.wire.http_answers import framing, has_content
+from servd.wire.http_answers import REQUEST_ID, framing, has_content
 from servd.wire.records import CREDIT_BYTES, STREAMED_BODY
 
 _VERSION = "2"
@@ -37,8 +38,20 @@ class HttpForm(AsgiForm):
             rest = rest[_PIECE_BYTES:]
         await send({"type": "http.response.body", "body": rest, "more_body": False})
 
+    async def refuse(self, scope: dict[str, Any], status: int, send: Send) -> None:
+        """Answer a request that nobody is asked for, with a head alone."""
+        said = self._said(scope).client or scope["client"]
+        request_id = self._forwarder.request_id(dict(scope["headers"]).get(REQUEST_ID))
+        noted = NotedSend(self._forwarder, {**scope, "client": said}, NOWHERE, request_id, send)
+        with noted:
+            await self.answer(noted, (status, b"", b""))
+
     async def forward(self, call: ForwardedCall, queue: AppQueue, send: NotedSend) -> None:
         """Send it on and the answer back, to the end."""
+        if queue.is_expecting and (refused := call.target.router.refused_now()) is not None:
+            # its client need not send the body in vain
+            await self.answer(send, answer_failure(refused))
+            return
         try:
             body, is_complete, is_whole = await self._read_body(queue, call)
         except TimeoutError:

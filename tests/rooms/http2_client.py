@@ -25,7 +25,7 @@ class Http2Client:
     """One connection. Use with `async with`.
 
     Attributes:
-        headers, bodies: of responses so far, by stream.
+        headers, bodies: of responses so far, by stream. interim: statuses that came before those.
         ended, reset: streams that ended, and that the server reset, with its code.
         is_over: the server has said goodbye or closed. goodbye: the code that it said.
         reads: whether data frames are acknowledged, which opens the windows again.
@@ -39,6 +39,7 @@ class Http2Client:
         self.h2 = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
         self.headers: dict[int, dict[str, str]] = {}
         self.bodies: defaultdict[int, bytearray] = defaultdict(bytearray)
+        self.interim: defaultdict[int, list[str]] = defaultdict(list)
         self.ended: set[int] = set()
         self.reset: dict[int, int] = {}
         self.is_over = False
@@ -143,6 +144,8 @@ class Http2Client:
     def _take(self, event: Any) -> None:
         if isinstance(event, h2.events.ResponseReceived):
             self.headers[event.stream_id] = dict(event.headers)
+        elif isinstance(event, h2.events.InformationalResponseReceived):
+            self.interim[event.stream_id].append(dict(event.headers)[":status"])
         elif isinstance(event, h2.events.DataReceived):
             self.bodies[event.stream_id] += event.data
             if self.reads:

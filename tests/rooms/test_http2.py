@@ -4,12 +4,16 @@ import asyncio
 import socket
 import struct
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from h2.connection import H2Connection
 from h2.errors import ErrorCodes
 
+from servd.observability.access_log import AccessLog
+from servd.observability.journal import Journal
+from servd.observability.log_file import LogFile
 from servd.proxy.hypercorn.http2 import LaneHttp2
 from servd.proxy.limits import Limits
 from servd.replica.exchange import HttpExchange
@@ -342,23 +346,31 @@ async def test_hostile_frames_harm_nobody_else(name: str, caplog: pytest.LogCapt
     ],
 )
 async def test_odd_requests_are_refused_alone(
-    status: int, head: dict[str, str], caplog: pytest.LogCaptureFixture
+    status: int, head: dict[str, str], caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     # a proxy in front sends requests of many clients over one connection
     async with Room(hand_over=True) as room:
         room.route(room.replica(echo))
+        log = AccessLog(LogFile(tmp_path / "x.log"), "http_proxy", "here", ("http1.py", 7))
+        journal = room.forwarder.journal = Journal(asyncio.get_running_loop(), log)
         async with Http2Client(room.port) as client:
             neighbour = client.ask("/", "POST", end=False)
             client.h2.config.validate_outbound_headers = False
             stream = client.h2.get_next_available_stream_id()
-            client.h2.send_headers(stream, list(head.items()), end_stream=False)
+            pairs = [*head.items(), ("x-request-id", "mine"), ("x-forwarded-for", "192.0.2.7")]
+            client.h2.send_headers(stream, pairs, end_stream=False)
             client.flush()
             assert (await client.answer(stream))[0] == status
+            assert client.headers[stream]["x-request-id"] == "mine"
             client.h2.end_stream(stream)
             await client.send(neighbour, b"unharmed")
             assert await client.answer(neighbour) == (200, b"unharmed")
         await wait_until(lambda: is_at_rest(room))
+        journal.settle()
     assert [record.getMessage() for record in caplog.records if record.levelname in ("ERROR", "CRITICAL")] == []
+    (line,) = [line for line in (tmp_path / "x.log").read_text().splitlines() if " mine " in line]
+    assert f" {head[':method']} {head.get(':path', '-')} {status} " in line, line
+    assert line.endswith(" 0B 192.0.2.7 -"), line
 
 
 @pytest.mark.parametrize("name", HEADS)

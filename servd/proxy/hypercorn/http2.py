@@ -6,7 +6,15 @@ from contextlib import suppress
 from typing import Any
 
 from h2.errors import ErrorCodes
-from h2.events import DataReceived, PriorityUpdated, RemoteSettingsChanged, RequestReceived, StreamEnded, StreamReset
+from h2.events import (
+    ConnectionTerminated,
+    DataReceived,
+    PriorityUpdated,
+    RemoteSettingsChanged,
+    RequestReceived,
+    StreamEnded,
+    StreamReset,
+)
 from h2.exceptions import ProtocolError
 from h2.utilities import SizeLimitDict
 from hypercorn.events import Closed, Event, RawData
@@ -16,6 +24,8 @@ from hyperframe.frame import GoAwayFrame
 
 from servd.proxy.app_queue import AppQueue
 from servd.proxy.hypercorn.buffer import LEAST_HIGH_BYTES, LaneBuffers
+from servd.proxy.hypercorn.refusals import Refuse, refusal_of, scope_of
+from servd.proxy.hypercorn.states import LaneH2Connection
 from servd.proxy.hypercorn.websocket import LaneWebSocket
 from servd.wire.connection_room import ConnectionRoom, Share
 
@@ -53,24 +63,18 @@ _FREE_RESETS = 1_000
 """So many requests of a connection may be taken back; beyond, no more than half of them all."""
 
 
-def refusal_of(headers: list[tuple[bytes, bytes]]) -> int:
-    """The status for a request that would end its whole connection in the base class, or be taken for a WebSocket; 0 = none."""
-    said = dict(headers)
-    path = said.get(b":path", b"")
-    if said[b":method"] == b"CONNECT" and said.get(b":protocol") != b"websocket":
-        return 501
-    return 0 if path and path.isascii() else 400
-
-
 class LaneHttp2(H2Protocol):
     """One HTTP/2 connection. A stream whose body nobody takes stops alone: its window stays shut.
 
     Attributes:
         is_unwelcome: with its next request the client is asked to send further ones elsewhere.
+        is_left: the client has said that it sends no further ones.
     """
 
-    def __init__(self, *args: Any) -> None:
+    def __init__(self, refuse: Refuse, *args: Any) -> None:
+        self.refuse = refuse
         super().__init__(*args)
+        LaneH2Connection.take_over(self.connection)
         self.stream_buffers = LaneBuffers(self)
         self._room = ConnectionRoom()
         self._shares: dict[int, Share] = {}
@@ -82,7 +86,7 @@ class LaneHttp2(H2Protocol):
         self._heads: dict[int, int] = {}
         self._heads_bytes = 0
         self._resets = 0
-        self.is_unwelcome = self._is_asked = self._is_over = False
+        self.is_unwelcome = self.is_left = self._is_asked = self._is_over = self._has_body = False
         self._parted = asyncio.Event()
 
     async def initiate(self, headers: Any = None, settings: bytes | None = None) -> None:
@@ -98,8 +102,8 @@ class LaneHttp2(H2Protocol):
         self.connection.increment_flow_control_window(_WINDOW_BYTES - _STREAM_WINDOW_BYTES)
         await self._flush()
 
-    def open_queue(self, stream_id: int, *, is_websocket: bool) -> AppQueue:
-        """What a stream's messages go through."""
+    def open_queue(self, stream_id: int, *, is_websocket: bool, is_expecting: bool) -> AppQueue:
+        """What a stream's messages go through. is_expecting: its client waits until somebody wants its body."""
         if is_websocket:
             queue = AppQueue(room_bytes=_MESSAGES_BYTES)
         else:
@@ -108,7 +112,17 @@ class LaneHttp2(H2Protocol):
                 if queue.has_room and self._acknowledge(stream_id):
                     await self._flush()
 
-            queue = AppQueue(is_patient=False, room_bytes=_BODY_BYTES, on_taken=acknowledge)
+            async def ask_for_body() -> None:
+                with suppress(ProtocolError):
+                    self.connection.send_headers(stream_id, [(":status", "100")])
+                await self._flush()
+
+            queue = AppQueue(
+                is_patient=False,
+                room_bytes=_BODY_BYTES,
+                on_taken=acknowledge,
+                ask=ask_for_body if is_expecting and self._has_body else None,
+            )
         self._queues[stream_id] = queue
         return queue
 
@@ -241,8 +255,10 @@ class LaneHttp2(H2Protocol):
             if self.closed:
                 # lost meanwhile: a stream begun now would never hear of it
                 return
-            if self.is_unwelcome and not self._is_asked and isinstance(event, RequestReceived):
-                await self._ask_to_leave()
+            if isinstance(event, RequestReceived):
+                self._has_body = event.stream_ended is None
+                if self.is_unwelcome and not self._is_asked:
+                    await self._ask_to_leave()
             if isinstance(event, DataReceived):
                 await self._take_data(event)
             elif isinstance(event, StreamReset):
@@ -251,14 +267,14 @@ class LaneHttp2(H2Protocol):
                 if await self._is_sent_away(event.stream_id):
                     return
             elif isinstance(event, RequestReceived) and (status := refusal_of(event.headers)):
-                self.connection.send_headers(
-                    event.stream_id, [(":status", str(status)), ("content-length", "0")], end_stream=True
-                )
+                await self._refuse(event, status)
             elif isinstance(event, RequestReceived) and not self._has_room_for(event):
                 await self.break_off(event.stream_id, ErrorCodes.REFUSED_STREAM)
                 # no client has so many under way that does not take them back
                 if len(self._shares) >= _MOST_ENDING and await self._is_sent_away(event.stream_id):
                     return
+            elif isinstance(event, ConnectionTerminated) and event.error_code == ErrorCodes.NO_ERROR and not self.idle:
+                self.is_left = True
             elif not isinstance(event, PriorityUpdated):
                 # priorities are deprecated, and a tree of streams that are not there costs memory
                 await super()._handle_events([event])
@@ -271,6 +287,14 @@ class LaneHttp2(H2Protocol):
             if isinstance(event, RemoteSettingsChanged):
                 self._bound_table()
         await self._flush()
+
+    async def _refuse(self, request: RequestReceived, status: int) -> None:
+        async def send(message: dict[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                pairs = [(b":status", b"%d" % message["status"]), *message["headers"]]
+                self.connection.send_headers(request.stream_id, pairs, end_stream=True)
+
+        await self.refuse(scope_of(request.headers, self.client), status, send)
 
     async def _take_reset(self, stream_id: int) -> None:
         stream = self.streams.get(stream_id)

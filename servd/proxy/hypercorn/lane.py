@@ -27,6 +27,7 @@ from servd.proxy.forwarder import Forwarder
 from servd.proxy.http_form import HttpForm
 from servd.proxy.hypercorn.http2 import LaneHttp2
 from servd.proxy.hypercorn.read_size import MOST_READ_BYTES, next_read
+from servd.proxy.hypercorn.refusals import Refuse
 from servd.proxy.hypercorn.websocket import LaneWebSocket
 from servd.proxy.websocket_form import WebSocketForm
 from servd.wire.connection_room import Share
@@ -106,6 +107,10 @@ class HypercornLane:
         elif scope["type"] == "websocket":
             await self._websocket(scope, queue, send, share)
 
+    async def refuse(self, scope: Any, status: int, send: Send) -> None:
+        """Answer a request that nobody is asked for."""
+        await self._http.refuse(scope, status, send)
+
 
 class _LaneProtocol(asyncio.StreamReaderProtocol):
     connection: "LaneConnection | None" = None
@@ -136,7 +141,9 @@ class _LaneTasks(TaskGroup):
         protocol = self._connection.protocol.protocol
         is_websocket = isinstance(stream, WSStream)
         if isinstance(protocol, LaneHttp2):
-            queue = protocol.open_queue(stream.stream_id, is_websocket=is_websocket)
+            wishes = [value.lower() for name, value in scope["headers"] if name == b"expect"]
+            about = {"is_websocket": is_websocket, "is_expecting": b"100-continue" in wishes}
+            queue = protocol.open_queue(stream.stream_id, **about)
             share = protocol.open_share(stream.stream_id)
         else:
             queue, share = AppQueue(), Share()
@@ -200,8 +207,11 @@ class _LaneTasks(TaskGroup):
 
 
 class _LaneWrapper(ProtocolWrapper):
+    refuse: Refuse
+
     def use_h2(self) -> LaneHttp2:
         self.protocol = LaneHttp2(
+            self.refuse,
             self.app,
             self.config,
             self.context,
@@ -300,6 +310,7 @@ class LaneConnection(TCPServer):
                     server[:2] if server else None,
                     self.protocol_send,
                 )
+                self.protocol.refuse = self.lane.refuse
                 if self._data.startswith(_PREFACE):
                     self.protocol.use_h2()
                 await self.protocol.initiate()
@@ -318,7 +329,7 @@ class LaneConnection(TCPServer):
         self.changed.set()
         if isinstance(event, Updated):
             self._is_idle = event.idle
-            if event.idle and self.lane.is_draining:
+            if event.idle and (self.lane.is_draining or getattr(self.protocol.protocol, "is_left", False)):
                 self.close_if_idle()
 
     def close_if_idle(self) -> None:

@@ -1,0 +1,100 @@
+"""What clients of HTTP/2 may do and few do: say farewell while they wait for answers, ask before they send a body."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from servd.replica.exchange import HttpExchange
+from tests.fakes import Room, wait_until
+from tests.rooms.http2_client import Http2Client, Http2WebSocket, frame
+
+GOAWAY, PING, ACK = 7, 6, 1
+WAIT_S = 5
+
+
+async def size(exchange: HttpExchange) -> None:
+    """Answers with the size of the body, `/hold` once it is told to; a WebSocket with what it is sent."""
+    if exchange.scope["type"] == "websocket":
+        await exchange.receive()
+        await exchange.send({"type": "websocket.accept"})
+        while (message := await exchange.receive())["type"] == "websocket.receive":
+            await exchange.send({"type": "websocket.send", "text": message["text"]})
+        return
+    found, more = 0, True
+    while more:
+        message = await exchange.receive()
+        found, more = found + len(message["body"]), message["more_body"]
+    exchange.finish(200, (), b"%d" % found)
+
+
+@pytest.fixture
+async def room() -> AsyncIterator[Room]:
+    async with Room(hand_over=True) as made:
+        made.route(made.replica(size))
+        yield made
+
+
+def farewell(code: int = 0) -> bytes:
+    """What `session.close()` of Node says at once, also while it waits for answers."""
+    return frame(GOAWAY, 0, 0, (0).to_bytes(4, "big") + code.to_bytes(4, "big"))
+
+
+async def test_who_says_farewell_has_the_answers_to_what_was_begun(room: Room) -> None:
+    async with Http2Client(room.port) as client:
+        small, large = client.ask("/", "POST", end=False), client.ask("/", "POST", end=False)
+        socket = Http2WebSocket(client, "/")
+        await client.head(socket.stream_id)
+        # what has to be acknowledged, and what comes behind in the same read, is heard too
+        client.flush(frame(PING, 0, 0, b"are you?") + farewell() + frame(PING, 0, 0, b"you are!"))
+        await client.send(small, b"abc")
+        assert await client.answer(small) == (200, b"3")
+        await socket.send("hello")
+        assert await socket.receive() == "hello"
+        # more than the windows have
+        await client.send(large, b"x" * 1_000_000)
+        assert await client.answer(large) == (200, b"1000000")
+        assert room.lane.connections == 1
+        await socket.close()
+        assert await socket.receive() == 1000
+        # nothing is under way any more
+        await wait_until(lambda: client.is_over)
+        assert client.goodbye == 0
+    await wait_until(lambda: not room.lane.connections)
+
+
+@pytest.mark.parametrize("code", [0, 2], ids=["nothing under way", "something went wrong"])
+async def test_a_farewell_that_nothing_is_waited_for_behind_ends_the_connection(room: Room, code: int) -> None:
+    async with Http2Client(room.port) as client:
+        await client.get("/")
+        if code:
+            client.ask("/", "POST", end=False)
+        client.flush(farewell(code))
+        async with asyncio.timeout(WAIT_S):
+            await client._reading  # type: ignore[misc]
+    await wait_until(lambda: not room.lane.connections)
+
+
+async def test_who_asks_before_it_sends_a_body_is_told_to(room: Room) -> None:
+    async with Http2Client(room.port) as client:
+        stream = client.ask("/", "POST", end=False, expect="100-continue")
+        await wait_until(lambda: bool(client.interim[stream]))
+        await client.send(stream, b"abc")
+        assert await client.answer(stream) == (200, b"3")
+        assert client.interim[stream] == ["100"]
+        # who has nothing to send, or has not waited
+        stream = client.ask("/", expect="100-continue")
+        assert await client.answer(stream) == (200, b"0")
+        assert not client.interim[stream]
+
+
+@pytest.mark.parametrize(("why", "status"), [("no route", 404), ("unavailable", 503), ("probe", 200)])
+async def test_a_body_that_is_not_wanted_is_not_asked_for(room: Room, why: str, status: int) -> None:
+    if why == "unavailable":
+        room.route(unavailable="it failed to start")
+    elif why == "no route":
+        room.route(room.replica(size), prefix="/app")
+    async with Http2Client(room.port) as client:
+        stream = client.ask("/-/healthz" if why == "probe" else "/", "POST", end=False, expect="100-continue")
+        assert (await client.answer(stream))[0] == status
+        assert not client.interim[stream]
