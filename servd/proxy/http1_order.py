@@ -13,10 +13,10 @@ from servd.proxy.client_host import Silence, is_left, is_reset, unread_bytes
 from servd.proxy.forwarded_for import HEADERS, NOTHING_SAID, Said, scheme_for, with_host
 from servd.proxy.forwarder import METHODS, Target, answer_failure
 from servd.proxy.http1_lending import HttpLending
-from servd.proxy.http1_rules import unusual_target
 from servd.proxy.limits import WHOLE_BODY_BYTES
 from servd.proxy.listener import IDLE_GRACE_TICKS, Listener
 from servd.proxy.probes import TEXT, Answer
+from servd.wire.http_target import unusual_target
 from servd.wire.records import FRAME_BYTES, HTTP, LENT_BODY, STREAMED_BODY, TRACED, Outbox, origin
 from servd.wire.trace_context import TRACEPARENT, TRACESTATE, read_trace, with_trace
 

@@ -97,18 +97,6 @@ def without_upgrade(headers: Headers, *, was_told: bool) -> Headers:
     return [pair for pair in headers if pair[0] not in dropped]
 
 
-def unusual_target(url: bytes) -> tuple[bytes, bytes]:
-    """Path and query of a request target that does not begin with a slash.
-
-    The asterisk form is its own path: nothing is routed there but the application at the root.
-    """
-    scheme, found, rest = url.partition(b"://")
-    if not found or not scheme.isalnum():
-        return url, b""
-    place, _, query = rest.partition(b"?")
-    return b"/" + place.partition(b"/")[2], query
-
-
 class Handshake(NamedTuple):
     """A handshake as it is to be.
 

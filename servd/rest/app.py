@@ -11,6 +11,7 @@ from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.asyncio.tcp_server import TCPServer
 from hypercorn.asyncio.worker_context import WorkerContext
 from hypercorn.config import Config
+from hypercorn.events import Event, Updated
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -51,6 +52,7 @@ from servd.rest.peers import Peer, peer_of
 from servd.rest.problems import not_allowed, not_found, problem, problem_of
 from servd.rest.revisions import prune_resource, revision_resource, revisions_resource, rollback_resource
 from servd.rest.routes import Maker, Routes
+from servd.wire.http_target import unusual_target
 
 logger = logging.getLogger(__name__)
 
@@ -172,6 +174,8 @@ def routes(
 def _spelled(scope: Scope) -> str:
     """The path as the client wrote it."""
     path: bytes = scope.get("raw_path") or scope["path"].encode()
+    if path[:1] != b"/":
+        path, _ = unusual_target(path)
     return path.partition(b"?")[0].decode("latin-1")
 
 
@@ -292,10 +296,18 @@ async def _turn_away(reader: asyncio.StreamReader, writer: asyncio.StreamWriter)
 
 
 class _Connection(TCPServer):
+    _is_ended = False
+
     async def _read_data(self) -> None:
         await super()._read_data()
         # the client has gone: Hypercorn would keep the descriptor until the keep-alive time-out
+        self._is_ended = True
         await self.idle_task.stop()
+
+    async def protocol_send(self, event: Event) -> None:
+        # who was answered after its end needs no timer either
+        if not (self._is_ended and isinstance(event, Updated)):
+            await super().protocol_send(event)
 
 
 def _with_peer(
