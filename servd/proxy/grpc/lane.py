@@ -27,6 +27,9 @@ _WINDOW_BYTES = 8 * 1024
 """What a client may send of a call beside the message that is asked for; it grows to that message's size."""
 _ROOM_BYTES = 768 * 1024
 """What the streams of answers of a connection share: less than those of HTTP, for the library keeps more of each call."""
+_PING_S = 5.0
+"""So often a client may ask for a sign of life. Those of the library do every ten seconds at most, and its servers take that for
+an attack if nothing else is said meanwhile: a slow call would end with UNAVAILABLE, "too_many_pings"."""
 _LOOK_S = 0.1
 _SUCCESSOR_S = 4.0
 """How long a successor may take to listen."""
@@ -199,6 +202,7 @@ def options(keep_alive: KeepAlive) -> list[tuple[str, Any]]:
         ("grpc.http2.lookahead_bytes", _number("GRPC_STREAM_WINDOW_BYTES", _WINDOW_BYTES)),
         # else the window grows with what a client sends
         ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.min_ping_interval_without_data_ms", math.ceil(_PING_S * 1000)),
         ("grpc.max_receive_message_length", most),
         ("grpc.max_send_message_length", most),
     ]
