@@ -19,6 +19,7 @@ from servd.proxy.http1_rules import (
     refusal_of_head,
     refusal_of_size,
     size_of_head,
+    without_length,
     without_upgrade,
 )
 from servd.proxy.limits import WHOLE_BODY_BYTES
@@ -381,8 +382,7 @@ class HttpConnection(HttpOrder):
         rest, self._unparsed = rest + self._unparsed, b""
         parser, headers = self._parser, self._headers
         is_other = is_other_protocol(parser.get_method(), self._special) and self._listener.hand_over is not None
-        if not is_other:
-            headers = without_upgrade(headers, was_told=not self._owes_continue)
+        headers = without_length(headers) if is_other else without_upgrade(headers, was_told=not self._owes_continue)
         data = head_bytes(parser.get_method(), self._url, parser.get_http_version(), headers) + rest
         self._forget_message()
         if not is_other:

@@ -7,6 +7,7 @@ from servd.observability.head_traces import RESPONSE, TracedId
 from servd.observability.journal import NOWHERE
 from servd.proxy.body_stream import BodyStream
 from servd.proxy.forwarder import CLIENT_GONE, answer_failure, answer_timeout
+from servd.proxy.limits import MUTE_S
 from servd.proxy.listener import Listener
 from servd.proxy.parting import part
 from servd.proxy.probes import Answer
@@ -165,6 +166,17 @@ class HttpAnswering(asyncio.Protocol, Outgoing):
         if self._is_watched:
             block = self._watched(block)
         self._transport.write(self._head(status, block))
+        if self._is_mute:
+            self._loop.call_later(MUTE_S, self._end_mute, self.call_id)
+
+    def _end_mute(self, call_id: int) -> None:
+        is_same = self.is_active and self.has_begun and self._is_mute and self.call_id == call_id
+        if is_same and not self._transport.is_closing() and not self._outlives_client():
+            self._forwarder.caller.cancel(self)
+            self.on_end(None)
+
+    def _outlives_client(self) -> bool:
+        raise NotImplementedError
 
     def on_piece(self, data: bytes) -> None:
         transport = self._transport

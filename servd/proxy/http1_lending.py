@@ -211,7 +211,10 @@ class HttpLending(HttpAnswering):
     def _wants_to_end(self) -> bool:
         """Whether the request that is under way shall be served to its end though its client is gone."""
         is_whole = self._stream is None or self._stream.is_complete
-        return self.is_active and is_whole and bool(self._tail) and outlives_client(self._tail[3])
+        return self.is_active and is_whole and self._outlives_client()
+
+    def _outlives_client(self) -> bool:
+        return bool(self._tail) and outlives_client(self._tail[3])
 
     def on_lost(self, *, may_live: bool) -> None:
         self._find_who_answers()
@@ -290,9 +293,6 @@ class HttpLending(HttpAnswering):
         raise NotImplementedError
 
     def _pause_reading(self) -> None:
-        raise NotImplementedError
-
-    def _resume_reading(self) -> None:
         raise NotImplementedError
 
     def _lend(self, call_id: int) -> None:

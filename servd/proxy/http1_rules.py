@@ -91,6 +91,13 @@ def head_bytes(method: bytes, url: bytes, version: str, headers: Headers) -> byt
     return b"%b %b HTTP/%b\r\n%b\r\n" % (method, url, version.encode(), lines)
 
 
+def without_length(headers: Headers) -> Headers:
+    """The headers of a request that leaves HTTP/1.1, which has no body, though it may say how long none is: who takes it over
+    would wait for one.
+    """
+    return [pair for pair in headers if pair[0] != b"content-length"]
+
+
 def without_upgrade(headers: Headers, *, was_told: bool) -> Headers:
     """The headers of a request whose wish is ignored; was_told: to continue, if it asked."""
     dropped = (b"upgrade", b"expect") if was_told else (b"upgrade",)

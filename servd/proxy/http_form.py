@@ -1,6 +1,7 @@
 """The forwarder as an ASGI application, for HTTP."""
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 from servd.calls.request_router import IDEMPOTENT_METHODS
@@ -10,7 +11,7 @@ from servd.proxy.asgi_form import AsgiForm
 from servd.proxy.body_stream import BodyStream
 from servd.proxy.forwarded_call import ForwardedCall, NotedSend, Send, response_headers
 from servd.proxy.forwarder import CLIENT_GONE, answer_failure, answer_timeout
-from servd.proxy.limits import WHOLE_BODY_BYTES
+from servd.proxy.limits import MUTE_S, WHOLE_BODY_BYTES
 from servd.proxy.probes import TEXT, Answer
 from servd.wire.http_answers import REQUEST_ID, framing, has_content
 from servd.wire.records import CREDIT_BYTES, STREAMED_BODY
@@ -148,7 +149,7 @@ class HttpForm(AsgiForm):
 
     async def _respond(self, send: NotedSend, call: ForwardedCall) -> bool:
         """Send the answer as it comes; whether the client was gone before its end."""
-        has_begun = is_mute = False
+        has_begun = False
         left: int | None = None
         while True:
             try:
@@ -166,17 +167,19 @@ class HttpForm(AsgiForm):
                 await self.answer(send, answer_failure(news[1]))
             elif kind == "head":
                 has_begun = True
-                is_mute = not has_content(send.method, news[1])
                 how = framing(send.method, news[1], _VERSION, news[2], None)
                 left = how.content_bytes
                 headers = response_headers(how.block, send.request_id)
                 await send({"type": "http.response.start", "status": news[1], "headers": headers})
+                if not has_content(send.method, news[1]):
+                    await send({"type": "http.response.body", "body": b"", "more_body": False})
+                    await self._see_out(call)
+                    return False
                 continue
             elif kind == "body":
-                if not is_mute:
-                    if left is not None and (left := left - len(news[1])) < 0:
-                        raise ConnectionAbortedError("the response is longer than its content-length")
-                    await send({"type": "http.response.body", "body": news[1], "more_body": True})
+                if left is not None and (left := left - len(news[1])) < 0:
+                    raise ConnectionAbortedError("the response is longer than its content-length")
+                await send({"type": "http.response.body", "body": news[1], "more_body": True})
                 call.take(len(news[1]))
                 continue
             elif kind == "end" and news[1] is None and not left:
@@ -187,3 +190,11 @@ class HttpForm(AsgiForm):
                 # however much of it has been sent
                 send.status = CLIENT_GONE
             return bool(is_left)
+
+    async def _see_out(self, call: ForwardedCall) -> None:
+        """The client has all of the answer: let the handler end, for a moment."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(None if call.outlives_client else MUTE_S):
+                while (news := await call.next_news())[0] not in ("end", "failure"):
+                    if news[0] == "body":
+                        call.take(len(news[1]))

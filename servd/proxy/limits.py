@@ -9,6 +9,9 @@ from servd.ground.settings import is_on, variable
 WHOLE_BODY_BYTES = 1024 * 1024
 """Request bodies up to this size are read whole before they are sent on; larger ones are streamed."""
 
+MUTE_S = 1.0
+"""So long a handler may go on with a body that nobody gets, of an answer to HEAD say: its client has all of it, and asks on."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:

@@ -22,7 +22,7 @@ def frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
 
 
 class Http2Client:
-    """One connection. Use with `async with`.
+    """One connection. Use with `async with`. upgrade: the path that HTTP/1.1 asks for, with these lines in its head.
 
     Attributes:
         headers, bodies: of responses so far, by stream. interim: statuses that came before those.
@@ -31,7 +31,16 @@ class Http2Client:
         reads: whether data frames are acknowledged, which opens the windows again.
     """
 
-    def __init__(self, port: int, *, tls: ssl.SSLContext | None = None, upgrade: str = "", window: int = 0) -> None:
+    def __init__(
+        self,
+        port: int,
+        *,
+        tls: ssl.SSLContext | None = None,
+        upgrade: str = "",
+        window: int = 0,
+        lines: str = "",
+    ) -> None:
+        self._lines = lines
         self._port = port
         self._tls = tls
         self._upgrade = upgrade
@@ -58,6 +67,7 @@ class Http2Client:
             settings = self.h2.initiate_upgrade_connection()
             assert settings is not None
             head = f"GET {self._upgrade} HTTP/1.1\r\nhost: x\r\nconnection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\n"
+            head += self._lines
             self.writer.write(head.encode() + b"http2-settings: " + settings + b"\r\n\r\n")
             answer = await self.reader.readuntil(b"\r\n\r\n")
             assert answer.startswith(b"HTTP/1.1 101"), answer

@@ -98,3 +98,10 @@ async def test_a_body_that_is_not_wanted_is_not_asked_for(room: Room, why: str, 
         stream = client.ask("/-/healthz" if why == "probe" else "/", "POST", end=False, expect="100-continue")
         assert (await client.answer(stream))[0] == status
         assert not client.interim[stream]
+
+
+async def test_an_upgrade_may_say_that_it_has_no_body(room: Room) -> None:
+    # as `java.net.http` does before Java 19
+    async with Http2Client(room.port, upgrade="/", lines="content-length: 0\r\n") as client:
+        assert await client.answer(1) == (200, b"0")
+        assert await client.get("/") == (200, b"0")
