@@ -11,6 +11,7 @@ from tests.rooms.http2_client import Http2Client, Http2WebSocket, frame
 
 GOAWAY, PING, ACK = 7, 6, 1
 WAIT_S = 5
+LAST_BYTES = 16_000
 
 
 async def size(exchange: HttpExchange) -> None:
@@ -105,3 +106,50 @@ async def test_an_upgrade_may_say_that_it_has_no_body(room: Room) -> None:
     async with Http2Client(room.port, upgrade="/", lines="content-length: 0\r\n") as client:
         assert await client.answer(1) == (200, b"0")
         assert await client.get("/") == (200, b"0")
+
+
+@pytest.mark.parametrize("how", ["in the midst", "too long", "behind the answer", "head"])
+async def test_a_malformed_request_ends_alone(how: str) -> None:
+    # a proxy in front ends the stream of a client that has left an upload, and has other clients' requests on the connection
+    heard = list[str]()
+
+    async def serve(exchange: HttpExchange) -> None:
+        if exchange.scope["path"] == "/early":
+            exchange.finish(401, [], b"no")
+        elif exchange.scope["path"] == "/cut":
+            while (message := await exchange.receive())["type"] == "http.request" and message["more_body"]:
+                pass
+            heard.append(message["type"])
+        else:
+            await size(exchange)
+
+    async with Room(hand_over=True) as room:
+        room.route(room.replica(serve))
+        async with Http2Client(room.port) as client:
+            client.h2.config.validate_outbound_headers = client.h2.config.normalize_outbound_headers = False
+            neighbour = client.ask("/", "POST", end=False)
+            # what came with the last frames is given back: together they are more than the window of the connection
+            for _ in range(30):
+                if how == "head":
+                    odd = client.ask("/", "POST", end=False, Upper="case")
+                else:
+                    path, said, sent = {
+                        "in the midst": ("/cut", "3000000", 1000),
+                        "too long": ("/cut", "2000", 1000),
+                        "behind the answer": ("/early", "3000000", 1_100_000),
+                    }[how]
+                    odd = client.ask(path, "POST", end=False, content_length=said)
+                    await client.send(odd, b"x" * sent, end=False)
+                    if path == "/early":
+                        await wait_until(lambda: bytes(client.bodies[odd]) == b"no")  # noqa: B023
+                    await wait_until(lambda: client.h2.local_flow_control_window(odd) >= LAST_BYTES)  # noqa: B023
+                    client.h2.send_data(odd, b"x" * LAST_BYTES, end_stream=True)
+                    client.flush()
+                # who has its answer is not told
+                await wait_until(lambda: odd in client.reset or odd in client.ended or client.is_over)  # noqa: B023
+                assert client.reset.get(odd, 1) == 1
+                assert not client.is_over
+            await client.send(neighbour, b"x" * 1_000_000)
+            assert await client.answer(neighbour) == (200, b"1000000")
+        await wait_until(lambda: not any(server.ongoing for server in room.servers.values()))
+    assert set(heard) <= {"http.disconnect"}

@@ -24,8 +24,8 @@ from hyperframe.frame import GoAwayFrame
 
 from servd.proxy.app_queue import AppQueue
 from servd.proxy.hypercorn.buffer import LEAST_HIGH_BYTES, LaneBuffers
+from servd.proxy.hypercorn.h2_connection import LaneH2Connection
 from servd.proxy.hypercorn.refusals import Refuse, refusal_of, scope_of
-from servd.proxy.hypercorn.states import LaneH2Connection
 from servd.proxy.hypercorn.websocket import LaneWebSocket
 from servd.wire.connection_room import ConnectionRoom, Share
 
