@@ -5,6 +5,7 @@ from typing import Any
 
 from servd.calls.affinity import affinity_of_http
 from servd.calls.request_router import IDEMPOTENT_METHODS
+from servd.calls.routes.target import unusual_target
 from servd.calls.routing_rules import Rule
 from servd.calls.traced import note_wait
 from servd.observability.head_traces import BEGINS, SAID, TracedId
@@ -16,7 +17,6 @@ from servd.proxy.http1_lending import HttpLending
 from servd.proxy.limits import WHOLE_BODY_BYTES
 from servd.proxy.listener import IDLE_GRACE_TICKS, Listener
 from servd.proxy.probes import TEXT, Answer
-from servd.wire.http_target import unusual_target
 from servd.wire.records import FRAME_BYTES, HTTP, LENT_BODY, STREAMED_BODY, TRACED, Outbox, origin
 from servd.wire.trace_context import TRACEPARENT, TRACESTATE, read_trace, with_trace
 

@@ -28,6 +28,7 @@ from servd.wire.records import (
     SMALLER,
     duration,
 )
+from servd.wire.websocket.said import checked
 from servd.wire.write_right import GivenConnection
 
 WHOLE_BYTES = CREDIT_BYTES
@@ -323,6 +324,7 @@ class HttpExchange(Receiving):
         return len(piece)
 
     async def _send_event(self, message: Message) -> None:
+        message = checked(message, self.has_begun)
         data = message.get("bytes") or message.get("text") or message.get("body") or b""
         cost = len(data) + EVENT_COST_BYTES
         if not await self._has_credit():

@@ -19,6 +19,7 @@ from servd.wire.records import BACK, END, HEAD, RESTARTING
 from servd.wire.websocket.connection import WebSocketWire
 from servd.wire.websocket.heartbeat import Heartbeat
 from servd.wire.websocket.protocol import Agreed, WebSocketProtocol, agree
+from servd.wire.websocket.said import content_of
 
 _GOING_WRONG = 1011
 _SWITCHING = 101
@@ -78,6 +79,7 @@ class WebSocketExchange(HttpExchange):
         Raises:
             ClientGoneError: the client is gone.
             RuntimeError: the message does not fit the state of the WebSocket.
+            TypeError: it has neither text nor bytes.
             ValueError: it cannot be sent: a code that no server may say, a line break in a header.
         """
         kind = message["type"]
@@ -87,9 +89,9 @@ class WebSocketExchange(HttpExchange):
         if kind == "websocket.send":
             if wire is None or wire.is_closing:
                 raise RuntimeError("the WebSocket is not open")
-            text = message.get("text")
-            body = bytes(message["bytes"]) if text is None else text.encode()
-            if wire.send(text is not None, body):
+            content = content_of(message)
+            body = content.encode() if isinstance(content, str) else content
+            if wire.send(isinstance(content, str), body):
                 await wire.room()
         elif kind == "websocket.close":
             self._close(message.get("code", 1000), message.get("reason") or "")

@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from servd.calls.routes.target import unusual_target
 from servd.documents.control_plane import ControlPlane
 from servd.documents.figure_views import Figures
 from servd.exceptions import HostLimitError
@@ -52,7 +53,6 @@ from servd.rest.peers import Peer, peer_of
 from servd.rest.problems import not_allowed, not_found, problem, problem_of
 from servd.rest.revisions import prune_resource, revision_resource, revisions_resource, rollback_resource
 from servd.rest.routes import Maker, Routes
-from servd.wire.http_target import unusual_target
 
 logger = logging.getLogger(__name__)
 

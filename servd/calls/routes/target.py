@@ -1,4 +1,4 @@
-"""What a request asks for, where that is no path. Pure."""
+"""The target of a request where it is no path. Pure."""
 
 
 def unusual_target(url: bytes) -> tuple[bytes, bytes]:
