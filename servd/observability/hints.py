@@ -1,5 +1,6 @@
 """What to do about errors whose text says little to who meets them first. Pure; standard library only."""
 
+import errno
 import os
 import re
 
@@ -7,7 +8,7 @@ from servd.observability.described import full_name_of, text_of
 
 _LONGEST = 10_000
 # what the interpreter keeps there, past any code of the error's own class
-_NAME, _FILENAME = vars(ImportError)["name"], vars(OSError)["filename"]
+_NAME, _FILENAME, _ERRNO = vars(ImportError)["name"], vars(OSError)["filename"], vars(OSError)["errno"]
 _AWAIT_TWICE = (
     "If this awaits the result of a handle call a second time: handles give their value at the first await. "
     "Annotate the parameter as RayServeDeploymentHandle, or set SERVD_LEGACY_HANDLES=1 in env_vars of the "
@@ -20,6 +21,11 @@ _COROUTINE = "An `async def` gives a coroutine: `await` its call for its value."
 _DEBUGGER = (
     "`breakpoint()` needs a terminal, and a replica has none: run the application in yours, "
     "`servd.run(app, local=True).remote(...).result()` (docs/testing.md)."
+)
+_PORT = (
+    "A port is there once on a host, and code is imported again at each deploy, while older replicas run: open the port in the "
+    "constructor of a deployment with one replica and `max_surge_percent=0`, or take any free one (port 0). `ss -ltnp` shows who "
+    "has it."
 )
 _HINTS: tuple[tuple[type[Exception], re.Pattern[str], str], ...] = (
     # "object int can't be used in 'await' expression" until Python 3.13, "'int' object can't be awaited" from 3.14 on
@@ -60,4 +66,6 @@ def hint_for(error: BaseException, folder: str) -> str:
                 "runtime_env, or begin the path with that of the module, `Path(__file__).parent`."
             )
         return ""
+    if issubclass(kind, OSError) and _ERRNO.__get__(error) == errno.EADDRINUSE:
+        return _PORT
     return next((hint for known, pattern, hint in _HINTS if issubclass(kind, known) and pattern.search(text)), "")

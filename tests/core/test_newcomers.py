@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,11 @@ def _running_handle() -> Any:
     return DeploymentHandle(DeploymentID("Model", "a"))
 
 
+def _listen_twice() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        socket.create_server(taken.getsockname())
+
+
 MISTAKES: dict[str, tuple[Callable[[], Any], str, str]] = {
     "no module": (
         lambda: import_target("nothing_of_that_name:app"),
@@ -159,6 +165,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str, str]] = {
         "servd start --state-dir /s",
     ),
     "two": (lambda: _raise(AlreadyRunningError("/s", 7)), "already runs on /s: pid 7", "servd stop --state-dir /s"),
+    "port of the code's": (_listen_twice, "Address already in use", "and `max_surge_percent=0`"),
     "port": (
         lambda: _raise(ListenError("127.0.0.1", 8000, "address already in use", "--http-port")),
         "cannot listen on 127.0.0.1:8000: address already in use",
