@@ -39,7 +39,7 @@ from servd.replica.native.generators import note_generators, unseeded_noted
 from servd.replica.native.inherited import let_be_renewed, shared_lines
 from servd.replica.native.locked_files import locked_files
 from servd.replica.native.lost_waits import note_threads
-from servd.replica.native.pools import counting_libraries
+from servd.replica.native.pools import counting_libraries, let_tokenizers_do_without
 from servd.wire.build_messages import BuildOrder, BuildResult
 from servd.wire.messages import Hello, MetricFamily, MetricsReport, ReplicaGoal, ReplicaReport, Subscribe
 
@@ -98,6 +98,7 @@ def built_from(order: BuildOrder, environment: Environment) -> tuple[BuildResult
         note_threads()
         note_generators()
         counting_libraries()
+        let_tokenizers_do_without()
         let_be_renewed(opened, before)
         _make_ready(built)
     result = BuildResult(

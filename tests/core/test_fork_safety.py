@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from servd.replica.native.fork_safety import _known_as, fork_unsafe_reason, judge, uses_device
+from servd.replica.native.pools import let_tokenizers_do_without
 from servd.replica.native.threads import NativeThread, _has_to_run, native_threads
 
 OPENBLAS = NativeThread("libscipy_openblas64_-32a4b2a6.so", "python")
@@ -32,6 +33,7 @@ POLARS = NativeThread("_polars_runtime.abi3.so", "polars-0")
         ([NativeThread("_polars_runtime.abi3.so", "jemalloc_bg_thd")], ""),
         ([NativeThread("_duckdb.cpython-311-x86_64-linux-gnu.so", "python")] * 9, ""),
         ([NativeThread("libiomp5.so", "python")], ""),
+        ([NativeThread("hf_xet.abi3.so", "hf-xet-0"), NativeThread("hf_xet.abi3.so", "tracing-appende")], ""),
         ([NativeThread("libomp.so.5", "python")], "1 of libomp.so.5"),
         ([NativeThread("numexpr/interpreter.cpython-311-x86_64-linux-gnu.so", "python")], ""),
         (
@@ -174,6 +176,29 @@ def test_threads_of_a_library_are_known_as_its_own() -> None:
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "openblas" in found or found.startswith("[]"), found
     assert found.endswith("] \n"), "it may fork"
+
+
+@pytest.mark.parametrize(
+    ("value", "owner", "expected"),
+    [
+        ("true", "tokenizers.abi3.so", "false"),
+        ("1", "tokenizers.abi3.so", "false"),
+        ("true", "libgomp.so.1", "true"),
+        # it does without by itself
+        ("", "tokenizers.abi3.so", ""),
+        (None, "tokenizers.abi3.so", None),
+    ],
+)
+def test_tokenizers_use_no_pool_that_a_child_has_not(
+    monkeypatch: pytest.MonkeyPatch, value: str | None, owner: str, expected: str | None
+) -> None:
+    if value is None:
+        monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
+    else:
+        monkeypatch.setenv("TOKENIZERS_PARALLELISM", value)
+    monkeypatch.setattr("servd.replica.native.pools.native_threads", lambda: [NativeThread(owner, "python")])
+    let_tokenizers_do_without()
+    assert os.environ.get("TOKENIZERS_PARALLELISM") == expected
 
 
 @pytest.fixture

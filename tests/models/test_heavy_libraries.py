@@ -44,6 +44,14 @@ def work():
     sentry_sdk.flush(10)
     return [sent.count(identifier), "sentry-sdk.BackgroundWorker" in [thread.name for thread in threading.enumerate()]]
 """
+_TOKENIZERS = """
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+tokenizer = Tokenizer(models.BPE())
+tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+tokenizer.train_from_iterator(["one fish two fish"] * 50, trainers.BpeTrainer(show_progress=False))
+def work():
+    return sum(len(e.ids) for e in tokenizer.encode_batch(["two fish"] * 200))
+"""
 LIBRARIES = (
     Library("opentelemetry", _OTEL),
     Library("sentry", _SENTRY),
@@ -77,13 +85,14 @@ LIBRARIES = (
         "index.add(X)\n"
         "def work():\n    return int(index.search(X[:200], 3)[1].sum())\n",
     ),
+    Library("tokenizers", _TOKENIZERS),
+    # as those set it who were warned of forks
     Library(
-        "tokenizers",
-        "from tokenizers import Tokenizer, models, pre_tokenizers, trainers\n"
-        "tokenizer = Tokenizer(models.BPE())\n"
-        "tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()\n"
-        "tokenizer.train_from_iterator(['one fish two fish'] * 50, trainers.BpeTrainer(show_progress=False))\n"
-        "def work():\n    return sum(len(e.ids) for e in tokenizer.encode_batch(['two fish'] * 200))\n",
+        "tokenizers told to be parallel", f"import os\nos.environ['TOKENIZERS_PARALLELISM'] = 'true'\n{_TOKENIZERS}"
+    ),
+    Library(
+        "hf_xet",
+        "import hf_xet\ndef work():\n    return hf_xet.hash_files([__file__])[0].hash\n",
     ),
     Library(
         "numba on OpenMP",

@@ -33,6 +33,8 @@ _LOOK_AGAIN_S = 0.002
 _MOST_OF_OPENBLAS = 64
 """Threads that it is built for, usually."""
 
+_TOKENIZERS = "TOKENIZERS_PARALLELISM"
+
 _NAMES_OF_OPENBLAS = [(prefix, suffix) for prefix in ("", "scipy_") for suffix in ("", "64_", "_64")]
 
 
@@ -60,6 +62,14 @@ def _end_pool(path: str) -> bool:
     except (OSError, AttributeError):
         # its file has gone, or it is older than GCC 9
         return False
+
+
+def let_tokenizers_do_without() -> None:
+    """Let children work on the calling thread where tokenizers has had a pool, as they do unless the environment says otherwise:
+    where it asks for the pool, they would wait for its threads for ever.
+    """
+    if os.environ.get(_TOKENIZERS) and any("tokenizers" in thread.owner for thread in native_threads()):
+        os.environ[_TOKENIZERS] = "false"
 
 
 @cache
