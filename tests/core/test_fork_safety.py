@@ -55,6 +55,14 @@ def test_native_threads_are_judged_by_whose_they_are(native: list[NativeThread],
     assert not reason or reason.endswith("to have replicas forked")
 
 
+def test_threads_of_files_that_others_may_have_too_are_known_by_a_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    native = [NativeThread("internal/_threads.cpython-311-x86_64-linux-gnu.so", "NativeWriter")]
+    monkeypatch.setitem(sys.modules, "ddtrace.internal", sys)
+    assert judge([], native) == ""
+    monkeypatch.delitem(sys.modules, "ddtrace.internal")
+    assert "1 native thread(s) running" in judge([], native)
+
+
 def test_python_threads_and_devices_forbid_it() -> None:
     assert "1 thread(s) running: poller;" in judge(["poller"], [])
     assert "initialised CUDA" in judge([], [OPENBLAS], has_cuda=True)

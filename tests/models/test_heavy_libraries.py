@@ -44,6 +44,26 @@ def work():
     sentry_sdk.flush(10)
     return [sent.count(identifier), "sentry-sdk.BackgroundWorker" in [thread.name for thread in threading.enumerate()]]
 """
+_EAPM = """
+import threading
+import elasticapm
+client = elasticapm.Client(service_name="test", server_url="http://127.0.0.1:9", disable_log_record_factory=True)
+def work():
+    client.begin_transaction("request")
+    client.end_transaction("name", "success")
+    return [thread.name for thread in threading.enumerate()].count("eapm event processor thread")
+"""
+_DDTRACE = """
+import logging, os
+from pathlib import Path
+os.environ |= {"DD_TRACE_AGENT_URL": "http://127.0.0.1:9", "DD_INSTRUMENTATION_TELEMETRY_ENABLED": "false"}
+from ddtrace import tracer
+logging.getLogger("ddtrace").setLevel(logging.CRITICAL)
+def work():
+    with tracer.trace("test"):
+        pass
+    return [path.read_text() for path in Path("/proc/self/task").glob("*/comm")].count("NativeWriter\\n")
+"""
 _TOKENIZERS = """
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 tokenizer = Tokenizer(models.BPE())
@@ -55,6 +75,8 @@ def work():
 LIBRARIES = (
     Library("opentelemetry", _OTEL),
     Library("sentry", _SENTRY),
+    Library("elastic-apm", _EAPM),
+    Library("ddtrace", _DDTRACE),
     Library("torch", _TORCH),
     Library(
         "torch with one thread", _TORCH.replace("torch.manual_seed", "torch.set_num_threads(1)\ntorch.manual_seed")

@@ -28,6 +28,12 @@ SURVIVE = {
 }
 """Part of a library's file name -> what was tried: work in the parent, `os.fork()`, the same work in the child, no hang."""
 
+SURVIVE_OF = {
+    "ddtrace.internal": ("internal/_threads.", "native/_native."),
+}
+"""Module that is loaded -> parts of names of its files, which others may have too, and are its own then. ddtrace 4.16 ends its
+threads at a fork and starts them anew on both sides; a child sends its spans itself, once."""
+
 SURVIVE_BY_NAME = {
     "jemalloc_bg_thd": "jemalloc's background thread, as pyarrow 26 and polars 2.1 bring it: only tidies up",
     "polars-ooc-clea": "polars 2.1: removes files of queries that outgrow memory; its other threads do not survive",
@@ -35,7 +41,11 @@ SURVIVE_BY_NAME = {
 """Name of a thread, whatever library's it is -> what is known of it."""
 
 _OTEL = "opentelemetry-sdk 1.45: starts anew in a child, which exports what it has recorded itself, once"
+_EAPM = "elastic-apm 6.26: starts anew in a child, which sends what it has recorded itself, once"
 START_ANEW = {
+    "eapm event processor thread": _EAPM,
+    "eapm metrics collect timer": _EAPM,
+    "eapm conf updater": _EAPM,
     "OtelBatchSpanRecordProcessor": _OTEL,
     "OtelBatchLogRecordProcessor": _OTEL,
     "OtelPeriodicExportingMetricReader": _OTEL,
@@ -176,7 +186,9 @@ def _known_as(thread: threading.Thread) -> str:
 
 def _survives(thread: NativeThread) -> bool:
     library = thread.owner.lower()
-    return thread.name in SURVIVE_BY_NAME or any(part in library for part in SURVIVE)
+    if thread.name in SURVIVE_BY_NAME or any(part in library for part in SURVIVE):
+        return True
+    return any(part in library for module, parts in SURVIVE_OF.items() if module in sys.modules for part in parts)
 
 
 def _has_parallel_session() -> bool:
