@@ -4,18 +4,18 @@ import asyncio
 import atexit
 import logging
 import sys
-import warnings
 from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from servd.app import verbs
 from servd.app.built import BuiltApplication, build_application
-from servd.app.deployment import Application, Deployment, make_deployment, shell_of
+from servd.app.deployment import Application, Deployment, make_deployment
 from servd.app.deployment_types import DeployedFunction, DeploymentDecorator
 from servd.app.options import UNSET, DeploymentArguments, Unset
+from servd.app.legacy import Legacy
+from servd.app.live_deployment import live_deployment
 from servd.calls.connection import NOT_RUNNING
-from servd.calls.process import installed_process
 from servd.calls.replica_context import refuse_in_template, replica_context
 from servd.compat.companions import offer_companions
 from servd.config import HTTPOptions, LoggingConfig, check_route_prefix, gRPCOptions
@@ -27,7 +27,7 @@ from servd.ground.absent import refuse_options
 from servd.ground.ids import DeploymentID, full_name_of
 from servd.ground.names import check_name
 from servd.ground.parametrized import Parameters, Served
-from servd.handle import DeploymentHandle, RayServeHandle, RayServeSyncHandle
+from servd.handle import DeploymentHandle, RayServeSyncHandle
 
 if TYPE_CHECKING:
     from servd.client import Client
@@ -282,7 +282,10 @@ def get_deployment(name: str) -> Deployment:
     found = list_deployments()
     alone = full_name_of(name, name)
     if name not in found and alone in found:
-        return found[alone]
+        return _LEGACY.deployed.get(name, found[alone])
+    What this program has deployed itself is that again, with its code; of all others only the options can be seen, and
+    `num_replicas` changed.
+
     if name not in found:
         raise KeyError(f"deployment {name!r} does not exist; there are: {', '.join(found) or 'none'}")
     return found[name]
@@ -290,42 +293,25 @@ def get_deployment(name: str) -> Deployment:
 
 def list_deployments() -> dict[str, Deployment]:
     """Deprecated: all live deployments by full name."""
-    live = _running_client().live_deployments()
-    return {full: shell_of(full, about["deployment_config"]) for full, (_, about) in live.items()}
+    found: dict[str, Deployment] = {}
+    for app, about in _running_client().status()["applications"].items():
+        for full, deployment in about["deployments"].items():
+            # the ingress comes last
+            prefix = about["route_prefix"] if full == [*about["deployments"]][-1] else None
+            identity = DeploymentID(deployment["name"], app)
+            found[full] = live_deployment(identity, full, deployment["deployment_config"], prefix)
+    return found
 
 
-class _Legacy:
-    """What `Deployment.url`, `deploy`, `delete` and `get_handle` of release 1.x do; see `app.verbs.Verbs`."""
-
-    def root_url(self) -> str:
-        """URL under which applications are served.
-
-        Raises:
-            ServdError: Serve is not running.
-        """
-        return str(_running_client().root_url)
-
-    def deploy_alone(
-        self, target: Deployment, args: tuple[Any, ...], kwargs: dict[str, Any], *, blocking: bool
-    ) -> None:
-        """Deploy one deployment as an application of its name."""
-        warnings.warn("`deploy` is deprecated: use `servd.run`", DeprecationWarning, stacklevel=3)
-        run(target.bind(*args, **kwargs), name=target.name, route_prefix=target.route_prefix, _blocking=blocking)
-
-    def delete_alone(self, name: str) -> None:
-        """Delete what `deploy_alone` made."""
-        delete(name)
-
-    def legacy_handle(self, name: str, *, sync: bool) -> Any:
-        """A two-step handle by full name, or by the name that `deploy_alone` used."""
-        replica = installed_process()
-        if replica is not None and replica_context() is not None:
-            # the name was checked by `get_deployment`
-            return (RayServeSyncHandle if sync else RayServeHandle)(DeploymentID(name, ""))
-        return _running_client().get_handle(name, sync=sync)
+def _running_client() -> "Client":
+    client: Client | None = _client_module().find()
+    if client is None or not client.status()["running"]:
+        raise ServdError(NOT_RUNNING)
+    return client
 
 
-verbs.hand_in(_Legacy())
+_LEGACY = Legacy(run, delete, _running_client)
+verbs.hand_in(_LEGACY)
 
 
 def _order_for(client: "Client", host: str | None, port: int | None) -> dict[str, Any]:
@@ -371,13 +357,6 @@ def _client_module() -> ModuleType:
     # decorators are used in every replica, the client only where a verb is called
     from servd import client
 
-    return client
-
-
-def _running_client() -> "Client":
-    client: Client | None = _client_module().find()
-    if client is None or not client.status()["running"]:
-        raise ServdError(NOT_RUNNING)
     return client
 
 

@@ -187,6 +187,14 @@ class Client:
     def deploy_apps(self, config: Any) -> None:
         """Put a V2 document, or a V1 one, in force."""
         document = config.model_dump(exclude_unset=True) if hasattr(config, "model_dump") else config
+    def scale(self, deployment: DeploymentID, count: int) -> None:
+        """Pin the replica count of a deployment, without waiting; a ServdError where the daemon refuses it."""
+        self.status()
+        try:
+            self.admin.scale(deployment.app, deployment.name, count)
+        except RefusedError as error:
+            raise ServdError(error.text) from error
+
         self.status()
         try:
             self.admin.put(document, multi_app="applications" in document)

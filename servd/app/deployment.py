@@ -16,7 +16,7 @@ from servd.app.options import (
     with_room_for_batches,
 )
 from servd.app.verbs import verbs
-from servd.config import DeploymentConfig
+from servd.config import BackpressureConfig, DeploymentConfig, LoggingConfig
 from servd.ground.names import check_name
 from servd.ground.parametrized import Parameters, Parametrized, Served
 
@@ -48,19 +48,6 @@ ROUTES_ATTRIBUTE = "__servd_routes__"
 
 DRIVER_ATTRIBUTE = "__servd_driver__"
 """Class attribute of ingresses that call the deployments they are bound to with what a request holds."""
-
-_SHOWN = (
-    "num_replicas",
-    "max_concurrent_queries",
-    "user_config",
-    "autoscaling_config",
-    "graceful_shutdown_wait_loop_s",
-    "graceful_shutdown_timeout_s",
-    "health_check_period_s",
-    "health_check_timeout_s",
-    "ray_actor_options",
-)
-"""Options that a live deployment shows."""
 
 
 class Deployment(Parametrized[Parameters, Served]):
@@ -129,6 +116,21 @@ class Deployment(Parametrized[Parameters, Served]):
         return self._config.max_concurrent_queries
 
     max_concurrent_queries = max_ongoing_requests
+
+    @property
+    def max_queued_requests(self) -> int:
+        """Requests that may wait at one caller; -1 = no bound."""
+        return self._config.max_queued_requests
+
+    @property
+    def backpressure_config(self) -> BackpressureConfig | None:
+        """How HTTP requests beyond that are refused."""
+        return self._config.backpressure_config
+
+    @property
+    def logging_config(self) -> LoggingConfig | None:
+        """How it logs."""
+        return self._config.logging_config
 
     @property
     def ray_actor_options(self) -> dict[str, Any] | None:
@@ -304,21 +306,6 @@ def make_deployment(target: Any, options: Mapping[str, Any]) -> Deployment:
 def _refuse_function_arguments(made: Deployment) -> None:
     if made.is_function and (made.init_args or made.init_kwargs):
         raise ValueError(f"{made.name} is a function: it has no constructor for init_args or init_kwargs")
-
-
-def shell_of(full_name: str, config: Mapping[str, Any]) -> Deployment:
-    """A Deployment that shows the options of a live one; its code is not here."""
-    known = {key: value for key, value in config.items() if key in _SHOWN and value is not None}
-    if known.get("autoscaling_config") is not None:
-        known.pop("num_replicas", None)
-    shell = make_deployment(_code_elsewhere, known)
-    # two names and what joins them, or one from before there was a rule for names
-    shell._name = full_name
-    return shell
-
-
-def _code_elsewhere() -> None:
-    raise RuntimeError("the code of a live deployment is in its replicas, not here")
 
 
 # where users find them: pickles name this module, so it can stay when the classes move, and brings the verbs along

@@ -2,9 +2,11 @@
 
 from typing import Any, Protocol
 
+from servd.ground.ids import DeploymentID
+
 
 class Verbs(Protocol):
-    """See `servd.api`, which is one."""
+    """See `legacy.Legacy`, which is one."""
 
     def root_url(self) -> str:
         """URL under which applications are served."""
@@ -16,6 +18,14 @@ class Verbs(Protocol):
 
     def delete_alone(self, name: str) -> None:
         """Delete what `deploy_alone` made."""
+        ...
+
+    def scale_live(self, deployment: DeploymentID, count: int, *, blocking: bool) -> None:
+        """Give a live deployment so many replicas."""
+        ...
+
+    def delete_live(self, deployment: DeploymentID) -> None:
+        """Delete the application of a live deployment."""
         ...
 
     def legacy_handle(self, name: str, *, sync: bool) -> Any:

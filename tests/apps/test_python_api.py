@@ -56,6 +56,18 @@ def ask(port: int, path: str, body: Any = None) -> tuple[int, str]:
 
 
 @servd.deployment
+class Tuned:
+    def __init__(self, base: Any, add: int = 0) -> None:
+        self.value = (0 if isinstance(base, DeploymentHandle) else base) + add + isinstance(base, DeploymentHandle)
+
+    def reconfigure(self, config: dict[str, int]) -> None:
+        self.more = config["more"]
+
+    def __call__(self) -> int:
+        return int(self.value + getattr(self, "more", 0))
+
+
+@servd.deployment
 class Worker:
     def __init__(self, base: int = 0) -> None:
         self.base = base
@@ -426,3 +438,54 @@ def test_deployments_of_release_1_are_deployed_alone(port: int) -> None:
     deployed.delete()
     with pytest.raises(KeyError, match="Alone"):
         servd.get_deployment("Alone")
+
+
+def replicas_of(app: str, name: str) -> int:
+    return servd.status().applications[app].deployments[name].replica_states["RUNNING"]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_what_this_program_deployed_alone_is_deployed_again_with_its_code(port: int) -> None:
+    Tuned.options(name="Alone", route_prefix="/here").deploy(5, add=1)
+    found = servd.get_deployment("Alone")
+    assert (found.func_or_class, found.init_args, found.url) == (
+        Tuned.func_or_class,
+        (5,),
+        f"http://127.0.0.1:{port}/here",
+    )
+    found.options(num_replicas=2).deploy()
+    assert replicas_of("Alone", "Alone") == 2
+    servd.get_deployment("Alone").options(user_config={"more": 10}).deploy()
+    assert (ask(port, "/here"), replicas_of("Alone", "Alone")) == ((200, "16"), 2)
+    servd.get_deployment("Alone").delete()
+    assert servd.status().applications == {}
+
+
+def test_a_live_deployment_without_its_code(port: int) -> None:
+    servd.run(Tuned.options(name="Top").bind(Tuned.options(name="Part").bind(1)), name="two", route_prefix="/two")
+    servd.run(Tuned.bind(3), name="Tuned", route_prefix="/one")
+    live = servd.list_deployments()
+    assert {name: found.route_prefix for name, found in live.items()} == {
+        "two_Part": None,
+        "two_Top": "/two",
+        "Tuned_Tuned": "/one",
+    }
+    assert live["Tuned_Tuned"].url == f"http://127.0.0.1:{port}/one"
+    servd.get_deployment("Tuned").options(num_replicas=2).deploy()
+    servd.get_deployment("two_Part").options(num_replicas=2).deploy()
+    assert (replicas_of("Tuned", "Tuned"), replicas_of("two", "Part"), replicas_of("two", "Top")) == (2, 2, 1)
+    for refused in (
+        lambda: servd.get_deployment("Tuned").bind(),
+        lambda: servd.get_deployment("Tuned").deploy(),
+        lambda: servd.get_deployment("Tuned").options(user_config={"more": 1}).deploy(),
+        lambda: servd.get_deployment("Tuned").options(num_replicas=1).deploy(4),
+    ):
+        with pytest.raises(RuntimeError, match="the code of Tuned_Tuned is in its replicas, not here"):
+            refused()
+    with pytest.raises(
+        RuntimeError, match=r"one of 2 deployments of application 'two': `servd.delete\('two'\)` deletes"
+    ):
+        live["two_Part"].delete()
+    live["Tuned_Tuned"].delete()
+    assert [*servd.status().applications] == ["two"]
+    assert ask(port, "/two") == (200, "1")
