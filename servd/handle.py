@@ -3,17 +3,17 @@
 import asyncio
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from servd.calls import pickling
 from servd.calls.arguments import needs_waiting, resolve
 from servd.calls.broadcast_response import DeploymentBroadcastResponse, outcome_of
-from servd.calls.method_types import TypedCalls, name_of_method
+from servd.calls.method_types import CallAttribute, TypedCalls, name_of_method
 from servd.calls.process import Process, Ticket, installed_process, local_process
 from servd.calls.request_context import MAX_DEPTH, NO_REQUEST, RequestContext, current_request
 from servd.calls.response import DeploymentResponse, DeploymentResponseGenerator, Ref, call_error
 from servd.exceptions import NoRouteError, RequestCancelledError, ServdError
-from servd.ground.absent import check_serializations, refuse_of_handles
+from servd.ground.absent import check_serializations
 from servd.ground.ids import DeploymentID, random_uuid
 from servd.ground.parametrized import Served
 from servd.ground.settings import variable
@@ -111,11 +111,7 @@ class _Handle:
         return self.options(method_name=name)
 
     if not TYPE_CHECKING:
-
-        def __call__(self, *_args: Any, **_kwargs: Any) -> NoReturn:
-            refuse_of_handles(self._method)
-            call = "" if self._method == "__call__" else f".{self._method}"
-            raise TypeError(f"a handle is called with `.remote`: `await handle{call}.remote(...)`")
+        __call__ = CallAttribute()
 
     def __eq__(self, other: object) -> bool:
         return type(other) is type(self) and other.__reduce__() == self.__reduce__()

@@ -1,9 +1,11 @@
-"""What type checkers know of `DeploymentHandle[Model].options`: whose methods it takes, and what calls of them give."""
+"""Methods of handles: their own `__call__`, and what type checkers know of `DeploymentHandle[Model].options`, whose methods it
+takes, and what calls of them give."""
 
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from typing import TYPE_CHECKING, Any, Concatenate, Literal, Protocol, Self, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, NoReturn, Protocol, Self, overload
 
 from servd.calls.response import DeploymentResponse, DeploymentResponseGenerator
+from servd.ground.absent import refuse_of_handles
 from servd.ground.parametrized import Answer, Parameters, Parametrized, Served
 
 
@@ -121,3 +123,30 @@ def name_of_method(method: Callable[..., Any]) -> str:
     if not isinstance(name, str) or isinstance(method, type):
         raise TypeError(f"method_name is a method's name, or the method as `Class.method`, got {method!r}")
     return name
+
+
+class CallAttribute:
+    """Descriptor of classes of handles, which have `options` and `_method`."""
+
+    def __get__(self, handle: Any, _owner: type | None = None) -> "CalledHandle":
+        return CalledHandle(handle)
+
+
+class CalledHandle:
+    """The deployment's own `__call__`, as any other method of a handle; also what the interpreter calls for `handle(...)`."""
+
+    __slots__ = ("_handle",)
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+
+    def __call__(self, *_args: Any, **_kwargs: Any) -> NoReturn:
+        method = self._handle._method
+        refuse_of_handles(method)
+        call = "" if method == "__call__" else f".{method}"
+        raise TypeError(f"a handle is called with `.remote`: `await handle{call}.remote(...)`")
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self._handle.options(method_name="__call__"), name)

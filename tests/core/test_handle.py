@@ -4,6 +4,7 @@ import asyncio
 import concurrent.futures
 import inspect
 import pickle
+import re
 import threading
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from typing import Any
@@ -159,6 +160,19 @@ async def test_one_step(caller: FakeCaller) -> None:
     assert await response == 2
     assert await response == 2
     assert caller.contexts[0][0] == "app_d"
+
+
+@pytest.mark.usefixtures("caller")
+async def test_the_deployments_own_call_by_its_name() -> None:
+    assert await a_handle().__call__.remote(1) == 2
+    assert await a_handle().other.__call__.options(session_id="a").remote(1) == 2
+    assert callable(a_handle())
+    assert not hasattr(a_handle().__call__, "__wrapped__")
+    for mistake, said in ((a_handle(), "handle.remote("), (a_handle().other, "handle.other.remote(")):
+        with pytest.raises(TypeError, match=re.escape(said)):
+            mistake(1)
+        with pytest.raises(TypeError, match=re.escape(said)):
+            mistake.__call__(1)
 
 
 @pytest.mark.parametrize("kind", [RayServeHandle, RayServeDeploymentHandle])
