@@ -18,6 +18,10 @@ _AWAIT = "A call through a handle gives a DeploymentResponse: `await` it for its
 _ITERATE = "A call with stream=True gives many values: `async for value in handle.method.remote(...)`."
 _HANDLE = "A handle stands for a deployment: call it for a value, `await handle.method.remote(...)`."
 _COROUTINE = "An `async def` gives a coroutine: `await` its call for its value."
+_LOOP = (
+    "Sync handlers, and constructors where all handlers are sync, run on a thread without an event loop: "
+    "`async def` runs on the loop, `async def __init__` too."
+)
 _DEBUGGER = (
     "`breakpoint()` needs a terminal, and a replica has none: run the application in yours, "
     "`servd.run(app, local=True).remote(...).result()` (docs/testing.md)."
@@ -39,6 +43,7 @@ _HINTS: tuple[tuple[type[Exception], re.Pattern[str], str], ...] = (
         _HANDLE,
     ),
     (Exception, re.compile(r"\bcoroutine has no JSON form|'coroutine' object"), _COROUTINE),
+    (RuntimeError, re.compile(r"^no running event loop|^There is no current event loop in thread"), _LOOP),
 )
 """Class of the error, what is in its text, what to do. The first that fits."""
 

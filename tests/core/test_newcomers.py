@@ -4,6 +4,7 @@ import asyncio
 import re
 import socket
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,12 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str, str]] = {
         lambda: json_text([_running_handle()]),
         "DeploymentHandle has no JSON form",
         "call it for a value",
+    ),
+    "no loop": (lambda: asyncio.get_running_loop(), "no running event loop", "`async def __init__` too"),
+    "no loop of the thread": (
+        lambda: ThreadPoolExecutor().submit(asyncio.get_event_loop).result(),
+        "There is no current event loop in thread",
+        "`async def __init__` too",
     ),
     "no servd": (
         lambda: _raise(UnreachableError("http://localhost:52365", "refused")),

@@ -9,7 +9,14 @@ import pytest
 ROOT = Path(__file__).parents[2]
 MESSAGES = re.findall(r"^### `(.*)`$", (ROOT / "docs" / "faq.md").read_text(), re.MULTILINE)
 # what Python itself says, and the host
-PYTHONS = {"Address already in use", "No module named '…'", "No such file or directory: '…'", "… has no attribute '…'"}
+PYTHONS = {
+    "Address already in use",
+    "No module named '…'",
+    "No such file or directory: '…'",
+    "There is no current event loop in thread …",
+    "no running event loop",
+    "… has no attribute '…'",
+}
 
 
 @cache
