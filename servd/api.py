@@ -2,6 +2,7 @@
 
 import asyncio
 import atexit
+import importlib
 import logging
 import sys
 from collections.abc import Callable, Mapping
@@ -12,9 +13,9 @@ from servd.app import verbs
 from servd.app.built import BuiltApplication, build_application
 from servd.app.deployment import Application, Deployment, make_deployment
 from servd.app.deployment_types import DeployedFunction, DeploymentDecorator
-from servd.app.options import UNSET, DeploymentArguments, Unset
 from servd.app.legacy import Legacy
 from servd.app.live_deployment import live_deployment
+from servd.app.options import UNSET, DeploymentArguments, Unset
 from servd.calls.connection import NOT_RUNNING
 from servd.calls.replica_context import refuse_in_template, replica_context
 from servd.compat.companions import offer_companions
@@ -256,11 +257,17 @@ def get_app_handle(name: str) -> DeploymentHandle:
     return DeploymentHandle(DeploymentID(last["name"], name))
 
 
-def get_deployment_handle(deployment_name: str, app_name: str | None = None) -> DeploymentHandle:
+def get_deployment_handle(
+    deployment_name: str,
+    app_name: str | None = None,
+    _check_exists: bool = False,
+    _record_telemetry: bool = False,
+) -> DeploymentHandle:
     """A handle to a deployment by its bare name; it connects at its first call.
 
     Args:
         app_name: inside a replica the own application by default.
+        _check_exists, _record_telemetry: of Ray Serve, no effect.
 
     Raises:
         ServdError: no application named, outside of a replica.
@@ -276,6 +283,9 @@ def get_deployment_handle(deployment_name: str, app_name: str | None = None) -> 
 def get_deployment(name: str) -> Deployment:
     """Deprecated: the live deployment of that full name, or of the name that `Deployment.deploy` gave it.
 
+    What this program has deployed itself is that again, with its code; of all others only the options can be seen, and
+    `num_replicas` changed.
+
     Raises:
         KeyError: there is none.
     """
@@ -283,9 +293,6 @@ def get_deployment(name: str) -> Deployment:
     alone = full_name_of(name, name)
     if name not in found and alone in found:
         return _LEGACY.deployed.get(name, found[alone])
-    What this program has deployed itself is that again, with its code; of all others only the options can be seen, and
-    `num_replicas` changed.
-
     if name not in found:
         raise KeyError(f"deployment {name!r} does not exist; there are: {', '.join(found) or 'none'}")
     return found[name]
@@ -377,3 +384,12 @@ def _shut_down_quietly(client: Any) -> None:
             client.shutdown()
         except (ServdError, TimeoutError) as error:
             logger.warning("Serve could not be shut down: %s", error)
+
+
+def __getattr__(name: str) -> Any:
+    # Ray Serve's module of this name has these too
+    for home in ("servd", "servd.handle", "servd.context", "servd.config", "servd.exceptions"):
+        module = importlib.import_module(home)
+        if name in module.__all__ or (home == "servd.context" and name == "_get_global_client"):
+            return getattr(module, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

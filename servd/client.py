@@ -166,7 +166,10 @@ class Client:
             if app is None or app["status"] == "DELETING":
                 raise RuntimeError(f"application {name!r} was deleted while it was deployed")
             if app["status"] == "DEPLOY_FAILED":
-                raise RuntimeError(f"application {name!r} failed to deploy: {_reasons(app)}")
+                # statuses have models of their own, which only those who ask for one load
+                from servd.documents.statuses import why_failed
+
+                raise RuntimeError(f"application {name!r} failed to deploy: {why_failed(app)}")
             return bool(app["status"] == "RUNNING")
 
         self.watch(done)
@@ -184,9 +187,6 @@ class Client:
         if blocking and not self.watch(lambda status: not gone & set(status["applications"]), WAIT_LIMIT_S):
             raise TimeoutError(f"applications not gone after {WAIT_LIMIT_S:.0f} s: {', '.join(sorted(gone))}")
 
-    def deploy_apps(self, config: Any) -> None:
-        """Put a V2 document, or a V1 one, in force."""
-        document = config.model_dump(exclude_unset=True) if hasattr(config, "model_dump") else config
     def scale(self, deployment: DeploymentID, count: int) -> None:
         """Pin the replica count of a deployment, without waiting; a ServdError where the daemon refuses it."""
         self.status()
@@ -195,6 +195,9 @@ class Client:
         except RefusedError as error:
             raise ServdError(error.text) from error
 
+    def deploy_apps(self, config: Any) -> None:
+        """Put a V2 document, or a V1 one, in force."""
+        document = config.model_dump(exclude_unset=True) if hasattr(config, "model_dump") else config
         self.status()
         try:
             self.admin.put(document, multi_app="applications" in document)
@@ -203,10 +206,14 @@ class Client:
 
     def get_serve_status(self, name: str = "default") -> Any:
         """Status of one application, as `schema.ServeStatus` of release 2.5."""
-        # statuses have models of their own, which only those who ask for one load
         from servd.documents.statuses import application_status
 
         return application_status(name, self.status())
+
+    def get_serve_details(self) -> dict[str, Any]:
+        """All that there is to say of the instance, as today's Ray Serve gives it: `applications` by name, `proxies`, ..."""
+        self.status()
+        return self.admin.details(today=True)
 
     def get_app_config(self, name: str = "default") -> dict[str, Any] | None:
         """The stored config of an application, None when it has none."""
@@ -385,15 +392,3 @@ def _free_admin_port() -> int:
             probe.bind((DEFAULT_ADMIN_HOST, port))
             return int(probe.getsockname()[1])
     return DEFAULT_ADMIN_PORT
-
-
-def _reasons(app: dict[str, Any]) -> str:
-    texts = [app["message"]]
-    texts += [
-        f"{name} is UNHEALTHY: {deployment['message']}"
-        for name, deployment in app["deployments"].items()
-        # of a failed deploy, the application's message quotes them already
-        if deployment["status"] == "UNHEALTHY"
-        and (not deployment["message"] or deployment["message"] not in app["message"])
-    ]
-    return "\n".join(text for text in texts if text)

@@ -7,6 +7,7 @@ from servd.calls.replica_context import replica_context as _replica_context
 from servd.calls.request_context import RequestContext as _RequestContext
 from servd.calls.request_context import current_request as _serve_request_context
 from servd.calls.request_context import get_multiplexed_model_id
+from servd.exceptions import ServdError
 from servd.ground.absent import stand_in
 from servd.ground.ids import ReplicaRank
 from servd.grpc_util import RayServegRPCContext
@@ -52,6 +53,16 @@ def get_trace_context() -> "Context | None":
     return found
 
 
+def _get_global_client(raise_if_no_controller_running: bool = True) -> "Client | None":
+    """As `get_global_client`, under the name that today's Ray Serve has for it: None where Serve is not running, if one likes."""
+    try:
+        return get_global_client()
+    except ServdError:
+        if raise_if_no_controller_running:
+            raise
+        return None
+
+
 def _get_serve_request_context() -> _RequestContext:
     """The request that is served, as Ray Serve's function of this name gives it: there is no public one for its id.
 
@@ -66,5 +77,8 @@ def _get_internal_replica_context() -> ReplicaContext | None:
 
 
 def __getattr__(name: str) -> Any:
+    if name == "_global_client":
+        # as it is now: programs ask whether Serve runs
+        return _get_global_client(raise_if_no_controller_running=False)
     value = globals()[name] = stand_in(__name__, name)
     return value

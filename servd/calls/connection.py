@@ -81,6 +81,11 @@ def install(connection: Connection) -> None:
     _connection = connection
 
 
+def current() -> Connection | None:
+    """The connection that this process has, without looking for a daemon; None where it has none."""
+    return _connection
+
+
 def leave() -> None:
     """End this process's connection to a daemon that others started, if it has one; that goes on.
 

@@ -1,15 +1,12 @@
 """`ray.serve.generated`: what clients of Ray Serve's own gRPC service import, without generated code."""
 
-import sys
 from collections.abc import Iterable
-from opcode import opmap
 from types import ModuleType
 from typing import Any, ClassVar
 
 from servd.calls.grpc_services import RAY_SERVE, applications_answer, healthz_answer
+from servd.compat.absent_modules import refuse
 from servd.wire.grpc.protobuf import fields
-
-_IMPORT_FROM = opmap["IMPORT_FROM"]
 
 
 class Empty:
@@ -114,11 +111,6 @@ def _fill(module: ModuleType, *kinds: type[Any]) -> None:
             f"servd's {home} has {names} for clients, and no {name}: generate the code of your own services "
             "from their .proto file, see docs/grpc.md"
         )
-        # `from ... import` puts words of its own in place of an AttributeError's, and no class can be both; `hasattr` and
-        # `getattr` with a default go by that one only
-        asks = sys._getframe(1)
-        if asks.f_code.co_code[asks.f_lasti] == _IMPORT_FROM:
-            raise ImportError(words)
-        raise AttributeError(words)
+        refuse(words)
 
     module.__dict__.update({kind.__name__: kind for kind in kinds}, __getattr__=missing)

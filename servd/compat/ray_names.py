@@ -14,6 +14,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
+from servd.compat.absent_modules import instead_of, refuse, why_absent
 from servd.compat.companions import finder_of, offer_companions
 from servd.exceptions import ReplicaDiedError, RequestCancelledError, ServdError, UserCodeError
 from servd.ground.absent import NAMES, stand_in
@@ -44,13 +45,36 @@ _OTHER_MODULES = {
     "ray.cloudpickle": "cloudpickle",
 }
 _ALIASES = {**_OTHER_MODULES, **{f"ray.serve.{name}": f"servd.{name}" for name in _SERVE_MODULES}}
-_PACKAGES = ("ray", "ray.dag", "ray.util", "ray.serve", "ray.serve._private", "ray.serve.generated")
+_ROUTERS = {
+    "ray.serve._private.request_router": "PowerOfTwoChoicesRequestRouter",
+    "ray.serve.experimental.capacity_queue_router": "CapacityQueueRouter",
+    "ray.serve.experimental.consistent_hash_router": "ConsistentHashRouter",
+    "ray.serve.experimental.round_robin_router": "RoundRobinRouter",
+    "ray.serve.llm.request_router": "PrefixCacheAffinityRouter",
+}
+"""Modules that have one class here: `request_router_config` takes it for the built-in router that does the same."""
+_PACKAGES = (
+    "ray",
+    "ray.dag",
+    "ray.util",
+    "ray.serve",
+    "ray.serve._private",
+    "ray.serve.experimental",
+    "ray.serve.generated",
+    "ray.serve.llm",
+)
+_OTHER_ERRORS = (
+    "ActorAlreadyExistsError ActorHandleNotFoundError ActorPlacementGroupRemoved ActorUnschedulableError AsyncioActorExit "
+    "AuthenticationError CrossLanguageError LocalRayletDiedError NodeDiedError ObjectFetchTimedOutError ObjectFreedError "
+    "ObjectLostError ObjectReconstructionFailedError ObjectRefStreamEndOfStreamError ObjectStoreFullError OutOfDiskError "
+    "OutOfMemoryError OwnerDiedError PendingCallsLimitExceeded PlasmaObjectNotAvailable RayCgraphCapacityExceeded "
+    "RayChannelError RayChannelTimeoutError RayDirectTransportError RaySystemError ReferenceCountingAssertionError RpcError "
+    "RuntimeEnvSetupError TaskPlacementGroupRemoved TaskUnschedulableError UnserializableException UserCodeException "
+    "WorkerCrashedError"
+)
 _INSTEAD = {
     "remote": "make a deployment and call it through a handle",
-    "put": "pass the value itself: handle calls do not copy large arrays into the pickle",
-    "wait": "use `asyncio.wait` on the responses of handle calls",
     "kill": "use `servd.delete`",
-    "cancel": "use `.cancel()` of a handle's response",
     "get_actor": "use `servd.get_deployment_handle`",
     "method": "make a deployment",
     "nodes": "servd runs on one host; see `servd.status()`",
@@ -111,9 +135,7 @@ class AliasFinder(MetaPathFinder):
             return ModuleSpec(fullname, _MadeLoader(_MAKERS[fullname]), is_package=fullname in _PACKAGES)
         if fullname in _ALIASES:
             return ModuleSpec(fullname, _AliasLoader(_ALIASES[fullname]), is_package=fullname in _PACKAGES)
-        raise ModuleNotFoundError(
-            f"servd has no {fullname}: its Ray Serve API covers {', '.join(sorted(_ALIASES))}", name=fullname
-        )
+        raise ModuleNotFoundError(why_absent(fullname, sorted(_ALIASES)), name=fullname)
 
 
 class _AliasLoader(Loader):
@@ -155,20 +177,8 @@ class _MadeLoader(Loader):
 def _fill_ray(module: ModuleType) -> None:
     # only applications that import ray pay for it
     response = importlib.import_module("servd.calls.response")
-
-    environment = importlib.import_module("servd.documents.program_environment")
-
-    def init(*_args: Any, runtime_env: Any = None, **_kwargs: Any) -> None:
-        """Keep the runtime environment for what this program runs; for the rest, servd has no cluster to connect to."""
-        environment.set_program_environment(runtime_env)
-
-    def shutdown(*_args: Any, **_kwargs: Any) -> None:
-        """Forget the runtime environment; `servd.shutdown()` ends Serve."""
-        environment.set_program_environment(None)
-
-    def is_initialized() -> bool:
-        """Always True."""
-        return True
+    refs = importlib.import_module("servd.compat.object_refs")
+    session = importlib.import_module("servd.compat.ray_session")
 
     def get_runtime_context() -> Any:
         """Who this process is: a `runtime_context.RuntimeContext`."""
@@ -177,37 +187,66 @@ def _fill_ray(module: ModuleType) -> None:
     def missing(name: str) -> Any:
         if name in _INSTEAD:
             raise ServdError(f"servd has no ray.{name}: {_INSTEAD[name]}")
+        if instead := instead_of(f"ray.{name}"):
+            refuse(f"servd has no ray.{name}: {instead}")
         try:
             return importlib.import_module(f"ray.{name}")
         except ModuleNotFoundError:
             raise AttributeError(f"servd's stand-in for ray has no {name!r}") from None
 
     module.__dict__.update(
-        __version__="2.5.1",
+        __version__=session.RAY_VERSION,
         __doc__="servd's stand-in for Ray.",
         __getattr__=missing,
-        get=response.get,
+        cancel=refs.cancel,
+        get=refs.get,
+        get_gpu_ids=session.get_gpu_ids,
         get_runtime_context=get_runtime_context,
-        init=init,
-        shutdown=shutdown,
-        is_initialized=is_initialized,
+        init=session.init,
+        is_initialized=session.is_initialized,
+        put=refs.put,
+        shutdown=session.shutdown,
+        wait=refs.wait,
         ObjectRef=response.DeploymentResponse,
     )
 
 
 def _fill_exceptions(module: ModuleType) -> None:
+    module.__dict__.update({name: _never_raised(name) for name in _OTHER_ERRORS.split()})
     module.__dict__.update(
         RayError=ServdError,
         RayTaskError=UserCodeError,
         RayActorError=ReplicaDiedError,
         ActorDiedError=ReplicaDiedError,
+        ActorUnavailableError=ReplicaDiedError,
         GetTimeoutError=TimeoutError,
         TaskCancelledError=RequestCancelledError,
     )
 
 
+def _never_raised(name: str) -> type[ServdError]:
+    """An error of tasks, actors and objects: code that catches it finds it."""
+    return type(name, (ServdError,), {"__module__": "ray.exceptions", "__doc__": "Raised by nothing here."})
+
+
 def _fill_runtime_env(module: ModuleType) -> None:
-    module.__dict__.update(RuntimeEnv=dict)
+    module.__dict__.update(RuntimeEnv=dict, RuntimeEnvConfig=dict)
+
+
+def _fill_util(module: ModuleType) -> None:
+    session = importlib.import_module("servd.compat.ray_session")
+    module.__dict__.update(get_node_ip_address=session.get_node_ip_address, __getattr__=_finder_of_util())
+
+
+def _finder_of_util() -> Callable[[str], Any]:
+    find = finder_of("ray.util", ("metrics",))
+
+    def found(name: str) -> Any:
+        if instead := instead_of(f"ray.util.{name}"):
+            refuse(f"servd has no ray.util.{name}: {instead}")
+        return find(name)
+
+    return found
 
 
 def _fill_dag(module: ModuleType) -> None:
@@ -219,8 +258,18 @@ def _fill_nothing(_module: ModuleType) -> None:
 
 
 def _fill_constants(module: ModuleType) -> None:
-    # private in Ray too, but applications take their logger's name from there
-    module.__dict__.update(SERVE_LOGGER_NAME="ray.serve")
+    # private in Ray too, but applications take names from there, of their logger and of what `run` calls an application
+    settings = importlib.import_module("servd.ground.settings")
+    module.__dict__.update(
+        DEFAULT_GRPC_PORT=settings.DEFAULT_GRPC_PORT,
+        DEFAULT_HTTP_HOST=settings.DEFAULT_HTTP_HOST,
+        DEFAULT_HTTP_PORT=settings.DEFAULT_HTTP_PORT,
+        SERVE_CONTROLLER_NAME="SERVE_CONTROLLER_ACTOR",
+        SERVE_DEFAULT_APP_NAME="default",
+        SERVE_LOGGER_NAME="ray.serve",
+        SERVE_MULTIPLEXED_MODEL_ID="serve_multiplexed_model_id",
+        SERVE_NAMESPACE="serve",
+    )
 
 
 def _fill_messages(module: ModuleType) -> None:
@@ -241,9 +290,34 @@ def _fill_routers(module: ModuleType) -> None:
 
 
 def _fill_ids(module: ModuleType) -> None:
-    # private in Ray too, but policies of applications name the types of their arguments from there
+    # private in Ray too, but policies of applications name the types of their arguments from there, and programs what statuses
+    # are compared with
     ids = importlib.import_module("servd.ground.ids")
-    module.__dict__.update(DeploymentID=ids.DeploymentID, ReplicaID=ids.ReplicaID)
+    states = importlib.import_module("servd.ground.states")
+    module.__dict__.update(
+        ApplicationStatus=states.ApplicationStanding,
+        DeploymentID=ids.DeploymentID,
+        DeploymentStatus=states.DeploymentStanding,
+        DeploymentStatusTrigger=states.StatusTrigger,
+        ReplicaID=ids.ReplicaID,
+        ReplicaState=states.ReplicaState,
+    )
+
+
+def _fill_router(module: ModuleType) -> None:
+    name = _ROUTERS[module.__name__]
+    module.__dict__[name] = type(name, (), {"__module__": module.__name__, "__doc__": "Stands for a built-in router."})
+
+
+def _fill_llm(module: ModuleType) -> None:
+    def missing(name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if name != "request_router":
+            refuse(why_absent(module.__name__, ()))
+        return importlib.import_module(f"{module.__name__}.{name}")
+
+    module.__dict__["__getattr__"] = missing
 
 
 def _fill_policies(module: ModuleType) -> None:
@@ -253,14 +327,17 @@ def _fill_policies(module: ModuleType) -> None:
 
 _MAKERS: dict[str, Callable[[ModuleType], None]] = {
     **{name: _fill_absent for name in NAMES if name.startswith("ray.")},
+    **dict.fromkeys(_ROUTERS, _fill_router),
     "ray.serve.autoscaling_policy": _fill_policies,
     "ray.serve.request_router": _fill_routers,
     "ray": _fill_ray,
     "ray.dag": _fill_dag,
     "ray.exceptions": _fill_exceptions,
     "ray.runtime_env": _fill_runtime_env,
-    "ray.util": _fill_nothing,
+    "ray.util": _fill_util,
     "ray.serve._private": _fill_nothing,
+    "ray.serve.experimental": _fill_nothing,
+    "ray.serve.llm": _fill_llm,
     "ray.serve._private.common": _fill_ids,
     "ray.serve._private.constants": _fill_constants,
     "ray.serve.generated": _fill_nothing,

@@ -208,9 +208,9 @@ class AdminClient:
         path = V2_PATH if multi_app else V1_PATH
         self.request("PUT", f"{path}{query}", _json(document), timeout_s=PUT_TIMEOUT_S)
 
-    def details(self) -> dict[str, Any]:
-        """GET V2."""
-        found: dict[str, Any] = self.request("GET", V2_PATH).json()
+    def details(self, *, today: bool = False) -> dict[str, Any]:
+        """GET V2. today: as today's Ray Serve answers."""
+        found: dict[str, Any] = self.request("GET", V2_PATH + ("?dialect=today" if today else "")).json()
         return found
 
     def status(self, seen: int | None = None, timeout_s: float = 0.0) -> dict[str, Any]:
@@ -339,6 +339,6 @@ def _json(document: Any) -> bytes:
 
 def _in_own_dialect(path: str) -> str:
     # the address may be that of the port for today's clients
-    if not path.startswith(("/api/serve/", "/api/ray/")):
+    if not path.startswith(("/api/serve/", "/api/ray/")) or "dialect=" in path:
         return path
     return f"{path}{'&' if '?' in path else '?'}dialect=2.5"

@@ -116,3 +116,16 @@ def application_status(name: str, status: dict[str, Any]) -> StatusOverview:
             for full, item in app["deployments"].items()
         ],
     )
+
+
+def why_failed(app: dict[str, Any]) -> str:
+    """What the status says of an application that could not be deployed, and of its deployments."""
+    texts = [app["message"]]
+    texts += [
+        f"{name} is UNHEALTHY: {deployment['message']}"
+        for name, deployment in app["deployments"].items()
+        # of a failed deploy, the application's message quotes them already
+        if deployment["status"] == "UNHEALTHY"
+        and (not deployment["message"] or deployment["message"] not in app["message"])
+    ]
+    return "\n".join(text for text in texts if text)

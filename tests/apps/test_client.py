@@ -88,6 +88,8 @@ def test_members_of_the_client(port: int, monkeypatch: pytest.MonkeyPatch) -> No
     assert overview.get_deployment_status("a_Nothing") is None
     assert client.get_serve_status("nothing").app_status.status == "NOT_STARTED"
     assert client._controller.get_pid.remote().result() != os.getpid()
+    details = client.get_serve_details()["applications"]["a"]
+    assert details["deployments"]["Part"]["target_num_replicas"] == 2
     assert client.get_app_config("a") is client.get_app_config("nothing") is None
     assert isinstance(client.get_handle("a_Part"), RayServeSyncHandle)
     assert isinstance(client.get_handle("a_Part", sync=False), RayServeHandle)

@@ -109,6 +109,44 @@ print(client.root_url)
 """
 
 
+SESSION = """
+import servd.compat.ray
+import os, ray
+from ray import serve
+
+@serve.deployment
+def say(): return os.environ.get("SAID")
+
+def once(**env):
+    assert not ray.is_initialized()
+    if not ray.is_initialized():
+        ray.init(runtime_env={"env_vars": env})
+    handle = serve.run(say.bind(), port=0)
+    print(ray.get(handle.remote()), bool(serve.context._global_client))
+    ray.shutdown()
+    print(serve.status().applications, serve.context._global_client)
+
+once(SAID="first")
+once(SAID="second")
+"""
+
+
+@pytest.mark.long
+def test_the_end_of_a_session_ends_what_the_program_started(tmp_path: Path) -> None:
+    said = run_python(tmp_path, SESSION, str(tmp_path / "s"))
+    assert said == "first True\n{} None\nsecond True\n{} None\n"
+    assert list(titles(str(tmp_path / "s"))) == []
+
+
+@pytest.mark.long
+def test_the_end_of_a_session_leaves_a_daemon_of_others(daemon: RunningDaemon, tmp_path: Path) -> None:
+    code = SESSION.replace("port=0", "name='mine', route_prefix=None").replace('once(SAID="second")', "")
+    said = run_python(tmp_path, code, daemon.settings.state_dir)
+    assert said.startswith("first True\n{'mine'")
+    assert daemon.status()["applications"]["mine"]["status"] == "RUNNING"
+    daemon.ask("DELETE", "/api/servd/v1/applications/mine")
+
+
 @pytest.mark.long
 def test_a_detached_daemon_stays(tmp_path: Path) -> None:
     state_dir = str(tmp_path / "s")

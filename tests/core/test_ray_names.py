@@ -195,9 +195,18 @@ def test_a_folder_called_ray_is_not_ray(tmp_path: Path) -> None:
     ("code", "said"),
     [
         ("import ray\n@ray.remote\ndef f(): pass", "make a deployment"),
-        ("import ray; ray.put(1)", "pass the value itself"),
+        ("import ray; ray.kill(1)", "servd has no ray.kill: use `servd.delete`"),
         ("import ray; ray.nonsense", "AttributeError"),
-        ("import ray.data", "servd has no ray.data"),
+        ("import ray.data", "servd has no ray.data: it is no part of Ray Serve"),
+        ("from ray import data", "ImportError: servd has no ray.data: it is no part of Ray Serve"),
+        (
+            "from ray.serve.llm import LLMConfig",
+            "ImportError: servd has no ray.serve.llm: run the engine in a deployment",
+        ),
+        ("import ray.serve.llm; ray.serve.llm.LLMConfig", "AttributeError: servd has no ray.serve.llm: run the engine"),
+        ("from ray.util import ActorPool", "ImportError: servd has no ray.util.ActorPool: make a deployment"),
+        ("import ray.serve.gradio_integrations", "`gradio.mount_gradio_app`, and give that to `servd.ingress`"),
+        ("import ray.serve._private.router", "servd has no ray.serve._private.router: its Ray Serve API covers"),
         ("from ray.serve import gradio_integrations", "gradio_integrations"),
     ],
 )
@@ -205,6 +214,86 @@ def test_what_servd_has_not_says_so(code: str, said: str) -> None:
     done = python(code)
     assert done.returncode == 1
     assert said in done.stderr
+
+
+@pytest.mark.slow
+def test_names_from_where_programs_take_them() -> None:
+    done = python(
+        """
+import pickle, ray, servd
+from ray import serve
+from ray.serve.api import RayServeHandle, DeploymentHandle, ingress, get_replica_context, HTTPOptions, _get_global_client
+from ray.serve._private.constants import SERVE_DEFAULT_APP_NAME, SERVE_MULTIPLEXED_MODEL_ID, DEFAULT_HTTP_PORT
+from ray.serve._private.common import ApplicationStatus, DeploymentStatus, DeploymentStatusTrigger, ReplicaState
+from ray.serve.context import _get_global_client as same
+from ray.runtime_env import RuntimeEnvConfig
+from ray.util import get_node_ip_address
+from ray.exceptions import RayError, RaySystemError, OutOfMemoryError, WorkerCrashedError, ActorUnavailableError
+assert ingress is serve.ingress and HTTPOptions is serve.HTTPOptions and RayServeHandle is serve.handle.RayServeHandle
+assert not hasattr(serve.api, "nonsense") and same is _get_global_client
+assert (SERVE_DEFAULT_APP_NAME, DEFAULT_HTTP_PORT) == ("default", 8000) and SERVE_MULTIPLEXED_MODEL_ID.islower()
+assert (ApplicationStatus.UNHEALTHY, DeploymentStatus.UPSCALING, ReplicaState.RUNNING) == ("UNHEALTHY", "UPSCALING", "RUNNING")
+assert serve.context._global_client is None and same(raise_if_no_controller_running=False) is None
+assert issubclass(OutOfMemoryError, RayError) and not issubclass(OutOfMemoryError, WorkerCrashedError)
+try: raise pickle.loads(pickle.dumps(RaySystemError("lost")))
+except ray.exceptions.RayError as error: assert str(error) == "lost"
+assert ray.get_gpu_ids() == [0, 3] and get_node_ip_address() == "127.0.0.1"
+assert not hasattr(ray, "data") and not hasattr(ray.util, "ActorPool") and ray.util.metrics.Counter
+import ray.serve.llm
+assert not hasattr(ray.serve.llm, "LLMConfig")
+serve.get_deployment_handle("d", "a", _check_exists=False, _record_telemetry=False)
+""",
+        CUDA_VISIBLE_DEVICES="0,3",
+        SERVD_STATE_DIR="/nowhere",
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_classes_of_routers_stand_for_built_in_ones() -> None:
+    done = python("""
+from ray.serve._private.request_router import PowerOfTwoChoicesRequestRouter
+from ray.serve.experimental.capacity_queue_router import CapacityQueueRouter
+from ray.serve.experimental.consistent_hash_router import ConsistentHashRouter
+from ray.serve.experimental.round_robin_router import RoundRobinRouter
+from ray.serve.llm.request_router import PrefixCacheAffinityRouter
+from ray.serve.config import RequestRouterConfig
+from servd.documents.router_names import RAY_CLASSES, rule_name
+given = [PowerOfTwoChoicesRequestRouter, RoundRobinRouter, CapacityQueueRouter, ConsistentHashRouter, PrefixCacheAffinityRouter]
+found = [rule_name(RequestRouterConfig(request_router_class=kind).request_router_class) for kind in given]
+assert found == [*RAY_CLASSES.values()], found
+""")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_a_session_begins_and_ends(tmp_path: Path) -> None:
+    done = python(
+        """
+import ray
+from servd.documents.program_environment import program_environment
+assert not ray.is_initialized()
+if not ray.is_initialized():
+    session = ray.init(runtime_env={"env_vars": {"A": "b"}}, num_cpus=2)
+assert ray.is_initialized() and session and session.dashboard_url == "" and session["node_ip_address"] == "127.0.0.1"
+assert {"session_dir", "node_id"} <= {*session.address_info} == {*session}
+ray.init(ignore_reinit_error=True)
+ray.init(ignore_reinit_error=True, runtime_env={"env_vars": {"A": "other"}})
+assert program_environment() == {"env_vars": {"A": "b"}}
+ray.init(runtime_env={"env_vars": {"A": "c"}})
+assert program_environment() == {"env_vars": {"A": "c"}}
+ray.shutdown()
+assert not ray.is_initialized() and program_environment() == {}
+with ray.init():
+    assert ray.is_initialized()
+assert not ray.is_initialized()
+import os
+os.environ["SERVD_PROCESS"] = "a replica"
+assert ray.is_initialized()
+""",
+        SERVD_STATE_DIR=str(tmp_path),
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_switch() -> None:
