@@ -80,8 +80,9 @@ _CONFIG = {*DeploymentConfig.model_fields, *DeploymentConfig.later_names}
 
 def parse_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], DeploymentConfig]:
     """Checked options, split into the decorator's own (name, version, init args, prefix) and the config."""
-    for key in options:
-        if key not in _OWN and key not in _CONFIG:
+    for key, value in options.items():
+        # None in the place of what servd does not have asks for nothing
+        if key not in _OWN and key not in _CONFIG and not (value is None and key in DeploymentConfig.hints):
             hint = DeploymentConfig.hints.get(key)
             near = difflib.get_close_matches(key.lower(), [*_OWN, *_CONFIG], n=1)
             reason = f": servd has no {key}: {hint}" if hint else f"; did you mean {near[0]!r}?" if near else ""
@@ -173,9 +174,10 @@ def checked_for_bind(config: DeploymentConfig) -> DeploymentConfig:
     Raises:
         ValueError: `ray_actor_options` are wrong; all faults are listed.
     """
-    options = config.ray_actor_options
-    if options is None:
+    if config.ray_actor_options is None:
         return config
+    known = {*RayActorOptions.model_fields, *RayActorOptions.hints}
+    options = {key: value for key, value in config.ray_actor_options.items() if value is not None or key not in known}
     try:
         checked = RayActorOptions(**options)
     except ValidationError as error:

@@ -8,9 +8,9 @@ import pytest
 from pydantic import ValidationError
 
 import servd
-from servd.app.deployment import Application, Deployment
-from servd.app.options import parse_options
-from servd.config import DeploymentConfig
+from servd.app.deployment import Application, Deployment, parts_of
+from servd.app.options import checked_for_bind, parse_options
+from servd.config import DeploymentConfig, RayActorOptions
 
 
 @servd.deployment
@@ -34,6 +34,21 @@ def test_bare_and_with_options() -> None:
     named = servd.deployment(name="m", num_replicas=3, route_prefix=None)(a_class())
     assert (named.name, named.num_replicas, named.route_prefix) == ("m", 3, None)
     assert servd.deployment(num_replicas=None)(a_class()).num_replicas == 1
+
+
+def test_none_of_what_servd_does_not_have_is_fine() -> None:
+    nothing: dict[str, Any] = dict.fromkeys(DeploymentConfig.hints)
+    assert "placement_group_bundles" in nothing
+    assert servd.deployment(**nothing)(a_class()).options(**nothing).config.given() == {}
+    with pytest.raises(TypeError, match="servd has no placement_group_bundles: num_gpus"):
+        servd.deployment(**{**nothing, "placement_group_bundles": [{"CPU": 1}]})(a_class())
+    with pytest.raises(TypeError, match="unknown option 'colour'"):
+        servd.deployment(colour=None)(a_class())  # type: ignore[call-arg]
+    unset = dict.fromkeys((*RayActorOptions.model_fields, "label_selector"))
+    bound = Model.options(ray_actor_options={**unset, "num_cpus": 2}).bind()
+    assert checked_for_bind(parts_of(bound)[0].config).ray_actor_options == {"num_cpus": 2.0}
+    with pytest.raises(ValueError, match="colour"):
+        Model.options(ray_actor_options={"colour": None}).bind()
 
 
 @pytest.mark.parametrize(
