@@ -20,6 +20,7 @@ from servd.calls.connection import NOT_RUNNING
 from servd.calls.replica_context import refuse_in_template, replica_context
 from servd.compat.companions import offer_companions
 from servd.config import HTTPOptions, LoggingConfig, check_route_prefix, gRPCOptions
+from servd.daemon.listeners import concrete_port
 from servd.daemon.presence import stay
 from servd.dag import HandleMaker
 from servd.documents.program_environment import program_environment
@@ -171,7 +172,7 @@ def start(
         _warn_of_other_options(client, given | ({} if grpc is None else {"grpc_port": grpc.port}))
         return client  # type: ignore[no-any-return]
     if given.get("port") == 0:
-        given["port"] = _client_module().concrete_port(given.get("host"), 0)
+        given["port"] = concrete_port(given.get("host"), 0)
     wish = {key: given[key] for key in HTTPOptions.sent_as_they_are if given.get(key) is not None}
     if options.location is not None and {"location", "host"} & given.keys():
         wish["proxy_location"] = str(options.location)
@@ -326,7 +327,7 @@ def _order_for(client: "Client", host: str | None, port: int | None) -> dict[str
     if client.status()["running"]:
         _warn_of_other_options(client, {"host": host, "port": port})
         return {}
-    port = None if port is None else _client_module().concrete_port(host, port)
+    port = None if port is None else concrete_port(host, port)
     return {key: value for key, value in (("host", host), ("port", port)) if value is not None}
 
 

@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
@@ -17,13 +18,13 @@ from servd.calls.response import DeploymentResponse, settled_ref
 from servd.config import HTTPOptions
 from servd.daemon.admin_client import AdminClient, RefusedError, UnreachableError
 from servd.daemon.launch import TiedDaemon, start_detached, start_tied
-from servd.exceptions import DeployError, ListenError, ServdError
-from servd.ground.clock import SystemClock
+from servd.daemon.state_lock import running_pid
+from servd.exceptions import AlreadyRunningError, DeployError, ServdError
+from servd.ground.clock import SystemClock, block_for
 from servd.ground.ids import DeploymentID, full_name_of
 from servd.ground.settings import (
     DEFAULT_ADMIN_HOST,
     DEFAULT_ADMIN_PORT,
-    DEFAULT_HTTP_HOST,
     Settings,
     admin_socket,
     default_state_dir,
@@ -35,6 +36,7 @@ from servd.handle import RayServeHandle, RayServeSyncHandle
 
 WAIT_LIMIT_S = 60.0
 _POLL_S = 10.0
+_START_LIMIT_S, _START_POLL_S = 30.0, 0.05
 
 logger = logging.getLogger(__name__)
 
@@ -166,7 +168,7 @@ class Client:
             if app is None or app["status"] == "DELETING":
                 raise RuntimeError(f"application {name!r} was deleted while it was deployed")
             if app["status"] == "DEPLOY_FAILED":
-                # statuses have models of their own, which only those who ask for one load
+                # they have models of their own, which only those who ask load
                 from servd.documents.statuses import why_failed
 
                 raise RuntimeError(f"application {name!r} failed to deploy: {why_failed(app)}")
@@ -288,6 +290,8 @@ class _Controller:
 
 
 _client: Client | None = None
+# threads that run applications at once need one daemon
+_starting = threading.RLock()
 
 
 def _client_of(made: Connection) -> Client:
@@ -314,9 +318,21 @@ def connect() -> Client:
 
 def find_or_start(*, host: str | None, port: int | None, detached: bool = False) -> Client:
     """This process's client; without a daemon one is started, which ends with this process unless `detached`."""
-    client = find()
-    if client is not None:
-        return client
+    with _starting:
+        return find() or _starting_elsewhere() or _started(host, port, detached)
+
+
+def _starting_elsewhere() -> Client | None:
+    """The client of a daemon that another program is starting, once it answers; None where there is none."""
+    deadline = SystemClock().now() + _START_LIMIT_S
+    while running_pid(default_state_dir()) is not None and SystemClock().now() < deadline:
+        if (found := find()) is not None:
+            return found
+        block_for(_START_POLL_S)
+    return None
+
+
+def _started(host: str | None, port: int | None, detached: bool) -> Client:
     state_dir = default_state_dir()
     settings = Settings(
         state_dir=state_dir,
@@ -331,7 +347,9 @@ def find_or_start(*, host: str | None, port: int | None, detached: bool = False)
     )
     try:
         daemon = _start(settings, detached)
-    except DeployError:
+    except (AlreadyRunningError, DeployError):
+        if (found := _starting_elsewhere()) is not None:
+            return found
         if settings.admin_port != DEFAULT_ADMIN_PORT or _free_admin_port() == DEFAULT_ADMIN_PORT:
             raise
         # another program has taken it since
@@ -370,18 +388,6 @@ def _start(settings: Settings, detached: bool) -> TiedDaemon | None:
         return start_tied(settings)
     start_detached(settings)
     return None
-
-
-def concrete_port(host: str | None, port: int) -> int:
-    """`port`, or for 0 one that is free now: each proxy would find another one for itself."""
-    if port != 0:
-        return port
-    host = host or DEFAULT_HTTP_HOST
-    try:
-        with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-            return int(probe.getsockname()[1])
-    except OSError as error:
-        raise ListenError(host, port, (error.strerror or str(error)).lower()) from error
 
 
 def _free_admin_port() -> int:

@@ -19,7 +19,8 @@ from servd.api import delete, run
 from servd.app.built import BuiltApplication
 from servd.app.deployment import Application
 from servd.calls.routes.table import decoded_path
-from servd.client import Client, concrete_port, start_own
+from servd.client import Client, start_own
+from servd.daemon.listeners import concrete_port
 from servd.exceptions import ServdError
 from servd.ground.settings import DEFAULT_HTTP_HOST, url_of
 from servd.handle import RayServeSyncHandle

@@ -7,6 +7,7 @@ from servd.exceptions import ConfigError, ListenError
 from servd.ground.clock import Clock, SystemClock, block_for
 from servd.ground.extras import GRPC_MISSING, is_there
 from servd.ground.keep_alive import KeepAlive
+from servd.ground.settings import DEFAULT_HTTP_HOST
 
 BACKLOG = 4096
 METRICS_HOST = "127.0.0.1"
@@ -155,3 +156,15 @@ def _listen(host: str, port: int, keep_alive: KeepAlive, *, reuse_port: bool) ->
         listener.close()
         raise
     return listener
+
+
+def concrete_port(host: str | None, port: int) -> int:
+    """`port`, or for 0 one that is free now: each proxy would find another one for itself."""
+    if port != 0:
+        return port
+    host = host or DEFAULT_HTTP_HOST
+    try:
+        with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            return int(probe.getsockname()[1])
+    except OSError as error:
+        raise ListenError(host, port, (error.strerror or str(error)).lower()) from error
