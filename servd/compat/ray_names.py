@@ -41,6 +41,7 @@ _OTHER_MODULES = {
     "ray.serve.batching": "servd.batching",
     "ray.serve.multiplex": "servd.multiplex",
     "ray.util.metrics": "servd.compat.util_metrics",
+    "ray.dashboard.modules.serve.sdk": "servd.compat.submission",
     # applications take it from there; it is what servd pickles with too
     "ray.cloudpickle": "cloudpickle",
 }
@@ -56,6 +57,9 @@ _ROUTERS = {
 _PACKAGES = (
     "ray",
     "ray.dag",
+    "ray.dashboard",
+    "ray.dashboard.modules",
+    "ray.dashboard.modules.serve",
     "ray.util",
     "ray.serve",
     "ray.serve._private",
@@ -335,6 +339,9 @@ _MAKERS: dict[str, Callable[[ModuleType], None]] = {
     "ray.exceptions": _fill_exceptions,
     "ray.runtime_env": _fill_runtime_env,
     "ray.util": _fill_util,
+    "ray.dashboard": _fill_nothing,
+    "ray.dashboard.modules": _fill_nothing,
+    "ray.dashboard.modules.serve": _fill_nothing,
     "ray.serve._private": _fill_nothing,
     "ray.serve.experimental": _fill_nothing,
     "ray.serve.llm": _fill_llm,

@@ -11,10 +11,11 @@ import pytest
 
 import servd
 from servd.client import find
+from servd.compat.submission import ServeSubmissionClient
 from servd.context import get_global_client
 from servd.exceptions import ServdError
 from servd.handle import RayServeHandle, RayServeSyncHandle
-from servd.schema import LoggingConfig, ServeDeploySchema
+from servd.schema import LoggingConfig, ServeDeploySchema, ServeInstanceDetails
 from tests.system.running_daemon import eventually
 from tests.wheels import a_wheel
 
@@ -98,6 +99,25 @@ def test_members_of_the_client(port: int, monkeypatch: pytest.MonkeyPatch) -> No
         client.get_handle("a_Nothing")
     client.delete_apps(["a", "nothing"])
     assert servd.status().applications == {}
+
+
+def test_the_client_that_programs_for_ray_submit_documents_with(port: int) -> None:
+    folder = {"working_dir": str(Path(__file__).parent / "ray_style")}
+    client = ServeSubmissionClient(get_global_client().status()["page_url"], headers={"x-who": "a test"})
+    assert client.get_version()
+    apps = [{"name": "page", "route_prefix": "/page", "import_path": "front_page:app", "runtime_env": folder}]
+    client.deploy_applications({"applications": apps})
+    eventually(lambda: ServeInstanceDetails(**client.get_serve_details()).applications["page"].status == "RUNNING")
+    answer = httpx.post(f"http://127.0.0.1:{port}/page", json={"text": "four"}, timeout=20)
+    assert (answer.status_code, answer.json()) == (201, {"letters": 4})
+    with pytest.raises(RuntimeError, match=r"(?s)status code 400: .*applications\.0\.import_path"):
+        client.deploy_applications({"applications": [{"name": "x"}]})
+    client.delete_applications()
+    eventually(lambda: client.get_serve_details()["applications"] == {})
+    with pytest.raises(ValueError, match="begins with http"):
+        ServeSubmissionClient("ray://here:10001")
+    with pytest.raises(ConnectionError, match=r"at address: http://127\.0\.0\.1:1"):
+        ServeSubmissionClient("http://127.0.0.1:1").get_serve_details()
 
 
 def test_an_option_that_is_not_set_where_serve_runs_is_not_taken_and_that_is_said(
