@@ -66,6 +66,11 @@ class _Handle:
         """Name of the application."""
         return self._id.app
 
+    @property
+    def deployment_id(self) -> DeploymentID:
+        """Both names, bare."""
+        return self._id
+
     def options(
         self: Self,
         *,

@@ -76,14 +76,12 @@ _OTHER_ERRORS = (
     "RuntimeEnvSetupError TaskPlacementGroupRemoved TaskUnschedulableError UnserializableException UserCodeException "
     "WorkerCrashedError"
 )
+_OF_HOST = ("available_resources", "cluster_resources", "nodes")
 _INSTEAD = {
     "remote": "make a deployment and call it through a handle",
     "kill": "use `servd.delete`",
     "get_actor": "use `servd.get_deployment_handle`",
     "method": "make a deployment",
-    "nodes": "servd runs on one host; see `servd.status()`",
-    "cluster_resources": "servd runs on one host",
-    "available_resources": "servd runs on one host",
 }
 
 
@@ -189,6 +187,8 @@ def _fill_ray(module: ModuleType) -> None:
         return importlib.import_module("servd.compat.runtime_context").RuntimeContext()
 
     def missing(name: str) -> Any:
+        if name in _OF_HOST:
+            return getattr(importlib.import_module("servd.compat.host"), name)
         if name in _INSTEAD:
             raise ServdError(f"servd has no ray.{name}: {_INSTEAD[name]}")
         if instead := instead_of(f"ray.{name}"):

@@ -11,6 +11,7 @@ import pytest
 
 import servd
 from servd.client import find
+from servd.compat.host import available_resources, cluster_resources, nodes
 from servd.compat.submission import ServeSubmissionClient
 from servd.context import get_global_client
 from servd.exceptions import ServdError
@@ -118,6 +119,17 @@ def test_the_client_that_programs_for_ray_submit_documents_with(port: int) -> No
         ServeSubmissionClient("ray://here:10001")
     with pytest.raises(ConnectionError, match=r"at address: http://127\.0\.0\.1:1"):
         ServeSubmissionClient("http://127.0.0.1:1").get_serve_details()
+
+
+def test_the_host_as_programs_for_ray_see_it() -> None:
+    assert cluster_resources()["CPU"] == os.cpu_count()
+    assert available_resources() == cluster_resources()
+    servd.run(Part.options(ray_actor_options={"num_cpus": 0.25, "num_gpus": 0}).bind(), name="a", route_prefix=None)
+    assert available_resources()["CPU"] == cluster_resources()["CPU"] - 0.5
+    (node,) = nodes()
+    assert (node["NodeID"], node["Alive"]) == (*servd.status().proxies, True)
+    servd.run(Part.options(ray_actor_options={"num_cpus": 500}).bind(), name="a", route_prefix=None)
+    assert "CPU" not in available_resources()
 
 
 def test_an_option_that_is_not_set_where_serve_runs_is_not_taken_and_that_is_said(

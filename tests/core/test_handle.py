@@ -167,6 +167,7 @@ async def test_the_deployments_own_call_by_its_name() -> None:
     assert await a_handle().__call__.remote(1) == 2
     assert await a_handle().other.__call__.options(session_id="a").remote(1) == 2
     assert callable(a_handle())
+    assert (a_handle().deployment_id.name, a_handle().deployment_id.app_name) == ("d", "app")
     assert not hasattr(a_handle().__call__, "__wrapped__")
     for mistake, said in ((a_handle(), "handle.remote("), (a_handle().other, "handle.other.remote(")):
         with pytest.raises(TypeError, match=re.escape(said)):
