@@ -380,7 +380,8 @@ def _warn_of_other_options(client: Any, given: Mapping[str, Any]) -> None:
 
 
 def _shut_down_quietly(client: Any) -> None:
-    if not client.is_closed:
+    # what a forked child leaves behind is its parent's
+    if not client.is_closed and client.connection.is_of_this_process:
         try:
             client.shutdown()
         except (ServdError, TimeoutError) as error:

@@ -29,6 +29,7 @@ class Connection:
     def __init__(self, admin: AdminClient, daemon: TiedDaemon | None = None) -> None:
         self.admin = admin
         self._daemon = daemon
+        self._pid = os.getpid()
         self._line: DriverLine | None = None
         self.is_closed = False
         self.after_shutdown: Callable[[], None] | None = None
@@ -40,7 +41,12 @@ class Connection:
     @property
     def owns_daemon(self) -> bool:
         """Whether this process started the daemon, and ends it."""
-        return self._daemon is not None and not self.is_closed
+        return self._daemon is not None and not self.is_closed and self.is_of_this_process
+
+    @property
+    def is_of_this_process(self) -> bool:
+        """Whether it was made here, not in the process that this one was forked from."""
+        return self._pid == os.getpid()
 
     def status(self, seen: int | None = None, timeout_s: float = 0.0) -> dict[str, Any]:
         """The daemon's status as `/api/servd/v1/status` gives it.

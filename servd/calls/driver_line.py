@@ -11,7 +11,7 @@ from typing import Any
 from servd.calls.arguments import NO_ARGUMENTS, Arguments
 from servd.calls.caller import Caller
 from servd.calls.outgoing import CallTicket
-from servd.calls.process import Process, install_process, remove_process
+from servd.calls.process import Process, install_process, installed_process, remove_process
 from servd.calls.request_context import RequestContext
 from servd.ground.edition import own_edition
 from servd.ground.ids import random_hex
@@ -33,6 +33,21 @@ from servd.wire.messages import (
 
 _REPORT_S = 0.25
 _CLOSE_LIMIT_S = 5.0
+
+
+_of_parents: list[Process] = []
+
+
+def _begin_child() -> None:
+    """In a forked child the line's thread is not there: the next call opens a line of the child's own."""
+    process = installed_process()
+    if process is not None and isinstance(process.caller, DriverLine):
+        # kept, since its loop cannot be closed here: parent and child wait on one set of descriptors
+        _of_parents.append(process)
+        remove_process()
+
+
+os.register_at_fork(after_in_child=_begin_child)
 
 
 class DriverLine:

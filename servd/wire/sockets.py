@@ -1,5 +1,6 @@
 """ZeroMQ sockets of a process: how they are made, and bodies that travel as frames of their own."""
 
+import os
 from typing import Any
 
 import zmq
@@ -24,6 +25,18 @@ _HEARTBEAT_TTL_MS = 10_000
 
 _max_sockets = MAX_SOCKETS
 _context: zmq.Context[zmq.Socket[bytes]] | None = None
+_of_parents: list[Any] = []
+
+
+def _begin_child() -> None:
+    """In a forked child ZeroMQ's threads are not there; what they worked for is kept, for it cannot be ended without them."""
+    global _context
+    if _context is not None:
+        _of_parents.append(_context)
+        _context = None
+
+
+os.register_at_fork(after_in_child=_begin_child)
 
 
 def _process_context() -> "zmq.Context[zmq.Socket[bytes]]":

@@ -147,6 +147,33 @@ def test_the_end_of_a_session_leaves_a_daemon_of_others(daemon: RunningDaemon, t
     daemon.ask("DELETE", "/api/servd/v1/applications/mine")
 
 
+FORKED = """
+import os, sys
+import servd
+
+@servd.deployment
+class Counter:
+    def __init__(self): self.count = 0
+    def add(self): self.count += 1; return self.count
+
+servd.start(http_options={"port": 0})
+handle = servd.run(Counter.bind(), route_prefix=None)
+one_step = servd.get_app_handle("default")
+print(handle.add.remote().result(20), flush=True)
+for _ in range(2):
+    child = os.fork()
+    if child == 0:
+        print(handle.add.remote().result(20), one_step.add.remote().result(20), flush=True)
+        sys.exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+print(handle.add.remote().result(20), [*servd.status().applications])
+"""
+
+
+def test_children_that_a_program_forks_have_lines_of_their_own_and_end_nothing(tmp_path: Path) -> None:
+    assert run_python(tmp_path, FORKED, str(tmp_path / "s")) == "1\n2 3\n4 5\n6 ['default']\n"
+
+
 @pytest.mark.long
 def test_a_detached_daemon_stays(tmp_path: Path) -> None:
     state_dir = str(tmp_path / "s")
