@@ -40,6 +40,14 @@ def unread_bytes(sock: socket.socket) -> int:
     return struct.unpack("=i", fcntl.ioctl(sock.fileno(), termios.FIONREAD, b"\0\0\0\0"))[0]  # type: ignore[no-any-return]
 
 
+def untaken_bytes(sock: socket.socket) -> int:
+    """What was written to this connection and the other side's host has not acknowledged. 0 where nobody can tell."""
+    try:
+        return struct.unpack("=i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0"))[0]  # type: ignore[no-any-return]
+    except (OSError, ValueError):
+        return 0
+
+
 def received_bytes(sock: socket.socket) -> int:
     """What the other side has sent so far, read or not; its end counts as one. 0 where nobody can tell."""
     info = _info(sock, _LONG_INFO_BYTES)

@@ -2,14 +2,18 @@
 
 import asyncio
 
+import pytest
+from h2.settings import SettingCodes
 from hypercorn.events import Event, RawData
 from hyperframe.frame import GoAwayFrame
 
 from servd.proxy.hypercorn.http2 import LaneHttp2
+from servd.proxy.limits import Limits
 from servd.replica.exchange import HttpExchange
 from tests.fakes import Room, hello, wait_until
-from tests.rooms.http2_client import Http2Client
+from tests.rooms.http2_client import Http2Client, frame
 
+PING = 6
 NOTICE = GoAwayFrame(0, last_stream_id=2**31 - 1).serialize()
 
 
@@ -100,4 +104,39 @@ async def test_a_request_that_crosses_the_farewell_resets_nothing() -> None:
             client.writer.write_eof()
             # a reset would raise
             assert await client.reader.read() == b""
+        await wait_until(lambda: not room.lane.connections)
+
+
+@pytest.mark.slow
+async def test_who_is_slow_to_take_its_last_answer_gets_all_of_it() -> None:
+    body = b"x" * 1_000_000
+
+    async def large(exchange: HttpExchange) -> None:
+        exchange.finish(200, [], body)
+
+    async with Room(hand_over=True) as room:
+        room.route(room.replica(large))
+        async with Http2Client(room.port) as client:
+            # all of it may be on its way at once
+            client.h2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 2 * len(body)})
+            client.h2.increment_flow_control_window(2 * len(body))
+            client.flush()
+            stream = client.ask("/")
+            await client.head(stream)
+            client.writer.transport.pause_reading()
+            room.lane.drain(10.0)
+            for _ in range(10):
+                # it is busy, and not gone
+                client.flush(frame(PING, 0, 0, b"8 bytes."))
+                await asyncio.sleep(0.2)
+            client.writer.transport.resume_reading()
+            assert await client.answer(stream) == (200, body)
+        await wait_until(lambda: not room.lane.connections)
+
+
+async def test_who_has_been_idle_for_too_long_is_told() -> None:
+    async with Room(hand_over=True, limits=Limits(idle_s=0.1)) as room:
+        async with Http2Client(room.port) as client:
+            assert (await client.get("/-/healthz"))[0] == 200
+            await wait_until(lambda: client.goodbye == 0)
         await wait_until(lambda: not room.lane.connections)

@@ -55,8 +55,6 @@ _MOST_ENDING = 150
 """Requests under way, those included that were taken back and are not over yet."""
 _LAST_WORDS_S = 1.0
 """What a WebSocket's client had said before it reset its stream has so long to be heard."""
-_PARTING_S = 1.0
-"""So long a client has to close a connection that ends: one that is closed under what it sends would be reset."""
 _FROM_NOW_ON = GoAwayFrame(0, last_stream_id=2**31 - 1).serialize()
 """The farewell that takes nothing back: all that has been sent is answered (RFC 9113, 6.8)."""
 _FREE_RESETS = 1_000
@@ -68,7 +66,7 @@ class LaneHttp2(H2Protocol):
 
     Attributes:
         is_unwelcome: with its next request the client is asked to send further ones elsewhere.
-        is_left: the client has said that it sends no further ones.
+        is_left: the client has said that it sends no further ones. parted: it has closed.
     """
 
     def __init__(self, refuse: Refuse, *args: Any) -> None:
@@ -87,7 +85,7 @@ class LaneHttp2(H2Protocol):
         self._heads_bytes = 0
         self._resets = 0
         self.is_unwelcome = self.is_left = self._is_asked = self._is_over = self._has_body = False
-        self._parted = asyncio.Event()
+        self.parted = asyncio.Event()
 
     async def initiate(self, headers: Any = None, settings: bytes | None = None) -> None:
         """Begin, with a window of the connection that all streams share.
@@ -221,16 +219,13 @@ class LaneHttp2(H2Protocol):
             self._acknowledge(stream_id)
 
     async def say_goodbye(self) -> bool:
-        """Take no further request; once the client has closed, or had the time to: true. False: there is one meanwhile."""
+        """Take no further request. False: there is one."""
         if not self.idle:
             return False
         if not self._is_over:
             self._is_over = True
             self.connection.close_connection()
             await self._flush()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_PARTING_S):
-                await self._parted.wait()
         return True
 
     async def _ask_to_leave(self) -> None:
@@ -246,7 +241,7 @@ class LaneHttp2(H2Protocol):
             return
         await super().handle(event)
         if self.closed:
-            self._parted.set()
+            self.parted.set()
             for buffer in list(self.stream_buffers.values()):
                 await buffer.close()
 

@@ -29,6 +29,7 @@ from servd.proxy.hypercorn.http2 import LaneHttp2
 from servd.proxy.hypercorn.read_size import MOST_READ_BYTES, next_read
 from servd.proxy.hypercorn.refusals import Refuse
 from servd.proxy.hypercorn.websocket import LaneWebSocket
+from servd.proxy.parting import parted
 from servd.proxy.websocket_form import WebSocketForm
 from servd.wire.connection_room import Share
 from servd.wire.websocket.heartbeat import Heartbeat
@@ -210,18 +211,8 @@ class _LaneWrapper(ProtocolWrapper):
     refuse: Refuse
 
     def use_h2(self) -> LaneHttp2:
-        self.protocol = LaneHttp2(
-            self.refuse,
-            self.app,
-            self.config,
-            self.context,
-            self.task_group,
-            self.state,
-            self.ssl,
-            self.client,
-            self.server,
-            self.send,
-        )
+        about = (self.app, self.config, self.context, self.task_group, self.state, self.ssl, self.client, self.server)
+        self.protocol = LaneHttp2(self.refuse, *about, self.send)
         return self.protocol
 
     async def handle(self, event: Event) -> None:
@@ -344,9 +335,16 @@ class LaneConnection(TCPServer):
 
     async def _say_goodbye(self) -> None:
         protocol = self.protocol.protocol
-        if not isinstance(protocol, LaneHttp2) or await protocol.say_goodbye():
-            await self.protocol.handle(Closed())
-            self.writer.close()
+        if isinstance(protocol, LaneHttp2):
+            if not await protocol.say_goodbye():
+                return
+            await parted(self.writer.transport, protocol.parted)
+        await self.protocol.handle(Closed())
+        self.writer.close()
+
+    async def _initiate_server_close(self) -> None:
+        # whoever asks just now is to know that it may ask again
+        await self._say_goodbye()
 
     async def _read_data(self) -> None:
         data, self._data = self._data, b""
