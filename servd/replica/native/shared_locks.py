@@ -35,14 +35,17 @@ _holders: list[weakref.ReferenceType[Any]] = []
 
 def note_shared_locks() -> None:
     """To be called in a process that replicas are forked from, before the first."""
-    found: dict[str, list[Any]] = {"SemLock": [], "Arena": [], "Condition": [], "SynchronizedBase": []}
-    if not set(children()) - {str(process.tracker_pid())}:
-        for name, room in zip(found, ("synchronize", "heap", "synchronize", "sharedctypes"), strict=True):
-            found[name] = living(*_kinds(room, name))
-    locks, arenas, *holders = found.values()
-    _locks[:] = [(weakref.ref(lock), lock._semlock._get_value()) for lock in locks if hasattr(lock, "_semlock")]
-    _arenas[:] = map(weakref.ref, arenas)
-    _holders[:] = map(weakref.ref, [holder for kind in holders for holder in kind])
+    locks, arenas = _kinds("synchronize.SemLock"), _kinds("heap.Arena")
+    holders = _kinds("synchronize.Condition") + _kinds("sharedctypes.SynchronizedBase")
+    is_alone = not set(children()) - {str(process.tracker_pid())}
+    found = living(*locks, *arenas, *holders) if is_alone else []
+    _locks[:] = [(weakref.ref(one), one._semlock._get_value()) for one in found if _is_whole(one, locks)]
+    _arenas[:] = [weakref.ref(one) for one in found if isinstance(one, arenas)]
+    _holders[:] = [weakref.ref(one) for one in found if isinstance(one, holders)]
+
+
+def _is_whole(item: Any, locks: tuple[type, ...]) -> bool:
+    return isinstance(item, locks) and hasattr(item, "_semlock")
 
 
 def renew_shared_locks() -> None:
@@ -60,9 +63,10 @@ def renew_shared_locks() -> None:
             holder.acquire, holder.release = lock.acquire, lock.release
 
 
-def _kinds(room: str, name: str) -> list[type]:
-    modules = [sys.modules.get(f"{package}.{room}") for package in _PACKAGES]
-    return [kind for module in modules if isinstance(kind := getattr(module, name, None), type)]
+def _kinds(name: str) -> tuple[type, ...]:
+    room, _, kind = name.partition(".")
+    found = [getattr(sys.modules.get(f"{package}.{room}"), kind, None) for package in _PACKAGES]
+    return tuple(one for one in found if isinstance(one, type))
 
 
 def _living(found: list[weakref.ReferenceType[Any]]) -> Iterator[Any]:
