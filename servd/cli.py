@@ -53,7 +53,7 @@ from servd.ground.settings import (
     DEFAULT_ADMIN_PORT,
     DEFAULT_DASHBOARD_PORT,
     Settings,
-    default_state_dir,
+    is_default_state_dir,
     socket_dir_for,
 )
 from servd.ground.states import ProxyLocation
@@ -146,7 +146,7 @@ def _begin(settings: Settings, *, detach: bool, log_to_stderr: bool) -> None:
     check_pair(settings.http_tls_cert, settings.http_tls_key, "--http-tls")
     if detach:
         daemon = start_detached(settings, log_to_stderr=log_to_stderr)
-        which = "" if settings.state_dir == default_state_dir() else f" --state-dir {settings.state_dir}"
+        which = "" if is_default_state_dir(settings.state_dir) else f" --state-dir {settings.state_dir}"
         say(f"The daemon runs in the background, pid {daemon.pid}; `servd stop{which}` ends it.", "SUCC")
         for place in daemon.places:
             say(place)

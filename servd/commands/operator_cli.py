@@ -148,7 +148,6 @@ def logs(
     from servd.daemon.admin_client import NO_CONTROLLER, AdminClient, RefusedError, UnreachableError, find_address
 
     wish = wish_of(request, level, since)
-    log_dir = os.path.join(state_dir_of(state_dir), "logs")
     status = None
     try:
         status = AdminClient(find_address(address, state_dir)).status()
@@ -157,8 +156,8 @@ def logs(
         if address is not None or (isinstance(error, RefusedError) and error.status != NO_CONTROLLER):
             raise
     # without an explicit address the state directory says which logs are meant
-    if status is not None and (address is not None or state_dir is None):
-        log_dir = status["log_dir"]
+    is_told = status is not None and (address is not None or state_dir is None)
+    log_dir = status["log_dir"] if status and is_told else os.path.join(state_dir_of(state_dir), "logs")
     if not os.path.isdir(log_dir):
         fail(f"there is no log directory {log_dir} on this host; name the daemon with --state-dir or -a")
     wanted = patterns(status, target, with_proxies=bool(request))

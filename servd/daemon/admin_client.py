@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode, urlsplit
 
-from servd.exceptions import ConfigError, ServdError, TransportError
+from servd.exceptions import ConfigError, ServdError, StateError, TransportError
 from servd.ground.settings import DEFAULT_ADMIN_PORT, admin_socket, default_state_dir, socket_dir_for
 
 if TYPE_CHECKING:
@@ -103,7 +103,11 @@ def find_address(given: str | None = None, state_dir: str | None = None) -> str:
     address = named_address(given, state_dir)
     if address is not None:
         return address
-    folder = str(Path(state_dir).absolute()) if state_dir else default_state_dir()
+    try:
+        folder = str(Path(state_dir).absolute()) if state_dir else default_state_dir()
+    except StateError:
+        # of a user without a home
+        return DEFAULT_ADDRESS
     path = admin_socket(socket_dir_for(folder))
     trouble = _trouble(path)
     if trouble is None:

@@ -137,12 +137,30 @@ def url_of(host: str, port: int, *, is_tls: bool = False) -> str:
 
 
 def default_state_dir() -> str:
-    """`SERVD_STATE_DIR`, else `$XDG_STATE_HOME/servd`, else `~/.local/state/servd`; absolute."""
+    """`SERVD_STATE_DIR`, else `$XDG_STATE_HOME/servd`, else `~/.local/state/servd`; absolute.
+
+    Raises:
+        StateError: there is none, for nothing says where this user is at home.
+    """
     given = os.environ.get("SERVD_STATE_DIR")
     if given:
         return str(Path(given).absolute())
-    home = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    try:
+        home = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    except RuntimeError:
+        raise StateError(
+            f"nothing says where uid {os.getuid()} is at home, neither HOME nor the list of users: name a state directory with "
+            "--state-dir or SERVD_STATE_DIR"
+        ) from None
     return str(Path(home).absolute() / "servd")
+
+
+def is_default_state_dir(state_dir: str) -> bool:
+    """Whether it is meant where none is named."""
+    try:
+        return state_dir == default_state_dir()
+    except StateError:
+        return False
 
 
 def socket_dir_for(state_dir: str) -> str:

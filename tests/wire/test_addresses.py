@@ -8,8 +8,8 @@ import pytest
 
 from servd.daemon.admin_client import ADDRESS_VARIABLES, DEFAULT_ADDRESS, UnreachableError, find_address
 from servd.daemon.unix_sockets import bind_unix
-from servd.exceptions import ConfigError
-from servd.ground.settings import admin_socket, socket_dir_for
+from servd.exceptions import ConfigError, StateError
+from servd.ground.settings import admin_socket, default_state_dir, is_default_state_dir, socket_dir_for
 
 
 @pytest.fixture(autouse=True)
@@ -90,3 +90,26 @@ def test_the_socket_of_a_dead_daemon_is_no_daemon(tmp_path: Path) -> None:
     listener.close()
     with pytest.raises(UnreachableError, match=f"no daemon answers on {tmp_path}/dead: Connection refused"):
         find_address(state_dir=str(tmp_path / "dead"))
+
+
+@pytest.fixture
+def no_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the user of a container that is in no list of users."""
+    for name in ("HOME", "XDG_STATE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+
+
+@pytest.mark.usefixtures("no_home")
+def test_who_has_no_home_needs_a_state_directory_only_where_one_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert find_address() == DEFAULT_ADDRESS
+    listener, address = a_daemon_on(tmp_path / "named")
+    with listener:
+        assert find_address(state_dir=str(tmp_path / "named")) == address
+    assert not is_default_state_dir(str(tmp_path / "named"))
+    with pytest.raises(StateError, match="uid .* name a state directory with --state-dir or SERVD_STATE_DIR"):
+        default_state_dir()
+    monkeypatch.setenv("SERVD_STATE_DIR", str(tmp_path / "named"))
+    assert is_default_state_dir(str(tmp_path / "named"))
