@@ -11,7 +11,7 @@ from servd.calls.replica_context import refuse_in_template
 from servd.daemon.admin_client import ADDRESS_VARIABLES, AdminClient, UnreachableError, find_address
 from servd.daemon.launch import TiedDaemon
 from servd.exceptions import ServdError
-from servd.ground.settings import admin_socket, default_state_dir, socket_dir_for
+from servd.ground.settings import admin_socket, default_state_dir, socket_dir_of
 
 NOT_RUNNING = "Serve is not running; start it with `servd.start()`, `servd.run(...)` or `servd start`"
 
@@ -135,7 +135,7 @@ def _address() -> str:
         return f"unix://{admin_socket(here.socket_dir)}"
     if any(os.environ.get(name) for name in ADDRESS_VARIABLES):
         return find_address()
-    return f"unix://{admin_socket(socket_dir_for(default_state_dir()))}"
+    return f"unix://{admin_socket(socket_dir_of(default_state_dir()))}"
 
 
 def connect() -> Connection:

@@ -20,7 +20,7 @@ from servd.daemon.state_lock import running_pid
 from servd.exceptions import ServdError
 from servd.ground.edition import edition_at
 from servd.ground.package import DISTRIBUTION, PACKAGE_DIR, VERSION
-from servd.ground.settings import admin_socket, socket_dir_for
+from servd.ground.settings import admin_socket, socket_dir_of
 
 LEAST_PYTHON, NEWEST_PYTHON = (3, 11), (3, 14)
 """Tested: from the first to the second."""
@@ -85,7 +85,7 @@ def findings(state_dir: str, ports: Iterable[Port]) -> Iterator[Finding]:
     yield _of_limits()
     yield of_state_dir(state_dir)
     pid = running_pid(state_dir)
-    yield from of_socket_dir(socket_dir_for(state_dir), is_running=pid is not None)
+    yield from of_socket_dir(socket_dir_of(state_dir), is_running=pid is not None)
     if pid is not None:
         yield of_daemon(state_dir, pid, _edition_of(state_dir))
         return
@@ -343,7 +343,7 @@ def _name_in(requirement: str) -> str:
 
 def _edition_of(state_dir: str) -> str | None:
     try:
-        status = AdminClient(f"unix://{admin_socket(socket_dir_for(state_dir))}").status()
+        status = AdminClient(f"unix://{admin_socket(socket_dir_of(state_dir))}").status()
     except ServdError:
         return None
     return str(status.get("edition", "an old one"))

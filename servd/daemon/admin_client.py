@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode, urlsplit
 
 from servd.exceptions import ConfigError, ServdError, StateError, TransportError
-from servd.ground.settings import DEFAULT_ADMIN_PORT, admin_socket, default_state_dir, socket_dir_for
+from servd.ground.settings import DEFAULT_ADMIN_PORT, admin_socket, default_state_dir, socket_dir_of
 
 if TYPE_CHECKING:
     import ssl
@@ -108,7 +108,7 @@ def find_address(given: str | None = None, state_dir: str | None = None) -> str:
     except StateError:
         # of a user without a home
         return DEFAULT_ADDRESS
-    path = admin_socket(socket_dir_for(folder))
+    path = admin_socket(socket_dir_of(folder))
     trouble = _trouble(path)
     if trouble is None:
         return f"unix://{path}"

@@ -14,7 +14,7 @@ from typing import Any
 
 from setproctitle import setproctitle
 
-from servd.daemon.directories import empty_socket_dir, make_directories, say
+from servd.daemon.directories import empty_socket_dir, make_directories, say, tell_socket_dir
 from servd.daemon.keepsake import Keepsake
 from servd.daemon.life import Daemon
 from servd.daemon.listeners import Listeners
@@ -101,6 +101,7 @@ def _started(settings: Settings, tied_to: int | None) -> Daemon:
         admin_port=admin.getsockname()[1],
         dashboard_port=None if dashboard is None else settings.dashboard_port,
     )
+    tell_socket_dir(settings)
     _be_called(settings)
     settle(settings.state_dir)
     lifetime = multiprocessing.Pipe(duplex=False)
@@ -120,6 +121,7 @@ def resumed(handover: str, back: Sequence[str]) -> Daemon:
     has = received(left, settings)
     # not handed over: an edition that does not know the port would keep it, and let its clients wait for ever
     has.dashboard = _dashboard(settings, has.listeners)
+    tell_socket_dir(settings)
     _be_called(settings)
     # every process that is spawned gets these words
     del sys.argv[1:]

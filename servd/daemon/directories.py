@@ -4,7 +4,14 @@ import contextlib
 import os
 
 from servd.exceptions import StateError
-from servd.ground.settings import MAX_SOCKET_PATH_BYTES, SPEAKER, Settings, make_private_dir, replica_address
+from servd.ground.settings import (
+    MAX_SOCKET_PATH_BYTES,
+    SPEAKER,
+    Settings,
+    make_private_dir,
+    replica_address,
+    socket_link,
+)
 from servd.ground.shared_stream import SharedStream
 
 _SAY_LIMIT_S = 0.1
@@ -28,6 +35,16 @@ def make_directories(settings: Settings) -> None:
     for directory in (settings.state_dir, settings.socket_dir):
         make_private_dir(directory)
     _make_log_dir(settings.log_dir)
+
+
+def tell_socket_dir(settings: Settings) -> None:
+    """Say in the state directory where the sockets are: whoever looks for them later may have another environment."""
+    link = socket_link(settings.state_dir)
+    # where it cannot be said, they are looked for where the environment puts them
+    with contextlib.suppress(OSError):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(link)
+        os.symlink(settings.socket_dir, link)
 
 
 def empty_socket_dir(socket_dir: str) -> None:

@@ -164,7 +164,11 @@ def is_default_state_dir(state_dir: str) -> bool:
 
 
 def socket_dir_for(state_dir: str) -> str:
-    """Directory of the sockets of a state directory. Nothing is created."""
+    """Directory for the sockets of a daemon that is started here. Nothing is created.
+
+    Raises:
+        StateError: there is no place for one.
+    """
     # for the one process that starts a daemon: every process loads this module, and these weigh a megabyte
     import hashlib
     import tempfile
@@ -173,7 +177,31 @@ def socket_dir_for(state_dir: str) -> str:
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     if runtime and os.path.isdir(runtime) and os.stat(runtime).st_uid == os.getuid():
         return str(Path(runtime) / f"servd-{digest}")
-    return str(Path(tempfile.gettempdir()) / f"servd-{os.getuid()}-{digest}")
+    try:
+        return str(Path(tempfile.gettempdir()) / f"servd-{os.getuid()}-{digest}")
+    except FileNotFoundError as error:
+        raise StateError(
+            f"there is no directory for sockets: {error.strerror}. Set XDG_RUNTIME_DIR or TMPDIR to one that takes files"
+        ) from error
+
+
+def socket_link(state_dir: str) -> str:
+    """Path of the link by which a daemon says in its state directory where its sockets are."""
+    return f"{state_dir}/sockets"
+
+
+def socket_dir_of(state_dir: str) -> str:
+    """Directory of the sockets of the daemon that runs on a state directory: where it says that they are, else where one that is
+    started here would have them. Its environment may have been another one, or the temporary directory has filled since.
+
+    Raises:
+        StateError: see `socket_dir_for`.
+    """
+    with contextlib.suppress(OSError):
+        told = os.readlink(socket_link(state_dir))
+        if os.path.lexists(admin_socket(told)):
+            return told
+    return socket_dir_for(state_dir)
 
 
 def make_private_dir(path: str, *, with_parents: bool = True) -> None:

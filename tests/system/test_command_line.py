@@ -123,6 +123,14 @@ def test_from_start_to_stop(fresh: Shell) -> None:
     assert not os.path.exists(socket_dir_for(fresh.state_dir))
 
 
+def test_a_command_in_another_environment_than_the_daemons_finds_it(shell: Shell, tmp_path: Path) -> None:
+    # a job of cron has no XDG_RUNTIME_DIR, say, or another session has its own
+    elsewhere = {**shell.environment, "XDG_RUNTIME_DIR": str(tmp_path), "TMPDIR": str(tmp_path)}
+    code, out, err = servd_command(("status",), ROOT, elsewhere)
+    assert code == 0, err
+    assert "There are no applications running" in out
+
+
 @pytest.mark.long
 def test_a_run_that_is_interrupted_takes_its_application_back(shell: Shell) -> None:
     assert shell("deploy", "configs/fruit.yaml", "--wait")[0] == 0

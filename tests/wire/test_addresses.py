@@ -1,5 +1,6 @@
 """Which daemon a command means: the order of addresses."""
 
+import errno
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from servd.daemon.admin_client import ADDRESS_VARIABLES, DEFAULT_ADDRESS, UnreachableError, find_address
+from servd.daemon.directories import empty_socket_dir, tell_socket_dir
 from servd.daemon.unix_sockets import bind_unix
 from servd.exceptions import ConfigError, StateError
-from servd.ground.settings import admin_socket, default_state_dir, is_default_state_dir, socket_dir_for
+from servd.ground.settings import Settings, admin_socket, default_state_dir, is_default_state_dir, socket_dir_for
 
 
 @pytest.fixture(autouse=True)
@@ -109,7 +111,36 @@ def test_who_has_no_home_needs_a_state_directory_only_where_one_is_asked_for(
     with listener:
         assert find_address(state_dir=str(tmp_path / "named")) == address
     assert not is_default_state_dir(str(tmp_path / "named"))
-    with pytest.raises(StateError, match="uid .* name a state directory with --state-dir or SERVD_STATE_DIR"):
+    with pytest.raises(StateError, match=r"uid .* name a state directory with --state-dir or SERVD_STATE_DIR"):
         default_state_dir()
     monkeypatch.setenv("SERVD_STATE_DIR", str(tmp_path / "named"))
     assert is_default_state_dir(str(tmp_path / "named"))
+
+
+def test_a_daemon_is_found_where_it_says_that_its_sockets_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state_dir = tmp_path / "state"
+    state_dir.mkdir(mode=0o700)
+    settings = Settings(str(state_dir), socket_dir_for(str(state_dir)))
+    listener, address = a_daemon_on(state_dir)
+    tell_socket_dir(settings)
+    monkeypatch.setenv("SERVD_STATE_DIR", str(state_dir))
+    # as in a job of cron, which has no such directory, or with a full temporary directory
+    monkeypatch.delenv("XDG_RUNTIME_DIR")
+    assert find_address(state_dir=str(state_dir)) == find_address() == address
+    empty_socket_dir(settings.socket_dir)
+    listener.close()
+    elsewhere, address = a_daemon_on(state_dir)
+    with elsewhere:
+        assert find_address() == address, "the word of a daemon that has ended is none"
+    empty_socket_dir(socket_dir_for(str(state_dir)))
+    Path(socket_dir_for(str(state_dir))).rmdir()
+
+
+def test_without_a_place_for_sockets_it_is_said_what_to_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gettempdir() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.delenv("XDG_RUNTIME_DIR")
+    monkeypatch.setattr("tempfile.gettempdir", gettempdir)
+    with pytest.raises(StateError, match=r"no directory for sockets: .*/tmp.* Set XDG_RUNTIME_DIR or TMPDIR"):
+        socket_dir_for(str(tmp_path))
