@@ -20,6 +20,7 @@ from servd.ground.forks import EXIT_LIMIT_S, flush_streams
 from servd.ground.ids import full_name_of
 from servd.observability import logs
 from servd.observability.access_log import AccessLog, place_of
+from servd.observability.line_formatter import Fields
 from servd.replica.code.environment import Environment
 from servd.replica.code.importing import load_application
 from servd.replica.life import Replica
@@ -127,6 +128,6 @@ def leave(code: int) -> NoReturn:
     descendants.leave(code)
 
 
-def _request_fields() -> logs.Fields:
+def _request_fields() -> Fields:
     request = current_request.get()
     return request.request_id, *traced.ids(), request.route, request.app_name, request.pattern

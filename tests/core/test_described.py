@@ -9,7 +9,7 @@ import pytest
 from servd.calls.pickling import dump_exception, dumps, load_exception, loads
 from servd.exceptions import UserCodeError
 from servd.observability.described import NO_TEXT, for_future, name_of, summary_of, text_of
-from servd.observability.logs import LineFormatter
+from servd.observability.line_formatter import LineFormatter
 from servd.observability.tracebacks import user_traceback
 from servd.replica.responses import error_response
 from tests.odd_errors import KINDS, PLACES, HidesAll, LeavesWhenUnpickled, NoText, raise_odd

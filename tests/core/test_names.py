@@ -11,7 +11,8 @@ from servd.controller.plan.change import put_application
 from servd.documents.control_plane import ApplicationDocument
 from servd.exceptions import ConfigError
 from servd.ground.names import LONGEST_NAME, check_name, in_file_name, on_one_line
-from servd.observability.logs import LineFormatter, replica_file
+from servd.observability.line_formatter import LineFormatter
+from servd.observability.logs import replica_file
 from servd.schema import parse_v1, parse_v2
 from tests.core.build import HTTP, a_goal
 from tests.core.test_change import situation

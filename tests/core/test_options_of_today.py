@@ -21,8 +21,9 @@ from servd.documents.sent import HttpWish
 from servd.exceptions import DeployError
 from servd.ground.states import ApplicationStatus, DeployMode, ReplicaState
 from servd.observability.described import LONGEST_MESSAGE, NO_TEXT
+from servd.observability.line_formatter import LineFormatter
 from servd.observability.log_lines import head_of
-from servd.observability.logs import LineFormatter, style_of
+from servd.observability.logs import style_of
 from servd.proxy.forwarder import answer_failure
 from servd.wire.messages import DeploymentTargets
 from tests.core.build import (
