@@ -12,7 +12,7 @@ from typing import Any
 
 from servd.exceptions import ConfigError
 from servd.ground import process
-from servd.ground.clock import SystemClock, block_for, local_stamp
+from servd.ground.clock import SystemClock, block_for, local_stamp, stamp_at_offset, utc_offset_s
 from servd.ground.names import in_file_name, without_controls
 from servd.ground.settings import FORK_SERVER_FILE
 from servd.observability.log_lines import Line, Source, Wish, in_order, moment
@@ -70,8 +70,15 @@ def _of_gone(target: str) -> tuple[str, ...]:
     return (*(replica if deployment else app), f"serve/deployment_{plain}_{plain}#*.log")
 
 
-def wish_of(request: str | None, level: str | None, since: str | None) -> Wish:
-    """The wish behind options of a command; None = not given.
+def seconds_ahead(status: dict[str, Any] | None) -> float:
+    """By how much local time in the lines of a daemon is ahead of that of this process. status: as of `patterns`."""
+    told = None if status is None else status.get("utc_offset_s")
+    # one of an edition before does not say it
+    return 0 if told is None else told - utc_offset_s()
+
+
+def wish_of(request: str | None, level: str | None, since: str | None, ahead_s: float = 0.0) -> Wish:
+    """The wish behind options of a command; None = not given. ahead_s: as `seconds_ahead` gives it.
 
     Raises:
         ConfigError: there is no such level, or no such span of time.
@@ -83,7 +90,10 @@ def wish_of(request: str | None, level: str | None, since: str | None) -> Wish:
             raise ConfigError(f"{level!r} is no level, give one of DEBUG, INFO, WARNING, ERROR, CRITICAL")
     begin = ""
     if since is not None:
-        begin = local_stamp(int(SystemClock().wall_time() - seconds_of(since)))
+        now = SystemClock().wall_time()
+        begun_at = now - seconds_of(since)
+        # an hour comes twice at the end of summer time: rather lines of both than of none
+        begin = stamp_at_offset(begun_at, min(utc_offset_s(begun_at), utc_offset_s(now)) + ahead_s)
     return Wish(request or "", rank, begin)
 
 
@@ -112,6 +122,7 @@ def show_logs(
     app: str = "",
     lines: int | None,
     follow: bool,
+    ahead_s: float = 0.0,
     renew: Callable[[], tuple[str, ...]] | None = None,
     write: Callable[[str], object] = sys.stdout.write,
 ) -> None:
@@ -122,6 +133,7 @@ def show_logs(
     Args:
         app: of files that several applications share, only lines that name this one; "" = all.
         lines: None = all that are wanted.
+        ahead_s: as `seconds_ahead` gives it.
         renew: gives the patterns anew, every `RENEW_S`, while it goes on: an application may get further deployments.
 
     Raises:
@@ -134,7 +146,7 @@ def show_logs(
         return [path for path in files(log_dir, wanted) if path not in sources]
 
     for path in (paths := found()):
-        sources[path] = _source(path, wish, app, is_followed=follow)
+        sources[path] = _source(path, wish, app, ahead_s, is_followed=follow)
     if not paths and not follow:
         raise ConfigError(f"there are no log files {' or '.join(wanted)} in {log_dir}; `servd status` lists names")
     histories = [_with_path(path, in_order(source.lines(lines))) for path, source in sources.items()]
@@ -151,7 +163,7 @@ def show_logs(
             if renew is not None and clock.now() - renewed_at >= RENEW_S:
                 wanted, renewed_at = renew(), clock.now()
             for path in found():
-                sources[path] = _source(path, wish, app, is_followed=True)
+                sources[path] = _source(path, wish, app, ahead_s, is_followed=True)
             added = [line for path, source in sources.items() for line in _with_path(path, source.more())]
             for line, path in filter(once.is_new, sorted(added, key=_moment)):
                 write(_shown(line, path, is_one_of_many=len(sources) > 1))
@@ -201,12 +213,12 @@ def files(log_dir: str, wanted: Iterable[str]) -> list[str]:
     return sorted((path for path in paths if os.path.isfile(path)), key=lambda path: (os.path.getmtime(path), path))
 
 
-def _source(path: str, wish: Wish, app: str, *, is_followed: bool) -> Source:
+def _source(path: str, wish: Wish, app: str, ahead_s: float, *, is_followed: bool) -> Source:
     name = os.path.basename(path)
     begin = ""
     if name == _PRINTED:
         # its lines have no time: they stand where the last one was printed
-        begin = local_stamp(int(os.path.getmtime(path)))
+        begin = local_stamp(os.path.getmtime(path) + ahead_s)
     elif app and not name.startswith("deployment_"):
         wish = replace(wish, app=app)
     return Source(path, wish, begin=begin, is_followed=is_followed)

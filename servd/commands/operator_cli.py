@@ -144,10 +144,11 @@ def logs(
     state_dir: StateDir = None,
 ) -> None:
     """Reads the files on this host; works without a daemon too."""
-    from servd.commands.log_files import patterns, show_logs, wish_of
+    from servd.commands.log_files import patterns, seconds_ahead, show_logs, wish_of
     from servd.daemon.admin_client import NO_CONTROLLER, AdminClient, RefusedError, UnreachableError, find_address
 
-    wish = wish_of(request, level, since)
+    # what is typed wrong is told before anybody is asked
+    wish_of(request, level, since)
     status = None
     try:
         status = AdminClient(find_address(address, state_dir)).status()
@@ -160,6 +161,8 @@ def logs(
     log_dir = status["log_dir"] if status and is_told else os.path.join(state_dir_of(state_dir), "logs")
     if not os.path.isdir(log_dir):
         fail(f"there is no log directory {log_dir} on this host; name the daemon with --state-dir or -a")
+    ahead_s = seconds_ahead(status)
+    wish = wish_of(request, level, since, ahead_s)
     wanted = patterns(status, target, with_proxies=bool(request))
     if lines is None and not (request or since):
         lines = DEFAULT_LINES
@@ -174,7 +177,8 @@ def logs(
             return wanted
 
     try:
-        show_logs(log_dir, wanted, wish, app=name, lines=lines, follow=follow, renew=renew if name else None)
+        renewed = renew if name else None
+        show_logs(log_dir, wanted, wish, app=name, lines=lines, follow=follow, ahead_s=ahead_s, renew=renewed)
     except KeyboardInterrupt:
         raise typer.Exit(0) from None
 

@@ -20,6 +20,7 @@ from servd.controller.supervisor import Key, Supervisor
 from servd.controller.working_copies import remove, unused
 from servd.daemon.data_tls import check_kept, files_in_force
 from servd.exceptions import ConfigError, HostLimitError, InvariantError, StateError
+from servd.ground.clock import with_daemons_zone
 from servd.ground.host_limits import no_process, processes_left
 from servd.ground.ids import full_name_of
 from servd.ground.pidfd import is_called
@@ -375,7 +376,7 @@ class Executor:
 def _variables(order: BuildOrder, defaults: dict[str, str]) -> dict[str, str]:
     """What must hold before the interpreter starts: the user's variables, over the defaults that nobody has set."""
     defaults = {name: value for name, value in (_FORKABLE | defaults).items() if name not in os.environ}
-    return {**defaults, **(order.runtime_env.get("env_vars") or {})}
+    return {**defaults, **with_daemons_zone(order.runtime_env.get("env_vars") or {})}
 
 
 def _limit_at_start() -> str:

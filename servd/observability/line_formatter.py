@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from servd.ground.clock import local_time
 from servd.ground.names import on_one_line, without_controls
 from servd.observability.access_log import replica_fields, trace_words
 from servd.observability.described import ACCESS_MARK, bounded, extras_of, in_json, text_of
@@ -28,6 +29,8 @@ _LIKE_A_LINE = re.compile(r'\n(?=[^ \n]+ \d{4}-\d\d-\d\d |\{"levelname": )')
 
 class LineFormatter(logging.Formatter):
     """Lines as the module says; with `is_json` JSON objects with the same fields."""
+
+    converter = staticmethod(local_time)
 
     def __init__(
         self,

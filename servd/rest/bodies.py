@@ -12,6 +12,7 @@ from servd.documents.control_plane import (
     ReplicaView,
 )
 from servd.documents.controller_views import UpgradeView
+from servd.ground.clock import utc_offset_s
 from servd.ground.states import DeployMode, ProxyLocation, ProxyStatus
 from servd.observability.error_groups import KeptError
 from servd.observability.logs import replica_file
@@ -80,6 +81,7 @@ def own_status(view: InstanceView) -> shapes.Status:
         "running": view.running,
         "notice": view.notice,
         "log_dir": view.log_dir,
+        "utc_offset_s": utc_offset_s(),
         "page_url": view.page_url,
         "edition": view.edition,
         "upgrade": None if view.upgrade is None else _upgrade(view.upgrade),

@@ -166,6 +166,7 @@ class Status(TypedDict):
     running: bool
     notice: str
     log_dir: str
+    utc_offset_s: int
     page_url: str
     edition: str
     upgrade: Upgrade | None
