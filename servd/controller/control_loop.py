@@ -14,6 +14,7 @@ from servd.controller.daemon_channel import DaemonChannel
 from servd.controller.executor import Executor
 from servd.controller.fact_store import FactStore
 from servd.controller.goal_store import GoalStore
+from servd.controller.places import Places
 from servd.controller.plan import change
 from servd.controller.plan.data_plane import is_served
 from servd.controller.plan.facts import DataPlaneFact
@@ -42,7 +43,6 @@ from servd.documents.sent import HttpWish
 from servd.exceptions import DeployError, GoalNotSavedError, ListenError, ServdError, UnknownNameError
 from servd.ground.clock import Clock
 from servd.ground.ids import full_name_of
-from servd.ground.places import trouble_of
 from servd.ground.settings import Settings
 from servd.ground.states import RevisionOutcome
 
@@ -82,7 +82,7 @@ class ControlLoop(Circle):
         self._stacks: StackRequests | None = None
         self._is_stopping = False
         self._outcome_trouble = ""
-        self._places: list[str] = []
+        self._places, self._trouble = Places(loop, settings), list[str]()
         decided = [(row.revision, row.outcome) for row in store.revisions() if row.outcome is not UNDECIDED]
         self._judged = max(decided, default=(0, UNDECIDED))
 
@@ -136,7 +136,7 @@ class ControlLoop(Circle):
         )
 
     def _notice(self) -> str:
-        return "\n".join(filter(None, (self._store.trouble(), *self._places, self.of_editions())))
+        return "\n".join(filter(None, (self._store.trouble(), *self._trouble, self.of_editions())))
 
     def tend(self) -> None:
         """To be called every second: look after what changes without news."""
@@ -150,10 +150,8 @@ class ControlLoop(Circle):
 
     def _look_at_places(self) -> None:
         """Tell of directories that take nothing. What failed meanwhile is tried as soon as one takes something again."""
-        settings = self._settings
-        asked = (("state", settings.state_dir), ("log", settings.log_dir), ("socket", settings.socket_dir))
-        found = [text for name, path in asked if (text := trouble_of(f"{name} directory", path))]
-        before, self._places = self._places, found
+        found = self._places.look(self._observed.targets.values())
+        before, self._trouble = self._trouble, found
         if found == before:
             return
         for text in found:

@@ -1,13 +1,20 @@
 """Directories that take no files are told from those that do, without writing one."""
 
+import asyncio
 import os
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from servd.controller import places
+from servd.controller.places import Places, chosen
+from servd.ground.ids import DeploymentID
 from servd.ground.places import NEEDED_BYTES, trouble_of
+from tests.core.build import some_settings
+from tests.fakes import wait_until
 
 PLENTY: dict[str, Any] = {
     "f_frsize": 4096,
@@ -46,3 +53,40 @@ def test_a_directory_that_is_gone(tmp_path: Path) -> None:
     assert (
         trouble_of("state directory", gone) == f"the state directory {gone} cannot be used: No such file or directory"
     )
+
+
+def a_target(name: str, logs_dir: str | None) -> Any:
+    return SimpleNamespace(id=DeploymentID(name, "shop"), options={"logging_config": {"logs_dir": logs_dir}})
+
+
+def test_directories_for_logs_are_called_after_the_deployments_that_chose_them() -> None:
+    targets = [a_target(name, "/x") for name in "edcba"]
+    assert chosen([*targets, a_target("f", "/y"), a_target("g", None)]) == {
+        "/x": "log directory of shop_a, shop_b, shop_c and 2 more",
+        "/y": "log directory of shop_f",
+    }
+
+
+async def test_a_full_directory_that_an_application_chose_is_told_and_holds_nobody_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = threading.Event()
+
+    def trouble(what: str, directory: str) -> str:
+        if directory != str(tmp_path / "chosen"):
+            return ""
+        # as of a host that does not answer
+        assert answers.wait(5.0)
+        return f"the {what} is full"
+
+    monkeypatch.setattr(places, "trouble_of", trouble)
+    home = str(tmp_path)
+    looks = Places(asyncio.get_running_loop(), some_settings(state_dir=home, socket_dir=home))
+    # the other one will be made by the first replica
+    targets = [a_target("a", str(tmp_path / "chosen")), a_target("b", str(tmp_path / "later"))]
+    (tmp_path / "chosen").mkdir()
+    assert looks.look(targets) == looks.look(targets) == []
+    answers.set()
+    await wait_until(lambda: bool(looks.look(targets)))
+    assert looks.look(targets) == ["the log directory of shop_a is full"]
+    assert looks.look([]) == []
