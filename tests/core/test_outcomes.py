@@ -4,10 +4,22 @@ import math
 from dataclasses import replace
 
 from servd.controller.plan import events
+from servd.controller.plan.start_verdict import BUILD_RETRIES, try_at_once
 from servd.controller.shown.outcome import outcome_of
 from servd.ground.states import ApplicationStatus, RevisionOutcome
 from servd.wire.build_messages import BuildResult
-from tests.core.build import World, a_build, a_goal, an_app, deployed, fail_starts, redeploy, starting_world, status_of
+from tests.core.build import (
+    World,
+    a_build,
+    a_goal,
+    an_app,
+    deployed,
+    fail_starts,
+    redeploy,
+    starting_world,
+    status_of,
+    verbs,
+)
 
 RAN, FAILED, UNDECIDED = RevisionOutcome.RAN, RevisionOutcome.FAILED, RevisionOutcome.UNDECIDED
 
@@ -100,6 +112,26 @@ def test_a_failed_build_is_tried_again_ever_later_and_may_run_yet() -> None:
     assert (status_of(world), app.message, outcome(world)) == (ApplicationStatus.RUNNING, "", RAN)
 
 
+def test_a_build_that_was_given_up_has_all_its_tries_again_once_a_place_takes_files() -> None:
+    world = World(a_goal(an_app()), open_http=False)
+    world.builds["app"] = BuildResult("b", error="no room")
+    for _ in range(BUILD_RETRIES + 1):
+        world.run()
+        world.now = world.observed.applications["app"].build_retry_at
+    assert world.now == math.inf
+    world.now = 4000.0
+    try_at_once(world.observed)
+    world.run()
+    app = world.observed.applications["app"]
+    assert (status_of(world), app.build_retries, app.build_retry_at) == (ApplicationStatus.DEPLOY_FAILED, 1, 4002.0)
+    world.builds["app"] = a_build("D")
+    try_at_once(world.observed)
+    world.run()
+    assert (status_of(world), outcome(world)) == (ApplicationStatus.RUNNING, RAN)
+    try_at_once(world.observed)
+    assert verbs(world.turn()) == [], "what is built is not built again"
+
+
 def test_what_is_deleted_is_not_built_again() -> None:
     world = World(a_goal(an_app()), open_http=False)
     world.builds["app"] = BuildResult("b", error="flaky")
@@ -115,4 +147,6 @@ def test_what_the_daemon_refuses_is_refused_once() -> None:
     world.builds["app"] = a_build("D")
     world.run()
     assert status_of(world) is ApplicationStatus.DEPLOY_FAILED
+    assert world.observed.applications["app"].build_retry_at == math.inf
+    try_at_once(world.observed)
     assert world.observed.applications["app"].build_retry_at == math.inf

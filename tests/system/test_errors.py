@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from servd.controller.plan.settle import BUILD_RETRIES
+from servd.controller.plan.start_verdict import BUILD_RETRIES
 from tests.system.running_daemon import RunningDaemon, a_daemon, eventually, settings_in
 
 pytestmark = pytest.mark.slow

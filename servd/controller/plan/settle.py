@@ -18,7 +18,13 @@ from servd.controller.plan.outgrown import settle_memory, settle_upgrade
 from servd.controller.plan.restarts import EARLY_DEATH_S
 from servd.controller.plan.scaling import autoscale
 from servd.controller.plan.silence import settle_lost_waits, settle_silence
-from servd.controller.plan.start_verdict import is_settled, judge_starts, note_slow_starts, settle_templates
+from servd.controller.plan.start_verdict import (
+    BUILD_RETRIES,
+    is_settled,
+    judge_starts,
+    note_slow_starts,
+    settle_templates,
+)
 from servd.controller.plan.targets import (
     DeploymentTarget,
     base_environment,
@@ -29,8 +35,6 @@ from servd.controller.plan.targets import (
 from servd.exceptions import DeployError
 from servd.ground.states import SERVING, ApplicationStatus, DeploymentStatus, ReplicaState
 
-BUILD_RETRIES = 4
-"""How often a build that failed is tried again, 1, 2, 4 and 8 s later."""
 # a verdict on a version holds for it whatever its counts and options
 _KEPT = (
     "dead",

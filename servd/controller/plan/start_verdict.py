@@ -8,7 +8,7 @@ update stops there. Else it is tried on, ever more seldom: what they all need ma
 import math
 from dataclasses import replace
 
-from servd.controller.plan.facts import DeploymentFact, ForkServerFact, ReplicaFact
+from servd.controller.plan.facts import ApplicationFact, DeploymentFact, ForkServerFact, ReplicaFact
 from servd.controller.plan.observed import Observed
 from servd.controller.plan.outgrown import is_ready_to_fork
 from servd.controller.plan.restarts import PROBATION_S, back_off_text
@@ -16,6 +16,8 @@ from servd.controller.plan.targets import DeploymentTarget, failures_allowed, wa
 from servd.ground.settings import SLOW_START_S, variable
 from servd.ground.states import ROUTABLE, ReplicaState
 
+BUILD_RETRIES = 4
+"""How often a build that failed is tried again, 1, 2, 4 and 8 s later."""
 PERIOD_S = float(variable("SLOW_STARTUP_WARNING_PERIOD_S", "30.0"))
 MUTE = "a forked replica said nothing; nothing is known of why"
 
@@ -64,12 +66,24 @@ def failing_message(target: DeploymentTarget, fact: DeploymentFact, observed: Ob
 
 
 def try_at_once(observed: Observed) -> None:
-    """What the starts of this host lacked is there again: the next ones wait no longer. What has been counted stays."""
+    """What starts and builds lacked on this host is there again: the next ones wait no longer. What has been counted of starts
+    stays; a build that was given up has all its tries again.
+    """
+    for app in list(observed.applications.values()):
+        if _may_build_now(app):
+            observed.put(replace(app, build_retries=0, build_retry_at=-math.inf))
     for fact in list(observed.deployments.values()):
         if fact.failures:
             observed.put(replace(fact, failed_at=-math.inf))
     if observed.data_plane.proxy_failures:
         observed.put(replace(observed.data_plane, proxy_failed_at=-math.inf))
+
+
+def _may_build_now(app: ApplicationFact) -> bool:
+    """Whether the build of what is wanted failed, and not for what the daemon had against it."""
+    is_built = app.active_goal is not None and app.active_goal.deploy_id == app.goal.deploy_id
+    is_given_up = app.built_deploy_id >= app.goal.deploy_id and app.build_retries >= BUILD_RETRIES
+    return not app.deleting and not is_built and (is_given_up or app.build_retry_at < math.inf)
 
 
 def note_slow_starts(observed: Observed, now: float) -> float:
