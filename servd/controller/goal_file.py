@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from servd.exceptions import StateError
+from servd.ground.places import trouble_of
 
 STORE_NAME = "goal.db"
 MARKER_NAME = "goal.created"
@@ -34,6 +35,15 @@ class Refusal(StateError):
         )
 
 
+def refusal_of(path: Path, error: Exception) -> StateError:
+    """What to say where SQLite cannot read it: nothing is wrong with a store that only lacks room."""
+    if trouble := trouble_of("state directory", str(path.parent)):
+        return StateError(
+            f"the goal store {path} cannot be opened: {error}, for {trouble}. Change that and start again"
+        )
+    return Refusal(path, str(error))
+
+
 def file_id(path: Path) -> tuple[int, int] | None:
     """Device and inode of the file; None if there is none."""
     try:
@@ -44,7 +54,25 @@ def file_id(path: Path) -> tuple[int, int] | None:
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """A connection to a store that is there."""
+    """A connection to a store that is there, and can be read.
+
+    Raises:
+        sqlite3.Error: it cannot.
+    """
+    connection = _connected(path)
+    try:
+        connection.execute("SELECT 1 FROM sqlite_schema").fetchone()
+    except sqlite3.Error as error:
+        connection.close()
+        if not error.sqlite_errorname.startswith("SQLITE_IOERR_SHM"):
+            raise
+        # a full disk has no room for the index of the WAL: who has the file alone keeps it in memory
+        connection = _connected(path)
+        connection.execute("PRAGMA locking_mode=EXCLUSIVE").fetchone()
+    return connection
+
+
+def _connected(path: Path) -> sqlite3.Connection:
     # mode=rw: never create by opening. Only one thread uses it, the loop's.
     return sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=1.0)
 

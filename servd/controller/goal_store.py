@@ -26,6 +26,7 @@ from servd.controller.goal_file import (
     Refusal,
     create,
     file_id,
+    refusal_of,
     write_marker,
 )
 from servd.controller.goal_json import goal_from_json, goal_to_json
@@ -108,12 +109,12 @@ class GoalStore:
         try:
             store = cls(goal_file.connect(path), path)
         except sqlite3.Error as error:
-            raise Refusal(path, str(error)) from error
+            raise refusal_of(path, error) from error
         try:
             store._check(max_pages)
         except (sqlite3.Error, ValueError, KeyError, TypeError) as error:
             store.close()
-            raise Refusal(path, str(error)) from error
+            raise refusal_of(path, error) from error
         except StateError:
             store.close()
             raise

@@ -7,7 +7,7 @@ import os
 from servd.exceptions import AlreadyRunningError, StateError
 from servd.ground.clock import block_for
 from servd.ground.pidfd import is_called, parent_of
-from servd.ground.settings import admin_socket, socket_dir_for
+from servd.ground.settings import admin_socket, socket_dir_of
 from servd.wire.credentials import listener_of
 
 LOCK_NAME = "daemon.lock"
@@ -35,8 +35,12 @@ def lock_state_dir(state_dir: str) -> tuple[int, bool]:
         os.close(fd)
         raise AlreadyRunningError(state_dir, int(holder or b"0")) from None
     was_unclean = os.fstat(fd).st_size > 0
-    os.ftruncate(fd, 0)
-    os.write(fd, str(os.getpid()).encode())
+    try:
+        # over the one before, whatever it was: what is emptied first may find no room again
+        os.pwrite(fd, b"%-10d" % os.getpid(), 0)
+    except OSError:
+        # a disk without room for it is no reason not to serve: its sockets say who runs
+        os.ftruncate(fd, 0)
     return fd, was_unclean
 
 
@@ -55,7 +59,7 @@ def running_pid(state_dir: str) -> int | None:
     try:
         fd = os.open(f"{state_dir}/{LOCK_NAME}", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
-        return listening_daemon(socket_dir_for(state_dir))
+        return listening_daemon(socket_dir_of(state_dir))
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -63,7 +67,7 @@ def running_pid(state_dir: str) -> int | None:
             return int(os.read(fd, 32))
     finally:
         os.close(fd)
-    return listening_daemon(socket_dir_for(state_dir))
+    return listening_daemon(socket_dir_of(state_dir))
 
 
 def listening_daemon(socket_dir: str) -> int | None:

@@ -2,9 +2,10 @@
 
 import contextlib
 import os
+import resource
 import shutil
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,9 +16,10 @@ from servd.controller.fact_store import FactStore
 from servd.controller.goal_store import GoalStore
 from servd.controller.plan import change
 from servd.controller.plan.goal import ApplicationGoal, Goal, HttpGoal
+from servd.daemon.state_lock import lock_state_dir, running_pid
 from servd.documents.control_plane import ApplicationDocument
 from servd.documents.sent import HttpWish
-from servd.exceptions import GoalNotSavedError, InvariantError, StateError, UnknownNameError
+from servd.exceptions import AlreadyRunningError, GoalNotSavedError, InvariantError, StateError, UnknownNameError
 from servd.ground.states import DeployMode, RevisionOutcome
 from servd.wire.messages import ProxyGoal
 
@@ -455,3 +457,52 @@ def test_what_a_killed_controller_had_saved_and_not_told_is_in_the_audit_trail(
         assert caplog.messages == [f"audit revision={n} previous={n - 1} origin=test" for n in (2, 3)]
         history.tell_since(store, 3)
         assert len(caplog.messages) == 2
+
+
+@contextlib.contextmanager
+def no_room() -> Iterator[None]:
+    """No file of this process grows, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_daemon_that_starts_without_room_serves_what_was_accepted(tmp_path: Path) -> None:
+    filled(tmp_path, 1)
+    with no_room():
+        lock, _ = lock_state_dir(str(tmp_path))
+        store = GoalStore.open(str(tmp_path))
+        accepted = store.latest()
+        for _ in range(2):
+            with pytest.raises(GoalNotSavedError, match="goes on"):
+                store.save(a_goal(2), "PUT", 2.0)
+            assert [row.revision for row in store.revisions()] == [1]
+    assert accepted == a_goal(1, "y" * 500)
+    store.save(a_goal(2), "PUT", 2.0)
+    store.close()
+    assert latest_in(tmp_path) == a_goal(2)
+    os.close(lock)
+
+
+def test_a_pid_stands_over_a_longer_one_before(tmp_path: Path) -> None:
+    (tmp_path / "daemon.lock").write_text("999999999")
+    lock, was_unclean = lock_state_dir(str(tmp_path))
+    assert was_unclean
+    assert running_pid(str(tmp_path)) == os.getpid()
+    with pytest.raises(AlreadyRunningError, match=str(os.getpid())):
+        lock_state_dir(str(tmp_path))
+    os.close(lock)
+
+
+def test_nobody_is_told_to_move_a_store_away_that_only_lacks_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(tmp_path, 1)
+    monkeypatch.setattr(goal_file, "trouble_of", lambda what, place: f"the {what} {place} is full")
+    monkeypatch.setattr(goal_file, "_connected", lambda _: sqlite3.connect(tmp_path))
+    with pytest.raises(StateError, match=r"cannot be opened: .* is full. Change that and start again") as refusal:
+        GoalStore.open(str(tmp_path))
+    assert "away" not in str(refusal.value)
