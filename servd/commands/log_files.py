@@ -8,6 +8,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from servd.exceptions import ConfigError
@@ -15,7 +16,7 @@ from servd.ground import process
 from servd.ground.clock import SystemClock, block_for, local_stamp, stamp_at_offset, utc_offset_s
 from servd.ground.names import in_file_name, without_controls
 from servd.ground.settings import FORK_SERVER_FILE
-from servd.observability.log_lines import Line, Source, Wish, in_order, moment
+from servd.observability.log_lines import NO_END, Line, Source, Wish, in_order, moment
 
 POLL_S = 0.2
 RENEW_S = 5.0
@@ -149,9 +150,10 @@ def show_logs(
         sources[path] = _source(path, wish, app, ahead_s, is_followed=follow)
     if not paths and not follow:
         raise ConfigError(f"there are no log files {' or '.join(wanted)} in {log_dir}; `servd status` lists names")
-    histories = [_with_path(path, in_order(source.lines(lines))) for path, source in sources.items()]
+    until = local_stamp(SystemClock().wall_time() + ahead_s + 1)
+    histories = [_with_path(path, in_order(source.lines(lines), until)) for path, source in sources.items()]
     once = _Once()
-    history: Iterable[tuple[Line, str]] = filter(once.is_new, heapq.merge(*histories, key=_moment))
+    history: Iterable[tuple[Line, str]] = filter(once.is_new, heapq.merge(*histories, key=partial(_moment, until)))
     for line, path in history if lines is None else deque(history, maxlen=lines):
         write(_shown(line, path, is_one_of_many=len(sources) > 1))
     try:
@@ -165,7 +167,7 @@ def show_logs(
             for path in found():
                 sources[path] = _source(path, wish, app, ahead_s, is_followed=True)
             added = [line for path, source in sources.items() for line in _with_path(path, source.more())]
-            for line, path in filter(once.is_new, sorted(added, key=_moment)):
+            for line, path in filter(once.is_new, sorted(added, key=partial(_moment, NO_END))):
                 write(_shown(line, path, is_one_of_many=len(sources) > 1))
     finally:
         for source in sources.values():
@@ -196,8 +198,8 @@ def _with_path(path: str, lines: Iterable[Line]) -> Iterator[tuple[Line, str]]:
         yield line, path
 
 
-def _moment(line: tuple[Line, str]) -> tuple[str, bool]:
-    return moment(line[0].time, line[1])
+def _moment(until: str, line: tuple[Line, str]) -> tuple[bool, str, bool]:
+    return moment(line[0].time, line[1], until)
 
 
 def _shown(line: Line, path: str, *, is_one_of_many: bool) -> str:

@@ -17,6 +17,9 @@ LONGEST_LINE = 1024 * 1024
 MOST_UNSORTED = 10_000
 """Lines that are held back at most until their order is known."""
 
+NO_END = "~"
+"""Later than any time."""
+
 HALF_STANDS = 10
 """After so many looks that find a last line without an end as it was, it is one: whoever wrote it may be dead."""
 
@@ -30,11 +33,15 @@ _PLACE = re.compile(r"(?::\d+| stdout| stderr)(?= - | [^ =]+=)")
 _JSON = '{"levelname": '
 
 
-def moment(time: str, path: str) -> tuple[str, bool]:
+def moment(time: str, path: str, until: str = NO_END) -> tuple[bool, str, bool]:
     """What lines of several files are put in order by: of those of one moment a proxy's come last, for it is the last to be done
     with a request.
+
+    Args:
+        until: now, as `Line.time`. What claims to be later was written before the clock was set back, or summer time ended: it
+            comes first of all, for the newest lines are looked for at the end.
     """
-    return time, os.path.basename(path).startswith("http_proxy_")
+    return time <= until, time, os.path.basename(path).startswith("http_proxy_")
 
 
 class Head(NamedTuple):
@@ -94,11 +101,19 @@ def head_of(line: str) -> Head | None:
         return None
 
 
-def in_order(lines: Iterable[Line]) -> Iterator[Line]:
-    """Lines of one file in order of time. They nearly are: access lines are written many at a time, a moment late."""
+def in_order(lines: Iterable[Line], until: str = NO_END) -> Iterator[Line]:
+    """Lines of one file in order of time. They nearly are: access lines are written many at a time, a moment late.
+
+    until: as of `moment`; what claims to be later stays in its place.
+    """
     waiting: list[tuple[str, int, Line]] = []
     before = newest = ""
     for number, line in enumerate(lines):
+        if line.time > until:
+            while waiting:
+                yield heapq.heappop(waiting)[2]
+            yield line
+            continue
         heapq.heappush(waiting, (line.time, number, line))
         if (second := line.time[:_SECOND]) > newest:
             before, newest = newest, second

@@ -4,10 +4,11 @@ import heapq
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 from servd.ground.names import without_controls
 from servd.ground.quick_dataclass import dataclass
-from servd.observability.log_lines import MOST_UNSORTED, Wish, head_of, moment
+from servd.observability.log_lines import MOST_UNSORTED, NO_END, Wish, head_of, moment
 
 MOST_FILES = 64
 MOST_BYTES = 1024 * 1024
@@ -27,12 +28,13 @@ class TailLine:
     text: str
 
 
-def tail(paths: Sequence[str], wish: Wish, limit: int) -> tuple[list[TailLine], bool]:
+def tail(paths: Sequence[str], wish: Wish, limit: int, until: str = NO_END) -> tuple[list[TailLine], bool]:
     """The last lines that are wanted. Blocks while it reads.
 
     Args:
         paths: of the log files, the one that changed last first; of more than `MOST_FILES` the rest is left out.
         limit: at most so many lines.
+        until: as of `log_lines.moment`.
 
     Returns:
         The lines, the oldest first, and whether everything in those files was looked at.
@@ -52,7 +54,8 @@ def tail(paths: Sequence[str], wish: Wish, limit: int) -> tuple[list[TailLine], 
         # of a MiB of empty lines no more than are given, and some that are out of order
         found.append(deque(wanted, maxlen=max(limit, 0) + MOST_UNSORTED))
     # nearly in order each: access lines are written a moment late
-    lines = deque(heapq.merge(*(sorted(one, key=_moment) for one in found), key=_moment), maxlen=max(limit, 0))
+    key = partial(_moment, until)
+    lines = deque(heapq.merge(*(sorted(one, key=key) for one in found), key=key), maxlen=max(limit, 0))
     return list(lines), is_all
 
 
@@ -82,5 +85,5 @@ def _cut(line: str) -> str:
     return line if left_out <= 0 else f"{line[:LONGEST_LINE]} [{left_out} characters left out]"
 
 
-def _moment(line: TailLine) -> tuple[str, bool]:
-    return moment(line.time, line.source)
+def _moment(until: str, line: TailLine) -> tuple[bool, str, bool]:
+    return moment(line.time, line.source, until)

@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from servd.documents.control_plane import ControlPlane, InstanceView
 from servd.exceptions import ConfigError
+from servd.ground.clock import SystemClock, local_stamp
 from servd.ground.names import in_file_name
 from servd.observability.log_lines import Wish
 from servd.observability.log_tail import TailLine, tail
@@ -65,7 +66,8 @@ def _patterns(view: InstanceView, app: str | None, deployment: str | None, repli
 
 def _read(log_dir: str, patterns: list[str], wish: Wish, limit: int) -> tuple[list[TailLine], bool]:
     found = {path for pattern in patterns for path in glob.glob(pattern, root_dir=log_dir)} if log_dir else set()
-    return tail(sorted((os.path.join(log_dir, path) for path in found), key=_changed_at, reverse=True), wish, limit)
+    paths = sorted((os.path.join(log_dir, path) for path in found), key=_changed_at, reverse=True)
+    return tail(paths, wish, limit, local_stamp(SystemClock().wall_time() + 1))
 
 
 def _changed_at(path: str) -> float:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,10 @@ import pytest
 from servd.commands import log_files
 from servd.commands.log_files import files, patterns, seconds_of, show_logs, wish_of
 from servd.exceptions import ConfigError
+from servd.ground.clock import SystemClock
 from servd.observability import log_lines
 from servd.observability.log_lines import HALF_STANDS, LONGEST_LINE, Head, Source, Wish, _begin_of_time, head_of
+from servd.observability.log_tail import tail
 
 DAY = "2026-11-28"
 
@@ -258,3 +261,22 @@ def test_who_follows_an_application_hears_deployments_that_it_gets_later(
     with pytest.raises(KeyboardInterrupt):
         show_logs(str(tmp_path), (known[0],), Wish(), lines=None, follow=True, renew=renew, write=hear)
     assert shown == ["of the first", "of the second"]
+
+
+def test_the_newest_lines_stay_the_last_ones_when_the_clock_was_set_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or in the hour that comes twice at the end of summer time."""
+    was_set_back_at = datetime.fromisoformat(f"{DAY} 10:00:30").timestamp()
+    monkeypatch.setattr(SystemClock, "wall_time", staticmethod(lambda: was_set_back_at))
+    before = [text_line(second, f"before {second}") for second in (1, 40, 50, 51)]
+    after = [text_line(second, f"after {second}") for second in (20, 22, 29)]
+    write(tmp_path, a=[*before, *after], b=[text_line(21, "begun after")], c=[text_line(45, "ended before")])
+    newest = ["after 20", "begun after", "after 22", "after 29"]
+    found = shown(tmp_path)
+    assert found[-4:] == newest
+    assert set(found[:-4]) == {"before 1", "before 40", "ended before", "before 50", "before 51"}
+    assert shown(tmp_path, lines=3) == newest[-3:]
+    paths = [str(path) for path in (tmp_path / "serve").iterdir()]
+    lines, _ = tail(paths, Wish(), 3, f"{DAY} 10:00:31")
+    assert [line.text.rpartition(" - ")[2] for line in lines] == newest[-3:]
