@@ -145,8 +145,7 @@ class ControlLoop(Circle):
         self._store.trouble()
         self._look_at_places()
         if self._executor is not None and not self._is_stopping:
-            self._executor.end_unknown_fork_servers()
-            self._executor.remove_leftovers()
+            self._executor.tend()
 
     def _look_at_places(self) -> None:
         """Tell of directories that take nothing. What failed meanwhile is tried as soon as one takes something again."""

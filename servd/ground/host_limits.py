@@ -7,12 +7,15 @@ import contextlib
 import errno
 import os
 import resource
+from collections.abc import Iterator
 
 _GROUPS = "/sys/fs/cgroup"
 _OPEN = "/proc/self/fd"
 _WORTH_COUNTING = 4096
 _NO_THREAD = "can't start new thread"
 _SPARE_DESCRIPTORS = 16
+_UNBOUND = 2**60
+"""Bytes; how the first kind of control groups says that there is no bound."""
 
 
 def host_limit_in(error: BaseException | None, *, at_fork: bool = False) -> str:
@@ -136,24 +139,49 @@ def _own_threads() -> int:
     return count
 
 
+def oom_kills() -> int:
+    """How many processes the kernel has killed so far for want of memory: of this control group, else of the host."""
+    files = [f"{group}/{name}" for group in _groups_of("memory") for name in ("memory.events", "memory.oom_control")]
+    for path in (*files, "/proc/vmstat"):
+        with contextlib.suppress(OSError, ValueError), open(path, encoding="ascii") as file:
+            return next(int(line.split()[1]) for line in file if line.startswith("oom_kill "))
+    return 0
+
+
+def memory_bound() -> int | None:
+    """How many bytes this control group may use; None where it has no bound."""
+    found = []
+    for group in _groups_of("memory"):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            with contextlib.suppress(OSError, ValueError):
+                found.append(_number(f"{group}/{name}"))
+    return min((bound for bound in found if bound < _UNBOUND), default=None)
+
+
 def _groups() -> list[tuple[int, int]]:
     """Bound and present number of processes and threads of each control group of this process that has a bound."""
     found: list[tuple[int, int]] = []
-    with contextlib.suppress(OSError):
-        with open("/proc/self/cgroup", encoding="utf-8") as file:
-            lines = [line.rstrip("\n").split(":", 2) for line in file]
-        for _, controllers, place in lines:
-            if controllers not in ("", "pids"):
-                continue
-            home = os.path.join(_GROUPS, controllers).rstrip("/")
-            while True:
-                # "max" is no number, and the topmost has no such file
-                with contextlib.suppress(OSError, ValueError):
-                    found.append((_number(f"{home}{place}/pids.max"), _number(f"{home}{place}/pids.current")))
-                if place in ("", "/"):
-                    break
-                place = os.path.dirname(place)
+    for group in _groups_of("pids"):
+        # "max" is no number, and the topmost has no such file
+        with contextlib.suppress(OSError, ValueError):
+            found.append((_number(f"{group}/pids.max"), _number(f"{group}/pids.current")))
     return found
+
+
+def _groups_of(controller: str) -> Iterator[str]:
+    """Directories of the control groups of this process in which something may be bounded, each before those above it."""
+    lines: list[list[str]] = []
+    with contextlib.suppress(OSError), open("/proc/self/cgroup", encoding="utf-8") as file:
+        lines += [line.rstrip("\n").split(":", 2) for line in file]
+    for _, controllers, place in lines:
+        if controllers not in ("", controller):
+            continue
+        home = os.path.join(_GROUPS, controllers).rstrip("/")
+        while True:
+            yield f"{home}{place}"
+            if place in ("", "/"):
+                break
+            place = os.path.dirname(place)
 
 
 def _number(path: str) -> int:

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from servd.controller import snapshots
+from servd.controller import deaths, snapshots
+from servd.controller.deaths import KNOWN_S, Deaths
 from servd.controller.plan import events
 from servd.controller.plan.restarts import HOST_LIMIT_RETRY_S
 from servd.controller.shown.status import instance_view
@@ -15,11 +16,14 @@ from servd.daemon import boot, start_check
 from servd.daemon.start_check import LEAST_DESCRIPTORS, check_host, check_python
 from servd.daemon.unix_sockets import bind_unix
 from servd.exceptions import HostLimitError, ServdError, StateError, TransportError
+from servd.ground import host_limits
 from servd.ground.host_limits import (
     count_descriptors_left,
     descriptor_limit,
     descriptors_left,
     host_limit_in,
+    memory_bound,
+    oom_kills,
     processes_left,
     told,
 )
@@ -225,3 +229,80 @@ def test_the_status_says_which_proxies_let_clients_wait_and_why() -> None:
     first = next(iter(world.observed.proxies))
     world.turn(ProxyReport(first, listening=True))
     assert notice() == "the disk is full\nproxy 1: no descriptor"
+
+
+class Kernel:
+    """Kills for want of memory, and tells the time."""
+
+    def __init__(self) -> None:
+        self.count, self.second = 7, 100.0
+
+    def now(self) -> float:
+        return self.second
+
+    def wall_time(self) -> float:
+        return self.second
+
+    def kills(self) -> int:
+        return self.count
+
+
+def test_who_was_killed_for_want_of_memory_is_told_from_who_was_killed_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = Kernel()
+    monkeypatch.setattr(deaths, "memory_bound", lambda: 300 * 2**20)
+    found = Deaths(kernel, kernel.kills)
+    assert found.cause_of(-9) == "", "what was killed before is nobody's of ours"
+    kernel.count += 2
+    assert found.cause_of(-11) == found.cause_of(1) == found.cause_of(None) == ""
+    text = "the kernel killed it, for the control group (300 MiB) or the host had no memory left"
+    assert [found.cause_of(-9) for _ in range(3)] == [text, text, ""]
+    kernel.count += 1
+    found.look()
+    kernel.second += KNOWN_S + 1
+    assert found.cause_of(-9) == "", "a process that is none of ours"
+    monkeypatch.setattr(deaths, "memory_bound", lambda: None)
+    kernel.count += 1
+    found.look()
+    kernel.second += KNOWN_S - 1
+    assert found.cause_of(-9) == "the kernel killed it, for the host had no memory left"
+
+
+def test_why_a_replica_was_killed_is_in_what_is_told_of_its_death() -> None:
+    world = deployed()
+    [replica] = world.replicas()
+    world.now += 3600.0
+    world.turn(events.Exited(REPLICA, replica.replica_id, -9, cause="the kernel killed it"))
+    assert f"replica {replica.replica_id} exited with signal 9 (the kernel killed it). It stays" in message_of(world)
+    [fact] = world.observed.deployments.values()
+    assert fact.dead[-1].reason == "exited with signal 9 (the kernel killed it)"
+
+
+@pytest.mark.parametrize(
+    ("files", "kills", "bound"),
+    [
+        ({"inner/memory.events": "low 0\noom 3\noom_kill 2\noom_group_kill 0\n", "inner/memory.max": "max\n"}, 2, None),
+        ({"inner/memory.max": "1000\n", "memory.max": "900\n", "memory.events": "oom_kill 5\n"}, 5, 900),
+        (
+            {
+                "inner/memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 4\n",
+                "inner/memory.limit_in_bytes": "9223372036854771712\n",
+            },
+            4,
+            None,
+        ),
+    ],
+)
+def test_control_groups_of_both_kinds_tell_of_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], kills: int, bound: int | None
+) -> None:
+    (tmp_path / "inner").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(host_limits, "_groups_of", lambda _: [str(tmp_path / "inner"), str(tmp_path)])
+    assert (oom_kills(), memory_bound()) == (kills, bound)
+
+
+def test_without_control_groups_the_host_tells_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_limits, "_groups_of", lambda _: [])
+    assert oom_kills() >= 0
+    assert memory_bound() is None

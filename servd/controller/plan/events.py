@@ -43,6 +43,7 @@ class StartFailed:
     exit_code: None = None
     log_lines: tuple[str, ...] = ()
     host_limit: str = ""
+    cause: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,8 @@ class StartLost:
 class Exited:
     """The process is gone. exit_code None = unknown; negative = killed by that signal. log_lines: a replica's last ones.
 
-    host_limit: which limit of the host it may have died of before it was ready, "" if none was reached.
+    host_limit: which limit of the host it may have died of before it was ready, "" if none was reached. cause: why it was killed,
+    "" = nobody knows.
     """
 
     kind: str
@@ -69,6 +71,7 @@ class Exited:
     log_lines: tuple[str, ...] = ()
     host_limit: str = ""
     error: str = ""
+    cause: str = ""
 
     @property
     def is_host_limit(self) -> bool:
@@ -107,8 +110,10 @@ Event = (
 )
 
 
-def exit_text(exit_code: int | None) -> str:
+def exit_text(exit_code: int | None, cause: str = "") -> str:
     """How a process ended, in words, after "exited with"."""
+    if cause:
+        return f"{exit_text(exit_code)} ({cause})"
     if exit_code is None:
         return "an unknown status"
     if exit_code == EXIT_OTHER_PROTOCOL:

@@ -169,7 +169,7 @@ class Observed:
             case events.StartLost():
                 self._forget_start(event.kind, event.id)
             case events.Exited():
-                self._gone(event, f"exited with {events.exit_text(event.exit_code)}", now)
+                self._gone(event, f"exited with {events.exit_text(event.exit_code, event.cause)}", now)
             case events.BuildFinished():
                 fact = self.fork_servers.get(event.fork_server_id)
                 if fact is not None and fact.result is None:
@@ -327,7 +327,7 @@ class Observed:
         if fact is None:
             return
         self.forget(fact)
-        ended = events.exit_text(event.exit_code)
+        ended = events.exit_text(event.exit_code, event.cause)
         reason = fact.stop_reason or event.error or fact.error or f"exited with {ended}"
         about = (event.exit_code, now - fact.created_at, reason, fact.ongoing, event.log_lines, fact.stack)
         dead = DeadReplicaFact(replica_id, fact.pid, *about, fact.actor_id, fact.worker_id, fact.created_at)
