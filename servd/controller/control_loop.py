@@ -14,13 +14,13 @@ from servd.controller.daemon_channel import DaemonChannel
 from servd.controller.executor import Executor
 from servd.controller.fact_store import FactStore
 from servd.controller.goal_store import GoalStore
-from servd.controller.places import Places
 from servd.controller.plan import change
 from servd.controller.plan.data_plane import is_served
 from servd.controller.plan.facts import DataPlaneFact
 from servd.controller.plan.goal import Goal, HttpGoal
 from servd.controller.plan.observed import Observed
 from servd.controller.plan.start_verdict import try_at_once
+from servd.controller.shown.advice import chosen_log_directories
 from servd.controller.shown.dry_run import compare, replaced_snapshots
 from servd.controller.shown.outcome import outcome_of
 from servd.controller.shown.status import Identity, epoch_of, instance_view
@@ -43,6 +43,7 @@ from servd.documents.sent import HttpWish
 from servd.exceptions import DeployError, GoalNotSavedError, ListenError, ServdError, UnknownNameError
 from servd.ground.clock import Clock
 from servd.ground.ids import full_name_of
+from servd.ground.places import Places
 from servd.ground.settings import Settings
 from servd.ground.states import RevisionOutcome
 
@@ -145,11 +146,13 @@ class ControlLoop(Circle):
         self._store.trouble()
         self._look_at_places()
         if self._executor is not None and not self._is_stopping:
-            self._executor.tend()
+            self._executor.causes.look()
+            self._executor.end_unknown_fork_servers()
+            self._executor.remove_leftovers()
 
     def _look_at_places(self) -> None:
         """Tell of directories that take nothing. What failed meanwhile is tried as soon as one takes something again."""
-        found = self._places.look(self._observed.targets.values())
+        found = self._places.look(chosen_log_directories(self._observed.targets.values()))
         before, self._trouble = self._trouble, found
         if found == before:
             return

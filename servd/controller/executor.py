@@ -11,7 +11,6 @@ from typing import Any
 
 from servd.controller.control_server import ControlServer
 from servd.controller.daemon_channel import DaemonChannel
-from servd.controller.deaths import Deaths, limit_at_start
 from servd.controller.devices import with_device_names
 from servd.controller.fork_server_lines import ForkServerLines
 from servd.controller.plan import actions, events
@@ -22,6 +21,7 @@ from servd.controller.working_copies import remove, unused
 from servd.daemon.data_tls import check_kept, files_in_force
 from servd.exceptions import ConfigError, HostLimitError, InvariantError, StateError
 from servd.ground.clock import with_daemons_zone
+from servd.ground.host_limits import Deaths, no_process_for
 from servd.ground.ids import full_name_of
 from servd.ground.pidfd import is_called
 from servd.ground.places import trouble_of
@@ -39,6 +39,8 @@ FORK_SERVER_TARGET = "servd.replica.fork_server:serve"
 REPLICA_TARGET = "servd.replica.spawned:run_spawned"
 PROXY_TARGET = "servd.proxy.main:run"
 STOP_GRACE_S = 2.0
+REPLICA_THREADS = 4
+"""What a replica starts before it is ready, at least: its own two and ZeroMQ's two."""
 _ACKNOWLEDGE_S = 2.0
 _DEATHS_A_CLEANING = 20
 _FORKABLE = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
@@ -53,6 +55,9 @@ class Executor:
     Args:
         emit: takes the events.
         devices: names of the host's GPUs by index.
+
+    Attributes:
+        causes: why processes died.
     """
 
     def __init__(
@@ -82,7 +87,7 @@ class Executor:
         self._logging_config: dict[str, Any] = {}
         # what an earlier controller left counts as well
         self._deaths = _DEATHS_A_CLEANING
-        self._causes = Deaths()
+        self.causes = Deaths()
         self._may_free_copies = False
 
     def execute(self, action: actions.Action) -> None:
@@ -288,12 +293,6 @@ class Executor:
         else:
             self._emit(events.Exited(REPLICA, fact.replica_id, None))
 
-    def tend(self) -> None:
-        """To be called every second: look for what came and went without news."""
-        self._causes.look()
-        self.end_unknown_fork_servers()
-        self.remove_leftovers()
-
     def end_unknown_fork_servers(self) -> None:
         """End each that listens and that no fact speaks of; replicas of theirs that live are known, or end when they greet."""
         known = {fact.order.socket_path for fact in self._observed.fork_servers.values()}
@@ -322,7 +321,7 @@ class Executor:
     def exited(self, key: Key, exit_code: int | None) -> None:
         """A process is gone: remove what it leaves behind, tell it as news."""
         kind, name = key
-        cause = self._causes.cause_of(exit_code)
+        cause = self.causes.cause_of(exit_code)
         if kind == PROXY:
             self._emit(events.Exited(PROXY, name, exit_code, cause=cause))
         elif kind == REPLICA:
@@ -333,7 +332,7 @@ class Executor:
                 remove_files(fact.start.address)
                 file_name = logs.replica_file(full_name_of(fact.app, fact.deployment), name)
                 log_lines = logs.last_lines(fact.start.log_dir, file_name)
-            limit = limit_at_start() if fact is not None and fact.state is ReplicaState.STARTING else ""
+            limit = no_process_for(REPLICA_THREADS) if fact is not None and fact.state is ReplicaState.STARTING else ""
             self._emit(events.Exited(REPLICA, name, exit_code, log_lines, limit, cause=cause))
             self._forget_dead_logs()
         else:

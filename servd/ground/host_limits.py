@@ -7,7 +7,14 @@ import contextlib
 import errno
 import os
 import resource
-from collections.abc import Iterator
+import signal
+from collections import deque
+from collections.abc import Callable, Iterator
+
+from servd.ground.clock import Clock, SystemClock
+
+KNOWN_S = 10.0
+"""How long the news that the kernel has killed a process stand for the death of one: a large one takes a while to be gone."""
 
 _GROUPS = "/sys/fs/cgroup"
 _OPEN = "/proc/self/fd"
@@ -116,6 +123,12 @@ def count_descriptors_left() -> int:
         return 0
 
 
+def no_process_for(threads: int) -> str:
+    """What to tell where not even so many threads could be started, "" where they could."""
+    left = processes_left()
+    return no_process() if left is not None and left < threads else ""
+
+
 def processes_left() -> int | None:
     """How many more processes and threads may be started here; None where nothing is known to bound them.
 
@@ -156,6 +169,43 @@ def memory_bound() -> int | None:
             with contextlib.suppress(OSError, ValueError):
                 found.append(_number(f"{group}/{name}"))
     return min((bound for bound in found if bound < _UNBOUND), default=None)
+
+
+class Deaths:
+    """Tells which processes of ours the kernel has killed for want of memory.
+
+    Args:
+        kills: gives how many processes the kernel has killed for that so far.
+    """
+
+    def __init__(self, clock: Clock | None = None, kills: Callable[[], int] = oom_kills) -> None:
+        self._now = (clock or SystemClock()).now
+        self._kills = kills
+        self._seen = kills()
+        self._fresh: deque[float] = deque()
+
+    def __repr__(self) -> str:
+        return f"Deaths({self._seen} killed for want of memory, {len(self._fresh)} of them unknown)"
+
+    def look(self) -> None:
+        """To be called every second: what was killed long ago was somebody else's."""
+        now, count = self._now(), self._kills()
+        self._fresh.extend([now] * (count - self._seen))
+        self._seen = count
+        while self._fresh and self._fresh[0] < now - KNOWN_S:
+            self._fresh.popleft()
+
+    def cause_of(self, exit_code: int | None) -> str:
+        """Why a process ended so, "" where nobody knows. To be called once for each."""
+        if exit_code != -signal.SIGKILL:
+            return ""
+        self.look()
+        if not self._fresh:
+            return ""
+        self._fresh.popleft()
+        bound = memory_bound()
+        where = "the host" if bound is None else f"the control group ({bound // 2**20} MiB) or the host"
+        return f"the kernel killed it, for {where} had no memory left"
 
 
 def _groups() -> list[tuple[int, int]]:

@@ -7,8 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from servd.controller import deaths, snapshots
-from servd.controller.deaths import KNOWN_S, Deaths
+from servd.controller import snapshots
 from servd.controller.plan import events
 from servd.controller.plan.restarts import HOST_LIMIT_RETRY_S
 from servd.controller.shown.status import instance_view
@@ -18,6 +17,8 @@ from servd.daemon.unix_sockets import bind_unix
 from servd.exceptions import HostLimitError, ServdError, StateError, TransportError
 from servd.ground import host_limits
 from servd.ground.host_limits import (
+    KNOWN_S,
+    Deaths,
     count_descriptors_left,
     descriptor_limit,
     descriptors_left,
@@ -249,7 +250,7 @@ class Kernel:
 
 def test_who_was_killed_for_want_of_memory_is_told_from_who_was_killed_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     kernel = Kernel()
-    monkeypatch.setattr(deaths, "memory_bound", lambda: 300 * 2**20)
+    monkeypatch.setattr(host_limits, "memory_bound", lambda: 300 * 2**20)
     found = Deaths(kernel, kernel.kills)
     assert found.cause_of(-9) == "", "what was killed before is nobody's of ours"
     kernel.count += 2
@@ -260,7 +261,7 @@ def test_who_was_killed_for_want_of_memory_is_told_from_who_was_killed_by_hand(m
     found.look()
     kernel.second += KNOWN_S + 1
     assert found.cause_of(-9) == "", "a process that is none of ours"
-    monkeypatch.setattr(deaths, "memory_bound", lambda: None)
+    monkeypatch.setattr(host_limits, "memory_bound", lambda: None)
     kernel.count += 1
     found.look()
     kernel.second += KNOWN_S - 1

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from servd.controller import places
-from servd.controller.places import Places, chosen
+from servd.controller.shown.advice import chosen_log_directories
+from servd.ground import places
 from servd.ground.ids import DeploymentID
-from servd.ground.places import NEEDED_BYTES, trouble_of
+from servd.ground.places import NEEDED_BYTES, Places, trouble_of
 from tests.core.build import some_settings
 from tests.fakes import wait_until
 
@@ -61,7 +61,7 @@ def a_target(name: str, logs_dir: str | None) -> Any:
 
 def test_directories_for_logs_are_called_after_the_deployments_that_chose_them() -> None:
     targets = [a_target(name, "/x") for name in "edcba"]
-    assert chosen([*targets, a_target("f", "/y"), a_target("g", None)]) == {
+    assert chosen_log_directories([*targets, a_target("f", "/y"), a_target("g", None)]) == {
         "/x": "log directory of shop_a, shop_b, shop_c and 2 more",
         "/y": "log directory of shop_f",
     }
@@ -83,10 +83,10 @@ async def test_a_full_directory_that_an_application_chose_is_told_and_holds_nobo
     home = str(tmp_path)
     looks = Places(asyncio.get_running_loop(), some_settings(state_dir=home, socket_dir=home))
     # the other one will be made by the first replica
-    targets = [a_target("a", str(tmp_path / "chosen")), a_target("b", str(tmp_path / "later"))]
+    chosen = {str(tmp_path / "chosen"): "log directory of shop_a", str(tmp_path / "later"): "log directory of shop_b"}
     (tmp_path / "chosen").mkdir()
-    assert looks.look(targets) == looks.look(targets) == []
+    assert looks.look(chosen) == looks.look(chosen) == []
     answers.set()
-    await wait_until(lambda: bool(looks.look(targets)))
-    assert looks.look(targets) == ["the log directory of shop_a is full"]
-    assert looks.look([]) == []
+    await wait_until(lambda: bool(looks.look(chosen)))
+    assert looks.look(chosen) == ["the log directory of shop_a is full"]
+    assert looks.look({}) == []

@@ -1,5 +1,7 @@
 """What people are told of a deployment that is not as it should be."""
 
+from collections.abc import Iterable
+
 from servd.controller.plan.facts import ApplicationFact, DeploymentFact, ReplicaFact
 from servd.controller.plan.observed import Observed
 from servd.controller.plan.resources import Pool, place, shortage
@@ -10,6 +12,8 @@ from servd.controller.plan.targets import DeploymentTarget, failures_allowed, wa
 from servd.controller.plan.templates import template_for
 from servd.ground.settings import SLOW_START_S, fork_server_log
 from servd.ground.states import DeploymentStatus, ReplicaState
+
+_MOST_NAMED = 3
 
 
 def deployment_message(
@@ -132,6 +136,20 @@ def _without_fork(
         return ""
     reason = server.result.fork_unsafe or (server.mute_children and MUTE)
     return f"replicas are spawned: {reason}" if reason else ""
+
+
+def chosen_log_directories(targets: Iterable[DeploymentTarget]) -> dict[str, str]:
+    """Directories that deployments have chosen for their log files, and what each is called."""
+    names: dict[str, list[str]] = {}
+    for target in targets:
+        if directory := (target.options.get("logging_config") or {}).get("logs_dir"):
+            names.setdefault(str(directory), []).append(str(target.id))
+    return {directory: f"log directory of {_listed(sorted(whose))}" for directory, whose in names.items()}
+
+
+def _listed(names: list[str]) -> str:
+    left_out = len(names) - _MOST_NAMED
+    return ", ".join(names[:_MOST_NAMED]) + (f" and {left_out} more" if left_out > 0 else "")
 
 
 def _waits(target: DeploymentTarget | None, fact: DeploymentFact) -> str:
