@@ -2,7 +2,6 @@
 
 import os
 import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from servd.daemon.launch import log_out_notice, start_detached, start_tied
 from servd.daemon.presence import LOOK_EVERY_S, Presence
 from servd.documents.files import load_document, parse_document, resolve_env, resolve_path
 from servd.exceptions import ConfigError, ServdError
+from servd.ground.clock import block_for
 from servd.ground.settings import Settings, admin_socket, socket_dir_for, url_of
 
 RELOAD_POLL_S = 0.5
@@ -214,27 +214,34 @@ def run(client: AdminClient, options: RunOptions, *, is_blocking: bool) -> None:
         except ServdError:
             take_back(client, deployed, keep_replaced=True)
             raise
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, OSError):
+            # an OSError of what is shown, where the terminal is gone
             take_back(client, deployed, keep_replaced=False)
+            if not interrupted:
+                raise
             return
         if is_blocking:
             _stay(client, options, interrupted)
-            say("Removing the applications of this run.")
+            # the terminal may be gone
+            with suppress(OSError):
+                say("Removing the applications of this run.")
             take_back(client, deployed, keep_replaced=False)
 
 
-def _stay(client: AdminClient, options: RunOptions, interrupted: threading.Event) -> None:
+def _stay(client: AdminClient, options: RunOptions, interrupted: list[int]) -> None:
     """Return when somebody interrupts this. Raises StoppedError: the daemon has ended before."""
     try:
         presence = Presence(client)
         if not options.reload:
-            while not interrupted.wait(LOOK_EVERY_S):
+            while not interrupted:
+                block_for(LOOK_EVERY_S)
                 presence.look()
                 reap_adopted()
             return
         folder = os.path.abspath(os.path.dirname(options.target) if options.is_document else options.app_dir)
         seen = sources(folder)
-        while not interrupted.wait(RELOAD_POLL_S):
+        while not interrupted:
+            block_for(RELOAD_POLL_S)
             presence.look()
             reap_adopted()
             now = sources(folder)
@@ -275,16 +282,20 @@ def reap_adopted() -> None:
 
 
 @contextmanager
-def _interrupts() -> Iterator[threading.Event]:
-    """Ctrl-C and SIGTERM raise KeyboardInterrupt once; the event tells that it happened."""
-    happened = threading.Event()
+def _interrupts() -> Iterator[list[int]]:
+    """Ctrl-C, SIGTERM and a terminal that is closed raise KeyboardInterrupt once; the list has the signal then."""
+    # no event of `threading`: its lock may be held by what is interrupted
+    happened: list[int] = []
 
-    def note(_signum: int, _frame: FrameType | None) -> None:
-        if not happened.is_set():
-            happened.set()
+    def note(number: int, _frame: FrameType | None) -> None:
+        if not happened:
+            happened.append(number)
             raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup means it
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, note) for number in numbers}
     try:
         yield happened
     finally:

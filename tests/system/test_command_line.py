@@ -4,6 +4,7 @@ import functools
 import http.client
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -167,6 +168,46 @@ class Echo:
 
 app = Echo.bind()
 """
+
+
+STAYING = """
+import os, signal
+from servd.commands import run
+
+class Daemon:
+    def probe(self):
+        pass
+
+run.LOOK_EVERY_S = 0.0
+signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+for _ in range(200):
+    with run._interrupts() as interrupted:
+        signal.setitimer(signal.ITIMER_REAL, 0.001)
+        run._stay(Daemon(), run.RunOptions("m:app", False), interrupted)
+    assert interrupted == [signal.SIGTERM]
+"""
+
+
+def test_a_run_ends_whatever_it_is_about_when_the_signal_comes() -> None:
+    # a wait for an event of `threading` deadlocked with the handler of the signal now and then
+    subprocess.run([sys.executable, "-c", STAYING], check=True, timeout=30)
+
+
+def test_a_run_takes_its_application_back_when_its_terminal_is_closed(shell: Shell) -> None:
+    pid, terminal = pty.fork()
+    if not pid:
+        options = ("--app-dir", str(FRUIT), "--name", "calculator", "--route-prefix", "/math")
+        os.execve(
+            sys.executable,
+            [sys.executable, "-m", "servd.cli", "run", "conditional_dag:serve_dag", *options],
+            shell.environment,
+        )
+    shown = b""
+    while b"Deployed application" not in shown:
+        shown += os.read(terminal, 4096)
+    os.close(terminal)
+    os.waitpid(pid, 0)
+    assert shell("status", "--name", "calculator")[0] == 1 or wait_until_gone(shell, "calculator")
 
 
 def test_a_count_in_the_config_file_beside_the_code_restarts_nothing(shell: Shell, tmp_path: Path) -> None:
