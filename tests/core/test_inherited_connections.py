@@ -1,10 +1,13 @@
 """Connections that are open before a fork: which there are, which forbid to fork, and which children find at their end."""
 
+import http.client
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -103,6 +106,30 @@ def test_children_find_those_of_http_at_their_end(stack: ExitStack, monkeypatch:
     # the parent's goes on
     other.sendall(b"x")
     assert client.recv(1) == b"x"
+
+
+def test_those_of_clients_of_http_are_known_whatever_the_port(
+    stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stream:
+        """As httpcore's."""
+
+        def __init__(self, sock: socket.socket | None) -> None:
+            self._sock = sock
+
+    class Urllib3s(http.client.HTTPConnection):
+        pass
+
+    before = open_fds()
+    monkeypatch.setitem(sys.modules, "httpcore._backends.sync", SimpleNamespace(SyncStream=Stream))
+    monkeypatch.setitem(sys.modules, "urllib3.connection", SimpleNamespace(HTTPConnection=Urllib3s))
+    one, other, third = (connected(stack)[0] for _ in range(3))
+    kept: list[object] = [Stream(one), Stream(None), Urllib3s("localhost")]
+    client, plain = Urllib3s("localhost"), http.client.HTTPConnection("localhost")
+    client.sock, plain.sock = other, third
+    fds = {found.fd for found in open_connections(open_fds() - before) if found.is_http}
+    assert fds == {one.fileno(), other.fileno()}
+    assert len(kept) == 3, "those without a connection too"
 
 
 def test_what_has_come_in_the_place_of_one_is_left_alone(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:

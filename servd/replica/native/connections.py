@@ -1,19 +1,32 @@
 """Connections that an application has opened before a fork: replicas that share one read each other's answers from it.
 
 How this works: a client of HTTP opens another connection where it finds the one that it has kept at its end, so that is what
-each child finds. What others make of an end nobody knows: theirs forbid to fork.
+each child finds. What others make of an end nobody knows: theirs forbid to fork. A connection is one of HTTP if its port says so,
+or if a client of HTTP has it.
 """
 
 import os
 import select
 import socket
 import stat
+import sys
 from collections.abc import Iterable, Set
-from contextlib import closing
+from contextlib import closing, suppress
+from dataclasses import replace
 
 from servd.ground.quick_dataclass import dataclass
+from servd.replica.native.objects import living
 
 HTTP_PORTS = (80, 443)
+_HTTP_CLIENTS = (
+    # urllib3 2.8 has those of requests and botocore
+    ("urllib3.connection", "HTTPConnection", "sock"),
+    # httpcore 1.0 has those of httpx
+    ("httpcore._backends.sync", "SyncStream", "_sock"),
+)
+"""Module, class, and where its instances have their socket; tried: they open another at once. (What has a connection of
+`http.client` itself fails once.)
+"""
 
 _STREAMS = (socket.SOCK_STREAM, socket.SOCK_SEQPACKET)
 _FAMILIES = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
@@ -42,7 +55,9 @@ def open_connections(fds: Set[int]) -> list[Connection]:
     Raises:
         OSError: there is no descriptor left to look with.
     """
-    return [one for fd in sorted(fds) if (one := _connection(fd)) is not None]
+    found = [one for fd in sorted(fds) if (one := _connection(fd)) is not None]
+    clients = _fds_of_clients() if any(not one.is_http for one in found) else set()
+    return [replace(one, is_http=True) if one.fd in clients else one for one in found]
 
 
 def let_end_in_children(connections: Iterable[Connection]) -> None:
@@ -60,6 +75,18 @@ def end_inherited() -> None:
         other.close()
         with own:
             os.dup2(own.fileno(), fd, inheritable=False)
+
+
+def _fds_of_clients() -> set[int]:
+    """Descriptors that clients of HTTP have."""
+    found = set()
+    for module, name, attribute in _HTTP_CLIENTS:
+        kind = getattr(sys.modules.get(module), name, None)
+        for client in living(kind) if isinstance(kind, type) else ():
+            # none yet, closed, or whatever a class of the application's raises
+            with suppress(Exception):
+                found.add(getattr(client, attribute).fileno())
+    return found
 
 
 def _connection(fd: int) -> Connection | None:
