@@ -1,11 +1,9 @@
 """A Python program's connection to Serve: the admin verbs, and the line that its handles use."""
 
 import atexit
-import contextlib
 import hashlib
 import logging
 import os
-import socket
 import sys
 import threading
 from collections.abc import Callable, Iterable
@@ -17,13 +15,12 @@ from servd.calls.connection import Connection
 from servd.calls.response import DeploymentResponse, settled_ref
 from servd.config import HTTPOptions
 from servd.daemon.admin_client import AdminClient, RefusedError, UnreachableError
-from servd.daemon.launch import TiedDaemon, start_detached, start_tied
+from servd.daemon.launch import TiedDaemon, free_admin_port, start_detached, start_tied
 from servd.daemon.state_lock import running_pid
 from servd.exceptions import AlreadyRunningError, DeployError, ServdError
 from servd.ground.clock import SystemClock, block_for
 from servd.ground.ids import DeploymentID, full_name_of
 from servd.ground.settings import (
-    DEFAULT_ADMIN_HOST,
     DEFAULT_ADMIN_PORT,
     Settings,
     admin_socket,
@@ -339,7 +336,7 @@ def _started(host: str | None, port: int | None, detached: bool) -> Client:
         socket_dir=socket_dir_for(state_dir),
         http_host=host,
         http_port=port,
-        admin_port=_free_admin_port(),
+        admin_port=free_admin_port(),
         # it opens with the first application, or with the options that `start` sends
         open_http=False,
         start_dir=os.getcwd(),
@@ -350,10 +347,10 @@ def _started(host: str | None, port: int | None, detached: bool) -> Client:
     except (AlreadyRunningError, DeployError):
         if (found := _starting_elsewhere()) is not None:
             return found
-        if settings.admin_port != DEFAULT_ADMIN_PORT or _free_admin_port() == DEFAULT_ADMIN_PORT:
+        if settings.admin_port != DEFAULT_ADMIN_PORT or free_admin_port() == DEFAULT_ADMIN_PORT:
             raise
         # another program has taken it since
-        daemon = _start(replace(settings, admin_port=_free_admin_port()), detached)
+        daemon = _start(replace(settings, admin_port=free_admin_port()), detached)
     made = Connection(AdminClient(f"unix://{admin_socket(settings.socket_dir)}"), daemon)
     connection.install(made)
     if daemon is not None:
@@ -388,13 +385,3 @@ def _start(settings: Settings, detached: bool) -> TiedDaemon | None:
         return start_tied(settings)
     start_detached(settings)
     return None
-
-
-def _free_admin_port() -> int:
-    """The default port, or any other when that is taken: this process talks over the Unix socket anyway."""
-    for port in (DEFAULT_ADMIN_PORT, 0):
-        with contextlib.suppress(OSError), socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((DEFAULT_ADMIN_HOST, port))
-            return int(probe.getsockname()[1])
-    return DEFAULT_ADMIN_PORT

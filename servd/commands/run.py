@@ -11,13 +11,13 @@ from typing import Any
 from servd.commands.cli_options import look_at_traces, state_dir_of
 from servd.commands.console import say, warn
 from servd.commands.verbs import application_order, read_document, wait_until_running
-from servd.daemon.admin_client import AdminClient, UnreachableError, find_address, named_address
-from servd.daemon.launch import log_out_notice, start_detached, start_tied
+from servd.daemon.admin_client import AdminClient, NoServdError, UnreachableError, find_address, named_address
+from servd.daemon.launch import free_admin_port, log_out_notice, start_detached, start_tied
 from servd.daemon.presence import LOOK_EVERY_S, Presence
 from servd.documents.files import load_document, parse_document, resolve_env, resolve_path
 from servd.exceptions import ConfigError, ServdError
 from servd.ground.clock import block_for
-from servd.ground.settings import Settings, admin_socket, socket_dir_for, url_of
+from servd.ground.settings import DEFAULT_ADMIN_PORT, Settings, admin_socket, socket_dir_for, url_of
 
 RELOAD_POLL_S = 0.5
 WATCHED = (".py", ".yaml", ".yml", ".json", ".toml")
@@ -166,7 +166,8 @@ def daemon_for(
     try:
         client = AdminClient(find_address(address, state_dir))
         client.probe()
-    except UnreachableError:
+    except (UnreachableError, NoServdError):
+        # any program may have the default port, such as the agent of a Ray that runs too
         if named_address(address, state_dir) is not None:
             raise
     else:
@@ -183,10 +184,13 @@ def daemon_for(
         socket_dir=socket_dir_for(folder),
         http_host=options.host,
         http_port=options.port,
+        admin_port=free_admin_port(),
         open_http=False,
         start_dir=os.getcwd(),
         python_path=os.environ.get("PYTHONPATH", ""),
     )
+    if settings.admin_port != DEFAULT_ADMIN_PORT:
+        say(f"Another program has port {DEFAULT_ADMIN_PORT}: the live page will be at {settings.page_url}.")
     started = AdminClient(f"unix://{admin_socket(settings.socket_dir)}")
     if not is_blocking:
         daemon = start_detached(settings, log_to_stderr=options.log_to_stderr)

@@ -29,6 +29,8 @@ DELETE_TIMEOUT_S = 75.0
 UPGRADE_TIMEOUT_S = 120.0
 V1_PATH = "/api/serve/deployments/"
 V2_PATH = "/api/serve/applications/"
+_NOT_THERE = (404, 405, 501)
+"""Statuses of programs that do not know the path or the method."""
 NO_CONTROLLER = 503
 """The status of an answer while no controller can be started."""
 
@@ -53,6 +55,10 @@ class RefusedError(ServdError):
 
     def __str__(self) -> str:
         return f"the daemon answered {self.status}: {self.text}"
+
+
+class NoServdError(RefusedError):
+    """What answers at the address is no servd."""
 
 
 def check_address(address: str) -> str:
@@ -196,14 +202,22 @@ class AdminClient:
         return Answer(text, found)
 
     def probe(self) -> dict[str, Any]:
-        """Version of what answers."""
+        """Version of what answers.
+
+        Raises:
+            NoServdError: it is no servd.
+        """
+        hint = f"no admin API there: its port is {DEFAULT_ADMIN_PORT} unless --admin-port chose another"
         try:
-            found: dict[str, Any] = self.request("GET", "/api/ray/version").json()
+            answer = self.request("GET", "/api/ray/version")
         except RefusedError as error:
-            if error.status != 404:
+            if error.status not in _NOT_THERE:
                 raise
-            hint = f"no admin API there: its port is {DEFAULT_ADMIN_PORT} unless --admin-port chose another"
-            raise RefusedError(404, f"{error.text} ({hint})") from error
+            raise NoServdError(error.status, f"{error.text} ({hint})") from error
+        try:
+            found: dict[str, Any] = answer.json()
+        except ValueError as error:
+            raise NoServdError(200, f"{answer.text[:200]} ({hint})") from error
         return found
 
     def put(self, document: Any, *, multi_app: bool, config_file: str | None = None) -> None:

@@ -1,11 +1,13 @@
 """Find the running daemon of a state directory, start one, stop one."""
 
+import contextlib
 import http.client
 import json
 import os
 import pwd
 import select
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,7 +21,16 @@ from servd.daemon.printed import LOG_NAME
 from servd.daemon.state_lock import running_pid
 from servd.exceptions import AlreadyRunningError, DeployError, StateError
 from servd.ground.clock import SystemClock, block_for
-from servd.ground.settings import SPEAKER, TIED_OPTION, Settings, admin_socket, make_private_dir, variable
+from servd.ground.settings import (
+    DEFAULT_ADMIN_HOST,
+    DEFAULT_ADMIN_PORT,
+    SPEAKER,
+    TIED_OPTION,
+    Settings,
+    admin_socket,
+    make_private_dir,
+    variable,
+)
 
 READY_LIMIT_S = 60.0
 TROUBLE_LIMIT_S = 4.0
@@ -69,6 +80,16 @@ class DetachedDaemon:
 
     pid: int
     places: tuple[str, ...]
+
+
+def free_admin_port() -> int:
+    """The default port, or any other when that is taken: for daemons that are asked over their Unix sockets anyway."""
+    for port in (DEFAULT_ADMIN_PORT, 0):
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((DEFAULT_ADMIN_HOST, port))
+            return int(probe.getsockname()[1])
+    return DEFAULT_ADMIN_PORT
 
 
 def start_detached(

@@ -35,7 +35,7 @@ def test_only_a_default_port_that_was_taken_meanwhile_is_given_up(
     monkeypatch.setenv("SERVD_STATE_DIR", str(tmp_path))
     monkeypatch.setattr(client, "find", lambda: None)
     monkeypatch.setattr(client, "start_tied", start)
-    monkeypatch.setattr(client, "_free_admin_port", lambda: next(ports))
+    monkeypatch.setattr(client, "free_admin_port", lambda: next(ports))
     monkeypatch.setattr(client.connection, "install", [].append)
     if len(tried) == 1:
         with pytest.raises(DeployError):

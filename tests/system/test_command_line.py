@@ -6,8 +6,10 @@ import json
 import os
 import pty
 import signal
+import socketserver
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +18,7 @@ import pytest
 
 from servd.commands import run as run_command
 from servd.commands.run import RunOptions, daemon_for
+from servd.daemon import launch
 from servd.daemon.state_lock import running_pid
 from servd.exceptions import ServdError
 from servd.ground.settings import Settings, socket_dir_for
@@ -334,6 +337,42 @@ def test_run_starts_a_daemon_that_lives_as_long_as_the_command(tmp_path: Path, m
     with pytest.raises(ServdError, match="failed to connect"):
         with daemon_for(options, f"http://127.0.0.1:{port}", state_dir, is_blocking=True):
             pass
+
+
+@pytest.mark.parametrize("answers", [b"HTTP/1.1 404 Not Found", b"HTTP/1.1 200 OK", b"SSH-2.0-x"])
+def test_run_starts_a_daemon_where_another_program_has_the_port(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], answers: bytes
+) -> None:
+    for name in ("SERVD_ADDRESS", "RAY_AGENT_ADDRESS", "RAY_DASHBOARD_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SERVD_STATE_DIR", str(tmp_path))
+
+    class Other(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(4096)
+            self.request.sendall(answers + b"\r\nConnection: close\r\n\r\n<html>another program</html>")
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Other) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        port = other.server_address[1]
+        monkeypatch.setattr(launch, "DEFAULT_ADMIN_PORT", port)
+        monkeypatch.setattr(run_command, "DEFAULT_ADMIN_PORT", port)
+        # as without a state directory that is named
+        monkeypatch.setattr(run_command, "find_address", lambda *_: f"http://127.0.0.1:{port}")
+        options = RunOptions("m:a", is_document=False, port=free_port())
+        try:
+            with daemon_for(options, None, None, is_blocking=True) as client:
+                assert client.is_unix
+                assert client.details()["applications"] == {}
+            assert (
+                f"Another program has port {port}: the live page will be at http://127.0.0.1:"
+                in capsys.readouterr().out
+            )
+            with pytest.raises(ServdError, match=r"no admin API there|failed to connect"):
+                with daemon_for(options, f"http://127.0.0.1:{port}", None, is_blocking=True):
+                    pass
+        finally:
+            other.shutdown()
 
 
 @pytest.mark.parametrize(
