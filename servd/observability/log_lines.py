@@ -139,7 +139,7 @@ class Source:
         self._is_named = False
         self._is_wanted = wish.is_any
         self._file: IO[bytes] | None = None
-        self._half = b""
+        self._half = self._newest = b""
         self._looks = 0
 
     def __repr__(self) -> str:
@@ -172,7 +172,7 @@ class Source:
                 if status.st_size >= self._file.tell():
                     return found
                 # it was begun anew
-                self._file.seek(0)
+                found += self._rest_of_copy(self._file.tell())
                 return [*found, *self._read()]
             # what came between that look and its rotation, and the files that it rotated to since
             found += self._read(is_over=True)
@@ -187,6 +187,20 @@ class Source:
         except OSError:
             return found
         return [*found, *self._read()]
+
+    def _rest_of_copy(self, place: int) -> list[Line]:
+        """What was added between the last look, which ended at that place, and the copy of a file that is then begun anew."""
+        found: list[Line] = []
+        live = self._file
+        with suppress(OSError), open(f"{self._path}.1", "rb") as self._file:
+            # another file may have that name
+            self._file.seek(max(place - len(self._newest), 0))
+            if self._newest and self._file.read(len(self._newest)) == self._newest:
+                found += self._read(is_over=True)
+        self._file, self._newest = live, b""
+        assert live is not None
+        live.seek(0)
+        return found
 
     def close(self) -> None:
         """Close the file that is open."""
@@ -221,6 +235,7 @@ class Source:
             if not data.endswith(b"\n") and len(data) < LONGEST_LINE and self._may_go_on(data) and not is_over:
                 self._file.seek(-len(data), os.SEEK_CUR)
                 return
+            self._newest = data
             text = data.decode("utf-8", "replace").removesuffix("\n")
             head = head_of(text)
             if head is not None:

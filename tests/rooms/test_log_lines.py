@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from datetime import datetime
 from pathlib import Path
 
@@ -280,3 +281,40 @@ def test_the_newest_lines_stay_the_last_ones_when_the_clock_was_set_back(
     paths = [str(path) for path in (tmp_path / "serve").iterdir()]
     lines, _ = tail(paths, Wish(), 3, f"{DAY} 10:00:31")
     assert [line.text.rpartition(" - ")[2] for line in lines] == newest[-3:]
+
+
+def test_lines_that_came_just_before_a_copy_was_made_and_the_file_begun_anew_are_followed(tmp_path: Path) -> None:
+    """As `logrotate` does with `copytruncate`."""
+    path = tmp_path / "a.log"
+    path.write_text("".join(f"{text_line(second, str(second))}\n" for second in range(3)))
+    source = Source(str(path), Wish(), is_followed=True)
+    assert len(list(source.lines(None))) == 3
+
+    def add(number: int) -> None:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(f"{text_line(number, str(number))}\n")
+
+    def begin_anew(*, keeps_copy: bool = True) -> None:
+        if keeps_copy:
+            shutil.copyfile(path, f"{path}.1")
+        os.truncate(path, 0)
+
+    def followed() -> list[str]:
+        return [line.text.rpartition(" - ")[2] for line in source.more()]
+
+    add(3)
+    begin_anew()
+    add(4)
+    assert followed() == ["3", "4"]
+    add(5)
+    add(6)
+    begin_anew()
+    assert followed() == ["5", "6"]
+    add(7)
+    assert followed() == ["7"]
+    add(8)
+    begin_anew(keeps_copy=False)
+    assert followed() == [], "what lies there is an older copy"
+    add(9)
+    assert followed() == ["9"]
+    source.close()
