@@ -34,7 +34,7 @@ def make_directories(settings: Settings) -> None:
     check_socket_paths(settings.socket_dir)
     for directory in (settings.state_dir, settings.socket_dir):
         make_private_dir(directory)
-    _make_log_dir(settings.log_dir)
+    make_log_dir(settings.log_dir)
 
 
 def tell_socket_dir(settings: Settings) -> None:
@@ -55,7 +55,7 @@ def empty_socket_dir(socket_dir: str) -> None:
                 os.unlink(f"{socket_dir}/{name}")
 
 
-def _make_log_dir(log_dir: str) -> None:
+def make_log_dir(log_dir: str) -> None:
     """Logs are expendable: only a directory that is there and not ours alone is a reason not to start."""
     try:
         make_private_dir(log_dir)

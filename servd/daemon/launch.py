@@ -14,9 +14,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 from servd.daemon.admin_client import UnixConnection
+from servd.daemon.directories import make_log_dir
 from servd.daemon.printed import LOG_NAME
 from servd.daemon.state_lock import running_pid
 from servd.exceptions import AlreadyRunningError, DeployError, StateError
@@ -107,9 +108,9 @@ def start_detached(
     if (pid := running_pid(settings.state_dir)) is not None:
         raise AlreadyRunningError(settings.state_dir, pid)
     make_private_dir(settings.state_dir)
-    make_private_dir(settings.log_dir)
+    make_log_dir(settings.log_dir)
     path = Path(settings.log_dir) / LOG_NAME
-    with open(path, "ab") as log:
+    with _log_at(path) as log:
         begin = log.tell()
         process = subprocess.Popen(
             daemon_command(settings),
@@ -124,6 +125,14 @@ def start_detached(
     # it is nobody's child from now on: no warning about a running subprocess
     process.returncode = 0
     return DetachedDaemon(process.pid, _places(path, begin))
+
+
+def _log_at(path: Path) -> BinaryIO:
+    """What a daemon in the background prints to; logs are expendable."""
+    try:
+        return open(path, "ab")
+    except OSError:
+        return open(os.devnull, "ab")
 
 
 class TiedDaemon:
@@ -244,9 +253,12 @@ def _is_ready(status: dict[str, Any], settings: Settings) -> bool:
 
 
 def _written(path: Path, begin: int) -> str:
-    with open(path, "rb") as log:
-        log.seek(begin)
-        return log.read(65536).decode(errors="replace").strip()
+    try:
+        with open(path, "rb") as log:
+            log.seek(begin)
+            return log.read(65536).decode(errors="replace").strip()
+    except OSError:
+        return ""
 
 
 def _places(path: Path, begin: int) -> tuple[str, ...]:
@@ -259,7 +271,7 @@ def _said(path: Path, begin: int) -> str:
     """What the daemon wrote, without the mark of an error line."""
     text = _written(path, begin)
     lines = [line.removeprefix("Error: ") for line in text.splitlines() if line.startswith("Error: ")]
-    return "\n".join(lines) or text or f"it said nothing, see {path}"
+    return "\n".join(lines) or text or f"nothing of what it said is in {path}; `servd start` without --detach shows it"
 
 
 def _status(socket_dir: str) -> dict[str, Any] | None:

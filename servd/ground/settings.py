@@ -223,6 +223,8 @@ def make_private_dir(path: str, *, with_parents: bool = True) -> None:
         status = os.lstat(path)
     except OSError as error:
         raise StateError(f"cannot use directory {path}: {error.strerror}") from error
+    if stat.S_ISLNK(status.st_mode):
+        raise StateError(f"{path} is a link, which another user may turn: name the directory, {os.path.realpath(path)}")
     if not stat.S_ISDIR(status.st_mode):
         raise StateError(f"{path} is not a directory")
     if status.st_uid != os.getuid():

@@ -173,6 +173,22 @@ app = Echo.bind()
 """
 
 
+def test_a_daemon_in_the_background_starts_without_a_file_for_what_it_prints(fresh: Shell) -> None:
+    # as on a disk of its own for logs that has become read-only
+    (Path(fresh.state_dir) / "logs" / "daemon.log").mkdir(parents=True)
+    for folder in (Path(fresh.state_dir) / "logs", Path(fresh.state_dir)):
+        folder.chmod(0o700)
+    code, out, err = fresh.start()
+    assert (code, err) == (0, "")
+    assert "The daemon runs in the background" in out
+    assert fresh("status")[0] == 0
+    code, _, err = fresh(
+        "start", "--detach", "--state-dir", f"{fresh.state_dir}-2", "--http-port", str(fresh.http_port)
+    )
+    assert code == 1
+    assert str(fresh.http_port) in err
+
+
 STAYING = """
 import os, signal
 from servd.commands import run
