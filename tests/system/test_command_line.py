@@ -182,11 +182,6 @@ def test_a_daemon_in_the_background_starts_without_a_file_for_what_it_prints(fre
     assert (code, err) == (0, "")
     assert "The daemon runs in the background" in out
     assert fresh("status")[0] == 0
-    code, _, err = fresh(
-        "start", "--detach", "--state-dir", f"{fresh.state_dir}-2", "--http-port", str(fresh.http_port)
-    )
-    assert code == 1
-    assert str(fresh.http_port) in err
 
 
 STAYING = """
