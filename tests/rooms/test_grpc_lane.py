@@ -126,6 +126,11 @@ class Stand:
         if text == "set":
             grpc_context.set_code(grpc.StatusCode.FAILED_PRECONDITION)
             grpc_context.set_details("not yet")
+        elif text == "set, long":
+            grpc_context.set_code(grpc.StatusCode.FAILED_PRECONDITION)
+            grpc_context.set_details("\u00e9" * 500_000)
+        elif text == "status, long":
+            raise gRPCStatusError(KeyError("x"), grpc.StatusCode.OUT_OF_RANGE, "x" * 500_000)
         elif text == "good":
             grpc_context.set_details("as ever")
         elif text == "set and raise":
@@ -313,6 +318,8 @@ async def test_metadata_go_both_ways(room: GrpcRoom) -> None:
     ("what", "code", "details"),
     [
         ("set", "FAILED_PRECONDITION", "not yet"),
+        ("set, long", "FAILED_PRECONDITION", "\u00e9" * 1024 + " ..."),
+        ("status, long", "OUT_OF_RANGE", "x" * 2048 + " ..."),
         ("set and raise", "ABORTED", "lost the race"),
         ("status", "OUT_OF_RANGE", "past the end"),
         ("no status", "INTERNAL", "Internal Server Error (request id r-1)"),

@@ -28,6 +28,8 @@ from servd.wire.trace_context import METADATA, TRACEPARENT, trace_in_metadata, w
 _LOOKS_AFTER_END = 3
 _MOST_PAIRS = 64
 """Metadata of a call, which the library bounds by their bytes alone: what short ones cost is many times those."""
+_MOST_DETAILS = 2048
+"""Bytes; what is not ASCII takes three times as many on its way, and clients have room for 8 KiB with all other metadata."""
 _OWN_KEYS = frozenset(
     {"application", "multiplexed_model_id", "request_id", "x-request-id", "x-request-timeout-seconds", *METADATA}
 )
@@ -117,6 +119,7 @@ class Served:
         lane.ongoing += 1
         try:
             code, details, trailing, answer = await self._served(message, messages)
+            details = _shortened(details)
             trailing = (*trailing, ("request_id", self._request_id))
             if self._traced is not None:
                 trailing = (*trailing, (RESPONSE.decode(), self._traced.response.decode()))
@@ -280,6 +283,12 @@ def failure_of(error: Exception) -> tuple[Code, Metadata]:
     if isinstance(error, NoRouteError):
         return Code.NOT_FOUND, ()
     return (Code.UNAVAILABLE, ()) if isinstance(error, RequestError) else (Code.INTERNAL, ())
+
+
+def _shortened(details: str) -> str:
+    """As much of it as clients take: what is longer than their room for metadata fails the call in another way, or hangs."""
+    data = details.encode(errors="replace")
+    return details if len(data) <= _MOST_DETAILS else data[:_MOST_DETAILS].decode(errors="ignore") + " ..."
 
 
 def client_host(peer: str) -> str:
