@@ -354,7 +354,8 @@ class HttpAnswering(asyncio.Protocol, Outgoing):
         if self._is_deaf:
             return
         self._is_deaf = self._is_unready = True
-        if self._is_more_to_come():
+        # one that is told in a drain may have sent the next request already
+        if self._is_more_to_come() or self._listener.is_draining:
             part(self._transport, self._loop)
             self._resume_reading()
         else:

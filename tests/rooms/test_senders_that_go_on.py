@@ -131,3 +131,21 @@ async def test_a_request_that_has_come_when_its_connection_would_end_is_answered
         for _ in range(5):
             room.listener.turn()
         assert await received(client) == b""
+
+
+async def test_who_asks_on_before_it_hears_of_a_drain_is_not_reset(client: socket.socket) -> None:
+    async with Room() as room:
+        room.route(room.replica(early))
+        connect(client, room)
+        loop = asyncio.get_running_loop()
+        room.listener.drain()
+        await loop.sock_sendall(client, GET)
+        # it pipelines, and looks for answers later
+        for _ in range(4):
+            await asyncio.sleep(0.1)
+            await loop.sock_sendall(client, GET)
+        got = await received(client)
+        assert got.count(b"HTTP/1.1 401") == 1
+        assert b"connection: close\r\n" in got
+        client.close()
+        await wait_until(lambda: not room.listener.connections, 0.5)
