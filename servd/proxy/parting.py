@@ -15,8 +15,13 @@ def part(transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
     What comes meanwhile is to be read, and dropped: closing with something unread resets the connection, which takes from the
     client what it has not got of the answer, and from one that writes all before it reads the answer itself (RFC 9112, 9.6).
     """
-    if transport.can_write_eof():
-        transport.write_eof()
+    try:
+        if transport.can_write_eof():
+            transport.write_eof()
+    except OSError:
+        # the client has reset it meanwhile
+        transport.abort()
+        return
     _look_again(transport, loop, loop.time() + _LONGEST_S)
 
 

@@ -309,6 +309,7 @@ async def test_draining_closes_after_the_answer_and_idle_ones_after_a_grace() ->
         writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
         assert b"connection: close" in await reader.read()
         writer.close()
+        await wait_until(lambda: not room.listener.connections)
         idle = asyncio.create_task(room.raw(b""))
         await wait_until(lambda: len(room.listener.connections) == 1)
         for _ in range(3):
