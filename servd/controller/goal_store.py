@@ -101,6 +101,14 @@ class GoalStore:
 
     @classmethod
     def _opened(cls, path: Path, max_pages: int | None, *, may_create: bool) -> "GoalStore":
+        try:
+            return cls._found(path, max_pages, may_create=may_create)
+        except OSError as error:
+            # a broken disk, or a directory that may not be looked into
+            raise refusal_of(path, error) from error
+
+    @classmethod
+    def _found(cls, path: Path, max_pages: int | None, *, may_create: bool) -> "GoalStore":
         marker = path.with_name(MARKER_NAME)
         if not path.exists():
             if marker.exists() or not may_create:

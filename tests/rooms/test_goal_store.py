@@ -1,6 +1,7 @@
 """The goal store: what is accepted stays, what is damaged is refused."""
 
 import contextlib
+import errno
 import os
 import resource
 import shutil
@@ -506,3 +507,28 @@ def test_nobody_is_told_to_move_a_store_away_that_only_lacks_room(
     with pytest.raises(StateError, match=r"cannot be opened: .* is full. Change that and start again") as refusal:
         GoalStore.open(str(tmp_path))
     assert "away" not in str(refusal.value)
+
+
+def test_a_disk_that_gives_errors_is_a_store_that_is_lost_for_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(tmp_path, 1)
+
+    def exists(path: Path) -> bool:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    known = a_goal(1, "y" * 500)
+    with monkeypatch.context() as disk:
+        disk.setattr(Path, "exists", exists)
+        store = GoalStore.open(str(tmp_path), known=known)
+        assert (store.latest(), store.is_stand_in) == (known, True)
+        assert "Input/output error" in store.trouble()
+        store._looked_at = None
+        store.look_again()
+        assert store.is_stand_in
+        with pytest.raises(StateError, match="Input/output error"):
+            GoalStore.open(str(tmp_path))
+    store._looked_at = None
+    store.look_again()
+    assert not store.is_stand_in
+    store.close()
