@@ -27,6 +27,8 @@ KillMode=mixed
 TimeoutStopSec={stop_s:.0f}
 # ready means that the last goal is serving again: models may take long to load
 TimeoutStartSec=infinity
+# one replica that needs too much memory shall not end all others
+OOMPolicy=continue
 Restart=on-failure
 RestartSec=1
 {account}Environment=SERVD_LOG_TO_STDERR=1

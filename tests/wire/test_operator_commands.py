@@ -455,6 +455,7 @@ def test_a_unit_for_systemd(servd: Command) -> None:
     assert f"User={ME}\n" in out
     assert re.search(r'^ExecStart=.* start --state-dir "/srv/a b" --http-port 80$', out, re.MULTILINE)
     assert "ExecReload=" in out
+    assert "OOMPolicy=continue\n" in out, "systemd would stop the whole service when the kernel kills one replica"
     assert int(re.search(r"TimeoutStopSec=(\d+)", out)[1]) > 60  # type: ignore[index]
     assert "WantedBy=default.target" in servd("systemd-unit")[1]
 
