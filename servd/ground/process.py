@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.context import ForkProcess
+from multiprocessing.process import BaseProcess
 from typing import Any, TextIO
 
 import setproctitle
@@ -176,6 +177,12 @@ class Forked(ForkProcess):
 
     # multiprocessing would choose "fork" for good
     _start_method: Any = None
+
+
+def ends_of_pipes(child: BaseProcess) -> set[int]:
+    """Descriptors that this process has for a child that was started, and not closed yet."""
+    finalizer = getattr(getattr(child, "_popen", None), "finalizer", None)
+    return {*finalizer._args} if finalizer is not None and finalizer.still_active() else set()
 
 
 def allow_tracker() -> None:

@@ -14,6 +14,7 @@ import select
 import signal
 import socket
 import sys
+import weakref
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkProcess
@@ -31,7 +32,7 @@ from servd.ground.quick_dataclass import dataclass
 from servd.ground.settings import FORK_SERVER_FILE, fork_server_socket, is_private_dir
 from servd.observability import logs, spans
 from servd.replica.code.environment import apply_environment
-from servd.replica.native import inherited
+from servd.replica.native import inherited, parting
 from servd.replica.native.begun_anew import Place, begin_anew, go_back
 from servd.replica.native.generators import reseed
 from servd.replica.policies.desk import PolicyDesk, PolicyProcess
@@ -188,7 +189,7 @@ class ForkServer:
         self._untold: list[ChildExited] = []
         self._is_stopping = False
         self._deaf_until: float | None = None
-        self._kept_fds: set[int] = set()
+        self._policy_processes: weakref.WeakSet[BaseProcess] = weakref.WeakSet()
         self._collects = True
         self._policies = PolicyDesk(self._start_policy, self._poller, _IMPORT_S if result.fork_unsafe else 0.0)
 
@@ -197,9 +198,7 @@ class ForkServer:
 
     def run(self) -> None:
         """Serve until ForkServerStop or the end of the lifetime pipe."""
-        # what is open now belongs to the user's import or to the runtime; what comes later is this server's
-        # own
-        self._kept_fds = process.open_fds() - {self._listener.fileno()}
+        parting.note_known()
         if not self._result.fork_unsafe:
             # its children make their own seeds; what the first one loads and remembers is for all of them
             reseed()
@@ -304,6 +303,7 @@ class ForkServer:
         if self._built is None or start.deployment not in self._built.deployments:
             return Forked(start.replica_id, 0, 0, f"this build has no deployment {start.deployment!r}")
         child = process.Forked(target=self._be_child, args=(start,), name=start.replica_id)
+        parting.note_own(self._own_fds())
         forks.freeze()
         if reason := forks.start(child):
             return Forked(start.replica_id, 0, 0, f"cannot fork: {reason}", is_host_limit=True)
@@ -337,6 +337,8 @@ class ForkServer:
             child = multiprocessing.get_context("spawn").Process(target=entry.call, args=spawned, name="policy")
         else:
             child = process.Forked(target=self._be_policy, args=args, name="policy")
+            self._policy_processes.add(child)
+            parting.note_own(self._own_fds())
         if reason := forks.start(child):
             raise OSError(reason)
         return PolicyProcess(child)
@@ -373,7 +375,13 @@ class ForkServer:
         assert self._built is not None
         importlib.import_module(_CODE).run_forked(start, self._built, self._lifetime_fd, self._preloaded)
 
-    def _leave_parent(self, *own_fds: int) -> None:
+    def _own_fds(self) -> set[int]:
+        """Of this server's: lines, pidfds of children and pipes to them."""
+        processes = [*(child.process for child in self._children.values()), *self._policy_processes]
+        pipes = {fd for one in processes for fd in process.ends_of_pipes(one)}
+        return pipes | {self._listener.fileno(), *self._lines, *self._children, *self._policies.fds()}
+
+    def _leave_parent(self, *needed: int) -> None:
         """First lines of a child, before any code of the user's runs."""
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
@@ -381,9 +389,7 @@ class ForkServer:
         self._listener.close()
         for line in self._lines.values():
             line.socket.close()
-        for fd in process.open_fds() - self._kept_fds - {*own_fds}:
-            # pidfds and pipes of siblings: held open here, their end of file would never come
-            process.close_fd(fd)
+        parting.part({*needed})
         # a loop made during the import shares its descriptors with the parent: it must never run here
         asyncio.set_event_loop(None)
         forks.disown_finalizers()

@@ -32,7 +32,7 @@ _STREAMS = (socket.SOCK_STREAM, socket.SOCK_SEQPACKET)
 _FAMILIES = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
 _ENDED = select.POLLRDHUP | select.POLLHUP | select.POLLERR
 # an application may put a class of its own in that place
-_Socket = socket.socket
+_Socket, _socketpair = socket.socket, socket.socketpair
 _poll = select.poll
 
 _of_http: list[tuple[int, int]] = []
@@ -67,11 +67,20 @@ def let_end_in_children(connections: Iterable[Connection]) -> None:
 
 def end_inherited() -> None:
     """In a forked child, before any code of the user's: whoever reads what `let_end_in_children` was told of finds its end."""
-    for fd, inode in _of_http:
-        # the parent may have closed it since, and opened something else
-        if _inode(fd) != inode:
-            continue
-        own, other = socket.socketpair()
+    # the parent may have closed it since, and opened something else
+    _end(fd for fd, inode in _of_http if _inode(fd) == inode)
+
+
+def end(fds: Iterable[int]) -> None:
+    """As `end_inherited`, of those of these descriptors that are connections."""
+    # no descriptor is left: shared is better than nothing
+    with suppress(OSError):
+        _end(fd for fd in fds if _connection(fd) is not None)
+
+
+def _end(fds: Iterable[int]) -> None:
+    for fd in fds:
+        own, other = _socketpair()
         other.close()
         with own:
             os.dup2(own.fileno(), fd, inheritable=False)

@@ -119,9 +119,14 @@ class PolicyDesk:
         self._poller = poller
         self._policies: dict[_Key, _Policy] = {}
         self._rests: dict[_Key, _Rest] = {}
+        self._begun: set[int] = set()
 
     def __repr__(self) -> str:
         return f"PolicyDesk({sorted(function for _, function, _ in self._policies)})"
+
+    def fds(self) -> set[int]:
+        """Descriptors of the lines to them."""
+        return {policy.socket.fileno() for policy in self._policies.values()} | self._begun
 
     def ask(self, ask: PolicyAsk) -> list[PolicyAnswer]:
         """Pass a question on; what can be answered at once."""
@@ -200,12 +205,14 @@ class PolicyDesk:
         # what a policy says can be read then; fork servers without one do without it
         entry.load("servd.observability.error_groups")
         mine, its = socket.socketpair()
+        self._begun = {mine.fileno()}
         try:
             process = self._fork(its, key[0])
         except OSError:
             mine.close()
             raise
         finally:
+            self._begun = set()
             its.close()
         mine.setblocking(False)
         self._poller.register(mine, select.POLLIN)
