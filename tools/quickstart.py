@@ -39,13 +39,14 @@ def main() -> int:
         start_dir=str(ROOT),
     )
     try:
-        with start_tied(settings):
+        with start_tied(settings) as daemon:
             try:
                 if not show(http_port, admin_port, state_dir):
                     return 1
-                while True:
+                while daemon.is_running:
                     # a signal just before `pause()` would be noted, and heard when that ends: never
                     time.sleep(0.5)
+                print("\nThe daemon has ended: its logs say why, unless `servd stop` did that.", flush=True)
             except KeyboardInterrupt:
                 print("\nStopping.", flush=True)
     except KeyboardInterrupt:

@@ -147,6 +147,11 @@ class TiedDaemon:
         """The daemon's pid."""
         return self._process.pid
 
+    @property
+    def is_running(self) -> bool:
+        """It has not ended yet, whoever might end it."""
+        return self._process.poll() is None
+
     def close(self) -> None:
         """Stop it as SIGTERM does and wait until it is gone."""
         if self._tie >= 0:

@@ -39,6 +39,18 @@ def test_the_tour_asks_for_a_price_and_ends_with_ctrl_c(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_tour_ends_with_its_daemon(tmp_path: Path) -> None:
+    with a_tour(tmp_path, free_port(), free_port()) as tour:
+        assert tour.stdout is not None
+        assert any("until Ctrl-C" in line for line in tour.stdout)
+        command = [sys.executable, "-m", "servd", "stop", "--state-dir", str(tmp_path / "state")]
+        subprocess.run(command, check=True, capture_output=True, timeout=60)
+        rest = tour.stdout.read()
+        assert tour.wait(60) == 0, rest
+    assert "The daemon has ended" in rest
+
+
+@pytest.mark.slow
 def test_a_taken_port_is_named_with_the_way_out(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
