@@ -21,12 +21,15 @@ from servd.commands.cli_options import (
     GrpcPort,
     GrpcReflection,
     GrpcServicers,
+    HttpLocation,
     LogToStderr,
     MetricsPort,
     Name,
     NoAddress,
     PlanOnly,
     RoutePrefix,
+    RuntimeEnvFile,
+    RuntimeEnvText,
     ShowTracebacks,
     StateDir,
     Timeout,
@@ -34,12 +37,14 @@ from servd.commands.cli_options import (
     TraceEndpoint,
     TraceRatio,
     Wait,
+    WorkingDir,
     absolute,
     believed,
     fail,
     form_of,
     grpc_settings,
     let_clients_see_tracebacks,
+    location_of,
     look_at,
     must_exist,
     state_dir_of,
@@ -53,10 +58,8 @@ from servd.ground.settings import (
     DEFAULT_ADMIN_PORT,
     DEFAULT_DASHBOARD_PORT,
     Settings,
-    is_default_state_dir,
     socket_dir_for,
 )
-from servd.ground.states import ProxyLocation
 
 app = typer.Typer(
     name="servd",
@@ -72,7 +75,7 @@ def start(
     address: NoAddress = None,
     http_host: Annotated[str | None, typer.Option(help="Host of the data plane [127.0.0.1].")] = None,
     http_port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port of the data plane [8000].")] = None,
-    http_location: Annotated[ProxyLocation | None, typer.Option(help="Where proxies run [EveryNode].")] = None,
+    http_location: HttpLocation = None,
     grpc_port: GrpcPort = None,
     grpc_servicer_functions: GrpcServicers = None,
     grpc_enable_reflection: GrpcReflection = None,
@@ -107,7 +110,7 @@ def start(
         socket_dir=socket_dir_for(folder),
         http_host=http_host,
         http_port=http_port,
-        http_location=str(http_location) if http_location else None,
+        http_location=location_of(http_location),
         open_http=not no_http,
         proxies=proxies,
         admin_host=admin_host,
@@ -131,9 +134,7 @@ def start(
 
 
 def _begin(settings: Settings, *, detach: bool, log_to_stderr: bool) -> None:
-    from servd.commands.console import say, warn
-    from servd.daemon.launch import daemon_command, log_out_notice, start_detached
-    from servd.daemon.tls import check_pair
+    from servd.commands.daemon_start import begin
     from servd.proxy.forwarded_for import TrustedProxies
     from servd.rest.access import rules_for
 
@@ -142,22 +143,7 @@ def _begin(settings: Settings, *, detach: bool, log_to_stderr: bool) -> None:
         TrustedProxies(settings.forwarded_allow_ips)
     except ValueError as error:
         fail(f"--forwarded-allow-ips: {error}")
-    check_pair(settings.admin_tls_cert, settings.admin_tls_key, "--admin-tls")
-    check_pair(settings.http_tls_cert, settings.http_tls_key, "--http-tls")
-    if detach:
-        daemon = start_detached(settings, log_to_stderr=log_to_stderr)
-        which = "" if is_default_state_dir(settings.state_dir) else f" --state-dir {settings.state_dir}"
-        say(f"The daemon runs in the background, pid {daemon.pid}; `servd stop{which}` ends it.", "SUCC")
-        for place in daemon.places:
-            say(place)
-        if notice := log_out_notice(settings.socket_dir):
-            warn(notice)
-        return
-    sys.stdout.flush()
-    if log_to_stderr:
-        # it is so without the option, unless the environment says otherwise
-        os.environ["SERVD_LOG_TO_STDERR"] = "1"
-    os.execv((command := daemon_command(settings))[0], command)
+    begin(settings, detach=detach, log_to_stderr=log_to_stderr)
 
 
 @app.command(help="Stop the daemon; the goal is kept.")
@@ -179,6 +165,9 @@ def deploy(
     name: AppName = "default",
     route_prefix: RoutePrefix = None,
     app_dir: AppDir = ".",
+    runtime_env: RuntimeEnvFile = None,
+    runtime_env_json: RuntimeEnvText = None,
+    working_dir: WorkingDir = None,
     wait: Wait = False,
     timeout: Timeout = None,
     plan: PlanOnly = False,
@@ -195,7 +184,8 @@ def deploy(
         must_wait = wait or timeout is not None
         ray_commands().deploy(cluster, target, wait=must_wait, timeout_s=timeout, builds=not no_build, force=force)
         return
-    from servd.commands.verbs import application_order, deploy_file, deploy_import_path
+    from servd.commands.run import RunOptions, order_of
+    from servd.commands.verbs import deploy_file, deploy_import_path
     from servd.daemon.admin_client import AdminClient, find_address
     from servd.documents.files import is_document_path
 
@@ -213,9 +203,14 @@ def deploy(
     if is_document:
         if arguments:
             typer.echo("Warning: arguments have no effect with a config file", err=True)
+        if runtime_env or runtime_env_json or working_dir:
+            typer.echo("Warning: a runtime_env has no effect with a config file, which has its own", err=True)
         deploy_file(client, target, wait=must_wait, timeout_s=timeout)
         return
-    order = application_order(target, arguments or (), app_dir=app_dir)
+    options = RunOptions(
+        target, is_document, tuple(arguments or ()), runtime_env, runtime_env_json, working_dir, app_dir
+    )
+    order = order_of(options)
     if route_prefix is not None:
         order["route_prefix"] = route_prefix
     deploy_import_path(client, order, name, wait=must_wait, timeout_s=timeout)
@@ -225,9 +220,9 @@ def deploy(
 def run(
     target: Annotated[str, typer.Argument(metavar="CONFIG_FILE|IMPORT_PATH", show_default=False)],
     arguments: Arguments = None,
-    runtime_env: Annotated[str | None, typer.Option(metavar="FILE", help="YAML runtime_env.")] = None,
-    runtime_env_json: Annotated[str | None, typer.Option(metavar="TEXT", help="JSON runtime_env.")] = None,
-    working_dir: Annotated[str | None, typer.Option(help="Overrides working_dir of the runtime_env.")] = None,
+    runtime_env: RuntimeEnvFile = None,
+    runtime_env_json: RuntimeEnvText = None,
+    working_dir: WorkingDir = None,
     app_dir: AppDir = ".",
     address: Address = None,
     state_dir: StateDir = None,
@@ -236,7 +231,7 @@ def run(
     blocking: Annotated[bool, typer.Option("--blocking/--non-blocking", help="Stay until Ctrl-C.")] = True,
     name: AppName = "default",
     route_prefix: RoutePrefix = None,
-    reload: Annotated[bool, typer.Option("--reload", help="Deploy again when sources change.")] = False,
+    reload: Annotated[bool, typer.Option("--reload", "-r", help="Deploy again when sources change.")] = False,
     log_to_stderr: LogToStderr = False,
     trace_endpoint: TraceEndpoint = None,
     _ratio: TraceRatio = None,

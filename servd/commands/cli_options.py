@@ -10,7 +10,6 @@ import typer
 
 from servd.ground.extras import GRPC_MISSING, is_there
 from servd.ground.settings import DEFAULT_FORWARDED_ALLOW_IPS, DEFAULT_GRPC_PORT, SHOW_TRACEBACKS, default_state_dir
-from servd.ground.states import ProxyLocation
 from servd.observability.spans import (
     LIBRARY,
     MISSING,
@@ -30,6 +29,19 @@ class Form(StrEnum):
     JSON = "json"
 
 
+class HttpPlace(StrEnum):
+    """Where proxies run, as documents say it, and as today's Ray Serve does."""
+
+    NO_SERVER = "NoServer"
+    DISABLED = "Disabled"
+    HEAD_ONLY = "HeadOnly"
+    EVERY_NODE = "EveryNode"
+    FIXED_NUMBER = "FixedNumber"
+
+
+HttpLocation = Annotated[
+    HttpPlace | None, typer.Option("--http-location", "--proxy-location", help="Where proxies run [EveryNode].")
+]
 Address = Annotated[
     str | None,
     typer.Option(
@@ -46,6 +58,22 @@ AppName = Annotated[str, typer.Option("--name", help="Application name; with an 
 RoutePrefix = Annotated[
     str | None,
     typer.Option("--route-prefix", help="Route prefix; with an import path only.", show_default=False),
+]
+RuntimeEnvFile = Annotated[
+    str | None,
+    typer.Option(
+        "--runtime-env", metavar="FILE", help="YAML runtime_env; with an import path only.", show_default=False
+    ),
+]
+RuntimeEnvText = Annotated[
+    str | None,
+    typer.Option(
+        "--runtime-env-json", metavar="TEXT", help="JSON runtime_env; with an import path only.", show_default=False
+    ),
+]
+WorkingDir = Annotated[
+    str | None,
+    typer.Option("--working-dir", help="Overrides working_dir of the runtime_env.", show_default=False),
 ]
 AppDir = Annotated[str, typer.Option("--app-dir", "-d", help="Put first on the import path.")]
 Arguments = Annotated[
@@ -220,12 +248,17 @@ def fail(message: str) -> NoReturn:
     raise typer.Exit(1)
 
 
-def look_at(address: str | None, http_location: ProxyLocation | None) -> None:
+def location_of(given: HttpPlace | None) -> str | None:
+    """In the words of documents; None as it is."""
+    return "NoServer" if given == HttpPlace.DISABLED else given and str(given)
+
+
+def look_at(address: str | None, http_location: HttpPlace | None) -> None:
     """Warn of what has no effect in `servd start`, and refuse what cannot be meant."""
     look_at_traces()
     if address is not None:
         typer.echo("Warning: --address has no effect: servd start is the daemon itself", err=True)
-    if http_location == ProxyLocation.FIXED_NUMBER:
+    if http_location == HttpPlace.FIXED_NUMBER:
         fail("--http-location FixedNumber needs a number, which no option gives; use NoServer, HeadOnly or EveryNode")
 
 

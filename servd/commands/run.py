@@ -76,6 +76,19 @@ def runtime_env_of(options: RunOptions) -> dict[str, Any]:
     return env
 
 
+def order_of(options: RunOptions) -> dict[str, Any]:
+    """Body of the PUT that adds the application of an import path, in its runtime environment.
+
+    Raises:
+        ConfigError: the environment, or an argument, is wrong.
+    """
+    working_dir = resolve_path(options.working_dir, os.getcwd()) if options.working_dir else None
+    env = runtime_env_of(options)
+    return application_order(
+        options.target, options.arguments, app_dir=options.app_dir, runtime_env=env, working_dir=working_dir
+    )
+
+
 def submit(client: AdminClient, options: RunOptions, deployed: Deployed) -> None:
     """Send the document or the application; `deployed` tells at any time what has to be taken back.
 
@@ -94,11 +107,7 @@ def submit(client: AdminClient, options: RunOptions, deployed: Deployed) -> None
         deployed.apps, deployed.replaced = document.apps, before & set(document.apps)
         _await(client, deployed)
         return
-    working_dir = resolve_path(options.working_dir, os.getcwd()) if options.working_dir else None
-    env = runtime_env_of(options)
-    order = application_order(
-        options.target, options.arguments, app_dir=options.app_dir, runtime_env=env, working_dir=working_dir
-    )
+    order = order_of(options)
     if options.is_hidden or options.route_prefix is not None:
         order["route_prefix"] = options.route_prefix
     given = {"host": options.host, "port": options.port}

@@ -73,6 +73,7 @@ def servd(tmp_path: Path) -> Command:
         (["deploy", "nothing.yaml"], 1, "nothing.yaml does not exist"),
         (["start", "--http-location", "Moon"], 2, "Moon"),
         (["start", "--http-location", "FixedNumber"], 1, "FixedNumber"),
+        (["start", "--proxy-location", "FixedNumber"], 1, "FixedNumber"),
         (["start", "--admin-host", "0.0.0.0"], 1, "--admin-token-file"),
         (["start", "--admin-tls-cert", "a.pem"], 1, "--admin-tls-cert and --admin-tls-key belong together"),
         (["start", "--http-tls-cert", "a.pem", "--http-tls-key", "b.pem"], 1, "cannot use --http-tls-cert"),
@@ -182,6 +183,26 @@ def test_an_import_path_joins_the_other_applications(servd: Command, server: Ser
     code, _, err = servd("deploy", "m:a", "x=1=2", "-a", server.url)
     assert code == 1
     assert "'x=1=2'" in err
+
+
+@pytest.mark.slow
+def test_an_import_path_is_deployed_in_a_runtime_environment(servd: Command, server: Server) -> None:
+    (Path(servd.folder) / "env.yaml").write_text("working_dir: code\nenv_vars: {A: b}\n")
+    cases = [
+        (["--runtime-env", "env.yaml"], {"working_dir": f"file://{servd.folder}/code", "env_vars": {"A": "b"}}),
+        (
+            ["--runtime-env-json", '{"env_vars": {"A": "c"}}'],
+            {"working_dir": f"file://{servd.folder}", "env_vars": {"A": "c"}},
+        ),
+        (["--working-dir", "other"], {"working_dir": f"file://{servd.folder}/other"}),
+    ]
+    for arguments, env in cases:
+        assert servd("deploy", "m:a", *arguments, "-a", server.url)[0] == 0
+        assert server.plane.calls[-1][1].runtime_env == env
+    code, _, err = servd("deploy", "m:a", *cases[0][0], *cases[1][0], "-a", server.url)
+    assert (code, "not both" in err) == (1, True)
+    code, _, err = servd("deploy", str(FRUIT), "--working-dir", "other", "-a", server.url)
+    assert (code, "no effect with a config file" in err) == (0, True)
 
 
 @pytest.mark.slow
