@@ -212,7 +212,15 @@ def files(log_dir: str, wanted: Iterable[str]) -> list[str]:
     """Files that fit a pattern, oldest change first."""
     found = {path for pattern in wanted for path in glob.glob(pattern, root_dir=log_dir)}
     paths = [os.path.join(log_dir, path) for path in found]
-    return sorted((path for path in paths if os.path.isfile(path)), key=lambda path: (os.path.getmtime(path), path))
+    return sorted((path for path in paths if os.path.isfile(path)), key=lambda path: (_changed_at(path), path))
+
+
+def _changed_at(path: str) -> float:
+    try:
+        return os.path.getmtime(path)
+    except OSError:
+        # removed this moment
+        return 0.0
 
 
 def _source(path: str, wish: Wish, app: str, ahead_s: float, *, is_followed: bool) -> Source:
@@ -220,7 +228,7 @@ def _source(path: str, wish: Wish, app: str, ahead_s: float, *, is_followed: boo
     begin = ""
     if name == _PRINTED:
         # its lines have no time: they stand where the last one was printed
-        begin = local_stamp(os.path.getmtime(path) + ahead_s)
+        begin = local_stamp(_changed_at(path) + ahead_s)
     elif app and not name.startswith("deployment_"):
         wish = replace(wish, app=app)
     return Source(path, wish, begin=begin, is_followed=is_followed)

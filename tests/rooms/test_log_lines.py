@@ -318,3 +318,20 @@ def test_lines_that_came_just_before_a_copy_was_made_and_the_file_begun_anew_are
     add(9)
     assert followed() == ["9"]
     source.close()
+
+
+def test_a_file_that_is_removed_while_files_are_looked_for_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, a=[text_line(1, "one")], b=[text_line(2, "two")])
+    gone = str(tmp_path / "serve" / "deployment_a_D_a_D#a.log")
+    is_file = os.path.isfile
+
+    def is_file_until_now(path: str) -> bool:
+        found = is_file(path)
+        if path == gone and found:
+            os.unlink(path)
+        return found
+
+    monkeypatch.setattr(os.path, "isfile", is_file_until_now)
+    assert shown(tmp_path) == ["two"]
