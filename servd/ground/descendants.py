@@ -50,7 +50,8 @@ class _Leader:
 _leader: _Leader | None = None
 _masks = threading.local()
 _is_hooked = False
-_is_own_fork = False
+_own_child: Callable[[], object] | None = None
+"""What a child of servd's own does first, while one is being forked."""
 _hidden: set[int] = set()
 """Descriptors that belong to others, for a while."""
 
@@ -94,14 +95,18 @@ def hide_own_sockets() -> None:
 
 
 @contextmanager
-def own_fork() -> Iterator[None]:
-    """A fork in here makes a process of servd's, which sees to its signals and descriptors itself."""
-    global _is_own_fork
-    _is_own_fork = True
+def own_fork(in_child: Callable[[], object]) -> Iterator[None]:
+    """A fork in here makes a process of servd's, which sees to its signals and descriptors itself.
+
+    Args:
+        in_child: called there first, before what user code has told `os.register_at_fork`: that may open and start anew.
+    """
+    global _own_child
+    _own_child = in_child
     try:
         yield
     finally:
-        _is_own_fork = False
+        _own_child = None
 
 
 def leave(code: int, *, with_children: bool = True) -> NoReturn:
@@ -285,10 +290,16 @@ def _unblock() -> None:
 
 
 def _begin_child() -> None:
-    global _leader, _is_own_fork
+    global _leader, _own_child
     leader, _leader = _leader, None
-    is_own, _is_own_fork = _is_own_fork, False
-    if leader is not None and not is_own:
+    in_child, _own_child = _own_child, None
+    if in_child is not None:
+        try:
+            in_child()
+        finally:
+            _unblock()
+        return
+    if leader is not None:
         _forget_signals()
         _close_own_sockets(leader)
         if sys.version_info < (3, 12):

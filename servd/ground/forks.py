@@ -39,8 +39,8 @@ class Child(Protocol):
         ...
 
 
-def start(child: Child) -> str:
-    """Fork `child`; gives why the host lets no process be made, "" if it lives."""
+def start(child: Child, in_child: Callable[[], object] = lambda: None) -> str:
+    """Fork `child`; gives why the host lets no process be made, "" if it lives. in_child: see `descendants.own_fork`."""
     flush_streams()
     try:
         before = process.open_fds()
@@ -49,7 +49,7 @@ def start(child: Child) -> str:
     if descriptor_limit() - len(before) < _CHILD_FDS:
         return no_descriptor()
     try:
-        with warnings.catch_warnings(), descendants.own_fork(), _exit_handlers_kept(), process.stdin_kept():
+        with warnings.catch_warnings(), descendants.own_fork(in_child), _exit_handlers_kept(), process.stdin_kept():
             # the kernel's thread count is not what matters: fork_safety has judged it
             warnings.simplefilter("ignore", DeprecationWarning)
             child.start()

@@ -16,6 +16,7 @@ import socket
 import sys
 import weakref
 from collections.abc import Callable, Sequence
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkProcess
 from multiprocessing.process import BaseProcess
@@ -305,7 +306,7 @@ class ForkServer:
         child = process.Forked(target=self._be_child, args=(start,), name=start.replica_id)
         parting.note_own(self._own_fds())
         forks.freeze()
-        if reason := forks.start(child):
+        if reason := forks.start(child, self._part):
             return Forked(start.replica_id, 0, 0, f"cannot fork: {reason}", is_host_limit=True)
         pid = child.pid or 0
         forked = Forked(start.replica_id, pid, start_ticks(pid))
@@ -339,12 +340,12 @@ class ForkServer:
             child = process.Forked(target=self._be_policy, args=args, name="policy")
             self._policy_processes.add(child)
             parting.note_own(self._own_fds())
-        if reason := forks.start(child):
+        if reason := forks.start(child, partial(self._part, sock.fileno())):
             raise OSError(reason)
         return PolicyProcess(child)
 
     def _be_policy(self, sock: socket.socket, *further: Any) -> None:
-        self._leave_parent(sock.fileno())
+        self._leave_parent()
         importlib.import_module(_POLICY).run(sock, *further)
 
     def _tell_all(self, messages: "Sequence[PolicyAnswer | ErrorsReport]") -> None:
@@ -381,19 +382,19 @@ class ForkServer:
         pipes = {fd for one in processes for fd in process.ends_of_pipes(one)}
         return pipes | {self._listener.fileno(), *self._lines, *self._children, *self._policies.fds()}
 
-    def _leave_parent(self, *needed: int) -> None:
-        """First lines of a child, before any code of the user's runs."""
+    def _part(self, *needed: int) -> None:
+        """First of all in a child, which never comes back here to close a number again."""
+        parting.part({*needed})
+        inherited.renew()
+
+    def _leave_parent(self) -> None:
+        """First lines of a child, before any code of the user's runs but what it has told `os.register_at_fork`."""
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)
-        self._listener.close()
-        for line in self._lines.values():
-            line.socket.close()
-        parting.part({*needed})
         # a loop made during the import shares its descriptors with the parent: it must never run here
         asyncio.set_event_loop(None)
         forks.disown_finalizers()
-        inherited.renew()
         if self._collects:
             gc.enable()
         reseed()

@@ -19,6 +19,15 @@ from servd import deployment
 made_in_child, connections = [], []
 os.register_at_fork(after_in_child=lambda: made_in_child.append(open("/dev/zero", "rb", buffering=0)))
 
+counter, copies = os.eventfd(0, os.EFD_NONBLOCK), []
+def begin_anew():
+    global counter
+    os.close(counter)
+    # under the same number
+    counter = os.eventfd(0, os.EFD_NONBLOCK)
+    copies.append(os.dup(counter))
+os.register_at_fork(after_in_child=begin_anew)
+
 def send():
     while not os.path.exists("port"):
         time.sleep(0.01)
@@ -33,7 +42,8 @@ threading.Thread(target=send, name="sentry-sdk.BackgroundWorker", daemon=True).s
 @deployment
 class Model:
     async def look(self):
-        return connections[0].recv(1), made_in_child[-1].read(2)
+        os.eventfd_write(counter, 7)
+        return connections[0].recv(1), made_in_child[-1].read(2), os.eventfd_read(copies[-1])
     async def close(self):
         connections.pop().close()
         made_in_child.pop().close()
@@ -65,6 +75,6 @@ async def test_what_libraries_open_in_the_fork_server_or_as_a_child_begins_is_th
             await room.running(start)
             room.route(start)
             # at its end there, and whole in the fork server
-            assert await room.call("Model", "look") == (b"", b"\0\0")
+            assert await room.call("Model", "look") == (b"", b"\0\0", 7)
             await room.call("Model", "close")
             assert await room.call("Model", "answer") == 1
