@@ -68,6 +68,11 @@ class BodyStream:
         """The client has sent everything."""
         return self._is_closed
 
+    @property
+    def is_hungry(self) -> bool:
+        """The replica would take more, and nothing is there."""
+        return self._credit > 0 and not self._pieces and not self._is_closed
+
     def feed(self, data: bytes | bytearray) -> None:
         """Further bytes of the client."""
         self._collect(data)

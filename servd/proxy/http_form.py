@@ -21,6 +21,18 @@ _PIECE_BYTES = 64 * 1024
 _WAITING_BYTES = 16 * 1024
 """What of a body may wait for the replica on a connection that has others."""
 _TOO_SLOW: Answer = (408, TEXT, b"the request's body took too long")
+_TURNED_AWAY: Answer = (
+    503,
+    TEXT + b"retry-after: 1\r\n",
+    b"too many uploads wait in line on this connection: others could not go on",
+)
+
+
+def _is_turned_away(call: ForwardedCall) -> bool:
+    if call.peer is not None:
+        return False
+    call.tell("answer", _TURNED_AWAY)
+    return True
 
 
 class HttpForm(AsgiForm):
@@ -79,6 +91,9 @@ class HttpForm(AsgiForm):
             if is_complete:
                 call.stream.close()
             call.prepare(self.tail(call, b"", send.request_id), STREAMED_BODY)
+            stream = call.stream
+            share.is_hungry = lambda: call.peer is not None and stream.is_hungry
+            share.turn_away = lambda: _is_turned_away(call)
         # whoever sends it on holds it, and no longer than that
         del body
         self._forwarder.caller.submit(call, call.target.router)

@@ -52,9 +52,13 @@ class Share:
         room: None = the connection has this request alone.
         on_sent: called with bytes of the request's body that the proxy holds no more, or holds in the room from now on.
         is_shut: whether the client may send no body at all now, because of what others of its requests hold.
+
+    Attributes:
+        is_hungry: whether the replica waits for more of the body.
+        turn_away: ends the request if no replica has it yet, and says whether it did.
     """
 
-    __slots__ = ("_borrowed", "_kept", "_lent", "_on_sent", "_room", "is_shut")
+    __slots__ = ("_borrowed", "_kept", "_lent", "_on_sent", "_room", "is_hungry", "is_shut", "turn_away")
 
     def __init__(
         self,
@@ -65,6 +69,7 @@ class Share:
         self._room = room
         self._on_sent = on_sent
         self.is_shut = is_shut
+        self.is_hungry = self.turn_away = _never
         self._kept = self._borrowed = self._lent = 0
         if room is not None:
             room.shares += 1

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from servd.replica.exchange import HttpExchange
-from tests.fakes import Room, wait_until
+from tests.fakes import Room, turning, wait_until
 from tests.rooms.http2_client import Http2Client, Http2WebSocket, frame
 
 GOAWAY, PING, ACK = 7, 6, 1
@@ -153,3 +153,27 @@ async def test_a_malformed_request_ends_alone(how: str) -> None:
             assert await client.answer(neighbour) == (200, b"1000000")
         await wait_until(lambda: not any(server.ongoing for server in room.servers.values()))
     assert set(heard) <= {"http.disconnect"}
+
+
+@pytest.mark.slow
+async def test_uploads_in_line_do_not_hold_up_those_that_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("servd.proxy.hypercorn.http2._STUCK_TURNS", 2, raising=False)
+    body = b"x" * 1_200_000
+    async with Room(hand_over=True) as room:
+        room.route(room.replica(size, limit=2))
+        async with Http2Client(room.port) as client:
+
+            async def upload() -> tuple[int, bytes]:
+                stream = client.ask("/", "POST", end=False)
+                await client.send(stream, body)
+                return await client.answer(stream)
+
+            with turning(room, every_s=0.1):
+                async with asyncio.timeout(9):
+                    found = await asyncio.gather(*(upload() for _ in range(12)))
+        statuses = [status for status, _ in found]
+        # together they hold more than the window of the connection: those that came last are turned away, as few as it takes
+        assert set(statuses) == {200, 503}, statuses
+        assert statuses.count(200) >= 4, statuses
+        assert statuses[:2] == [200, 200]
+        assert {text for status, text in found if status == 200} == {b"%d" % len(body)}

@@ -35,6 +35,8 @@ _WINDOW_BYTES = 384 * 1024
 stops none of the others.
 """
 _OPENED_BYTES = _WINDOW_BYTES // 4
+_STUCK_TURNS = 3
+"""Seconds in which nothing moves, until the last request that waits in line is turned away."""
 _BODY_BYTES = 20 * 1024
 _MESSAGES_BYTES = 8 * 1024
 """What may wait of a stream's body, and of a WebSocket's messages, before its own window stays shut."""
@@ -79,12 +81,11 @@ class LaneHttp2(H2Protocol):
         self._queues: dict[int, AppQueue] = {}
         self._untold: dict[int, int] = {}
         self._held: dict[int, int] = {}
-        self._held_bytes = self._unopened_bytes = 0
+        self._held_bytes = self._unopened_bytes = self._stuck_turns = 0
         self.connection._closed_streams = SizeLimitDict(size_limit=_CLOSED_STREAMS)
         self._heads: dict[int, int] = {}
-        self._heads_bytes = 0
-        self._resets = 0
-        self.is_unwelcome = self.is_left = self._is_asked = self._is_over = self._has_body = False
+        self._heads_bytes = self._resets = 0
+        self.is_unwelcome = self.is_left = self._is_asked = self._is_over = self._has_body = self._has_moved = False
         self.parted = asyncio.Event()
 
     async def initiate(self, headers: Any = None, settings: bytes | None = None) -> None:
@@ -165,6 +166,13 @@ class LaneHttp2(H2Protocol):
         await self._forget_answer(stream_id)
         await self._flush()
 
+    def turn(self) -> None:
+        """Once a second: what requests in line hold of their bodies may keep those that run from theirs, for ever."""
+        is_stuck = 2 * self._held_bytes >= _WINDOW_BYTES and any(share.is_hungry() for share in self._shares.values())
+        self._stuck_turns, self._has_moved = self._stuck_turns + 1 if is_stuck and not self._has_moved else 0, False
+        if self._stuck_turns >= _STUCK_TURNS:
+            any(self._shares[stream_id].turn_away() for stream_id in sorted(self._shares, reverse=True))
+
     def _acknowledge(self, stream_id: int) -> bool:
         """Open the window of a stream as far as it was taken from; whether there is something to tell."""
         size = self._untold.get(stream_id, 0)
@@ -178,6 +186,7 @@ class LaneHttp2(H2Protocol):
         size = min(size, self._held.get(stream_id, 0))
         if not size:
             return
+        self._has_moved = True
         self._held[stream_id] -= size
         self._held_bytes -= size
         self._unopened_bytes += size

@@ -270,6 +270,8 @@ class LaneConnection(TCPServer):
             self.writer.transport.abort()
         for websocket in list(self.websockets.values()):
             websocket.turn()
+        if isinstance(protocol := self.protocol.protocol, LaneHttp2):
+            protocol.turn()
 
     async def serve(self) -> None:
         """Run to the end of the connection."""
