@@ -32,7 +32,7 @@ from servd.replica.code.environment import Environment
 from servd.replica.code.importing import code_version, is_pinned, load_application
 from servd.replica.instances import HOOK, new_preloaded
 from servd.replica.main import run_forked
-from servd.replica.methods import Method, are_handlers_sync, method_of
+from servd.replica.methods import NEVER_CALLED, Method, are_handlers_sync, method_of, never_called
 from servd.replica.native import written
 from servd.replica.native.fork_safety import fork_unsafe_reason
 from servd.replica.native.generators import note_generators, unseeded_noted
@@ -81,6 +81,7 @@ def built_from(order: BuildOrder, environment: Environment) -> tuple[BuildResult
     before = open_fds()
     with _stack_in_log_while_slow(order), unseeded_noted():
         built = load_application(order, environment)
+    _warn_of_what_is_never_called(order.app, built)
     version = code_version(order, environment)
     opened, locked = shared_lines(before), locked_files(open_fds() - before)
     unsafe = fork_unsafe_reason(opened, locked, hook=HOOK) if order.preload else fork_unsafe_reason(opened, locked)
@@ -112,6 +113,13 @@ def built_from(order: BuildOrder, environment: Environment) -> tuple[BuildResult
         grpc_methods=tuple(codec.described() for codec in built.grpc.values()),
     )
     return result, built, instance
+
+
+def _warn_of_what_is_never_called(app: str, built: BuiltApplication) -> None:
+    for deployment in built.deployments.values():
+        for name in never_called(deployment.func_or_class):
+            reason = NEVER_CALLED[name]
+            logger.warning("never_called app=%s deployment=%s method=%s reason=%s", app, deployment.name, name, reason)
 
 
 def _preload(order: BuildOrder, built: BuiltApplication) -> tuple[Any, str]:

@@ -15,6 +15,11 @@ from servd.replica.exchange import HttpExchange
 ON_REPLICA_START = "on_replica_start"
 HOOKS = frozenset({"reconfigure", "check_health", ON_REPLICA_START})
 """Public methods that are no handlers."""
+NEVER_CALLED = {
+    "record_autoscaling_stats": "servd collects no custom metrics; a policy may ask for them itself",
+    "record_routing_stats": "servd has no routers that choose by them",
+}
+"""What Ray Serve calls in classes, and servd does not: why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +96,11 @@ def _are_handlers_sync(target: Any) -> bool:
 def public_methods(target: type) -> list[str]:
     """Names of the public methods of a class, sorted."""
     return [name for name, _ in inspect.getmembers(target, inspect.isroutine) if not name.startswith("_")]
+
+
+def never_called(target: Any) -> list[str]:
+    """Which of `NEVER_CALLED` a class has, perhaps in vain."""
+    return [name for name in NEVER_CALLED if inspect.isclass(target) and _has(target, name)]
 
 
 def takes_rank(target: Any) -> bool:

@@ -50,6 +50,25 @@ def whole() -> str:
     return str(servd.get_replica_context().servable_object is not None)
 
 
+@servd.deployment
+class Measured:
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        return {"x": 1.0}
+
+    def __call__(self) -> str:
+        return "measured"
+
+
+def test_what_is_never_called_is_said() -> None:
+    assert servd.run(Measured.bind(), name="m", route_prefix=None).remote().result() == "measured"
+    log = Path(os.environ["SERVD_STATE_DIR"], "logs", "serve", "fork_server.log").read_text()
+    said = [line for line in log.splitlines() if "never_called" in line]
+    assert len(said) == 1
+    assert (
+        "app=m deployment=Measured method=record_autoscaling_stats reason=servd collects no custom metrics" in said[0]
+    )
+
+
 def test_status_shows_every_part() -> None:
     assert servd.status().applications == {}
     servd.run(Part.bind(), name="a", route_prefix=None)
