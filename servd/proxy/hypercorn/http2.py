@@ -35,8 +35,7 @@ _WINDOW_BYTES = 384 * 1024
 stops none of the others.
 """
 _OPENED_BYTES = _WINDOW_BYTES // 4
-_STUCK_TURNS = 3
-"""Seconds in which nothing moves, until the last request that waits in line is turned away."""
+_STUCK_TURNS = 3  # seconds in which nothing moves, until the last request that waits in line is turned away
 _BODY_BYTES = 20 * 1024
 _MESSAGES_BYTES = 8 * 1024
 """What may wait of a stream's body, and of a WebSocket's messages, before its own window stays shut."""
@@ -168,8 +167,9 @@ class LaneHttp2(H2Protocol):
 
     def turn(self) -> None:
         """Once a second: what requests in line hold of their bodies may keep those that run from theirs, for ever."""
-        is_stuck = 2 * self._held_bytes >= _WINDOW_BYTES and any(share.is_hungry() for share in self._shares.values())
-        self._stuck_turns, self._has_moved = self._stuck_turns + 1 if is_stuck and not self._has_moved else 0, False
+        is_shut = self.connection.inbound_flow_control_window < _FRAME_BYTES and not self._has_moved
+        is_stuck = is_shut and any(share.is_hungry() for share in self._shares.values())
+        self._stuck_turns, self._has_moved = max(self._stuck_turns + (1 if is_stuck else -1), 0), False
         if self._stuck_turns >= _STUCK_TURNS:
             any(self._shares[stream_id].turn_away() for stream_id in sorted(self._shares, reverse=True))
 
