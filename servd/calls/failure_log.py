@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 import sys
 import threading
 import weakref
@@ -168,7 +169,13 @@ def _ignored(args: Any) -> None:
     if args.exc_value is None or not users_place(args.exc_value):
         sys.__unraisablehook__(args)
     else:
-        tell(args.exc_value, getattr(args.object, "__qualname__", "") or "finalizer")
+        tell(args.exc_value, getattr(args.object, "__qualname__", "") or _name_of_ignored(args.err_msg or ""))
+
+
+def _name_of_ignored(message: str) -> str:
+    """What raised it: since 3.14 the interpreter names a finalizer in the message alone."""
+    found = re.search(r"<function (\S+) at ", message)
+    return found[1] if found is not None else "finalizer"
 
 
 def failed_build(order: BuildOrder, error: DeployError) -> ErrorsReport:

@@ -110,8 +110,10 @@ def links(pid: int) -> list[str]:
 
 
 def is_own(link: str, room: Room) -> bool:
-    """Whether servd has opened it: its log, its sockets, its lifetime pipe, what it was started with."""
-    return link.startswith(("/dev/null", "pipe:", "socket:", "/memfd:servd", str(room.home / "logs")))
+    """Whether servd has opened it: its log, its sockets, its lifetime pipe, what it was started with; or ctypes' library."""
+    return "libffi" in link or link.startswith(
+        ("/dev/null", "pipe:", "socket:", "/memfd:servd", str(room.home / "logs"))
+    )
 
 
 async def test_modules_of_the_applications_hide_none_of_the_interpreters(room: Room) -> None:

@@ -79,9 +79,10 @@ app = Echo.bind()
 POOLED = """
 import os
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from servd import deployment
 
-shared = ProcessPoolExecutor(1)
+shared = ProcessPoolExecutor(1, get_context("fork"))
 
 @deployment
 class Echo:

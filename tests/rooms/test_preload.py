@@ -289,14 +289,15 @@ async def test_what_is_left_in_the_buffers_of_files_is_written_once(room: Room) 
 POOLS = """
 import os
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from servd import deployment
 
-shared = ProcessPoolExecutor(1, initializer=os.nice, initargs=(1,))
+shared = ProcessPoolExecutor(1, get_context("fork"), initializer=os.nice, initargs=(1,))
 
 @deployment
 class Pools:
     def __init__(self):
-        self.own = ProcessPoolExecutor(1)
+        self.own = ProcessPoolExecutor(1, get_context("fork"))
     def parents(self):
         return [pool.submit(os.getppid).result(timeout=10) for pool in (shared, self.own)]
     def ends(self):
