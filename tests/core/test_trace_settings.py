@@ -1,7 +1,10 @@
 """What the environment asks of traces, and which of them are recorded."""
 
+import random
+
 import pytest
 
+from servd.observability import spans
 from servd.observability.spans import (
     NEVER,
     Sampling,
@@ -145,17 +148,13 @@ def test_who_is_part_of_a_trace_already(sampling: Sampling, parent: TraceContext
 
 @pytest.mark.parametrize(("ratio", "low", "high"), [(0.0, 0, 0), (1.0, 4000, 4000), (0.25, 850, 1150)])
 def test_who_begins_a_trace(ratio: float, low: int, high: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    import random
-
-    monkeypatch.setattr("random.random", random.Random(7).random)
+    monkeypatch.setattr(spans, "SYSTEM", random.Random(7))
     assert low <= sum(Sampling(ratio).begins_trace() for _ in range(4000)) <= high
 
 
 @pytest.mark.parametrize("ratio", [1.0, 0.25, 0.01])
 def test_gaps_are_as_if_each_request_were_asked(ratio: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    import random
-
-    monkeypatch.setattr("random.random", random.Random(7).random)
+    monkeypatch.setattr(spans, "SYSTEM", random.Random(7))
     gaps = [Sampling(ratio).gap() for _ in range(4000)]
     assert min(gaps) == 1
     assert sum(gaps) / 4000 == pytest.approx(1 / ratio, rel=0.05)
