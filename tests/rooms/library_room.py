@@ -1,9 +1,7 @@
 """Tells whether a library's work at import goes on in replicas, forked or spawned as expected."""
 
 import asyncio
-import tempfile
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
 from servd.controller.plan.targets import THREAD_VARIABLES
@@ -77,14 +75,12 @@ async def works_in_replicas(library: Library, *, is_preloaded: bool = False) -> 
     Args:
         is_preloaded: there is work in the constructor too, which a template has run before replicas are forked.
     """
-    # paths of sockets are short, those of pytest's directories are not
-    with tempfile.TemporaryDirectory(prefix="servd-") as home:
-        async with a_room(Path(home)) as room:
-            room.write(libraryapp=_APP.format(code=library.code))
-            if is_preloaded:
-                await _works_in(room, library, "Warm", room.order("libraryapp:warm_app", preload="Warm"))
-            else:
-                await _works_in(room, library, "Model", room.order("libraryapp:app"))
+    async with a_room() as room:
+        room.write(libraryapp=_APP.format(code=library.code))
+        if is_preloaded:
+            await _works_in(room, library, "Warm", room.order("libraryapp:warm_app", preload="Warm"))
+        else:
+            await _works_in(room, library, "Model", room.order("libraryapp:app"))
 
 
 async def _works_in(room: Room, library: Library, name: str, order: BuildOrder) -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -255,12 +256,14 @@ class Room:
 
 
 @asynccontextmanager
-async def a_room(home: Path) -> AsyncIterator[Room]:
+async def a_room() -> AsyncIterator[Room]:
     """A room with an empty application directory; everything in it ends with it."""
-    room = Room(home)
-    server = await asyncio.start_unix_server(room.serve_line, settings.control_socket(str(room.socket_dir)))
-    try:
-        yield room
-    finally:
-        room.close()
-        server.close()
+    # paths of sockets are short, those of pytest's directories are not
+    with tempfile.TemporaryDirectory(prefix="servd-") as home:
+        room = Room(Path(home))
+        server = await asyncio.start_unix_server(room.serve_line, settings.control_socket(str(room.socket_dir)))
+        try:
+            yield room
+        finally:
+            room.close()
+            server.close()

@@ -3,7 +3,6 @@
 import json
 import os
 import socket
-import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -54,10 +53,8 @@ app = Model.bind()
 
 @pytest.fixture
 async def room() -> AsyncIterator[Room]:
-    # paths of sockets are short, those of pytest's directories are not
-    with tempfile.TemporaryDirectory(prefix="servd-") as home:
-        async with a_room(Path(home)) as made:
-            yield made
+    async with a_room() as made:
+        yield made
 
 
 async def built(room: Room, place: str, further: str = "pass") -> tuple[BuildOrder, ForkServerHello, list[Any]]:

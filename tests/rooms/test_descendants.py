@@ -4,10 +4,8 @@ import importlib.util
 import os
 import signal
 import subprocess
-import tempfile
 import threading
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -129,11 +127,9 @@ app = make_deployment(Model, {}).bind()
 
 @pytest.fixture
 async def room() -> AsyncIterator[Room]:
-    # paths of sockets are short, those of pytest's directories are not
-    with tempfile.TemporaryDirectory(prefix="servd-") as home:
-        async with a_room(Path(home)) as made:
-            made.write(shop=APP)
-            yield made
+    async with a_room() as made:
+        made.write(shop=APP)
+        yield made
 
 
 async def a_model(room: Room, *, is_forked: bool) -> None:

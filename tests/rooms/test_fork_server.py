@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import socket
-import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -77,11 +76,9 @@ broken = make_deployment(Broken, {}).bind()
 
 @pytest.fixture
 async def room() -> AsyncIterator[Room]:
-    # paths of sockets are short, those of pytest's directories are not
-    with tempfile.TemporaryDirectory(prefix="servd-") as home:
-        async with a_room(Path(home)) as made:
-            made.write(shop=APP)
-            yield made
+    async with a_room() as made:
+        made.write(shop=APP)
+        yield made
 
 
 async def test_builds_then_forks_a_replica_that_answers(room: Room) -> None:

@@ -1,7 +1,6 @@
 """A file that user code has locked for one process alone, with real processes."""
 
 import fcntl
-import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -31,10 +30,8 @@ app = Kept.bind()
 
 @pytest.fixture
 async def room() -> AsyncIterator[Room]:
-    # paths of sockets are short, those of pytest's directories are not
-    with tempfile.TemporaryDirectory(prefix="servd-") as home:
-        async with a_room(Path(home)) as made:
-            yield made
+    async with a_room() as made:
+        yield made
 
 
 @pytest.mark.parametrize("place", ["at_import", "in_constructor"])

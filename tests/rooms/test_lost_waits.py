@@ -3,9 +3,7 @@ and does not.
 """
 
 import asyncio
-import tempfile
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
@@ -75,14 +73,12 @@ app = Sync.bind(Model.bind(), Hooked.bind())
 
 @pytest.fixture
 async def room() -> AsyncIterator[Room]:
-    # paths of sockets are short, those of pytest's directories are not
-    with tempfile.TemporaryDirectory(prefix="servd-") as home:
-        async with a_room(Path(home)) as made:
-            made.write(shop=APP)
-            hello = await made.open_fork_server(made.order("shop:app"))
-            assert hello.result is not None
-            assert (hello.result.error, hello.result.fork_unsafe) == ("", "")
-            yield made
+    async with a_room() as made:
+        made.write(shop=APP)
+        hello = await made.open_fork_server(made.order("shop:app"))
+        assert hello.result is not None
+        assert (hello.result.error, hello.result.fork_unsafe) == ("", "")
+        yield made
 
 
 async def test_a_wait_that_nobody_can_end_is_told_with_its_stack(room: Room) -> None:

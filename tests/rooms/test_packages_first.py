@@ -1,9 +1,7 @@
 """The application's packages are on the import path before servd's web stack is loaded: libraries look for others only then."""
 
 import inspect
-import tempfile
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 import typing_extensions
@@ -39,10 +37,9 @@ EXTENSIONS = inspect.getsource(typing_extensions) + "\nMARK = 'of the applicatio
 
 @pytest.fixture
 async def room() -> AsyncIterator[Room]:
-    with tempfile.TemporaryDirectory(prefix="servd-") as home:
-        async with a_room(Path(home)) as made:
-            made.write(shop=APP)
-            yield made
+    async with a_room() as made:
+        made.write(shop=APP)
+        yield made
 
 
 def an_order(room: Room, *wheels: str) -> BuildOrder:

@@ -1,9 +1,7 @@
 """What libraries open around a fork stays theirs in a replica, with real processes."""
 
 import socket
-import tempfile
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
@@ -56,10 +54,8 @@ app = Model.bind()
 
 @pytest.fixture
 async def room() -> AsyncIterator[Room]:
-    # paths of sockets are short, those of pytest's directories are not
-    with tempfile.TemporaryDirectory(prefix="servd-") as home:
-        async with a_room(Path(home)) as made:
-            yield made
+    async with a_room() as made:
+        yield made
 
 
 async def test_what_libraries_open_in_the_fork_server_or_as_a_child_begins_is_theirs(room: Room) -> None:

@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -105,8 +104,8 @@ TOLD = {
 
 
 @pytest.fixture
-async def room(tmp_path: Path) -> AsyncIterator[Room]:
-    async with a_room(tmp_path) as made:
+async def room() -> AsyncIterator[Room]:
+    async with a_room() as made:
         yield made
 
 

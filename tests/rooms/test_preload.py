@@ -4,7 +4,6 @@ import asyncio
 import os
 import signal
 import socket
-import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -99,12 +98,10 @@ app = Files.bind()
 
 @pytest.fixture
 async def room() -> AsyncIterator[Room]:
-    # paths of sockets are short, those of pytest's directories are not
-    with tempfile.TemporaryDirectory(prefix="servd-") as home:
-        async with a_room(Path(home)) as made:
-            apps = "\n".join(f"{name.lower()}_app = {name}.bind(other)" for name in NAMES)
-            made.write(shop=f"{APP}\n{apps}\n")
-            yield made
+    async with a_room() as made:
+        apps = "\n".join(f"{name.lower()}_app = {name}.bind(other)" for name in NAMES)
+        made.write(shop=f"{APP}\n{apps}\n")
+        yield made
 
 
 async def template_of(room: Room, name: str) -> ForkServerHello:

@@ -4,7 +4,6 @@ import asyncio
 import os
 import re
 import resource
-import tempfile
 import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -86,11 +85,9 @@ hung_later = make_deployment(HungLater, {}).bind()
 
 @pytest.fixture
 async def room() -> AsyncIterator[Room]:
-    # paths of sockets are short, those of pytest's directories are not
-    with tempfile.TemporaryDirectory(prefix="servd-") as home:
-        async with a_room(Path(home)) as made:
-            made.write(shop=APP)
-            yield made
+    async with a_room() as made:
+        made.write(shop=APP)
+        yield made
 
 
 async def test_handles_inside_a_replica_subscribe_and_acknowledge(room: Room) -> None:
