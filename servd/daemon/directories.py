@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from pathlib import Path
 
 from servd.exceptions import StateError
 from servd.ground.settings import (
@@ -10,7 +11,7 @@ from servd.ground.settings import (
     Settings,
     make_private_dir,
     replica_address,
-    socket_link,
+    socket_dir_file,
 )
 from servd.ground.shared_stream import SharedStream
 
@@ -39,12 +40,11 @@ def make_directories(settings: Settings) -> None:
 
 def tell_socket_dir(settings: Settings) -> None:
     """Say in the state directory where the sockets are: whoever looks for them later may have another environment."""
-    link = socket_link(settings.state_dir)
+    path = socket_dir_file(settings.state_dir)
     # where it cannot be said, they are looked for where the environment puts them
     with contextlib.suppress(OSError):
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(link)
-        os.symlink(settings.socket_dir, link)
+        Path(f"{path}.new").write_text(f"{settings.socket_dir}\n")
+        os.replace(f"{path}.new", path)
 
 
 def empty_socket_dir(socket_dir: str) -> None:

@@ -169,11 +169,10 @@ def socket_dir_for(state_dir: str) -> str:
     Raises:
         StateError: there is no place for one.
     """
-    # for the one process that starts a daemon: every process loads this module, and these weigh a megabyte
-    import hashlib
+    # for the one process that starts a daemon: every process loads this module, and this weighs much
     import tempfile
 
-    digest = hashlib.sha256(os.path.realpath(state_dir).encode()).hexdigest()[:12]
+    digest = _digest_of(state_dir)
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     if runtime and os.path.isdir(runtime) and os.stat(runtime).st_uid == os.getuid():
         return str(Path(runtime) / f"servd-{digest}")
@@ -185,9 +184,16 @@ def socket_dir_for(state_dir: str) -> str:
         ) from error
 
 
-def socket_link(state_dir: str) -> str:
-    """Path of the link by which a daemon says in its state directory where its sockets are."""
-    return f"{state_dir}/sockets"
+def _digest_of(state_dir: str) -> str:
+    # for few processes, as above
+    import hashlib
+
+    return hashlib.sha256(os.path.realpath(state_dir).encode()).hexdigest()[:12]
+
+
+def socket_dir_file(state_dir: str) -> str:
+    """Path of the file in which a daemon says in its state directory where its sockets are."""
+    return f"{state_dir}/socket_dir"
 
 
 def socket_dir_of(state_dir: str) -> str:
@@ -197,9 +203,10 @@ def socket_dir_of(state_dir: str) -> str:
     Raises:
         StateError: see `socket_dir_for`.
     """
-    with contextlib.suppress(OSError):
-        told = os.readlink(socket_link(state_dir))
-        if os.path.lexists(admin_socket(told)):
+    with contextlib.suppress(OSError, ValueError):
+        told = Path(socket_dir_file(state_dir)).read_text().strip()
+        # in a copy of a state directory it is that of another daemon
+        if told.endswith(f"-{_digest_of(state_dir)}") and os.path.lexists(admin_socket(told)):
             return told
     return socket_dir_for(state_dir)
 

@@ -1,6 +1,7 @@
 """Which daemon a command means: the order of addresses."""
 
 import errno
+import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -127,6 +128,10 @@ def test_a_daemon_is_found_where_it_says_that_its_sockets_are(tmp_path: Path, mo
     # as in a job of cron, which has no such directory, or with a full temporary directory
     monkeypatch.delenv("XDG_RUNTIME_DIR")
     assert find_address(state_dir=str(state_dir)) == find_address() == address
+    copy = shutil.copytree(state_dir, tmp_path / "copy")
+    # what a copy says is of another daemon
+    with pytest.raises(UnreachableError, match=r"no daemon answers on .*copy"):
+        find_address(state_dir=str(copy))
     empty_socket_dir(settings.socket_dir)
     listener.close()
     elsewhere, address = a_daemon_on(state_dir)
