@@ -26,16 +26,11 @@ from servd.proxy.app_queue import AppQueue
 from servd.proxy.hypercorn.buffer import LEAST_HIGH_BYTES, LaneBuffers
 from servd.proxy.hypercorn.h2_connection import LaneH2Connection
 from servd.proxy.hypercorn.refusals import Refuse, refusal_of, scope_of
+from servd.proxy.hypercorn.shared_window import WINDOW_BYTES, SharedWindow
 from servd.proxy.hypercorn.websocket import LaneWebSocket
 from servd.wire.connection_room import ConnectionRoom, Share
 
 _STREAM_WINDOW_BYTES = 65_535
-_WINDOW_BYTES = 384 * 1024
-"""What may be on its way from the client to replicas, of all streams together: what a few handlers that do not read leave lying
-stops none of the others.
-"""
-_OPENED_BYTES = _WINDOW_BYTES // 4
-_STUCK_TURNS = 3  # seconds in which nothing moves, until the last request that waits in line is turned away
 _BODY_BYTES = 20 * 1024
 _MESSAGES_BYTES = 8 * 1024
 """What may wait of a stream's body, and of a WebSocket's messages, before its own window stays shut."""
@@ -79,12 +74,11 @@ class LaneHttp2(H2Protocol):
         self._shares: dict[int, Share] = {}
         self._queues: dict[int, AppQueue] = {}
         self._untold: dict[int, int] = {}
-        self._held: dict[int, int] = {}
-        self._held_bytes = self._unopened_bytes = self._stuck_turns = 0
+        self._window = SharedWindow()
         self.connection._closed_streams = SizeLimitDict(size_limit=_CLOSED_STREAMS)
         self._heads: dict[int, int] = {}
         self._heads_bytes = self._resets = 0
-        self.is_unwelcome = self.is_left = self._is_asked = self._is_over = self._has_body = self._has_moved = False
+        self.is_unwelcome = self.is_left = self._is_asked = self._is_over = self._has_body = False
         self.parted = asyncio.Event()
 
     async def initiate(self, headers: Any = None, settings: bytes | None = None) -> None:
@@ -97,7 +91,7 @@ class LaneHttp2(H2Protocol):
         except (ProtocolError, struct.error, ValueError):
             await self.send(Closed())
             return
-        self.connection.increment_flow_control_window(_WINDOW_BYTES - _STREAM_WINDOW_BYTES)
+        self.connection.increment_flow_control_window(WINDOW_BYTES - _STREAM_WINDOW_BYTES)
         await self._flush()
 
     def open_queue(self, stream_id: int, *, is_websocket: bool, is_expecting: bool) -> AppQueue:
@@ -129,7 +123,7 @@ class LaneHttp2(H2Protocol):
         share = self._shares[stream_id] = Share(
             self._room,
             lambda size: self._release(stream_id, size),
-            lambda: 2 * self._held_bytes >= _WINDOW_BYTES,
+            lambda: self._window.is_half_held,
         )
         return share
 
@@ -166,11 +160,13 @@ class LaneHttp2(H2Protocol):
         await self._flush()
 
     def turn(self) -> None:
-        """Once a second: what requests in line hold of their bodies may keep those that run from theirs, for ever."""
-        is_shut = self.connection.inbound_flow_control_window < _FRAME_BYTES and not self._has_moved
+        """Once a second: what has stopped goes on."""
+        is_shut = self.connection.inbound_flow_control_window < _FRAME_BYTES
         is_stuck = is_shut and any(share.is_hungry() for share in self._shares.values())
-        self._stuck_turns, self._has_moved = max(self._stuck_turns + (1 if is_stuck else -1), 0), False
-        if self._stuck_turns >= _STUCK_TURNS:
+        further, turns_away = self._window.turn(is_stuck=is_stuck)
+        if further and self._open(further):
+            self.task_group.spawn(self._flush)
+        if turns_away:
             any(self._shares[stream_id].turn_away() for stream_id in sorted(self._shares, reverse=True))
 
     def _acknowledge(self, stream_id: int) -> bool:
@@ -183,15 +179,8 @@ class LaneHttp2(H2Protocol):
 
     def _release(self, stream_id: int, size: int) -> None:
         """So many bytes of a stream are held no more: others may come, of any stream."""
-        size = min(size, self._held.get(stream_id, 0))
-        if not size:
-            return
-        self._has_moved = True
-        self._held[stream_id] -= size
-        self._held_bytes -= size
-        self._unopened_bytes += size
-        if self._unopened_bytes >= _OPENED_BYTES and self._open(self._unopened_bytes):
-            self._unopened_bytes = 0
+        opened = self._window.release(stream_id, size)
+        if opened and self._open(opened):
             self.task_group.spawn(self._flush)
 
     def _open(self, size: int, stream_id: int | None = None) -> bool:
@@ -203,15 +192,14 @@ class LaneHttp2(H2Protocol):
         return True
 
     def _forget_body(self, stream_id: int) -> None:
-        self._held.pop(stream_id, None)
+        self._window.forget(stream_id)
         self._untold.pop(stream_id, None)
 
     async def _take_data(self, event: DataReceived) -> None:
         stream_id, size = event.stream_id, len(event.data)
         stream = self.streams.get(stream_id)
         self._untold[stream_id] = self._untold.get(stream_id, 0) + event.flow_controlled_length
-        self._held[stream_id] = self._held.get(stream_id, 0) + event.flow_controlled_length
-        self._held_bytes += event.flow_controlled_length
+        self._window.hold(stream_id, event.flow_controlled_length)
         # nobody holds what only fills a frame
         self._release(stream_id, event.flow_controlled_length - size)
         queue = self._queues.get(stream_id)
@@ -380,7 +368,7 @@ class LaneHttp2(H2Protocol):
         await super()._close_stream(stream_id)
         if isinstance(stream, LaneWebSocket) and not self.closed:
             await self._end_websocket(stream)
-        self._release(stream_id, self._held.get(stream_id, 0))
+        self._release(stream_id, self._window.held(stream_id))
         size = self._untold.get(stream_id, 0)
         self._forget_body(stream_id)
         # what is on its way of a body that nobody waits for any more must not stop: its client may have no window left

@@ -1,0 +1,81 @@
+"""The window of an HTTP/2 connection, which the bodies of all its requests share. Pure."""
+
+WINDOW_BYTES = 384 * 1024
+"""What may be on its way from the client to replicas, of all streams together: what a few handlers that do not read leave lying
+stops none of the others.
+"""
+MOST_WINDOW_BYTES = 4 * WINDOW_BYTES
+"""As far as it opens where requests that wait in line hold all of it, for the bodies of those that run."""
+STUCK_TURNS = 3
+"""Turns in which nothing moves even so, until the last request that waits in line is turned away."""
+
+
+class SharedWindow:
+    """How much of it each stream holds, and when it opens again.
+
+    Attributes:
+        size: bytes that may be held in all.
+    """
+
+    __slots__ = ("_has_moved", "_held", "_held_bytes", "_stuck_turns", "_unopened_bytes", "size")
+
+    def __init__(self) -> None:
+        self.size = WINDOW_BYTES
+        self._held: dict[int, int] = {}
+        self._held_bytes = self._unopened_bytes = self._stuck_turns = 0
+        self._has_moved = False
+
+    def __repr__(self) -> str:
+        return f"SharedWindow({self._held_bytes} of {self.size})"
+
+    @property
+    def is_half_held(self) -> bool:
+        """Little may come until somebody takes what has."""
+        return 2 * self._held_bytes >= self.size
+
+    def held(self, stream_id: int) -> int:
+        """Bytes that a stream holds."""
+        return self._held.get(stream_id, 0)
+
+    def hold(self, stream_id: int, size: int) -> None:
+        """So many bytes of a stream have come."""
+        self._held[stream_id] = self._held.get(stream_id, 0) + size
+        self._held_bytes += size
+
+    def release(self, stream_id: int, size: int) -> int:
+        """So many bytes of a stream are held no more: by how many to open the window now, many at a time."""
+        size = min(size, self._held.get(stream_id, 0))
+        if not size:
+            return 0
+        self._has_moved = True
+        self._held[stream_id] -= size
+        self._held_bytes -= size
+        self._unopened_bytes += size
+        if self._unopened_bytes < WINDOW_BYTES // 4:
+            return 0
+        opened, self._unopened_bytes = self._unopened_bytes, 0
+        return opened
+
+    def forget(self, stream_id: int) -> None:
+        """A stream is over."""
+        self._held.pop(stream_id, None)
+
+    def turn(self, *, is_stuck: bool) -> tuple[int, bool]:
+        """Once a second: what requests in line hold of their bodies may keep those that run from theirs, for ever.
+
+        Args:
+            is_stuck: nothing may come, and a request that runs waits for more.
+
+        Returns:
+            By how many bytes to open the window, and whether to turn a request away that waits.
+        """
+        is_stuck = is_stuck and not self._has_moved
+        self._has_moved = False
+        if is_stuck and self.size < MOST_WINDOW_BYTES:
+            further = self.size
+            self.size += further
+            # and what has waited for more of its like
+            opened, self._unopened_bytes = further + self._unopened_bytes, 0
+            return opened, False
+        self._stuck_turns = max(self._stuck_turns + (1 if is_stuck else -1), 0)
+        return 0, self._stuck_turns >= STUCK_TURNS
