@@ -31,16 +31,22 @@ def test_half_of_it_held_is_little_left() -> None:
     assert not window.is_half_held
     window.hold(3, 1)
     assert window.is_half_held
-    assert window.turn(is_stuck=True) == (WINDOW_BYTES, False)
+    assert window.turn(is_stuck=True) == (WINDOW_BYTES, 0)
     assert not window.is_half_held
 
 
-def test_where_nothing_moves_it_widens_as_far_as_it_may_and_then_somebody_is_turned_away() -> None:
+def test_where_nothing_moves_it_widens_as_far_as_it_may_and_then_ever_more_are_turned_away() -> None:
     window = SharedWindow()
     window.hold(1, WINDOW_BYTES)
     turns = [window.turn(is_stuck=True) for _ in range(2 + STUCK_TURNS)]
-    assert turns == [(WINDOW_BYTES, False), (2 * WINDOW_BYTES, False), *[(0, False)] * (STUCK_TURNS - 1), (0, True)]
+    assert turns == [(WINDOW_BYTES, 0), (2 * WINDOW_BYTES, 0), *[(0, 0)] * (STUCK_TURNS - 1), (0, 1)]
     assert window.size == MOST_WINDOW_BYTES
+    # what they held helped nobody
+    window.release(1, FRAME)
+    assert [window.turn(is_stuck=True) for _ in range(3)] == [(0, 0), (0, 3), (0, 9)]
+    # it goes on
+    assert {window.turn(is_stuck=False) for _ in range(STUCK_TURNS)} == {(0, 0)}
+    assert [window.turn(is_stuck=True) for _ in range(STUCK_TURNS)] == [*[(0, 0)] * (STUCK_TURNS - 1), (0, 1)]
 
 
 def test_what_moves_is_not_stuck() -> None:
@@ -48,6 +54,13 @@ def test_what_moves_is_not_stuck() -> None:
     window.hold(1, WINDOW_BYTES)
     for _ in range(10):
         window.release(1, 1)
-        assert window.turn(is_stuck=True) == (0, False)
-    assert window.turn(is_stuck=False) == (0, False)
+        assert window.turn(is_stuck=True) == (0, 0)
+    assert window.turn(is_stuck=False) == (0, 0)
     assert window.size == WINDOW_BYTES
+
+
+def test_what_waited_for_more_of_its_like_opens_with_the_rest() -> None:
+    window = SharedWindow()
+    window.hold(1, WINDOW_BYTES)
+    assert window.release(1, FRAME) == 0
+    assert [window.turn(is_stuck=True) for _ in range(2)] == [(0, 0), (WINDOW_BYTES + FRAME, 0)]

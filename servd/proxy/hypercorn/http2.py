@@ -163,11 +163,12 @@ class LaneHttp2(H2Protocol):
         """Once a second: what has stopped goes on."""
         is_shut = self.connection.inbound_flow_control_window < _FRAME_BYTES
         is_stuck = is_shut and any(share.is_hungry() for share in self._shares.values())
-        further, turns_away = self._window.turn(is_stuck=is_stuck)
+        further, count = self._window.turn(is_stuck=is_stuck)
         if further and self._open(further):
             self.task_group.spawn(self._flush)
-        if turns_away:
-            any(self._shares[stream_id].turn_away() for stream_id in sorted(self._shares, reverse=True))
+        for stream_id in sorted(self._shares, reverse=True):
+            if count:
+                count -= self._shares[stream_id].turn_away()
 
     def _acknowledge(self, stream_id: int) -> bool:
         """Open the window of a stream as far as it was taken from; whether there is something to tell."""

@@ -7,7 +7,9 @@ stops none of the others.
 MOST_WINDOW_BYTES = 4 * WINDOW_BYTES
 """As far as it opens where requests that wait in line hold all of it, for the bodies of those that run."""
 STUCK_TURNS = 3
-"""Turns in which nothing moves even so, until the last request that waits in line is turned away."""
+"""Turns in which nothing moves even so, until requests that wait in line are turned away."""
+_GROWTH = 3
+"""So many times as many as before, each further time: whoever runs may be gone, and HAProxy says so once the window is open."""
 
 
 class SharedWindow:
@@ -17,12 +19,13 @@ class SharedWindow:
         size: bytes that may be held in all.
     """
 
-    __slots__ = ("_has_moved", "_held", "_held_bytes", "_stuck_turns", "_unopened_bytes", "size")
+    __slots__ = ("_has_moved", "_held", "_held_bytes", "_next", "_stuck_turns", "_unopened_bytes", "size")
 
     def __init__(self) -> None:
         self.size = WINDOW_BYTES
         self._held: dict[int, int] = {}
         self._held_bytes = self._unopened_bytes = self._stuck_turns = 0
+        self._next = 1
         self._has_moved = False
 
     def __repr__(self) -> str:
@@ -60,22 +63,28 @@ class SharedWindow:
         """A stream is over."""
         self._held.pop(stream_id, None)
 
-    def turn(self, *, is_stuck: bool) -> tuple[int, bool]:
+    def turn(self, *, is_stuck: bool) -> tuple[int, int]:
         """Once a second: what requests in line hold of their bodies may keep those that run from theirs, for ever.
 
         Args:
             is_stuck: nothing may come, and a request that runs waits for more.
 
         Returns:
-            By how many bytes to open the window, and whether to turn a request away that waits.
+            By how many bytes to open the window, and how many of the requests that wait to turn away.
         """
-        is_stuck = is_stuck and not self._has_moved
-        self._has_moved = False
-        if is_stuck and self.size < MOST_WINDOW_BYTES:
-            further = self.size
-            self.size += further
-            # and what has waited for more of its like
-            opened, self._unopened_bytes = further + self._unopened_bytes, 0
-            return opened, False
-        self._stuck_turns = max(self._stuck_turns + (1 if is_stuck else -1), 0)
-        return 0, self._stuck_turns >= STUCK_TURNS
+        has_moved, self._has_moved = self._has_moved, False
+        if not is_stuck:
+            self._stuck_turns = max(self._stuck_turns - 1, 0)
+            self._next = self._next if self._stuck_turns else 1
+            return 0, 0
+        if has_moved:
+            return 0, 0
+        if self.size < MOST_WINDOW_BYTES:
+            further = self.size + self._unopened_bytes
+            self.size, self._unopened_bytes = 2 * self.size, 0
+            return further, 0
+        self._stuck_turns = min(self._stuck_turns + 1, STUCK_TURNS)
+        if self._stuck_turns < STUCK_TURNS:
+            return 0, 0
+        count, self._next = self._next, self._next * _GROWTH
+        return 0, count
