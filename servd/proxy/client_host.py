@@ -35,15 +35,21 @@ def is_left(sock: socket.socket | None) -> bool:
     return _state(sock) in (_TCP_CLOSE, _TCP_CLOSE_WAIT)
 
 
-def unread_bytes(sock: socket.socket) -> int:
-    """What the other side has sent and nobody has read."""
-    return struct.unpack("=i", fcntl.ioctl(sock.fileno(), termios.FIONREAD, b"\0\0\0\0"))[0]  # type: ignore[no-any-return]
+def unread_bytes(sock: socket.socket | None) -> int:
+    """What the other side has sent and nobody has read. 0 where nobody can tell."""
+    return _bytes_in(sock, termios.FIONREAD)
 
 
-def untaken_bytes(sock: socket.socket) -> int:
+def untaken_bytes(sock: socket.socket | None) -> int:
     """What was written to this connection and the other side's host has not acknowledged. 0 where nobody can tell."""
+    return _bytes_in(sock, termios.TIOCOUTQ)
+
+
+def _bytes_in(sock: socket.socket | None, question: int) -> int:
+    if sock is None:
+        return 0
     try:
-        return struct.unpack("=i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0"))[0]  # type: ignore[no-any-return]
+        return struct.unpack("=i", fcntl.ioctl(sock.fileno(), question, b"\0\0\0\0"))[0]  # type: ignore[no-any-return]
     except (OSError, ValueError):
         return 0
 
