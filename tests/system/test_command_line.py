@@ -196,8 +196,12 @@ run.LOOK_EVERY_S = 0.0
 signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
 for _ in range(200):
     with run._interrupts() as interrupted:
-        signal.setitimer(signal.ITIMER_REAL, 0.001)
-        run._stay(Daemon(), run.RunOptions("m:app", False), interrupted)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.001)
+            run._stay(Daemon(), run.RunOptions("m:app", False), interrupted)
+        except KeyboardInterrupt:
+            # on a busy host the signal may come before it stays
+            pass
     assert interrupted == [signal.SIGTERM]
 """
 
