@@ -17,7 +17,7 @@ ASK = {
     "GET": b"GET %b HTTP/1.1\r\nhost: x\r\n%b\r\n",
 }
 LANES = ["HTTP/1.1", "HTTP/2"]
-SHORT_S = 0.2
+SHORT_S, PIECE_S = 0.2, 0.01
 
 
 class Handler:
@@ -26,6 +26,7 @@ class Handler:
     def __init__(self) -> None:
         self.go_on = asyncio.Event()
         self.ended: list[str] = []
+        self.pieces = 0
 
     async def __call__(self, exchange: HttpExchange) -> None:
         path = exchange.scope["path"]
@@ -37,7 +38,8 @@ class Handler:
         try:
             for _ in range(3 if path == "/short" else 10**9):
                 await exchange.send({"type": "http.response.body", "body": b"x" * 1000, "more_body": True})
-                await asyncio.sleep(0.01)
+                self.pieces += 1
+                await asyncio.sleep(PIECE_S)
                 if self.go_on.is_set():
                     break
             await exchange.send({"type": "http.response.body", "body": b""})
@@ -100,7 +102,8 @@ async def test_what_ends_soon_ends_by_itself(room: Room, handler: Handler, lane:
 
 async def test_what_shall_be_served_to_its_end_is(room: Room, handler: Handler) -> None:
     asking = asyncio.create_task(ask_twice(room, "HTTP/2", "HEAD", "/endless", "x-request-disconnect-disabled: ?1\r\n"))
-    await asyncio.sleep(3 * SHORT_S)
+    # at least three times as long as others may go on
+    await wait_until(lambda: handler.pieces > 3 * SHORT_S / PIECE_S)
     assert not handler.ended
     handler.go_on.set()
     await asking

@@ -28,7 +28,9 @@ async def test_who_asks_for_signs_of_life_keeps_its_call(is_decent: bool, monkey
                 client.flush(b"".join(pings))
                 await wait_until(lambda: client.is_over and not room.grpc.ongoing)
                 return
+            loop = asyncio.get_running_loop()
             for ping in pings:
                 client.flush(ping)
-                await asyncio.sleep(2 * LEAST_S)
+                due = loop.time() + 2 * LEAST_S
+                await wait_until(lambda due=due: loop.time() >= due)  # type: ignore[misc]
             assert (client.is_over, room.grpc.ongoing) == (False, 1)

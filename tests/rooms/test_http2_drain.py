@@ -14,6 +14,8 @@ from tests.fakes import Room, hello, wait_until
 from tests.rooms.http2_client import Http2Client, frame
 
 PING = 6
+SLOW_S = 2.0
+"""Longer than the proxy waits for a client that is silent."""
 NOTICE = GoAwayFrame(0, last_stream_id=2**31 - 1).serialize()
 
 
@@ -125,10 +127,15 @@ async def test_who_is_slow_to_take_its_last_answer_gets_all_of_it() -> None:
             await client.head(stream)
             client.writer.transport.pause_reading()
             room.lane.drain(10.0)
-            for _ in range(10):
+            loop = asyncio.get_running_loop()
+            end = loop.time() + SLOW_S
+
+            def has_been_slow() -> bool:
                 # it is busy, and not gone
                 client.flush(frame(PING, 0, 0, b"8 bytes."))
-                await asyncio.sleep(0.2)
+                return loop.time() >= end
+
+            await wait_until(has_been_slow)
             client.writer.transport.resume_reading()
             assert await client.answer(stream) == (200, body)
         await wait_until(lambda: not room.lane.connections)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from servd.proxy.client_host import received_bytes
 from servd.proxy.limits import Limits
 from servd.replica.exchange import HttpExchange
 from tests.fakes import Room, make_certificate, wait_until
@@ -16,7 +17,8 @@ from tests.fakes import Room, make_certificate, wait_until
 pytestmark = pytest.mark.slow
 
 GET = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
-LONGER_THAN_A_SECOND = 14
+LONGER_THAN_A_SECOND, PIECE_S = 14, 0.1
+"""Pieces of an upload, and how long its client takes for each."""
 
 
 async def early(exchange: HttpExchange) -> None:
@@ -59,11 +61,13 @@ async def test_a_slow_upload_that_is_refused_hears_so_once_it_has_sent_all(why: 
         reader, writer = await asyncio.open_connection("127.0.0.1", room.port, ssl=tls)
         piece = b"x" * 400_000
         writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % (LONGER_THAN_A_SECOND * len(piece)))
+        loop = asyncio.get_running_loop()
         for _ in range(LONGER_THAN_A_SECOND):
             writer.write(piece)
             # as most clients: who cannot write does not look for an answer
             await writer.drain()
-            await asyncio.sleep(0.1)
+            due = loop.time() + PIECE_S
+            await wait_until(lambda due=due: loop.time() >= due)  # type: ignore[misc]
         async with asyncio.timeout(10):
             got = await reader.read()
         status = {"too large": b"413", "no route": b"404"}.get(why, b"401")
@@ -97,8 +101,9 @@ async def test_what_is_pipelined_behind_the_last_answer_takes_nothing_of_it(clie
         # more than is read at a time: some of it is with the kernel when the answer has left
         sending = loop.create_task(loop.sock_sendall(client, GET * 20_000))
         await loop.run_in_executor(None, select.select, [client], [], [], 10)
-        # slower than loopback
-        await asyncio.sleep(0.2)
+        # it reads only when the other side has done all that it will
+        (connection,) = room.listener.connections
+        await wait_until(lambda: connection._is_deaf)
         got = await received(client)
         assert got.count(b"HTTP/1.1 200") == 1
         assert got.endswith(body)
@@ -140,10 +145,14 @@ async def test_who_asks_on_before_it_hears_of_a_drain_is_not_reset(client: socke
         loop = asyncio.get_running_loop()
         room.listener.drain()
         await loop.sock_sendall(client, GET)
+        await wait_until(lambda: bool(room.listener.connections))
+        (connection,) = room.listener.connections
+        await wait_until(lambda: connection._is_deaf)
         # it pipelines, and looks for answers later
-        for _ in range(4):
-            await asyncio.sleep(0.1)
+        for count in range(2, 6):
             await loop.sock_sendall(client, GET)
+            sock = connection._transport.get_extra_info("socket")
+            await wait_until(lambda count=count, sock=sock: received_bytes(sock) >= count * len(GET))  # type: ignore[misc]
         got = await received(client)
         assert got.count(b"HTTP/1.1 401") == 1
         assert b"connection: close\r\n" in got

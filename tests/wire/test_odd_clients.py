@@ -15,7 +15,7 @@ LIMIT_S = 10.0
 
 
 class SlowPlane(FakePlane):
-    """Gives its metrics once it is told to, or after a moment: a controller asks all processes for theirs."""
+    """Gives its metrics once it is told to: a controller asks all processes for theirs."""
 
     def __init__(self) -> None:
         super().__init__()
