@@ -229,7 +229,12 @@ class RequestRouter(Generic[WorkT]):
 
     def take_waiting(self) -> WorkT | None:
         """The request that waited longest, taken out of the line."""
-        return self.line.pop(0) if self.line else None
+        if not self.line:
+            return None
+        work = self.line.pop(0)
+        # the replica that has offered a slot may leave before it is claimed
+        work.has_waited = not self.came_blind
+        return work
 
     def take_first(self) -> Iterator[tuple[WorkT, Candidate]]:
         """What waits and the replica that the rule, or its model, wants it at, a few for each; to be sent one by one as it comes.

@@ -109,6 +109,12 @@ class Admission(Generic[CallerT]):
         self.is_leaving = True
         self.tickets.clear()
 
+    def end(self) -> None:
+        """Take nothing at all any more, offered slots included: nobody would serve it."""
+        self.leave()
+        self._offered.clear()
+        self.held = 0
+
     def _take_back(self, caller: CallerT) -> bool:
         count = self._offered.get(caller, 0)
         if not count:

@@ -57,6 +57,17 @@ def test_leaving_takes_only_what_was_offered() -> None:
     assert admission.claim("a")
 
 
+def test_nothing_is_taken_after_the_end() -> None:
+    admission: Admission[str] = Admission(1)
+    admission.admit("x")
+    admission.admit("a")
+    admission.release()
+    assert admission.next_offer() == "a"
+    admission.end()
+    assert not admission.claim("a")
+    assert (admission.running, admission.held, admission.next_offer()) == (0, 0, None)
+
+
 def test_a_caller_that_is_gone_frees_its_offers() -> None:
     admission: Admission[str] = Admission(1)
     admission.admit("x")
