@@ -9,7 +9,8 @@ from typing import Any
 from urllib.parse import quote
 
 from servd.commands.console import say, table
-from servd.commands.verbs import CheckedDocument, read_document, wait_until_running
+from servd.commands.verbs import CheckedDocument, read_document
+from servd.commands.waiting import wait_until_running
 from servd.daemon.admin_client import AdminClient
 from servd.documents import runtime_env
 from servd.documents.control_plane import GoalDocument
@@ -74,7 +75,7 @@ def roll_back(client: AdminClient, number: int | None, *, plan_only: bool, wait:
     made = client.rollback(wanted, revision=current)["revision"]
     say(f"Rolled back to revision {wanted}; this is revision {made}.", "SUCC")
     if wait:
-        wait_until_running(client, client.revision(made)["applications"], timeout_s)
+        wait_until_running(client, made, client.revision(made)["applications"], timeout_s)
 
 
 def prune_code(client: AdminClient, keep: int, *, plan_only: bool) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 
 from servd.commands.cli_options import look_at_traces, state_dir_of
 from servd.commands.console import say, warn
-from servd.commands.verbs import application_order, read_document, wait_until_running
+from servd.commands.verbs import application_order, read_document
+from servd.commands.waiting import wait_until_running
 from servd.daemon.admin_client import AdminClient, NoServdError, UnreachableError, find_address, named_address
 from servd.daemon.launch import free_admin_port, log_out_notice, start_detached, start_tied
 from servd.daemon.presence import LOOK_EVERY_S, Presence
@@ -103,22 +104,22 @@ def submit(client: AdminClient, options: RunOptions, deployed: Deployed) -> None
         if options.arguments:
             warn("arguments have no effect with a config file")
         value = _with_listener(document.value, options, multi_app=document.multi_app)
-        client.put(value, multi_app=document.multi_app, config_file=document.path)
+        revision = client.put(value, multi_app=document.multi_app, config_file=document.path)
         deployed.apps, deployed.replaced = document.apps, before & set(document.apps)
-        _await(client, deployed)
+        _await(client, revision, deployed)
         return
     order = order_of(options)
     if options.is_hidden or options.route_prefix is not None:
         order["route_prefix"] = options.route_prefix
     given = {"host": options.host, "port": options.port}
     order.update({key: value for key, value in given.items() if value is not None})
-    client.put_application(options.name, order)
+    revision = client.put_application(options.name, order)
     deployed.apps, deployed.replaced = (options.name,), before & {options.name}
-    _await(client, deployed)
+    _await(client, revision, deployed)
 
 
-def _await(client: AdminClient, deployed: Deployed) -> None:
-    wait_until_running(client, deployed.apps, None)
+def _await(client: AdminClient, revision: int, deployed: Deployed) -> None:
+    wait_until_running(client, revision, deployed.apps, None)
     _tell_where(client, deployed.apps)
 
 

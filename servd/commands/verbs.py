@@ -2,17 +2,13 @@
 
 import json
 import os
-import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from servd.commands.console import (
     STATUS_HEAD,
     VERBOSE_HEAD,
-    ProgressRow,
-    progress_on,
-    progress_rows,
     say,
     status_rows,
     table,
@@ -20,6 +16,7 @@ from servd.commands.console import (
     without_colours,
 )
 from servd.commands.figures import show_figures
+from servd.commands.waiting import POLL_S, wait_until_running
 from servd.daemon.admin_client import AdminClient, RefusedError
 from servd.documents.files import DocumentFile, dump_yaml, load_document, resolve_paths
 from servd.exceptions import ConfigError, DeployError, ServdError
@@ -27,7 +24,6 @@ from servd.ground.clock import SystemClock
 from servd.schema import EMPTY_CONFIG, parse_v1, parse_v2
 
 SEPARATOR = "\n\n---\n\n"
-POLL_S = 5.0
 _DEFAULT_APP = "default"
 _AS_ABOVE = "(as above)"
 _WITHOUT_NAMES = {"SINGLE_APP": "the config in force is a single-app config"}
@@ -88,87 +84,13 @@ def deploy_file(client: AdminClient, path: str, *, wait: bool, timeout_s: float 
     """
     document = read_document(path)
     client.probe()
-    client.put(document.value, multi_app=document.multi_app, config_file=document.path)
+    revision = client.put(document.value, multi_app=document.multi_app, config_file=document.path)
     say("Sent deploy request successfully.", "SUCC")
     if wait:
-        wait_until_running(client, document.apps, timeout_s)
+        wait_until_running(client, revision, document.apps, timeout_s)
         return
     say(" * Use `servd status` to check the applications' status.")
     say(" * Use `servd config` to see the current config(s).")
-
-
-def wait_until_running(client: AdminClient, apps: Iterable[str], timeout_s: float | None) -> None:
-    """Show progress until each of `apps` is RUNNING or has failed.
-
-    Raises:
-        DeployError: see `until_running`.
-    """
-    names = tuple(apps)
-    seen: int | None = None
-
-    def look(wait_s: float) -> Look:
-        nonlocal seen
-        status = client.status() if seen is None else client.status(seen=seen, timeout_s=wait_s)
-        seen = status["version"]
-        return Look(progress_rows(status, names), *_unfinished(status["applications"], names))
-
-    until_running(names, timeout_s, look)
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """What is deployed, seen once. waiting: what is still to come. failures: what will not."""
-
-    rows: list[ProgressRow]
-    waiting: list[str]
-    failures: list[str]
-
-
-def until_running(names: Iterable[str], timeout_s: float | None, look: Callable[[float], Look]) -> None:
-    """Show progress until nothing is waited for any more.
-
-    Args:
-        look: gets how long it may wait for news, seconds, 0 at first.
-
-    Raises:
-        DeployError: something failed, or the time is over; says what.
-    """
-    clock = SystemClock()
-    deadline = None if timeout_s is None else clock.now() + timeout_s
-    progress = progress_on(sys.stdout)
-    left = 0.0
-    try:
-        while True:
-            seen = look(left)
-            progress.update(seen.rows)
-            failures = list(seen.failures)
-            if not seen.waiting:
-                break
-            left = POLL_S if deadline is None else min(POLL_S, deadline - clock.now())
-            if left <= 0:
-                failures.append(f"not running after {timeout_s:g} s: {'; '.join(seen.waiting)}")
-                break
-    finally:
-        progress.close()
-    if failures:
-        raise DeployError("\n".join(failures))
-    say(f"Running: {', '.join(names) or 'no applications'}.", "SUCC")
-
-
-def _unfinished(apps: dict[str, Any], names: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Names that are still deployed, and what is wrong with those that failed."""
-    waiting, failures = [], []
-    for name in names:
-        app = apps.get(name)
-        if app is None or app["status"] == "DELETING":
-            failures.append(f"application {name!r} was removed while it was deployed")
-        elif app["status"] == "DEPLOY_FAILED":
-            message = without_colours(app["message"]).strip()
-            is_named = f"application {name} failed" in message
-            failures.append(message if is_named else f"application {name!r} failed to deploy: {message}")
-        elif app["status"] != "RUNNING":
-            waiting.append(name)
-    return waiting, failures
 
 
 def show_config(client: AdminClient, name: str | None) -> None:
@@ -381,7 +303,7 @@ def deploy_import_path(
 ) -> None:
     """Add or replace one application; with `wait` stay until it runs."""
     client.probe()
-    client.put_application(name, order)
+    revision = client.put_application(name, order)
     say(f"Sent deploy request for application {name!r} successfully.", "SUCC")
     if wait:
-        wait_until_running(client, (name,), timeout_s)
+        wait_until_running(client, revision, (name,), timeout_s)

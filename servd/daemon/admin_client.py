@@ -220,11 +220,16 @@ class AdminClient:
             raise NoServdError(200, f"{answer.text[:200]} ({hint})") from error
         return found
 
-    def put(self, document: Any, *, multi_app: bool, config_file: str | None = None) -> None:
-        """PUT a whole V2 (multi_app) or V1 document. config_file: absolute path of its file, which is no code."""
+    def put(self, document: Any, *, multi_app: bool, config_file: str | None = None) -> int:
+        """PUT a whole V2 (multi_app) or V1 document; gives the revision. config_file: absolute path of its file, no code."""
         query = f"?config_file={quote(config_file)}" if config_file else ""
         path = V2_PATH if multi_app else V1_PATH
-        self.request("PUT", f"{path}{query}", _json(document), timeout_s=PUT_TIMEOUT_S)
+        answer = self.request("PUT", f"{path}{query}", _json(document), timeout_s=PUT_TIMEOUT_S)
+        # a daemon of an older version does not say it
+        revision: int = (
+            int(answer.headers["etag"].strip('"')) if "etag" in answer.headers else self.status()["revision"]
+        )
+        return revision
 
     def details(self, *, today: bool = False) -> dict[str, Any]:
         """GET V2. today: as today's Ray Serve answers."""
@@ -250,9 +255,11 @@ class AdminClient:
         """Become the servd that lies in the daemon's place: `edition`, `before`, and `is_needed`, false if it is that one."""
         return dict(self.request("POST", "/api/servd/v1/upgrade", timeout_s=UPGRADE_TIMEOUT_S).json())
 
-    def put_application(self, name: str, order: dict[str, Any]) -> None:
-        """Add or replace one application; `order` as `orders.ApplicationOrder` has it."""
-        self.request("PUT", _application_path(name), _json(order), timeout_s=PUT_TIMEOUT_S)
+    def put_application(self, name: str, order: dict[str, Any]) -> int:
+        """Add or replace one application, `order` as `orders.ApplicationOrder` has it; gives the revision."""
+        answer = self.request("PUT", _application_path(name), _json(order), timeout_s=PUT_TIMEOUT_S).json()
+        revision: int = answer["revision"]
+        return revision
 
     def delete_application(self, name: str) -> None:
         """Take one application out of the goal; does not wait."""

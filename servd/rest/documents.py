@@ -97,9 +97,9 @@ def _document_resource(plane: ControlPlane, parse: Callable[[Any], GoalDocument]
         document = replace(await parsed(body, parse), config_file=config_file(request))
         if is_dry_run(request):
             return plan_answer(await plane.plan(document, if_match=condition))
-        await plane.put(document, if_match=condition, origin=origin(request))
+        revision = await plane.put(document, if_match=condition, origin=origin(request))
         await until_listening(plane)
-        return empty_answer()
+        return empty_answer(revision)
 
     async def delete(request: Request) -> Response:
         await plane.delete(if_match=if_match(request, plane), origin=origin(request))

@@ -62,9 +62,10 @@ def json_answer(body: Any, view: InstanceView | None = None, *, status: int = 20
     return Response(text, status, headers=headers, media_type="application/json; charset=utf-8")
 
 
-def empty_answer() -> Response:
-    """200 without a body; clients of 2.5 expect the JSON type."""
-    return Response(b"", media_type="application/json")
+def empty_answer(revision: int | None = None) -> Response:
+    """200 without a body; clients of 2.5 expect the JSON type. revision: which the change has become, for the `ETag`."""
+    headers = None if revision is None else {"ETag": f'"{revision}"'}
+    return Response(b"", headers=headers, media_type="application/json")
 
 
 async def read_body(request: Request, limit: int = MAX_BODY_BYTES) -> bytes:

@@ -134,6 +134,7 @@ def _documents() -> list[Operation]:
             _CHANGE,
             ServeApplicationSchema,
             put,
+            tells_revision=True,
         ),
         Operation("delete", v1, "deleteConfig", "Remove everything.", None, _CHANGE, parameters=(_IF_MATCH,)),
         Operation(
@@ -163,6 +164,7 @@ def _documents() -> list[Operation]:
             _CHANGE,
             ServeDeploySchema,
             (*put, _DIALECT),
+            tells_revision=True,
         ),
         Operation("delete", v2, "deleteApplications", "Remove everything.", None, _CHANGE, None, (_IF_MATCH, _DIALECT)),
         Operation(

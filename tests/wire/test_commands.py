@@ -16,7 +16,8 @@ import yaml
 from servd.commands.verbs import status_document
 from servd.daemon.admin_client import AdminClient
 from servd.daemon.presence import LOOKS, Presence, StoppedError
-from servd.documents.control_plane import DeadReplicaView
+from servd.documents.control_plane import DeadReplicaView, RevisionView
+from servd.documents.sent import HttpWish
 from servd.exceptions import ConfigError
 from servd.ground.states import ApplicationStatus, DeployMode
 from servd.rest.access import AccessRules
@@ -332,6 +333,45 @@ def test_run_of_a_document_tells_where_its_applications_are(servd: Command, serv
     assert "Deployed application 'a' successfully: http://127.0.0.1:8000/a" in [
         line.partition(" -- ")[2] for line in out.splitlines()
     ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_other", [False, True])
+def test_wait_tells_that_another_took_the_name(servd: Command, server: Server, is_other: bool) -> None:
+    later = {"import_path": "m:other" if is_other else "m:a"}
+    both = [{"default": {"import_path": "m:a"}}, {"default": later, "b": {"import_path": "m:b"}}]
+    server.plane.history = tuple(
+        RevisionView(number, 5.0, "cli", True, DeployMode.MULTI_APP, HttpWish(), applications)  # type: ignore[arg-type]
+        for number, applications in enumerate(both, 1)
+    )
+    deploying = an_application(status=ApplicationStatus.DEPLOYING, deployments=())
+    server.plane.instance = an_instance(running=True, applications=(deploying,))
+    there = an_application(status=ApplicationStatus.DEPLOYING if is_other else ApplicationStatus.RUNNING)
+    server.plane.next_views = [an_instance(running=True, applications=(there,), revision=2)]
+    code, _, err = servd("deploy", str(FRUIT), "--wait", "-a", server.url)
+    assert code == is_other
+    text = "Error: application 'default' was deployed anew meanwhile: revision 2 is in force, not 1 of this deploy"
+    assert err.startswith(text) if is_other else err == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("time_s", [4.0, 6.0])
+def test_an_import_path_is_told_from_another_by_its_time(servd: Command, server: Server, time_s: float) -> None:
+    server.plane.history = tuple(
+        RevisionView(number, 5.0, "cli", True, DeployMode.UNSET, HttpWish(), {"default": None}) for number in (1, 2)
+    )
+    server.plane.instance = an_instance(running=True, applications=(an_application(),))
+    put = server.plane.put_application
+
+    async def put_twice(*arguments: object, **options: object) -> int:
+        number = await put(*arguments, **options)  # type: ignore[arg-type]
+        app = an_application(last_deployed_time_s=time_s)
+        server.plane.instance = an_instance(running=True, applications=(app,), revision=2)
+        return number
+
+    server.plane.put_application = put_twice  # type: ignore[method-assign]
+    code, _, err = servd("deploy", "m:a", "--wait", "-a", server.url)
+    assert (code, "deployed anew meanwhile" in err) == ((1, True) if time_s > 5 else (0, False))
 
 
 @pytest.mark.slow

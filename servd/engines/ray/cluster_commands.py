@@ -7,7 +7,8 @@ from typing import Any
 
 from servd.commands.console import STATUS_HEAD, ProgressRow, say, status_rows, table, warn, without_colours
 from servd.commands.operations import TABLE, show
-from servd.commands.verbs import SEPARATOR, Look, until_running
+from servd.commands.verbs import SEPARATOR
+from servd.commands.waiting import Look, until_running
 from servd.documents.files import dump_yaml
 from servd.engines.ray.check import ReadFile, check_document, read
 from servd.engines.ray.cluster import Cluster, ClusterRefusedError, SlowClusterError
