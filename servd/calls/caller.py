@@ -226,12 +226,9 @@ class Caller:
 
     def on_offer(self, peer: ReplicaPeer) -> None:
         """A replica holds a slot for the oldest waiting request."""
-        if peer.is_retired:
-            # said before it heard that it is routed no more: what waits is for others, which have tickets of their own
-            peer.link.send((DECLINE,))
-            return
         router = peer.router
-        call = router.take_waiting()
+        # who is routed no more has said so before it heard that: what waits has tickets elsewhere
+        call = None if peer.is_retired else router.take_waiting()
         while call is not None and call.is_abandoned():
             call = router.take_waiting()
         if call is None:

@@ -110,7 +110,7 @@ class Admission(Generic[CallerT]):
         self.tickets.clear()
 
     def end(self) -> None:
-        """Take nothing at all any more, offered slots included: nobody would serve it."""
+        """Take nothing at all any more, not even for slots that were offered: the instance is about to be closed."""
         self.leave()
         self._offered.clear()
         self.held = 0

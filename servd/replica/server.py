@@ -171,10 +171,8 @@ class ReplicaServer:
     async def wait_idle(self) -> None:
         """Return when no request runs, and none can begin any more."""
         while self.admission.running:
-            if self._idle is None:
-                self._idle = self._loop.create_future()
+            self._idle = self._idle or self._loop.create_future()
             await asyncio.shield(self._idle)
-        # who was offered a slot may claim it while the instance is closed: it is told to go elsewhere
         self.admission.end()
 
     def close(self, linger_s: float = 0.0) -> None:
