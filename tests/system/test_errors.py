@@ -496,7 +496,7 @@ def test_builds_that_fail_are_errors_too(daemon: RunningDaemon) -> None:
 def test_errors_outlive_the_controller(daemon: RunningDaemon) -> None:
     # a build that fails is begun again a few times: the errors of that come first
     tries = BUILD_RETRIES + 1
-    (lost,) = eventually(lambda: [one for one in listed(daemon, "?application=lost") if one["count"] == tries])
+    (lost,) = eventually(lambda: [one for one in listed(daemon, "?application=lost") if one["count"] == tries], 90.0)
     before = after_call(daemon, "before")
     pid = daemon.status()["controller_info"]["pid"]
     os.kill(pid, signal.SIGKILL)

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from servd.commands.verbs import wait_until_running
+from servd.commands.waiting import wait_until_running
 from servd.daemon.admin_client import AdminClient
 from servd.daemon.launch import start_tied
 from servd.daemon.presence import Presence
@@ -248,8 +248,8 @@ def test_a_daemon_that_is_tied_to_a_command_becomes_it_too_and_still_ends_with_t
     with start_tied(settings) as tied:
         client = AdminClient(f"unix://{admin_socket(settings.socket_dir)}")
         order = {"import_path": "echo:app", "runtime_env": {"working_dir": str(directory / "code")}}
-        client.put_application("default", order)
-        wait_until_running(client, ("default",), None)
+        revision = client.put_application("default", order)
+        wait_until_running(client, revision, ("default",), None)
         with Load(settings.http_port or 0) as load:
             install(package, "0.2.0")
             with upgrading(settings, package, "--wait", "--timeout", "60") as command:
