@@ -348,7 +348,8 @@ class HttpOrder(HttpLending):
         return self._is_in_body or bool(self._backlog) or unread_bytes(self._transport.get_extra_info("socket")) > 0
 
     def _pause_reading(self) -> None:
-        if not self._is_read_paused and not self._transport.is_closing():
+        # who has had the last answer is read on, whatever was about to stop that
+        if not (self._is_read_paused or self._is_deaf or self._transport.is_closing()):
             self._is_read_paused = True
             self._transport.pause_reading()
 

@@ -77,6 +77,36 @@ async def test_a_slow_upload_that_is_refused_hears_so_once_it_has_sent_all(why: 
         await writer.wait_closed()
 
 
+async def test_an_upload_that_is_refused_at_once_is_read_on() -> None:
+    is_over = asyncio.Event()
+
+    async def busy(exchange: HttpExchange) -> None:
+        await is_over.wait()
+        exchange.finish(200, [], b"")
+
+    async with Room() as room:
+        address = room.replica(busy, limit=1)
+        room.route(address, max_queued_requests=0)
+        first = asyncio.create_task(room.get("/"))
+        await wait_until(lambda: room.servers[address].ongoing == 1)
+        # from here on the proxy knows that nobody takes more
+        assert (await room.get("/")).startswith(b"HTTP/1.1 503")
+        # it is heard of when more of a body has come than is held whole
+        size = 40_000_000
+        reader, writer = await asyncio.open_connection("127.0.0.1", room.port)
+        writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % size)
+        async with asyncio.timeout(10):
+            for _ in range(size // 1_000_000):
+                writer.write(b"x" * 1_000_000)
+                await writer.drain()
+            got = await reader.read()
+        assert got.startswith(b"HTTP/1.1 503"), got
+        writer.close()
+        await wait_until(lambda: len(room.listener.connections) == 1)
+        is_over.set()
+        assert (await first).startswith(b"HTTP/1.1 200")
+
+
 async def test_a_connection_ends_with_its_client_and_not_later() -> None:
     async with Room(limits=Limits(body_bytes=1000)) as room:
         room.route(room.replica(early))
