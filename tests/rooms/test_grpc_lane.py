@@ -684,7 +684,7 @@ async def test_reflection_lists_services_and_asks_a_replica_for_the_rest(room: G
 
 async def test_reflection_can_be_switched_off(room: GrpcRoom) -> None:
     room.grpc.apply_routing((GrpcRoute("app", DEPLOYMENT, (), None, reflects=False),))
-    reflect = room.channel.stream_stream("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo")(without_end(b""))
+    reflect = room.channel.stream_stream("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo")(without_end())
     assert (await outcome(reflect))[0] == "UNIMPLEMENTED"
 
 
