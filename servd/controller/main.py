@@ -218,10 +218,10 @@ class _Controller:
         shutdown = asyncio.Event()
         serving = asyncio.create_task(self._serve_admin(control, shutdown))
         asked = asyncio.create_task(self._stop_asked.wait())
-        announcing = asyncio.create_task(self._announce(control))
-        measuring = asyncio.create_task(self._serve_metrics())
-        tending = asyncio.create_task(_tend(self._facts, control, self._errors, self._figures, self._observed))
-        rising = asyncio.create_task(self._rise(control))
+        announcing = event_loop.lifelong(self._announce(control), _fail)
+        measuring = event_loop.lifelong(self._serve_metrics(), _fail)
+        tending = event_loop.lifelong(_tend(self._facts, control, self._errors, self._figures, self._observed), _fail)
+        rising = event_loop.lifelong(self._rise(control), _fail)
         await asyncio.wait([asked, serving], return_when=asyncio.FIRST_COMPLETED)
         if serving.done():
             # it has no reason to end by itself
@@ -262,7 +262,7 @@ class _Controller:
     def _moved(self, control: socket.socket, local_admin: socket.socket) -> None:
         """The daemon bound its Unix sockets anew."""
         logger.warning("sockets_moved socket_dir=%s", self._settings.socket_dir)
-        task = asyncio.create_task(self._server.open(control))
+        task = event_loop.lifelong(self._server.open(control), _fail)
         self._moving.add(task)
         task.add_done_callback(self._moving.discard)
         self._local_admins.put_nowait(local_admin)
@@ -352,11 +352,15 @@ async def _tend(
     """Every second, also when nothing happens: bring facts on disk that could not be written, and look after the rest."""
     while True:
         await asyncio.sleep(_TEND_S)
-        facts.save({})
-        control.tend()
-        figures.tend()
-        living = {*observed.replicas, *observed.fork_servers}
-        await errors.tend(living, asyncio.get_running_loop().time())
+        try:
+            facts.save({})
+            control.tend()
+            figures.tend()
+            living = {*observed.replicas, *observed.fork_servers}
+            await errors.tend(living, asyncio.get_running_loop().time())
+        except Exception:
+            # our bug, or a host that is short of something; in a second the rest has its turn again
+            logger.exception("turn_failed")
 
 
 def _fail() -> None:

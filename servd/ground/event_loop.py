@@ -2,6 +2,7 @@
 
 import asyncio
 import ctypes
+import logging
 import os
 from collections.abc import Callable, Coroutine
 from types import ModuleType
@@ -21,6 +22,8 @@ _memcmp.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 _madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 _T = TypeVar("_T")
+
+logger = logging.getLogger(__name__)
 
 
 def run(
@@ -73,6 +76,20 @@ async def load(name: str) -> ModuleType:
         if not host_limit_in(error):
             raise
         return entry.load(name)
+
+
+def lifelong(work: Coroutine[Any, Any, None], on_failure: Callable[[], None]) -> asyncio.Task[None]:
+    """Run what has no reason to fail while its process lives; where it does, that is logged, and `on_failure` is called."""
+    task = asyncio.get_running_loop().create_task(work)
+
+    def end(_: object) -> None:
+        # a process that goes on without it looks well, and is not
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.critical("task_failed task=%s", task.get_coro(), exc_info=error)
+            on_failure()
+
+    task.add_done_callback(end)
+    return task
 
 
 def _run(runner: asyncio.Runner, main: Coroutine[Any, Any, _T], on_exit: Callable[[BaseException], None] | None) -> _T:

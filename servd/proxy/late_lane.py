@@ -69,9 +69,17 @@ class LateLane:
             self._lane.close()
 
     async def _load(self) -> None:
-        module = await load(_LANE)
-        self._lane = module.HypercornLane(self._forwarder)
-        waiting, self._waiting = self._waiting, set()
+        try:
+            module = await load(_LANE)
+            self._lane = module.HypercornLane(self._forwarder)
+        # a host without descriptors or memory has no room for its files; whoever comes next tries again
+        except Exception:
+            logger.exception("lane_not_loaded connections=%d", len(self._waiting))
+        waiting, self._waiting, self._loading = self._waiting, set(), None
+        if self._lane is None:
+            for connection in waiting:
+                connection.transport.abort()
+            return
         for connection in waiting:
             if not connection.is_lost and not connection.transport.is_closing():
                 connection.transport.resume_reading()

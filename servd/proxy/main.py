@@ -52,6 +52,8 @@ from servd.wire.messages import (
 _TURN_S = 1.0
 _QUEUE_REPORT_S = 0.25
 _LOOK_S = 0.05
+# for what is under way where it cannot go on
+_FAILED_S = 2.0
 _BACKLOG = 2048
 _GC_THRESHOLD = 20_000
 _MOVED_S = 18.0
@@ -134,7 +136,9 @@ class Proxy:
 
     async def run(self) -> None:
         """Serve until drained."""
-        tasks = [self._loop.create_task(work) for work in (self._link.run(), self._tick(), self._watch_queues())]
+        tasks = [
+            event_loop.lifelong(work, self._fail) for work in (self._link.run(), self._tick(), self._watch_queues())
+        ]
         # what lives from here on lives for ever
         gc.collect()
         gc.freeze()
@@ -144,6 +148,10 @@ class Proxy:
         for task in tasks:
             task.cancel()
         self._caller.close()
+
+    def _fail(self) -> None:
+        # our bug: the controller starts another
+        self.drain(_FAILED_S)
 
     def drain(self, limit_s: float, *, is_replaced: bool = False) -> None:
         """Accept nothing more, finish what is under way, end within `limit_s`.
@@ -313,16 +321,23 @@ class Proxy:
         while True:
             pauses = self._accept_pauses
             await asyncio.sleep(_TURN_S)
-            # without a descriptor nobody can look
-            with suppress(OSError):
-                self._freed.look()
             self._listener.is_short = self._accept_pauses > pauses or self._trouble != ""
-            self._listener.turn()
-            self._lane.turn()
-            self._open_soon()
+            try:
+                self._turn()
+            except Exception:
+                # our bug: what is amiss with one connection is no reason to leave the others
+                logger.exception("turn_failed")
             if self._certificate is not None and self._certificate.refresh():
                 await self._open_anew()
             self._report()
+
+    def _turn(self) -> None:
+        # without a descriptor nobody can look
+        with suppress(OSError):
+            self._freed.look()
+        self._listener.turn()
+        self._lane.turn()
+        self._open_soon()
 
     async def _open_anew(self) -> None:
         # others open and close meanwhile

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from servd.ground.event_loop import give_back_zeros, load, run
+from servd.ground.event_loop import give_back_zeros, lifelong, load, run
 
 
 async def leave(kind: type[BaseException]) -> None:
@@ -112,3 +112,25 @@ def test_a_loop_reads_as_much_as_ever() -> None:
         assert found == sent
 
     run(main())
+
+
+@pytest.mark.parametrize("way", ["fails", "ends", "is cancelled"])
+def test_what_shall_live_long_says_that_it_failed(way: str, caplog: pytest.LogCaptureFixture) -> None:
+    async def work() -> None:
+        await asyncio.sleep(0)
+        if way == "fails":
+            raise ValueError("no more")
+        if way == "is cancelled":
+            await asyncio.Event().wait()
+
+    async def main() -> None:
+        task = lifelong(work(), lambda: failed.append(way))
+        for _ in range(2):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+
+    failed: list[str] = []
+    run(main())
+    assert failed == (["fails"] if way == "fails" else [])
+    assert ("task_failed" in caplog.text and "no more" in caplog.text) == (way == "fails")

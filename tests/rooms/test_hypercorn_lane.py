@@ -1,4 +1,5 @@
 import asyncio
+import errno
 
 import httpx
 import pytest
@@ -162,3 +163,48 @@ async def test_connections_that_come_while_the_lane_is_loaded_wait_for_it() -> N
             assert await socket.recv() == "ONE"
             await socket.close()
         await wait_until(lambda: not room.lane.connections)
+
+
+@pytest.mark.parametrize("is_http2", [True, False])
+@pytest.mark.parametrize("deed", ["turn", "drain", "close"])
+async def test_a_connection_is_looked_at_before_its_first_turn(deed: str, is_http2: bool) -> None:
+    async with Room(hand_over=True, limits=Limits(idle_s=0.5)) as room:
+        room.route(room.replica(shout))
+        async with httpx.AsyncClient(http1=False, http2=True) as client:
+            assert (await client.get(f"http://127.0.0.1:{room.port}/x")).status_code == 200
+        await wait_until(lambda: not room.lane.connections)
+        take = room.listener.hand_over
+        failed: list[BaseException] = []
+
+        def take_and_look(transport: asyncio.Transport, data: bytes) -> None:
+            take(transport, data)
+            assert room.lane.connections == 1
+            try:
+                room.lane.drain(0.0) if deed == "drain" else getattr(room.lane, deed)()
+            except Exception as error:
+                failed.append(error)
+
+        room.listener.hand_over = take_and_look
+        head = b"GET / HTTP/1.1\r\nhost: x\r\nconnection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: \r\n\r\n"
+        # it ends: at once where it is cut off, else when it has been idle
+        await room.raw(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" if is_http2 else head, timeout_s=5)
+        await wait_until(lambda: not room.lane.connections)
+        assert failed == []
+
+
+async def test_a_lane_that_could_not_be_loaded_is_loaded_for_the_next_that_comes(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fail(name: str) -> None:
+        raise OSError(errno.EMFILE, "Too many open files", name)
+
+    async with Room(hand_over=True, takes_websockets=False) as room:
+        room.route(room.replica(shout))
+        with monkeypatch.context() as without_descriptors:
+            without_descriptors.setattr("servd.proxy.late_lane.load", fail)
+            with pytest.raises(websockets.InvalidMessage):
+                await websockets.connect(f"ws://127.0.0.1:{room.port}/chat")
+        assert "lane_not_loaded connections=1" in caplog.text
+        async with websockets.connect(f"ws://127.0.0.1:{room.port}/chat") as socket:
+            await socket.send("one")
+            assert await socket.recv() == "ONE"

@@ -198,3 +198,34 @@ async def a_proxy_of(directory: Path, sock: socket.socket) -> AsyncIterator[None
     directory.mkdir()
     async with a_proxy(directory, [sock.dup()]):
         yield
+
+
+async def test_a_turn_that_fails_ends_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(main, "_TURN_S", 0.02)
+    turns: list[int] = []
+
+    def fail() -> None:
+        turns.append(len(turns))
+        raise ValueError("no more")
+
+    sock = Listeners().bind_admin("127.0.0.1", 0)
+    port = sock.getsockname()[1]
+    async with a_proxy(tmp_path, [sock]) as (_, _, proxy):
+        monkeypatch.setattr(proxy._lane, "turn", fail)
+        await wait_until(lambda: len(turns) > 2)
+        assert await answered(await asked(port)) == b"HTTP/1.1 404 Not Found"
+    assert "turn_failed" in caplog.text
+
+
+async def test_a_proxy_that_has_lost_a_task_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    sock = Listeners().bind_admin("127.0.0.1", 0)
+    async with a_proxy(tmp_path, [sock]) as (server, _, proxy):
+        monkeypatch.setattr(proxy._link, "_close", lambda: 1 / 0)
+        monkeypatch.setattr(main, "_FAILED_S", 0.1)
+        server.close()
+        await wait_until(lambda: "proxy_drained" in caplog.text)
+    assert "task_failed" in caplog.text

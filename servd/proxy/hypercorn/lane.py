@@ -77,6 +77,7 @@ class HypercornLane:
         protocol.connection = connection
         self.connections.add(connection)
         connection.task = self._loop.create_task(connection.serve())
+        connection.task.add_done_callback(connection.end)
 
     def drain(self, patience_s: float) -> None:
         """Close WebSockets, and HTTP/2 connections as soon as they are idle; who still begins requests then is asked to leave."""
@@ -237,12 +238,14 @@ class LaneConnection(TCPServer):
         self.websockets: dict[AppQueue, LaneWebSocket] = {}
         self._silence = Silence(lane.limits.keep_alive)
         self._data = data
-        self.protocol: _LaneWrapper
         self._is_idle = False
         self.is_lost = False
         self._is_ended = False
         self.changed = asyncio.Event()
         self.task: asyncio.Task[None] | None = None
+        # now: others look at it before the task has its first turn
+        self._task_group = _LaneTasks(self, loop)
+        self.protocol = self._wrapper()
 
     @property
     def is_held_up(self) -> bool:
@@ -281,31 +284,27 @@ class LaneConnection(TCPServer):
             pass
         except Exception:
             logger.exception("lane_connection_failed")
-        finally:
-            self.lane.connections.discard(self)
-            self.writer.transport.abort()
+
+    def end(self, _: object) -> None:
+        """Nothing is left of it; also where its task was ended before its first turn."""
+        self.lane.connections.discard(self)
+        self.writer.transport.abort()
+
+    def _wrapper(self) -> _LaneWrapper:
+        is_tls = self.writer.get_extra_info("sslcontext") is not None
+        names = (self.writer.get_extra_info(name) for name in ("peername", "sockname"))
+        client, server = (name[:2] if name else None for name in names)
+        about = (self.app, self.config, self.context, self._task_group, ConnectionState(self.state))
+        wrapper = _LaneWrapper(*about, is_tls, client, server, self.protocol_send)
+        wrapper.refuse = self.lane.refuse
+        if self._data.startswith(_PREFACE):
+            wrapper.use_h2()
+        return wrapper
 
     async def run(self) -> None:
         """As the base class, but HTTP/2 by prior knowledge begins as HTTP/2: through HTTP/1 it would lose its idle timer."""
-        client = self.writer.get_extra_info("peername")
-        server = self.writer.get_extra_info("sockname")
         try:
-            async with _LaneTasks(self, self.loop) as task_group:
-                self._task_group = task_group
-                self.protocol = _LaneWrapper(
-                    self.app,
-                    self.config,
-                    self.context,
-                    task_group,
-                    ConnectionState(self.state),
-                    self.writer.get_extra_info("sslcontext") is not None,
-                    client[:2] if client else None,
-                    server[:2] if server else None,
-                    self.protocol_send,
-                )
-                self.protocol.refuse = self.lane.refuse
-                if self._data.startswith(_PREFACE):
-                    self.protocol.use_h2()
+            async with self._task_group as task_group:
                 await self.protocol.initiate()
                 await self.idle_task.restart(task_group, self._idle_timeout)
                 await self._read_data()
