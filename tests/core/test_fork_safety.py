@@ -78,6 +78,7 @@ def test_the_driver_of_a_gpu_is_seen_by_its_open_device(tmp_path: Path) -> None:
     assert not uses_device()
 
 
+@pytest.mark.usefixtures("only_new_threads")
 def test_a_living_thread_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("servd.replica.native.fork_safety._ENDING_S", 0.0)
     stop = threading.Event()
